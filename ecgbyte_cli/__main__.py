@@ -1,0 +1,22 @@
+"""The command table of `ecgbyte`, and nothing else."""
+
+from ecgbyte_cli.console import Toolkit
+
+COMMANDS = {
+    "synth": "Write synthetic 12-lead records with questions and answers.",
+    "symbolize": "Turn recordings into letters.",
+    "learn": "Learn merges from letters (also: learn-merges).",
+    "encode": "Turn letters into token ids.",
+    "decode": "Turn token ids back into recordings, and say how faithful they are.",
+    "finetune": "Train a language model on questions and ECG tokens.",
+    "generate": "Answer many questions, and score the answers.",
+    "chat": "Talk about one recording.",
+    "plot": "Draw an ECG, its tokens, or what a model looked at.",
+    "info": "Tell what the work folder holds, and what to run next.",
+}
+ALIASES = {"learn-merges": "learn"}
+
+main = Toolkit(COMMANDS, ALIASES)
+
+if __name__ == "__main__":
+    main()

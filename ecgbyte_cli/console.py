@@ -1,0 +1,261 @@
+"""What every command shares on the command line: options, results, progress, tables and errors.
+
+Results go to standard output; progress, notes and errors go to standard error.
+"""
+
+import importlib
+import json
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from ecgbyte_cli import __version__
+
+
+class Failure(click.ClickException):  # noqa: N818 (Click's word for it is an exception, ours a failure)
+    """The work could not be done: one line saying what, which file, and what to do. Exit code 1."""
+
+    def show(self, file=None):
+        click.echo(f"ecgbyte: {self.format_message()}", file=file, err=file is None)
+
+
+class Toolkit(click.Group):
+    """The chained command group; a command's module is imported only when the command is named."""
+
+    def __init__(self, commands, aliases):
+        super().__init__(
+            "ecgbyte",
+            chain=True,
+            help="ECGs to byte pair tokens, and one causal language model over ECG and text (ECG-Byte). "
+            "Each command reads what the one before left in the work folder, and commands can be "
+            "chained in one line. Research use only: no medical device.",
+            epilog="Example: ecgbyte symbolize data/ learn --vocab 5000 encode",
+            context_settings={"help_option_names": ["-h", "--help"]},
+            callback=open_work,
+            params=[
+                click.Option(
+                    ["--work"],
+                    type=click.Path(path_type=Path),
+                    default=Path("ecgbyte-work"),
+                    envvar="ECGBYTE_WORK",
+                    show_envvar=True,
+                    show_default=True,
+                    help="The work folder.",
+                )
+            ],
+            result_callback=print_json,
+        )
+        click.version_option(__version__, prog_name="ecgbyte")(self)
+        self.table, self.aliases = commands, aliases
+
+    def list_commands(self, ctx):
+        return list(self.table)
+
+    def get_command(self, ctx, name):
+        name = self.aliases.get(name, name)
+        if name not in self.table:
+            return None
+        return importlib.import_module(f"ecgbyte_cli.stages.{name}").command
+
+    def format_commands(self, ctx, formatter):
+        # from the table, so that --help imports no stage
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.table.items()))
+
+    def main(self, args=None, **kwargs):
+        # errors="replace": a file name that is no valid text must not break the message about it
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
+        return super().main(args, prog_name="ecgbyte", **kwargs)
+
+
+@click.pass_context
+def open_work(ctx, work):
+    """Make the work folder's paths the object that `click.pass_obj` hands to the commands."""
+    from ecgbyte_cli.workdir import WorkDir
+
+    ctx.obj = WorkDir(work)
+
+
+class Stage(click.Command):
+    """A command of the chain. Adds --json and --debug, and turns errors into one line.
+
+    The callback returns a dict: the stage's results, which `--json` prints.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(
+                ["--json"],
+                is_flag=True,
+                expose_value=False,
+                callback=lambda ctx, _, on: ctx.find_root().meta.__setitem__("json", True) if on else None,
+                help="Print the results as one JSON object on standard output.",
+            ),
+            click.Option(
+                ["--debug"],
+                is_flag=True,
+                expose_value=False,
+                callback=lambda ctx, _, on: ctx.find_root().meta.__setitem__("debug", True) if on else None,
+                help="Show the traceback of an error.",
+            ),
+        ]
+
+    def parse_args(self, ctx, args):
+        # In chain mode Click ends a command at its first argument, and would take an option behind it
+        # for the next command. So the options up to the next command are put before the arguments.
+        values = {
+            name: 0 if p.is_flag or p.count else p.nargs
+            for p in self.get_params(ctx)
+            if isinstance(p, click.Option)
+            for name in (*p.opts, *p.secondary_opts)
+        }
+        wanted = sum(isinstance(p, click.Argument) for p in self.params)
+        options, arguments, rest = [], [], list(args)
+        while rest and not (len(arguments) == wanted and not rest[0].startswith("-")):
+            word = rest.pop(0)
+            if not word.startswith("-") or word == "-":
+                arguments.append(word)
+                continue
+            options.append(word)
+            for _ in range(min(values.get(word, 0), len(rest))):
+                options.append(rest.pop(0))
+        return super().parse_args(ctx, [*options, *(["--"] if arguments else []), *arguments, *rest])
+
+    def invoke(self, ctx):
+        meta = ctx.find_root().meta
+        try:
+            result = super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            if meta.get("debug"):
+                raise_with_traceback()
+            raise
+        except KeyboardInterrupt:
+            raise Failure(
+                "stopped; what was finished is kept, and the same command goes on from there"
+            ) from None
+        except Exception as error:
+            if meta.get("debug"):
+                raise_with_traceback()
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise Failure(f"{ctx.info_name}: {text} ({type(error).__name__}; --debug shows where)") from error
+        return ctx.info_name, result
+
+
+def raise_with_traceback():
+    """Print the traceback of the exception being handled to standard error."""
+    import traceback
+
+    traceback.print_exc()
+
+
+def print_json(results, **_):
+    """Print what the stages returned, under --json: one object, keyed by stage if there were several."""
+    if not click.get_current_context().meta.get("json"):
+        return
+    results = [(name, result) for name, result in results if result is not None]
+    value = results[0][1] if len(results) == 1 else dict(results)
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def wants_json():
+    """True if standard output belongs to the JSON object."""
+    ctx = click.get_current_context(silent=True)
+    return bool(ctx and ctx.find_root().meta.get("json"))
+
+
+def say(text=""):
+    """Print a result to standard output (nothing under --json)."""
+    if not wants_json():
+        click.echo(text)
+
+
+def note(text):
+    """Print a remark to standard error."""
+    click.echo(text, err=True)
+
+
+def table(rows, header, title=None):
+    """Print a table to standard output (nothing under --json): rows of strings under a header."""
+    if wants_json():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(header):
+        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*map(str, row))
+    Console(highlight=False).print(grid)
+
+
+class _Progress:
+    """A count that reports itself: a bar in a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self, what, total, unit):
+        self.what, self.total, self.unit, self.done, self.extra = what, total, unit, 0, ""
+        self.start = self.reported = time.perf_counter()
+        self.bar = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(unit + " {task.fields[extra]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self.task = self.bar.add_task(what, total=total, extra="")
+
+    def update(self, done, extra=""):
+        """Say that `done` of the total are done; `extra` is shown behind the count."""
+        self.done, self.extra = done, extra
+        if self.bar:
+            self.bar.update(self.task, completed=done, extra=extra)
+            return
+        now = time.perf_counter()
+        if now - self.reported >= 10:
+            self.reported = now
+            left = (now - self.start) / max(done, 1) * ((self.total or done) - done)
+            of = f"/{self.total}" if self.total else ""
+            note(f"{self.what}: {done}{of} {self.unit} {extra} {left:.0f} s left")
+
+    def advance(self, n=1, extra=""):
+        """Say that `n` more are done."""
+        self.update(self.done + n, extra or self.extra)
+
+
+@contextmanager
+def progress(what, total=None, unit=""):
+    """Show the progress of the work inside the `with` block on standard error.
+
+    Parameters
+    ----------
+    what : str
+        The work, in a word or two.
+    total : int or None
+        How many units there are.
+    unit : str
+        What is counted.
+
+    Yields
+    ------
+    _Progress
+        With `update(done, extra)` and `advance(n, extra)`.
+    """
+    shown = _Progress(what, total, unit)
+    if shown.bar is None:
+        yield shown
+        return
+    with shown.bar:
+        yield shown

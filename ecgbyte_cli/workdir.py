@@ -1,0 +1,165 @@
+"""Files on disk. This module alone knows the names of the files in a work folder.
+
+Arrays are .npy, tables Parquet, settings JSON; nothing is pickled. A file is written beside its place and
+renamed into it, so that a reader sees all of it or none.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ecgbyte_cli.console import Failure
+
+
+class WorkDir:
+    """The paths of a work folder, and the checks that stages make on it."""
+
+    def __init__(self, root):
+        self.root = Path(root)
+        self.symbols = self.root / "symbols" / "symbols.npy"
+        self.symbol_segments = self.root / "symbols" / "segments.parquet"
+        self.symbol_settings = self.root / "symbols" / "settings.json"
+        self.skipped = self.root / "symbols" / "skipped.parquet"
+        self.ecg_tokenizer = self.root / "tokenizer" / "ecg_tokenizer.json"
+        self.hf_tokenizer = self.root / "tokenizer" / "tokenizer.json"
+        self.tokens = self.root / "tokens" / "tokens.npy"
+        self.token_segments = self.root / "tokens" / "segments.parquet"
+        self.token_settings = self.root / "tokens" / "settings.json"
+        self.decoded = self.root / "decoded"
+        self.model = self.root / "model"
+        self.model_settings = self.model / "ecgbyte.json"
+        self.answers = self.root / "answers" / "answers.jsonl"
+        self.metrics = self.root / "answers" / "metrics.json"
+        self.pictures = self.root / "pictures"
+
+    def need(self, path, command):
+        """Return `path` if it exists; else fail, naming the command that makes it."""
+        if not path.exists():
+            raise Failure(f"{path} is missing: run `ecgbyte {command}` first")
+        return path
+
+
+def finished(path, settings, overwrite, what):
+    """Tell whether a stage has been run already, with these settings.
+
+    A stage writes its settings file last, under the keys `settings` (what it was asked for, its input's
+    fingerprint included) and `result` (what `--json` prints).
+
+    Returns
+    -------
+    dict or None
+        The result of the finished run, or None if there is work to do.
+
+    Raises
+    ------
+    Failure
+        If it was run with other settings, and `overwrite` is false.
+    """
+    if overwrite or not path.exists():
+        return None
+    before = read_json(path)
+    if before.get("settings") == json.loads(json.dumps(settings)):
+        return before["result"]
+    changed = sorted(
+        k for k in settings if before.get("settings", {}).get(k) != json.loads(json.dumps(settings[k]))
+    )
+    raise Failure(
+        f"{path.parent} holds {what} made with other settings ({', '.join(changed)}): "
+        "add --overwrite, or use another --work folder"
+    )
+
+
+@contextmanager
+def whole(path):
+    """Yield a path beside `path` to write to; it takes the place of `path` when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_json(path):
+    """Read a JSON object; a file that is none fails in one line."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Failure(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise Failure(f"{path} holds no JSON object")
+    return value
+
+
+def write_json(path, value, **options):
+    """Write a JSON object, whole or not at all."""
+    with whole(path) as beside:
+        beside.write_text(json.dumps(value, ensure_ascii=False, **options) + "\n", encoding="utf-8")
+
+
+def read_table(path):
+    """Read a Parquet table as a dict of column name to numpy array (text columns as lists of str)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # not memory-mapped, and in one thread: a table is small
+        columns = pyarrow.parquet.read_table(path, use_threads=False)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise Failure(f"{path} cannot be read as a Parquet table: {' '.join(str(error).split())}") from error
+    return {
+        name: column.to_pylist() if pyarrow.types.is_string(column.type) else column.to_numpy()
+        for name, column in zip(columns.column_names, columns.columns, strict=True)
+    }
+
+
+def write_table(path, columns):
+    """Write a dict of column name to values as a Parquet table, whole or not at all."""
+    import pyarrow
+    import pyarrow.parquet
+
+    # an empty column of names would otherwise be written without a type
+    arrays = {
+        k: pyarrow.array(v, pyarrow.string()) if isinstance(v, list) else pyarrow.array(v)
+        for k, v in columns.items()
+    }
+    with whole(path) as beside:
+        pyarrow.parquet.write_table(pyarrow.table(arrays), beside)
+
+
+def read_array(path):
+    """Memory-map a .npy file, read-only; a file that is none, or holds objects, fails in one line."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise Failure(f"{path} cannot be read as a .npy array: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def new_array(path, dtype, shape):
+    """Yield a memory-mapped .npy array to fill; it takes its place when the block ends well."""
+    with whole(path) as beside:
+        if 0 in np.atleast_1d(shape):  # an empty file cannot be memory-mapped
+            with open(beside, "wb") as file:
+                np.save(file, np.empty(shape, dtype), allow_pickle=False)
+            yield np.empty(shape, dtype)
+            return
+        array = np.lib.format.open_memmap(beside, "w+", dtype=dtype, shape=shape)
+        yield array
+        array.flush()
+
+
+def sha256_of(path):
+    """The SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
