@@ -1,0 +1,582 @@
+"""ecgbyte synth: 12-lead records with questions and answers, from a model of the heart vector.
+
+Every record shows one of eight conditions, and its truth stands in the comments of the WFDB header, one
+`# Key: value` a line, in this order:
+
+    Source: synthetic (ecgbyte synth)
+    Patient: P000123           name; a patient has one to three records, all on one side of the split
+    Split: train               train, val or test
+    Condition: atrial fibrillation
+    Heart rate: 74.3           mean ventricular rate: beats per minute from the first beat to the last
+    RR variation: 0.213        standard deviation of the RR intervals over their mean
+    R peaks: 0.412 1.180       time of every beat in s, premature ones included
+    PR interval: 0.162         start of P to start of QRS in s, or none (no P waves)
+    Premature beats: 3.218     times in s, or none; the sinus beat that each takes the place of has no P wave
+    Raised leads: V1 V2 V3 V4  ST segment at least 0.1 mV above the line before the QRS complex, or none;
+                               told for anterior ST elevation only
+
+`qa.jsonl` beside the records holds the questions, one JSON object a line: record, patient, question, answer,
+type and split. The rhythm is asked of every record; the rate and bundle branch block of so many that "yes" and
+"no" are equally often right on each side of the split.
+
+The waves are the author's choice, made to look like ECGs; the model they are put into is in kernels/vcg.py.
+"""
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import numpy as np
+
+from ecgbyte_cli import __version__
+from ecgbyte_cli.console import Failure, Stage, note, progress, say, table
+from ecgbyte_cli.workdir import finished, whole, write_json
+from ecgbyte_kernels.vcg import DOWER, LEADS, twelve_leads, vcg
+
+# condition -> range of the heart rate when slow, and when fast, in beats per minute. No record comes within
+# 3 of 100, so that whether it is above 100 is never in doubt.
+CONDITIONS = {
+    "sinus rhythm": ((62, 95), None),
+    "sinus bradycardia": ((40, 54), None),
+    "sinus tachycardia": (None, (110, 150)),
+    "atrial fibrillation": ((60, 97), (103, 140)),
+    "left bundle branch block": ((60, 97), (103, 130)),
+    "anterior ST elevation": ((60, 97), (103, 140)),
+    "first-degree AV block": ((60, 95), None),
+    "premature ventricular complexes": ((60, 97), (103, 125)),
+}
+FAST = 0.6  # share of fast records among the conditions that come both ways
+SPLITS = ("train", "val", "test")
+GAIN = 1000  # steps per mV
+
+
+@click.command(
+    cls=Stage,
+    short_help="Write synthetic 12-lead records with questions and answers.",
+    epilog="Example: ecgbyte synth data/ --records 400",
+)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--records", type=click.IntRange(1, 10_000_000), default=400, show_default=True, help="How many records."
+)
+@click.option(
+    "--seconds", type=click.IntRange(5, 3600), default=10, show_default=True, help="Length of a record."
+)
+@click.option(
+    "--fs", type=click.IntRange(100, 2000), default=500, show_default=True, help="Samples per second."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Another seed, other records."
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=None,
+    help="Threads; the records do not depend on it. [all cores]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace records made with other settings.")
+@click.pass_obj
+def command(_work, out, **options):
+    """Write synthetic 12-lead records (WFDB format 16) and questions about them to the folder OUT.
+
+    The records show eight conditions, in equal numbers, and are for learning and for trying things out: they
+    come from a model, not from people. What each record shows stands in the comments of its header; the
+    questions and answers are in OUT/qa.jsonl. Above 1000 records, OUT gets a subfolder for every 1000.
+    """
+    result = synth(out, **options)
+    counts = result["conditions"]
+    rows = [(name, *(counts[name][s] for s in SPLITS), sum(counts[name].values())) for name in counts]
+    rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 5))))
+    table(rows, ("records", *SPLITS, "all"))
+    say(f"{result['records']} records and {result['questions']} questions in {result['path']}")
+    return result
+
+
+def synth(out, *, records=400, seconds=10, fs=500, seed=1, jobs=None, overwrite=False):
+    """Write synthetic records and the questions about them.
+
+    Parameters
+    ----------
+    out : path
+        The folder to write to; made if it does not exist.
+    records, seconds, fs, seed : int
+        How many, how long (s), samples per second, and which.
+    jobs : int or None
+        Number of threads; None for one per core. The files do not depend on it.
+    overwrite : bool
+        Replace the records that an earlier run with other settings left in `out`.
+
+    Returns
+    -------
+    dict
+        `records`, `questions`, `leads` (how many), `fs`, `path`, `seconds` (the work took) and `conditions`
+        (condition to split to number of records).
+
+    Raises
+    ------
+    Failure
+        If `out` holds records made with other settings, or cannot be written to.
+    """
+    start = time.perf_counter()
+    out = Path(out)
+    asked = {"records": records, "seconds": seconds, "fs": fs, "seed": seed}
+    # Written before the records without a result, and again after them with it: so that a run that was
+    # interrupted is known from one that was not.
+    settings_path = out / "synth.json"
+    if out.exists() and not out.is_dir():
+        raise Failure(f"{out} is a file, not a folder: name another folder for the records")
+    try:
+        earlier = finished(settings_path, asked, overwrite, "records", "name another folder")
+        if earlier:
+            note(f"{out}: these {records} records were made already; --overwrite makes them again")
+            return earlier
+        plan = plan_records(records, seed)
+        todo = [record for record in plan if not (out / f"{record['path']}.hea").exists()]
+        if not settings_path.exists() or overwrite:
+            _remove_earlier(out, settings_path)
+            todo = plan
+        elif len(todo) < records:
+            note(f"{out}: going on, {records - len(todo)} of {records} records are there")
+        write_json(settings_path, {"settings": asked, "result": None, "ecgbyte": __version__})
+        for folder in {(out / record["path"]).parent for record in plan}:
+            folder.mkdir(exist_ok=True)
+        with (
+            progress("making", records, "records") as bar,
+            ThreadPoolExecutor(jobs or os.cpu_count()) as pool,
+        ):
+            try:
+                for _ in pool.map(lambda record: _write_record(out, record, seconds, fs, seed), todo):
+                    bar.advance()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        questions = ask(plan, seed)
+        with whole(out / "qa.jsonl") as beside:
+            beside.write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
+    except OSError as error:
+        raise Failure(
+            f"{out}: {error.filename or out}: {error.strerror}: name a folder to write to"
+        ) from error
+    counts = {condition: dict.fromkeys(SPLITS, 0) for condition in CONDITIONS}
+    for record in plan:
+        counts[record["condition"]][record["split"]] += 1
+    result = {
+        "records": records,
+        "questions": len(questions),
+        "leads": len(LEADS),
+        "fs": fs,
+        "path": str(out),
+        "seconds": round(time.perf_counter() - start, 3),
+        "conditions": counts,
+    }
+    write_json(settings_path, {"settings": asked, "result": result, "ecgbyte": __version__})
+    return result
+
+
+# ---- which records, whose, and what is asked of them
+
+
+def plan_records(records, seed):
+    """Decide every record's name, patient, split and condition, and whether its rate is above 100.
+
+    Conditions are balanced within one over all records and on each side of the split. 5 % of the records are
+    for validation and 5 % for testing, but at least eight each (one per condition) from 40 records on, and a
+    fifth of the records each below that.
+
+    Returns
+    -------
+    list of dict
+        `name`, `path` (with the subfolder, without extension), `number`, `patient` (number), `split`,
+        `condition` and `fast`, by number.
+    """
+    rng = np.random.default_rng([seed, 0])
+    held_out = min(max(8, round(records / 20)), records // 5)
+    sides = ["val"] * held_out + ["test"] * held_out + ["train"] * (records - 2 * held_out)
+    order = rng.permutation(len(CONDITIONS))
+    names = list(CONDITIONS)
+    # round robin through the sides, one after the other
+    conditions = [names[order[i % len(names)]] for i in range(records)]
+
+    fast = [CONDITIONS[condition][0] is None for condition in conditions]
+    for side in SPLITS:
+        for condition, (slow_range, fast_range) in CONDITIONS.items():
+            if slow_range and fast_range:
+                group = [i for i in range(records) if (sides[i], conditions[i]) == (side, condition)]
+                # FAST of them as nearly as whole numbers allow, rounded up or down by chance
+                steps = np.floor(FAST * np.arange(len(group) + 1) + rng.random())
+                for i, is_fast in zip(group, rng.permutation(np.diff(steps)), strict=True):
+                    fast[i] = bool(is_fast)
+
+    # Patients: one to three of a side's records each, taken in a random order.
+    patient, patients = np.zeros(records, np.int64), 0
+    for side in SPLITS:
+        rest = rng.permutation([i for i in range(records) if sides[i] == side])
+        while len(rest):
+            patients += 1
+            n = rng.integers(1, 4)
+            patient[rest[:n]] = patients
+            rest = rest[n:]
+    # new numbers for both, so that they tell nothing
+    patient = 1 + rng.permutation(patients)[patient - 1]
+    digits = max(5, len(str(records)))
+    plan = []
+    for number, i in enumerate(rng.permutation(records), start=1):
+        name = f"synth{number:0{digits}d}"
+        folder = f"{(number - 1) // 1000 * 1000:0{digits}d}/" if records > 1000 else ""
+        plan.append(
+            {
+                "name": name,
+                "path": folder + name,
+                "number": number,
+                "patient": int(patient[i]),
+                "split": sides[i],
+                "condition": conditions[i],
+                "fast": fast[i],
+            }
+        )
+    return plan
+
+
+def ask(plan, seed):
+    """Make the questions: dicts as `qa.jsonl` holds them, ordered by record."""
+    rng = np.random.default_rng([seed, 3])
+    yes_no = {
+        "rate": ("Is the heart rate above 100 beats per minute?", lambda record: record["fast"]),
+        "lbbb": (
+            "Is there left bundle branch block?",
+            lambda record: record["condition"] == "left bundle branch block",
+        ),
+    }
+    # As many with the answer yes as with no, on each side.
+    asked = {}
+    for kind, (_, truth) in yes_no.items():
+        asked[kind] = set()
+        for side in SPLITS:
+            yes = [record["number"] for record in plan if record["split"] == side and truth(record)]
+            no = [record["number"] for record in plan if record["split"] == side and not truth(record)]
+            n = min(len(yes), len(no))
+            for numbers in (yes, no):
+                asked[kind].update(rng.permutation(numbers)[:n].tolist())
+    questions = []
+    for record in plan:
+        items = [("rhythm", "What is the rhythm?", record["condition"])]
+        for kind, (question, truth) in yes_no.items():
+            if record["number"] in asked[kind]:
+                items.append((kind, question, "yes" if truth(record) else "no"))
+        for kind, question, answer in items:
+            questions.append(
+                {
+                    "record": record["name"],
+                    "patient": _patient_name(record),
+                    "question": question,
+                    "answer": answer,
+                    "type": kind,
+                    "split": record["split"],
+                }
+            )
+    return questions
+
+
+def _patient_name(record):
+    return f"P{record['patient']:06d}"
+
+
+# ---- one record
+
+
+def make_record(record, seconds, fs, seed):
+    """Make one record of the plan.
+
+    Parameters
+    ----------
+    record : dict
+        From `plan_records`.
+    seconds, fs, seed : int
+        Length in s, samples per second, and the seed of the plan.
+
+    Returns
+    -------
+    steps : ndarray, int16, shape (samples, 12)
+        The leads in the order of `ecgbyte_kernels.vcg.LEADS`, 1000 steps per mV.
+    comments : list of str
+        The truth: the header's comments.
+    """
+    rng = np.random.default_rng([seed, 1, record["number"]])
+    condition, samples = record["condition"], seconds * fs
+    person = _person(np.random.default_rng([seed, 2, record["patient"]]))
+    beats, premature = _beats(rng, condition, CONDITIONS[condition][record["fast"]], seconds)
+    inside = beats[(beats >= 0) & (beats < seconds)]
+    intervals = np.diff(inside)
+
+    pr = None if condition == "atrial fibrillation" else _pr_interval(rng, condition, intervals.mean())
+    waves, raised_by = _waves(rng, condition, person, beats, premature, pr, intervals.mean())
+    if condition == "atrial fibrillation":
+        waves = np.vstack([waves, _fibrillation(rng, seconds)])
+    heart = vcg(waves[:, 0], waves[:, 1], waves[:, 2], waves[:, 3:], fs, samples)
+
+    sources, seen = _interference(rng, samples, fs)
+    noise = rng.standard_normal((8, samples), np.float32)
+    noise *= rng.uniform(0.005, 0.025) * rng.uniform(0.7, 1.3, (8, 1)).astype(np.float32)
+    steps = twelve_leads(np.vstack([heart, sources]), np.hstack([DOWER, seen]), noise, GAIN)
+
+    def listed(times):
+        return " ".join(f"{t:.3f}" for t in times) or "none"
+
+    return steps, [
+        "Source: synthetic (ecgbyte synth)",
+        f"Patient: {_patient_name(record)}",
+        f"Split: {record['split']}",
+        f"Condition: {condition}",
+        f"Heart rate: {60 / intervals.mean():.1f}",
+        f"RR variation: {intervals.std() / intervals.mean():.3f}",
+        f"R peaks: {listed(inside)}",
+        f"PR interval: {f'{pr:.3f}' if pr else 'none'}",
+        f"Premature beats: {listed(beats[premature & (beats >= 0) & (beats < seconds)])}",
+        f"Raised leads: {_raised_leads(raised_by)}",
+    ]
+
+
+def _person(rng):
+    """What the records of one patient share: sizes, directions, and shapes."""
+    return {
+        "gain": rng.uniform(0.75, 1.25),
+        "frontal": np.radians(rng.uniform(-18, 18)),
+        "horizontal": np.radians(rng.uniform(-12, 12)),
+        "septum": rng.uniform(0.7, 1.3),
+        "late": rng.uniform(0.7, 1.2),
+        "t_gain": rng.uniform(0.75, 1.3),
+        "t_frontal": np.radians(rng.uniform(-10, 10)),
+        "p_gain": rng.uniform(0.85, 1.35),
+        "qtc": rng.uniform(0.38, 0.42),
+        "width": rng.uniform(0.94, 1.1),
+        "focus": int(rng.integers(2)),
+    }
+
+
+def _beats(rng, condition, rate_range, seconds):
+    """Times of the beats in s, from before the record to after it, and which of them are premature."""
+    low, high = rate_range
+    while True:
+        rr = 60 / rng.uniform(low, high)
+        count = int((seconds + 5) / rr * 1.5) + 8
+        if condition == "atrial fibrillation":
+            variation = rng.uniform(0.2, 0.27)
+            intervals = rr * rng.gamma(1 / variation**2, variation**2, count)
+            # an AV node that has just conducted cannot conduct again at once
+            intervals = np.maximum(intervals, max(0.27, 0.55 * rr))
+        else:
+            # breathing, and a little chance
+            breaths = rng.uniform(0.18, 0.3) * rr * np.arange(count) + rng.random()
+            depth = rng.uniform(0.005, 0.035) * min(1, rr / 0.8)
+            intervals = rr * (1 + depth * np.sin(2 * np.pi * breaths) + 0.006 * rng.standard_normal(count))
+        beats = np.cumsum(intervals) - 2.5 + rr * rng.random()
+        beats = beats[: np.searchsorted(beats, seconds + 2) + 1]
+        premature = np.zeros(len(beats), bool)
+        if condition == "premature ventricular complexes":
+            _make_premature(rng, beats, premature, rr, seconds)
+        inside = beats[(beats >= 0) & (beats < seconds)]
+        if len(inside) < 3:
+            continue
+        intervals = np.diff(inside)
+        if not low <= 60 / intervals.mean() <= high:
+            continue
+        if condition == "atrial fibrillation" and intervals.std() < 0.18 * intervals.mean():
+            continue
+        return beats, premature
+
+
+def _make_premature(rng, beats, premature, rr, seconds):
+    """Make one to three beats in ten seconds premature, in place; the beat after keeps its time."""
+    # whole inside of the record, with a normal beat before and the pause after
+    candidates = np.flatnonzero((beats > 1.2 * rr + 0.3) & (beats < seconds - rr - 0.4))
+    wanted = max(1, round(rng.integers(1, 4) * seconds / 10))
+    coupling = rng.uniform(0.6, 0.7)
+    for k in rng.permutation(candidates):
+        if premature.sum() < wanted and not premature[k - 2 : k + 3].any():
+            premature[k] = True
+    for k in np.flatnonzero(premature):
+        beats[k] = beats[k - 1] + rr * (coupling + 0.01 * rng.standard_normal())
+
+
+def _pr_interval(rng, condition, rr):
+    if condition == "first-degree AV block":
+        return rng.uniform(0.245, max(0.26, min(0.335, rr - 0.37)))
+    return rng.uniform(0.125, 0.185 if rr > 0.6 else 0.155)
+
+
+# Waves of a beat: time of the peak after the beat's own time (s), width before and after (s), and height on x
+# (left), y (feet), z (back) in mV.
+P_WAVE = np.array(  # time from the start of P: the right atrium, in front, then the left one, at the back
+    [
+        [0.038, 0.015, 0.017, 0.030, 0.095, -0.055],
+        [0.072, 0.016, 0.015, 0.060, 0.065, 0.045],
+    ]
+)
+NORMAL_QRS = np.array(  # septum, left ventricle, its side and back wall, base
+    [
+        [-0.022, 0.007, 0.007, -0.13, -0.07, -0.24],
+        [0.000, 0.011, 0.010, 1.00, 0.82, 0.30],
+        [0.018, 0.010, 0.010, 0.05, 0.02, 0.62],
+        [0.034, 0.008, 0.009, -0.16, -0.12, 0.20],
+    ]
+)
+LBBB_QRS = np.array(  # no septal r to the right: slowly to the left and back, in two humps
+    [
+        [-0.034, 0.019, 0.020, 0.78, 0.48, 0.72],
+        [0.030, 0.020, 0.021, 0.92, 0.32, 0.80],
+    ]
+)
+PREMATURE_QRS = (
+    np.array(  # from the right ventricle's outflow: to the left, the feet and the back
+        [
+            [-0.036, 0.024, 0.024, 0.42, 1.15, 0.72],
+            [0.028, 0.026, 0.027, 0.40, 1.05, 0.85],
+        ]
+    ),
+    np.array(  # from the left ventricle's lower wall: to the right, the head and the front
+        [
+            [-0.036, 0.024, 0.024, -0.15, -0.85, -0.85],
+            [0.028, 0.026, 0.027, -0.45, -1.05, -0.65],
+        ]
+    ),
+)
+NORMAL_T, LBBB_T = np.array([0.26, 0.21, -0.17]), np.array([-0.34, -0.14, -0.34])
+ST_INJURY = np.array([0.15, -0.08, -1.0])  # to the front, and a little up
+NORMAL_START, LBBB_START = -0.042, -0.082  # start of the QRS complex
+
+
+def _waves(rng, condition, person, beats, premature, pr, rr):
+    """All waves of all beats, rows of (centre, before, after, x, y, z), and the vector that raises ST."""
+    gain = person["gain"]
+    qt = (person["qtc"] + 0.03 * (condition == "left bundle branch block")) * rr ** (1 / 3)  # Fridericia
+    t_peak, t_before, t_after = 0.72 * qt - 0.02, 0.13 * qt, 0.08 * qt
+    t_vector = NORMAL_T * person["t_gain"]
+    injury = np.zeros(3)
+
+    if condition == "left bundle branch block":
+        qrs, start = LBBB_QRS.copy(), LBBB_START * person["width"]
+        qrs[:, :3] *= person["width"]
+        t_vector = LBBB_T * person["t_gain"]
+        # ST away from the QRS complex too
+        qrs = np.vstack([qrs, [0.45 * t_peak + 0.02, 0.035, 0.06, *(0.3 * t_vector)]])
+    else:
+        qrs, start = NORMAL_QRS.copy(), NORMAL_START
+        qrs[0, 3:] *= person["septum"]
+        qrs[2:, 3:] *= person["late"]
+    if condition == "anterior ST elevation":
+        # 0.15 … 0.35 mV in V1, whatever the patient's size
+        injury = ST_INJURY * rng.uniform(0.17, 0.33) / (DOWER[2] @ ST_INJURY)
+        t_vector = 0.7 * t_vector + 0.6 * injury
+        qrs[0, 3:] *= 0.6  # the dying front wall has less to say
+    qrs[:, 3:] = _turned(qrs[:, 3:], person["frontal"], person["horizontal"]) * gain
+    t_vector = _turned(t_vector[None], person["t_frontal"], 0.5 * person["horizontal"]) * gain
+    beat = np.vstack([qrs, [t_peak, t_before, t_after, *t_vector[0]]])
+    if condition == "anterior ST elevation":
+        # two Gaussians that join the QRS complex to the T wave
+        between = t_peak - 0.05
+        dome = [[0.05 + 0.25 * between, 0.018, 0.4 * between, *injury]]
+        beat = np.vstack([beat, dome])
+
+    size = 1 + 0.03 * np.sin(2 * np.pi * rng.uniform(0.18, 0.3) * beats + 2 * np.pi * rng.random())
+    size += 0.015 * rng.standard_normal(len(beats))
+    rows = [_repeat(beat, beats[~premature], size[~premature])]
+    if pr:
+        p_wave = P_WAVE.copy()
+        p_wave[:, 0] += start - pr
+        p_wave[:, 3:] *= person["p_gain"] * np.sqrt(gain)
+        rows.append(_repeat(p_wave, beats[~premature], size[~premature]))
+    if premature.any():
+        early = PREMATURE_QRS[person["focus"]].copy()
+        early[:, :3] *= person["width"]
+        early[:, 3:] *= gain * rng.uniform(1.0, 1.25)
+        t_wave = [0.72 * qt + 0.04, 0.15 * qt, 0.10 * qt, *(-0.36 * early[:, 3:].mean(axis=0))]
+        st = [0.36 * qt + 0.03, 0.04, 0.06, *(-0.12 * early[:, 3:].mean(axis=0))]
+        rows.append(_repeat(np.vstack([early, st, t_wave]), beats[premature], size[premature]))
+    return np.vstack(rows), injury
+
+
+def _repeat(waves, beats, size):
+    """The waves of one beat, at each of the beats, that many times as high."""
+    rows = np.tile(waves, (len(beats), 1))
+    rows[:, 0] += np.repeat(beats, len(waves))
+    rows[:, 3:] *= np.repeat(size, len(waves))[:, None]
+    return rows
+
+
+def _turned(vectors, frontal, horizontal):
+    """Vectors turned in the frontal plane (from left to feet), then in the horizontal one (left to back)."""
+    x, y, z = vectors.T
+    x, y = x * np.cos(frontal) - y * np.sin(frontal), x * np.sin(frontal) + y * np.cos(frontal)
+    x, z = x * np.cos(horizontal) - z * np.sin(horizontal), x * np.sin(horizontal) + z * np.cos(horizontal)
+    return np.stack([x, y, z], axis=1)
+
+
+def _fibrillation(rng, seconds):
+    """F-waves: rows of (centre, before, after, x, y, z), up and down in turn, never quite the same."""
+    half = 0.5 / rng.uniform(5.5, 8.0)
+    intervals = half * rng.uniform(0.75, 1.25, int((seconds + 2) / half * 1.2))
+    centres = np.cumsum(intervals) - 1
+    swell = 1 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.2, 0.5) * centres + 2 * np.pi * rng.random())
+    height = rng.uniform(0.055, 0.11) * swell * np.where(np.arange(len(centres)) % 2, 1, -1)
+    vectors = height[:, None] * np.array([0.25, 0.75, -0.95])
+    return np.column_stack([centres, 0.5 * intervals, 0.5 * intervals, vectors])
+
+
+def _interference(rng, samples, fs):
+    """Baseline wander and sometimes mains hum, (sources, samples) in mV, and what each lead sees of them."""
+    t = np.arange(samples) / fs
+    frequencies = [rng.uniform(0.05, 0.12), rng.uniform(0.15, 0.35), rng.uniform(0.35, 0.6)]
+    heights = rng.uniform(0.0, 1.0, 3) * [0.06, 0.06, 0.025]
+    if fs > 100 and rng.random() < 0.25:
+        frequencies.append(50.0)
+        heights = np.append(heights, rng.uniform(0.004, 0.012))
+    phases = rng.uniform(0, 2 * np.pi, len(frequencies))
+    sources = np.sin(2 * np.pi * np.multiply.outer(frequencies, t) + phases[:, None]) * heights[:, None]
+    return sources, rng.uniform(0.2, 1.0, (8, len(frequencies))) * rng.choice([-1, 1], (8, len(frequencies)))
+
+
+def _raised_leads(injury):
+    """Names of the leads that the vector raises by 0.1 mV or more, or none."""
+    one, two, *chest = DOWER @ injury
+    limbs = [one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2]
+    return " ".join(name for name, mv in zip(LEADS, limbs + chest, strict=True) if mv >= 0.1) or "none"
+
+
+# ---- files
+
+
+def _write_record(out, record, seconds, fs, seed):
+    """Write a record's .dat and then its .hea: a record with a header is complete."""
+    steps, comments = make_record(record, seconds, fs, seed)
+    name, path = record["name"], out / record["path"]
+    checksums = (steps.sum(axis=0, dtype=np.int64) + 32768) % 65536 - 32768
+    header = [f"{name} {len(LEADS)} {fs} {len(steps)}"]
+    for i, lead in enumerate(LEADS):
+        header.append(f"{name}.dat 16 {GAIN}(0)/mV 16 0 {steps[0, i]} {checksums[i]} 0 {lead}")
+    header += [f"# {comment}" for comment in comments]
+    # Without the fsync of workdir.whole(): it costs more than making the record, and after a power cut the
+    # records are made again.
+    for ending, content in (
+        (".dat", steps.astype("<i2", copy=False).tobytes()),
+        (".hea", ("\n".join(header) + "\n").encode()),
+    ):
+        beside = f"{path}{ending}.part"
+        with open(beside, "wb") as file:
+            file.write(content)
+        os.replace(beside, f"{path}{ending}")
+
+
+def _remove_earlier(out, settings_path):
+    """Remove the records of an earlier run, so that no stranger stands among the new ones."""
+    try:
+        earlier = json.loads(settings_path.read_text(encoding="utf-8"))["settings"]
+        paths = [record["path"] for record in plan_records(int(earlier["records"]), int(earlier["seed"]))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    (out / "qa.jsonl").unlink(missing_ok=True)
+    for path in paths:
+        for ending in (".hea", ".dat", ".hea.part", ".dat.part"):
+            (out / f"{path}{ending}").unlink(missing_ok=True)
