@@ -43,7 +43,7 @@ class WorkDir:
         return path
 
 
-def finished(path, settings, overwrite, what):
+def finished(path, settings, overwrite, what, elsewhere="use another --work folder"):
     """Tell whether a stage has been run already, with these settings.
 
     A stage writes its settings file last, under the keys `settings` (what it was asked for, its input's
@@ -69,7 +69,7 @@ def finished(path, settings, overwrite, what):
     )
     raise Failure(
         f"{path.parent} holds {what} made with other settings ({', '.join(changed)}): "
-        "add --overwrite, or use another --work folder"
+        f"add --overwrite, or {elsewhere}"
     )
 
 
