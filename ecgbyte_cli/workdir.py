@@ -7,6 +7,7 @@ renamed into it, so that a reader sees all of it or none.
 import hashlib
 import json
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class WorkDir:
         self.symbol_segments = self.root / "symbols" / "segments.parquet"
         self.symbol_settings = self.root / "symbols" / "settings.json"
         self.skipped = self.root / "symbols" / "skipped.parquet"
+        self.symbol_parts = self.root / "symbols" / "parts"  # what an interrupted run has done
         self.ecg_tokenizer = self.root / "tokenizer" / "ecg_tokenizer.json"
         self.hf_tokenizer = self.root / "tokenizer" / "tokenizer.json"
         self.tokens = self.root / "tokens" / "tokens.npy"
@@ -163,3 +165,21 @@ def sha256_of(path):
     """The SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def new_folder(path):
+    """Yield an empty folder to fill; it takes the place of `path` when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside, before = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("part", "old"))
+    beside.mkdir()
+    try:
+        yield beside
+        if path.exists():
+            os.replace(path, before)
+        os.replace(beside, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(before, ignore_errors=True)

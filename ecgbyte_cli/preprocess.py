@@ -1,0 +1,215 @@
+"""From a recording to segments: leads picked, filtered, resampled, cut; and from segments to letters.
+
+All of it is decided by the settings that travel with the tokenizer under the key `signal`.
+"""
+
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+
+from ecgbyte_cli.records import Unusable, lead_name
+from ecgbyte_kernels import filters as kernels
+from ecgbyte_kernels.quantize import dequantize, quantize  # noqa: F401 (settings and signal in one place)
+
+LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
+# Einthoven's and Goldberger's equations: parts of I and of II
+DERIVED = {"III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}
+LONGEST_GAP = 0.04  # seconds that --fill-nan may interpolate
+MOST_SAMPLES = 2**25  # of all leads together, after resampling; a day of one lead at 250 Hz is 2**24.4
+
+
+def segments(recording, settings):
+    """Take a recording to segments, by a tokenizer's settings.
+
+    Parameters
+    ----------
+    recording : ecgbyte_cli.records.Recording
+    settings : dict
+        `leads`, `fs`, `segment_seconds`, `samples`, `profile`, `fill_nan` (see `signal` in the tokenizer
+        file).
+
+    Returns
+    -------
+    list of tuple
+        (start in seconds, float32 (leads, samples) in mV) for each whole segment.
+
+    Raises
+    ------
+    Unusable
+        If a lead is missing or has gaps, or if the recording is shorter than a segment.
+    """
+    fs, target = recording.fs, settings["fs"]
+    # the rates of Holter recorders and of research amplifiers are well inside
+    if not 25 <= fs <= 100_000:
+        raise Unusable(f"sampling rate out of range: {fs:g} Hz")
+    made = int(recording.signal.shape[1] * Fraction(target) / Fraction(fs))
+    if made < settings["samples"]:
+        seconds = recording.signal.shape[1] / fs
+        raise Unusable(f"shorter than a segment: {seconds:.6g} s of {settings['segment_seconds']:g} s")
+    if made * len(settings["leads"]) > MOST_SAMPLES:
+        raise Unusable(f"too long: {recording.signal.shape[1] / fs:.0f} s; cut it into shorter records")
+    signal = pick(recording, settings["leads"])
+    signal = without_gaps(signal, fs, settings["fill_nan"], settings["leads"])
+    whole = paper(signal, fs, target) if settings["profile"] == "paper" else resample(signal, fs, target)
+    # a wrong gain can make numbers that no filter survives
+    if not np.isfinite(whole).all():
+        raise Unusable("values out of range: wrong gain or unit")
+    samples = settings["samples"]
+    return [
+        (i * samples / target, np.ascontiguousarray(whole[:, i * samples : (i + 1) * samples]))
+        for i in range(whole.shape[1] // samples)
+    ]
+
+
+def pick(recording, leads):
+    """Take leads by name, whatever their case or order, and derive limb leads that are absent.
+
+    III = II - I, aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2 (Einthoven; Goldberger).
+
+    Parameters
+    ----------
+    recording : ecgbyte_cli.records.Recording
+    leads : list of str
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (leads, samples), mV.
+
+    Raises
+    ------
+    Unusable
+        If a lead is neither there nor derivable.
+    """
+    at = {}
+    for i, name in enumerate(recording.leads):
+        at.setdefault(lead_name(name), i)
+    missing = [
+        lead for lead in leads if lead not in at and not (lead in DERIVED and "I" in at and "II" in at)
+    ]
+    if missing:
+        raise Unusable(f"leads missing: {', '.join(missing)}")
+    picked = np.empty((len(leads), recording.signal.shape[1]), np.float32)
+    for row, lead in zip(picked, leads, strict=True):
+        if lead in at:
+            row[:] = recording.signal[at[lead]]
+        else:
+            of_i, of_ii = DERIVED[lead]
+            row[:] = of_i * recording.signal[at["I"]] + of_ii * recording.signal[at["II"]]
+    return picked
+
+
+def without_gaps(signal, fs, fill, leads):
+    """Return the signal if all of it is finite; else interpolate short gaps, or refuse.
+
+    Raises
+    ------
+    Unusable
+        If samples are missing and `fill` is not "linear", or a gap is longer than 40 ms.
+    """
+    good = np.isfinite(signal)
+    if good.all():
+        return signal
+    bad = [lead for lead, row in zip(leads, good, strict=True) if not row.all()]
+    if fill != "linear":
+        raise Unusable(f"samples missing (NaN): in {', '.join(bad)}")
+    signal = signal.copy()
+    for lead, row, ok in zip(leads, signal, good, strict=True):
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], ok, [True]])))
+        longest = (edges[1::2] - edges[::2]).max(initial=0)
+        if longest > LONGEST_GAP * fs:
+            raise Unusable(f"samples missing (NaN): {longest / fs * 1000:.0f} ms in a row in {lead}")
+        row[~ok] = np.interp(np.flatnonzero(~ok), np.flatnonzero(ok), row[ok])
+    return signal
+
+
+def resample(signal, fs, target):
+    """Profile `resample`: polyphase resampling with its anti-aliasing low-pass, and nothing else."""
+    if fs == target:
+        return signal
+    from scipy.signal import resample_poly
+
+    ratio = Fraction(target / fs).limit_denominator(10_000)
+    # around the line from the first sample to the last, so that an offset makes no ringing at the ends
+    made = resample_poly(signal, ratio.numerator, ratio.denominator, axis=1, padtype="line")
+    return made.astype(np.float32, copy=False)
+
+
+def paper(signal, fs, target):
+    """Profile `paper`: the published preprocessing (ECG-Byte, arXiv 2412.14373, and its code).
+
+    Notches, band-pass and high-pass, each forwards and backwards; a soft wavelet threshold; resampling by
+    a cubic spline, both grids running from the first sample to the last.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (leads, samples), mV, finite.
+    fs, target : float
+        Sampling rates before and after, in Hz.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (leads, floor(samples * target / fs)).
+    """
+    try:
+        filtered = kernels.zero_phase(signal.T, [f for f, _ in paper_filters(fs)[0]])
+        denoised = denoise(filtered.T)
+        made = int(signal.shape[1] * Fraction(target) / Fraction(fs))
+        return kernels.cubic(denoised.T, made).T
+    except ValueError as error:
+        raise Unusable(f"too short for the filters: {error}") from error
+
+
+@lru_cache
+def paper_filters(fs):
+    """The filters of profile `paper` at a sampling rate, and the names of those left out there.
+
+    A filter at or above half the sampling rate is left out; of the band-pass, its upper edge alone.
+
+    Returns
+    -------
+    filters : list of tuple
+        ((sections, start values, extension), name) for each.
+    left_out : list of str
+    """
+    from scipy.signal import butter, iirnotch, sosfilt_zi, tf2sos
+
+    designs, left_out = [], []
+    for notch in (50, 60):
+        if notch < fs / 2:
+            designs.append((tf2sos(*iirnotch(notch, 30, fs)), 3, f"notch {notch} Hz"))
+        else:
+            left_out.append(f"notch {notch} Hz")
+    if fs > 200:
+        designs.append((butter(4, [0.5, 100], "bandpass", fs=fs, output="sos"), 9, "band-pass 0.5-100 Hz"))
+    else:
+        designs.append((butter(4, 0.5, "highpass", fs=fs, output="sos"), 5, "high-pass 0.5 Hz"))
+        left_out.append("low-pass 100 Hz")
+    designs.append((butter(4, 0.05, "highpass", fs=fs, output="sos"), 5, "high-pass 0.05 Hz"))
+    # scipy's filtfilt extends by three times the number of coefficients
+    return [((sos, sosfilt_zi(sos), 3 * taps), name) for sos, taps, name in designs], left_out
+
+
+def denoise(signal):
+    """Soft wavelet threshold: db6, four levels, threshold median|d| / 0.6745 of the coarsest detail.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        float64 (leads, samples).
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 (leads, samples).
+    """
+    import pywt
+
+    approximation, *details = pywt.wavedec(np.ascontiguousarray(signal), "db6", level=4, axis=1)
+    threshold = np.median(np.abs(details[0]), axis=1, keepdims=True) / 0.6745
+    # sign(d) max(|d| - threshold, 0)
+    details = [d - np.clip(d, -threshold, threshold) for d in details]
+    return pywt.waverec([approximation, *details], "db6", axis=1)[:, : signal.shape[1]]

@@ -1,0 +1,248 @@
+"""Letters from millivolts, millivolts from letters, and the corpus statistics that quantizers need.
+
+Four quantizers, all of them described by a dict that travels in the settings and the tokenizer file:
+
+paper   `lo`, `hi`: equal steps between two bounds, clipped (ECG-Byte, arXiv 2412.14373, section 3.1, takes
+        the corpus' 1st percentile - 0.5 mV and 99th percentile + 0.5 mV).
+minmax  equal steps between each segment's own extremes.
+mulaw   `mu`, `limit`: equal steps of sign(x) ln(1 + mu |x| / limit) / ln(1 + mu) (ITU-T G.711's law).
+lloyd   `edges`, `centroids`: the levels of least mean squared error (Lloyd, IEEE Trans. Inf. Theory 28,
+        1982; Max, IRE Trans. Inf. Theory 6, 1960), fitted to the corpus.
+"""
+
+import numpy as np
+
+from ecgbyte_kernels import jit
+
+
+def quantize(signal, quantizer):
+    """Turn one segment into letters.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        float32 or float64, any shape, mV, finite.
+    quantizer : dict
+        `name`, `levels` (2 to 256) and what the quantizer needs (see the module's docstring).
+
+    Returns
+    -------
+    letters : numpy.ndarray
+        uint8, the shape of `signal`.
+    lo, hi : float
+        The range in mV that the letters stand for.
+
+    Raises
+    ------
+    ValueError
+        If the quantizer is unknown or its numbers make no sense.
+    """
+    name, levels = quantizer["name"], int(quantizer["levels"])
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels must be 2 to 256, not {levels}")
+    values = np.ascontiguousarray(signal).reshape(-1)
+    letters = np.empty(values.size, np.uint8)
+    if name in ("mulaw", "lloyd"):
+        edges = mulaw_edges(quantizer) if name == "mulaw" else np.asarray(quantizer["edges"], float)
+        lo, hi = span(quantizer)
+        _by_edges(values, edges[1:-1], letters)
+    elif name in ("paper", "minmax"):
+        lo, hi = span(quantizer) if name == "paper" else (float(values.min()), float(values.max()))
+        _uniform(values, lo, hi, levels, letters)
+    else:
+        raise ValueError(f"no quantizer is called {name!r}")
+    return letters.reshape(np.shape(signal)), lo, hi
+
+
+def dequantize(letters, quantizer, lo=None, hi=None):
+    """Turn letters back into millivolts: the middle of the level, or its centroid for `lloyd`.
+
+    Parameters
+    ----------
+    letters : numpy.ndarray
+        uint8, any shape, each below the quantizer's `levels`.
+    quantizer : dict
+        As in `quantize`.
+    lo, hi : float, optional
+        The segment's range in mV; needed for `minmax` alone.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, mV, the shape of `letters`.
+
+    Raises
+    ------
+    ValueError
+        If the quantizer is unknown, or is `minmax` and no range is given.
+    """
+    return values_of_levels(quantizer, lo, hi).astype(np.float32)[letters]
+
+
+def values_of_levels(quantizer, lo=None, hi=None):
+    """The millivolts that each letter stands for: float64 (levels,)."""
+    name, levels = quantizer["name"], int(quantizer["levels"])
+    if name == "lloyd":
+        return np.asarray(quantizer["centroids"], float)
+    middles = (np.arange(levels) + 0.5) / levels
+    if name == "mulaw":
+        return _expand(2 * middles - 1, quantizer)
+    if name == "paper":
+        lo, hi = span(quantizer)
+    elif name != "minmax":
+        raise ValueError(f"no quantizer is called {name!r}")
+    elif lo is None or hi is None:
+        raise ValueError("minmax needs the segment's own range (lo, hi)")
+    return lo + (hi - lo) * middles
+
+
+def span(quantizer):
+    """The range in mV of a quantizer whose range is the same for all segments."""
+    if quantizer["name"] == "mulaw":
+        lo, hi = -float(quantizer["limit"]), float(quantizer["limit"])
+    elif quantizer["name"] == "lloyd":
+        lo, hi = float(quantizer["edges"][0]), float(quantizer["edges"][-1])
+    else:
+        lo, hi = float(quantizer["lo"]), float(quantizer["hi"])
+    if not (np.isfinite(lo) and np.isfinite(hi) and lo < hi):
+        raise ValueError(f"the range {lo} to {hi} mV is none")
+    return lo, hi
+
+
+def mulaw_edges(quantizer):
+    """The bounds of the companded levels in mV: float64 (levels + 1,)."""
+    return _expand(np.linspace(-1, 1, int(quantizer["levels"]) + 1), quantizer)
+
+
+def _expand(companded, quantizer):
+    mu, limit = float(quantizer["mu"]), float(quantizer["limit"])
+    return np.sign(companded) * limit * np.expm1(np.abs(companded) * np.log1p(mu)) / mu
+
+
+@jit
+def _uniform(values, lo, hi, levels, letters):
+    scale = levels / (hi - lo) if hi > lo else 0.0
+    for i in range(values.size):
+        # floor(levels * (x - lo) / (hi - lo)), kept within 0 .. levels - 1
+        level = (values[i] - lo) * scale
+        if level >= levels:
+            letters[i] = levels - 1
+        elif level > 0:
+            letters[i] = np.uint8(level)
+        else:
+            letters[i] = 0
+
+
+@jit
+def _by_edges(values, edges, letters):
+    for i in range(values.size):
+        # how many edges are at or below x: searchsorted(edges, x, "right"), by halving
+        first, count = 0, edges.size
+        while count > 0:
+            half = count // 2
+            if edges[first + half] <= values[i]:
+                first += half + 1
+                count -= half + 1
+            else:
+                count = half
+        letters[i] = first
+
+
+# Exact percentiles of a corpus that does not fit into memory. A float32's bits, turned so that they sort
+# as its values do, are counted by their upper half while the corpus is written (65,536 counters); a second
+# reading counts the lower half inside the few upper halves that hold the ranks asked for.
+
+
+def count_upper(values, counts):
+    """Add to `counts` (int64, (65536,)) the upper halves of float32 `values`, in the order of values."""
+    _count(_bits(values), -1, counts)
+
+
+def count_lower(values, upper, counts):
+    """Add to `counts` (int64, (65536,)) the lower halves of those `values` whose upper half is `upper`."""
+    _count(_bits(values), upper, counts)
+
+
+def _bits(values):
+    if values.dtype != np.float32:
+        raise ValueError(f"values must be float32, not {values.dtype}")
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint32)
+
+
+@jit
+def _count(bits, upper, counts):
+    for i in range(bits.size):
+        b = np.int64(bits[i])
+        # a negative number's bits sort backwards: turn them all; a positive one's sign bit goes up
+        key = 0xFFFFFFFF - b if b >> 31 else b + 0x80000000
+        if upper < 0:
+            counts[key >> 16] += 1
+        elif key >> 16 == upper:
+            counts[key & 0xFFFF] += 1
+
+
+def value_of(upper, lower):
+    """The float32 values, as float64, that have these halves (scalars or arrays)."""
+    key = np.asarray(upper, np.uint32) << np.uint32(16) | np.asarray(lower, np.uint32)
+    bits = np.where(key >> 31, key ^ np.uint32(0x80000000), ~key)
+    return bits.view(np.float32).astype(float)
+
+
+def ranks_of(percent, size):
+    """The two ranks (from 0) between which numpy's linear percentile lies, and how far along."""
+    place = percent / 100 * (size - 1)
+    below = int(np.floor(place))
+    return below, min(below + 1, size - 1), place - below
+
+
+def fit_lloyd(counts, levels):
+    """The levels of least mean squared error for a corpus counted by `count_upper`.
+
+    The values of one counter lie within 0.8 % of each other; each counts as their middle.
+
+    Parameters
+    ----------
+    counts : numpy.ndarray
+        int64, (65536,).
+    levels : int
+        2 to 256.
+
+    Returns
+    -------
+    edges : numpy.ndarray
+        float64, (levels + 1,), mV, rising; the outer two are the corpus' extremes.
+    centroids : numpy.ndarray
+        float64, (levels,), mV.
+
+    Raises
+    ------
+    ValueError
+        If the corpus has fewer distinct values than `levels`.
+    """
+    used = np.flatnonzero(counts)
+    if used.size < levels:
+        raise ValueError(f"{used.size} distinct values are too few for {levels} levels")
+    points, weights = value_of(used, 0x8000), counts[used].astype(float)
+    low, high = value_of(used[0], 0), value_of(used[-1], 0xFFFF)
+    mass = np.concatenate([[0.0], np.cumsum(weights)])
+    moment = np.concatenate([[0.0], np.cumsum(weights * points)])
+    # start from levels as dense as the cube root of the density, the limit of many levels
+    # (Panter and Dite, Proc. IRE 39, 1951)
+    width = np.gradient(points)
+    dense = np.cumsum(np.cbrt(weights / width) * width)
+    picks = np.searchsorted(dense, dense[-1] * (np.arange(levels) + 0.5) / levels)
+    centroids = points[np.clip(picks, 0, used.size - 1)]
+    for _ in range(10000):
+        cuts = np.searchsorted(points, (centroids[:-1] + centroids[1:]) / 2)
+        bounds = np.concatenate([[0], cuts, [points.size]])
+        # a level that lost all its points takes the nearest one
+        for k in range(levels):
+            bounds[k + 1] = max(bounds[k + 1], bounds[k] + 1)
+        for k in range(levels, 0, -1):
+            bounds[k] = min(bounds[k], points.size - (levels - k))
+        better = np.diff(moment[bounds]) / np.diff(mass[bounds])
+        if np.allclose(better, centroids, rtol=0, atol=1e-9):
+            break
+        centroids = better
+    inner = (centroids[:-1] + centroids[1:]) / 2
+    return np.concatenate([[low], inner, [high]]), centroids
