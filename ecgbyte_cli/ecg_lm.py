@@ -1,0 +1,365 @@
+"""The language model: any causal LM of Transformers, with a small table of ECG rows beside its embedding.
+
+ECG token k is id `offset` + 2 + k, where `offset` is the number of rows of the base model's embedding;
+`offset` + 0 and + 1 are <sig_start> and <sig_end>. These ids are looked up in `ecg_rows`; the base model's
+embedding and output layer keep their size, so it answers in text only and its weights stay as published.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ecgbyte_cli import __version__
+from ecgbyte_cli.console import Failure
+from ecgbyte_cli.prompt import PROMPT_VERSION
+from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli.workdir import read_json, write_json
+
+FORMAT_VERSION = 1
+NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
+
+
+class ECGLM(torch.nn.Module):
+    """A causal language model that reads ECG ids and text ids, and writes text ids.
+
+    Parameters
+    ----------
+    base : transformers.PreTrainedModel or peft.PeftModel
+        The causal language model.
+    ecg_vocab : int
+        Number of ECG tokens; the table gets two more rows, for <sig_start> and <sig_end>.
+    seed : int
+        Of the rows' first values.
+    """
+
+    def __init__(self, base, ecg_vocab, seed=0):
+        super().__init__()
+        self.base = base
+        embedding = base.get_input_embeddings()
+        self.offset = embedding.num_embeddings
+        self.ecg_rows = torch.nn.Embedding(ecg_vocab + 2, embedding.embedding_dim)
+        # As large as what the embedding puts out (some models scale it), not as its weights are.
+        with torch.no_grad():
+            device = embedding.weight.device
+            some = embedding(torch.arange(min(4096, self.offset), device=device)).float()
+            rows = torch.randn(self.ecg_rows.weight.shape, generator=torch.Generator().manual_seed(seed))
+            self.ecg_rows.weight.copy_(rows * some.std().cpu())
+        self.ecg_rows.to(device)
+
+    @property
+    def device(self):
+        return self.ecg_rows.weight.device
+
+    def embed(self, ids):
+        """Look up text ids in the base model's embedding and ECG ids in the table: (batch, n) -> (batch, n, d)."""
+        is_ecg = ids >= self.offset
+        text = self.base.get_input_embeddings()(ids.masked_fill(is_ecg, 0))
+        ecg = self.ecg_rows((ids - self.offset).clamp(min=0)).to(text.dtype)
+        return torch.where(is_ecg[..., None], ecg, text)
+
+    def forward(self, ids, labels):
+        """Mean cross-entropy of the labelled tokens.
+
+        Parameters
+        ----------
+        ids : int64 tensor (batch, n)
+            Padded on the right: no real token sees what comes after it, so no mask is needed.
+        labels : int64 tensor (batch, n)
+            The ids where the loss is counted, -100 elsewhere.
+        """
+        # a text vocabulary is large: logits are made only at positions where some sample has a label
+        at = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
+        logits = self.base(inputs_embeds=self.embed(ids), logits_to_keep=at, use_cache=False).logits
+        return functional.cross_entropy(logits.float().flatten(0, 1), labels[:, at + 1].flatten())
+
+    @torch.no_grad()
+    def stream(self, prompts, end_ids, max_new=64):
+        """Answer prompts together, greedily, and yield the next ids as they are made.
+
+        Parameters
+        ----------
+        prompts : list of int arrays
+            Ids of any lengths; shorter ones are padded on the left.
+        end_ids : set of int
+            An answer ends before the first of these.
+        max_new : int
+            An answer has at most so many tokens.
+
+        Yields
+        ------
+        list of int or None
+            Per prompt the next id, or None if its answer has ended.
+        """
+        from transformers import DynamicCache
+
+        width = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.as_tensor(np.asarray(prompt, np.int64))
+            mask[row, width - len(prompt) :] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        position = (mask.cumsum(1) - 1).clamp(min=0)
+        cache, open_ = DynamicCache(config=self.base.config), [True] * len(prompts)
+        for _ in range(max_new):
+            logits = self.base(
+                inputs_embeds=self.embed(ids),
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+            ids = logits[:, -1:].argmax(-1)
+            following = ids[:, 0].tolist()
+            open_ = [o and i not in end_ids for o, i in zip(open_, following, strict=True)]
+            if not any(open_):
+                return
+            yield [i if o else None for o, i in zip(open_, following, strict=True)]
+            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
+            position = position[:, -1:] + 1
+
+    def answer(self, prompts, end_ids, max_new=64):
+        """Answer prompts together, greedily: a list of lists of text ids."""
+        answers = [[] for _ in prompts]
+        for following in self.stream(prompts, end_ids, max_new):
+            for answer, i in zip(answers, following, strict=True):
+                if i is not None:
+                    answer.append(i)
+        return answers
+
+
+def tiny(seed=0):
+    """Build a small decoder over a byte-level text vocabulary, and its tokenizer, without any download.
+
+    Returns
+    -------
+    (transformers.LlamaForCausalLM, transformers.PreTrainedTokenizerFast)
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<pad>", "<bos>", "<eos>"]
+    vocabulary = {word: i for i, word in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    text = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    text.decoder = decoders.ByteLevel()
+    text_tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=text, pad_token=special[0], bos_token=special[1], eos_token=special[2]
+    )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=16384,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config), text_tokenizer
+
+
+def load_base(name, method, device):
+    """Load a causal language model and its text tokenizer.
+
+    Parameters
+    ----------
+    name : str
+        A hub id, a local folder, or `tiny`.
+    method : str
+        `qlora` (4-bit NF4 with double quantization, bfloat16 compute), `lora` or `full`.
+    device : str
+        `cuda` or `cpu`.
+
+    Raises
+    ------
+    Failure
+        If there is no such model, or it is no causal language model.
+    """
+    if name == "tiny":
+        base, text_tokenizer = tiny()
+        return base.to(device), text_tokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        raise Failure(f"{name} is no model folder: it has no config.json")
+    options = {"dtype": torch.bfloat16 if device == "cuda" and method != "full" else torch.float32}
+    if method == "qlora":
+        options["dtype"] = torch.bfloat16
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    try:
+        text_tokenizer = AutoTokenizer.from_pretrained(name)
+        base = AutoModelForCausalLM.from_pretrained(name, device_map=device, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise Failure(f"base model {name} cannot be loaded as a causal language model: {reason}") from error
+    return base, text_tokenizer
+
+
+def add_adapter(base, method, rank=16, alpha=32, dropout=0.05):
+    """Freeze a base model and put trainable LoRA adapters on its attention and MLP projections."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if method == "qlora":
+        base = prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.enable_input_require_grads()
+    # all linear layers but the output: the seven projections of a Llama, whatever another model calls them
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(base, config)
+
+
+def save(folder, model, text_tokenizer, ecg_tokenizer, about):
+    """Write a model folder.
+
+    It holds the PEFT adapter (or, trained in full, the base model and text tokenizer under base/),
+    ecg_rows.safetensors, ecg_tokenizer.json and ecgbyte.json.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing, empty folder.
+    model : ECGLM
+    text_tokenizer : transformers.PreTrainedTokenizerBase
+    ecg_tokenizer : Path
+        The ecg_tokenizer.json that made the model's ECG ids.
+    about : dict
+        What ecgbyte.json shall say besides: `base`, `method`, `settings`, `result`, ….
+    """
+    from safetensors.torch import save_file
+
+    with quiet():
+        if about["method"] == "full":
+            model.base.save_pretrained(folder / "base")
+            text_tokenizer.save_pretrained(folder / "base")
+        else:
+            # peft would ask the hub whether the embedding grew: it never does here
+            model.base.save_pretrained(folder, save_embedding_layers=False)
+    save_file({"weight": model.ecg_rows.weight.detach().cpu().contiguous()}, folder / "ecg_rows.safetensors")
+    shutil.copyfile(ecg_tokenizer, folder / "ecg_tokenizer.json")
+    (folder / "README.md").write_text(
+        f"# An ECG language model made by ecgbyte {__version__}\n\n{NOTICE}\n\nBase model: {about['base']}. "
+        "Use it with `ecgbyte chat RECORD --model THIS_FOLDER`.\n"
+    )
+    fixed = {
+        "format": "ecgbyte-model",
+        "format_version": FORMAT_VERSION,
+        "ecgbyte": __version__,
+        "notice": NOTICE,
+        "prompt_version": PROMPT_VERSION,
+        "offset": model.offset,
+        "ecg_tokenizer_sha256": ECGTokenizer.from_file(ecg_tokenizer).sha256,
+        "text_tokenizer_sha256": text_sha256(text_tokenizer),
+    }
+    write_json(folder / "ecgbyte.json", {**fixed, **about}, indent=1)
+
+
+def load(folder, device=None):
+    """Load a model folder.
+
+    Parameters
+    ----------
+    folder : Path
+    device : str or None
+        `cuda` or `cpu`; None takes the GPU if there is one.
+
+    Returns
+    -------
+    (ECGLM, text tokenizer, ECGTokenizer, dict)
+        The model in evaluation mode, and what ecgbyte.json says.
+
+    Raises
+    ------
+    Failure
+        If the folder is no model folder, or its parts do not belong together.
+    """
+    from safetensors.torch import load_file
+
+    folder, device = Path(folder), device or best_device()
+    if not (folder / "ecgbyte.json").exists():
+        raise Failure(
+            f"{folder} holds no model: train one with `ecgbyte finetune`, or see `make quickstart`; "
+            "--model names another folder"
+        )
+    about = read_json(folder / "ecgbyte.json")
+    if about.get("format") != "ecgbyte-model" or about.get("format_version") != FORMAT_VERSION:
+        raise Failure(f"{folder / 'ecgbyte.json'} is no ecgbyte model of format {FORMAT_VERSION}")
+    if about["prompt_version"] != PROMPT_VERSION:
+        raise Failure(
+            f"{folder} was trained with prompt version {about['prompt_version']}, this ecgbyte writes "
+            f"version {PROMPT_VERSION}: train again, or use ecgbyte {about['ecgbyte']}"
+        )
+    ecg_tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
+    if ecg_tokenizer.sha256 != about["ecg_tokenizer_sha256"]:
+        raise Failure(
+            f"{folder / 'ecg_tokenizer.json'} is not the tokenizer that this model was trained with"
+        )
+    full = about["method"] == "full"
+    base, text_tokenizer = load_base(str(folder / "base") if full else about["base"], about["method"], device)
+    if (base.get_input_embeddings().num_embeddings, text_sha256(text_tokenizer)) != (
+        about["offset"],
+        about["text_tokenizer_sha256"],
+    ):
+        raise Failure(
+            f"{folder} was trained on another version of {about['base']}: its text vocabulary differs"
+        )
+    if not full:
+        from peft import PeftModel
+
+        base = PeftModel.from_pretrained(base, folder)
+    model = ECGLM(base, ecg_tokenizer.vocab_size)
+    rows = load_file(folder / "ecg_rows.safetensors")["weight"]
+    if rows.shape != model.ecg_rows.weight.shape:
+        raise Failure(
+            f"{folder / 'ecg_rows.safetensors'} has {rows.shape[0]} rows, its tokenizer "
+            f"needs {ecg_tokenizer.vocab_size + 2}"
+        )
+    with torch.no_grad():
+        model.ecg_rows.weight.copy_(rows)
+    return model.eval(), text_tokenizer, ecg_tokenizer, about
+
+
+def best_device():
+    """`cuda` if there is a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def text_sha256(text_tokenizer):
+    """SHA-256 over a text tokenizer's vocabulary, in hex: it tells one version of a base model from another."""
+    vocabulary = sorted(text_tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keep the libraries' own progress bars and advice off standard error."""
+    from transformers.utils import logging as transformers_logging
+
+    level = logging.getLogger("transformers").level
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.getLogger("transformers").setLevel(level)

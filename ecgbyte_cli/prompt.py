@@ -1,0 +1,98 @@
+"""Ids with a loss mask: the base model's own chat template where it has one, the plain form where it has none.
+
+plain:  [bos] <sig_start> ecg ids <sig_end> question ids | answer ids [eos]
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+PROMPT_VERSION = 1  # goes up when the same question would give other ids
+SYSTEM = "You read electrocardiograms. The ECG is given as tokens. Answer the question about it in few words."
+IGNORED = -100  # the label of a token that the loss does not count
+# private-use characters, which no template changes: where the ECGs and the answers go in the rendered text
+ECG_MARK, ANSWER_MARK = "\ue000", "\ue001"
+
+
+class Prompt:
+    """Turns ECG ids and turns of question and answer into ids and labels for one base model.
+
+    Parameters
+    ----------
+    text_tokenizer : transformers.PreTrainedTokenizerBase
+    offset : int
+        Rows of the base model's embedding: <sig_start> is this id, <sig_end> the next, then the ECG tokens.
+    """
+
+    def __init__(self, text_tokenizer, offset):
+        self.text_tokenizer, self.offset = text_tokenizer, offset
+        self._text_ids = lru_cache(100_000)(self._text_ids)
+        self._rendered = lru_cache(100_000)(self._rendered)
+        eos = text_tokenizer.eos_token_id
+        # what closes an answer: the first token behind it
+        closing = self._text_ids(self._rendered(("",)).split(ANSWER_MARK)[1])[:1]
+        self.end_ids = {*closing, *([] if eos is None else [eos])}
+
+    def _text_ids(self, text):
+        return tuple(self.text_tokenizer.encode(text, add_special_tokens=False))
+
+    def _rendered(self, questions):
+        """The conversation as text, with a mark for the ECGs and one for each answer."""
+        contents = [(ECG_MARK if i == 0 else "") + question for i, question in enumerate(questions)]
+        if not self.text_tokenizer.chat_template:
+            bos, eos = self.text_tokenizer.bos_token or "", self.text_tokenizer.eos_token or ""
+            return bos + "".join(f"{content}\n{ANSWER_MARK}{eos}" for content in contents)
+        turns = []
+        for content in contents:
+            turns += [{"role": "user", "content": content}, {"role": "assistant", "content": ANSWER_MARK}]
+        from jinja2 import TemplateError
+
+        apply = self.text_tokenizer.apply_chat_template
+        try:
+            return apply([{"role": "system", "content": SYSTEM}, *turns], tokenize=False)
+        except TemplateError:  # some templates know no system role
+            turns[0]["content"] = f"{SYSTEM}\n\n{contents[0]}"
+            return apply(turns, tokenize=False)
+
+    def build(self, ecgs, turns):
+        """Ids and labels of a conversation about one or several ECGs.
+
+        Parameters
+        ----------
+        ecgs : list of int arrays
+            The ECG tokens (0 …) of each ECG, in order; an empty array is an ECG without a signal.
+        turns : list of (str, str or None)
+            Question and answer; the last answer is None where the model is to write it.
+
+        Returns
+        -------
+        (int64 array, int64 array)
+            The ids, and the labels: an id where the model wrote (answer and what closes it), -100 elsewhere.
+        """
+        # an open conversation is a closed one cut off where its last answer would begin, so that the
+        # model is asked with the very ids it was trained with
+        questions = tuple(_unmarked(question) for question, _ in turns)
+        before, *after = self._rendered(questions).split(ANSWER_MARK)
+        head, tail = before.split(ECG_MARK)
+        ids = [np.array(self._text_ids(head), np.int64)]
+        for ecg in ecgs:
+            ecg = np.asarray(ecg, np.int64) + self.offset + 2
+            ids += [np.array([self.offset]), ecg, np.array([self.offset + 1])]
+        ids.append(np.array(self._text_ids(tail), np.int64))
+        labels = [np.full(sum(map(len, ids)), IGNORED, np.int64)]
+        for (_, answer), text in zip(turns, after, strict=True):
+            if answer is None:
+                break
+            written = np.array(self._text_ids(_unmarked(answer)), np.int64)
+            closing = np.array(self._text_ids(text), np.int64)
+            ids += [written, closing]
+            labels += [written, closing[:1], np.full(max(len(closing) - 1, 0), IGNORED, np.int64)]
+        return np.concatenate(ids), np.concatenate(labels)
+
+    def text(self, ids):
+        """The text of an answer's ids."""
+        return self.text_tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _unmarked(text):
+    return text.replace(ECG_MARK, "").replace(ANSWER_MARK, "")

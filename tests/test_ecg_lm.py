@@ -1,0 +1,154 @@
+"""The model: ECG rows beside the base's embedding, answers alone and together, folders that load again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.nn import functional
+
+from ecgbyte_cli import ecg_lm
+from ecgbyte_cli.console import Failure
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 259, "max_position_embeddings": 512}  # fmt: skip
+SHAPES = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL)),
+    "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**SMALL)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=259, n_positions=512)
+    ),
+}
+
+
+@pytest.fixture(params=SHAPES)
+def lm(request):
+    torch.manual_seed(0)
+    return ecg_lm.ECGLM(SHAPES[request.param](), ecg_vocab=40).eval()
+
+
+def sample(lengths, seed=0):
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 259 + 42, n) for n in lengths]
+
+
+def test_embed_looks_up_text_in_the_base_and_ecg_in_the_rows(lm):
+    ids = torch.tensor([[5, lm.offset, lm.offset + 41]])
+    embedded = lm.embed(ids)[0]
+    assert torch.equal(embedded[0], lm.base.get_input_embeddings()(torch.tensor(5)))
+    assert torch.equal(embedded[1:], lm.ecg_rows.weight[[0, 41]])
+
+
+def test_loss_is_that_of_the_full_logits(lm):
+    ids = torch.tensor(np.stack(sample([30, 30])))
+    labels = torch.full_like(ids, -100)
+    labels[0, 20:] = ids[0, 20:] % 259
+    labels[1, 27:29] = ids[1, 27:29] % 259
+    logits = lm.base(inputs_embeds=lm.embed(ids)).logits[:, :-1]
+    wanted = functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+    assert torch.allclose(lm(ids, labels), wanted, atol=1e-5)
+
+
+def test_padding_on_the_right_changes_nothing(lm):
+    ids = torch.tensor(np.stack(sample([30])))
+    labels = torch.full_like(ids, -100)
+    labels[0, 20:] = ids[0, 20:] % 259
+    padded = functional.pad(ids, (0, 9)), functional.pad(labels, (0, 9), value=-100)
+    assert torch.allclose(lm(ids, labels), lm(*padded), atol=1e-5)
+
+
+def test_answers_together_equal_answers_alone(lm):
+    prompts = sample([5, 50, 17])
+    together = lm.answer(prompts, end_ids={7, 8}, max_new=12)
+    assert together == [lm.answer([p], end_ids={7, 8}, max_new=12)[0] for p in prompts]
+    assert max(i for answer in together for i in answer) < lm.offset
+
+
+def test_an_answer_equals_the_one_without_a_cache(lm):
+    (prompt,) = sample([20])
+    ids = torch.tensor(prompt)[None]
+    with torch.no_grad():
+        for _ in range(6):
+            logits = lm.base(inputs_embeds=lm.embed(ids), use_cache=False).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+    assert lm.answer([prompt], end_ids=set(), max_new=6)[0] == ids[0, 20:].tolist()
+
+
+def test_an_answer_ends_before_its_end_token(lm):
+    (prompt,) = sample([20])
+    answer = lm.answer([prompt], end_ids=set(), max_new=6)[0]
+    end = answer[3]
+    assert lm.answer([prompt], end_ids={end}, max_new=6)[0] == answer[: answer.index(end)]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_saved_model_loads_again(small, tmp_path, method):
+    base, text_tokenizer = ecg_lm.tiny(seed=3)
+    name = "tiny"
+    if method == "lora":
+        name = str(tmp_path / "base")
+        base.save_pretrained(name), text_tokenizer.save_pretrained(name)
+        base = ecg_lm.add_adapter(base, method)
+    tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
+    vocab = len(json.loads(tokenizer.read_text())["merges"]) + 26
+    lm = ecg_lm.ECGLM(base, vocab, seed=5)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)  # as if trained, the adapter's zeros too
+    if method == "lora":
+        with torch.no_grad():  # but not the base's own weights
+            saved = transformers.AutoModelForCausalLM.from_pretrained(name).state_dict()
+            for key, value in base.base_model.model.state_dict().items():
+                if "lora" not in key:
+                    value.copy_(saved[key.replace(".base_layer", "")])
+    lm.eval()
+    (tmp_path / "model").mkdir()
+    ecg_lm.save(tmp_path / "model", lm, text_tokenizer, tokenizer, {"base": name, "method": method})
+    again, _, ecg_tokenizer, about = ecg_lm.load(tmp_path / "model", "cpu")
+    ids = torch.tensor(np.stack(sample([40])))
+    assert torch.allclose(
+        lm.base(inputs_embeds=lm.embed(ids)).logits,
+        again.base(inputs_embeds=again.embed(ids)).logits,
+        atol=1e-5,
+    )
+    assert ecg_tokenizer.vocab_size == vocab and "no medical device" in about["notice"]
+    assert not [p for p in (tmp_path / "model").rglob("*") if p.suffix in (".bin", ".pkl", ".pt")]
+
+
+def broken_folder(small, tmp_path, change):
+    folder = tmp_path / "model"
+    shutil.copytree(small / "ecgbyte-work" / "model", folder)
+    change(folder)
+    return folder
+
+
+def edit(name, **values):
+    def change(folder):
+        about = json.loads((folder / name).read_text())
+        about.update(values)
+        (folder / name).write_text(json.dumps(about))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (edit("ecg_tokenizer.json", merges=[[0, 1]], counts=[2]), "not the tokenizer that this model"),
+        (edit("ecgbyte.json", prompt_version=0), "prompt version 0"),
+        (edit("ecgbyte.json", format_version=99), "no ecgbyte model of format"),
+        (edit("ecgbyte.json", offset=7), "text vocabulary differs"),
+        (edit("ecgbyte.json", text_tokenizer_sha256=""), "text vocabulary differs"),
+        (lambda folder: (folder / "ecgbyte.json").unlink(), "ecgbyte finetune"),
+        (lambda folder: (folder / "ecgbyte.json").write_text("{"), "not valid JSON"),
+        (lambda folder: shutil.rmtree(folder / "base"), "cannot be loaded"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused_in_one_line(small, tmp_path, change, said):
+    with pytest.raises(Failure, match=said) as error:
+        ecg_lm.load(broken_folder(small, tmp_path, change), "cpu")
+    assert "\n" not in error.value.message
