@@ -8,8 +8,11 @@ import glob
 import hashlib
 import os
 import re
+import warnings
+import zipfile
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 
 import numpy as np
 
@@ -65,10 +68,25 @@ class Recording:
 
 
 def lead_name(name):
-    """A lead's name in its usual spelling: "avr" and "Lead aVR" are aVR, "DI" is I; others stay."""
-    bare = re.sub(r"^(lead|ecg)[\s_]+", "", name.strip(), flags=re.IGNORECASE)
+    """A lead's name in its usual spelling.
+
+    "avr", "ECG aVR" and "Lead aVR (Goldberger)" are aVR, "DI" is I; what is no standard lead stays.
+    """
+    bare = re.sub(r"^((lead|ecg|ekg)[\s_]+)*|\s*\(.*\)$", "", name.strip(), flags=re.IGNORECASE)
     key = bare.lower()
-    return STANDARD.get(key) or (STANDARD.get(key[1:]) if key in ("di", "dii", "diii") else None) or bare
+    return STANDARD.get(key[1:] if key in ("di", "dii", "diii") else key, bare)
+
+
+def patient_of(recording):
+    """The patient: as the file says, else by the folders of PTB and MIMIC-IV-ECG, else the record itself."""
+    for key in ("patient", "patient id", "subject"):
+        if recording.comment(key):
+            return recording.comment(key)
+    for folder in reversed(str(recording.path).split(os.sep)[:-1]):
+        match = re.fullmatch(r"p(\d{8})|(patient\d+)", folder)
+        if match:
+            return match[1] or match[2]
+    return recording.name
 
 
 def split_of(patient):
@@ -77,20 +95,75 @@ def split_of(patient):
     return "train" if place < 8 else "val" if place == 8 else "test"
 
 
+def read_patients(path):
+    """Read a table that says whose recordings are whose.
+
+    Parameters
+    ----------
+    path : str or Path
+        A CSV file: PTB-XL's ptbxl_database.csv, MIMIC-IV-ECG's record_list.csv, CODE-15 %'s exams.csv, or
+        any with the columns `record` and `patient`, and `split` if it likes.
+
+    Returns
+    -------
+    dict
+        Record name to (patient, split); the split is None where the table does not say. PTB-XL's folds 1
+        to 8 are train, 9 is val and 10 is test, as its authors advise.
+
+    Raises
+    ------
+    Failure
+        If the file cannot be read, or its columns are not known.
+    """
+    import pyarrow
+    import pyarrow.csv
+
+    known = [
+        (["filename_hr", "filename_lr"], "patient_id"),  # PTB-XL
+        (["path"], "subject_id"),  # MIMIC-IV-ECG
+        (["exam_id"], "patient_id"),  # CODE-15 %
+        (["record"], "patient"),
+    ]
+    try:
+        columns = pyarrow.csv.read_csv(path).to_pydict()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise Failure(f"{path} cannot be read as a CSV table: {' '.join(str(error).split())}") from error
+    for record_columns, patient_column in known:
+        if patient_column in columns and all(name in columns for name in record_columns):
+            break
+    else:
+        raise Failure(f"{path} has no columns `record` and `patient`, and is no table of a known data set")
+    folds = {9: "val", 10: "test"}
+    splits = columns.get("split", [None] * len(columns[patient_column]))
+    if "strat_fold" in columns:
+        splits = [folds.get(fold, "train") for fold in columns["strat_fold"]]
+    patients = {}
+    for name in record_columns:
+        for record, patient, split in zip(columns[name], columns[patient_column], splits, strict=True):
+            if isinstance(patient, float) and patient.is_integer():
+                patient = int(patient)  # PTB-XL writes 15709.0
+            if record is not None and patient is not None:
+                known_split = split if split in ("train", "val", "test") else None
+                patients[str(record).rsplit("/", 1)[-1]] = (str(patient), known_split)
+    return patients
+
+
 # Where recordings are ------------------------------------------------------------------------------------
 
 
-def find(source):
+def find(source, without=None):
     """List the recordings that a folder, a RECORDS file, a glob pattern or a record's name stands for.
 
     Parameters
     ----------
     source : str or Path
+    without : str or Path, optional
+        A folder to leave out: the work folder, if it lies among the data.
 
     Returns
     -------
     found : list of str
-        Absolute paths, none twice.
+        Absolute paths, none twice. A row of an HDF5 file is the file's path, "#" and the row.
     skipped : list of tuple
         (path, reason) of what is not to be read, such as a part of another record.
 
@@ -113,9 +186,24 @@ def find(source):
             raise Failure(f"{source}: no such folder or recording")
     # the same record may be named twice, by links or by patterns that overlap
     paths = list(dict.fromkeys(os.path.realpath(path) for path in paths))
+    if without is not None:
+        outside = os.path.join(os.path.realpath(without), "")
+        paths = [path for path in paths if not path.startswith(outside)]
     if not paths:
         raise Failure(f"{source} holds no recordings ({', '.join(READERS)})")
-    return _without_parts(paths)
+    found, skipped = _without_parts(paths)
+    return [row for path in found for row in _rows(path)], skipped
+
+
+def _rows(path):
+    """The recordings in a file: one, or the rows of an HDF5 file."""
+    if os.path.splitext(path)[1].lower() not in HDF5:
+        return [path]
+    try:
+        with _open_hdf5(path) as file:
+            return [f"{path}#{row}" for row in range(_tracings(file).shape[0])]
+    except Exception:  # `read` says what is wrong with it
+        return [path]
 
 
 def _walk(folder):
@@ -143,12 +231,17 @@ def _follow(records):
 
 def _one(path):
     """The file of one recording, named with or without its extension; None if there is none."""
-    header = path if path.endswith(".hea") else path + ".hea"
-    if os.path.isfile(header):
-        return header
-    if os.path.isfile(os.path.splitext(path)[0] + ".hea"):  # the signal file was named
-        return os.path.splitext(path)[0] + ".hea"
-    return path if os.path.isfile(path) else None
+    stem, extension = os.path.splitext(path)
+    if os.path.isfile(stem + ".hea"):  # its header, or its signal file
+        return stem + ".hea"
+    if os.path.isfile(path) or (extension.partition("#")[0] in HDF5 and os.path.isfile(_file(path))):
+        return path
+    return next((path + kind for kind in READERS if os.path.isfile(path + kind)), None)
+
+
+def _file(path):
+    """The file that a recording is in: its path without the row of an HDF5 file."""
+    return re.sub(r"#\d+$", "", path)
 
 
 def _without_parts(paths):
@@ -209,11 +302,13 @@ def read(path, fs=None, lead_names=None):
         If it cannot be read; the reason does not repeat the path.
     """
     path = _one(str(path)) or str(path)
-    reader = READERS.get(os.path.splitext(path)[1].lower())
+    reader = READERS.get(os.path.splitext(_file(path))[1].lower())
     if reader is None:
         raise Unusable("not a known format")
     try:
-        recording = reader(path, fs, lead_names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            recording = reader(path, fs, lead_names)
     except Failure:
         raise
     except FileNotFoundError as error:
@@ -237,7 +332,8 @@ PLAIN_SIGNAL = re.compile(
     r"[ \t]+\d+[ \t]+(?P<zero>-?\d{1,9})[ \t]+-?\d+[ \t]+-?\d+[ \t]+\d+(?:[ \t]+(?P<name>\S[^\t\r\n\f\v]*?))?\s*"
 )
 PLAIN_RECORD = re.compile(
-    r"(?P<name>[-\w]+)[ \t]+(?P<leads>\d{1,4})[ \t]+(?P<fs>\d+\.?\d*)[ \t]+(?P<samples>\d{1,10})\s*"
+    r"(?P<name>[-\w]+)[ \t]+(?P<leads>\d{1,4})[ \t]+(?P<fs>\d+\.?\d*)[ \t]+(?P<samples>\d{1,10})"
+    r"(?:[ \t]+(?P<time>\d{1,2}:\d\d:\d\d)(?:\.\d*)?[ \t]+(?P<date>\d{1,2}/\d{1,2}/\d{4}))?\s*"
 )
 
 
@@ -272,9 +368,11 @@ def _wfdb(path, fs, lead_names):
     for row, i in zip(signal, keep, strict=True):
         row[:] = (digital[:, i] - float(zero[i])) * (scales[i] / gain[i])
         row[digital[:, i] == -32768] = np.nan  # the format's mark of a missing sample
-    return Recording(
-        signal, float(record["fs"]), [signals[i]["name"] or "" for i in keep], _stem(path), path, comments
-    )
+    start = None
+    if record["date"]:
+        start = datetime.strptime(f"{record['date']} {record['time']}", "%d/%m/%Y %H:%M:%S")
+    leads = [signals[i]["name"] or "" for i in keep]
+    return Recording(signal, float(record["fs"]), leads, _stem(path), path, comments, start)
 
 
 def _wfdb_any(path, comments):
@@ -354,4 +452,203 @@ def _stem(path):
     return os.path.splitext(os.path.basename(path))[0]
 
 
-READERS = {".hea": _wfdb}
+def _edf(path, fs, lead_names):
+    """EDF, EDF+ and BDF through edfio. Of several sampling rates the one that most leads share is taken."""
+    import edfio
+
+    if os.path.getsize(path) > 4 * MOST_SAMPLES:
+        raise Unusable(f"too large: {os.path.getsize(path)} bytes")
+    warnings.simplefilter("error", UserWarning)  # edfio warns of a file shorter than its header says
+    edf = (edfio.read_bdf if path.lower().endswith(".bdf") else edfio.read_edf)(path)
+    if not edf.is_continuous:
+        raise Unusable("samples missing: the recording is discontinuous (EDF+D)")
+    scales = [(s, MILLIVOLTS.get(s.physical_dimension.strip().lower())) for s in edf.signals]
+    scales = [(s, scale) for s, scale in scales if scale is not None]
+    rates = [s.sampling_frequency for s, _ in scales]
+    if not rates:
+        raise Unusable("no leads in volts")
+    rate = max(set(rates), key=lambda r: (rates.count(r), r))
+    chosen = [(s, scale) for s, scale in scales if s.sampling_frequency == rate]
+    _check_promise(len(chosen), len(chosen[0][0].digital))
+    signal = np.array([s.data * scale for s, scale in chosen], np.float32)
+    comments = []
+    if edf.reserved[3:4] == "+" and edf.patient.code not in ("", "X"):
+        comments.append(f"Patient: {edf.patient.code}")
+    return Recording(signal, rate, [s.label for s, _ in chosen], _stem(path), path, comments, _edf_start(edf))
+
+
+def _edf_start(edf):
+    try:
+        return edf.startdatetime
+    except ValueError:  # anonymised
+        return None
+
+
+def _dicom(path, fs, lead_names):
+    """DICOM waveforms (PS3.3 C.10.9) through pydicom; of several groups the longest, in the time it covers."""
+    import pydicom
+
+    if os.path.getsize(path) > 4 * MOST_SAMPLES:
+        raise Unusable(f"too large: {os.path.getsize(path)} bytes")
+    syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID", "")
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        raise Unusable("not a known format: deflated DICOM")  # its size is not known beforehand
+    data = pydicom.dcmread(path)
+    groups = data.get("WaveformSequence") or []
+    if not groups:
+        raise Unusable("not an ECG: the DICOM file holds no waveform")
+    seconds = [g.NumberOfWaveformSamples / g.SamplingFrequency for g in groups]
+    index = int(np.argmax(seconds))
+    group = groups[index]
+    _check_promise(group.NumberOfWaveformChannels, group.NumberOfWaveformSamples)
+    raw = pydicom.waveforms.multiplex_array(data, index, as_raw=True)
+    padding = group.get("WaveformPaddingValue")
+    rows, leads = [], []
+    for values, channel in zip(raw.T, group.ChannelDefinitionSequence, strict=True):
+        units = channel.get("ChannelSensitivityUnitsSequence")
+        scale = MILLIVOLTS.get(units[0].CodeValue.strip().lower()) if units else None
+        if scale is None:
+            continue
+        step = float(channel.get("ChannelSensitivity", 1)) * float(
+            channel.get("ChannelSensitivityCorrectionFactor", 1)
+        )
+        row = ((values * step + float(channel.get("ChannelBaseline", 0))) * scale).astype(np.float32)
+        if padding is not None:
+            row[values == np.frombuffer(padding, raw.dtype)[0]] = np.nan
+        rows.append(row)
+        leads.append(str(channel.ChannelSourceSequence[0].CodeMeaning))
+    comments = [f"Patient: {data.PatientID}"] if data.get("PatientID") else []
+    signal = np.array(rows, np.float32).reshape(len(rows), raw.shape[0])
+    return Recording(signal, float(group.SamplingFrequency), leads, _stem(path), path, comments)
+
+
+def _need_fs(fs):
+    if fs is None:
+        raise Unusable("sampling rate unknown: give it with --input-fs")
+    return float(fs)
+
+
+def _csv(path, fs, lead_names):
+    """CSV and TSV in mV: a column for each lead under its name, a row for each sample."""
+    import pyarrow
+    import pyarrow.csv
+
+    fs = _need_fs(fs)
+    if os.path.getsize(path) > 8 * MOST_SAMPLES:
+        raise Unusable(f"too large: {os.path.getsize(path)} bytes")
+    mark = "\t" if path.lower().endswith(".tsv") else ","
+    with open(path, "rb") as file:
+        columns = file.readline(2**16).count(mark.encode()) + 1
+    if columns > MOST_LEADS:
+        raise Unusable(f"too large: {columns} columns")
+    data = pyarrow.csv.read_csv(
+        path, pyarrow.csv.ReadOptions(use_threads=False), pyarrow.csv.ParseOptions(delimiter=mark)
+    )
+    _check_promise(data.num_columns, data.num_rows)
+    numeric = [
+        (name, column)
+        for name, column in zip(data.column_names, data.columns, strict=True)
+        if pyarrow.types.is_floating(column.type) or pyarrow.types.is_integer(column.type)
+    ]
+    signal = np.array([column.to_numpy() for _, column in numeric], np.float32)
+    signal = signal.reshape(len(numeric), data.num_rows)
+    return Recording(signal, fs, [name for name, _ in numeric], _stem(path), path)
+
+
+def _numpy(path, fs, lead_names):
+    """A .npy array in mV, or the array `signal` (or the only one) of an .npz file.
+
+    An .npz file may also hold `fs` and `leads`; else `--input-fs` and `--lead-names` say them. The axis
+    that is as long as the list of names is that of the leads.
+    """
+    names = lead_names
+    if path.lower().endswith(".npz"):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > 8 * MOST_SAMPLES:
+            raise Unusable(f"too large: {unpacked} bytes unpacked")
+        with np.load(path, allow_pickle=False) as arrays:
+            fs = float(arrays["fs"]) if "fs" in arrays else fs
+            names = [str(lead) for lead in arrays["leads"]] if "leads" in arrays else names
+            keys = [key for key in arrays.files if key not in ("fs", "leads")]
+            if "signal" not in keys and len(keys) != 1:
+                raise Unusable("not a recording: the .npz file has no array called `signal`")
+            array = arrays["signal" if "signal" in keys else keys[0]]
+    else:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    fs, names = _need_fs(fs), names or list(STANDARD.values())
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise Unusable(f"not a recording: an array of {array.ndim} dimensions of {array.dtype}")
+    if len(names) not in array.shape:
+        raise Unusable(
+            f"leads unknown: no axis of {array.shape} has {len(names)}; name them with --lead-names"
+        )
+    signal = array if array.shape[0] == len(names) else array.T
+    _check_promise(*signal.shape)
+    return Recording(np.array(signal, np.float32), fs, list(names), _stem(path), path)
+
+
+def _hdf5(path, fs, lead_names):
+    """A row of an HDF5 file as CODE-15 % has them: `tracings` (exams, samples, 12), mV, 400 Hz.
+
+    The data set's own description calls the scale both 1e-4 V and V / 1000; its R waves say mV. Exams
+    shorter than the array have zeros on both sides, which are cut off.
+    """
+    path, mark, row = path.rpartition("#") if "#" in path else (path, "", "0")
+    stamp = os.stat(path)
+    file = _kept_hdf5(path, stamp.st_size, stamp.st_mtime_ns)
+    tracings = _tracings(file)
+    if int(row) >= tracings.shape[0]:
+        raise Unusable(f"no such row: {row} of {tracings.shape[0]}")
+    _check_promise(tracings.shape[2], tracings.shape[1])
+    names = lead_names or list(STANDARD.values())
+    if tracings.shape[2] != len(names):
+        raise Unusable(f"leads unknown: there are {tracings.shape[2]}; name them with --lead-names")
+    signal = np.ascontiguousarray(tracings[int(row)].T, np.float32)
+    used = np.flatnonzero(signal.any(axis=0))
+    signal = signal[:, used[0] : used[-1] + 1] if used.size else signal[:, :0]
+    exam = file.get("exam_id")
+    name = str(exam[int(row)]) if exam is not None else f"{_stem(path)}_{row}"
+    return Recording(signal, float(fs or 400), list(names), name, f"{path}#{row}" if mark else path)
+
+
+def _open_hdf5(path):
+    import h5py
+
+    return h5py.File(path, "r", rdcc_nbytes=2**25)
+
+
+@lru_cache(maxsize=1)
+def _kept_hdf5(path, size, changed):
+    return _open_hdf5(path)  # thousands of rows are read one after the other
+
+
+def _tracings(file):
+    """The array of exams in an open HDF5 file, if its data is in the file itself."""
+    import h5py
+
+    if not isinstance(file.get("tracings", getlink=True), h5py.HardLink):
+        raise Unusable("not a recording: the HDF5 file has no array `tracings`")
+    data = file["tracings"]
+    if not isinstance(data, h5py.Dataset) or data.ndim != 3 or data.dtype.kind not in "fiu":
+        raise Unusable("not a recording: `tracings` must be (exams, samples, leads)")
+    if data.external or data.is_virtual:
+        raise Unusable("header refused: it points outside its file")
+    if data.chunks and np.prod(data.chunks, dtype=float) * data.dtype.itemsize > 4 * MOST_SAMPLES:
+        raise Unusable(f"too large: chunks of {data.chunks}")
+    return data
+
+
+HDF5 = (".h5", ".hdf5")
+READERS = {
+    ".hea": _wfdb,
+    ".edf": _edf,
+    ".bdf": _edf,
+    ".dcm": _dicom,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".npy": _numpy,
+    ".npz": _numpy,
+    ".h5": _hdf5,
+    ".hdf5": _hdf5,
+}

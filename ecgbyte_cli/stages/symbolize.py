@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal as signals
 import time
@@ -17,7 +18,16 @@ import numpy as np
 
 from ecgbyte_cli import __version__, preprocess, records
 from ecgbyte_cli.console import Failure, Stage, note, progress, say, table
-from ecgbyte_cli.workdir import finished, new_array, read_json, read_table, whole, write_json, write_table
+from ecgbyte_cli.workdir import (
+    finished,
+    new_array,
+    read_json,
+    read_table,
+    sha256_of,
+    whole,
+    write_json,
+    write_table,
+)
 from ecgbyte_kernels import quantize as kernels
 
 PART = 64  # recordings that are done together, and lost together if the run is killed
@@ -70,6 +80,26 @@ FIXED = ("minmax", "mulaw")  # quantizers that need not know the corpus
     help="Interpolate missing samples, up to 40 ms in a row.",
 )
 @click.option(
+    "--patients",
+    type=click.Path(path_type=Path),
+    default=None,
+    show_default="as the recordings say",
+    help="CSV table of records and patients, such as ptbxl_database.csv or record_list.csv.",
+)
+@click.option(
+    "--input-fs",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    show_default="as the files say",
+    help="Sampling rate of files that do not say it (CSV, TSV, NumPy), in Hz.",
+)
+@click.option(
+    "--lead-names",
+    default=None,
+    show_default="the 12 in their usual order",
+    help="Names of the leads in files that do not say them (NumPy, HDF5).",
+)
+@click.option(
     "--jobs", type=click.IntRange(1), default=None, show_default="all processors", help="Processes to use."
 )
 @click.option(
@@ -109,6 +139,9 @@ def symbolize(
     bounds=None,
     mu=20.0,
     fill_nan=None,
+    patients=None,
+    input_fs=None,
+    lead_names=None,
     jobs=None,
     overwrite=False,
 ):
@@ -134,6 +167,10 @@ def symbolize(
     mu : float
         Companding of `mulaw`, over +-5 mV.
     fill_nan : {"linear", None}
+    patients : str or Path or None
+        Table of records and patients; see `ecgbyte_cli.records.read_patients`.
+    input_fs, lead_names : float and str, or None
+        Sampling rate and lead names of files that do not say them.
     jobs : int or None
         Processes; None means one for each processor.
     overwrite : bool
@@ -158,9 +195,15 @@ def symbolize(
     if bounds and not (quantizer == "paper" and -np.inf < bounds[0] < bounds[1] < np.inf):
         raise click.UsageError("--range needs --quantizer paper and two numbers, the smaller first")
 
-    found, skipped = records.find(data)
+    found, skipped = records.find(data, without=work.root)
+    if patients:
+        found = [path for path in found if path != os.path.realpath(patients)]
+    known = records.read_patients(patients) if patients else {}
     asked = {
         "input": _fingerprint(found),
+        "patients": sha256_of(patients) if patients else None,
+        "input_fs": input_fs,
+        "lead_names": [name.strip() for name in lead_names.split(",")] if lead_names else None,
         "fs": fs,
         "leads": names,
         "segment_seconds": segment,
@@ -175,7 +218,7 @@ def symbolize(
         return before
     _prepare(work, asked, overwrite)
     _make_parts(work.symbol_parts, found, asked, jobs or os.cpu_count())
-    return _join(work, found, skipped, asked, started)
+    return _join(work, found, skipped, known, asked, started)
 
 
 def _asked_quantizer(name, levels, bounds, mu):
@@ -189,12 +232,14 @@ def _fingerprint(found):
     """A hash of the inputs' names, sizes and times, which changes when the data does."""
     base = os.path.commonpath([os.path.dirname(path) for path in found]) if found else ""
     digest = hashlib.sha256()
+    file = stamp = None
     for path in found:
-        try:
-            status = os.stat(path)
-            stamp = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
-            stamp = "missing"
+        if file != re.sub(r"#\d+$", "", path):  # the rows of an HDF5 file share one
+            file = re.sub(r"#\d+$", "", path)
+            try:
+                stamp = f"{os.stat(file).st_size} {os.stat(file).st_mtime_ns}"
+            except OSError:
+                stamp = "missing"
         digest.update(f"{os.path.relpath(path, base)} {stamp}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -272,15 +317,12 @@ def _make_part(folder, number, paths, asked):
     counts = np.zeros(2**16, np.int64)
     for path in paths:
         try:
-            recording = records.read(path)
+            recording = records.read(path, asked["input_fs"], asked["lead_names"])
             cut = preprocess.segments(recording, asked)
         except Failure as error:
             skipped.append((path, error.message))
             continue
-        patient = recording.comment("patient") or recording.name
-        split = recording.comment("split")
-        if split not in ("train", "val", "test"):
-            split = records.split_of(patient)
+        patient, split = records.patient_of(recording), recording.comment("split")
         if asked["profile"] == "paper":
             remarks.append([recording.fs, preprocess.paper_filters(recording.fs)[1]])
         for start, signal in cut:
@@ -306,10 +348,10 @@ def _make_part(folder, number, paths, asked):
     return len(paths)
 
 
-def _join(work, found, skipped, asked, started):
+def _join(work, found, skipped, known, asked, started):
     """Make the symbols and tables of all parts, settings last, and clear the parts away."""
     parts = [_part(work.symbol_parts, n) for n in range(-(-len(found) // PART))]
-    counts, segments, left_out = np.zeros(2**16, np.int64), 0, Counter()
+    counts, segments, left_out, unlisted = np.zeros(2**16, np.int64), 0, Counter(), 0
     for path in parts:
         with np.load(path) as part:
             counts[part["used"]] += part["counts"]
@@ -317,6 +359,9 @@ def _join(work, found, skipped, asked, started):
             segments += len(about["rows"])
             skipped = skipped + about["skipped"]
             left_out.update((fs, ", ".join(names)) for fs, names in about["remarks"] if names)
+            unlisted += len({row[0] for row in about["rows"]} - known.keys())
+    if known and unlisted:
+        note(f"{unlisted} recordings are not in the table of patients: taken as their own files say")
     for (fs, names), times in sorted(left_out.items()):
         note(f"{times} recordings at {fs:g} Hz: left out {names}")
     if not segments:
@@ -342,6 +387,8 @@ def _join(work, found, skipped, asked, started):
                 blocks, rows = part["blocks"], _about(part)["rows"]
             if not rows:
                 continue
+            for row in rows:
+                row[1], row[2] = _patient_and_split(row, known)
             if blocks.dtype != np.uint8:
                 blocks, lo, hi = kernels.quantize(blocks, quantizer)
                 rows = [[*row[:5], lo, hi] for row in rows]
@@ -362,7 +409,8 @@ def _join(work, found, skipped, asked, started):
         "symbols": letters,
         "seconds": time.perf_counter() - started,
     }
-    signal = {k: v for k, v in asked.items() if k != "input"} | {"quantizer": quantizer}
+    about_input = ("input", "patients", "input_fs", "lead_names")
+    signal = {k: v for k, v in asked.items() if k not in about_input} | {"quantizer": quantizer}
     write_json(
         work.symbol_settings,
         {"settings": asked, "result": result, "signal": signal, "ecgbyte": __version__},
@@ -370,6 +418,14 @@ def _join(work, found, skipped, asked, started):
     )
     shutil.rmtree(work.symbol_parts)
     return result
+
+
+def _patient_and_split(row, known):
+    """Whose a recording is, and the side it is on: by the table, else by the file, else by the hash."""
+    record, patient, split = row[:3]
+    patient, listed = known.get(record, (patient, None))
+    split = listed or split
+    return patient, split if split in ("train", "val", "test") else records.split_of(patient)
 
 
 def _about(part):
