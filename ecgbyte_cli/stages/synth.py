@@ -75,7 +75,8 @@ GAIN = 1000  # steps per mV
     "--jobs",
     type=click.IntRange(1),
     default=None,
-    help="Threads; the records do not depend on it. [all cores]",
+    show_default="all cores",
+    help="Threads; the records do not depend on it.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace records made with other settings.")
 @click.pass_obj
@@ -144,7 +145,7 @@ def synth(out, *, records=400, seconds=10, fs=500, seed=1, jobs=None, overwrite=
         for folder in {(out / record["path"]).parent for record in plan}:
             folder.mkdir(exist_ok=True)
         with (
-            progress("making", records, "records") as bar,
+            progress("making", len(todo), "records") as bar,
             ThreadPoolExecutor(jobs or os.cpu_count()) as pool,
         ):
             try:
@@ -418,28 +419,29 @@ P_WAVE = np.array(  # time from the start of P: the right atrium, in front, then
 NORMAL_QRS = np.array(  # septum, left ventricle, its side and back wall, base
     [
         [-0.022, 0.007, 0.007, -0.13, -0.07, -0.24],
-        [0.000, 0.011, 0.010, 1.00, 0.82, 0.30],
+        [0.000, 0.011, 0.010, 1.15, 0.80, 0.30],
         [0.018, 0.010, 0.010, 0.05, 0.02, 0.62],
         [0.034, 0.008, 0.009, -0.16, -0.12, 0.20],
     ]
 )
-LBBB_QRS = np.array(  # no septal r to the right: slowly to the left and back, in two humps
+LBBB_QRS = np.array(  # no septal r to the right: slowly to the back, then to the left
     [
-        [-0.034, 0.019, 0.020, 0.78, 0.48, 0.72],
-        [0.030, 0.020, 0.021, 0.92, 0.32, 0.80],
+        [-0.034, 0.018, 0.020, 0.58, 0.46, 0.75],
+        [0.000, 0.020, 0.020, 0.25, 0.08, 0.66],
+        [0.034, 0.019, 0.019, 0.88, 0.18, 0.56],
     ]
 )
 PREMATURE_QRS = (
     np.array(  # from the right ventricle's outflow: to the left, the feet and the back
         [
-            [-0.036, 0.024, 0.024, 0.42, 1.15, 0.72],
-            [0.028, 0.026, 0.027, 0.40, 1.05, 0.85],
+            [-0.032, 0.025, 0.028, 0.35, 0.95, 0.60],
+            [0.028, 0.029, 0.026, 0.38, 0.90, 0.80],
         ]
     ),
     np.array(  # from the left ventricle's lower wall: to the right, the head and the front
         [
-            [-0.036, 0.024, 0.024, -0.15, -0.85, -0.85],
-            [0.028, 0.026, 0.027, -0.45, -1.05, -0.65],
+            [-0.032, 0.025, 0.028, -0.10, -0.70, -0.75],
+            [0.028, 0.029, 0.026, -0.45, -0.95, -0.60],
         ]
     ),
 )
@@ -492,7 +494,7 @@ def _waves(rng, condition, person, beats, premature, pr, rr):
         early = PREMATURE_QRS[person["focus"]].copy()
         early[:, :3] *= person["width"]
         early[:, 3:] *= gain * rng.uniform(1.0, 1.25)
-        t_wave = [0.72 * qt + 0.04, 0.15 * qt, 0.10 * qt, *(-0.36 * early[:, 3:].mean(axis=0))]
+        t_wave = [0.70 * qt + 0.04, 0.16 * qt, 0.12 * qt, *(-0.36 * early[:, 3:].mean(axis=0))]
         st = [0.36 * qt + 0.03, 0.04, 0.06, *(-0.12 * early[:, 3:].mean(axis=0))]
         rows.append(_repeat(np.vstack([early, st, t_wave]), beats[premature], size[premature]))
     return np.vstack(rows), injury
