@@ -159,7 +159,7 @@ def synth(out, *, records=400, seconds=10, fs=500, seed=1, jobs=None, overwrite=
             beside.write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
     except OSError as error:
         raise Failure(
-            f"{out}: {error.filename or out}: {error.strerror}: name a folder to write to"
+            f"{error.filename or out} cannot be written ({error.strerror}): name another folder"
         ) from error
     counts = {condition: dict.fromkeys(SPLITS, 0) for condition in CONDITIONS}
     for record in plan:
@@ -477,7 +477,7 @@ def _waves(rng, condition, person, beats, premature, pr, rr):
     t_vector = _turned(t_vector[None], person["t_frontal"], 0.5 * person["horizontal"]) * gain
     beat = np.vstack([qrs, [t_peak, t_before, t_after, *t_vector[0]]])
     if condition == "anterior ST elevation":
-        # two Gaussians that join the QRS complex to the T wave
+        # a dome that joins the QRS complex to the T wave
         between = t_peak - 0.05
         dome = [[0.05 + 0.25 * between, 0.018, 0.4 * between, *injury]]
         beat = np.vstack([beat, dome])
