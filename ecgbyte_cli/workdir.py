@@ -152,8 +152,9 @@ def read_array(path):
 @contextmanager
 def new_array(path, dtype, shape):
     """Yield a memory-mapped .npy array to fill; it takes its place when the block ends well."""
+    shape = (shape,) if np.ndim(shape) == 0 else shape
     with whole(path) as beside:
-        if 0 in np.atleast_1d(shape):  # an empty file cannot be memory-mapped
+        if 0 in shape:  # an empty file cannot be memory-mapped
             with open(beside, "wb") as file:
                 np.save(file, np.empty(shape, dtype), allow_pickle=False)
             yield np.empty(shape, dtype)
