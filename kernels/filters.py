@@ -1,4 +1,4 @@
-"""Zero-phase filters and cubic resampling for all leads of a recording at once.
+"""Zero-phase filters, wavelet threshold and cubic resampling for all leads of a recording at once.
 
 Arrays lie sample by sample here, (samples, leads), so that the innermost loop runs over the leads and the
 processor works on several of them in one instruction.
@@ -71,6 +71,91 @@ def _one_way(x, begin, end, step, sos, start):
                 z0[s, lead] = b1 * u - a1 * y + z1[s, lead]
                 z1[s, lead] = b2 * u - a2 * y
                 x[i, lead] = y
+
+
+def denoise(signal, filters, levels):
+    """Soft wavelet threshold: median|d| / 0.6745 of each lead's coarsest detail, for all its details.
+
+    The discrete wavelet transform is `pywt.wavedec`'s with its mode "symmetric": the signal is mirrored at
+    both ends, the first and last sample included.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        float64 (samples, leads).
+    filters : tuple of numpy.ndarray
+        The wavelet's decomposition low and high pass and reconstruction low and high pass, float64, all of
+        the same even length (`pywt.Wavelet.filter_bank`).
+    levels : int
+        At least 1.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 (samples, leads).
+
+    Raises
+    ------
+    ValueError
+        If a level has fewer samples than the filters have coefficients.
+    """
+    down_low, down_high, up_low, up_high = (np.asarray(f, float) for f in filters)
+    approximation, details, sizes = np.ascontiguousarray(signal), [], []
+    for _ in range(levels):
+        if approximation.shape[0] < down_low.size:
+            raise ValueError(f"{signal.shape[0]} samples are too few for {levels} levels")
+        sizes.append(approximation.shape[0])
+        approximation, detail = _analyse(approximation, down_low, down_high)
+        details.append(detail)
+    threshold = np.median(np.abs(details[-1]), axis=0) / 0.6745
+    for size, detail in zip(sizes[::-1], details[::-1], strict=True):
+        _shrink(detail, threshold)
+        approximation = _synthesise(approximation, detail, up_low, up_high, size)
+    return approximation
+
+
+@jit
+def _analyse(x, low, high):
+    n, leads = x.shape
+    half = (n + low.size - 1) // 2
+    a, d = np.zeros((half, leads)), np.zeros((half, leads))
+    for k in range(half):
+        # a[k] = sum over j of low[j] x[2k + 1 - j], d[k] likewise
+        for j in range(low.size):
+            i = 2 * k + 1 - j
+            if i < 0:
+                i = -1 - i
+            elif i >= n:
+                i = 2 * n - 1 - i
+            p, q = low[j], high[j]
+            for lead in range(leads):
+                a[k, lead] += p * x[i, lead]
+                d[k, lead] += q * x[i, lead]
+    return a, d
+
+
+@jit
+def _shrink(d, threshold):
+    for k in range(d.shape[0]):
+        for lead in range(d.shape[1]):
+            # sign(d) max(|d| - threshold, 0)
+            t = threshold[lead]
+            d[k, lead] -= min(max(d[k, lead], -t), t)
+
+
+@jit
+def _synthesise(a, d, low, high, size):
+    leads = a.shape[1]
+    x = np.zeros((size, leads))
+    for i in range(size):
+        # x[i] = sum over k of low[j] a[k] + high[j] d[k], where j = i + length - 2 - 2k
+        first = i // 2
+        for k in range(first, min(first + low.size // 2, a.shape[0])):
+            j = i + low.size - 2 - 2 * k
+            p, q = low[j], high[j]
+            for lead in range(leads):
+                x[i, lead] += p * a[k, lead] + q * d[k, lead]
+    return x
 
 
 def cubic(signal, samples):

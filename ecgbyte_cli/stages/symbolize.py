@@ -285,7 +285,7 @@ def _in_parallel(function, tasks, jobs):
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([__name__, "scipy.signal", "pywt"])
     pool = ProcessPoolExecutor(jobs, context, initializer=_ignore_interrupts)
     try:
         running = set()
@@ -306,7 +306,7 @@ def _ignore_interrupts():
 
 
 def _part(folder, number):
-    return Path(folder) / f"{number:07d}.npz"
+    return Path(folder) / f"{number:07d}.part"
 
 
 def _make_part(folder, number, paths, asked):
@@ -338,14 +338,18 @@ def _make_part(folder, number, paths, asked):
     about = {"rows": rows, "skipped": skipped, "remarks": remarks}
     used = np.flatnonzero(counts)
     with whole(_part(folder, number)) as beside, open(beside, "wb") as file:
-        np.savez(
-            file,
-            blocks=np.array(blocks) if blocks else np.zeros(shape, np.uint8),
-            used=used,
-            counts=counts[used],
-            about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-        )
+        np.save(file, np.frombuffer(json.dumps(about).encode(), np.uint8))
+        np.save(file, np.stack([used, counts[used]]))
+        np.save(file, np.array(blocks) if blocks else np.zeros(shape, np.uint8))
     return len(paths)
+
+
+def _read_part(path, blocks=True):
+    """What `_make_part` wrote: the rows and what else was noted, the counts, and the blocks if wanted."""
+    with open(path, "rb") as file:
+        about = json.loads(np.load(file, allow_pickle=False).tobytes())
+        counts = np.load(file, allow_pickle=False)
+        return about, counts, np.load(file, allow_pickle=False) if blocks else None
 
 
 def _join(work, found, skipped, known, asked, started):
@@ -353,13 +357,12 @@ def _join(work, found, skipped, known, asked, started):
     parts = [_part(work.symbol_parts, n) for n in range(-(-len(found) // PART))]
     counts, segments, left_out, unlisted = np.zeros(2**16, np.int64), 0, Counter(), 0
     for path in parts:
-        with np.load(path) as part:
-            counts[part["used"]] += part["counts"]
-            about = _about(part)
-            segments += len(about["rows"])
-            skipped = skipped + about["skipped"]
-            left_out.update((fs, ", ".join(names)) for fs, names in about["remarks"] if names)
-            unlisted += len({row[0] for row in about["rows"]} - known.keys())
+        about, (used, times), _ = _read_part(path, blocks=False)
+        counts[used] += times
+        segments += len(about["rows"])
+        skipped = skipped + about["skipped"]
+        left_out.update((fs, ", ".join(names)) for fs, names in about["remarks"] if names)
+        unlisted += len({row[0] for row in about["rows"]} - known.keys())
     if known and unlisted:
         note(f"{unlisted} recordings are not in the table of patients: taken as their own files say")
     for (fs, names), times in sorted(left_out.items()):
@@ -383,8 +386,8 @@ def _join(work, found, skipped, known, asked, started):
     ):
         done = 0
         for path in parts:
-            with np.load(path) as part:
-                blocks, rows = part["blocks"], _about(part)["rows"]
+            about, _, blocks = _read_part(path)
+            rows = about["rows"]
             if not rows:
                 continue
             for row in rows:
@@ -428,10 +431,6 @@ def _patient_and_split(row, known):
     return patient, split if split in ("train", "val", "test") else records.split_of(patient)
 
 
-def _about(part):
-    return json.loads(part["about"].tobytes())
-
-
 def _fit(quantizer, counts, parts):
     """Complete the quantizer with what the corpus says."""
     if quantizer["name"] == "paper" and quantizer["lo"] is None:
@@ -453,11 +452,10 @@ def _percentiles(parts, counts, percents):
     uppers = {r: int(np.searchsorted(below, r, "right") - 1) for a, b, _ in ranks for r in (a, b)}
     lowers = {upper: np.zeros(2**16, np.int64) for upper in uppers.values()}
     for path in parts:
-        with np.load(path) as part:
-            if len(part["used"]):
-                blocks = part["blocks"]
-                for upper, lower in lowers.items():
-                    kernels.count_lower(blocks, upper, lower)
+        about, _, blocks = _read_part(path)
+        if about["rows"]:
+            for upper, lower in lowers.items():
+                kernels.count_lower(blocks, upper, lower)
 
     def value(rank):
         upper = uppers[rank]
