@@ -94,5 +94,53 @@ class Prompt:
         return self.text_tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
+def trim(ecgs, leads, budget):
+    """Shorten ECGs to a number of tokens in all: each lead of each loses as many of its last tokens.
+
+    Parameters
+    ----------
+    ecgs : list of int arrays
+        The tokens of each ECG, lead by lead.
+    leads : list of int arrays
+        The lead that each token is on, rising.
+    budget : int
+        How many tokens may stay.
+
+    Returns
+    -------
+    list of int arrays
+        A lead loses one token more than another at most, unless it has no more to lose.
+    """
+    counts = [np.bincount(lead) for lead in leads]
+    all_counts = np.concatenate(counts)
+    lost = 0
+    while (kept := np.maximum(all_counts - lost, 0)).sum() > budget:
+        lost += 1
+    # the last round may have taken too many: the first leads that lost one in it get it back
+    kept[np.flatnonzero(all_counts >= lost)[: budget - kept.sum()]] += lost > 0
+    trimmed = []
+    for ecg, lead, count in zip(ecgs, leads, counts, strict=True):
+        keep, kept = kept[: len(count)], kept[len(count) :]
+        rank = np.arange(len(ecg)) - (count.cumsum() - count)[lead]
+        trimmed.append(np.asarray(ecg)[rank < keep[lead]])
+    return trimmed
+
+
+def leads_of(ecg, lengths, samples):
+    """The lead that each token of an ECG begins on.
+
+    Parameters
+    ----------
+    ecg : int array
+        The tokens of one segment.
+    lengths : int array
+        Letters of each token of the vocabulary.
+    samples : int
+        Letters per lead.
+    """
+    ends = np.cumsum(lengths[ecg])
+    return (ends - lengths[ecg]) // samples
+
+
 def _unmarked(text):
     return text.replace(ECG_MARK, "").replace(ANSWER_MARK, "")

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ecgbyte_cli import ecg_lm
-from ecgbyte_cli.prompt import IGNORED, Prompt
+from ecgbyte_cli.prompt import IGNORED, Prompt, leads_of, trim
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<eos>\n{% endfor %}"
@@ -63,3 +65,31 @@ def test_no_signal():
     prompt, text_tokenizer = prompt_with()
     ids, _ = prompt.build([[]], [("a?", None)])
     assert shown(ids, prompt, text_tokenizer) == "<bos>[0][1]a?\n"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=4), min_size=1, max_size=3), st.integers(0, 60)
+)
+def test_trim_takes_evenly_from_the_end_of_each_lead(counts, budget):
+    """counts: tokens per lead, per ECG."""
+    leads = [np.repeat(np.arange(len(c)), c) for c in counts]
+    ecgs = [
+        100 * lead + np.concatenate([np.arange(n) for n in c]) for lead, c in zip(leads, counts, strict=True)
+    ]
+    trimmed = trim(ecgs, leads, budget)
+    total = sum(map(sum, counts))
+    assert sum(map(len, trimmed)) == min(total, budget)
+    lost = []
+    for ecg, c in zip(trimmed, counts, strict=True):
+        for lead, n in enumerate(c):
+            kept = ecg[ecg // 100 == lead]
+            assert kept.tolist() == [100 * lead + i for i in range(len(kept))]  # the first ones, in order
+            lost.append((n - len(kept), len(kept)))
+    most = max(lost)[0]
+    assert all(n >= most - 1 or kept == 0 for n, kept in lost)
+
+
+def test_leads_of():
+    lengths = np.array([1, 1, 3, 5])
+    assert leads_of(np.array([2, 0, 1, 3, 3, 0]), lengths, samples=5).tolist() == [0, 0, 0, 1, 2, 3]
