@@ -339,12 +339,7 @@ PLAIN_RECORD = re.compile(
 
 def _wfdb(path, fs, lead_names):
     """WFDB: plain format 16 directly, which is most of what there is; everything else through wfdb."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = file.read(2**22).splitlines()
-    comments = [line.strip(" \t#") for line in lines if line.startswith("#")]
-    lines = [line for line in lines if line.strip() and not line.startswith("#")]
-    if not lines:
-        raise Unusable("header empty")
+    comments, lines = _header_lines(path)
     record = PLAIN_RECORD.fullmatch(lines[0])
     signals = [PLAIN_SIGNAL.fullmatch(line) for line in lines[1:]] if record else []
     if (
@@ -375,6 +370,23 @@ def _wfdb(path, fs, lead_names):
     return Recording(signal, float(record["fs"]), leads, _stem(path), path, comments, start)
 
 
+def _header_lines(path):
+    """A header's comments, and its other lines, none of which names a file outside the header's folder."""
+    if os.path.getsize(path) > 2**22:
+        raise Unusable("header refused: larger than 4 MB")
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
+    comments = [line.strip(" \t#") for line in lines if line.startswith("#")]
+    lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    if not lines:
+        raise Unusable("header empty")
+    for line in lines[1:]:
+        name = line.split()[0]
+        if re.search(r"[/\\:]", name) or name in (".", ".."):
+            raise Unusable(f"header refused: it points outside its folder ({name[:80]})")
+    return comments, lines
+
+
 def _wfdb_any(path, comments):
     """WFDB in any form that the wfdb package reads, once its promises are checked."""
     import wfdb
@@ -386,7 +398,7 @@ def _wfdb_any(path, comments):
         for name in header.seg_name:
             if name == "~":
                 continue
-            part = _wfdb_header(os.path.join(os.path.dirname(path), _inside(name)))
+            part = _wfdb_header(os.path.join(os.path.dirname(path), name))
             if isinstance(part, wfdb.MultiRecord):
                 raise Unusable("header refused: a segment has segments")
     # from the local disk alone: without pn_dir, wfdb asks no server
@@ -407,8 +419,7 @@ def _wfdb_header(stem):
     import wfdb
     from wfdb.io._signal import BYTES_PER_SAMPLE
 
-    if os.path.getsize(stem + ".hea") > 2**22:
-        raise Unusable("header refused: larger than 4 MB")
+    _header_lines(stem + ".hea")
     header = wfdb.rdheader(stem)
     if isinstance(header, wfdb.MultiRecord) or not header.n_sig:
         return header
@@ -418,20 +429,13 @@ def _wfdb_header(stem):
     for name, form, frame, offset in zip(
         header.file_name, header.fmt, header.samps_per_frame, header.byte_offset, strict=True
     ):
-        path = os.path.join(os.path.dirname(stem), _inside(name))
+        path = os.path.join(os.path.dirname(stem), name)
         size = BYTES_PER_SAMPLE.get(form, 0) * frame * (header.sig_len or 0)
         needed[path] = needed.get(path, offset or 0) + size
         _check_promise(header.n_sig * frame, header.sig_len or os.path.getsize(path))
     for path, size in needed.items():
         _check_length(path, int(size))
     return header
-
-
-def _inside(name):
-    """Return a file name that a header gives, if it names a file beside the header."""
-    if name != os.path.basename(name) or re.search(r"[/\\:]", name) or name in ("", ".", ".."):
-        raise Unusable(f"header refused: it points outside its folder ({name[:80]})")
-    return name
 
 
 def _check_promise(leads, samples):

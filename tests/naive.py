@@ -57,3 +57,34 @@ def replace_pair(piece, a, b, new):
             out.append(piece[i])
             i += 1
     return out
+
+
+def letters_by_steps(signal, lo, hi, levels):
+    """Letters of equal steps between lo and hi, clipped: floor(levels (x - lo) / (hi - lo))."""
+    if not hi > lo:
+        return np.zeros(np.shape(signal), np.uint8)
+    places = np.floor((np.asarray(signal, float) - lo) * (levels / (hi - lo)))
+    return np.clip(places, 0, levels - 1).astype(np.uint8)
+
+
+def paper_preprocessing(signal, fs, target):
+    """Profile `paper` with scipy and PyWavelets, a filter and a lead at a time: float64 (leads, made)."""
+    import pywt
+    from scipy import interpolate
+    from scipy import signal as sps
+
+    made = int(signal.shape[1] * target / fs)
+    out = np.empty((len(signal), made))
+    sections = [sps.tf2sos(*sps.iirnotch(f, 30, fs)) for f in (50, 60)]
+    sections.append(sps.butter(4, [0.5, 100], "bandpass", fs=fs, output="sos"))
+    sections.append(sps.butter(4, 0.05, "highpass", fs=fs, output="sos"))
+    for lead, row in enumerate(signal.astype(float)):
+        for sos in sections:
+            row = sps.sosfiltfilt(sos, row)
+        coarse, *details = pywt.wavedec(row, "db6", level=4)
+        threshold = np.median(np.abs(details[0])) / 0.6745
+        details = [pywt.threshold(d, threshold, "soft") if threshold else d for d in details]
+        row = pywt.waverec([coarse, *details], "db6")[: signal.shape[1]]
+        before, after = np.linspace(0, 1, signal.shape[1]), np.linspace(0, 1, made)
+        out[lead] = interpolate.interp1d(before, row, kind="cubic")(after)
+    return out

@@ -1,0 +1,214 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import interpolate
+from scipy import signal as sps
+
+import naive
+from ecgbyte_cli import preprocess, records
+from ecgbyte_cli.records import Recording, Unusable
+from ecgbyte_kernels import filters
+from ecgbyte_kernels.quantize import quantize
+
+SETTINGS = {
+    "fs": 250.0,
+    "leads": preprocess.LEADS,
+    "segment_seconds": 10.0,
+    "samples": 2500,
+    "profile": "paper",
+    "fill_nan": None,
+}
+
+
+def recording(leads, seconds=10, fs=500, seed=0):
+    rng = np.random.default_rng(seed)
+    signal = rng.normal(0, 0.3, (len(leads), int(seconds * fs))).cumsum(axis=1) * 0.05
+    return Recording(signal.astype(np.float32), float(fs), list(leads), "made", "made.hea")
+
+
+@pytest.fixture(scope="module")
+def real_segments(real_data):
+    found, _ = records.find(real_data / "cinc2021")
+    read = [records.read(path) for path in found]
+    return {r.name: preprocess.segments(r, SETTINGS)[0][1] for r in read}
+
+
+def test_paper_agrees_with_the_reference(real_segments, golden):
+    reference = np.load(golden / "preprocessed.npz")
+    assert len(reference.files) == 6
+    for name in reference.files:
+        assert np.abs(real_segments[name] - reference[name]).max() < 1e-3
+
+
+def test_letters_agree_with_the_reference(real_segments, golden):
+    reference, about = np.load(golden / "symbols.npz"), json.loads((golden / "tokenizer.json").read_text())
+    lo, hi = about["percentile_1"] - 0.5, about["percentile_99"] + 0.5
+    quantizer = {"name": "paper", "levels": 26, "lo": lo, "hi": hi}
+    ours = np.stack([quantize(real_segments[name], quantizer)[0] for name in about["order"]])
+    theirs = np.stack([reference[name] for name in about["order"]])
+    assert (ours == theirs).mean() >= 0.995
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_the_corpus_range_agrees_with_the_reference(real_segments, golden):
+    about = json.loads((golden / "tokenizer.json").read_text())
+    p1, p99 = np.percentile(np.concatenate([real_segments[name].ravel() for name in about["order"]]), [1, 99])
+    # The reference's 0.05 Hz high-pass in transfer-function form is off by up to 0.016 mV on drifting leads.
+    assert abs(p1 - about["percentile_1"]) < 0.002 and abs(p99 - about["percentile_99"]) < 0.002
+
+
+@pytest.mark.parametrize("fs, seconds", [(500, 10), (400, 10), (1000, 4.003), (257.5, 12)])
+def test_paper_is_the_slow_version(fs, seconds):
+    signal = recording(["I", "II", "V1"], seconds, fs).signal
+    expected = naive.paper_preprocessing(signal, fs, 250)
+    assert np.abs(preprocess.paper(signal, fs, 250) - expected).max() < 1e-5
+
+
+@pytest.mark.kernels
+@given(st.integers(40, 90), st.integers(1, 3), st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
+def test_filters_are_scipys(samples, leads, seed):
+    x = np.random.default_rng(seed).normal(size=(samples, leads))
+    designs = [
+        sps.butter(4, [0.5, 100], "bandpass", fs=500, output="sos"),
+        sps.tf2sos(*sps.iirnotch(50, 30, 500)),
+    ]
+    expected = x
+    for sos in designs:
+        expected = sps.sosfiltfilt(sos, expected, axis=0)
+    ours = filters.zero_phase(
+        x, [(s, sps.sosfilt_zi(s), pad) for s, pad in zip(designs, (27, 9), strict=True)]
+    )
+    assert np.allclose(ours, expected, atol=1e-9)
+
+
+@pytest.mark.kernels
+def test_filters_refuse_a_signal_shorter_than_their_extension():
+    sos = sps.butter(4, 0.5, "highpass", fs=500, output="sos")
+    with pytest.raises(ValueError, match="16"):
+        filters.zero_phase(np.zeros((15, 2)), [(sos, sps.sosfilt_zi(sos), 15)])
+
+
+@pytest.mark.kernels
+@given(st.integers(4, 60), st.integers(2, 90), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_cubic_is_scipys(samples, made, seed):
+    x = np.random.default_rng(seed).normal(size=(samples, 2))
+    spline = interpolate.make_interp_spline(np.linspace(0, 1, samples), x, k=3)
+    assert np.allclose(filters.cubic(x, made), spline(np.linspace(0, 1, made)), atol=1e-4)
+
+
+@pytest.mark.kernels
+@given(st.integers(100, 160), st.integers(0, 99), st.sampled_from(["db6", "db4", "sym5"]))
+@settings(max_examples=15, deadline=None)
+def test_denoise_is_pywavelets(samples, seed, wavelet):
+    import pywt
+
+    x = np.random.default_rng(seed).normal(size=(samples, 2))
+    coarse, *details = pywt.wavedec(x, wavelet, level=3, axis=0)
+    threshold = np.median(np.abs(details[0]), axis=0) / 0.6745
+    details = [np.sign(d) * np.maximum(np.abs(d) - threshold, 0) for d in details]
+    expected = pywt.waverec([coarse, *details], wavelet, axis=0)[:samples]
+    before = x.copy()
+    ours = filters.denoise(x, tuple(map(np.array, pywt.Wavelet(wavelet).filter_bank)), 3)
+    assert np.allclose(ours, expected, atol=1e-12) and np.array_equal(x, before)
+
+
+def test_leads_are_taken_by_name_whatever_their_case_and_order():
+    made = recording(["v1", "Lead aVR (Goldberger)", "DI", "ecg ii", "pleth"])
+    picked = preprocess.pick(made, ["II", "I", "aVR", "V1"])
+    assert np.array_equal(picked, made.signal[[3, 2, 1, 0]])
+
+
+def test_limb_leads_are_derived_from_i_and_ii():
+    made = recording(["II", "I"])
+    ii, i = made.signal.astype(float)
+    iii, avr, avl, avf = preprocess.pick(made, ["III", "aVR", "aVL", "aVF"])
+    assert np.allclose(iii, ii - i, atol=1e-6) and np.allclose(avr, -(i + ii) / 2, atol=1e-6)
+    assert np.allclose(avl, i - ii / 2, atol=1e-6) and np.allclose(avf, ii - i / 2, atol=1e-6)
+    assert np.allclose(avr + avl + avf, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("leads, wanted", [(["MLII", "V5"], "II"), (["I"], "III"), (["I", "II"], "V1")])
+def test_what_is_missing_is_named(leads, wanted):
+    with pytest.raises(Unusable, match=f"leads missing: {wanted}$"):
+        preprocess.pick(recording(leads), [wanted])
+
+
+def test_a_lead_that_is_no_standard_one_can_be_asked_for():
+    made = recording(["MLII", "V5"])
+    assert np.array_equal(preprocess.pick(made, ["MLII"]), made.signal[:1])
+
+
+def test_missing_samples():
+    made = recording(["I", "II"], fs=500)
+    made.signal[1, 100:120] = np.nan  # 40 ms
+    made.signal[1, 3000] = np.inf
+    wanted = SETTINGS | {"leads": ["I", "II"], "profile": "resample", "fs": 500.0, "samples": 5000}
+    with pytest.raises(Unusable, match="NaN.*II"):
+        preprocess.segments(made, wanted)
+    [(start, filled)] = preprocess.segments(made, wanted | {"fill_nan": "linear"})
+    assert start == 0 and np.array_equal(filled[0], made.signal[0])
+    line = np.linspace(made.signal[1, 99], made.signal[1, 120], 22)[1:-1]
+    assert np.allclose(filled[1, 100:120], line, atol=1e-6)
+    made.signal[1, 120] = np.nan  # 42 ms
+    with pytest.raises(Unusable, match="NaN.*42 ms"):
+        preprocess.segments(made, wanted | {"fill_nan": "linear"})
+    # a lead that is not asked for does no harm
+    assert preprocess.segments(made, wanted | {"leads": ["I"]})
+
+
+def test_filters_above_half_the_rate_are_left_out():
+    assert preprocess.paper_filters(500.0)[1] == []
+    assert preprocess.paper_filters(128.0)[1] == ["low-pass 100 Hz"]
+    assert preprocess.paper_filters(100.0)[1] == ["notch 50 Hz", "notch 60 Hz", "low-pass 100 Hz"]
+    made = recording(["I"], fs=100)
+    assert len(preprocess.segments(made, SETTINGS | {"leads": ["I"]})) == 1
+
+
+@pytest.mark.parametrize("fs", [128, 250, 257.3, 360, 1000])
+def test_resampling_keeps_a_waves_place_and_size(fs):
+    t = np.arange(int(12 * fs)) / fs
+    made = Recording(np.sin(2 * np.pi * 7 * t).astype(np.float32)[None], fs, ["I"], "made", "made.hea")
+    [(_, segment)] = preprocess.segments(made, SETTINGS | {"leads": ["I"], "profile": "resample"})
+    wave = np.sin(2 * np.pi * 7 * np.arange(2500) / 250)
+    assert np.abs(segment[0, 50:] - wave[50:]).max() < 0.01
+
+
+def test_resampling_keeps_out_what_the_new_rate_cannot_hold():
+    t = np.arange(5000) / 500
+    made = Recording(np.sin(2 * np.pi * 70 * t).astype(np.float32)[None], 500.0, ["I"], "made", "made.hea")
+    wanted = SETTINGS | {"leads": ["I"], "profile": "resample", "fs": 100.0, "samples": 1000}
+    [(_, segment)] = preprocess.segments(made, wanted)
+    assert np.abs(segment[0, 50:-50]).max() < 0.01
+
+
+def test_segments_are_cut_one_after_the_other():
+    made = recording(["I"], seconds=38.4, fs=1000)
+    cut = preprocess.segments(made, SETTINGS | {"leads": ["I"]})
+    assert [start for start, _ in cut] == [0, 10, 20]
+    whole = preprocess.paper(made.signal, 1000.0, 250.0)
+    assert np.array_equal(np.hstack([s for _, s in cut]), whole[:, :7500])
+    assert all(s.dtype == np.float32 and s.flags.c_contiguous for _, s in cut)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"signal": np.zeros((1, 4999), np.float32)}, "shorter than a segment"),
+        ({"fs": 1e-3}, "sampling rate"),
+        ({"fs": 1e9}, "sampling rate"),
+        ({"fs": float("nan")}, "sampling rate"),
+        ({"signal": np.zeros((1, 2**24 + 1), np.float32)}, "too long"),
+        ({"signal": np.tile(np.float32([3e38, -3e38]), (1, 2500))}, "out of range"),
+    ],
+)
+def test_what_cannot_be_segmented_is_said(change, reason):
+    made = recording(["I"])
+    for key, value in change.items():
+        setattr(made, key, value)
+    with pytest.raises(Unusable, match=reason):
+        preprocess.segments(made, SETTINGS | {"leads": ["I"]})

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import naive
+from ecgbyte_kernels import quantize as q
+
+pytestmark = pytest.mark.kernels
+
+PAPER = {"name": "paper", "levels": 26, "lo": -1.5, "hi": 1.25}
+MULAW = {"name": "mulaw", "levels": 26, "mu": 20.0, "limit": 5.0}
+signals = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-8, 8, width=32))
+
+
+@given(signals, st.integers(2, 256))
+@settings(max_examples=60, deadline=None)
+def test_paper_is_the_formula(signal, levels):
+    quantizer = PAPER | {"levels": levels}
+    letters, lo, hi = q.quantize(signal, quantizer)
+    assert letters.dtype == np.uint8 and (lo, hi) == (-1.5, 1.25)
+    assert np.array_equal(letters, naive.letters_by_steps(signal, -1.5, 1.25, levels))
+
+
+@given(signals)
+@settings(max_examples=60, deadline=None)
+def test_minmax_takes_each_segments_own_range(signal):
+    letters, lo, hi = q.quantize(signal, {"name": "minmax", "levels": 26})
+    assert lo == signal.min() and hi == signal.max()
+    back = q.dequantize(letters, {"name": "minmax", "levels": 26}, lo, hi)
+    assert np.abs(back - signal).max() <= (hi - lo) / 52 * 1.0001 + 1e-6
+
+
+def test_a_flat_segment_survives_minmax():
+    letters, lo, hi = q.quantize(np.full((2, 5), 0.3, np.float32), {"name": "minmax", "levels": 26})
+    assert not letters.any()
+    assert np.allclose(q.dequantize(letters, {"name": "minmax", "levels": 26}, lo, hi), 0.3)
+
+
+@given(signals, st.sampled_from([20.0, 255.0]))
+@settings(max_examples=60, deadline=None)
+def test_mulaw_is_equal_steps_of_the_companded_value(signal, mu):
+    quantizer = MULAW | {"mu": mu}
+    letters, lo, hi = q.quantize(signal, quantizer)
+    assert (lo, hi) == (-5, 5)
+    x = np.clip(signal.astype(float), -5, 5)
+    companded = np.sign(x) * np.log1p(mu * np.abs(x) / 5) / np.log1p(mu)
+    place = (companded + 1) * 13
+    expected = np.clip(np.floor(place), 0, 25)
+    sure = np.abs(place - np.round(place)) > 1e-6  # a value on an edge may round to either side
+    assert np.array_equal(letters[sure], expected[sure])
+    assert np.abs(letters - expected).max() <= 1
+
+
+def test_decoding_gives_the_middle_of_the_level_and_comes_back_to_the_same_letter():
+    letters = np.arange(26, dtype=np.uint8)
+    middles = -1.5 + 2.75 * (np.arange(26) + 0.5) / 26
+    assert np.allclose(q.dequantize(letters, PAPER), middles)
+    assert q.dequantize(letters, PAPER).dtype == np.float32
+    for quantizer in (PAPER, MULAW):
+        assert np.array_equal(q.quantize(q.dequantize(letters, quantizer), quantizer)[0], letters)
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 50), elements=finite))
+@settings(max_examples=80, deadline=None)
+def test_bits_are_counted_in_the_order_of_values(values):
+    counts = np.zeros(65536, np.int64)
+    q.count_upper(values, counts)
+    assert counts.sum() == values.size
+    below = np.cumsum(counts) - counts
+    ordered = np.sort(values)
+    for rank in range(values.size):
+        upper = np.searchsorted(below, rank, "right") - 1
+        lower = np.zeros(65536, np.int64)
+        q.count_lower(values, upper, lower)
+        place = np.searchsorted(np.cumsum(lower), rank - below[upper], "right")
+        assert q.value_of(upper, place) == ordered[rank]
+
+
+@given(hnp.arrays(np.float64, st.integers(1, 40), elements=st.floats(-5, 5)), st.floats(0, 100))
+@settings(max_examples=60, deadline=None)
+def test_ranks_are_numpys(values, percent):
+    a, b, part = q.ranks_of(percent, values.size)
+    ordered = np.sort(values)
+    assert np.isclose(ordered[a] + (ordered[b] - ordered[a]) * part, np.percentile(values, percent))
+
+
+def test_lloyd_levels_are_centroids_of_the_nearest_values():
+    rng = np.random.default_rng(5)
+    values = rng.laplace(0, 0.3, 20_000).astype(np.float32)
+    counts = np.zeros(65536, np.int64)
+    q.count_upper(values[:2000], counts)  # few, so that the plain-Python run stays short
+    edges, centroids = q.fit_lloyd(counts, 26)
+    assert np.all(np.diff(edges) > 0) and np.all(np.diff(centroids) > 0)
+    assert np.allclose(edges[1:-1], (centroids[:-1] + centroids[1:]) / 2)
+    quantizer = {"name": "lloyd", "levels": 26, "edges": edges.tolist(), "centroids": centroids.tolist()}
+    letters, lo, hi = q.quantize(values[:2000], quantizer)
+    assert lo == edges[0] and hi == edges[-1]
+    assert np.array_equal(letters, np.searchsorted(edges[1:-1], values[:2000], "right"))
+    for letter in range(26):  # the counters blur a value by 0.4 % at most
+        mine = values[:2000][letters == letter].astype(float)
+        assert abs(mine.mean() - centroids[letter]) <= 0.01 * max(np.abs(mine).max(), 0.01)
+
+    def error(quantizer):
+        letters = q.quantize(values[:2000], quantizer)[0]
+        return np.mean((q.dequantize(letters, quantizer) - values[:2000]) ** 2)
+
+    assert error(quantizer) < 0.8 * error(PAPER | {"lo": float(values.min()), "hi": float(values.max())})
+    assert error(quantizer) < 0.8 * error(MULAW)
+
+
+def test_lloyd_needs_as_many_values_as_levels():
+    counts = np.zeros(65536, np.int64)
+    q.count_upper(np.zeros(9, np.float32), counts)
+    with pytest.raises(ValueError, match="too few"):
+        q.fit_lloyd(counts, 2)
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        PAPER | {"levels": 1},
+        PAPER | {"levels": 257},
+        PAPER | {"lo": 2.0},
+        PAPER | {"hi": float("nan")},
+        PAPER | {"name": "other"},
+    ],
+)
+def test_a_quantizer_that_makes_no_sense_is_refused(quantizer):
+    with pytest.raises(ValueError):
+        q.quantize(np.zeros(3, np.float32), quantizer)
+
+
+def test_minmax_cannot_be_decoded_without_its_range():
+    with pytest.raises(ValueError, match="range"):
+        q.dequantize(np.zeros(3, np.uint8), {"name": "minmax", "levels": 26})
