@@ -159,6 +159,8 @@ def print_json(results, **_):
     if not click.get_current_context().meta.get("json"):
         return
     results = [(name, result) for name, result in results if result is not None]
+    if not results:  # one of several processes, not the first
+        return
     value = results[0][1] if len(results) == 1 else dict(results)
     click.echo(json.dumps(value, ensure_ascii=False))
 

@@ -34,11 +34,22 @@ class WorkDir:
         self.token_segments = self.root / "tokens" / "segments.parquet"
         self.token_settings = self.root / "tokens" / "settings.json"
         self.decoded = self.root / "decoded"
+        self.training = self.root / "training"
+        self.loss_csv = self.training / "loss.csv"
+        self.loss_picture = self.training / "loss.png"
         self.model = self.root / "model"
         self.model_settings = self.model / "ecgbyte.json"
         self.answers = self.root / "answers" / "answers.jsonl"
         self.metrics = self.root / "answers" / "metrics.json"
         self.pictures = self.root / "pictures"
+
+    def checkpoint(self, kind, step):
+        """The folder of a training's checkpoint: `step` (to go on from) or `best` (the best weights so far)."""
+        return self.training / f"{kind}-{step:07d}"
+
+    def checkpoints(self, kind):
+        """The checkpoints of a kind that are there, the newest last."""
+        return sorted(p for p in self.training.glob(f"{kind}-*") if p.name[len(kind) + 1 :].isdigit())
 
     def need(self, path, command):
         """Return `path` if it exists; else fail, naming the command that makes it."""
