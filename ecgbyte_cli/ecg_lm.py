@@ -81,7 +81,7 @@ class ECGLM(torch.nn.Module):
         return functional.cross_entropy(logits.float().flatten(0, 1), labels[:, at + 1].flatten())
 
     @torch.no_grad()
-    def stream(self, prompts, end_ids, max_new=64):
+    def stream(self, prompts, end_ids, max_new=64, cache=None):
         """Answer prompts together, greedily, and yield the next ids as they are made.
 
         Parameters
@@ -92,6 +92,8 @@ class ECGLM(torch.nn.Module):
             An answer ends before the first of these.
         max_new : int
             An answer has at most so many tokens.
+        cache : PromptCache or None
+            With one prompt: what was read of an earlier one that begins alike is not read again.
 
         Yields
         ------
@@ -108,16 +110,21 @@ class ECGLM(torch.nn.Module):
             mask[row, width - len(prompt) :] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
         position = (mask.cumsum(1) - 1).clamp(min=0)
-        cache, open_ = DynamicCache(config=self.base.config), [True] * len(prompts)
+        states, open_ = DynamicCache(config=self.base.config), [True] * len(prompts)
+        if cache:
+            states = cache.begin(prompts[0], states)
+            ids, position = ids[:, len(cache.ids) :], position[:, len(cache.ids) :]
         for _ in range(max_new):
             logits = self.base(
                 inputs_embeds=self.embed(ids),
                 attention_mask=mask,
                 position_ids=position,
-                past_key_values=cache,
+                past_key_values=states,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits
+            if cache:
+                cache.ids += ids[0].tolist()
             ids = logits[:, -1:].argmax(-1)
             following = ids[:, 0].tolist()
             open_ = [o and i not in end_ids for o, i in zip(open_, following, strict=True)]
@@ -135,6 +142,57 @@ class ECGLM(torch.nn.Module):
                 if i is not None:
                     answer.append(i)
         return answers
+
+
+class PromptCache:
+    """The attention's keys and values of the ids that a model read last, for a prompt that begins alike.
+
+    Attributes
+    ----------
+    ids : list of int
+        What was read whole. Reading that was interrupted may have left more in `states`.
+    states : transformers.DynamicCache or None
+    """
+
+    def __init__(self):
+        self.ids, self.states = [], None
+
+    def begin(self, prompt, empty):
+        """Keep what a prompt shares with the one before, and return its states: `empty` if it shares nothing."""
+        from transformers.cache_utils import DynamicLayer
+
+        # one id is always read anew: the first id of the answer comes from it
+        most = min(len(self.ids), len(prompt) - 1)
+        differ = np.flatnonzero(np.asarray(self.ids[:most]) != np.asarray(prompt)[:most])
+        shared = int(differ[0]) if differ.size else most
+        # a layer with a window, or with a running state, cannot be taken back to an earlier id
+        if not shared or any(type(layer) is not DynamicLayer for layer in self.states.layers):
+            self.ids, self.states = [], empty
+            return empty
+        for layer in self.states.layers:
+            layer.keys, layer.values = layer.keys[..., :shared, :], layer.values[..., :shared, :]
+        self.ids = self.ids[:shared]
+        return self.states
+
+
+def waveforms(ecg_tokenizer, points=16):
+    """Describe the waveform of each ECG token by numbers: its shape, its level and its length.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, (vocab_size, points + 2): the letters, resampled to so many points, without their mean; the
+        mean; the logarithm of the length. Each of the three has variance 1 over the vocabulary.
+    """
+    letters, starts = spell(ecg_tokenizer.merges, ecg_tokenizer.levels)
+    shapes = np.empty((ecg_tokenizer.vocab_size, points))
+    for token, (start, stop) in enumerate(itertools.pairwise(starts)):
+        places = np.linspace(0, stop - start - 1, points)
+        shapes[token] = np.interp(places, np.arange(stop - start), letters[start:stop])
+    level = shapes.mean(1, keepdims=True)
+    parts = [shapes - level, level - level.mean(), np.log(np.diff(starts))[:, None]]
+    parts[2] = parts[2] - parts[2].mean()
+    return np.concatenate([part / max(np.sqrt((part**2).sum(1).mean()), 1e-9) for part in parts], 1)
 
 
 def tiny(seed=0):

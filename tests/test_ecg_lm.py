@@ -85,6 +85,41 @@ def test_an_answer_ends_before_its_end_token(lm):
     assert lm.answer([prompt], end_ids={end}, max_new=6)[0] == answer[: answer.index(end)]
 
 
+def test_answers_with_a_prompt_cache_equal_those_without(lm, monkeypatch):
+    (start,) = sample([40])
+    # the third is how the others begin
+    prompts = [np.concatenate([start, tail]) for tail in sample([6, 9, 0, 14], seed=1)]
+    # the same again, and one that shares nothing
+    prompts += [prompts[-1], sample([25], seed=2)[0]]
+    read, embed, cache = [], lm.embed, ecg_lm.PromptCache()
+    monkeypatch.setattr(lm, "embed", lambda ids: read.append(ids.shape[1]) or embed(ids))
+    lengths = []
+    for prompt in prompts:
+        read.clear()
+        cached = [i for (i,) in lm.stream([prompt], {7, 8}, 10, cache)]
+        lengths.append(read[0])
+        assert cached == lm.answer([prompt], {7, 8}, 10)[0]
+    assert lengths == [46, 9, 1, 14, 1, 25]
+
+
+def test_a_prompt_cache_outlives_an_interrupted_answer(lm):
+    one, other = (np.concatenate([*sample([40]), *sample([6], seed)]) for seed in (1, 2))
+    layers = next(m for m in lm.modules() if isinstance(m, torch.nn.ModuleList))
+    cache = ecg_lm.PromptCache()
+    list(lm.stream([one], set(), 4, cache))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    # when the first layer has read the prompt, and the second has not
+    hook = layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(lm.stream([other], set(), 4, cache))
+    hook.remove()
+    for prompt in (one, other):
+        assert [i for (i,) in lm.stream([prompt], set(), 6, cache)] == lm.answer([prompt], set(), 6)[0]
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_saved_model_loads_again(small, tmp_path, method):
     base, text_tokenizer = ecg_lm.tiny(seed=3)
