@@ -34,6 +34,7 @@ class WorkDir:
         self.token_segments = self.root / "tokens" / "segments.parquet"
         self.token_settings = self.root / "tokens" / "settings.json"
         self.decoded = self.root / "decoded"
+        self.decode_settings = self.decoded / "decode.json"
         self.training = self.root / "training"
         self.loss_csv = self.training / "loss.csv"
         self.loss_picture = self.training / "loss.png"
