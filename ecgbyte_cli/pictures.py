@@ -1,0 +1,183 @@
+"""Pictures of ECGs on the usual paper: 25 mm/s, 10 mm/mV, a fine line a millimetre, a strong one every five.
+
+All coordinates are millimetres of paper: 25 s for time, 10 mV for voltage.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ecgbyte_cli.console import Failure
+from ecgbyte_cli.workdir import whole
+
+MM_PER_S, MM_PER_MV = 25.0, 10.0
+PAPER, FINE, STRONG, INK = "#fffaf8", "#f7dcd8", "#eab6ae", "#1a1a1a"
+# the usual sheet: three rows of four leads, 2.5 s each, over a rhythm strip
+SHEET = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
+# told apart in print and by colour-blind eyes (Okabe and Ito), darkened for thin lines
+COLOURS = ("#0072b2", "#d55e00", "#007f5f", "#b0508c", "#8a6d00", "#3b3b98", "#a03030", "#2a7f9e")
+
+
+def save(figure, path):
+    """Write a figure as PNG, SVG or PDF, by the file's ending, whole or not at all."""
+    path = Path(path)
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise Failure(f"{path}: a picture is .png, .svg or .pdf")
+    with whole(path) as beside:
+        figure.savefig(beside, format=kind, dpi=150, facecolor="white")
+
+
+def sheet(signal, fs, leads, title, start=0.0, seconds=10.0):
+    """Draw a recording: twelve leads as the 3 x 4 sheet with a rhythm strip, other leads one under another.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (leads, samples), mV.
+    fs : float
+        Hz.
+    leads : list of str
+    title : str
+    start, seconds : float
+        The stretch to draw, s.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    first = round(start * fs)
+    rows_of = dict(zip(leads, signal[:, first : first + round(seconds * fs)], strict=True))
+    if all(lead in rows_of for row in SHEET for lead in row):
+        quarter = seconds / 4
+        rows = [[(lead, i * quarter, (i + 1) * quarter) for i, lead in enumerate(row)] for row in SHEET]
+        rows.append([("II", 0, seconds)])
+    else:
+        rows = [[(lead, 0, seconds)] for lead in leads]
+    extents = [_extent(*(rows_of[lead][round(a * fs) : round(b * fs)] for lead, a, b in row)) for row in rows]
+    baselines, height = _stack(extents)
+    figure, axes = _paper(seconds * MM_PER_S, height, left=12)
+    for row, y in zip(rows, baselines, strict=True):
+        # the calibration pulse: 1 mV for 0.2 s
+        axes.plot([-10, -8, -8, -3, -3, -1], np.array([0, 0, 10, 10, 0, 0]) + y, color=INK, lw=0.8)
+        for lead, a, b in row:
+            part = rows_of[lead][round(a * fs) : round(b * fs)]
+            x = (a + np.arange(len(part)) / fs) * MM_PER_S
+            axes.plot(x, part * MM_PER_MV + y, color=INK, lw=0.7, solid_joinstyle="round")
+            if a:
+                axes.plot([a * MM_PER_S] * 2, [y - 5, y + 5], color=INK, lw=0.7)
+            axes.text(a * MM_PER_S + 1, y + 7.5, lead, fontsize=9, weight="bold", color=INK, **_halo())
+    _time_axis(axes, start, seconds)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.text(1, -0.062, "25 mm/s   10 mm/mV", transform=axes.transAxes, ha="right", va="top", fontsize=8)
+    return figure
+
+
+def tokens(signal, decoded, fs, lead, ids, starts, stops, title, row_seconds=2.5):
+    """Draw a lead with its tokens: each a coloured stretch with its id, in rows one under another.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (samples,), mV: the lead as it was before it became letters.
+    decoded : numpy.ndarray
+        (samples,), mV: what the letters stand for.
+    fs : float
+        Hz.
+    lead : str
+    ids, starts, stops : numpy.ndarray
+        Token id, first sample and sample after the last of each token.
+    title : str
+    row_seconds : float
+        Length of a row, s.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    samples = round(row_seconds * fs)
+    cuts = list(range(0, len(signal), samples))
+    extents = []
+    for cut in cuts:
+        low, high = _extent(signal[cut : cut + samples], decoded[cut : cut + samples], least=2)
+        extents.append((low - 3.5, high + 1))  # room for the ids
+    baselines, height = _stack(extents, gap=1)
+    figure, axes = _paper(row_seconds * MM_PER_S, height, left=6, scale=4)
+    for cut, y, (low, high) in zip(cuts, baselines, extents, strict=True):
+        inside = np.flatnonzero((stops > cut) & (starts < cut + samples))
+        part = signal[cut : cut + samples]
+        axes.plot(np.arange(len(part)) / fs * MM_PER_S, part * MM_PER_MV + y, color="#9a9a9a", lw=0.8)
+        for i in inside:
+            a, b = max(starts[i], cut), min(stops[i], cut + samples)
+            x = (np.arange(a, b + 1) - cut) / fs * MM_PER_S
+            colour = COLOURS[ids[i] % len(COLOURS)]
+            # a level holds from its sample to the next
+            level = np.append(decoded[a:b], decoded[b - 1]) * MM_PER_MV + y
+            axes.fill_between(x[[0, -1]], y + low + 2.5, y + high, color=colour, alpha=0.10, lw=0)
+            axes.plot(x, level, color=colour, lw=1.6, drawstyle="steps-post", solid_capstyle="butt")
+            axes.plot([x[0]] * 2, [y + low + 2.5, y + high], color=colour, lw=0.4, alpha=0.6)
+            if x[-1] - x[0] >= 0.75:  # room for a line of digits, standing
+                axes.text(
+                    *((x[0] + x[-1]) / 2, y + low + 2.3, str(ids[i])),
+                    ha="center", va="top", fontsize=6, color=colour, rotation=90,
+                )  # fmt: skip
+        axes.text(-1, y, f"{cut / fs:g} s", ha="right", va="center", fontsize=8, color=INK)
+    axes.plot([-5, -5], [baselines[0], baselines[0] + 10], color=INK, lw=1)
+    axes.text(-5.4, baselines[0] + 5, "1 mV", ha="right", va="center", rotation=90, fontsize=7, color=INK)
+    _time_axis(axes, 0, row_seconds, every=0.5)
+    axes.set_title(f"{title}, lead {lead}: {len(ids)} tokens", loc="left", fontsize=10)
+    axes.set_xlabel(
+        "s in the row      grey: the signal, coloured: what its token says, below: the token's id", fontsize=8
+    )
+    return figure
+
+
+def _extent(*parts, least=10):
+    """Lowest and highest point of a row in mm around its baseline, at least `least` mm up and down."""
+    values = np.concatenate([np.asarray(p, float).ravel() for p in parts]) * MM_PER_MV
+    values = values[np.isfinite(values)]
+    return min(values.min(initial=-least), -least), max(values.max(initial=least), least)
+
+
+def _stack(extents, gap=3):
+    """Baselines of rows one under another, from the top, and the height of them all, in mm."""
+    height = sum(high - low + gap for low, high in extents) + gap
+    baselines, top = [], height
+    for low, high in extents:
+        baselines.append(top - gap - high)
+        top += low - high - gap
+    return baselines, height
+
+
+def _paper(width, height, left, scale=1):
+    """Axes in millimetres with the paper's grid; `scale` millimetres of picture for one of paper."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    inches = scale / 25.4
+    margin_x, below, above = 6 / scale, 14 / scale, 9 / scale
+    figure = Figure(((width + left + 2 * margin_x) * inches, (height + below + above) * inches))
+    FigureCanvasAgg(figure)
+    total_x, total_y = width + left + 2 * margin_x, height + below + above
+    axes = figure.add_axes((margin_x / total_x, below / total_y, (width + left) / total_x, height / total_y))
+    axes.set(xlim=(-left, width), ylim=(0, height), facecolor=PAPER)
+    for step, colour, line in ((1, FINE, 0.4), (5, STRONG, 0.6)):
+        axes.vlines(
+            np.arange(-left // step * step, width + 0.1, step), 0, height, color=colour, lw=line, zorder=0
+        )
+        axes.hlines(np.arange(0, height + 0.1, step), -left, width, color=colour, lw=line, zorder=0)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _time_axis(axes, start, seconds, every=1.0):
+    at = np.arange(0, seconds + 1e-9, every)
+    axes.set_xticks(at * MM_PER_S, [f"{start + t:g}" for t in at], fontsize=8)
+    axes.set_xlabel("s", fontsize=8)
+
+
+def _halo():
+    from matplotlib.patheffects import withStroke
+
+    return {"path_effects": [withStroke(linewidth=2, foreground=PAPER)]}
