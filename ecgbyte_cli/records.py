@@ -395,12 +395,14 @@ def _wfdb_any(path, comments):
     header = _wfdb_header(stem)
     if isinstance(header, wfdb.MultiRecord):
         _check_promise(header.n_sig, header.sig_len)
-        for name in header.seg_name:
-            if name == "~":
+        if header.n_seg != len(header.seg_name) or header.sig_len != sum(header.seg_len):
+            raise Unusable("header refused: its segments are not as many or as long as it promises")
+        for name, length in zip(header.seg_name, header.seg_len, strict=True):
+            if name == "~":  # a gap
                 continue
             part = _wfdb_header(os.path.join(os.path.dirname(path), name))
-            if isinstance(part, wfdb.MultiRecord):
-                raise Unusable("header refused: a segment has segments")
+            if isinstance(part, wfdb.MultiRecord) or part.sig_len != length:
+                raise Unusable(f"header refused: segment {name[:80]} is not what it promises")
     # from the local disk alone: without pn_dir, wfdb asks no server
     record = wfdb.rdrecord(stem, return_res=32)
     scales = [MILLIVOLTS.get((unit or "mV").lower()) for unit in record.units]
@@ -429,6 +431,8 @@ def _wfdb_header(stem):
     for name, form, frame, offset in zip(
         header.file_name, header.fmt, header.samps_per_frame, header.byte_offset, strict=True
     ):
+        if name == "~":  # the layout of a record whose segments differ: it has no samples
+            continue
         path = os.path.join(os.path.dirname(stem), name)
         size = BYTES_PER_SAMPLE.get(form, 0) * frame * (header.sig_len or 0)
         needed[path] = needed.get(path, offset or 0) + size

@@ -120,6 +120,22 @@ def test_segments_of_a_record_are_read_with_it_and_not_again(tmp_path):
     assert read.leads == ["I", "II"] and np.abs(read.signal - signal).max() < 6e-4
 
 
+def test_a_gap_between_segments_is_missing_samples(tmp_path):
+    signal = write_segmented(tmp_path)
+    (tmp_path / "part2.hea").write_text((tmp_path / "part2.hea").read_text().replace("0 II", "0 V"))
+    (tmp_path / "v.hea").write_text("v/4 3 250 1500\nv_layout 0\npart1 700\n~ 300\npart2 500\n")
+    line = "~ 0 1000/mV 16 0 0 0 0 "
+    (tmp_path / "v_layout.hea").write_text(f"v_layout 3 250 0\n{line}I\n{line}II\n{line}V\n")
+    read = records.read(tmp_path / "v")
+    assert read.leads == ["I", "II", "V"] and read.signal.shape == (3, 1500)
+    nothing = np.full((2, 300), np.nan)
+    assert np.allclose(
+        read.signal[0], np.concatenate([signal[0, :700], nothing[0], signal[0, 700:]]), 0, 6e-4, True
+    )
+    assert np.isnan(read.signal[1, 700:]).all() and np.isnan(read.signal[2, :1000]).all()
+    assert np.allclose(read.signal[2, 1000:], signal[1, 700:], 0, 6e-4)
+
+
 PLAIN = "r 2 250 1000\nr.dat 16 1000/mV 16 0 0 0 0 I\nr.dat 16 1000/mV 16 0 0 0 0 II\n"
 
 
@@ -142,8 +158,10 @@ PLAIN = "r 2 250 1000\nr.dat 16 1000/mV 16 0 0 0 0 I\nr.dat 16 1000/mV 16 0 0 0 
         (PLAIN.replace("r.dat 16 ", "r.dat 24 "), "truncated"),
         (PLAIN.replace("/mV", "/mmHg"), "no leads in volts"),
         ("r/2 2 250 2000\n../r 1000\nr 1000\n", "outside its folder"),
-        ("r/1 2 250 2000\nr 1000\n", "segment has segments"),
-        ("r/9 2 250 2000000000\nr 1000\n", "too large|cannot be read|header"),
+        ("r/1 2 250 1000\nr 1000\n", "not what it promises"),
+        ("r/9 2 250 2000000000\nr 1000\n", "too large"),
+        ("r/1000000000 2 250 1000\nr 1000\n", "not as many"),
+        ("r/1 2 250 900\nr 900\n", "not what it promises"),
         ("\0\1\2", "cannot be read|header"),
     ],
 )

@@ -1,0 +1,339 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_records import wave, write_edf, write_wfdb
+
+from ecgbyte_cli import preprocess, records
+from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
+
+LEADS = preprocess.LEADS
+
+
+def results(work):
+    """Everything a run leaves, but for the seconds it took."""
+    work = WorkDir(work)
+    about = read_json(work.symbol_settings)
+    about["result"].pop("seconds")
+    return (
+        np.array(read_array(work.symbols)),
+        {k: list(v) for k, v in read_table(work.symbol_segments).items()},
+        read_table(work.skipped),
+        about,
+    )
+
+
+def same(a, b):
+    return np.array_equal(a[0], b[0]) and a[1:] == b[1:]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """150 short records: three parts."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(150):
+        # 20 short ones, spread over the parts
+        write_wfdb(folder, f"r{i:03}", wave(2, 240 if i % 8 == 3 else 520, i), ["II", "V1"], fs=125)
+    return folder
+
+
+SHORT = ("--segment", 2, "--leads", "II,V1", "--fs", 100, "--profile", "resample")
+
+
+def test_real_recordings(ecgbyte, real_data, tmp_path):
+    result = ecgbyte("symbolize", real_data / "cinc2021", "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert set(told) == {"records", "segments", "skipped", "leads", "fs", "symbols", "seconds"}
+    assert [told[k] for k in ("records", "segments", "skipped", "leads", "fs")] == [25, 25, 0, 12, 250]
+    symbols, segments, skipped, about = results(tmp_path / "work")
+    assert symbols.dtype == np.uint8 and symbols.size == told["symbols"] == 25 * 12 * 2500
+    assert symbols.max() == 25 and symbols.min() == 0
+    assert segments["offset"] == list(range(0, symbols.size, 30000)) and skipped == {"path": [], "reason": []}
+    # the range is the corpus' percentiles, as numpy has them
+    read = [preprocess.segments(records.read(path), about["signal"])[0][1] for path in segments["path"]]
+    p1, p99 = np.percentile(np.stack(read).astype(float), [1, 99])
+    quantizer = about["signal"]["quantizer"]
+    assert abs(quantizer["lo"] - p1 + 0.5) < 1e-9 and abs(quantizer["hi"] - p99 - 0.5) < 1e-9
+    # the settings are all it takes
+    for path, offset in zip(segments["path"], segments["offset"], strict=True):
+        [(_, cut)] = preprocess.segments(records.read(path), about["signal"])
+        assert np.array_equal(
+            preprocess.quantize(cut, quantizer)[0].ravel(), symbols[offset : offset + 30000]
+        )
+
+
+def test_a_given_range(ecgbyte, real_data, golden, tmp_path):
+    told = json.loads((golden / "tokenizer.json").read_text())
+    lo, hi = told["percentile_1"] - 0.5, told["percentile_99"] + 0.5
+    assert ecgbyte("symbolize", real_data / "cinc2021", "--range", lo, hi).exit_code == 0
+    symbols, segments, _, about = results(tmp_path / "work")
+    assert about["signal"]["quantizer"] == {"name": "paper", "levels": 26, "lo": lo, "hi": hi}
+    reference = np.load(golden / "symbols.npz")
+    theirs = np.concatenate([reference[name].ravel() for name in segments["record"]])
+    assert (symbols == theirs).mean() >= 0.995 and np.abs(symbols.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("quantizer", ["minmax", "mulaw", "lloyd"])
+def test_other_quantizers(ecgbyte, many, tmp_path, quantizer):
+    assert ecgbyte("symbolize", many, *SHORT, "--quantizer", quantizer, "--levels", 64).exit_code == 0
+    symbols, segments, _, about = results(tmp_path / "work")
+    wide = np.array(segments["hi"]) - segments["lo"]
+    for k in (0, 57, len(segments["path"]) - 1):
+        read = dict(preprocess.segments(records.read(segments["path"][k]), about["signal"]))
+        cut, told = read[segments["start"][k]], about["signal"]["quantizer"]
+        letters = symbols[segments["offset"][k] :][:400].reshape(2, 200)
+        assert np.array_equal(preprocess.quantize(cut, told)[0], letters)
+        back = preprocess.dequantize(letters, told, segments["lo"][k], segments["hi"][k])
+        assert np.abs(back - cut).max() < {"minmax": wide[k] / 127, "mulaw": 0.5, "lloyd": 0.3}[quantizer]
+    assert (len(set(wide)) > 1) == (quantizer == "minmax")
+
+
+def test_every_input_ends_somewhere(ecgbyte, real_data, tmp_path):
+    import h5py
+    from pydicom.data import get_testdata_file
+
+    data = tmp_path / "mixed data"
+    shutil.copytree(real_data / "cinc2021", data / "cinc")
+    shutil.copytree(real_data / "wfdb", data / "wfdb")
+    shutil.copy(get_testdata_file("waveform_ecg.dcm", download=False), data)
+    one = records.read(data / "cinc" / "HR06002")
+    write_edf(data / "edf.edf", one.signal, 500)
+    text = [",".join(one.leads), *(",".join(f"{v:.4f}" for v in row) for row in one.signal.T)]
+    (data / "csv.csv").write_text("\n".join(text))
+    np.save(data / "npy.npy", one.signal)
+    with h5py.File(data / "hdf5.hdf5", "w") as file:
+        tracings = np.zeros((2, 5200, 12), np.float32)
+        tracings[0, 100:5100] = one.signal.T
+        file["tracings"], file["exam_id"] = tracings, np.array([4711, 0])
+    # a folder of broken ones
+    bad = data / "bad"
+    bad.mkdir()
+    header = "r 2 500 5000\nr.dat 16 1000/mV 16 0 0 0 0 I\nr.dat 16 1000/mV 16 0 0 0 0 II\n"
+    (bad / "r.dat").write_bytes(bytes(20000))
+    for name, text in {
+        "missing": header.replace("r.dat", "no.dat"),
+        "truncated": header.replace("500 5000", "500 5001"),
+        "outside": header.replace("r.dat", "../r.dat"),
+        "long": header.replace("5000", "1000000000"),
+        "wide": header.replace("r 2", "r 1000000000"),
+        "empty": "",
+        "garbage": "\x00\xff\x10",
+        "nan": header,
+    }.items():
+        (bad / f"{name}.hea").write_text(text.replace("r.dat", "nan.dat") if name == "nan" else text)
+    np.full(10000, -32768, "<i2").tofile(bad / "nan.dat")
+    (bad / "x.edf").touch()
+    (bad / "x.dcm").write_bytes(bytes(200))
+
+    result = ecgbyte("symbolize", data, "--input-fs", 500, "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    _, segments, skipped, about = results(tmp_path / "work")
+    reasons = {os.path.relpath(p, data): r for p, r in zip(skipped["path"], skipped["reason"], strict=True)}
+    for name, part in {
+        "wfdb/100.hea": "leads missing: I, II",
+        "wfdb/a103l.hea": "leads missing: I,",
+        "hdf5.hdf5#1": "no samples",
+        "bad/missing.hea": "signal file missing: no.dat",
+        "bad/truncated.hea": "signal file truncated",
+        "bad/outside.hea": "outside its folder",
+        "bad/long.hea": "too large",
+        "bad/wide.hea": "header refused: it promises 1000000000 leads",
+        "bad/empty.hea": "header empty",
+        "bad/garbage.hea": "cannot be read",
+        "bad/nan.hea": "leads missing",
+        "bad/x.edf": "cannot be read",
+        "bad/x.dcm": "cannot be read",
+    }.items():
+        assert part in reasons.pop(name)
+    assert not reasons and told["skipped"] == 13
+    used = {os.path.relpath(path, data) for path in segments["path"]}
+    assert len(used) == told["records"] == 25 + 6 and told["segments"] == 25 + 8
+    assert segments["record"].count("s0010_re") == 3 and segments["start"][-3:] == [0, 10, 20]
+    # the same ECG in five formats: the letters of an edge apart at most
+    symbols = read_array(WorkDir(tmp_path / "work").symbols)
+    letters = {
+        name: symbols[offset : offset + 30000].astype(int)
+        for name, offset in zip(segments["record"], segments["offset"], strict=True)
+    }
+    for name in ("edf", "csv", "npy", "4711"):
+        assert np.abs(letters[name] - letters["HR06002"]).max() <= 1
+        assert (letters[name] != letters["HR06002"]).mean() < 2e-3
+    assert np.array_equal(letters["npy"], letters["HR06002"])
+    assert about["signal"]["leads"] == LEADS
+    # two leads that are no standard pair
+    result = ecgbyte(
+        "symbolize", data / "wfdb" / "100", "--leads", "MLII,V5", "--json", work=tmp_path / "two"
+    )
+    assert json.loads(result.stdout)["segments"] == 180
+
+
+def test_reasons_are_shown(ecgbyte, many, tmp_path):
+    result = ecgbyte("symbolize", many, *SHORT, "--segment", 3)
+    assert result.exit_code == 0
+    first, head, row, where = result.stdout.strip().splitlines()
+    assert first.startswith("131 records, 131 segments of 2 leads at 100 Hz, 78600 letters")
+    assert row.split() == ["shorter", "than", "a", "segment", "19"] and "skipped.parquet" in where
+
+
+def test_filters_left_out_are_said(ecgbyte, many):
+    result = ecgbyte("symbolize", many, *SHORT[:-2])
+    assert result.exit_code == 0 and "131 recordings at 125 Hz: left out low-pass 100 Hz" in result.stderr
+
+
+def test_processes_make_no_difference(ecgbyte, many, tmp_path):
+    for jobs in (1, 2, 3):
+        assert ecgbyte("symbolize", many, *SHORT, "--jobs", jobs, work=tmp_path / f"{jobs}").exit_code == 0
+    assert same(results(tmp_path / "1"), results(tmp_path / "2"))
+    assert same(results(tmp_path / "1"), results(tmp_path / "3"))
+
+
+def test_patients_and_splits(ecgbyte, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    comments = [["Patient: A", "Split: test"], ["Patient: B"], ["Split: nonsense"], []]
+    for i, lines in enumerate(comments):
+        write_wfdb(data, f"r{i}", wave(2, 520, i), ["II", "V1"], fs=125, comments=lines)
+    assert ecgbyte("symbolize", data, *SHORT).exit_code == 0
+    segments = results(tmp_path / "work")[1]
+    assert dict(zip(segments["record"], segments["patient"], strict=True)) == {
+        "r0": "A",
+        "r1": "B",
+        "r2": "r2",
+        "r3": "r3",
+    }
+    of = dict(zip(segments["record"], segments["split"], strict=True))
+    assert of == {
+        "r0": "test",
+        **{r: records.split_of(p) for r, p in [("r1", "B"), ("r2", "r2"), ("r3", "r3")]},
+    }
+    (data / "table.csv").write_text("record,patient,split\nr0,X,\nr1,Y,val\nr2,Z,\n")
+    result = ecgbyte("symbolize", data, *SHORT, "--patients", data / "table.csv", "--overwrite")
+    assert result.exit_code == 0 and "1 recordings are not in the table" in result.stderr
+    segments = results(tmp_path / "work")[1]
+    rows = dict(
+        zip(segments["record"], zip(segments["patient"], segments["split"], strict=True), strict=True)
+    )
+    assert rows["r0"] == ("X", "test") and rows["r1"] == ("Y", "val")
+    assert rows["r2"] == ("Z", records.split_of("Z")) and rows["r3"] == ("r3", records.split_of("r3"))
+
+
+def test_run_twice(ecgbyte, many, tmp_path):
+    assert ecgbyte("symbolize", many, *SHORT).exit_code == 0
+    before = results(tmp_path / "work")
+    result = ecgbyte("symbolize", many, *SHORT, "--json")
+    assert (
+        result.exit_code == 0 and "already" in result.stderr and json.loads(result.stdout)["records"] == 131
+    )
+    result = ecgbyte("symbolize", many, *SHORT, "--levels", 20)
+    assert result.exit_code == 1 and "quantizer" in result.stderr and "--overwrite" in result.stderr
+    assert same(before, results(tmp_path / "work"))
+    assert ecgbyte("symbolize", many, *SHORT, "--levels", 20, "--overwrite").exit_code == 0
+    assert results(tmp_path / "work")[0].max() == 19
+    assert sorted(os.listdir(tmp_path / "work" / "symbols")) == [
+        "segments.parquet",
+        "settings.json",
+        "skipped.parquet",
+        "symbols.npy",
+    ]
+
+
+@pytest.mark.parametrize("source", ["nothing", "empty", "unusable"])
+def test_nothing_to_do_leaves_nothing(ecgbyte, tmp_path, source):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unusable").mkdir()
+    (tmp_path / "unusable" / "a.hea").write_text("x")
+    result = ecgbyte("symbolize", tmp_path / source)
+    assert result.exit_code == 1 and result.stderr.startswith("ecgbyte: ")
+    assert result.stderr.strip().count("\n") == 0 and result.stdout == ""
+    assert not (tmp_path / "work" / "symbols").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--leads", "II,II"),
+        ("--leads", ""),
+        ("--fs", 0),
+        ("--segment", "nan"),
+        ("--range", 1, -1),
+        ("--range", -1, 1, "--quantizer", "minmax"),
+        ("--levels", 1),
+        ("--profile", "other"),
+    ],
+)
+def test_a_wrong_command_line(ecgbyte, many, options):
+    assert ecgbyte("symbolize", many, *options).exit_code == 2
+
+
+def run(*args, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ecgbyte_cli", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def test_interrupted_and_run_again(many, tmp_path):
+    """Stopped by Ctrl-C once two of three parts are there; the rest is done by the next run."""
+    work = tmp_path / "work"
+    for start in (("--work", work, "symbolize"), ("--work", tmp_path / "whole", "symbolize")):
+        process = run(*start, many, *SHORT, "--jobs", 1)
+        while start[1] == work and process.poll() is None:
+            if len(list((work / "symbols" / "parts").glob("*.part"))) >= 2:
+                os.killpg(process.pid, signal.SIGINT)
+                break
+            time.sleep(0.002)
+        _, said = process.communicate()
+        if start[1] == work and process.returncode == 0:
+            pytest.skip("it was done before it could be stopped")
+    assert process.returncode == 0
+    process = run("--work", work, "symbolize", many, *SHORT, "--levels", 20)
+    assert "interrupted run with other settings" in process.communicate()[1] and process.returncode == 1
+    process = run("--work", work, "symbolize", many, *SHORT)
+    _, said = process.communicate()
+    assert process.returncode == 0 and "going on:" in said
+    assert same(results(work), results(tmp_path / "whole"))
+
+
+def killed_runs(data, folder, kills, options=()):
+    """Kill a run at `kills` moments spread over it, then let it end; compare with an undisturbed run."""
+    whole, work = folder / "whole", folder / "work"
+    started = time.perf_counter()
+    process = run("--work", whole, "symbolize", data, *options, "--jobs", 2)
+    assert process.communicate() and process.returncode == 0
+    lasted = time.perf_counter() - started
+    rng = np.random.default_rng(0)
+    for _ in range(kills):
+        process = run("--work", work, "symbolize", data, *options, "--jobs", 2)
+        time.sleep(lasted * rng.uniform(0.1, 0.95))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    process = run("--work", work, "symbolize", data, *options, "--jobs", 2)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert same(results(whole), results(work))
+    assert not list(Path(work, "symbols").glob(".*")) and not (work / "symbols" / "parts").exists()
+
+
+def test_killed_and_run_again(many, tmp_path):
+    killed_runs(many, tmp_path, 2, SHORT)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_over_2000_records(tmp_path):
+    from ecgbyte_cli.stages.synth import synth
+
+    synth(tmp_path / "data", records=2000, fs=250, jobs=2)
+    killed_runs(tmp_path / "data", tmp_path, 10)
