@@ -88,3 +88,47 @@ def paper_preprocessing(signal, fs, target):
         before, after = np.linspace(0, 1, signal.shape[1]), np.linspace(0, 1, made)
         out[lead] = interpolate.interp1d(before, row, kind="cubic")(after)
     return out
+
+
+# Segmenters ------------------------------------------------------------------------------------------------
+
+
+def spellings(merges, levels):
+    """The letters of every token, as tuples, by id."""
+    tokens = [(letter,) for letter in range(levels)]
+    for left, right in merges:
+        tokens.append(tokens[left] + tokens[right])
+    return tokens
+
+
+def longest(letters, merges, levels):
+    """At each place the longest token that matches; of equal ones the one made first."""
+    tokens, ids, i = {}, [], 0
+    for k, spelled in enumerate(spellings(merges, levels)):
+        tokens.setdefault(spelled, k)
+    while i < len(letters):
+        for n in range(len(letters) - i, 0, -1):
+            if tuple(letters[i : i + n]) in tokens:
+                ids.append(tokens[tuple(letters[i : i + n])])
+                i += n
+                break
+    return ids
+
+
+def bpe(letters, merges, levels):
+    """The merges one after the other, each from left to right."""
+    ids = list(letters)
+    for k, (left, right) in enumerate(merges):
+        ids = replace_pair(ids, left, right, levels + k)
+    return ids
+
+
+def fewest(letters, merges, levels):
+    """How few tokens the letters can be cut into, by dynamic programming."""
+    tokens = set(spellings(merges, levels))
+    least = [0] + [10**9] * len(letters)
+    for stop in range(1, len(letters) + 1):
+        for start in range(stop):
+            if tuple(letters[start:stop]) in tokens:
+                least[stop] = min(least[stop], least[start] + 1)
+    return least[-1]
