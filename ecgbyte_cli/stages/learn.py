@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import mmap
+import os
 import time
 from pathlib import Path
 
@@ -19,6 +21,10 @@ from ecgbyte_cli.workdir import (
     write_json,
     write_table,
 )
+
+SAVE_EVERY = 20  # seconds between saves of the merges found so far
+LEAST_IN_SHARD = 500_000  # letters: less is not worth another thread
+MOST_IN_ONE_PIECE = 2**31
 
 
 class Sample(click.ParamType):
@@ -169,23 +175,34 @@ def learn(
         note(f"learn: already done, see {work.ecg_tokenizer}")
         return result
 
-    segments = choose_segments(work, split, sample, seed)
+    known = half_learned(work.half_learned, settings, overwrite)
+    segments, described = choose_segments(work, split, sample, seed)
+    check_memory(segments, boundary, described)
+
+    from ecgbyte_kernels import merges as kernels
+
     started = time.perf_counter()
-    text = pieces(letters, segments, boundary)
-    compile_seconds = time.perf_counter()
-    from ecgbyte_kernels.merges import learn_merges
+    kernels.compile_kernels(
+        levels, merges, lambda: note("learn: compiling the kernels, which is done once and takes a minute")
+    )
+    compile_seconds = time.perf_counter() - started
 
-    rows = list(learn_merges(np.array([0, 1, 9], np.int32), 9, 2, 1, 1, 0))
-    compile_seconds = time.perf_counter() - compile_seconds
-
-    symbols = int(np.count_nonzero(text >= 0))
-    end = levels + merges + 1
-    text[text < 0] = end
-    rows, tokens = [], symbols
+    started = time.perf_counter()
+    threads = threads or len(os.sched_getaffinity(0))
+    texts = read_texts(letters, segments, boundary, levels, threads, work.symbols)
+    symbols = int((segments["leads"] * segments["samples"]).sum())
+    note(f"learn: read in {time.perf_counter() - started:.1f} s")
+    rows, tokens, saved = known.tolist(), symbols, time.perf_counter()
+    steps = kernels.learn_merges(texts, levels, merges, min_count, max_token_length, threads, known[:, :2])
     with progress("learning", merges, "merges") as bar:
-        for *row, tokens in learn_merges(text, end, levels, merges, min_count, max_token_length):
-            rows.append(row)
-            bar.update(len(rows), f"last count {row[2]:,}, {symbols / tokens:.2f} letters a token")
+        for fresh, tokens in steps:
+            rows += fresh.tolist()
+            if len(rows) == 0:
+                continue
+            bar.update(len(rows), f"last count {rows[-1][2]:,}, {symbols / tokens:.2f} letters a token")
+            if time.perf_counter() - saved >= SAVE_EVERY:
+                saved = time.perf_counter()
+                write_json(work.half_learned, {"settings": settings, "merges": rows})
     if len(rows) < merges:
         note(f"learn: {len(rows)} of {merges} merges: no other pair is found {min_count} times or more")
     rows = np.array(rows, np.int64).reshape(-1, 3)
@@ -195,13 +212,29 @@ def learn(
         "merges": len(rows),
         "tokens": tokens,
         "compression": symbols / tokens,
-        "seconds": round(time.perf_counter() - started - compile_seconds, 3),
+        "seconds": round(time.perf_counter() - started, 3),
         "compile_seconds": round(compile_seconds, 3),
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "sha256": hashlib.sha256(rows[:, :2].astype("<i4").tobytes()).hexdigest(),
     }
     write_tokenizer(work, signal, boundary, max_token_length, rows, settings, result)
+    work.half_learned.unlink(missing_ok=True)
     return result
+
+
+def half_learned(path, settings, overwrite):
+    """The merges that an interrupted run with the same settings has saved: int64 (k, 3)."""
+    if overwrite or not path.exists():
+        return np.zeros((0, 3), np.int64)
+    before = read_json(path)
+    if before.get("settings") != json.loads(json.dumps(settings)):
+        raise Failure(
+            f"{path} is of a run with other settings that was interrupted: "
+            "add --overwrite, or use another --work folder"
+        )
+    rows = np.array(before["merges"], np.int64).reshape(-1, 3)
+    note(f"learn: goes on from merge {len(rows)}, where it was interrupted")
+    return rows
 
 
 def fingerprint(work):
@@ -218,40 +251,118 @@ def choose_segments(work, split, sample, seed):
     """The rows to learn from: those of the split, or a random part of them, in the table's order."""
     segments = read_table(work.need(work.symbol_segments, "symbolize"))
     total = len(segments["segment"])
+    if total == 0:
+        raise Failure(
+            f"{work.symbol_segments} has no segments: run `ecgbyte symbolize` on a folder with recordings"
+        )
     rows = np.arange(total)
     if split == "train":
         rows = np.flatnonzero(np.array(segments["split"], dtype=object) == "train")
     if len(rows) == 0:
         raise Failure(
-            f"{work.symbol_segments} has {total} segments, none of them in the training split: add --split all"
-            if total
-            else f"{work.symbol_segments} has no segments: run `ecgbyte symbolize` on a folder with recordings"
+            f"none of the {total} segments of {work.symbol_segments} is in the training split: add --split all"
         )
-    part = f"{len(rows)} of {total} segments (split {split})"
+    described = f"{len(rows)} of {total} segments (split {split})"
     if sample is not None:
         wanted = sample if isinstance(sample, int) else max(1, round(sample * len(rows)))
         # the first of one shuffled order, so that a larger sample holds the smaller one
         order = np.random.default_rng(seed).permutation(len(rows))
         rows = rows[np.sort(order[:wanted])]
-        part = f"{len(rows)} of {part}, by seed {seed}"
-    note(f"learn: from {part}")
-    return {name: segments[name][rows] for name in ("offset", "leads", "samples")}
+        described = f"{len(rows)} of {described}, by seed {seed}"
+    return {name: segments[name][rows].astype(np.int64) for name in ("offset", "leads", "samples")}, described
 
 
-def pieces(letters, segments, boundary):
-    """The chosen letters as one text, int32, with -1 behind every piece."""
-    parts = []
-    end = np.array([-1], np.int32)
-    for offset, leads, samples in zip(*segments.values(), strict=True):
-        if boundary == "lead":
-            for lead in range(leads):
-                start = offset + lead * samples
-                parts += [letters[start : start + samples], end]
+def check_memory(segments, boundary, described):
+    """Print what the work will need, and refuse what cannot fit."""
+    symbols = int((segments["leads"] * segments["samples"]).sum())
+    needed, free = memory_needed(symbols), free_memory()
+    note(f"learn: {symbols:,} letters from {described}; about {needed / 1e9:.1f} GB of memory needed")
+    fitting = len(segments["leads"]) * min(
+        free / needed, MOST_IN_ONE_PIECE / symbols if boundary == "none" else 1
+    )
+    fitting = max(1, int(0.95 * fitting))
+    if needed > free:
+        raise Failure(
+            f"{symbols:,} letters need about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
+            f"--sample {fitting} would fit"
+        )
+    if boundary == "none" and symbols > MOST_IN_ONE_PIECE:
+        raise Failure(
+            f"{symbols:,} letters are too many for one piece (--boundary none): --sample {fitting} would fit"
+        )
+
+
+def memory_needed(symbols):
+    """Bytes that learning takes at most, above what Python and its libraries take: measured, and rounded up."""
+    return 3e8 + min(12 * symbols, 1e9 + 3.2 * symbols)
+
+
+def free_memory():
+    """Bytes of memory that this process can still take."""
+    free = []
+    limits = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if Path("/proc/meminfo").exists():
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    else:
+        free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    if all(path.exists() for path in limits) and limits[0].read_text().strip() != "max":
+        free.append(int(limits[0].read_text()) - int(limits[1].read_text()))
+    return min(free)
+
+
+def read_texts(letters, segments, boundary, levels, threads, path):
+    """Read the chosen letters as texts for the kernels: one for each thread, of whole segments.
+
+    Parameters
+    ----------
+    letters : numpy.memmap of uint8, 1-D
+    segments : dict
+        `offset`, `leads` and `samples` of the segments to read: int64 arrays.
+    boundary : {"lead", "segment", "none"}
+    levels : int
+    threads : int
+    path : Path
+        Where the letters are from, for errors.
+
+    Returns
+    -------
+    list of numpy.ndarray
+    """
+    from ecgbyte_kernels.merges import cut_pieces, text_type
+
+    offset, leads, samples = segments.values()
+    sizes = leads * samples
+    if (offset < 0).any() or (offset + sizes > len(letters)).any():
+        raise Failure(f"{path} is shorter than its table says: run `ecgbyte symbolize` again")
+    if boundary == "lead":
+        # a piece per lead
+        first = np.repeat(np.cumsum(leads) - leads, leads)
+        starts = np.repeat(offset, leads) + (np.arange(leads.sum()) - first) * np.repeat(samples, leads)
+        sizes = np.repeat(samples, leads)
+    else:
+        starts = offset
+    symbols = int(sizes.sum())
+    shards = 1 if boundary == "none" else max(min(threads, 1 + symbols // LEAST_IN_SHARD), symbols >> 30)
+    bounds = np.searchsorted(np.cumsum(sizes), np.linspace(0, symbols, shards + 1)[1:-1])
+    texts = []
+    for mine, lengths in zip(np.split(starts, bounds), np.split(sizes, bounds), strict=True):
+        if boundary == "none":
+            text = np.empty(int(lengths.sum()) + 2, text_type(levels))
         else:
-            parts += [letters[offset : offset + leads * samples]]
-            if boundary == "segment":
-                parts.append(end)
-    return np.concatenate([*parts, end]).astype(np.int32)
+            text = np.empty(int(lengths.sum()) + len(lengths) + 1, text_type(levels))
+        at = 0
+        for part in range(0, max(1, len(mine)), 4096):
+            here = slice(part, part + 4096)
+            at, largest = cut_pieces(letters, mine[here], lengths[here], text, at, boundary != "none")
+            if largest >= levels:
+                raise Failure(f"{path} holds letter {largest}, but its settings say {levels} levels")
+            # what has been read of the file is no longer to count as this process's memory
+            if isinstance(letters.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                letters.base.madvise(mmap.MADV_DONTNEED)
+        text[-1] = text[0]
+        texts.append(text)
+    return texts
 
 
 def peak_rss_mb():
