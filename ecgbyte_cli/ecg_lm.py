@@ -8,6 +8,7 @@ embedding and output layer keep their size, so it answers in text only and its w
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import shutil
@@ -22,6 +23,7 @@ from ecgbyte_cli.console import Failure
 from ecgbyte_cli.prompt import PROMPT_VERSION
 from ecgbyte_cli.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import read_json, write_json
+from ecgbyte_kernels.segment import spell
 
 FORMAT_VERSION = 1
 NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
@@ -46,13 +48,44 @@ class ECGLM(torch.nn.Module):
         embedding = base.get_input_embeddings()
         self.offset = embedding.num_embeddings
         self.ecg_rows = torch.nn.Embedding(ecg_vocab + 2, embedding.embedding_dim)
-        # As large as what the embedding puts out (some models scale it), not as its weights are.
+        rows = torch.randn(self.ecg_rows.weight.shape, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            device = embedding.weight.device
-            some = embedding(torch.arange(min(4096, self.offset), device=device)).float()
-            rows = torch.randn(self.ecg_rows.weight.shape, generator=torch.Generator().manual_seed(seed))
-            self.ecg_rows.weight.copy_(rows * some.std().cpu())
-        self.ecg_rows.to(device)
+            self.ecg_rows.weight.copy_(rows * self._text_rows().std().cpu())
+        self.ecg_rows.to(embedding.weight.device)
+
+    @torch.no_grad()
+    def _text_rows(self):
+        """What the embedding puts out for some text ids (some models scale it: not the weights as they are)."""
+        embedding = self.base.get_input_embeddings()
+        ids = torch.arange(min(4096, self.offset), device=embedding.weight.device)
+        return embedding(ids).float()
+
+    @torch.no_grad()
+    def init_rows(self, how, ecg_tokenizer, seed=0):
+        """Give the ECG rows their first values.
+
+        Parameters
+        ----------
+        how : {"random", "mean", "signal"}
+            `random`: normal, as large as the text embeddings; what a new ECGLM has already. `mean`: close to
+            the mean of the text embeddings (Hewitt 2021, Initializing New Word Embeddings). `signal`: a random
+            projection of each token's own waveform, so that tokens that look alike start alike.
+        ecg_tokenizer : ECGTokenizer
+        seed : int
+            Of the noise and of the projection.
+        """
+        if how == "random":
+            return
+        text, rows = self._text_rows().cpu(), self.ecg_rows.weight
+        random = torch.Generator().manual_seed(seed)
+        if how == "mean":
+            first = text.mean(0) + 0.1 * text.std() * torch.randn(rows.shape, generator=random)
+        else:
+            features = torch.from_numpy(waveforms(ecg_tokenizer)).float()
+            features = features @ torch.randn(features.shape[1], rows.shape[1], generator=random)
+            # the rows of the two marks stay random
+            first = torch.cat([rows[:2].cpu(), features * text.std() / features.std()])
+        rows.copy_(first)
 
     @property
     def device(self):
@@ -81,8 +114,8 @@ class ECGLM(torch.nn.Module):
         return functional.cross_entropy(logits.float().flatten(0, 1), labels[:, at + 1].flatten())
 
     @torch.no_grad()
-    def stream(self, prompts, end_ids, max_new=64, cache=None):
-        """Answer prompts together, greedily, and yield the next ids as they are made.
+    def stream(self, prompts, end_ids, max_new=64, cache=None, pick=None):
+        """Answer prompts together and yield the next ids as they are made.
 
         Parameters
         ----------
@@ -94,6 +127,9 @@ class ECGLM(torch.nn.Module):
             An answer has at most so many tokens.
         cache : PromptCache or None
             With one prompt: what was read of an earlier one that begins alike is not read again.
+        pick : callable or None
+            Takes the logits of the next ids, (batch, vocabulary), and returns the ids, (batch,); None takes the
+            likeliest (greedy).
 
         Yields
         ------
@@ -125,7 +161,7 @@ class ECGLM(torch.nn.Module):
             ).logits
             if cache:
                 cache.ids += ids[0].tolist()
-            ids = logits[:, -1:].argmax(-1)
+            ids = (pick or _likeliest)(logits[:, -1])[:, None]
             following = ids[:, 0].tolist()
             open_ = [o and i not in end_ids for o, i in zip(open_, following, strict=True)]
             if not any(open_):
@@ -134,14 +170,18 @@ class ECGLM(torch.nn.Module):
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
             position = position[:, -1:] + 1
 
-    def answer(self, prompts, end_ids, max_new=64):
-        """Answer prompts together, greedily: a list of lists of text ids."""
+    def answer(self, prompts, end_ids, max_new=64, pick=None):
+        """Answer prompts together (see `stream`): a list of lists of text ids."""
         answers = [[] for _ in prompts]
-        for following in self.stream(prompts, end_ids, max_new):
+        for following in self.stream(prompts, end_ids, max_new, pick=pick):
             for answer, i in zip(answers, following, strict=True):
                 if i is not None:
                     answer.append(i)
         return answers
+
+
+def _likeliest(logits):
+    return logits.argmax(-1)
 
 
 class PromptCache:
@@ -229,7 +269,7 @@ def tiny(seed=0):
     return LlamaForCausalLM(config), text_tokenizer
 
 
-def load_base(name, method, device):
+def load_base(name, method, device, revision=None):
     """Load a causal language model and its text tokenizer.
 
     Parameters
@@ -239,7 +279,9 @@ def load_base(name, method, device):
     method : str
         `qlora` (4-bit NF4 with double quantization, bfloat16 compute), `lora` or `full`.
     device : str
-        `cuda` or `cpu`.
+        `cuda`, `cuda:1`, … or `cpu`.
+    revision : str or None
+        The commit of a hub id; None is the newest.
 
     Raises
     ------
@@ -253,7 +295,8 @@ def load_base(name, method, device):
 
     if Path(name).is_dir() and not (Path(name) / "config.json").exists():
         raise Failure(f"{name} is no model folder: it has no config.json")
-    options = {"dtype": torch.bfloat16 if device == "cuda" and method != "full" else torch.float32}
+    bf16 = device.startswith("cuda") and method != "full"
+    options = {"dtype": torch.bfloat16 if bf16 else torch.float32}
     if method == "qlora":
         options["dtype"] = torch.bfloat16
         options["quantization_config"] = BitsAndBytesConfig(
@@ -263,8 +306,8 @@ def load_base(name, method, device):
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     try:
-        text_tokenizer = AutoTokenizer.from_pretrained(name)
-        base = AutoModelForCausalLM.from_pretrained(name, device_map=device, **options)
+        text_tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        base = AutoModelForCausalLM.from_pretrained(name, revision=revision, device_map=device, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Failure(f"base model {name} cannot be loaded as a causal language model: {reason}") from error
@@ -328,6 +371,8 @@ def save(folder, model, text_tokenizer, ecg_tokenizer, about):
         "offset": model.offset,
         "ecg_tokenizer_sha256": ECGTokenizer.from_file(ecg_tokenizer).sha256,
         "text_tokenizer_sha256": text_sha256(text_tokenizer),
+        "base_revision": getattr(model.base.config, "_commit_hash", None),
+        "base_sha256": None if about["method"] == "full" else base_sha256(model.base),
     }
     write_json(folder / "ecgbyte.json", {**fixed, **about}, indent=1)
 
@@ -373,7 +418,8 @@ def load(folder, device=None):
             f"{folder / 'ecg_tokenizer.json'} is not the tokenizer that this model was trained with"
         )
     full = about["method"] == "full"
-    base, text_tokenizer = load_base(str(folder / "base") if full else about["base"], about["method"], device)
+    name, revision = (str(folder / "base"), None) if full else (about["base"], about.get("base_revision"))
+    base, text_tokenizer = load_base(name, about["method"], device, revision)
     if (base.get_input_embeddings().num_embeddings, text_sha256(text_tokenizer)) != (
         about["offset"],
         about["text_tokenizer_sha256"],
@@ -384,6 +430,8 @@ def load(folder, device=None):
     if not full:
         from peft import PeftModel
 
+        if about.get("base_sha256") not in (None, base_sha256(base)):
+            raise Failure(f"{folder} was trained on another base model than {about['base']} is now")
         base = PeftModel.from_pretrained(base, folder)
     model = ECGLM(base, ecg_tokenizer.vocab_size)
     rows = load_file(folder / "ecg_rows.safetensors")["weight"]
@@ -406,6 +454,22 @@ def text_sha256(text_tokenizer):
     """SHA-256 over a text tokenizer's vocabulary, in hex: it tells one version of a base model from another."""
     vocabulary = sorted(text_tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def base_sha256(base):
+    """SHA-256 over the parts of a base model that no method quantizes or trains, in hex.
+
+    These are some rows of the embedding and all vectors (norms, biases), in bfloat16, which every method and
+    device holds alike; no fine-tuned relative of a model has the same.
+    """
+    parts = [base.get_input_embeddings().weight[:1024]]
+    parts += [p for name, p in base.named_parameters() if p.dim() == 1 and "lora_" not in name]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(
+            part.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+        )
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

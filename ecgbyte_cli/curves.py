@@ -1,0 +1,120 @@
+"""The course of a training, on disk: CSV, a picture, and event files that TensorBoard reads."""
+
+import csv
+import struct
+import time
+from pathlib import Path
+
+from ecgbyte_cli.workdir import whole
+
+COLUMNS = ("step", "train_loss", "learning_rate", "val_loss")
+
+
+def write_csv(path, rows):
+    """Write rows of step, training loss, learning rate and validation loss (None where there was none)."""
+    with whole(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(["" if value is None else value for value in row] for row in rows)
+
+
+def draw(path, rows, title):
+    """Draw the losses over the steps as a PNG picture."""
+    from matplotlib.figure import Figure
+
+    steps, train, _, val = zip(*rows, strict=True)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, train, color="0.75", linewidth=0.8, label="training, each step")
+    width = max(1, len(steps) // 100)
+    smooth = [sum(train[i : i + width]) / len(train[i : i + width]) for i in range(0, len(train), width)]
+    middle = [sum(steps[i : i + width]) / len(steps[i : i + width]) for i in range(0, len(steps), width)]
+    axes.plot(middle, smooth, color="tab:blue", label=f"training, mean of {width}")
+    points = [(step, loss) for step, loss in zip(steps, val, strict=True) if loss is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), "o-", color="tab:orange", label="validation")
+    positive = min(train) > 0
+    axes.set(xlabel="step", ylabel="loss per token", title=title, yscale="log" if positive else "linear")
+    axes.legend()
+    with whole(path) as beside:
+        figure.savefig(beside, format="png", dpi=120)
+
+
+class Events:
+    """A TensorBoard event file of scalars, without TensorBoard.
+
+    The file is a row of records (TFRecord: length, masked CRC-32C of it, bytes, masked CRC-32C of them), each a
+    protocol buffer of tensorflow/core/util/event.proto. A training that goes on opens a new file in the same
+    folder, and TensorBoard drops what an earlier one says about the same steps.
+
+    Parameters
+    ----------
+    folder : Path
+    first_step : int
+        The first step that will be written.
+    """
+
+    def __init__(self, folder, first_step):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 10**6:013d}.ecgbyte"
+        self.file = open(Path(folder) / name, "wb")
+        self._write(_text(3, "brain.Event:2"))
+        self._write(_number(2, first_step) + _text(7, _number(1, 1)))  # a session starts here
+
+    def scalars(self, step, values):
+        """Write a dict of name to value."""
+        summary = b"".join(
+            _text(1, _text(1, name) + b"\x15" + struct.pack("<f", value)) for name, value in values.items()
+        )
+        self._write(_number(2, step) + _text(5, summary))
+
+    def _write(self, fields):
+        record = b"\x09" + struct.pack("<d", time.time()) + fields
+        length = struct.pack("<Q", len(record))
+        self.file.write(length + _masked_crc(length) + record + _masked_crc(record))
+        self.file.flush()
+
+    def close(self):
+        self.file.close()
+
+
+def _varint(value):
+    parts = bytearray()
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
+
+
+def _number(field, value):
+    return _varint(field << 3) + _varint(value)
+
+
+def _text(field, value):
+    value = value.encode() if isinstance(value, str) else value
+    return _varint(field << 3 | 2) + _varint(len(value)) + value
+
+
+def _crc_table():
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # CRC-32C (Castagnoli), bits reversed
+        table.append(byte)
+    return table
+
+
+CRC_TABLE = _crc_table()
+
+
+def _crc(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = CRC_TABLE[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _masked_crc(data):
+    crc = _crc(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
