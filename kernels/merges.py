@@ -13,10 +13,10 @@ merge (a, a) can make pairs, inside its runs, that come from nowhere else: at mo
 
 Scans, then lists. The first merges touch most of the text. They are made by scans that close the gaps in
 place, over one byte per letter, with a dense table of counts. After that, merges are made by lists of
-positions, in generations: a generation counts all pairs, writes the positions of those found at least
-`threshold` times (half of the count of the last merge), makes merges until no pair reaches the threshold,
-and closes the gaps. Pairs below the threshold need neither a list nor a count. So the memory is that of the
-tokens and of few lists, and what a generation leaves behind is only the text.
+positions, in generations: a generation counts the pairs, writes the positions of those that reach a
+threshold (a guess at the count of the last merge of all, or what there is room for), makes merges until no
+pair reaches it or the room is used up, and closes the gaps. Pairs below the threshold need neither a list
+nor a count. What a generation leaves behind is only the text, so a wrong guess costs time, nothing else.
 
 Lazy lists and heap. A pair's occurrences all come into being when the later of its two tokens is made, and
 afterwards only vanish. So its list is written once, in rising order, and each entry is checked when it is
@@ -38,14 +38,15 @@ from ecgbyte_kernels import jit
 BATCH = 64  # the most merges that are made in one go
 SCAN_SHARE = 0.015  # scans go on while one removes this part of the text; then lists are faster
 TOO_SMALL = 2_000_000  # with fewer tokens than this, handing work to threads costs more than it saves
+SPARE = 65536  # places for lists that even a tiny shard has
 BUCKET_BITS = 18  # a table of counts that stays in a core's own cache
 MULTIPLY_LEFT, MULTIPLY_RIGHT = 0x9E3779B1, 0x85EBCA6B  # hash of a pair: golden ratio, and MurmurHash3's
 
 # A shard in a generation. `cells`: the text. `pool`: positions; those of the pairs found at the start, pair
 # after pair, are bounded by `base`. A merge's neighbours before it are at `bounds[2 m] : bounds[2 m + 1]`
 # and those behind it at `bounds[2 m + 1] : bounds[2 m + 2]`: their ids (`neighbour`), how often (`number`),
-# and where the positions of the new pair begin in the pool (`first`; -1: not written). `state`: neighbours
-# and pool entries in use, and 1 if something did not fit, which ends the generation.
+# and where the positions of the new pair begin in the pool (`first`), if there are enough to be written.
+# `state`: neighbours and pool entries in use, and 1 if something did not fit, which ends the generation.
 Shard = namedtuple("Shard", "cells pool base bounds neighbour number first state")
 
 # The pairs at or above a generation's threshold: ids, count, and where their lists are (`origin`: the merge
@@ -359,7 +360,7 @@ def _frequent(found, threshold, lengths, limit, room):
 def _generation(over, cells, sizes, rooms, end, found, threshold, made, merges, levels, lengths, limit):
     """Make merges of pairs found at least `threshold` times, by lists; then close the gaps."""
     left, right, count, local = found
-    room = 4 * len(left) + 4096
+    room = 4 * len(left) + SPARE // 16
     key, slot = _hash_table(left, right, np.arange(len(left)))
     bits = int(4 * room - 1).bit_length()
     pairs = Pairs(
@@ -376,13 +377,13 @@ def _generation(over, cells, sizes, rooms, end, found, threshold, made, merges, 
     ids = len(lengths)
     # memory that is not written to costs nothing
     shards = []
-    entries = 65536 + min(max(rooms) // 4, 1 << 24)
+    entries = SPARE + min(max(rooms) // 4, 1 << 24)
     bounds = np.zeros((len(cells), 2 * most + 1), np.int64)
     neighbour, number = np.empty((2, len(cells), entries), np.int32)
     first = np.empty((len(cells), entries), np.int64)
     for s, text in enumerate(cells):
         base = np.concatenate([[0], np.cumsum(local[s])])
-        pool = np.empty(65536 + max(rooms[s], base[-1]), np.uint32)
+        pool = np.empty(SPARE + max(rooms[s], base[-1]), np.uint32)
         state = np.array([0, base[-1], 0], np.int64)
         shards.append(Shard(text, pool, base, bounds[s], neighbour[s], number[s], first[s], state))
     over(_write_lists, shards, sizes, repeat(end), repeat(key), repeat(slot))
