@@ -156,7 +156,7 @@ def paper(signal, fs, target):
     """
     try:
         filtered = kernels.zero_phase(signal.T, [f for f, _ in paper_filters(fs)[0]])
-        denoised = kernels.denoise(filtered, _db6(), 4)
+        denoised = kernels.denoise(filtered, db6(), 4)
         made = int(signal.shape[1] * Fraction(target) / Fraction(fs))
         return kernels.cubic(denoised, made).T
     except ValueError as error:
@@ -194,7 +194,8 @@ def paper_filters(fs):
 
 
 @lru_cache
-def _db6():
+def db6():
+    """The filters of profile `paper`'s wavelet, for `ecgbyte_kernels.filters.denoise`."""
     import pywt
 
     return tuple(np.array(f) for f in pywt.Wavelet("db6").filter_bank)

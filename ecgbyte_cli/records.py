@@ -125,7 +125,9 @@ def read_patients(path):
         (["record"], "patient"),
     ]
     try:
-        columns = pyarrow.csv.read_csv(path).to_pydict()
+        columns = pyarrow.csv.read_csv(
+            path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
+        ).to_pydict()
     except (OSError, pyarrow.ArrowException) as error:
         raise Failure(f"{path} cannot be read as a CSV table: {' '.join(str(error).split())}") from error
     for record_columns, patient_column in known:

@@ -327,13 +327,68 @@ def killed_runs(data, folder, kills, options=()):
     assert not list(Path(work, "symbols").glob(".*")) and not (work / "symbols" / "parts").exists()
 
 
-def test_killed_and_run_again(many, tmp_path):
-    killed_runs(many, tmp_path, 2, SHORT)
-
-
 @pytest.mark.slow
 def test_killed_ten_times_over_2000_records(tmp_path):
     from ecgbyte_cli.stages.synth import synth
 
     synth(tmp_path / "data", records=2000, fs=250, jobs=2)
-    killed_runs(tmp_path / "data", tmp_path, 10)
+    killed_runs(tmp_path / "data", tmp_path, 10, ("--leads", "II,V1"))
+
+
+# The scripts for public data sets, each on a small folder laid out as its archive
+
+
+def script(name, *args):
+    examples = Path(__file__).resolve().parent.parent / "examples"
+    binaries = str(Path(sys.executable).parent)
+    return subprocess.run(
+        ["sh", examples / name, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": binaries + os.pathsep + os.environ["PATH"]},
+    )
+
+
+def lay_out(name, data):
+    """Write a small copy of a data set; return its three records' patients and splits."""
+    signals = [wave(12, 5000, seed) for seed in range(3)]
+    if name == "ptbxl.sh":
+        (data / "records500" / "00000").mkdir(parents=True)
+        lines = ["ecg_id,patient_id,strat_fold,filename_lr,filename_hr"]
+        for i, signal in enumerate(signals):
+            write_wfdb(data / "records500" / "00000", f"0000{i}_hr", signal, fs=500)
+            lines.append(f"{i},{10 + i}.0,{8 + i},records100/00000/0000{i}_lr,records500/00000/0000{i}_hr")
+        (data / "ptbxl_database.csv").write_text("\n".join(lines))
+        return {"10": "train", "11": "val", "12": "test"}
+    if name == "mimic_iv_ecg.sh":
+        lines = ["subject_id,study_id,file_name,ecg_time,path"]
+        for i, signal in enumerate(signals):
+            place = f"files/p1{i}00/p1{i}000032/s4{i}"
+            (data / place).mkdir(parents=True)
+            write_wfdb(data / place, f"4{i}", signal, fs=500)
+            lines.append(f"1{i}000032,4{i},4{i},2180-07-23 08:44:00,{place}/4{i}")
+        (data / "record_list.csv").write_text("\n".join(lines))
+    else:
+        import h5py
+
+        with h5py.File(data / "exams_part0.hdf5", "w") as file:
+            file["tracings"] = np.pad(
+                np.stack(signals)[:, :, :4000].transpose(0, 2, 1), [(0, 1), (48, 48), (0, 0)]
+            )
+            file["exam_id"] = [40, 41, 42, 0]
+        (data / "exams.csv").write_text("exam_id,patient_id\n40,10000032\n41,11000032\n42,12000032\n")
+    return {p: records.split_of(p) for p in ("10000032", "11000032", "12000032")}
+
+
+@pytest.mark.parametrize("name", ["ptbxl.sh", "mimic_iv_ecg.sh", "code15.sh"])
+def test_scripts_for_public_data(tmp_path, name):
+    data = tmp_path / "a data set"
+    data.mkdir()
+    told = script(name, data, tmp_path / "work")
+    assert told.returncode == 1 and told.stderr.startswith(f"{name}: ") and "is missing" in told.stderr
+    expected = lay_out(name, data)
+    told = script(name, data, tmp_path / "work")
+    assert told.returncode == 0, told.stderr
+    segments = read_table(WorkDir(tmp_path / "work").symbol_segments)
+    assert dict(zip(segments["patient"], segments["split"], strict=True)) == expected
+    assert WorkDir(tmp_path / "work").token_settings.exists()
