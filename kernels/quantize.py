@@ -1,6 +1,6 @@
 """Letters from millivolts, millivolts from letters, and the corpus statistics that quantizers need.
 
-Four quantizers, all of them described by a dict that travels in the settings and the tokenizer file:
+Five quantizers, all of them described by a dict that travels in the settings and the tokenizer file:
 
 paper   `lo`, `hi`: equal steps between two bounds, clipped (ECG-Byte, arXiv 2412.14373, section 3.1, takes
         the corpus' 1st percentile - 0.5 mV and 99th percentile + 0.5 mV).
@@ -8,6 +8,10 @@ minmax  equal steps between each segment's own extremes.
 mulaw   `mu`, `limit`: equal steps of sign(x) ln(1 + mu |x| / limit) / ln(1 + mu) (ITU-T G.711's law).
 lloyd   `edges`, `centroids`: the levels of least mean squared error (Lloyd, IEEE Trans. Inf. Theory 28,
         1982; Max, IRE Trans. Inf. Theory 6, 1960), fitted to the corpus.
+trellis `mu`, `limit`, `penalty`: companded steps of each segment's own RMS, `limit` of it to either side, and
+        along a lead the letters of least squared error where each change of the letter costs `penalty`
+        squares of the smallest step: fewer changes make longer tokens. Found by Viterbi's algorithm (Forney,
+        Proc. IEEE 61, 1973), as video coders choose their coefficients (trellis quantization).
 """
 
 import numpy as np
@@ -46,6 +50,13 @@ def quantize(signal, quantizer):
         edges = mulaw_edges(quantizer) if name == "mulaw" else np.asarray(quantizer["edges"], float)
         lo, hi = span(quantizer)
         _by_edges(values, edges[1:-1], letters)
+    elif name == "trellis":
+        size = float(np.sqrt(np.mean(np.square(values, dtype=float))))
+        lo, hi = -quantizer["limit"] * size, quantizer["limit"] * size
+        centres = values_of_levels(quantizer, lo, hi)
+        cost = quantizer["penalty"] * np.diff(centres).min() ** 2
+        leads = values.reshape(-1, np.shape(signal)[-1])
+        _trellis(leads, centres, cost, letters.reshape(leads.shape))
     elif name in ("paper", "minmax"):
         lo, hi = span(quantizer) if name == "paper" else (float(values.min()), float(values.max()))
         _uniform(values, lo, hi, levels, letters)
@@ -57,14 +68,17 @@ def quantize(signal, quantizer):
 def dequantize(letters, quantizer, lo=None, hi=None):
     """Turn letters back into millivolts: the middle of the level, or its centroid for `lloyd`.
 
+    For `trellis` the middles are smoothed over three samples (1/4, 1/2, 1/4) as far as each stays within its
+    level, which takes off the corners of the steps.
+
     Parameters
     ----------
     letters : numpy.ndarray
-        uint8, any shape, each below the quantizer's `levels`.
+        uint8, any shape with time last, each below the quantizer's `levels`.
     quantizer : dict
         As in `quantize`.
     lo, hi : float, optional
-        The segment's range in mV; needed for `minmax` alone.
+        The segment's range in mV; needed for `minmax` and `trellis`.
 
     Returns
     -------
@@ -74,9 +88,15 @@ def dequantize(letters, quantizer, lo=None, hi=None):
     Raises
     ------
     ValueError
-        If the quantizer is unknown, or is `minmax` and no range is given.
+        If the quantizer is unknown, or is `minmax` or `trellis` and no range is given.
     """
-    return values_of_levels(quantizer, lo, hi).astype(np.float32)[letters]
+    values = values_of_levels(quantizer, lo, hi).astype(np.float32)[letters]
+    if quantizer["name"] == "trellis":
+        edges = (hi * mulaw_edges({**quantizer, "limit": 1})).astype(np.float32)
+        smooth = (values[..., :-2] + 2 * values[..., 1:-1] + values[..., 2:]) / 4
+        inner = letters[..., 1:-1].astype(np.intp)
+        values[..., 1:-1] = np.clip(smooth, edges[inner], edges[inner + 1])
+    return values
 
 
 def values_of_levels(quantizer, lo=None, hi=None):
@@ -89,10 +109,12 @@ def values_of_levels(quantizer, lo=None, hi=None):
         return _expand(2 * middles - 1, quantizer)
     if name == "paper":
         lo, hi = span(quantizer)
-    elif name != "minmax":
+    elif name not in ("minmax", "trellis"):
         raise ValueError(f"no quantizer is called {name!r}")
     elif lo is None or hi is None:
-        raise ValueError("minmax needs the segment's own range (lo, hi)")
+        raise ValueError(f"{name} needs the segment's own range (lo, hi)")
+    if name == "trellis":
+        return hi * _expand(2 * middles - 1, {**quantizer, "limit": 1})
     return lo + (hi - lo) * middles
 
 
@@ -146,6 +168,32 @@ def _by_edges(values, edges, letters):
             else:
                 count = half
         letters[i] = first
+
+
+@jit
+def _trellis(leads, centres, cost, letters):
+    samples, levels = leads.shape[1], len(centres)
+    error = np.empty(levels)  # of the best letters up to here that end in each level
+    before = np.empty((samples, levels), np.uint8)
+    for lead in range(len(leads)):
+        error[:] = 0.0
+        for t in range(samples):
+            # error[l] = (x[t] - centre[l])**2 + min(error[l], min(error) + cost)
+            best = 0
+            for level in range(1, levels):
+                if error[level] < error[best]:
+                    best = level
+            change = error[best] + cost
+            for level in range(levels):
+                before[t, level] = level if error[level] <= change else best
+                error[level] = min(error[level], change) + (leads[lead, t] - centres[level]) ** 2
+        best = 0
+        for level in range(1, levels):
+            if error[level] < error[best]:
+                best = level
+        for t in range(samples - 1, -1, -1):
+            letters[lead, t] = best
+            best = np.int64(before[t, best])
 
 
 # Exact percentiles of a corpus that does not fit into memory. A float32's bits, turned so that they sort

@@ -1,7 +1,7 @@
 """The slow, obvious versions of the kernels, for comparison; only tests import this."""
 
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -132,3 +132,18 @@ def fewest(letters, merges, levels):
             if tuple(letters[start:stop]) in tokens:
                 least[stop] = min(least[stop], least[start] + 1)
     return least[-1]
+
+
+# The quantizer `trellis` -------------------------------------------------------------------------------------
+
+
+def cost_of_letters(signal, letters, centres, penalty):
+    """Squared error of one lead's letters, and the penalty for each change of the letter."""
+    error = sum((x - centres[letter]) ** 2 for x, letter in zip(signal, letters, strict=True))
+    return error + penalty * sum(a != b for a, b in pairwise(letters))
+
+
+def least_cost_of_letters(signal, centres, penalty):
+    """The least such cost, of all ways to write a lead in letters."""
+    ways = product(range(len(centres)), repeat=len(signal))
+    return min(cost_of_letters(signal, letters, centres, penalty) for letters in ways)

@@ -138,3 +138,46 @@ def test_a_quantizer_that_makes_no_sense_is_refused(quantizer):
 def test_minmax_cannot_be_decoded_without_its_range():
     with pytest.raises(ValueError, match="range"):
         q.dequantize(np.zeros(3, np.uint8), {"name": "minmax", "levels": 26})
+
+
+TRELLIS = {"name": "trellis", "levels": 53, "mu": 2.0, "limit": 16.0, "penalty": 1.5}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.float32, (2, 6), elements=st.floats(-2, 2, width=32)),
+    st.integers(2, 4),
+    st.sampled_from([0.0, 0.5, 1.5]),
+)
+def test_trellis_letters_cost_least_of_all(signal, levels, penalty):
+    quantizer = {"name": "trellis", "levels": levels, "mu": 2.0, "limit": 2.0, "penalty": penalty}
+    letters, lo, hi = q.quantize(signal, quantizer)
+    size = np.sqrt(np.mean(signal.astype(float) ** 2))
+    assert hi == -lo == pytest.approx(2 * size)
+    centres = q.values_of_levels(quantizer, lo, hi)
+    cost = penalty * np.diff(centres).min() ** 2
+    for row, mine in zip(signal.astype(float), letters, strict=True):
+        least = naive.least_cost_of_letters(row, centres, cost)
+        assert naive.cost_of_letters(row, mine, centres, cost) == pytest.approx(least, abs=1e-9)
+
+
+def test_trellis_is_of_the_segments_own_size_and_stays_in_the_levels():
+    t = np.arange(500) / 250
+    signal = (np.sin(2 * np.pi * t) + 3 * np.exp(-(((t % 1) - 0.5) ** 2) / 2e-4)).astype(np.float32)[None]
+    letters, lo, hi = q.quantize(signal, TRELLIS)
+    ten_times, lo10, hi10 = q.quantize(10 * signal, TRELLIS)
+    assert np.array_equal(letters, ten_times) and (lo10, hi10) == pytest.approx((10 * lo, 10 * hi))
+    back = q.dequantize(letters, TRELLIS, lo, hi)
+    edges = np.concatenate([[-np.inf], hi / 16 * q.mulaw_edges(TRELLIS)[1:-1], [np.inf]])
+    assert (back >= edges[letters] - 1e-6).all() and (back <= edges[letters + 1] + 1e-6).all()
+    # the corners of the steps are off: nearer to the signal than the middles are
+    middles = q.values_of_levels(TRELLIS, lo, hi)[letters]
+    assert np.mean((back - signal) ** 2) < np.mean((middles - signal) ** 2)
+    # without a penalty the letters change more often
+    free, _, _ = q.quantize(signal, TRELLIS | {"penalty": 0.0})
+    assert (np.diff(letters) != 0).sum() < (np.diff(free) != 0).sum()
+
+
+def test_a_flat_segment_survives_trellis():
+    letters, lo, hi = q.quantize(np.zeros((2, 5), np.float32), TRELLIS)
+    assert lo == hi == 0 and (q.dequantize(letters, TRELLIS, lo, hi) == 0).all()

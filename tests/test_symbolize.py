@@ -81,7 +81,7 @@ def test_a_given_range(ecgbyte, real_data, golden, tmp_path):
     assert (symbols == theirs).mean() >= 0.995 and np.abs(symbols.astype(int) - theirs).max() <= 1
 
 
-@pytest.mark.parametrize("quantizer", ["minmax", "mulaw", "lloyd"])
+@pytest.mark.parametrize("quantizer", ["minmax", "mulaw", "lloyd", "trellis"])
 def test_other_quantizers(ecgbyte, many, tmp_path, quantizer):
     assert ecgbyte("symbolize", many, *SHORT, "--quantizer", quantizer, "--levels", 64).exit_code == 0
     symbols, segments, _, about = results(tmp_path / "work")
@@ -92,8 +92,9 @@ def test_other_quantizers(ecgbyte, many, tmp_path, quantizer):
         letters = symbols[segments["offset"][k] :][:400].reshape(2, 200)
         assert np.array_equal(preprocess.quantize(cut, told)[0], letters)
         back = preprocess.dequantize(letters, told, segments["lo"][k], segments["hi"][k])
-        assert np.abs(back - cut).max() < {"minmax": wide[k] / 127, "mulaw": 0.5, "lloyd": 0.3}[quantizer]
-    assert (len(set(wide)) > 1) == (quantizer == "minmax")
+        most = {"minmax": wide[k] / 127, "mulaw": 0.5, "lloyd": 0.3, "trellis": wide[k] / 30}
+        assert np.abs(back - cut).max() < most[quantizer]
+    assert (len(set(wide)) > 1) == (quantizer in ("minmax", "trellis"))
 
 
 def test_every_input_ends_somewhere(ecgbyte, real_data, tmp_path):
