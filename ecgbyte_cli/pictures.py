@@ -55,9 +55,9 @@ def sheet(signal, fs, leads, title, start=0.0, seconds=10.0):
     else:
         rows = [[(lead, 0, seconds)] for lead in leads]
     extents = [_extent(*(rows_of[lead][round(a * fs) : round(b * fs)] for lead, a, b in row)) for row in rows]
-    baselines, height = _stack(extents)
+    baselines, height = _stack(extents, gap=4)  # room for the names of the leads
     figure, axes = _paper(seconds * MM_PER_S, height, left=12)
-    for row, y in zip(rows, baselines, strict=True):
+    for row, y, (_, high) in zip(rows, baselines, extents, strict=True):
         # the calibration pulse: 1 mV for 0.2 s
         axes.plot([-10, -8, -8, -3, -3, -1], np.array([0, 0, 10, 10, 0, 0]) + y, color=INK, lw=0.8)
         for lead, a, b in row:
@@ -66,7 +66,7 @@ def sheet(signal, fs, leads, title, start=0.0, seconds=10.0):
             axes.plot(x, part * MM_PER_MV + y, color=INK, lw=0.7, solid_joinstyle="round")
             if a:
                 axes.plot([a * MM_PER_S] * 2, [y - 5, y + 5], color=INK, lw=0.7)
-            axes.text(a * MM_PER_S + 1, y + 7.5, lead, fontsize=9, weight="bold", color=INK, **_halo())
+            axes.text(a * MM_PER_S + 1, y + high + 0.5, lead, fontsize=9, weight="bold", color=INK, **_halo())
     _time_axis(axes, start, seconds)
     axes.set_title(title, loc="left", fontsize=10)
     axes.text(1, -0.062, "25 mm/s   10 mm/mV", transform=axes.transAxes, ha="right", va="top", fontsize=8)
@@ -139,7 +139,7 @@ def _extent(*parts, least=10):
     return min(values.min(initial=-least), -least), max(values.max(initial=least), least)
 
 
-def _stack(extents, gap=3):
+def _stack(extents, gap):
     """Baselines of rows one under another, from the top, and the height of them all, in mm."""
     height = sum(high - low + gap for low, high in extents) + gap
     baselines, top = [], height

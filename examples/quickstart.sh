@@ -14,15 +14,15 @@ ecgbyte symbolize data --profile resample --fs 100 --leads II,V1
 ecgbyte learn --vocab 2000
 ecgbyte encode
 ecgbyte finetune --qa data/qa.jsonl --model tiny --steps 3800 --batch 4
-ecgbyte generate --split test
 
 # a recording that no stage has seen
 ecgbyte synth new --records 8 --fs 500 --seed 2
 record=new/synth00004
 ecgbyte plot ecg $record --out ecg.png
 ecgbyte plot tokens $record --out tokens.png
+ecgbyte generate --split test
 echo
-echo "The record's own comments:"
+echo "A record that no stage has seen, by its own comments:"
 grep '^#' $record.hea
 echo "Question: What is the rhythm?"
 printf 'Answer:   '
