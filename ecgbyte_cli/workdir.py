@@ -33,6 +33,7 @@ class WorkDir:
         self.tokens = self.root / "tokens" / "tokens.npy"
         self.token_segments = self.root / "tokens" / "segments.parquet"
         self.token_settings = self.root / "tokens" / "settings.json"
+        self.token_parts = self.root / "tokens" / "parts"  # what an interrupted run has encoded
         self.decoded = self.root / "decoded"
         self.decode_settings = self.decoded / "decode.json"
         self.training = self.root / "training"
@@ -42,7 +43,13 @@ class WorkDir:
         self.model_settings = self.model / "ecgbyte.json"
         self.answers = self.root / "answers" / "answers.jsonl"
         self.metrics = self.root / "answers" / "metrics.json"
+        self.metrics_table = self.root / "answers" / "metrics.md"
+        self.partial_answers = self.root / "answers" / "partial.jsonl"  # what an interrupted run has answered
+        self.explained = self.root / "explained" / "explain.json"
+        self.explained_table = self.root / "explained" / "explain.md"
+        self.half_explained = self.root / "explained" / "partial.jsonl"
         self.pictures = self.root / "pictures"
+        self.chat_history = self.root / "chat_history"  # the lines typed in earlier chats
 
     def checkpoint(self, kind, step):
         """The folder of a training's checkpoint: `step` (to go on from) or `best` (the best weights so far)."""

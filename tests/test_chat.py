@@ -1,14 +1,47 @@
-"""Questions about one recording."""
+"""Talking about recordings: what is asked, said, drawn and written, with a stand-in model and with a real one."""
 
 import json
+import os
+import pty
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import wfdb
 
+from ecgbyte_cli import ecg_lm, preprocess, records
+from ecgbyte_cli.console import Failure
+from ecgbyte_cli.conversation import Conversation, Reader
 from ecgbyte_cli.stages import chat
+from ecgbyte_cli.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import WorkDir
+
+QUESTION = "What is the rhythm?"
+
+
+class StandIn:
+    """A model that answers "1: 2 ECGs, …" with what it was asked, a byte at a time."""
+
+    offset = 259
+    base = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=4000))
+
+    def __init__(self, text_tokenizer):
+        self.text_tokenizer, self.asked, self.interrupt_at = text_tokenizer, [], None
+
+    def stream(self, prompts, end_ids, max_new, cache):
+        (ids,) = prompts
+        words = self.text_tokenizer.decode(ids[ids < self.offset], skip_special_tokens=True)
+        self.asked.append(words.strip().split("\n"))
+        answer = f"{np.sum(ids == self.offset)} ECG: é"
+        for n, i in enumerate(self.text_tokenizer.encode(answer, add_special_tokens=False)[:max_new]):
+            if n == self.interrupt_at:
+                raise KeyboardInterrupt
+            yield [i]
 
 
 @pytest.fixture
@@ -16,51 +49,372 @@ def record(small):
     return sorted((small / "data").rglob("*.hea"))[0]
 
 
+@pytest.fixture
+def long_record(tmp_path):
+    """25 s of two leads with a wave of 1 mV every second, 40 ms wide, the second lead upside down."""
+    time = np.arange(25 * 250) / 250
+    waves = np.exp(-(((time + 0.6) % 1 - 0.5) ** 2) / (2 * 0.01**2))
+    spikes = np.stack([waves, -waves], axis=1)
+    wfdb.wrsamp("long", 250, ["mV"] * 2, ["II", "V1"], spikes, fmt=["16"] * 2, adc_gain=[1000.0] * 2,
+                baseline=[0] * 2, write_dir=str(tmp_path), comments=["Note: \x1b[31mred", "second"])  # fmt: skip
+    return tmp_path / "long.hea"
+
+
+@pytest.fixture
+def conversation(small, record):
+    """With a stand-in model that knew conversations before it was trained."""
+    _, text_tokenizer = ecg_lm.tiny()
+    tokenizer = ECGTokenizer.from_file(small / "ecgbyte-work" / "model" / "ecg_tokenizer.json")
+    reader = Reader(tokenizer, "longest")
+    about = {"base": "stand-in", "folder": "model", "notice": ecg_lm.NOTICE}
+    return Conversation(StandIn(text_tokenizer), text_tokenizer, reader, about, [reader.read(record)])
+
+
+def typed(*lines):
+    """A reader of lines, of which some are exceptions to raise; then the input ends."""
+    lines = iter(lines)
+
+    def read():
+        line = next(lines, EOFError)
+        if isinstance(line, str):
+            return line + "\n"
+        raise line
+
+    return read
+
+
+# Transcripts -------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsys):
+    read = typed(
+        QUESTION,
+        "",
+        "   ",
+        f"/ecg {long_record}",
+        " and now?  ",
+        "/ecg",
+        "/segment 2",
+        "again?",
+        "/clear",
+        "alone?",
+        "/nonsense",
+        "/segment",
+        "/segment 0",
+        "/segment 4",
+        "/lead",
+        "/lead V6",
+        "/save",
+        "/tokens x.md",
+        "/ecg none.hea",
+        "still there?",
+        "/quit",
+        "not read",
+    )
+    assert chat.talk(conversation, read) is None
+    out, err = capsys.readouterr()
+    assert out == "1 ECG: é\n2 ECG: é\n2 ECG: é\n1 ECG: é\n1 ECG: é\n"
+    first = len(conversation.reader.read(record).tokens)
+    counts = [
+        len(conversation.reader.segment(*segments_of(conversation, long_record), i).tokens) for i in (0, 1)
+    ]
+    assert err.splitlines() == [
+        "2 recordings are open; questions are about all of them, in this order",
+        f"{record.stem}: 0 to 10 s, segment 1 of 1, {first} ECG tokens",
+        f"long: 0 to 10 s, segment 1 of 2, {counts[0]} ECG tokens",
+        "long: 10 to 20 s, segment 2 of 2; what was said before is forgotten",
+        "starting afresh with long",
+        "unknown command /nonsense: /help lists them",
+        "which segment? /segment 2",
+        "long has the segments 1 to 2",
+        "long has the segments 1 to 2",
+        "which lead? /lead V1",
+        "leads missing: V6",
+        "which file? /save FILE.md",
+        "which file? /tokens FILE.png",
+        "none.hea cannot be used: file missing: none.hea",
+    ]
+    assert conversation.lm.asked == [
+        [QUESTION],
+        [QUESTION, "1 ECG: éand now?"],
+        ["again?"],
+        ["alone?"],
+        ["alone?", "1 ECG: éstill there?"],
+    ]
+
+
+def segments_of(conversation, path):
+    recording = records.read(path)
+    return recording, preprocess.segments(recording, conversation.reader.tokenizer.signal)
+
+
+def test_help_lists_every_command_and_each_is_known(conversation, capsys):
+    chat.talk(conversation, typed("/help"))
+    listed = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert listed == [usage.split()[0] for usage in chat.COMMANDS]
+    for word in listed:
+        chat.talk(conversation, typed(word))
+        assert "unknown command" not in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(conversation, capsys):
+    conversation.lm.interrupt_at = 3
+    chat.talk(conversation, typed(QUESTION, "/ecg", "more?", KeyboardInterrupt, "not read"), interactive=True)
+    out, err = capsys.readouterr()
+    assert out == "1 E\n1 E\n"
+    assert err.count("(stopped)") == 2
+    assert [turn.stopped for turn in conversation.log] == [True, True]
+    # what was written stays in the context
+    assert conversation.lm.asked[1] == [QUESTION, "1 Emore?"]
+    conversation.lm.interrupt_at = None
+    chat.talk(conversation, typed("whole?"), interactive=True)
+    assert capsys.readouterr().out == "1 ECG: é\n"
+
+
+def test_ctrl_c_at_the_prompt_leaves_the_second_time(conversation, capsys):
+    one = KeyboardInterrupt
+    chat.talk(conversation, typed(one, QUESTION, one, "/help", one, one, "not read"), interactive=True)
+    out, err = capsys.readouterr()
+    assert out == "1 ECG: é\n" and err.count("(Ctrl-C again or Ctrl-D leaves)") == 3
+
+
+def test_ctrl_c_ends_what_nobody_watches(conversation):
+    conversation.lm.interrupt_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        chat.talk(conversation, typed(QUESTION))
+
+
+def test_a_very_long_question_is_refused_in_one_line(conversation, capsys):
+    chat.talk(conversation, typed(QUESTION, "x" * 5000, QUESTION))
+    out, err = capsys.readouterr()
+    assert out == "1 ECG: é\n" * 2
+    assert err.startswith("too long: the model reads 4000 tokens, and this makes 5") and err.count("\n") == 1
+    assert "/clear" in err and conversation.log[1].error + "\n" == err
+    with pytest.raises(Failure, match="too long"):
+        chat.talk(conversation, typed("x" * 5000), strict=True)
+
+
+def test_an_answer_stops_where_the_model_can_read_no_further(conversation):
+    asked = len(conversation.prompt.build([conversation.ecgs[0].tokens], [("", None)])[0])
+    turn = conversation.ask("x" * (4000 - asked - 3))
+    assert turn.answer == "1 E" and len(turn.written) == 3
+
+
+def test_out_of_memory_is_one_line_and_the_conversation_goes_on(conversation, capsys, monkeypatch):
+    def stream(*_):
+        raise RuntimeError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(conversation.lm, "stream", stream)
+    chat.talk(conversation, typed(QUESTION, "/ecg"))
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "the model cannot answer: CUDA out of memory. Tried to allocate"
+    )
+
+
+def test_an_answer_in_pieces_never_shows_half_a_character(conversation):
+    pieces = []
+    turn = conversation.ask(QUESTION, pieces.append)
+    assert "".join(pieces) == turn.answer == "1 ECG: é"
+    assert len(turn.written) == len(turn.answer.encode()) and "\ufffd" not in pieces
+
+
+def test_a_model_trained_on_single_questions_is_asked_each_by_itself(conversation):
+    conversation.about["base"] = "tiny"
+    conversation.ask(QUESTION), conversation.ask("again?")
+    assert conversation.lm.asked == [[QUESTION], ["again?"]]
+    conversation.about["conversations"] = True
+    conversation.ask("first?"), conversation.ask("second?")
+    assert conversation.lm.asked[2:] == [["first?"], ["first?", "1 ECG: ésecond?"]]
+
+
+# What is shown and written -----------------------------------------------------------------------------------
+
+
+def test_the_panel(conversation, long_record, capsys):
+    chat.greet(conversation.reader.read(long_record), conversation.about)
+    err = capsys.readouterr().err
+    for text in ("2 leads (II, V1), 250 Hz, 25 s", "60 per minute (mean over 1", "0 to 10 s, segment 1 of 2",
+                 "II, V1 at 100 Hz", "Note:  [31mred", "second", "not told", "no medical device",
+                 "stand-in"):  # fmt: skip
+        assert text in err.replace("\n│             ", " ")
+    assert "\x1b" not in err  # no terminal, and the header's own codes taken out
+    assert max(map(len, err.splitlines())) <= 80
+
+
+def test_commands_show_what_they_open_to_who_watches(conversation, long_record, capsys):
+    chat.talk(conversation, typed(f"/ecg '{long_record}'", "/segment 2"), interactive=True)
+    err = capsys.readouterr().err
+    assert err.count("heart rate") == 2 and "segment 2 of 2" in err
+
+
+def test_drawing_a_lead(conversation, long_record, capsys):
+    chat.talk(conversation, typed(f"/ecg {long_record}", "/lead v1", "/lead II"))
+    lines = capsys.readouterr().err.splitlines()[1:]
+    up, down = lines[7:13], lines[:6]
+    assert lines[1].split()[0] == "V1" and lines[8].split()[0] == "II"
+    assert lines[6].split() == ["0", "s", "10", "s"]
+    # ten waves, of which each reaches from the line at 0 mV to the other side
+    for rows, line, tip in ((up, 5, 0), (down, 0, 5)):
+        drawn = ["".join(" " if c == "\u2800" else "x" for c in row[9:]) for row in rows]
+        assert " " not in drawn[line] and len(drawn[tip].split()) == 10
+    assert up[0].startswith(" 1.00 mV") and down[-1].startswith("-1.00 mV")
+
+
+@pytest.mark.parametrize(
+    "signal", [np.zeros(1000), np.full(1000, np.nan), np.array([1.0]), np.linspace(0, 1, 7)]
+)
+def test_drawing_what_is_flat_missing_or_short(signal):
+    rows = chat.dots(signal, 0, 10, "II", 60)
+    assert len(rows) == 7 and {len(row) for row in rows[:6]} == {60}
+    dots = sum(bin(ord(c) - 0x2800).count("1") for row in rows[:6] for c in row[9:])
+    assert dots == 0 if np.isnan(signal).all() else dots >= 102
+
+
+def test_drawing_shows_gaps_as_gaps():
+    signal = np.sin(np.arange(1000) / 10)
+    signal[400:600] = np.nan
+    rows = [row[9:] for row in chat.dots(signal, 0, 10, "II", 109)[:6]]
+    empty = [all(row[i] == "\u2800" for row in rows) for i in range(100)]
+    assert all(empty[41:59]) and not any(empty[:40]) and not any(empty[61:])
+
+
+def test_a_terminal_without_dots_is_told_so(conversation, monkeypatch, capsys):
+    monkeypatch.setattr(chat, "screen", lambda: SimpleNamespace(encoding="latin-1", width=80))
+    chat.talk(conversation, typed("/lead II"))
+    assert capsys.readouterr().err == "this terminal cannot show a drawing (latin-1)\n"
+
+
+def test_save_writes_the_conversation_and_its_pictures(conversation, long_record, tmp_path, capsys):
+    file = tmp_path / "my talk.md"
+    conversation.lm.interrupt_at = 3
+    chat.talk(conversation, typed(QUESTION), interactive=True)
+    conversation.lm.interrupt_at = None
+    chat.talk(conversation, typed(f"/ecg {long_record}", "which?", "x" * 5000, f"/save {file}"))
+    assert capsys.readouterr().err.endswith(f"written: {file}\n")
+    text = file.read_text()
+    for wanted in (f"**{QUESTION}**\n\n1 E (stopped)\n", "**which?**\n\n2 ECG: é\n", "*Opened long.*",
+                   "![long](my%20talk2.png)", "no medical device", "25 s", "xxx"):  # fmt: skip
+        assert (wanted in text) == (wanted != "xxx")
+    for name in ("my talk.png", "my talk2.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_tokens_draws_those_of_lead_ii(conversation, tmp_path, capsys):
+    chat.talk(conversation, typed(f"/tokens {tmp_path / 'tokens.png'}"))
+    assert (tmp_path / "tokens.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_that_cannot_be_written_is_one_line(conversation, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    chat.talk(
+        conversation, typed(f"/tokens {tmp_path / 'file' / 'x.png'}", f"/save {tmp_path / 'file' / 'x.md'}")
+    )
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("cannot be written" in line for line in lines)
+
+
+def test_completion(monkeypatch, tmp_path):
+    readline = pytest.importorskip("readline")
+    (tmp_path / "one.hea").touch(), (tmp_path / "only").mkdir()
+
+    def offered(line):
+        start = line.rindex(" ") + 1 if " " in line else 0
+        monkeypatch.setattr(readline, "get_line_buffer", lambda: line)
+        monkeypatch.setattr(readline, "get_begidx", lambda: start)
+        numbers = iter(range(9))
+        return list(iter(lambda: chat.complete(line[start:], next(numbers)), None))
+
+    assert offered("/se") == ["/segment"] and offered("What") == []
+    assert offered(f"/ecg {tmp_path}/on") == [f"{tmp_path}/one.hea", f"{tmp_path}/only/"]
+
+
+# Heart rate --------------------------------------------------------------------------------------------------
+
+
+def test_the_heart_rate_agrees_with_the_truth_of_synthetic_records(small, conversation):
+    checked = 0
+    for path in sorted((small / "data").rglob("*.hea")):
+        ecg = conversation.reader.read(path)
+        truth, said = float(ecg.recording.comment("heart rate")), chat.heart_rate(ecg)
+        # XQRS takes some premature beats for none, and never finds more beats than there are
+        if ecg.recording.comment("condition") == "premature ventricular complexes":
+            assert float(said.split()[0]) < truth + 3
+        elif ecg.recording.comment("condition") != "atrial fibrillation":
+            assert abs(float(said.split()[0]) - truth) < 3
+            checked += 1
+    assert checked >= 40
+
+
+def test_the_heart_rate_of_real_recordings(real_data):
+    # counted by eye in lead II; the second has complexes that point down, 0.4 mV high
+    for path, rate in (("cinc2021/HR06002", 41), ("wfdb/s0010_re", 82)):
+        recording = records.read(real_data / path)
+        signal = preprocess.pick(recording, ["II"])[0, : int(10 * recording.fs)].astype(float)
+        beats = chat.find_beats(signal, recording.fs)
+        found = 60 * (len(beats) - 1) * recording.fs / (beats[-1] - beats[0])
+        assert abs(found - rate) < 2
+
+
+def test_a_heart_rate_that_cannot_be_measured_is_not_made_up(conversation, long_record):
+    ecg = conversation.reader.read(long_record)
+    for samples in (np.zeros(6250), np.full(6250, np.nan), np.r_[1, np.zeros(6249)]):
+        ecg.recording.signal[0] = samples
+        assert chat.heart_rate(ecg) == "not measurable in lead II"
+    ecg.recording.leads[0] = "V5"
+    assert chat.heart_rate(ecg) == "not measurable: there is no lead II"
+
+
+# The command, with a real model --------------------------------------------------------------------------------
+
+
 def test_one_question(small, record, ecgbyte):
-    args = ["chat", record.with_suffix(""), "-q", "What is the rhythm?", "--max-new", 5]
+    args = ["chat", record.with_suffix(""), "-q", QUESTION, "--max-new", 5]
     plain = ecgbyte(*args, work=small / "ecgbyte-work")
     assert plain.exit_code == 0, plain.stderr
     result = json.loads(ecgbyte(*args, "--json", work=small / "ecgbyte-work").stdout)
-    assert plain.stdout == result["turns"][0]["answer"] + "\n"
-    assert result["ecg_tokens"] > 0 and result["turns"][0]["question"] == "What is the rhythm?"
+    (turn,) = result["turns"]
+    assert plain.stdout == turn["answer"] + "\n" and plain.stderr == ""
+    assert result["ecg_tokens"] > 0 and turn["question"] == QUESTION
+    assert 0 < turn["tokens"] <= 5 and 0 < turn["first_token_seconds"] <= turn["seconds"]
 
 
 def test_questions_from_standard_input(small, record, ecgbyte):
-    questions = "What is the rhythm?\n\nIs there left bundle branch block?\n"
-    result = ecgbyte("chat", record, "--json", "--max-new", 5, work=small / "ecgbyte-work", input=questions)
-    assert [turn["question"] for turn in json.loads(result.stdout)["turns"]] == questions.split("\n\n")[
-        0:1
-    ] + ["Is there left bundle branch block?"]
+    lines = f"{QUESTION}\n\n/ecg none\nIs there left bundle branch block?\n{'x' * 20_000}"
+    result = ecgbyte("chat", record, "--json", "--max-new", 5, work=small / "ecgbyte-work", input=lines)
+    turns = json.loads(result.stdout)["turns"]
+    assert [turn["question"] for turn in turns[:2]] == [QUESTION, "Is there left bundle branch block?"]
+    assert "too long" in turns[2]["error"]
+    assert "none cannot be used" in result.stderr and result.exit_code == 0
 
 
 def test_an_answer_equals_that_of_generate(small, ecgbyte):
     answers = (small / "ecgbyte-work" / "answers" / "answers.jsonl").read_text().splitlines()
-    for line in map(json.loads, answers[:3]):
+    for line in map(json.loads, answers):
         (path,) = (small / "data").rglob(f"{line['record']}.hea")
         result = ecgbyte("chat", path, "-q", line["question"], "--max-new", 8, work=small / "ecgbyte-work")
         assert result.stdout.strip() == line["answer"]
 
 
-def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(small, record, monkeypatch):
-    conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=5)
-    whole = "".join(conversation.ask("What is the rhythm?"))
-    stream = conversation.lm.stream
-
-    def interrupted(*args):
-        pieces = stream(*args)
-        yield next(pieces)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(conversation.lm, "stream", interrupted)
-    assert whole.startswith("".join(conversation.ask("What is the rhythm?")))
-    monkeypatch.undo()
-    assert "".join(conversation.ask("What is the rhythm?")) == whole
+def test_answers_with_context_equal_those_of_the_whole_prompt(small, record):
+    conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=12)
+    conversation.about["conversations"] = True
+    for question in (QUESTION, "Is there left bundle branch block?", QUESTION):
+        turn = conversation.ask(question)
+        assert turn.written == conversation.lm.answer([turn.prompt], conversation.prompt.end_ids, 12)[0]
+    assert len(conversation.turns) == 3
 
 
-def test_the_banner_says_what_is_read_and_how_to_leave(small, record):
-    banner = chat.open_chat(WorkDir(small / "ecgbyte-work"), record).banner()
-    assert record.stem in banner and "II, V1 at 100 Hz" in banner
-    assert "no medical device" in banner and "Ctrl-D leaves" in banner
+def test_a_recording_that_does_not_say_its_rate(small, record, tmp_path, ecgbyte):
+    recording = records.read(record)
+    np.savetxt(
+        tmp_path / "x.csv", recording.signal.T, "%.3f", ",", header=",".join(recording.leads), comments=""
+    )
+    args = ["-q", QUESTION, "--max-new", 8]
+    work = small / "ecgbyte-work"
+    same = ecgbyte("chat", tmp_path / "x.csv", *args, "--input-fs", recording.fs, work=work)
+    assert same.stdout == ecgbyte("chat", record, *args, work=work).stdout
+    unknown = ecgbyte("chat", tmp_path / "x.csv", *args, work=work)
+    assert unknown.exit_code == 1 and "--input-fs" in unknown.stderr
 
 
 def test_what_cannot_be_read_is_one_line(small, record, tmp_path, ecgbyte):
@@ -71,6 +425,7 @@ def test_what_cannot_be_read_is_one_line(small, record, tmp_path, ecgbyte):
     wfdb.wrsamp("two", 250, ["mV"] * 2, ["I", "V6"], np.zeros((2500, 2)), fmt=["16"] * 2, write_dir=str(tmp_path),
                 adc_gain=[1000.0] * 2, baseline=[0] * 2)  # fmt: skip
     lacking = ecgbyte("chat", two_leads, "-q", "x", work=work)
+    long = ecgbyte("chat", record, "-q", "x" * 20_000, work=work)
     shutil.copytree(work, tmp_path / "other")
     tokenizer = tmp_path / "other" / "model" / "ecg_tokenizer.json"
     changed = json.loads(tokenizer.read_text())
@@ -79,9 +434,62 @@ def test_what_cannot_be_read_is_one_line(small, record, tmp_path, ecgbyte):
     mismatch = ecgbyte("chat", record, "-q", "x", work=tmp_path / "other")
     for result, said in [
         (missing, "none.hea"),
-        (no_model, "make quickstart"),
-        (lacking, "II"),
+        (no_model, "`ecgbyte finetune`, or get one with `make quickstart`"),
+        (lacking, "two cannot be used: leads missing: II, V1"),
+        (long, "too long"),
         (mismatch, "not the tokenizer"),
     ]:
         assert result.exit_code == 1 and result.stdout == ""
         assert said in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_on_a_terminal(small, record, tmp_path):
+    """The whole command in a pseudo-terminal: greeting, an answer, Ctrl-C, history, Ctrl-D."""
+    work = tmp_path / "work"
+    shutil.copytree(small / "ecgbyte-work" / "model", work / "model")
+    main, terminal = pty.openpty()
+    program = [
+        sys.executable,
+        "-m",
+        "ecgbyte_cli",
+        "--work",
+        str(work),
+        "chat",
+        str(record),
+        "--max-new",
+        "8",
+    ]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    process = subprocess.Popen(
+        program, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(terminal)
+    seen = ""
+
+    def expect(text, seconds=60):
+        nonlocal seen
+        end = time.monotonic() + seconds
+        os.set_blocking(main, False)
+        while text not in seen:
+            assert time.monotonic() < end, seen
+            try:
+                seen += os.read(main, 65536).decode(errors="replace")
+            except BlockingIOError:
+                time.sleep(0.02)
+        seen = seen.partition(text)[2]
+
+    try:
+        expect(record.stem), expect("no medical device"), expect("Ctrl-D leaves"), expect("> ")
+        os.write(main, b"/ecg\n")
+        expect("segment 1 of 1, "), expect("> ")
+        os.write(main, b"half a line\x03")
+        expect("(Ctrl-C again or Ctrl-D leaves)"), expect("> ")
+        os.write(main, b"\x1b[A\n")  # the line before, again
+        expect("segment 1 of 1, "), expect("> ")
+        os.write(main, b"\x04")
+        assert process.wait(20) == 0
+    finally:
+        process.poll() is None and process.send_signal(signal.SIGKILL)
+        os.close(main)
+    assert (work / "chat_history").read_text().splitlines()[-1] == "/ecg"

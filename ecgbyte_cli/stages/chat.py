@@ -1,13 +1,30 @@
-"""ecgbyte chat: talk about one recording."""
+"""ecgbyte chat: talk about a recording."""
 
+import contextlib
+import glob
+import os
 import sys
-import time
 from pathlib import Path
 
 import click
+import numpy as np
 
-from ecgbyte_cli import preprocess, records
+from ecgbyte_cli import records
 from ecgbyte_cli.console import Failure, Stage, note, say, wants_json
+from ecgbyte_cli.conversation import Conversation, Reader, Turn, keeps_context
+from ecgbyte_cli.workdir import read_json, whole
+
+COMMANDS = {
+    "/help": "this list",
+    "/ecg PATH": "open another recording beside; without PATH: what is open",
+    "/segment N": "read another stretch of the recording opened last, and start afresh",
+    "/lead NAME": "draw a lead here",
+    "/tokens FILE.png": "picture of the tokens, on lead II or the model's first",
+    "/save FILE.md": "the conversation, with a picture of each ECG",
+    "/clear": "start afresh, with the recording opened last alone",
+    "/quit": "leave (also Ctrl-D, or Ctrl-C twice)",
+}
+MOST_NOTES = 8  # lines of a header that the panel shows
 
 
 @click.command(
@@ -17,52 +34,55 @@ from ecgbyte_cli.console import Failure, Stage, note, say, wants_json
 )
 @click.argument("record", type=click.Path(path_type=Path))
 @click.option("-q", "--question", multiple=True, help="Ask this and leave; may be given several times.")
-@click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    default=None,
+    show_default="the work folder's",
+    help="Model folder.",
+)
 @click.option(
     "--max-new", type=click.IntRange(1), default=256, show_default=True, help="Longest answer in tokens."
 )
+@click.option(
+    "--input-fs",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    show_default="as the file says",
+    help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
+)
+@click.option(
+    "--lead-names",
+    default=None,
+    show_default="the 12 in their usual order",
+    help="Names of the leads in a file that does not say them (NumPy, HDF5).",
+)
 @click.pass_obj
-def command(work, record, question, model, max_new):
+def command(work, record, question, **options):
     """Ask a trained model about a recording.
 
     The recording is preprocessed with the model's own settings: its sampling rate, leads, letters and merges.
-    Without -q the questions come from the terminal, or from standard input, a line each. Research use only:
-    no medical device.
+    Without -q the questions come from the terminal, or from standard input, a line each; /help there lists
+    the commands. Answers go to standard output, all else to standard error. Research use only: no medical
+    device.
     """
-    conversation = open_chat(work, record, model=model, max_new=max_new)
     interactive = not question and sys.stdin.isatty()
+    conversation = open_chat(work, record, **options, show=greet if interactive else None)
     if interactive:
-        note(conversation.banner())
-    turns = []
-    for text in question or typed(interactive):
-        start, words = time.perf_counter(), []
-        for words_so_far in conversation.ask(text):
-            words.append(words_so_far)
-            if not wants_json():
-                click.echo(words_so_far, nl=False)
-        say()
-        turns.append({"question": text, "answer": "".join(words), "seconds": time.perf_counter() - start})
-    return {"record": str(record), "ecg_tokens": len(conversation.ecg), "turns": turns}
+        note("Ask about the recording. /help lists the commands; /quit or Ctrl-D leaves.")
+        with typing(work.chat_history) as read:
+            talk(conversation, read, interactive=True)
+    else:
+        talk(conversation, iter(question or sys.stdin).__next__, strict=bool(question))
+    return {
+        "record": str(record),
+        "ecg_tokens": sum(len(ecg.tokens) for ecg in conversation.ecgs),
+        "turns": [turn.about() for turn in conversation.log if isinstance(turn, Turn)],
+    }
 
 
-def typed(interactive):
-    """Yield the lines that the user types, until the end of input or a second Ctrl-C."""
-    while True:
-        try:
-            line = input("> ") if interactive else sys.stdin.readline()
-        except (EOFError, KeyboardInterrupt):
-            note("")
-            return
-        if not interactive and not line:
-            return
-        if line.strip() in ("/quit", "/exit"):
-            return
-        if line.strip():
-            yield line.strip()
-
-
-def open_chat(work, record, *, model=None, max_new=256):
-    """Load a model and a recording.
+def open_chat(work, record, *, model=None, max_new=256, input_fs=None, lead_names=None, show=None):
+    """Read a recording and load a model.
 
     Parameters
     ----------
@@ -73,6 +93,12 @@ def open_chat(work, record, *, model=None, max_new=256):
         Model folder; None is the work folder's.
     max_new : int
         Longest answer in tokens.
+    input_fs : float or None
+        Sampling rate in Hz of recordings that do not say it.
+    lead_names : str or None
+        Names, with commas between, of the leads of recordings that do not say them.
+    show : callable or None
+        Called with the ECG and what ecgbyte.json says, before the model is loaded.
 
     Returns
     -------
@@ -92,66 +118,415 @@ def open_chat(work, record, *, model=None, max_new=256):
             "--model names a folder"
         )
     # the recording first: it is read in a moment, and the model is not
-    signal = ECGTokenizer.from_file(model / "ecg_tokenizer.json").signal
-    recording = records.read(record)
-    segments = preprocess.segments(recording, signal)
+    about = {**read_json(model / "ecgbyte.json"), "folder": str(model)}
+    reader = Reader(
+        ECGTokenizer.from_file(model / "ecg_tokenizer.json"),
+        about.get("segmenter", "longest"),
+        input_fs,
+        lead_names and [name.strip() for name in lead_names.split(",")],
+    )
+    ecg = reader.read(record)
+    if show:
+        show(ecg, about)
 
-    from ecgbyte_cli import ecg_lm
+    with busy(f"loading the model from {model}"):
+        from ecgbyte_cli import ecg_lm
 
-    with ecg_lm.quiet():
-        parts = ecg_lm.load(model)
-    return Conversation(recording, segments, *parts, max_new=max_new)
+        with ecg_lm.quiet():
+            lm, text_tokenizer, _, _ = ecg_lm.load(model)
+    return Conversation(lm, text_tokenizer, reader, about, [ecg], max_new)
 
 
-class Conversation:
-    """Questions and answers about the first segment of a recording.
+# The conversation on a terminal ----------------------------------------------------------------------------
+
+
+def talk(conversation, read, *, strict=False, interactive=False):
+    """Carry out lines, questions and commands, until they end.
 
     Parameters
     ----------
-    recording : records.Recording
-    segments : list of (float, float32 array)
-        Start in seconds and signal in mV of each segment.
-    lm, text_tokenizer, ecg_tokenizer, about
-        What `ecg_lm.load` returns.
-    max_new : int
-        Longest answer in tokens.
+    conversation : Conversation
+    read : callable
+        Returns the next line, or raises StopIteration or EOFError. It may raise KeyboardInterrupt: the
+        second one in a row, a stopped answer included, leaves.
+    strict : bool
+        Whether the first error ends it.
+    interactive : bool
+        Whether someone is watching.
     """
-
-    def __init__(self, recording, segments, lm, text_tokenizer, ecg_tokenizer, about, max_new=256):
-        from ecgbyte_cli.prompt import Prompt
-
-        self.recording, self.lm, self.about, self.max_new = recording, lm, about, max_new
-        self.prompt = Prompt(text_tokenizer, lm.offset)
-        self.ecg_tokenizer = ecg_tokenizer
-        self.start, signal = segments[0]
-        self.ecg = ecg_tokenizer.encode(signal)
-
-    def banner(self):
-        """Who is talked to about what, and how to leave."""
-        from ecgbyte_cli.ecg_lm import NOTICE
-
-        signal = self.ecg_tokenizer.signal
-        duration = self.recording.signal.shape[1] / self.recording.fs
-        end = self.start + signal["segment_seconds"]
-        return (
-            f"{self.recording.name}: {len(self.recording.leads)} leads, {self.recording.fs:g} Hz, {duration:g} s\n"
-            f"read: {', '.join(signal['leads'])} at {signal['fs']:g} Hz, {self.start:g} to {end:g} s, "
-            f"{len(self.ecg)} ECG tokens\n"
-            f"model: {self.about['base']}\n{NOTICE}\n"
-            "Ask about the recording. /quit or Ctrl-D leaves, Ctrl-C stops an answer."
-        )
-
-    def ask(self, question):
-        """Yield the answer to a question piece by piece, as it is written."""
-        ids, _ = self.prompt.build([self.ecg], [(question, None)])
-        written, shown = [], ""
+    pressed = 0
+    while True:
         try:
-            for (i,) in self.lm.stream([ids], self.prompt.end_ids, self.max_new):
-                written.append(i)
-                text = self.prompt.text(written)
-                # a character of several bytes is not whole before its last one
-                if not text.endswith("\ufffd"):
-                    yield text[len(shown) :]
-                    shown = text
+            line = read().strip()
+            if line in ("/quit", "/exit"):
+                return
+            if line.startswith("/"):
+                obey(conversation, line, interactive)
+            elif line:
+                stopped = answer(conversation, line, interactive)
+                if stopped and not interactive:
+                    raise KeyboardInterrupt
+                pressed = int(stopped)
+                continue
+            pressed = 0
+        except (StopIteration, EOFError):
+            return
         except KeyboardInterrupt:
-            note(" (stopped)")
+            if not interactive:
+                raise
+            pressed += 1
+            if pressed == 2:
+                return
+            note("(Ctrl-C again or Ctrl-D leaves)")
+        except Failure as error:
+            if strict:
+                raise
+            pressed = 0
+            note(error.message)
+
+
+def answer(conversation, question, interactive):
+    """Ask, and write the answer to standard output as it comes; return whether it was stopped."""
+
+    def show(piece):
+        click.echo(printable(piece), nl=False, err=wants_json())
+
+    turn = conversation.ask(question, show if interactive or not wants_json() else lambda piece: None)
+    if interactive:
+        click.echo(err=wants_json())
+    else:
+        say()
+    if turn.stopped:
+        note("(stopped)")
+    elif not turn.answer:
+        note("(no answer)")
+    return turn.stopped
+
+
+def obey(conversation, line, interactive):
+    """Carry out a command of the conversation."""
+    word, *rest = line.split(maxsplit=1)
+    rest = rest[0].strip("\"'") if rest else ""
+    if word == "/help":
+        for usage, what in COMMANDS.items():
+            note(f"{usage:18}{what}")
+    elif word == "/ecg" and not rest:
+        for ecg in conversation.ecgs:
+            note(f"{ecg.recording.name}: {ecg.stretch()}, {len(ecg.tokens)} ECG tokens")
+    elif word == "/ecg":
+        ecg = conversation.open(os.path.expanduser(rest))
+        if interactive:
+            panel(ecg)
+        note(f"{len(conversation.ecgs)} recordings are open; questions are about all of them, in this order")
+    elif word == "/segment":
+        if not rest.isdecimal():
+            raise Failure("which segment? /segment 2")
+        ecg = conversation.segment(int(rest))
+        if interactive:
+            panel(ecg)
+        note(f"{ecg.recording.name}: {ecg.stretch()}; what was said before is forgotten")
+    elif word == "/lead":
+        if not rest:
+            raise Failure("which lead? /lead V1")
+        draw(conversation.ecgs[-1], rest)
+    elif word == "/tokens":
+        draw_tokens(conversation, wanted_file(rest, ".png", word))
+    elif word == "/save":
+        save(conversation, wanted_file(rest, ".md", word))
+    elif word == "/clear":
+        conversation.clear()
+        note(f"starting afresh with {conversation.ecgs[0].recording.name}")
+    else:
+        raise Failure(f"unknown command {word}: /help lists them")
+
+
+def wanted_file(name, extension, word):
+    """The path of a file that is to be written, if its name has the right extension."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() != extension:
+        raise Failure(f"which file? {word} FILE{extension}")
+    return path
+
+
+@contextlib.contextmanager
+def typing(history):
+    """Yield a function that reads a line, with a shell's line editing, completion and history.
+
+    The history is kept in the file `history` if the folder that it is in, the work folder, exists.
+    """
+    try:
+        import readline
+    except ImportError:  # not on every system
+        readline = None
+    if readline:
+        readline.set_completer_delims(" ")
+        readline.set_completer(complete)
+        editline = "libedit" in (readline.__doc__ or "")  # macOS
+        readline.parse_and_bind("bind ^I rl_complete" if editline else "tab: complete")
+        with contextlib.suppress(OSError):
+            readline.read_history_file(history)
+
+    def read():
+        try:
+            if sys.stdout.isatty():
+                return input("> ")
+            # the answers go elsewhere, and the prompt shall not go with them
+            click.echo("> ", nl=False, err=True)
+            return input()
+        except (EOFError, KeyboardInterrupt):
+            note("")  # leaves the line that was begun
+            raise
+
+    try:
+        yield read
+    finally:
+        if readline and history.parent.is_dir():
+            readline.set_history_length(1000)
+            with contextlib.suppress(OSError), whole(history) as beside:
+                readline.write_history_file(beside)
+
+
+def complete(text, state):
+    """Complete a command, or the path behind one, for readline."""
+    import readline
+
+    if not readline.get_line_buffer().startswith("/"):
+        return None
+    if readline.get_begidx() == 0:
+        found = [word for word in (usage.split()[0] for usage in COMMANDS) if word.startswith(text)]
+    else:
+        found = glob.glob(glob.escape(os.path.expanduser(text)) + "*")
+        found = [path + "/" if os.path.isdir(path) else path for path in sorted(found)]
+    return found[state] if state < len(found) else None
+
+
+# What is shown ---------------------------------------------------------------------------------------------
+
+
+def screen():
+    """Standard error, as wide as the terminal is now."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def busy(what):
+    """Say what is done, on a terminal, for as long as it is done."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    # the stream itself, as libraries that are loaded meanwhile are kept off standard error
+    with Console(file=sys.stderr).status(f"{what} …"):
+        yield
+
+
+def greet(ecg, about):
+    """Show who is talked to about what."""
+    panel(ecg, about)
+    screen().print(about["notice"], style="bold")
+
+
+def panel(ecg, about=None):
+    """Show a recording: its facts, its header's notes, and lead II."""
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in facts(ecg, about).items():
+        grid.add_row(name, Text(printable(text)))
+    notes = [printable(text) for text in ecg.recording.comments if text.strip()]
+    if notes:
+        grid.add_row("header", Text("(the model is not told)", style="italic"))
+    for text in notes[:MOST_NOTES]:
+        grid.add_row("", Text(text, no_wrap=True, overflow="ellipsis"))
+    if len(notes) > MOST_NOTES:
+        grid.add_row("", Text(f"and {len(notes) - MOST_NOTES} lines more", style="italic"))
+    out = screen()
+    out.print(Panel(grid, title=Text(printable(ecg.recording.name)), title_align="left", expand=False))
+    with contextlib.suppress(records.Unusable):
+        draw(ecg, "II")
+
+
+def facts(ecg, about=None):
+    """What the panel says: name to text."""
+    recording, signal = ecg.recording, ecg.signal
+    told = {
+        "recorded": f"{len(recording.leads)} leads ({', '.join(recording.leads)}), {recording.fs:g} Hz, "
+        f"{recording.signal.shape[1] / recording.fs:g} s"
+        + (f", {recording.start:%Y-%m-%d %H:%M}" if recording.start else ""),
+        "heart rate": heart_rate(ecg),
+        "read": f"{ecg.stretch()}; {', '.join(signal['leads'])} at {signal['fs']:g} Hz: "
+        f"{len(ecg.tokens)} ECG tokens",
+    }
+    if about:
+        asked = "" if keeps_context(about) else "; trained on single questions, so each is asked by itself"
+        told["model"] = f"{about['folder']}, from {about['base']}{asked}"
+    return told
+
+
+def heart_rate(ecg):
+    """The mean heart rate over the stretch that is read, in words, and how it was measured.
+
+    The beats are found in lead II by the XQRS detector of wfdb, which misses some premature ones.
+    """
+    try:
+        signal = ecg.lead("II").astype(float)
+    except records.Unusable:
+        return "not measurable: there is no lead II"
+    beats = find_beats(signal, ecg.recording.fs) if np.isfinite(signal).all() else []
+    if len(beats) < 3:
+        return "not measurable in lead II"
+    rate = 60 * (len(beats) - 1) * ecg.recording.fs / (beats[-1] - beats[0])
+    if not 20 <= rate <= 300:
+        return "not measurable in lead II"
+    return f"{rate:.0f} per minute (mean over {len(beats)} beats that wfdb's XQRS finds in lead II)"
+
+
+def find_beats(signal, fs):
+    """Samples of the QRS complexes in one lead in mV, by wfdb's XQRS."""
+    from wfdb.processing import XQRS
+
+    height = np.percentile(np.abs(signal - np.median(signal)), 99.5)
+    # its thresholds are in mV: complexes too small for them are found at twice the usual size
+    for scale in (1, 2 / height) if height > 0 else ():
+        detector = XQRS(sig=signal * scale, fs=fs)
+        try:
+            detector.detect(verbose=False)
+        except (IndexError, ValueError):  # of signals too short or too odd for it
+            continue
+        if len(detector.qrs_inds) >= 3:
+            return detector.qrs_inds
+    return []
+
+
+def draw(ecg, lead):
+    """Draw a lead in the terminal, if it can show dots."""
+    out = screen()
+    signal, (start, end) = ecg.lead(lead), ecg.seconds
+    try:
+        "\u28ff".encode(out.encoding)
+    except UnicodeEncodeError:
+        note(f"this terminal cannot show a drawing ({out.encoding})")
+        return
+    for line in dots(signal, start, end, records.lead_name(lead), min(out.width, 120) - 1):
+        note(line)
+
+
+def dots(signal, start, end, lead, width, height=6):
+    """Draw a signal in mV with braille dots.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (samples,), mV; where it is NaN nothing is drawn.
+    start, end : float
+        Its first and last time in s.
+    lead : str
+    width, height : int
+        Columns and rows.
+
+    Returns
+    -------
+    list of str
+        The rows, and one with the times.
+    """
+    known = signal[np.isfinite(signal)]
+    low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
+    if high - low < 0.1:  # a flat line lies in the middle
+        low, high = (low + high) / 2 - 0.05, (low + high) / 2 + 0.05
+    margin = 9
+    columns, rows = 2 * max(width - margin, 10), 4 * height
+    # each column of dots from the lowest to the highest sample, the next column's first included
+    edges = np.linspace(0, len(signal) - 1, columns + 1)
+    canvas = np.zeros((rows, columns), bool)
+    for i in range(columns):
+        part = signal[int(edges[i]) : int(edges[i + 1]) + 1]
+        part = part[np.isfinite(part)]
+        if part.size:
+            top, bottom = ((high - v) / (high - low) * (rows - 1) for v in (part.max(), part.min()))
+            canvas[round(top) : round(bottom) + 1, i] = True
+    bits = np.array([[1, 8], [2, 16], [4, 32], [64, 128]])  # of Unicode's braille patterns
+    cells = (canvas.reshape(height, 4, columns // 2, 2) * bits[:, None]).sum(axis=(1, 3))
+    labels = [""] * height
+    labels[0], labels[1], labels[-1] = f"{high:.2f} mV", printable(lead)[:8], f"{low:.2f} mV"
+    drawn = [
+        f"{label:>{margin - 1}} " + "".join(chr(0x2800 + int(cell)) for cell in row)
+        for label, row in zip(labels, cells, strict=True)
+    ]
+    times = f"{end:g} s".rjust(columns // 2 - len(f"{start:g} s"))
+    return [*drawn, " " * margin + f"{start:g} s{times}"]
+
+
+def draw_tokens(conversation, path):
+    """Write the picture of the tokens of the ECG opened last."""
+    from ecgbyte_cli import pictures
+
+    ecg, tokenizer = conversation.ecgs[-1], conversation.reader.tokenizer
+    leads = tokenizer.signal["leads"]
+    row = leads.index("II") if "II" in leads else 0
+    start, signal = ecg.segments[ecg.number]
+    spans = tokenizer.spans(ecg.tokens)
+    token, _, begin, end = spans[spans[:, 1] == row].T
+    decoded = tokenizer.to_mv(tokenizer.letters(signal), float(signal.min()), float(signal.max()))
+    title = f"{ecg.recording.name}, {start:g} to {ecg.seconds[1]:g} s"
+    figure = pictures.tokens(
+        signal[row], decoded[row], tokenizer.signal["fs"], leads[row], ecg.tokens[token], begin, end, title
+    )
+    keep(path, lambda: pictures.save(figure, path))
+
+
+def save(conversation, path):
+    """Write the conversation as Markdown, and a picture of each ECG beside it."""
+    from ecgbyte_cli import pictures
+
+    lines = [
+        f"# {', '.join(ecg.recording.name for ecg in conversation.ecgs)}",
+        "",
+        conversation.about["notice"],
+        "",
+    ]
+    drawn = []
+    for i, ecg in enumerate(conversation.ecgs):
+        recording = ecg.recording
+        names = [records.lead_name(name) or name for name in recording.leads]
+        picture = path.with_name(f"{path.stem}{i + 1 if i else ''}.png")
+        figure = pictures.sheet(recording.signal, recording.fs, names, recording.name, ecg.seconds[0])
+        drawn.append((picture, figure))
+        lines += [f"![{recording.name}]({picture.name.replace(' ', '%20')})", ""]
+        lines += [f"- {name}: {printable(text)}" for name, text in facts(ecg).items()]
+        lines.append("")
+    lines += [f"- model: {conversation.about['folder']}, from {conversation.about['base']}", ""]
+    for entry in conversation.log:
+        if isinstance(entry, str):
+            lines += [f"*{entry}*", ""]
+        elif not entry.error:
+            stopped = " (stopped)" if entry.stopped else ""
+            lines += [f"**{entry.question}**", "", f"{entry.answer}{stopped}", ""]
+
+    def write():
+        for picture, figure in drawn:
+            pictures.save(figure, picture)
+        with whole(path) as beside:
+            beside.write_text("\n".join(lines), encoding="utf-8")
+
+    keep(path, write)
+
+
+def keep(path, write):
+    """Write a file that the user named, and say so; what stands in the way is one line."""
+    try:
+        write()
+    except OSError as error:
+        raise Failure(f"{path} cannot be written: {error.strerror}") from error
+    note(f"written: {path}")
+
+
+def printable(text):
+    """A text as a model or a file has it, without what a terminal would take for control codes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)

@@ -1,0 +1,206 @@
+"""Questions and answers about open recordings: what `ecgbyte chat` carries out."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ecgbyte_cli import preprocess, records
+from ecgbyte_cli.console import Failure
+
+
+@dataclass
+class ECG:
+    """A recording that is open, and the stretch of it that the model reads."""
+
+    recording: records.Recording
+    segments: list  # of (start in s, float32 (leads, samples) in mV)
+    number: int  # of the segment that is read
+    tokens: np.ndarray
+    signal: dict  # the tokenizer's settings
+
+    @property
+    def seconds(self):
+        """Start and end of the segment that is read."""
+        start = self.segments[self.number][0]
+        return start, start + self.signal["segment_seconds"]
+
+    def stretch(self):
+        """What is read, in words."""
+        start, end = self.seconds
+        return f"{start:g} to {end:g} s, segment {self.number + 1} of {len(self.segments)}"
+
+    def lead(self, name):
+        """A lead over the stretch that is read, as recorded: float32 (samples,), mV."""
+        recording = self.recording
+        names = [lead.lower() for lead in recording.leads]
+        if name.lower() in names:  # also what is no standard lead
+            row = recording.signal[names.index(name.lower())]
+        else:
+            row = preprocess.pick(recording, [records.lead_name(name)])[0]
+        begin, end = (round(s * recording.fs) for s in self.seconds)
+        return row[begin:end]
+
+
+@dataclass
+class Reader:
+    """Opens recordings as a model needs them."""
+
+    tokenizer: object
+    segmenter: str
+    fs: float | None = None
+    lead_names: list | None = None
+
+    def read(self, path):
+        """Read, preprocess and encode a recording: the ECG of its first segment."""
+        try:
+            recording = records.read(path, self.fs, self.lead_names)
+            segments = preprocess.segments(recording, self.tokenizer.signal)
+        except records.Unusable as error:
+            raise Failure(f"{path} cannot be used: {error.message}") from error
+        return self.segment(recording, segments, 0)
+
+    def segment(self, recording, segments, number):
+        """The ECG of one segment of a recording that was read."""
+        tokens = self.tokenizer.encode(segments[number][1], self.segmenter)
+        return ECG(recording, segments, number, tokens, self.tokenizer.signal)
+
+
+@dataclass
+class Turn:
+    """A question and its answer."""
+
+    question: str
+    answer: str = ""
+    prompt: np.ndarray = None  # ids
+    written: list = field(default_factory=list)  # ids of the answer
+    first: float | None = None  # s to the first token
+    seconds: float = 0.0
+    stopped: bool = False
+    error: str | None = None
+
+    def about(self):
+        """What --json says about it."""
+        known = {
+            "question": self.question,
+            "answer": self.answer,
+            "tokens": len(self.written),
+            "first_token_seconds": self.first,
+            "seconds": self.seconds,
+        }
+        return {**known, **({"error": self.error} if self.error else {})}
+
+
+class Conversation:
+    """Questions and answers about the open ECGs.
+
+    Parameters
+    ----------
+    lm, text_tokenizer
+        What `ecg_lm.load` returns.
+    reader : Reader
+    about : dict
+        What ecgbyte.json says, and the `folder` it is in.
+    ecgs : list of ECG
+    max_new : int
+        Longest answer in tokens.
+
+    Attributes
+    ----------
+    turns : list of (str, str)
+        Earlier questions and answers that the model is told again.
+    log : list of Turn or str
+        All that happened, in order.
+    """
+
+    def __init__(self, lm, text_tokenizer, reader, about, ecgs, max_new=256):
+        from ecgbyte_cli.ecg_lm import PromptCache
+        from ecgbyte_cli.prompt import Prompt
+
+        self.lm, self.reader, self.about, self.ecgs, self.max_new = lm, reader, about, ecgs, max_new
+        self.prompt, self.cache = Prompt(text_tokenizer, lm.offset), PromptCache()
+        self.turns, self.log = [], []
+
+    def ask(self, question, show=lambda piece: None):
+        """Answer a question, greedily.
+
+        Parameters
+        ----------
+        question : str
+        show : callable
+            Called with each piece of the answer as soon as it is written.
+
+        Returns
+        -------
+        Turn
+            Ctrl-C ends it early, and it says so (`stopped`).
+
+        Raises
+        ------
+        Failure
+            If the conversation is longer than the model can read, or memory does not suffice.
+        """
+        start, shown = time.perf_counter(), ""
+        ids, _ = self.prompt.build([ecg.tokens for ecg in self.ecgs], [*self.turns, (question, None)])
+        most = getattr(self.lm.base.config, "max_position_embeddings", None) or sys.maxsize
+        turn = Turn(question, prompt=ids)
+        self.log.append(turn)
+        try:
+            if len(ids) >= most:
+                raise Failure(
+                    f"too long: the model reads {most} tokens, and this makes {len(ids)}; ask a shorter question"
+                    + (", or /clear the conversation" if self.turns or len(self.ecgs) > 1 else "")
+                )
+            room = min(self.max_new, most - len(ids))
+            for (i,) in self.lm.stream([ids], self.prompt.end_ids, room, self.cache):
+                turn.first = turn.first or time.perf_counter() - start
+                turn.written.append(i)
+                turn.answer = self.prompt.text(turn.written)
+                # a character of several bytes is not whole before its last one
+                if turn.answer.startswith(shown) and not turn.answer.endswith("\ufffd"):
+                    show(turn.answer[len(shown) :])
+                    shown = turn.answer
+            show(turn.answer[len(shown) :])
+        except KeyboardInterrupt:
+            turn.stopped = True
+        except RuntimeError as error:  # such as torch's out of memory
+            turn.error = f"the model cannot answer: {' '.join(str(error).split())[:200]}"
+            raise Failure(turn.error) from error
+        except Failure as error:
+            turn.error = error.message
+            raise
+        turn.seconds = time.perf_counter() - start
+        if turn.answer and keeps_context(self.about):
+            self.turns.append((question, turn.answer))
+        return turn
+
+    def open(self, path):
+        """Open another recording beside those open, and return its ECG."""
+        self.ecgs.append(self.reader.read(path))
+        self.log.append(f"Opened {self.ecgs[-1].recording.name}.")
+        return self.ecgs[-1]
+
+    def segment(self, number):
+        """Read another segment (1, 2, …) of the recording opened last, and forget what was said."""
+        last = self.ecgs[-1]
+        if not 1 <= number <= len(last.segments):
+            raise Failure(f"{last.recording.name} has the segments 1 to {len(last.segments)}")
+        self.ecgs[-1] = self.reader.segment(last.recording, last.segments, number - 1)
+        self.turns = []
+        self.log.append(f"Read {last.recording.name}, {self.ecgs[-1].stretch()}.")
+        return self.ecgs[-1]
+
+    def clear(self):
+        """Forget what was said, and close all recordings but the one opened last."""
+        self.ecgs, self.turns = self.ecgs[-1:], []
+        self.log.append(f"Started afresh with {self.ecgs[0].recording.name}.")
+
+
+def keeps_context(about):
+    """Whether earlier questions are told again.
+
+    A model trained from nothing on single questions has seen none with a question before it, and can make
+    nothing of one; a model that knew conversations before can.
+    """
+    return about.get("conversations", about["base"] != "tiny")
