@@ -43,11 +43,12 @@ BUCKET_BITS = 18  # a table of counts that stays in a core's own cache
 MULTIPLY_LEFT, MULTIPLY_RIGHT = 0x9E3779B1, 0x85EBCA6B  # hash of a pair: golden ratio, and MurmurHash3's
 
 # A shard in a generation. `cells`: the text. `pool`: positions; those of the pairs found at the start, pair
-# after pair, are bounded by `base`. A merge's neighbours before it are at `bounds[2 m] : bounds[2 m + 1]`
-# and those behind it at `bounds[2 m + 1] : bounds[2 m + 2]`: their ids (`neighbour`), how often (`number`),
-# and where the positions of the new pair begin in the pool (`first`), if there are enough to be written.
-# `state`: neighbours and pool entries in use, and 1 if something did not fit, which ends the generation.
-Shard = namedtuple("Shard", "cells pool base bounds neighbour number first state")
+# after pair, are bounded by `base`; those of the tokens that merge m made are `own[m]`: where, how many. The
+# neighbours before these tokens are at `bounds[2 m] : bounds[2 m + 1]`, those behind them at `bounds[2 m +
+# 1] : bounds[2 m + 2]`: their ids (`neighbour`), how often (`number`), and where in the pool the positions
+# of the new pair are (`first`; -1: they are too few for a list). `state`: neighbours and places of the pool
+# in use, and 1 if something did not fit, which ends the generation.
+Shard = namedtuple("Shard", "cells pool base own bounds neighbour number first state")
 
 # The pairs at or above a generation's threshold: ids, count, and where their lists are (`origin`: the merge
 # that made them, `side`: 0 before it, 1 behind it; or origin -1). `key`, `slot`: a hash table from pair to
@@ -200,7 +201,7 @@ def _learn(
             found = over(_count_pairs, cells, sizes, repeat(end), repeat(buckets >= threshold))
         # Positions take four bytes. With two for each token, three for each letter are not exceeded, as
         # long as the text has shrunk by a fifth
-        rooms = [max(n // 4, min(2 * n, (3 * m - 2 * n) // 4)) for n, m in zip(sizes, letters, strict=True)]
+        rooms = [max(n // 4, min(3 * n, (3 * m - 2 * n) // 4)) for n, m in zip(sizes, letters, strict=True)]
         threshold, found = _frequent(found, threshold, lengths, limit, sum(rooms) // 2)
         last = threshold - 1
         if len(found[0]) == 0:
@@ -360,9 +361,9 @@ def _frequent(found, threshold, lengths, limit, room):
 def _generation(over, cells, sizes, rooms, end, found, threshold, made, merges, levels, lengths, limit):
     """Make merges of pairs found at least `threshold` times, by lists; then close the gaps."""
     left, right, count, local = found
-    room = 4 * len(left) + SPARE // 16
+    room = 2 * len(left) + SPARE
     key, slot = _hash_table(left, right, np.arange(len(left)))
-    bits = int(4 * room - 1).bit_length()
+    bits = int(2 * room - 1).bit_length()
     pairs = Pairs(
         *(np.zeros(room, np.int64) for _ in range(5)),
         np.full(1 << bits, -1, np.int64),
@@ -379,19 +380,21 @@ def _generation(over, cells, sizes, rooms, end, found, threshold, made, merges, 
     shards = []
     entries = SPARE + min(max(rooms) // 4, 1 << 24)
     bounds = np.zeros((len(cells), 2 * most + 1), np.int64)
+    own = np.zeros((len(cells), most, 2), np.int64)
     neighbour, number = np.empty((2, len(cells), entries), np.int32)
     first = np.empty((len(cells), entries), np.int64)
     for s, text in enumerate(cells):
         base = np.concatenate([[0], np.cumsum(local[s])])
         pool = np.empty(SPARE + max(rooms[s], base[-1]), np.uint32)
         state = np.array([0, base[-1], 0], np.int64)
-        shards.append(Shard(text, pool, base, bounds[s], neighbour[s], number[s], first[s], state))
+        shards.append(Shard(text, pool, base, own[s], bounds[s], neighbour[s], number[s], first[s], state))
     over(_write_lists, shards, sizes, repeat(end), repeat(key), repeat(slot))
     del key, slot
 
     width = np.ones(ids, np.int64)  # of a token, in cells
     scratch = np.zeros((len(cells) + 1, 2, ids), np.int64)
     rows, where = np.zeros((BATCH, 3), np.int64), np.zeros((BATCH, 3), np.int64)
+    least = max(1, threshold // (2 * len(shards)))
     done, full = 0, False
     while done < most and not full:
         new = levels + made + done
@@ -767,15 +770,29 @@ def _pick(pairs, rows, where, most, new, lengths, width, threshold, marks):
 
 
 @jit
-def _list_of(shard, where):
-    """Where a pair's positions begin and end in the pool."""
+def _positions(shard, pair, where, width):
+    """Positions where a pair may be found, and their place in the pool: the pair's list, or, if that was
+    too short to be written (then the place is -1), those of its token that stand beside the other."""
+    pool = shard.pool
     origin, side, name = where
     if origin < 0:
-        return shard.base[name], shard.base[name + 1]
+        return pool[shard.base[name] : shard.base[name + 1]], shard.base[name]
     for i in range(shard.bounds[2 * origin + side], shard.bounds[2 * origin + side + 1]):
         if shard.neighbour[i] == name:
-            return shard.first[i], shard.first[i] + shard.number[i]
-    return np.int64(0), np.int64(0)
+            if shard.first[i] >= 0:
+                return pool[shard.first[i] : shard.first[i] + shard.number[i]], shard.first[i]
+            low, n = shard.own[origin]
+            found = np.empty(n, pool.dtype)
+            n_found = 0
+            for p in pool[low : low + n]:
+                if side == 1:
+                    found[n_found] = p
+                    n_found += shard.cells[p] == pair[0] and shard.cells[p + width[pair[0]]] == name
+                else:
+                    found[n_found] = p - width[name]
+                    n_found += shard.cells[p] == pair[1] and shard.cells[p - 1] == name
+            return found[:n_found], np.int64(-1)
+    return pool[:0], np.int64(-1)
 
 
 @jit
@@ -783,20 +800,20 @@ def _apply(shard, end, rows, where, n, done, new, width, least, scratch):
     """Make `n` merges in a shard; how many tokens went. New lists are written for `least` positions up."""
     removed = 0
     for j in range(n):
-        low, high = _list_of(shard, where[j])
-        removed += _apply_one(shard, end, rows[j], low, high, done + j, new + j, width, least, scratch)
+        at, place = _positions(shard, rows[j], where[j], width)
+        removed += _apply_one(shard, end, rows[j], at, place, done + j, new + j, width, least, scratch)
     return removed
 
 
 @jit
-def _apply_one(shard, end, row, low, high, merge, new, width, least, scratch):
-    cells, pool = shard.cells, shard.pool
+def _apply_one(shard, end, row, at, place, merge, new, width, least, scratch):
+    cells, state = shard.cells, shard.state
     a, b = row[0], row[1]
     width_a, width_b = width[a], width[b]
-    before, behind = np.empty(high - low, cells.dtype), np.empty(high - low, cells.dtype)
+    before, behind = np.empty(len(at), cells.dtype), np.empty(len(at), cells.dtype)
     n = 0
-    for i in range(low, high):
-        p = np.int64(pool[i])
+    for i in range(len(at)):
+        p = np.int64(at[i])
         q = p + width_a
         if cells[p] != a or cells[q] != b:
             continue
@@ -807,32 +824,25 @@ def _apply_one(shard, end, row, low, high, merge, new, width, least, scratch):
         before[n], behind[n] = y, cells[r]
         cells[q] = end - 1  # no token begins here any more
         cells[p] = cells[r - 1] = new
-        pool[low + n] = p
+        at[n] = p
         n += 1
 
-    bounds, state = shard.bounds, shard.state
-    bounds[2 * merge] = bounds[2 * merge + 1] = bounds[2 * merge + 2] = state[0]
-    if state[0] + min(2 * n, 2 * new) > len(shard.neighbour) or state[1] + 2 * n > len(pool):
+    shard.bounds[2 * merge] = shard.bounds[2 * merge + 1] = shard.bounds[2 * merge + 2] = state[0]
+    if state[0] + min(2 * n, 2 * new) > len(shard.neighbour) or state[1] + 3 * n > len(shard.pool):
         state[2] = 1
         return n
-    for side in range(2):
-        _neighbours(
-            shard,
-            end,
-            before[:n] if side == 0 else behind[:n],
-            low,
-            merge,
-            side,
-            new,
-            width,
-            least,
-            scratch[side],
-        )
+    _neighbours(shard, end, before[:n], at, merge, 0, new, width, least, scratch[0])
+    _neighbours(shard, end, behind[:n], at, merge, 1, new, width, least, scratch[1])
+    if place < 0:
+        place = state[1]
+        shard.pool[place : place + n] = at[:n]
+        state[1] += n
+    shard.own[merge] = place, n
     return n
 
 
 @jit
-def _neighbours(shard, end, tokens, low, merge, side, new, width, least, number):
+def _neighbours(shard, end, tokens, at, merge, side, new, width, least, number):
     """Count the neighbours on one side of a merge's new tokens, and write the lists of the new pairs."""
     pool, state = shard.pool, shard.state
     start = stop = state[0]
@@ -843,22 +853,24 @@ def _neighbours(shard, end, tokens, low, merge, side, new, width, least, number)
                 shard.neighbour[stop] = y
                 stop += 1
             number[y] += 1
-    at = state[1]
+    free = state[1]
     for i in range(start, stop):
         y = shard.neighbour[i]
         shard.number[i] = number[y]
-        shard.first[i] = at if number[y] >= least else 0
-        number[y], at = (at, at + number[y]) if number[y] >= least else (-1, at)
+        shard.first[i] = -1
+        if number[y] >= least:
+            shard.first[i] = free
+            free += number[y]
+        number[y] = shard.first[i]
     for i in range(len(tokens)):
         y = tokens[i]
         if y != end and (side == 1 or y != new) and number[y] >= 0:
-            pool[number[y]] = pool[low + i] - (width[y] if side == 0 else 0)
+            pool[number[y]] = at[i] - (width[y] if side == 0 else 0)
             number[y] += 1
     for i in range(start, stop):
         number[shard.neighbour[i]] = 0
-    shard.bounds[2 * merge + side + 1] = stop
-    shard.bounds[2 * merge + 2] = stop
-    state[0], state[1] = stop, at
+    shard.bounds[2 * merge + side + 1] = shard.bounds[2 * merge + 2] = stop
+    state[0], state[1] = stop, free
 
 
 @jit

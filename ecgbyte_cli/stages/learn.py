@@ -47,9 +47,7 @@ class Sample(click.ParamType):
     short_help="Learn merges from letters (also: learn-merges).",
     epilog="Example: ecgbyte learn --vocab 5000",
 )
-@click.option(
-    "--vocab", type=click.IntRange(1), default=5000, show_default=True, help="Letters and merges together."
-)
+@click.option("--vocab", type=click.IntRange(1), help="Letters and merges together.  [default: 5000]")
 @click.option("--merges", type=click.IntRange(0), help="Merges alone, instead of --vocab.")
 @click.option(
     "--boundary",
@@ -94,6 +92,10 @@ def command(work, **options):
     The next merge is always the pair found most often; ties go to the smaller ids. So the merges are one
     well-defined list, the same at any number of threads.
     """
+    if options["vocab"] is not None and options["merges"] is not None:
+        raise click.UsageError("--vocab and --merges are both given: one follows from the other")
+    if options["vocab"] is None:
+        del options["vocab"]
     result = learn(work, **options)
     say(
         f"{result['merges']} merges, vocabulary {result['vocab']}: {result['symbols']:,} letters in "
@@ -199,7 +201,9 @@ def learn(
             rows += fresh.tolist()
             if len(rows) == 0:
                 continue
-            bar.update(len(rows), f"last count {rows[-1][2]:,}, {symbols / tokens:.2f} letters a token")
+            bar.update(
+                len(rows), f"last count {rows[-1][2]:,}, {symbols / max(1, tokens):.2f} letters a token"
+            )
             if time.perf_counter() - saved >= SAVE_EVERY:
                 saved = time.perf_counter()
                 write_json(work.half_learned, {"settings": settings, "merges": rows})
@@ -211,7 +215,7 @@ def learn(
         "vocab": levels + len(rows),
         "merges": len(rows),
         "tokens": tokens,
-        "compression": symbols / tokens,
+        "compression": symbols / max(1, tokens),
         "seconds": round(time.perf_counter() - started, 3),
         "compile_seconds": round(compile_seconds, 3),
         "peak_rss_mb": round(peak_rss_mb(), 1),
@@ -276,19 +280,20 @@ def check_memory(segments, boundary, described):
     """Print what the work will need, and refuse what cannot fit."""
     symbols = int((segments["leads"] * segments["samples"]).sum())
     needed, free = memory_needed(symbols), free_memory()
+
+    def fitting(share):
+        return max(1, int(0.95 * share * len(segments["leads"])))
+
     note(f"learn: {symbols:,} letters from {described}; about {needed / 1e9:.1f} GB of memory needed")
-    fitting = len(segments["leads"]) * min(
-        free / needed, MOST_IN_ONE_PIECE / symbols if boundary == "none" else 1
-    )
-    fitting = max(1, int(0.95 * fitting))
     if needed > free:
         raise Failure(
             f"{symbols:,} letters need about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
-            f"--sample {fitting} would fit"
+            f"--sample {fitting(free / needed)} would fit"
         )
     if boundary == "none" and symbols > MOST_IN_ONE_PIECE:
         raise Failure(
-            f"{symbols:,} letters are too many for one piece (--boundary none): --sample {fitting} would fit"
+            f"{symbols:,} letters are too many for one piece (--boundary none): "
+            f"--sample {fitting(MOST_IN_ONE_PIECE / symbols)} would fit"
         )
 
 
