@@ -120,6 +120,7 @@ def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsy
     ]
     assert err.splitlines() == [
         "2 recordings are open; questions are about all of them, in this order",
+        "the model was not trained on questions about so many: /clear keeps this one alone",
         f"{record.stem}: 0 to 10 s, segment 1 of 1, {first} ECG tokens",
         f"long: 0 to 10 s, segment 1 of 2, {counts[0]} ECG tokens",
         "long: 10 to 20 s, segment 2 of 2; what was said before is forgotten",
@@ -393,6 +394,11 @@ def test_an_answer_equals_that_of_generate(small, ecgbyte):
         (path,) = (small / "data").rglob(f"{line['record']}.hea")
         result = ecgbyte("chat", path, "-q", line["question"], "--max-new", 8, work=small / "ecgbyte-work")
         assert result.stdout.strip() == line["answer"]
+
+
+def test_a_model_folder_says_what_a_conversation_has_to_know(small):
+    about = json.loads((small / "ecgbyte-work" / "model" / "ecgbyte.json").read_text())
+    assert (about["segmenter"], about["conversations"], about["most_ecgs"]) == ("longest", False, 1)
 
 
 def test_answers_with_context_equal_those_of_the_whole_prompt(small, record):

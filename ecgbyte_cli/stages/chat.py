@@ -218,6 +218,8 @@ def obey(conversation, line, interactive):
         if interactive:
             panel(ecg)
         note(f"{len(conversation.ecgs)} recordings are open; questions are about all of them, in this order")
+        if len(conversation.ecgs) > conversation.about.get("most_ecgs", 1):
+            note("the model was not trained on questions about so many: /clear keeps this one alone")
     elif word == "/segment":
         if not rest.isdecimal():
             raise Failure("which segment? /segment 2")

@@ -274,6 +274,10 @@ def finetune(
             "base": model,
             "method": method,
             "qa": str(Path(qa).resolve()),
+            # what a conversation with the model has to know
+            "segmenter": read_json(work.token_settings)["segmenter"],
+            "conversations": any(question.earlier for question, _ in training),
+            "most_ecgs": max(len(question.segments) for question, _ in training),
             "settings": settings,
             "result": result,
         }

@@ -1,0 +1,91 @@
+"""How soon chat is ready for a recording, and how soon it answers a second question.
+
+    python examples/bench_chat.py [--tokens 2000] [--repeats 20]
+
+1. A record of 12 leads, 10 s at 500 Hz, is read, preprocessed (profile paper) and encoded, with everything
+   compiled and in the disk's cache.
+2. A conversation about an ECG of 2,000 tokens with the tiny model on the CPU, its weights random: the time from
+   the second question to the answer's first token, with what was read for the first question kept, and not.
+   Both answers must be equal.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ecgbyte_cli import ecg_lm
+from ecgbyte_cli.conversation import ECG, Conversation, Reader
+from ecgbyte_cli.stages.learn import learn
+from ecgbyte_cli.stages.symbolize import symbolize
+from ecgbyte_cli.stages.synth import synth
+from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli.workdir import WorkDir
+
+QUESTIONS = ("What is the rhythm?", "Is the heart rate above 100 beats per minute?")
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--tokens", type=int, default=2000)
+    arguments.add_argument("--repeats", type=int, default=20)
+    arguments = arguments.parse_args()
+
+    times, tokens = opening(arguments.repeats)
+    rows = [(f"read, preprocess, encode ({tokens} tokens)", times)]
+    without, kept = answering(arguments.tokens, arguments.repeats)
+    rows.append(("second answer's first token, all read again", without))
+    rows.append(("second answer's first token, prompt kept", kept))
+    print(f"| {os.cpu_count()} cores, {arguments.repeats} repeats | median, ms | slowest, ms |")
+    print("| --- | ---: | ---: |")
+    for name, seconds in rows:
+        print(f"| {name} | {1000 * statistics.median(seconds):.1f} | {1000 * max(seconds):.1f} |")
+    print(f"\n{statistics.median(without) / statistics.median(kept):.1f} times sooner")
+
+
+def opening(repeats):
+    """Seconds to open a record of 10 s, and how many tokens it makes."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, work = Path(folder) / "data", WorkDir(Path(folder) / "work")
+        synth(data, records=64)
+        symbolize(work, str(data))
+        learn(work, vocab=5000)
+        reader = Reader(ECGTokenizer.from_file(work.ecg_tokenizer), "longest")
+        paths, times = sorted(data.glob("*.hea")), []
+        for path in [paths[0], *paths[:repeats]]:
+            start = time.perf_counter()
+            ecg = reader.read(path)
+            times.append(time.perf_counter() - start)
+        return times[1:], len(ecg.tokens)
+
+
+def answering(tokens, repeats):
+    """Seconds to the first token of a second answer, with all of the prompt read, and with its start kept."""
+    base, text_tokenizer = ecg_lm.tiny()
+    lm = ecg_lm.ECGLM(base, 5000).eval()
+    signal = {"segment_seconds": 10.0}
+    without, kept = [], []
+    for seed in range(repeats):
+        ids = np.random.default_rng(seed).integers(0, 5000, tokens)
+        # the tiny model as if it knew conversations
+        about = {"base": "tiny", "conversations": True}
+        conversation = Conversation(
+            lm, text_tokenizer, None, about, [ECG(None, [], 0, ids, signal)], max_new=16
+        )
+        conversation.ask(QUESTIONS[0])
+        second = conversation.ask(QUESTIONS[1])
+        del conversation.turns[1:]
+        conversation.cache = ecg_lm.PromptCache()
+        again = conversation.ask(QUESTIONS[1])
+        assert np.array_equal(second.prompt, again.prompt) and second.written == again.written
+        kept.append(second.first)
+        without.append(again.first)
+    return without, kept
+
+
+if __name__ == "__main__":
+    main()
