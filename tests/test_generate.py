@@ -1,54 +1,258 @@
-"""Answers and scores over a split."""
+"""Answers and scores over a split, and the controls."""
 
 import json
 import shutil
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from ecgbyte_cli.stages import generate
+from ecgbyte_cli.workdir import WorkDir
+
+CONTROLS = {"no signal", "shuffled", "flat line", "noise", "majority"}
+ASK = ("generate", "--limit", 6, "--max-new", 8)
+
+
+@pytest.fixture
+def copied(small, tmp_path):
+    """A work folder of one's own, with the answers."""
+    shutil.copytree(small / "ecgbyte-work", tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture(scope="module")
+def parts(small):
+    """The small model, its prompt, the questions of all splits and their signals."""
+    from ecgbyte_cli import ecg_lm, questions
+    from ecgbyte_cli.prompt import Prompt
+    from ecgbyte_cli.workdir import read_table
+
+    work = WorkDir(small / "ecgbyte-work")
+    lm, text_tokenizer, tokenizer, _ = ecg_lm.load(work.model, "cpu")
+    asked = questions.read(small / "data" / "qa.jsonl")
+    chosen, _ = generate.choose(asked, read_table(work.symbol_segments), "test", None, 0)
+    return lm, Prompt(text_tokenizer, lm.offset), generate.Signals(work, tokenizer, "longest", chosen, 0)
+
+
+def answers_of(work):
+    return [json.loads(line) for line in (work / "answers" / "answers.jsonl").read_text().splitlines()]
 
 
 def test_shuffled_signals_come_from_other_patients():
-    patients = ["a", "a", "b", "c", "c"]
-    drawn = generate.others(patients, [0, 1, 2, 3, 4], seed=0)
-    assert all(patients[i] != patients[d] for i, d in enumerate(drawn))
-    assert drawn == generate.others(patients, [0, 1, 2, 3, 4], seed=0)
-    assert generate.others(["a"], [7], 0) == [7]
+    patients, segments = ["a", "a", "b", "c", "c"], [(0,), (1,), (2,), (3, 4), (4,)]
+    drawn = generate.others(patients, segments, seed=0)
+    owner = {0: "a", 1: "a", 2: "b", 3: "c", 4: "c"}
+    for patient, own, other in zip(patients, segments, drawn, strict=True):
+        assert len(own) == len(other) and all(owner[s] != patient for s in other)
+    assert drawn == generate.others(patients, segments, seed=0)
+    assert generate.others(["a"], [(7,)], 0) == [(7,)]
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 300), st.integers(0, 2**32 - 1))
+def test_noise_keeps_power_and_what_leads_have_in_common(leads, samples, seed):
+    random = np.random.default_rng(seed)
+    signal = random.normal(size=(leads, samples)).cumsum(1)
+    noise = generate.same_spectrum(signal, random)
+    before, after = np.fft.rfft(signal, axis=1), np.fft.rfft(noise.astype(float), axis=1)
+    scale = np.abs(before).max()
+    assert np.allclose(np.abs(before), np.abs(after), atol=1e-5 * scale)
+    assert np.allclose(before[0].conj() * before, after[0].conj() * after, atol=1e-5 * scale**2)
+    assert np.allclose(signal.mean(1), noise.mean(1), atol=1e-5 * scale)
+
+
+def test_noise_has_lost_the_shape():
+    signal = np.zeros((1, 1000))
+    signal[0, ::100] = 1
+    noise = generate.same_spectrum(signal, np.random.default_rng(0))
+    assert abs(np.corrcoef(signal[0], noise[0])[0, 1]) < 0.3 and noise.max() < 0.8
+
+
+def test_controls_go_through_letters_and_merges(parts):
+    *_, signals = parts
+    tokenizer = signals.tokenizer
+    (flat,) = signals.of("flat line")[0]
+    letters = tokenizer.decode(flat)
+    assert len(np.unique(letters)) == 1
+    step = np.ptp(tokenizer.to_mv(np.arange(2, dtype=np.uint8)[None]))
+    assert np.abs(tokenizer.to_mv(letters)).max() <= step / 2 + 1e-6
+    for question, own, noise in zip(signals.chosen, signals.of("signal"), signals.of("noise"), strict=True):
+        (own,), (noise,) = own, noise
+        assert np.array_equal(own, signals.own(question[1]))
+        a, b = tokenizer.to_mv(tokenizer.decode(own)), tokenizer.to_mv(tokenizer.decode(noise))
+        # but for rounding to letters, and clipping at the outermost
+        assert np.allclose(a.std(1), b.std(1), rtol=0.15) and not np.array_equal(own, noise)
+    assert all(len(ecg) == 0 for (ecg,) in signals.of("no signal"))
+
+
+@pytest.mark.parametrize("batch", [2, 7, 64])
+def test_answers_together_equal_answers_alone_for_lengths_that_differ_ten_times(parts, batch):
+    lm, prompt, signals = parts
+    ecgs = [ecg for (ecg,) in signals.of("signal")[:8]]
+    lengths = [len(ecgs[0]), 20, 7, 3, 100, 0, 50, len(ecgs[7])]
+    prompts = [
+        prompt.build([ecg[:n]], [(question.question, None)])[0]
+        for ecg, n, (question, *_) in zip(ecgs, lengths, signals.chosen, strict=False)
+    ]
+    assert max(lengths) > 10 * sorted(lengths)[2]
+
+    def answer(batch):
+        answers = {}
+        generate.answer_all(
+            lm, prompt, prompts, batch, 8, set(), lambda i, text, took: answers.__setitem__(i, text)
+        )
+        return [answers[i] for i in range(len(prompts))]
+
+    assert answer(batch) == answer(1)
+
+
+def test_drawn_answers_depend_on_the_seed_and_not_on_the_batch(parts):
+    lm, prompt, signals = parts
+    prompts = [
+        prompt.build(ecgs, [(question.question, None)])[0]
+        for ecgs, (question, *_) in zip(signals.of("signal")[:6], signals.chosen, strict=False)
+    ]
+
+    def answer(batch, seed):
+        answers = {}
+        generate.answer_all(
+            *(lm, prompt, prompts, batch, 8, set(), lambda i, text, took: answers.__setitem__(i, text)),
+            generate.Sampler(1.0, seed, "signal"),
+        )
+        return [answers[i] for i in range(len(prompts))]
+
+    assert answer(6, 0) == answer(1, 0) != answer(6, 1)
+
+
+def test_drawn_ids_have_the_probabilities_of_the_model():
+    import torch
+
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
+    sampler = generate.Sampler(0.5, 0, "noise")
+    sampler.begin(range(4000))
+    counts = np.bincount(sampler(logits).numpy(), minlength=3) / 4000
+    assert counts == pytest.approx((logits[0] / 0.5).softmax(0).numpy(), abs=0.03)
 
 
 def test_answers_are_written_with_their_controls(small):
     folder = small / "ecgbyte-work" / "answers"
     result = json.loads((folder / "metrics.json").read_text())["result"]
-    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    lines = answers_of(small / "ecgbyte-work")
     assert len(lines) == result["questions"] == 6
     right = [line["answer"].strip().casefold() == line["truth"].casefold() for line in lines]
-    assert result["exact_match"] == 100 * np.mean(right)
-    assert set(result["control"]) == set(lines[0]["control"]) == {"no signal", "shuffled"}
+    assert result["exact_match"] == pytest.approx(100 * np.mean(right))
+    assert set(result["control"]) == set(lines[0]["control"]) == CONTROLS
+    assert all(line["seconds"] > 0 and line["type"] and line["patient"] for line in lines)
+    assert not (folder / "partial.jsonl").exists()
+    assert "| all |" in (folder / "metrics.md").read_text()
 
 
 def test_the_json_keys_and_the_table(small, ecgbyte):
-    result = ecgbyte("generate", "--limit", 6, "--max-new", 8, "--json", work=small / "ecgbyte-work")
-    assert {"questions", "exact_match", "by_type", "control", "bleu", "rouge_l"} <= set(
-        json.loads(result.stdout)
+    result = ecgbyte(*ASK, "--json", work=small / "ecgbyte-work")
+    keys = {"questions", "exact_match", "by_type", "control", "bleu", "rouge_l", "difference_interval"}
+    assert keys <= set(json.loads(result.stdout))
+    text = ecgbyte(*ASK, work=small / "ecgbyte-work").stdout
+    assert all(name in text for name in [*CONTROLS, "all", "signal minus best control", "95 % interval"])
+    assert max(map(len, text.split("signal minus")[0].splitlines())) <= 80
+
+
+def test_an_interrupted_run_goes_on(copied, ecgbyte, monkeypatch):
+    from ecgbyte_cli import ecg_lm
+
+    before = answers_of(copied)
+    shutil.rmtree(copied / "answers")
+    answer, asked = ecg_lm.ECGLM.answer, []
+
+    def breaks(self, prompts, *args):
+        if len(asked) == 3:
+            raise RuntimeError("the lights went out")
+        asked.append(len(prompts))
+        return answer(self, prompts, *args)
+
+    monkeypatch.setattr(ecg_lm.ECGLM, "answer", breaks)
+    result = ecgbyte(*ASK, "--batch", 2, work=copied)
+    # the cause and the place, in one line; no score was made of it
+    assert result.exit_code == 1 and "the lights went out" in result.stderr and "synth" in result.stderr
+    assert not (copied / "answers" / "metrics.json").exists()
+    partial = copied / "answers" / "partial.jsonl"
+    assert len(partial.read_text().splitlines()) == 1 + 6
+    with open(partial, "a") as file:
+        file.write('{"name": "signal", "i": 9, "an')  # cut off in the middle of a line
+    again = []
+    monkeypatch.setattr(
+        ecg_lm.ECGLM, "answer", lambda s, p, *args: again.append(len(p)) or answer(s, p, *args)
     )
-    text = ecgbyte("generate", "--limit", 6, "--max-new", 8, work=small / "ecgbyte-work").stdout
-    assert "no signal" in text and "shuffled" in text and "all" in text
+    result = ecgbyte(*ASK, work=copied)
+    assert result.exit_code == 0 and "going on: 6 answers" in result.stderr
+    assert [{**a, "seconds": 0} for a in answers_of(copied)] == [{**b, "seconds": 0} for b in before]
+    assert max(again) <= 6 and not partial.exists()
 
 
-def test_an_empty_split_and_a_missing_model_are_one_line(small, tmp_path, ecgbyte):
-    work = tmp_path / "work"
-    shutil.copytree(small / "ecgbyte-work", work)
+def test_answers_of_other_settings_are_not_gone_on_with(copied, ecgbyte):
+    partial = copied / "answers" / "partial.jsonl"
+    shutil.rmtree(copied / "answers")
+    partial.parent.mkdir()
+    partial.write_text('{"settings": {}}\n{"name": "signal", "i": 0, "answer": "wrong", "seconds": 1}\n')
+    result = ecgbyte(*ASK, work=copied)
+    assert result.exit_code == 0 and "going on" not in result.stderr
+    assert answers_of(copied)[0]["answer"] != "wrong"
+
+
+def test_without_controls(copied, ecgbyte):
+    result = ecgbyte(*ASK, "--no-controls", "--overwrite", work=copied)
+    assert result.exit_code == 0 and "without controls" in result.stdout
+    assert answers_of(copied)[0]["control"] == {}
+
+
+def test_questions_about_several_records_and_earlier_turns(small, copied, tmp_path, ecgbyte):
+    records = sorted(p.stem for p in (small / "data").glob("*.hea"))[:3]
+    items = [
+        {"record": records[:2], "question": "Which is faster?", "answer": "the first", "split": "test"},
+        {
+            "record": records[2],
+            "conversations": [
+                {"from": "human", "value": "What is it?"},
+                {"from": "gpt", "value": "An ECG."},
+                {"from": "human", "value": "Is it fast?"},
+                {"from": "gpt", "value": "no"},
+            ],
+            "split": "test",
+        },
+    ]
+    qa = tmp_path / "qa.jsonl"
+    qa.write_text("\n".join(map(json.dumps, items)))
+    result = ecgbyte("generate", "--qa", qa, "--max-new", 4, "--overwrite", work=copied)
+    assert result.exit_code == 0, result.stderr
+    assert answers_of(copied)[0]["record"] == records[:2]
+
+
+def test_long_prompts_lose_ecg_tokens_as_in_training(copied, ecgbyte):
+    about = json.loads((copied / "model" / "ecgbyte.json").read_text())
+    about["settings"]["max_length"] = 130
+    (copied / "model" / "ecgbyte.json").write_text(json.dumps(about))
+    result = ecgbyte(*ASK, "--overwrite", work=copied)
+    assert result.exit_code == 0 and "lost ECG tokens" in result.stderr
+    about["settings"]["max_length"] = 40
+    (copied / "model" / "ecgbyte.json").write_text(json.dumps(about))
+    result = ecgbyte(*ASK, "--overwrite", work=copied)
+    assert result.exit_code == 1 and "tokens of text alone" in result.stderr
+
+
+def test_an_empty_split_and_a_missing_model_are_one_line(copied, tmp_path, ecgbyte):
     (tmp_path / "qa.jsonl").write_text('{"record": "nobody", "question": "q", "answer": "a"}')
-    result = ecgbyte("generate", "--qa", tmp_path / "qa.jsonl", "--overwrite", work=work)
+    result = ecgbyte("generate", "--qa", tmp_path / "qa.jsonl", "--overwrite", work=copied)
     assert result.exit_code == 1 and "no question of split test" in result.stderr
-    shutil.rmtree(work / "model")
-    result = ecgbyte("generate", work=work)
+    shutil.rmtree(copied / "model")
+    result = ecgbyte("generate", work=copied)
     assert result.exit_code == 1 and "ecgbyte finetune" in result.stderr
 
 
-def test_tokens_of_another_tokenizer_are_refused(small, tmp_path, ecgbyte):
-    work = tmp_path / "work"
-    shutil.copytree(small / "ecgbyte-work", work)
-    assert ecgbyte("learn", "--vocab", 100, "--overwrite", "encode", "--overwrite", work=work).exit_code == 0
-    result = ecgbyte("generate", "--overwrite", work=work)
+def test_tokens_of_another_tokenizer_are_refused(copied, ecgbyte):
+    assert (
+        ecgbyte("learn", "--vocab", 100, "--overwrite", "encode", "--overwrite", work=copied).exit_code == 0
+    )
+    result = ecgbyte("generate", "--overwrite", work=copied)
     assert result.exit_code == 1 and "another tokenizer" in result.stderr
