@@ -69,7 +69,8 @@ def dequantize(letters, quantizer, lo=None, hi=None):
     """Turn letters back into millivolts: the middle of the level, or its centroid for `lloyd`.
 
     For `trellis` the middles are smoothed over three samples (1/4, 1/2, 1/4) as far as each stays within its
-    level, which takes off the corners of the steps.
+    level, which takes off the corners of the steps; not beside steps of more than one level, for the peak of a
+    QRS complex would lose height.
 
     Parameters
     ----------
@@ -94,8 +95,10 @@ def dequantize(letters, quantizer, lo=None, hi=None):
     if quantizer["name"] == "trellis":
         edges = (hi * mulaw_edges({**quantizer, "limit": 1})).astype(np.float32)
         smooth = (values[..., :-2] + 2 * values[..., 1:-1] + values[..., 2:]) / 4
+        steps = np.abs(np.diff(letters.astype(np.int16))) <= 1
         inner = letters[..., 1:-1].astype(np.intp)
-        values[..., 1:-1] = np.clip(smooth, edges[inner], edges[inner + 1])
+        smooth = np.clip(smooth, edges[inner], edges[inner + 1])
+        values[..., 1:-1] = np.where(steps[..., :-1] & steps[..., 1:], smooth, values[..., 1:-1])
     return values
 
 

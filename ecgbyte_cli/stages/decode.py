@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli import preprocess, records
-from ecgbyte_cli.console import Failure, Stage, note, progress, say
+from ecgbyte_cli import fidelity, preprocess, records
+from ecgbyte_cli.console import Failure, Stage, note, progress, say, table
 from ecgbyte_cli.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import finished, new_folder, read_array, read_json, read_table, write_json
 
@@ -38,8 +38,26 @@ def command(work, **options):
     result = decode(work, **options)
     say(
         f"{result['segments']} segments: RMSE {result['rmse_uv']:.1f} µV, PRD {result['prd_percent']:.1f} %, "
-        f"{100 * result['clipped_fraction']:.2f} % of the samples beyond the letters' range; in {work.decoded}"
+        f"SNR {result['snr_db']:.1f} dB, {100 * result['clipped_fraction']:.2f} % of the samples beyond the "
+        f"letters' range; in {work.decoded}"
     )
+    if result["beats"]:
+        rows = [
+            [
+                name,
+                *(
+                    f"{result[key][column]:.{digits}f}"
+                    for column in ("mean_absolute", "p95_absolute", "mean")
+                ),
+            ]
+            for name, key, digits in (
+                ("R amplitude, mV", "r_amplitude_mv", 3),
+                ("R time, ms", "r_time_ms", 1),
+                ("ST level at J + 60 ms, mV", "st_level_mv", 3),
+            )
+        ]
+        title = f"Errors on {result['beats']} beats of lead II"
+        table(rows, ("", "mean absolute", "95th percentile", "bias"), title)
     return result
 
 
@@ -58,10 +76,11 @@ def decode(work, *, limit=1000, seed=0, overwrite=False):
     Returns
     -------
     dict
-        segments; rmse_uv, the root of the mean squared difference over all samples, in µV; prd_percent, the
-        percentage RMS difference, 100 * sqrt(sum (x - y)^2 / sum x^2) over all leads of a segment, averaged
-        over segments (Zigel, Cohen, Katz 2000, IEEE Trans. Biomed. Eng. 47(11), eq. 1, without subtracting
-        the mean); clipped_fraction, the share of samples outside the range that the letters stand for; seconds.
+        segments; rmse_uv, the root of the mean squared difference over all samples, in µV; prd_percent and
+        snr_db, means over segments (see `fidelity.differences`); clipped_fraction, the share of samples
+        outside the range that the letters stand for; beats, how many of lead II were compared (0 without
+        lead II, or below 100 Hz), and if there are any, r_amplitude_mv, r_time_ms and st_level_mv, each with
+        the mean_absolute, p95_absolute and mean error (see `fidelity.beat_errors`); seconds.
 
     Raises
     ------
@@ -88,7 +107,9 @@ def decode(work, *, limit=1000, seed=0, overwrite=False):
     chosen = np.sort(np.random.default_rng(seed).choice(count, min(limit, count), replace=False))
     each = len(tokenizer.signal["leads"]) * tokenizer.signal["samples"]
     original = Originals(tokenizer.signal)
-    squares, prds, clipped, unread = 0.0, [], 0, 0
+    leads, fs = tokenizer.signal["leads"], tokenizer.signal["fs"]
+    two = leads.index("II") if "II" in leads and fs >= fidelity.LEAST_FS else None
+    measured, beats, clipped, unread = [], [np.zeros((0, 3))], 0, 0
     with new_folder(work.decoded) as folder, progress("decode", len(chosen), "segments") as bar:
         for i in chosen:
             first, lo, hi = places["offset"][i], segments["lo"][i], segments["hi"][i]
@@ -101,30 +122,48 @@ def decode(work, *, limit=1000, seed=0, overwrite=False):
             if x is None:
                 unread += 1
             else:
-                difference = (x.astype(np.float64) - signal) ** 2
-                squares += difference.sum()
-                # a flat segment has no difference in percent
-                prds.append(
-                    100 * np.sqrt(difference.sum() / np.square(x, dtype=np.float64).sum())
-                    if x.any()
-                    else np.nan
-                )
+                measured.append(fidelity.differences(x, signal))
+                if two is not None:
+                    beats.append(fidelity.beat_errors(x[two], signal[two], fs))
                 clipped += int(((x < lo) | (x > hi)).sum())
             bar.advance()
-        if not prds:
+        if not measured:
             raise Failure(
                 "no recording could be read again where `ecgbyte symbolize` found it: nothing to compare with"
             )
         if unread:
             note(f"{unread} recordings could not be read again: they are decoded, but not compared")
+        squares, prds, snrs = zip(*measured, strict=True)
         result = {
             "segments": len(chosen),
-            "rmse_uv": 1000 * float(np.sqrt(squares / (len(prds) * each))),
-            "prd_percent": float(np.nanmean(prds)),
-            "clipped_fraction": clipped / (len(prds) * each),
+            "rmse_uv": 1000 * float(np.sqrt(np.sum(squares) / (len(measured) * each))),
+            # a flat segment has no difference in percent
+            "prd_percent": mean(prds),
+            "snr_db": mean(snrs),
+            "clipped_fraction": clipped / (len(measured) * each),
+            **summary(np.concatenate(beats)),
             "seconds": time.perf_counter() - start,
         }
         write_json(folder / work.decode_settings.name, {"settings": settings, "result": result}, indent=1)
+    return result
+
+
+def mean(values):
+    """The mean of those that are there, or None."""
+    values = [value for value in values if np.isfinite(value)]
+    return float(np.mean(values)) if values else None
+
+
+def summary(errors):
+    """The errors of beats, (beats, 3), as results."""
+    result = {"beats": len(errors)}
+    if len(errors):
+        for name, column in zip(("r_amplitude_mv", "r_time_ms", "st_level_mv"), errors.T, strict=True):
+            result[name] = {
+                "mean_absolute": float(np.abs(column).mean()),
+                "p95_absolute": float(np.percentile(np.abs(column), 95)),
+                "mean": float(column.mean()),
+            }
     return result
 
 

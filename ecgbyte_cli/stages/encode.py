@@ -1,6 +1,7 @@
 """ecgbyte encode: letters to token ids."""
 
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,11 +16,12 @@ from ecgbyte_cli.workdir import (
     read_array,
     read_json,
     read_table,
+    whole,
     write_json,
     write_table,
 )
 
-LETTERS = 2**22  # letters that a thread encodes at a time
+LETTERS = 2**22  # letters that a thread encodes at a time, and that are lost if the run is killed
 
 
 @click.command(cls=Stage, short_help="Turn letters into token ids.", epilog="Example: ecgbyte encode")
@@ -48,6 +50,9 @@ def command(work, **options):
 
 def encode(work, *, segmenter="longest", threads=None, overwrite=False):
     """Turn letters into token ids.
+
+    Every thread writes the ids of its segments to a file of their own; a run that was interrupted goes on
+    with those that are missing, and at the end they are put together. Memory does not grow with the letters.
 
     Parameters
     ----------
@@ -80,30 +85,43 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
         return done
 
     start = time.perf_counter()
-    count, leads, samples = (
-        len(segments["offset"]),
-        len(tokenizer.signal["leads"]),
-        tokenizer.signal["samples"],
-    )
-    each = leads * samples
+    leads, samples = len(tokenizer.signal["leads"]), tokenizer.signal["samples"]
+    count, each = len(segments["offset"]), leads * samples
+    if letters.size != count * each:
+        raise Failure(f"{work.symbols} does not hold the {count} segments of its table: symbolize again")
     step = max(1, LETTERS // each)
+    firsts = range(0, count, step)
+    parts = [work.token_parts / f"{k:07d}.part" for k in range(len(firsts))]
+    prepare(work.token_parts, settings | {"segments_a_part": step}, overwrite)
+    todo = [k for k, part in enumerate(parts) if not part.exists()]
+    done = count - sum(min(step, count - firsts[k]) for k in todo)
+    if done:
+        note(f"encode: goes on after {done} of {count} segments")
 
-    def part(first):
-        last = min(first + step, count)
-        return tokenizer.encode_segments(
+    def make(k):
+        first, last = firsts[k], min(firsts[k] + step, count)
+        ids, lengths = tokenizer.encode_segments(
             letters[first * each : last * each], last - first, leads, samples, segmenter
         )
+        with whole(parts[k]) as beside, open(beside, "wb") as file:
+            np.save(file, lengths)
+            np.save(file, ids)
+        return last - first
 
-    parts, lengths = [], []
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool, progress("encode", count, "segments") as bar:
-        for ids, counts in pool.map(part, range(0, count, step)):
-            parts.append(ids)
-            lengths.append(counts)
-            bar.advance(len(counts))
-    lengths = np.concatenate(lengths)
+        bar.update(done)
+        for made in pool.map(make, todo):
+            bar.advance(made)
+
+    lengths = np.concatenate([read_part(part)[0] for part in parts])
     total = int(lengths.sum())
-    with new_array(work.tokens, parts[0].dtype, total) as tokens:
-        np.concatenate(parts, out=tokens)
+    work.token_settings.unlink(missing_ok=True)  # without it the rest counts as nothing
+    with new_array(work.tokens, read_part(parts[0])[1].dtype, total) as tokens:
+        at = 0
+        for part in parts:
+            ids = read_part(part)[1]
+            tokens[at : at + ids.size] = ids
+            at += ids.size
     offsets = np.cumsum(lengths) - lengths
     write_table(work.token_segments, {"segment": np.arange(count), "offset": offsets, "length": lengths})
     result = {
@@ -121,4 +139,25 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
         "tokenizer_sha256": tokenizer.sha256,
     }
     write_json(work.token_settings, record, indent=1)
+    shutil.rmtree(work.token_parts)
     return result
+
+
+def prepare(folder, settings, overwrite):
+    """Make the folder of parts, or find the one that an interrupted run with these settings left."""
+    place = folder / "settings.json"
+    if place.exists() and read_json(place) != settings:
+        if not overwrite:
+            raise Failure(
+                f"{folder} holds an interrupted run with other settings: "
+                "add --overwrite, or use another --work folder"
+            )
+        shutil.rmtree(folder)
+    if not place.exists():
+        write_json(place, settings)
+
+
+def read_part(path):
+    """Ids per segment, and the ids, of a part of the segments."""
+    with open(path, "rb") as file:
+        return np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)
