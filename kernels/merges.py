@@ -436,7 +436,7 @@ def _generation(over, cells, sizes, rooms, end, found, threshold, made, merges, 
                     repeat(done),
                     repeat(new),
                     repeat(width),
-                    repeat(1),
+                    repeat(least),
                     scratch,
                 )
             )

@@ -105,6 +105,26 @@ def test_a_generation_that_runs_out_of_room(monkeypatch, spare):
             assert learn(pieces, levels, 90, 1, shards=shards, few=0, scan_share=2)[0] == expected
 
 
+@pytest.mark.kernels
+def test_shards_that_differ():
+    """A pair is frequent in one shard and rare in another, where no list of it is written."""
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        levels, merges = rng.integers(3, 7), rng.integers(10, 40)
+        pieces = []
+        for _ in range(6):  # each from a Markov chain of its own
+            chances = np.cumsum(rng.dirichlet(np.full(levels, 0.3), levels), axis=1)
+            piece = [0]
+            for x in rng.random(500):
+                piece.append(min(int(np.searchsorted(chances[piece[-1]], x)), int(levels) - 1))
+            pieces.append(piece)
+        expected, _ = naive.learn_merges(pieces, levels, merges)
+        for shards in (2, 3, 6):
+            for scan_share in (0, 2):
+                rows, _ = learn(pieces, levels, merges, shards=shards, few=0, scan_share=scan_share)
+                assert rows == expected
+
+
 def test_ids_of_two_bytes_run_out_and_scans_run_out_of_ids():
     rng = np.random.default_rng(3)
     pieces = [rng.integers(0, 20, 500).tolist() for _ in range(4)]
