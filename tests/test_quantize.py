@@ -173,8 +173,10 @@ def test_trellis_is_of_the_segments_own_size_and_stays_in_the_levels():
     # the corners of the steps are off: nearer to the signal than the middles are
     middles = q.values_of_levels(TRELLIS, lo, hi)[letters]
     assert np.mean((back - signal) ** 2) < np.mean((middles - signal) ** 2)
-    # and the peaks keep their height
-    assert back.max() == middles.max()
+    # but steep peaks keep their height
+    peak = np.array([[22, 22, 25, 35, 27, 22, 22, 21, 22]], np.uint8)
+    kept = np.isclose(q.values_of_levels(TRELLIS, lo, hi)[peak], q.dequantize(peak, TRELLIS, lo, hi))
+    assert kept.tolist() == [[True] * 6 + [False, False, True]]
     # without a penalty the letters change more often
     free, _, _ = q.quantize(signal, TRELLIS | {"penalty": 0.0})
     assert (np.diff(letters) != 0).sum() < (np.diff(free) != 0).sum()
