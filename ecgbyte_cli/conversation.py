@@ -1,5 +1,6 @@
 """Questions and answers about open recordings: what `ecgbyte chat` carries out."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -58,7 +59,9 @@ class Reader:
             recording = records.read(path, self.fs, self.lead_names)
             segments = preprocess.segments(recording, self.tokenizer.signal)
         except records.Unusable as error:
-            raise Failure(f"{path} cannot be used: {error.message}") from error
+            there = error.message != "not a known format" or os.path.exists(path)
+            reason = error.message if there else "no such recording"
+            raise Failure(f"{path} cannot be used: {reason}") from error
         return self.segment(recording, segments, 0)
 
     def segment(self, recording, segments, number):

@@ -107,6 +107,7 @@ def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsy
         "/save",
         "/tokens x.md",
         "/ecg none.hea",
+        "/ecg none",
         "still there?",
         "/quit",
         "not read",
@@ -134,6 +135,7 @@ def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsy
         "which file? /save FILE.md",
         "which file? /tokens FILE.png",
         "none.hea cannot be used: file missing: none.hea",
+        "none cannot be used: no such recording",
     ]
     assert conversation.lm.asked == [
         [QUESTION],
@@ -294,9 +296,9 @@ def test_save_writes_the_conversation_and_its_pictures(conversation, long_record
     assert capsys.readouterr().err.endswith(f"written: {file}\n")
     text = file.read_text()
     for wanted in (f"**{QUESTION}**\n\n1 E (stopped)\n", "**which?**\n\n2 ECG: é\n", "*Opened long.*",
-                   "![long](my%20talk2.png)", "no medical device", "25 s", "xxx"):  # fmt: skip
+                   "![long](my%20talk-ecg2.png)", "no medical device", "25 s", "xxx"):  # fmt: skip
         assert (wanted in text) == (wanted != "xxx")
-    for name in ("my talk.png", "my talk2.png"):
+    for name in ("my talk-ecg.png", "my talk-ecg2.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 

@@ -497,7 +497,7 @@ def save(conversation, path):
     for i, ecg in enumerate(conversation.ecgs):
         recording = ecg.recording
         names = [records.lead_name(name) or name for name in recording.leads]
-        picture = path.with_name(f"{path.stem}{i + 1 if i else ''}.png")
+        picture = path.with_name(f"{path.stem}-ecg{i + 1 if i else ''}.png")
         figure = pictures.sheet(recording.signal, recording.fs, names, recording.name, ecg.seconds[0])
         drawn.append((picture, figure))
         lines += [f"![{recording.name}]({picture.name.replace(' ', '%20')})", ""]
