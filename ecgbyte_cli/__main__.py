@@ -11,7 +11,9 @@ COMMANDS = {
     "finetune": "Train a language model on questions and ECG tokens.",
     "generate": "Answer many questions, and score the answers.",
     "chat": "Talk about one recording.",
+    "export": "Write the model as a plain Transformers folder.",
     "plot": "Draw an ECG, its tokens, or what a model looked at.",
+    "import-tokenizer": "Take over a tokenizer of the reference implementation.",
     "info": "Tell what the work folder holds, and what to run next.",
 }
 ALIASES = {"learn-merges": "learn"}

@@ -1,8 +1,11 @@
 """Training: order, schedule, bad input, and a real QLoRA round on a small published model."""
 
+import csv
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecgbyte_cli import ecg_lm
 from ecgbyte_cli.stages import finetune
+from ecgbyte_cli.workdir import WorkDir
 
 
 def test_batches_hold_every_sample_once_an_epoch_and_like_lengths():
@@ -51,21 +56,22 @@ def test_a_second_run_is_done_already_and_other_settings_are_refused(small, ecgb
 
 
 def test_training_is_repeatable_and_lowers_the_loss(small, tmp_path, ecgbyte):
-    losses = []
+    results = []
     for name in "ab":
         shutil.copytree(
-            small / "ecgbyte-work", tmp_path / name, ignore=shutil.ignore_patterns("model", "answers")
+            small / "ecgbyte-work",
+            tmp_path / name,
+            ignore=shutil.ignore_patterns("model", "answers", "training"),
         )
         run = ecgbyte(
             *("finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 40, "--json"),
             work=tmp_path / name,
         )
-        losses.append(json.loads(run.stdout))
-    assert (
-        losses[0]["train_loss"] == losses[1]["train_loss"] and losses[0]["val_loss"] == losses[1]["val_loss"]
-    )
+        results.append(json.loads(run.stdout))
+    assert results[0]["train_loss"] == results[1]["train_loss"]
+    assert results[0]["val_loss"] == results[1]["val_loss"]
     first = float(run.stderr.split("before training ")[1].split()[0])
-    assert losses[0]["val_loss"] < first / 2
+    assert results[0]["val_loss"] < first / 2
 
 
 @pytest.mark.parametrize(
@@ -82,7 +88,9 @@ def test_training_is_repeatable_and_lowers_the_loss(small, tmp_path, ecgbyte):
 def test_bad_input_is_one_line_and_leaves_nothing(small, tmp_path, ecgbyte, monkeypatch, qa, options, said):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     work = tmp_path / "work"
-    shutil.copytree(small / "ecgbyte-work", work, ignore=shutil.ignore_patterns("model", "answers"))
+    shutil.copytree(
+        small / "ecgbyte-work", work, ignore=shutil.ignore_patterns("model", "answers", "training")
+    )
     path = tmp_path / "qa.jsonl"
     if qa == "good":
         path = small / "data" / "qa.jsonl"
@@ -92,6 +100,256 @@ def test_bad_input_is_one_line_and_leaves_nothing(small, tmp_path, ecgbyte, monk
     result = ecgbyte("finetune", "--qa", path, *options, work=work)
     assert result.exit_code == 1 and said in result.stderr.splitlines()[-1]
     assert not [p for p in work.iterdir() if "model" in p.name]
+
+
+def untrained(small, work):
+    """A copy of the small work folder without its model."""
+    shutil.copytree(
+        small / "ecgbyte-work", work, ignore=shutil.ignore_patterns("model", "answers", "training")
+    )
+    return work
+
+
+def losses(work):
+    with open(work / "training" / "loss.csv", newline="") as file:
+        return [tuple(row.values()) for row in csv.DictReader(file)]
+
+
+def as_tiny(text_tokenizer_and_base, folder):
+    base, text_tokenizer = text_tokenizer_and_base
+    base.save_pretrained(folder), text_tokenizer.save_pretrained(folder)
+    return folder
+
+
+# SIGKILL, in the middle of step 8 or of writing the checkpoint of step 10
+KILL = """
+import os, signal, sys
+from ecgbyte_cli.__main__ import main
+from ecgbyte_cli.stages import finetune
+
+def kill(original):
+    def killed(self, *args):
+        if {when}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *args)
+    return killed
+
+finetune.Trainer.{method} = kill(finetune.Trainer.{method})
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "killed", "going_on"),
+    [
+        ("full", {"method": "update", "when": "self.step == 7"}, 5),
+        ("lora", {"method": "save_weights", "when": "self.step == 10 and 'step' in args[0].name"}, 5),
+    ],
+)
+def test_a_killed_training_goes_on_as_if_undisturbed(small, tmp_path, ecgbyte, method, killed, going_on):
+    """LoRA has dropout, so that random numbers count too."""
+    model = as_tiny(ecg_lm.tiny(), tmp_path / "base") if method == "lora" else "tiny"
+    work = untrained(small, tmp_path / "work")
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", model, "--method", method]
+    args += ["--steps", 20, "--every", 5, "--batch", 1, "--max-length", 80, "--json"]
+    whole = ecgbyte(*args, work=untrained(small, tmp_path / "undisturbed"))
+    command = [sys.executable, "-c", KILL.format(**killed), "--work", work, *args]
+    run = subprocess.run(list(map(str, command)), capture_output=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert not (work / "model").exists()
+    other = ecgbyte(*args, "--seed", 1, work=work)
+    assert other.exit_code == 1 and "other settings (seed)" in other.stderr
+    resumed = ecgbyte(*args, work=work)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert f"going on after step {going_on} of 20" in resumed.stderr
+    assert losses(work) == losses(tmp_path / "undisturbed") and len(losses(work)) == 20
+    first, second = json.loads(whole.stdout), json.loads(resumed.stdout)
+    assert first["val_loss"] == second["val_loss"] and first["train_loss"] == second["train_loss"]
+    weights = [
+        next((folder / "model").rglob(name)).read_bytes()
+        for folder in (work, tmp_path / "undisturbed")
+        for name in ("ecg_rows.safetensors", "*model.safetensors")
+    ]
+    assert weights[:2] == weights[2:]
+    assert {p.name.split(".")[0] for p in (work / "training").iterdir()} == {"loss", "events"}
+    assert not [p for p in work.rglob("*") if p.suffix in (".bin", ".pkl", ".pt")]
+
+
+def test_ctrl_c_leaves_a_checkpoint_of_the_step(small, tmp_path, ecgbyte, monkeypatch):
+    work, update = untrained(small, tmp_path / "work"), finetune.Trainer.update
+
+    def interrupted(self, groups):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, groups)
+
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 6, "--batch", 1]
+    args += ["--max-length", 80]
+    monkeypatch.setattr(finetune.Trainer, "update", interrupted)
+    stopped = ecgbyte(*args, work=work)
+    monkeypatch.undo()
+    assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr.splitlines()[-1]
+    assert "going on after step 4 of 6" in ecgbyte(*args, work=work).stderr
+
+
+def test_the_best_weights_are_kept(small, tmp_path, ecgbyte, monkeypatch):
+    """Validation losses are given, the weights are real: those after step 4, whatever came later."""
+    losses = iter([9.0, 3.0, 1.0, 2.0, 3.0, 7.0])  # before training, after steps 2, 4, 6, 8, and the last one
+
+    monkeypatch.setattr(finetune, "validation_loss", lambda *_: next(losses))
+    work, kept = untrained(small, tmp_path / "work"), {}
+    update = finetune.Trainer.update
+
+    def watched(self, groups):
+        result = update(self, groups)
+        kept[self.step] = self.lm.ecg_rows.weight.detach().clone().numpy()
+        return result
+
+    monkeypatch.setattr(finetune.Trainer, "update", watched)
+    result = ecgbyte(
+        *("finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 20, "--batch", 1),
+        *("--every", 2, "--patience", 2, "--max-length", 80, "--json"),
+        work=work,
+    )
+    numbers = json.loads(result.stdout)
+    assert (numbers["steps"], numbers["best_step"], numbers["val_loss"]) == (8, 4, 7.0)
+    assert "stopped at step 8" in result.stderr
+    monkeypatch.undo()
+    rows = ecg_lm.load(work / "model", "cpu")[0].ecg_rows.weight.detach().numpy()
+    assert (rows == kept[4]).all() and (rows != kept[8]).any()
+
+
+def test_accumulated_batches_are_one_large_batch(small, tmp_path, ecgbyte):
+    """Like lengths in each batch aside, the loss of a step is that of its samples taken together."""
+    work = WorkDir(small / "ecgbyte-work")
+    lm, _, samples = finetune.load(work, "tiny", "full", "cpu", 80, "trim", 0)
+    training, validation, _ = finetune.read_samples(work, small / "data" / "qa.jsonl", samples, print)
+    settings = {"method": "full", "lr": 1e-3, "seed": 0, "batch": 2, "accumulate": 2}
+    rows = []
+    for groups in ([[0, 1], [2, 3]], [[0, 1, 2, 3]]):
+        lm, _, samples = finetune.load(work, "tiny", "full", "cpu", 80, "trim", 0)
+        trainer = finetune.Trainer(work, lm, samples, settings, 9, 9, training, validation, print)
+        loss, _ = trainer.update(groups)
+        rows.append((loss, lm.ecg_rows.weight.detach().numpy()))
+    assert rows[0][0] == pytest.approx(rows[1][0], rel=1e-6)
+    np.testing.assert_allclose(rows[0][1], rows[1][1], atol=2e-5)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_are_one_with_twice_the_batches(small, tmp_path, ecgbyte, launcher):
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    if launcher == "accelerate":
+        start = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+        start += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 3, "--batch", 2]
+    args += ["--max-length", 80]
+    work = untrained(small, tmp_path / "two")
+    run = subprocess.run(
+        list(map(str, [*start, "ecgbyte_cli.__main__", "--work", work, *args, "--json"])),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert run.returncode == 0, run.stderr
+    two = json.loads(run.stdout)  # the first process alone prints
+    alone = ecgbyte(*args, "--accumulate", 2, "--json", work=untrained(small, tmp_path / "one"))
+    assert two["val_loss"] == pytest.approx(json.loads(alone.stdout)["val_loss"], rel=1e-4)
+    for row, other in zip(losses(work), losses(tmp_path / "one"), strict=True):
+        assert float(row[1]) == pytest.approx(float(other[1]), rel=1e-4)
+
+
+@pytest.mark.parametrize("long", ["trim", "skip"])
+def test_long_samples_are_trimmed_or_left_out_and_counted(small, tmp_path, ecgbyte, long):
+    lengths = finetune_lengths(small)
+    middle = int(np.median(lengths))
+    work = untrained(small, tmp_path / "work")
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 2, "--json"]
+    result = ecgbyte(*args, "--max-length", middle, "--long", long, work=work)
+    numbers = json.loads(result.stdout)
+    longer = sum(length > middle for length in lengths)
+    assert longer > 0 and f"samples are longer than {middle} tokens" in result.stderr
+    assert (numbers["trimmed"], numbers["left_out"]) == ((longer, 0) if long == "trim" else (0, longer))
+
+
+def finetune_lengths(small):
+    work = WorkDir(small / "ecgbyte-work")
+    _, _, samples = finetune.load(work, "tiny", "full", "cpu", 4096, "trim", 0)
+    training, validation, _ = finetune.read_samples(work, small / "data" / "qa.jsonl", samples, print)
+    return [length for _, length in training + validation]
+
+
+def test_a_trimmed_sample_loses_the_end_of_both_leads(small):
+    work = WorkDir(small / "ecgbyte-work")
+    _, _, samples = finetune.load(work, "tiny", "full", "cpu", 4096, "trim", 0)
+    training, _, _ = finetune.read_samples(work, small / "data" / "qa.jsonl", samples, print)
+    question, length = training[0]
+    whole, _, _ = samples(question)
+    samples.max_length = length - 7
+    ids, labels, lost = samples(question)
+    assert (len(ids), lost) == (length - 7, 7) and (labels != -100).sum() > 0
+
+    def letters(ids):
+        ecg = ids[ids >= samples.prompt.offset + 2] - samples.prompt.offset - 2
+        return ecg, samples.tokenizer.lengths[ecg].cumsum()
+
+    ecg, ends = letters(whole)
+    first_lead = int((ends <= 1000).sum())
+    short, _ = letters(ids)
+    assert (short[: first_lead - 4] == ecg[: first_lead - 4]).all()
+    assert (short[first_lead - 4 :] == ecg[first_lead:-3]).all()
+
+
+def test_show_prints_samples_and_trains_nothing(small, tmp_path, ecgbyte):
+    work = untrained(small, tmp_path / "work")
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--show", 2]
+    result = ecgbyte(*args, work=work, color=True)
+    assert result.exit_code == 0 and not (work / "model").exists() and not (work / "training").exists()
+    first = json.loads((small / "data" / "qa.jsonl").read_text().splitlines()[0])
+    assert f"\x1b[32m\x1b[4m{first['answer']}<eos>" in result.stdout  # green
+    assert f"<sig_end>{first['question']}\n\x1b[32m" in result.stdout
+    shown = json.loads(ecgbyte(*args, "--json", work=work).stdout)["samples"]
+    assert len(shown) == 2 and shown[0]["loss_on"] == first["answer"] + "<eos>"
+
+
+def test_a_comparison_of_two_records_holds_both(small, tmp_path, ecgbyte):
+    items = [json.loads(line) for line in (small / "data" / "qa.jsonl").read_text().splitlines()]
+    records = sorted({item["record"] for item in items if item["split"] == "train"})[:2]
+    path = tmp_path / "qa.json"
+    path.write_text(json.dumps([{"record": records, "question": "Same?", "answer": "no", "split": "train"}]))
+    work = untrained(small, tmp_path / "work")
+    result = ecgbyte("finetune", "--qa", path, "--model", "tiny", "--show", 1, work=work)
+    assert ", ".join(records) in result.stdout and result.stdout.count("<sig_start>") == 2
+
+
+def test_patience_without_validation_questions(small, tmp_path, ecgbyte):
+    path = tmp_path / "qa.jsonl"
+    lines = (small / "data" / "qa.jsonl").read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"train"' in line))
+    args = ["finetune", "--qa", path, "--model", "tiny", "--steps", 2]
+    work = untrained(small, tmp_path / "work")
+    result = ecgbyte(*args, "--patience", 1, work=work)
+    assert result.exit_code == 1 and "--patience needs validation questions" in result.stderr
+    assert json.loads(ecgbyte(*args, "--json", work=work).stdout)["val_loss"] is None
+
+
+def test_out_of_memory_is_one_line_that_says_what_to_lower(small, tmp_path, ecgbyte, monkeypatch):
+    import torch
+
+    def out_of_memory(*_):
+        torch.empty(2**50)
+
+    monkeypatch.setattr(finetune.Trainer, "update", out_of_memory)
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny"]
+    result = ecgbyte(*args, work=untrained(small, tmp_path / "work"))
+    said = result.stderr.splitlines()[-1]
+    assert result.exit_code == 1 and "out of memory at --batch 4" in said and "--max-length" in said
+
+
+def test_tokens_of_another_tokenizer_are_refused(small, tmp_path, ecgbyte):
+    work = untrained(small, tmp_path / "work")
+    assert ecgbyte("learn", "--vocab", 100, "--overwrite", work=work).exit_code == 0
+    result = ecgbyte("finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", work=work)
+    assert result.exit_code == 1 and "ecgbyte encode --overwrite" in result.stderr
 
 
 def test_before_encode(tmp_path, ecgbyte):

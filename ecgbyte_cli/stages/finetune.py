@@ -247,7 +247,7 @@ def finetune(
             forward = (time.perf_counter() - start) / sum(length for _, length in some)
             length = sum(length for _, length in training) / len(training)
             minutes = 4 * forward * length * batch * accumulate * steps / 60
-            tell(f"no GPU: this training will take about {minutes:.0f} minutes")
+            tell(f"no GPU: this training will take about {minutes:.1f} minutes")
         trainer = Trainer(work, lm, samples, settings, steps, every, training, validation, tell)
         try:
             if going_on is not None:
