@@ -180,14 +180,12 @@ def one(name, work, threads, vocab, folder):
 
 
 def train_ecgbyte(work, threads, vocab):
-    import resource
-
     from ecgbyte_cli.stages.learn import learn
     from ecgbyte_cli.workdir import WorkDir, read_table
     from ecgbyte_kernels.merges import compile_kernels
 
     compile_kernels(LEVELS, vocab - LEVELS, lambda: None)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = resident_mb()
     paths = WorkDir(work)
     result = learn(paths, vocab=vocab, max_token_length=0, threads=threads, overwrite=True)
     return {

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli import __version__
 from ecgbyte_cli.console import Failure, Stage, note, progress, say
+from ecgbyte_cli.tokenizer import write_tokenizer
 from ecgbyte_cli.workdir import (
     finished,
     read_array,
@@ -19,10 +19,9 @@ from ecgbyte_cli.workdir import (
     read_table,
     sha256_of,
     write_json,
-    write_table,
 )
 
-SAVE_EVERY = 20  # seconds between saves of the merges found so far
+SAVE_EVERY = 10  # seconds between saves of the merges found so far
 LEAST_IN_SHARD = 500_000  # letters: less is not worth another thread
 MOST_IN_ONE_PIECE = 2**31
 
@@ -185,7 +184,7 @@ def learn(
 
     started = time.perf_counter()
     kernels.compile_kernels(
-        levels, merges, lambda: note("learn: compiling the kernels, which is done once and takes a minute")
+        levels, merges, lambda: note("learn: compiling the kernels, which is done once and takes half a minute")
     )
     compile_seconds = time.perf_counter() - started
 
@@ -221,7 +220,16 @@ def learn(
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "sha256": hashlib.sha256(rows[:, :2].astype("<i4").tobytes()).hexdigest(),
     }
-    write_tokenizer(work, signal, boundary, max_token_length, rows, settings, result)
+    about = {
+        "settings": settings,
+        "result": result,
+        "signal": signal,
+        "boundary": boundary,
+        "max_token_length": max_token_length,
+        "merges": rows[:, :2].tolist(),
+        "counts": rows[:, 2].tolist(),
+    }
+    write_tokenizer(work, about)
     work.half_learned.unlink(missing_ok=True)
     return result
 
@@ -348,7 +356,9 @@ def read_texts(letters, segments, boundary, levels, threads, path):
     else:
         starts = offset
     symbols = int(sizes.sum())
-    shards = 1 if boundary == "none" else max(min(threads, 1 + symbols // LEAST_IN_SHARD), symbols >> 30)
+    # as many for each thread, and none with more letters than 2^30
+    shards = min(threads, 1 + symbols // LEAST_IN_SHARD) * (1 + (symbols >> 30) // threads)
+    shards = 1 if boundary == "none" else shards
     bounds = np.searchsorted(np.cumsum(sizes), np.linspace(0, symbols, shards + 1)[1:-1])
     texts = []
     for mine, lengths in zip(np.split(starts, bounds), np.split(sizes, bounds), strict=True):
@@ -380,69 +390,3 @@ def peak_rss_mb():
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000 * 1.024
-
-
-def write_tokenizer(work, signal, boundary, max_token_length, rows, settings, result):
-    """Write the merges: a table to read, tokenizer.json, and ecg_tokenizer.json as the last."""
-    levels = signal["quantizer"]["levels"]
-    names = [character(i) for i in range(levels)]
-    for left, right, _ in rows:
-        names.append(names[left] + names[right])
-    write_table(
-        work.merges,
-        {
-            "rank": np.arange(len(rows)),
-            "id": np.arange(levels, levels + len(rows)),
-            "left": rows[:, 0],
-            "right": rows[:, 1],
-            "count": rows[:, 2],
-            "length": np.array([len(name) for name in names[levels:]], np.int64),
-            "letters": names[levels:],
-        },
-    )
-    write_json(
-        work.hf_tokenizer,
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [],
-            "normalizer": None,
-            "pre_tokenizer": None,
-            "post_processor": None,
-            "decoder": {"type": "Fuse"},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": {name: i for i, name in enumerate(names)},
-                "merges": [[names[left], names[right]] for left, right, _ in rows],
-            },
-        },
-    )
-    write_json(
-        work.ecg_tokenizer,
-        {
-            "format": "ecgbyte-tokenizer",
-            "format_version": 1,
-            "ecgbyte": __version__,
-            "settings": settings,
-            "result": result,
-            "signal": signal,
-            "boundary": boundary,
-            "max_token_length": max_token_length,
-            "merges": rows[:, :2].tolist(),
-            "counts": rows[:, 2].tolist(),
-        },
-    )
-
-
-def character(letter):
-    """The character of a letter in tokenizer.json: a to z, A to Z, 0 to 9, then U+0100 + letter."""
-    first = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-    return first[letter] if letter < len(first) else chr(0x100 + letter)
