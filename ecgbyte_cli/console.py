@@ -58,7 +58,7 @@ class Toolkit(click.Group):
         name = self.aliases.get(name, name)
         if name not in self.table:
             return None
-        return importlib.import_module(f"ecgbyte_cli.stages.{name}").command
+        return importlib.import_module(f"ecgbyte_cli.stages.{name.replace('-', '_')}").command
 
     def format_commands(self, ctx, formatter):
         # from the table, so that --help imports no stage

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 
-from ecgbyte_cli import preprocess
+from ecgbyte_cli import __version__, preprocess
 from ecgbyte_cli.console import Failure
-from ecgbyte_cli.workdir import read_json
+from ecgbyte_cli.workdir import read_json, write_json, write_table
 from ecgbyte_kernels import segment as kernels
 
 FORMAT, FORMAT_VERSION = "ecgbyte-tokenizer", 1
@@ -91,11 +91,45 @@ class ECGTokenizer:
         numpy.ndarray
             uint8, (leads, samples).
         """
-        return preprocess.quantize(np.asarray(signal, np.float32), self.signal["quantizer"])[0]
+        return self.quantize(signal)[0]
+
+    def quantize(self, signal):
+        """Letters of a preprocessed segment, and the range in mV that they stand for.
+
+        Parameters
+        ----------
+        signal : numpy.ndarray
+            As in `letters`.
+
+        Returns
+        -------
+        letters : numpy.ndarray
+            uint8, (leads, samples).
+        lo, hi : float
+            mV.
+
+        Raises
+        ------
+        Failure
+            If the tokenizer was imported without a range.
+        """
+        return preprocess.quantize(np.asarray(signal, np.float32), self._quantizer())
 
     def to_mv(self, letters, lo=None, hi=None):
-        """Signal in mV, float32 (leads, samples), of letters; `lo` and `hi` for the quantizer `minmax`."""
-        return preprocess.dequantize(letters, self.signal["quantizer"], lo, hi)
+        """Signal in mV, float32 (leads, samples), of letters.
+
+        `lo` and `hi`, from `quantize`, are needed for the quantizers `minmax` and `trellis`.
+        """
+        return preprocess.dequantize(letters, self._quantizer(), lo, hi)
+
+    def _quantizer(self):
+        quantizer = self.signal["quantizer"]
+        if quantizer["name"] == "paper" and quantizer["lo"] is None:
+            raise Failure(
+                "the imported tokenizer does not say what range in mV its letters stand for: "
+                "import it again with --range LO HI"
+            )
+        return quantizer
 
     def encode(self, signal_or_letters, segmenter="longest"):
         """Token ids of one segment.
@@ -181,3 +215,65 @@ class ECGTokenizer:
         begin = np.maximum(starts[token], lead * samples) - lead * samples
         end = np.minimum(stops[token], (lead + 1) * samples) - lead * samples
         return np.stack([token, lead, begin, end], axis=1)
+
+
+def write_tokenizer(work, about):
+    """Write a tokenizer's files into a work folder: a table to read, tokenizer.json, ecg_tokenizer.json last.
+
+    Parameters
+    ----------
+    work : WorkDir
+    about : dict
+        What ecg_tokenizer.json is to hold beside its format: `settings`, `result`, `signal`, `boundary`,
+        `max_token_length`, `merges` and, if known, `counts`.
+    """
+    levels, merges = about["signal"]["quantizer"]["levels"], about["merges"]
+    names = [character(i) for i in range(levels)]
+    for left, right in merges:
+        names.append(names[left] + names[right])
+    pairs = np.array(merges, np.int64).reshape(-1, 2)
+    columns = {
+        "rank": np.arange(len(merges)),
+        "id": np.arange(levels, levels + len(merges)),
+        "left": pairs[:, 0],
+        "right": pairs[:, 1],
+        "count": np.array(about.get("counts", []), np.int64),
+        "length": np.array([len(name) for name in names[levels:]], np.int64),
+        "letters": names[levels:],
+    }
+    if "counts" not in about:
+        del columns["count"]
+    write_table(work.merges, columns)
+    write_json(
+        work.hf_tokenizer,
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": None,
+            "post_processor": None,
+            "decoder": {"type": "Fuse"},
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab": {name: i for i, name in enumerate(names)},
+                "merges": [[names[left], names[right]] for left, right in merges],
+            },
+        },
+    )
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "ecgbyte": __version__}
+    write_json(work.ecg_tokenizer, header | about)
+
+
+def character(letter):
+    """The character of a letter in tokenizer.json: a to z, A to Z, 0 to 9, then U+0100 + letter."""
+    first = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    return first[letter] if letter < len(first) else chr(0x100 + letter)

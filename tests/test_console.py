@@ -143,7 +143,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_tokenizer_stages_import_no_language_model():
-    names = ["synth", "symbolize", "learn", "encode", "decode", "info"]
+    names = ["synth", "symbolize", "learn", "encode", "decode", "import-tokenizer", "info"]
     code = f"from ecgbyte_cli.__main__ import main\nfor n in {names}: main.get_command(None, n)"
     assert not {"torch", "transformers", "matplotlib"} & imported_by(code)
 

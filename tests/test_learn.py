@@ -11,6 +11,7 @@ import naive
 from ecgbyte_cli.__main__ import main
 from ecgbyte_cli.console import Failure
 from ecgbyte_cli.stages import learn as stage
+from ecgbyte_cli.tokenizer import character
 from ecgbyte_cli.workdir import WorkDir, new_array, read_json, read_table, write_json, write_table
 from ecgbyte_kernels import merges as kernels
 
@@ -110,7 +111,7 @@ def test_the_tokenizers_library_makes_the_same_tokens(tmp_path, levels):
     tokenizer = Tokenizer.from_file(str(work.hf_tokenizer))
     merges = read_json(work.ecg_tokenizer)["merges"]
     for lead in segments[3]:
-        text = "".join(stage.character(letter) for letter in lead.tolist())
+        text = "".join(character(letter) for letter in lead.tolist())
         ids = lead.tolist()
         for k, (a, b) in enumerate(merges):
             ids = naive.replace_pair(ids, a, b, levels + k)

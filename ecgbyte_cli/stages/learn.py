@@ -184,7 +184,9 @@ def learn(
 
     started = time.perf_counter()
     kernels.compile_kernels(
-        levels, merges, lambda: note("learn: compiling the kernels, which is done once and takes half a minute")
+        levels,
+        merges,
+        lambda: note("learn: compiling the kernels, which is done once and takes half a minute"),
     )
     compile_seconds = time.perf_counter() - started
 

@@ -1,0 +1,219 @@
+"""Tokenizers of the reference implementation: taken over to the id, and run nothing."""
+
+import json
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+
+from ecgbyte_cli.stages import import_tokenizer as stage
+from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli.workdir import WorkDir, read_json, read_table
+from ecgbyte_kernels import segment
+
+SPELLED = ["nn", "nnn", "no", "nnnn", "nnno"]  # "nnn" is nn + n, "nnnn" nn + nn, "nnno" nnn + o
+
+
+def saved(path, spelled=SPELLED, first=256):
+    """A pickle as the reference writes it."""
+    vocab = {i: chr(i) for i in range(256)} | {first + k: text for k, text in enumerate(spelled)}
+    path.write_bytes(
+        pickle.dumps((vocab, [(list(text.encode()), first + k) for k, text in enumerate(spelled)]))
+    )
+    return path
+
+
+@pytest.fixture
+def work(tmp_path):
+    return WorkDir(tmp_path / "work")
+
+
+def test_a_small_one_by_hand(ecgbyte, work, tmp_path):
+    result = ecgbyte("import-tokenizer", saved(tmp_path / "t.pkl"), "--range", -1.5, 1.25, "--json")
+    assert json.loads(result.stdout) == {"vocab": 31, "merges": 5, "longest": 4}
+    about = read_json(work.ecg_tokenizer)
+    n, o = 13, 14
+    assert about["merges"] == [[n, n], [26, n], [n, o], [26, 26], [27, o]]
+    assert about["boundary"] == "none"
+    assert about["signal"]["quantizer"] == {"name": "paper", "levels": 26, "lo": -1.5, "hi": 1.25}
+    assert read_table(work.merges)["letters"] == SPELLED
+    again = ecgbyte("import-tokenizer", tmp_path / "t.pkl", "--range", -1.5, 1.25)
+    assert again.exit_code == 0 and "nothing to do" in again.stderr
+    other = ecgbyte("import-tokenizer", saved(tmp_path / "u.pkl", SPELLED[:2]))
+    assert other.exit_code == 1 and "--overwrite" in other.stderr
+
+
+def test_what_symbolize_made_is_encoded_with_it(ecgbyte, work, tmp_path):
+    saved(tmp_path / "t.pkl", ["".join(chr(97 + i) for _ in range(2)) for i in range(26)])
+    chain = [
+        "synth",
+        tmp_path / "data",
+        "--records",
+        8,
+        "symbolize",
+        tmp_path / "data",
+        "--range",
+        -1.5,
+        1.25,
+    ]
+    chain += ["import-tokenizer", tmp_path / "t.pkl", "--range", -1.5, 1.25, "encode", "--json"]
+    result = ecgbyte(*chain)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["encode"]["compression"] > 1.2
+
+
+def test_without_a_range_letters_are_encoded_and_signals_refused(ecgbyte, work, tmp_path):
+    assert "--range" in ecgbyte("import-tokenizer", saved(tmp_path / "t.pkl")).stderr
+    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    letters = np.random.default_rng(0).integers(0, 26, (12, 2500), np.uint8)
+    assert np.array_equal(tokenizer.decode(tokenizer.encode(letters)), letters)
+    for work_on_mv in (lambda: tokenizer.encode(np.zeros((12, 2500))), lambda: tokenizer.to_mv(letters)):
+        with pytest.raises(stage.Failure, match="--range LO HI"):
+            work_on_mv()
+
+
+@pytest.mark.parametrize("segmenter", ["longest", "bpe", "fewest"])
+def test_the_references_pickle_comes_back_to_every_letter(real_data, golden, ecgbyte, work, segmenter):
+    path = real_data / "reference-tokenizers" / "tokenizer_5000_300000.pkl"
+    assert ecgbyte("import-tokenizer", path).exit_code == 0
+    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    assert tokenizer.vocab_size == 5026
+    symbols = np.load(golden / "symbols.npz")
+    assert len(symbols.files) == 25
+    for name in symbols.files:
+        ids = tokenizer.encode(symbols[name], segmenter)
+        assert len(ids) < 5000 and np.array_equal(tokenizer.decode(ids), symbols[name])
+
+
+def test_the_references_ids_are_given_to_every_recording(golden, ecgbyte, work):
+    assert ecgbyte("import-tokenizer", golden / "tokenizer.json").exit_code == 0
+    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    symbols, encoded = np.load(golden / "symbols.npz"), json.loads((golden / "encoded.json").read_text())
+    assert len(encoded) == 25
+    for name, wanted in encoded.items():
+        ids = tokenizer.encode(symbols[name])
+        assert np.where(ids < 26, ids + 97, ids - 26 + 256).tolist() == wanted, name
+    # the pairs are those that the reference merged: they leave as many tokens of its corpus as it says
+    about = json.loads((golden / "tokenizer.json").read_text())
+    corpus = np.concatenate([symbols[name].ravel() for name in about["order"]])
+    ids, _ = segment.bpe(corpus, [0, corpus.size], segment.bpe_tables(tokenizer.merges, 26))
+    assert len(ids) == about["trained_length"]
+    assert tokenizer.signal["quantizer"]["lo"] == about["percentile_1"] - 0.5
+
+
+def test_the_libraries_read_what_is_beside_it(real_data, golden, ecgbyte, work):
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    ecgbyte("import-tokenizer", real_data / "reference-tokenizers" / "tokenizer_5000_300000.pkl")
+    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    library = Tokenizer.from_file(str(work.hf_tokenizer))
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(work.hf_tokenizer))
+    letters = np.load(golden / "symbols.npz")["HR06002"]
+    text = (letters.ravel() + 97).tobytes().decode()
+    ids = tokenizer.encode(letters, "bpe").tolist()
+    assert library.encode(text).ids == ids and fast(text)["input_ids"] == ids
+    assert fast.decode(ids) == library.decode(ids) == text
+
+
+class Call:
+    """Pickled as a call of `function`, by one of the opcodes that call."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+class Maker:
+    """Pickled by the opcode NEWOBJ; writes a file whenever it is made."""
+
+    def __new__(cls, path):
+        open(path, "w").close()
+        made = super().__new__(cls)
+        made.path = path
+        return made
+
+    def __getnewargs__(self):
+        return (self.path,)
+
+
+class MakerByName(Maker):
+    """Pickled by the opcode NEWOBJ_EX."""
+
+    def __new__(cls, *, path):
+        return super().__new__(cls, path)
+
+    def __getnewargs_ex__(self):
+        return (), {"path": self.path}
+
+
+def touch(path):
+    """Pickles, by the name of the opcode, that write a file at `path` when they are loaded."""
+    text = str(path)
+    call = Call(open, text, "w")
+    inner = f"(S'{text}'\nS'w'\n"
+    return {
+        "REDUCE": pickle.dumps(call, 0),
+        "STACK_GLOBAL": pickle.dumps(call, 4),
+        "INST": f"{inner}iio\nopen\n.".encode(),
+        "OBJ": f"(cio\nopen\nS'{text}'\nS'w'\no.".encode(),
+        "NEWOBJ": pickle.dumps(Maker(text), 2),
+        "NEWOBJ_EX": pickle.dumps(MakerByName(path=text), 4),
+        "inside": pickle.dumps(({0: "a"}, [([110, 110], 256), call])),
+    }
+
+
+@pytest.mark.parametrize("opcode", ["REDUCE", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "inside"])
+def test_a_pickle_that_calls_is_refused_and_has_not_run(ecgbyte, work, tmp_path, opcode):
+    made = tmp_path / "made"
+    bad = touch(made)[opcode]
+    made.unlink(missing_ok=True)
+    if opcode != "inside":
+        assert opcode in {op.name for op, _, _ in pickletools.genops(bad)}
+    pickle.loads(bad)  # it does what it is for
+    assert made.exists()
+    made.unlink()
+    (tmp_path / "bad.pkl").write_bytes(bad)
+    result = ecgbyte("import-tokenizer", tmp_path / "bad.pkl")
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
+    assert "nothing in it was run" in result.stderr and "open" in result.stderr + "open" * (
+        "NEWOBJ" in opcode
+    )
+    assert not made.exists() and not work.ecg_tokenizer.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no tokenizer"),
+        (b"\x80\x04K\x01.", "no tokenizer"),
+        (b"Pabc\n.", "outside"),
+        (b"\x80\x04\x82\x01.", "nothing in it was run"),  # EXT1
+        (pickle.dumps(({}, 5)), "no tokenizer"),
+        (pickle.dumps(({}, [([110, 110], 300)])), "id 300"),
+        (pickle.dumps(({}, [([110, 10], 256)])), "letters a to z"),
+        (pickle.dumps(({}, [([110], 256)])), "letters a to z"),
+        (pickle.dumps(({}, [(["n", "n"], 256)])), "no tokenizer"),
+        (pickle.dumps(({}, [([97, 97, 98], 256)])), "two tokens before it"),
+        (pickle.dumps(({}, [([97, 97], 256), ([97, 97], 257)])), "two tokens before it"),
+        (b'{"merges": [["nn"]]}', "no merges"),
+        (b'{"merges": [["nn", 256]], "percentile_1": "x"}', "no merges"),
+    ],
+)
+def test_what_is_no_tokenizer_is_one_line(ecgbyte, work, tmp_path, content, said):
+    (tmp_path / "t.pkl").write_bytes(content)
+    result = ecgbyte("import-tokenizer", tmp_path / "t.pkl")
+    assert result.exit_code == 1 and said in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not work.ecg_tokenizer.exists()
+
+
+def test_a_spelling_that_two_merges_make(ecgbyte, work, tmp_path):
+    ecgbyte("import-tokenizer", saved(tmp_path / "t.pkl", ["ab", "bc", "abc", "abc"]))
+    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    assert len(np.unique(tokenizer.merges, axis=0)) == 4 and tokenizer.lengths[-2:].tolist() == [3, 3]
+    letters = np.zeros((12, 2500), np.uint8)
+    letters[0, :3] = 0, 1, 2
+    assert tokenizer.encode(letters)[0] == 28  # the first of the two
