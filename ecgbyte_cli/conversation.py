@@ -76,6 +76,8 @@ class Turn:
 
     question: str
     answer: str = ""
+    ecgs: list = field(default_factory=list)  # that were open
+    earlier: list = field(default_factory=list)  # (question, answer) that the model was told again
     prompt: np.ndarray = None  # ids
     written: list = field(default_factory=list)  # ids of the answer
     first: float | None = None  # s to the first token
@@ -147,7 +149,7 @@ class Conversation:
         start, shown = time.perf_counter(), ""
         ids, _ = self.prompt.build([ecg.tokens for ecg in self.ecgs], [*self.turns, (question, None)])
         most = getattr(self.lm.base.config, "max_position_embeddings", None) or sys.maxsize
-        turn = Turn(question, prompt=ids)
+        turn = Turn(question, ecgs=list(self.ecgs), earlier=list(self.turns), prompt=ids)
         self.log.append(turn)
         try:
             if len(ids) >= most:

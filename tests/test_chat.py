@@ -16,7 +16,7 @@ import wfdb
 
 from ecgbyte_cli import ecg_lm, preprocess, records
 from ecgbyte_cli.console import Failure
-from ecgbyte_cli.conversation import Conversation, Reader
+from ecgbyte_cli.conversation import Conversation, Reader, Turn
 from ecgbyte_cli.stages import chat
 from ecgbyte_cli.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import WorkDir
@@ -410,6 +410,37 @@ def test_answers_with_context_equal_those_of_the_whole_prompt(small, record):
         turn = conversation.ask(question)
         assert turn.written == conversation.lm.answer([turn.prompt], conversation.prompt.end_ids, 12)[0]
     assert len(conversation.turns) == 3
+
+
+def test_attention_draws_what_explains_the_last_answer(
+    small, record, long_record, tmp_path, monkeypatch, capsys
+):
+    from ecgbyte_cli import attribution, pictures
+
+    conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=6)
+    drawn = []
+    whole = pictures.attention
+    monkeypatch.setattr(pictures, "attention", lambda *args: drawn.append(args) or whole(*args))
+    file = tmp_path / "attention.png"
+    chat.talk(conversation, typed(f"/attention {file}"))
+    assert capsys.readouterr().err == "there is no answer yet: ask something first\n"
+    # a question by itself, as `explain` has it; the recording opened since is none of its matter
+    chat.talk(conversation, typed(QUESTION, f"/ecg {long_record}", f"/attention {file}"))
+    assert file.read_bytes().startswith(b"\x89PNG")
+    signal, *_, density, words, values, title, start = drawn[0]
+    reader, (turn,) = conversation.reader, [t for t in conversation.log if isinstance(t, Turn)]
+    letters = reader.tokenizer.letters(signal)
+    explainer = attribution.Explainer(conversation.lm, conversation.prompt, reader.tokenizer)
+    assert np.allclose(density, explainer.density(letters, QUESTION, turn.answer, "integrated"))
+    assert "".join(words).endswith(QUESTION + "\\n") and turn.answer in title
+    assert len(words) == len(values) and start == 0
+    # several recordings and what was said before
+    conversation.about["conversations"] = True
+    chat.talk(conversation, typed("first?", "/segment 2", "second?", "third?", f"/attention {file}"))
+    _, _, _, density, words, _, title, start = drawn[1]
+    assert start == 10 and title.startswith("long: third?")
+    assert "second?" in "".join(words) and "first?" not in "".join(words)
+    assert density.shape == signal.shape and abs(density.sum() - 1) < 1e-6
 
 
 def test_a_recording_that_does_not_say_its_rate(small, record, tmp_path, ecgbyte):

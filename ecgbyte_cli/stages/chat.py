@@ -20,6 +20,7 @@ COMMANDS = {
     "/segment N": "read another stretch of the recording opened last, and start afresh",
     "/lead NAME": "draw a lead here",
     "/tokens FILE.png": "picture of the tokens, on lead II or the model's first",
+    "/attention FILE.png": "picture of what the last answer drew on (see ecgbyte explain)",
     "/save FILE.md": "the conversation, with a picture of each ECG",
     "/clear": "start afresh, with the recording opened last alone",
     "/quit": "leave (also Ctrl-D, or Ctrl-C twice)",
@@ -209,7 +210,7 @@ def obey(conversation, line, interactive):
     rest = rest[0].strip("\"'") if rest else ""
     if word == "/help":
         for usage, what in COMMANDS.items():
-            note(f"{usage:18}{what}")
+            note(f"{usage:21}{what}")
     elif word == "/ecg" and not rest:
         for ecg in conversation.ecgs:
             note(f"{ecg.recording.name}: {ecg.stretch()}, {len(ecg.tokens)} ECG tokens")
@@ -233,6 +234,8 @@ def obey(conversation, line, interactive):
         draw(conversation.ecgs[-1], rest)
     elif word == "/tokens":
         draw_tokens(conversation, wanted_file(rest, ".png", word))
+    elif word == "/attention":
+        draw_attention(conversation, wanted_file(rest, ".png", word))
     elif word == "/save":
         save(conversation, wanted_file(rest, ".md", word))
     elif word == "/clear":
@@ -479,6 +482,40 @@ def draw_tokens(conversation, path):
     title = f"{ecg.recording.name}, {start:g} to {ecg.seconds[1]:g} s"
     figure = pictures.tokens(
         signal[row], decoded[row], tokenizer.signal["fs"], leads[row], ecg.tokens[token], begin, end, title
+    )
+    keep(path, lambda: pictures.save(figure, path))
+
+
+def draw_attention(conversation, path, method="integrated"):
+    """Write the picture of what the last answer drew on, of the ECGs that it is about the one opened last."""
+    from ecgbyte_cli import attribution, pictures
+
+    turn = next((t for t in reversed(conversation.log) if isinstance(t, Turn) and t.answer), None)
+    if turn is None:
+        raise Failure("there is no answer yet: ask something first")
+    lm, prompt, reader = conversation.lm, conversation.prompt, conversation.reader
+    ids, labels = prompt.build(
+        [ecg.tokens for ecg in turn.ecgs], [*turn.earlier, (turn.question, turn.answer)]
+    )
+    before, ecg = len(turn.prompt), turn.ecgs[-1]
+    at = np.arange(before, len(ids))[labels[before:] >= 0]
+    first = np.flatnonzero(ids == lm.offset)[-1] + 1
+    case = attribution.Case(ids, at, np.arange(first, first + len(ecg.tokens)))
+    explainer = attribution.Explainer(lm, prompt, reader.tokenizer, reader.segmenter)
+    with busy("asking what the answer drew on"):
+        scores = explainer.scores(case, method)
+    text = np.flatnonzero(ids[:before] < lm.offset)
+    words = [prompt.text_tokenizer.decode([i]).replace("\n", "\\n") for i in ids[text]]
+    title = f"{ecg.recording.name}: {turn.question} {turn.answer}   ({method}; research use only)"
+    figure = pictures.attention(
+        ecg.segments[ecg.number][1],
+        ecg.signal["fs"],
+        ecg.signal["leads"],
+        explainer.spread(case, scores),
+        words,
+        scores[text] / max(scores.sum(), 1e-300),
+        title,
+        ecg.seconds[0],
     )
     keep(path, lambda: pictures.save(figure, path))
 
