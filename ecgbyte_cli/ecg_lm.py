@@ -311,6 +311,11 @@ def load_base(name, method, device, revision=None):
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Failure(f"base model {name} cannot be loaded as a causal language model: {reason}") from error
+    # On CPUs with AVX512-BF16 bitsandbytes packs the weights at the first forward pass without gradients, for a
+    # kernel that has no backward pass: after a validation the gradients would silently be wrong.
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return base, text_tokenizer
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ecgbyte_cli import ecg_lm
 from ecgbyte_cli.console import Failure
+from ecgbyte_cli.tokenizer import ECGTokenizer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 259, "max_position_embeddings": 512}  # fmt: skip
@@ -152,6 +153,88 @@ def test_a_saved_model_loads_again(small, tmp_path, method):
     )
     assert ecg_tokenizer.vocab_size == vocab and "no medical device" in about["notice"]
     assert not [p for p in (tmp_path / "model").rglob("*") if p.suffix in (".bin", ".pkl", ".pt")]
+
+
+@pytest.fixture
+def merges():
+    """A tokenizer of 4 letters: aa, bb, aaaa, bbbb, ab."""
+    signal = {"quantizer": {"levels": 4}}
+    about = {"format": "ecgbyte-tokenizer", "format_version": 1, "signal": signal, "boundary": "lead"}
+    return ECGTokenizer.from_dict(about | {"merges": [[0, 0], [1, 1], [4, 4], [5, 5], [0, 1]]})
+
+
+def test_waveforms_of_tokens_that_look_alike_are_alike(merges):
+    features = ecg_lm.waveforms(merges)
+    assert features.shape == (9, 18)
+    a, b, aa, bb, aaaa, bbbb, ab = features[[0, 1, 4, 5, 6, 7, 8]]
+    near, far = np.linalg.norm(aa - aaaa), np.linalg.norm(aa - bbbb)
+    assert near < far and np.linalg.norm(aa - bb) < np.linalg.norm(a - features[3])
+    assert np.allclose(aa[:16], 0) and (np.diff(ab[:16]) > 0).all()  # flat, and rising
+    parts = features[:, :16], features[:, 16:17], features[:, 17:]
+    assert all(np.isclose((part**2).sum(1).mean(), 1) for part in parts)
+    assert len(np.unique(features.round(9), axis=0)) == 9
+
+
+@pytest.mark.parametrize("how", ["random", "mean", "signal"])
+def test_first_values_of_the_rows(lm, merges, how):
+    lm = ecg_lm.ECGLM(lm.base, merges.vocab_size, seed=1)
+    random = lm.ecg_rows.weight.detach().clone()
+    lm.init_rows(how, merges, seed=1)
+    rows = lm.ecg_rows.weight.detach()
+    text = lm.base.get_input_embeddings()(torch.arange(lm.offset)).detach()
+    assert torch.equal(rows[:2], random[:2]) or how == "mean"
+    assert len(torch.unique(rows, dim=0)) == len(rows)
+    if how == "mean":
+        assert (rows - text.mean(0)).std() < 0.2 * text.std()
+    else:
+        assert 0.5 < rows.std() / text.std() < 2
+    if how == "signal":
+        aa, aaaa, bbbb = rows[2 + 4], rows[2 + 6], rows[2 + 7]
+        assert (aa - aaaa).norm() < (aa - bbbb).norm()
+
+
+def test_a_validation_does_not_change_the_gradients_in_4_bit(tmp_path):
+    base, text_tokenizer = ecg_lm.tiny()
+    base.config.hidden_size, base.config.head_dim = 128, 32  # 4-bit numbers come in blocks of 64
+    torch.manual_seed(0)
+    type(base)(base.config).save_pretrained(tmp_path)
+    text_tokenizer.save_pretrained(tmp_path)
+    base, _ = ecg_lm.load_base(str(tmp_path), "qlora", "cpu")
+    torch.manual_seed(0)
+    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(base, "qlora", dropout=0.0), 40)
+    for name, parameter in lm.named_parameters():
+        if "lora_B" in name:  # zeros would hide the gradients of lora_A
+            torch.nn.init.normal_(parameter, std=0.02)
+    ids = torch.tensor(np.stack(sample([30])))
+    labels = torch.where(torch.arange(30) >= 20, ids % 259, -100)
+    ids = torch.where(labels >= 0, labels, ids)
+    gradients = []
+    for _ in range(2):
+        lm.train().zero_grad()
+        lm(ids, labels).backward()
+        gradients.append({n: p.grad.clone() for n, p in lm.named_parameters() if p.grad is not None})
+        with torch.no_grad():
+            lm.eval()(ids, labels)
+    first, second = gradients
+    assert first.keys() == second.keys() and "ecg_rows.weight" in first
+    for name in first:
+        assert first[name].abs().max() > 0, name
+        torch.testing.assert_close(first[name], second[name], atol=0, rtol=0)
+
+
+def test_another_base_with_the_same_vocabulary_is_refused(small, tmp_path):
+    name = tmp_path / "base"
+    base, text_tokenizer = ecg_lm.tiny(seed=3)
+    base.save_pretrained(name), text_tokenizer.save_pretrained(name)
+    tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
+    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(base, "lora"), ECGTokenizer.from_file(tokenizer).vocab_size)
+    (tmp_path / "model").mkdir()
+    about = {"base": str(name), "method": "lora"}
+    ecg_lm.save(tmp_path / "model", lm, text_tokenizer, tokenizer, about)
+    assert ecg_lm.load(tmp_path / "model", "cpu")[3]["base_sha256"]
+    ecg_lm.tiny(seed=4)[0].save_pretrained(name)
+    with pytest.raises(Failure, match="trained on another base model"):
+        ecg_lm.load(tmp_path / "model", "cpu")
 
 
 def broken_folder(small, tmp_path, change):

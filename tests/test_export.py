@@ -43,7 +43,7 @@ def test_ecg_tokens_have_their_ids_by_name():
     assert text_tokenizer.decode(ids, skip_special_tokens=True) == "ab"
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=["full", "lora", "qlora"])
 def trained(request, small, tmp_path_factory):
     """A work folder with a model of each kind."""
     from click.testing import CliRunner
@@ -54,12 +54,22 @@ def trained(request, small, tmp_path_factory):
         return small / "ecgbyte-work"
     folder = tmp_path_factory.mktemp("trained")
     base, text_tokenizer = ecg_lm.tiny()
-    base.save_pretrained(folder / "base"), text_tokenizer.save_pretrained(folder / "base")
+    base.config.hidden_size, base.config.head_dim = 128, 32  # 4-bit numbers come in blocks of 64
+    type(base)(base.config).save_pretrained(folder / "base")
+    text_tokenizer.save_pretrained(folder / "base")
     shutil.copytree(
         small / "ecgbyte-work", folder / "work", ignore=shutil.ignore_patterns("model", "training")
     )
-    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", folder / "base", "--method", "lora"]
-    args += ["--steps", 5, "--lr", 0.1, "--batch", 1, "--max-length", 80]
+    args = [
+        "finetune",
+        "--qa",
+        small / "data" / "qa.jsonl",
+        "--model",
+        folder / "base",
+        "--method",
+        request.param,
+    ]
+    args += ["--steps", 5, "--lr", 0.01, "--batch", 1, "--max-length", 80]
     run = CliRunner().invoke(main, ["--work", str(folder / "work"), *map(str, args)])
     assert run.exit_code == 0, run.stderr
     return folder / "work"
@@ -84,8 +94,8 @@ def test_an_export_is_the_model(trained, tmp_path, ecgbyte):
         wanted = lm.base(inputs_embeds=lm.embed(ids)).logits.float()
         got = plain.float()(ids).logits
     # bfloat16 has 8 bits: half a unit in the last place of the weights, through a few layers
-    assert (got[..., : lm.offset] - wanted).abs().max() < 0.02 * wanted.abs().max()
-    assert (got[..., lm.offset :].amax(-1) < got[..., : lm.offset].amax(-1)).all()
+    assert (got[..., : lm.offset] - wanted).abs().max() < 0.03 * wanted.abs().max()
+    assert got.argmax(-1).max() < lm.offset
     assert json.loads((out / "ecgbyte.json").read_text())["notice"] == ecg_lm.NOTICE
     assert (out / "ecg_tokenizer.json").exists() and not list(out.glob("*.bin"))
 

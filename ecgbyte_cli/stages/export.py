@@ -76,9 +76,8 @@ def export(work, out, *, model=None, overwrite=False):
 
     with ecg_lm.quiet():
         lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(folder, "cpu")
-        never = least_likely(lm, text_tokenizer)
-        base = merge(lm, about["method"], folder)
-        widen(base, lm, never)
+        base = lm.base = merge(lm.base, about["method"], folder)
+        widen(base, lm, least_likely(lm, text_tokenizer))
         name_tokens(text_tokenizer, lm.offset, ecg_tokenizer.vocab_size)
         base.to(torch.bfloat16)
         with new_folder(out) as beside:
@@ -139,13 +138,13 @@ def least_likely(lm, text_tokenizer):
     return int(highest.argmin())
 
 
-def merge(lm, method, folder):
+def merge(base, method, folder):
     """The base model in float32 with its adapter merged into the weights."""
     if method == "full":
-        return lm.base
+        return base
     from peft import PeftModel
 
-    base = lm.base.unload()
+    base = base.unload()
     if method == "qlora":
         base = base.dequantize()
     return PeftModel.from_pretrained(base.float(), folder).merge_and_unload()

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -260,7 +261,7 @@ def finetune(
             trainer.run()
             result = trainer.result()
         except RuntimeError as error:
-            if "out of memory" not in str(error) and "not enough memory" not in str(error):
+            if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
                 raise
             longest = max(length for _, length in training)
             raise Failure(
