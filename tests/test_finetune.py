@@ -291,8 +291,8 @@ def test_a_trimmed_sample_loses_the_end_of_both_leads(small):
     ecg, ends = letters(whole)
     first_lead = int((ends <= 1000).sum())
     short, _ = letters(ids)
-    assert (short[: first_lead - 4] == ecg[: first_lead - 4]).all()
-    assert (short[first_lead - 4 :] == ecg[first_lead:-3]).all()
+    assert (short[: first_lead - 3] == ecg[: first_lead - 3]).all()
+    assert (short[first_lead - 3 :] == ecg[first_lead:-4]).all()
 
 
 def test_show_prints_samples_and_trains_nothing(small, tmp_path, ecgbyte):
@@ -300,7 +300,8 @@ def test_show_prints_samples_and_trains_nothing(small, tmp_path, ecgbyte):
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--show", 2]
     result = ecgbyte(*args, work=work, color=True)
     assert result.exit_code == 0 and not (work / "model").exists() and not (work / "training").exists()
-    first = json.loads((small / "data" / "qa.jsonl").read_text().splitlines()[0])
+    items = map(json.loads, (small / "data" / "qa.jsonl").read_text().splitlines())
+    first = next(item for item in items if item["split"] == "train")
     assert f"\x1b[32m\x1b[4m{first['answer']}<eos>" in result.stdout  # green
     assert f"<sig_end>{first['question']}\n\x1b[32m" in result.stdout
     shown = json.loads(ecgbyte(*args, "--json", work=work).stdout)["samples"]
