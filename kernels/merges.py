@@ -37,7 +37,7 @@ from ecgbyte_kernels import jit
 
 BATCH = 64  # the most merges that are made in one go
 SCAN_SHARE = 0.015  # scans go on while one removes this part of the text; then lists are faster
-TOO_SMALL = 2_000_000  # with fewer tokens than this, handing work to threads costs more than it saves
+TOO_SMALL = 8_000_000  # with fewer tokens than this, handing work to threads saves little or nothing
 SPARE = 65536  # places for lists that even a tiny shard has
 BUCKET_BITS = 18  # a table of counts that stays in a core's own cache
 MULTIPLY_LEFT, MULTIPLY_RIGHT = 0x9E3779B1, 0x85EBCA6B  # hash of a pair: golden ratio, and MurmurHash3's
@@ -193,7 +193,7 @@ def _learn(
 
     while made < merges and last >= min_count:
         # counts fall with the rank to a power between 1 and 1.5: where the last merge will be
-        threshold = max(min_count, int(last * ((made + 1) / merges) ** 1.5))
+        threshold = max(min_count, int(last * ((made + 1) / merges) ** 1.4))
         if counts:
             found, counts = [_pairs_of_letters(count) for count in counts], None
         else:
