@@ -85,11 +85,11 @@ def _first_flat(low, wanted):
     return None
 
 
-def beat_errors(x, y, fs):
+def beat_errors(x, y, fs, found):
     """What decoding did to the beats of a lead.
 
-    The beats are those of the lead before (`beats`), and their begin and J point are used for both, so that
-    the errors are of amplitudes and of the R peak alone.
+    The beats are those of the lead before, and their begin and J point are used for both, so that the errors
+    are of amplitudes and of the R peak alone.
 
     Parameters
     ----------
@@ -97,6 +97,8 @@ def beat_errors(x, y, fs):
         (samples,), mV: the lead before and after.
     fs : float
         Hz.
+    found : numpy.ndarray
+        (n, 3): what `beats` finds in x.
 
     Returns
     -------
@@ -108,7 +110,7 @@ def beat_errors(x, y, fs):
     """
     flat, near, later = max(1, round(FLAT * fs)), round(0.06 * fs), round(0.06 * fs)
     rows = []
-    for peak, begin, end in beats(x, fs):
+    for peak, begin, end in found:
         if begin - flat < 0 or end + later >= len(x):
             continue
         measured = []

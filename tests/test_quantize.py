@@ -140,7 +140,7 @@ def test_minmax_cannot_be_decoded_without_its_range():
         q.dequantize(np.zeros(3, np.uint8), {"name": "minmax", "levels": 26})
 
 
-TRELLIS = {"name": "trellis", "levels": 45, "mu": 2.0, "limit": 16.0, "penalty": 0.5}
+TRELLIS = {"name": "trellis", "levels": 43, "mu": 2.0, "limit": 16.0, "penalty": 0.25}
 
 
 @settings(max_examples=60, deadline=None)

@@ -124,7 +124,8 @@ def decode(work, *, limit=1000, seed=0, overwrite=False):
             else:
                 measured.append(fidelity.differences(x, signal))
                 if two is not None:
-                    beats.append(fidelity.beat_errors(x[two], signal[two], fs))
+                    found = fidelity.beats(x[two], fs)
+                    beats.append(fidelity.beat_errors(x[two], signal[two], fs, found))
                 clipped += int(((x < lo) | (x > hi)).sum())
             bar.advance()
         if not measured:
