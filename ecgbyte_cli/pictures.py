@@ -132,6 +132,128 @@ def tokens(signal, decoded, fs, lead, ids, starts, stops, title, row_seconds=2.5
     return figure
 
 
+def distribution(counts, lengths, per_segment, title):
+    """Draw how often tokens occur, how long they are, and how many a segment has.
+
+    Parameters
+    ----------
+    counts : numpy.ndarray
+        (vocab,): how often each token occurs.
+    lengths : numpy.ndarray
+        (vocab,): its length in ms.
+    per_segment : numpy.ndarray
+        Tokens of each segment.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((12, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{title}: {counts.sum():,} tokens", x=0.01, ha="left", fontsize=11)
+    rank, length, number = figure.subplots(1, 3)
+    used = np.sort(counts[counts > 0])[::-1]
+    rank.loglog(np.arange(1, len(used) + 1), used, color=COLOURS[0], marker="." if len(used) < 50 else None)
+    rank.set(xlabel="rank of the token", ylabel="times it occurs")
+    rank.set_title(f"{len(used):,} of {len(counts):,} tokens occur", fontsize=10)
+    # a bar for each doubling, around 1, 2, 4, … samples
+    least, most = lengths.min(), max(lengths[counts > 0].max(), 2 * lengths.min())
+    edges = least * 2.0 ** (np.arange(np.ceil(np.log2(most / least)) + 2) - 0.5)
+    share = np.histogram(lengths, edges, weights=counts)[0] / counts.sum()
+    length.stairs(100 * share, edges, fill=True, color=COLOURS[1])
+    length.set_xscale("log")
+    ticks = least * 2.0 ** np.arange(len(edges) - 1)
+    length.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8, rotation=45)
+    length.minorticks_off()
+    length.set(xlabel="length of the token, ms", ylabel="% of the tokens")
+    mean = np.sum(lengths * counts) / counts.sum()
+    length.set_title(f"mean {mean:.0f} ms", fontsize=10)
+    number.hist(per_segment, bins=40, range=(0, 1.1 * per_segment.max()), color=COLOURS[2])
+    number.yaxis.get_major_locator().set_params(integer=True)
+    number.set(xlabel="tokens a segment", ylabel="segments")
+    number.set_title(f"median {np.median(per_segment):,.0f}", fontsize=10)
+    for axes in (rank, length, number):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def attention(signal, fs, leads, density, words, values, title, start=0.0):
+    """Draw what an answer drew on: the leads one under another, each over the attribution of its samples.
+
+    The bars under a lead are the attribution itself, the shade behind it is its mean over 0.1 s.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (leads, samples), mV.
+    fs : float
+        Hz.
+    leads : list of str
+    density : numpy.ndarray
+        (leads, samples): attribution of each sample, not negative.
+    words : list of str
+        The text of the prompt, token by token.
+    values : numpy.ndarray
+        Attribution of each of them, in parts of that of the whole prompt.
+    title : str
+    start : float
+        Time of the first sample, s.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    extents = [(low - 5, high) for low, high in (_extent(row) for row in signal)]  # room for the attribution
+    baselines, height = _stack(extents, gap=4)
+    bars = 26.0  # mm below, for the words
+    figure, axes = _paper(signal.shape[1] / fs * MM_PER_S, height + bars, left=12)
+    x = np.arange(signal.shape[1]) / fs * MM_PER_S
+    edges = np.append(x, x[-1] + MM_PER_S / fs)
+    width = max(1, round(0.1 * fs))
+    shaded = np.apply_along_axis(np.convolve, 1, density, np.ones(width) / width, "same")
+    most, darkest = density.max() or 1.0, shaded.max() or 1.0
+    for row, shares, shades, lead, y, (low, high) in zip(
+        signal, density, shaded, leads, baselines, extents, strict=True
+    ):
+        y += bars
+        shade = np.zeros((1, len(shares), 4))
+        shade[..., :3], shade[0, :, 3] = (0.84, 0.37, 0.0), 0.85 * shades / darkest
+        box = (edges[0], edges[-1], y + low + 4.5, y + high)
+        axes.imshow(shade, extent=box, aspect="auto", interpolation="nearest", zorder=1)
+        axes.fill_between(
+            edges, y + low, y + low + 4 * np.append(shares, 0) / most,
+            step="post", color=COLOURS[1], lw=0, zorder=2,
+        )  # fmt: skip
+        axes.plot(x, row * MM_PER_MV + y, color=INK, lw=0.8, solid_joinstyle="round", zorder=3)
+        axes.text(-10, y + high + 0.5, lead, fontsize=9, weight="bold", color=INK, **_halo())
+    axes.set(xlim=(-12, edges[-1]), ylim=(0, height + bars))  # imshow has changed them
+    axes.fill_between([-12, edges[-1]], 0, bars, color="white", zorder=1)
+    step = edges[-1] / max(len(words), 1)
+    tallest = max(np.max(values, initial=0), 1e-12)
+    for i, (word, value) in enumerate(zip(words, values, strict=True)):
+        left = i * step
+        axes.fill_between(
+            [left, left + 0.8 * step], 11, 11 + 12 * value / tallest, color=COLOURS[0], lw=0, zorder=2
+        )
+        axes.text(
+            *(left + 0.4 * step, 10, word.replace("$", r"\$")),
+            ha="center", va="top", fontsize=min(7, 2.2 * step), rotation=90 if len(word) > 2 else 0, zorder=2,
+        )  # fmt: skip
+    axes.text(-11, 17, f"{100 * np.sum(values):.0f} %\nof it\non text", fontsize=7, va="center", zorder=2)
+    axes.set_xticks([])  # the words are below: the seconds stand at the edge of the paper
+    for second in range(int(signal.shape[1] / fs) + 1):
+        axes.text(
+            *(second * MM_PER_S, bars + 0.5, f"{start + second:g} s"),
+            fontsize=7, ha="center", va="bottom", color=INK, **_halo(),
+        )  # fmt: skip
+    axes.set_title(title, loc="left", fontsize=10)
+    return figure
+
+
 def _extent(*parts, least=10):
     """Lowest and highest point of a row in mm around its baseline, at least `least` mm up and down."""
     values = np.concatenate([np.asarray(p, float).ravel() for p in parts]) * MM_PER_MV

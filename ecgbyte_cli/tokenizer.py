@@ -48,6 +48,16 @@ class ECGTokenizer:
     ------
     Failure
         If the file is no tokenizer, or its merges cannot be.
+
+    Examples
+    --------
+    >>> tokenizer = ECGTokenizer.from_file("ecgbyte-work/tokenizer/ecg_tokenizer.json")
+    >>> start, signal = preprocess.segments(records.read("data/synth00001"), tokenizer.signal)[0]
+    >>> ids = tokenizer.encode(signal)
+
+    `tokenizer.decode(ids)` are the letters again, `tokenizer.to_mv(*tokenizer.quantize(signal))` is what they
+    say in mV, and `tokenizer.spans(ids)` tells of each token where it lies: lead, first sample, one after the
+    last.
     """
 
     def __init__(self, about, name="the tokenizer"):

@@ -3,9 +3,12 @@
 import json
 import struct
 
+import numpy as np
 import pytest
 
 from ecgbyte_cli import pictures
+from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli.workdir import WorkDir, read_array, read_table
 
 
 @pytest.fixture
@@ -63,8 +66,36 @@ def test_twelve_leads_make_the_usual_sheet(small, record):
         (["tokens", "RECORD", "--lead", "V6"], "no lead V6"),
         (["ecg", "RECORD", "--start", "99"], "outside"),
         (["ecg", "RECORD", "--out", "x.bmp"], "x.bmp"),
+        (["distribution", "nobody"], "nobody"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(small, record, ecgbyte, args, said):
     result = ecgbyte("plot", *[record if a == "RECORD" else a for a in args], work=small / "ecgbyte-work")
     assert result.exit_code == 1 and said in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_the_distribution_counts_the_tokens_of_a_record_or_of_all(
+    small, record, tmp_path, ecgbyte, monkeypatch
+):
+    work = WorkDir(small / "ecgbyte-work")
+    tokens, places = read_array(work.tokens), read_table(work.token_segments)
+    lengths = ECGTokenizer.from_file(work.ecg_tokenizer).lengths
+    drawn = []
+    real = pictures.distribution
+    monkeypatch.setattr(pictures, "distribution", lambda *args: drawn.append(args) or real(*args))
+    for name, segments in (("all", 64), ("synth00001", 1)):
+        out = tmp_path / f"{name}.svg"
+        result = ecgbyte("plot", "distribution", name, "--out", out, "--json", work=work.root)
+        assert result.exit_code == 0 and "<svg" in out.read_text()[:1000]
+        told = json.loads(result.stdout)
+        counts, milliseconds, per_segment, _ = drawn[-1]
+        # every segment has 2 leads of 10 s
+        assert (counts * milliseconds).sum() == segments * 20_000 and np.array_equal(
+            milliseconds, 10 * lengths
+        )
+        assert told["tokens"] == counts.sum() == per_segment.sum() and told["segments"] == segments
+        assert told["different"] == (counts > 0).sum()
+    assert np.array_equal(drawn[0][0], np.bincount(tokens, minlength=200))
+    i = read_table(work.symbol_segments)["record"].index("synth00001")
+    own = tokens[places["offset"][i] :][: places["length"][i]]
+    assert np.array_equal(drawn[1][0], np.bincount(own, minlength=200))

@@ -1,10 +1,13 @@
 """ECGTokenizer: signal to letters to ids and back, and where each token lies."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ecgbyte_cli import preprocess, records
 from ecgbyte_cli.console import Failure
 from ecgbyte_cli.tokenizer import ECGTokenizer
 
@@ -92,3 +95,18 @@ def test_a_damaged_file_is_one_line(tmp_path, changed):
     with pytest.raises(Failure, match=r"ecg_tokenizer\.json") as error:
         ECGTokenizer.from_file(path)
     assert "\n" not in error.value.message
+
+
+def test_the_example_of_the_documentation(small, monkeypatch):
+    """The docstring's lines, run beside the work folder; the README has the same."""
+    monkeypatch.chdir(small)
+    lines = re.findall(r">>> (.*)", ECGTokenizer.__doc__)
+    names = {"ECGTokenizer": ECGTokenizer, "preprocess": preprocess, "records": records}
+    exec("\n".join(lines), names)
+    own, ids, signal = names["tokenizer"], names["ids"], names["signal"]
+    assert np.array_equal(own.decode(ids), own.quantize(signal)[0])
+    assert np.abs(own.to_mv(*own.quantize(signal)) - signal).mean() < 0.1
+    assert len(own.spans(ids)) == len(ids)
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    if "ECGTokenizer" in readme:
+        assert all(line in readme for line in lines)

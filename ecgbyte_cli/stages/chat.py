@@ -478,7 +478,7 @@ def draw_tokens(conversation, path):
     start, signal = ecg.segments[ecg.number]
     spans = tokenizer.spans(ecg.tokens)
     token, _, begin, end = spans[spans[:, 1] == row].T
-    decoded = tokenizer.to_mv(tokenizer.letters(signal), float(signal.min()), float(signal.max()))
+    decoded = tokenizer.to_mv(*tokenizer.quantize(signal))
     title = f"{ecg.recording.name}, {start:g} to {ecg.seconds[1]:g} s"
     figure = pictures.tokens(
         signal[row], decoded[row], tokenizer.signal["fs"], leads[row], ecg.tokens[token], begin, end, title

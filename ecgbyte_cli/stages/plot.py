@@ -1,4 +1,4 @@
-"""ecgbyte plot: pictures of an ECG and of its tokens."""
+"""ecgbyte plot: pictures of an ECG, of its tokens, and of what an answer drew on."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import numpy as np
 
 from ecgbyte_cli import preprocess, records
 from ecgbyte_cli.console import Failure, Stage, say
+from ecgbyte_cli.workdir import read_array, read_json, read_table
 
 
 @click.command(
@@ -14,14 +15,28 @@ from ecgbyte_cli.console import Failure, Stage, say
     short_help="Draw an ECG, its tokens, or what a model looked at.",
     epilog="Example: ecgbyte plot tokens data/synth00001 --lead II --out tokens.png",
 )
-@click.argument("kind", type=click.Choice(["ecg", "tokens"]))
+@click.argument("kind", type=click.Choice(["ecg", "tokens", "distribution", "attention"]))
 @click.argument("record", type=click.Path(path_type=Path))
 @click.option("--lead", help="Lead to draw the tokens of.  [default: II if the tokenizer has it]")
 @click.option("--start", type=float, default=0.0, show_default=True, help="First second to draw.")
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="Take this model folder's tokenizer, not the work folder's.",
+    help="Model folder; for tokens, its tokenizer.  [default: the work folder's]",
+)
+@click.option(
+    "--question",
+    "-q",
+    default="What is the rhythm?",
+    show_default=True,
+    help="For attention: what the model is asked.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["attention", "rollout", "gradient", "integrated", "occlusion"]),
+    default="integrated",
+    show_default=True,
+    help="For attention: how the answer is attributed (see `ecgbyte explain`).",
 )
 @click.option(
     "--out",
@@ -33,43 +48,66 @@ def command(work, **options):
     """Draw a picture of KIND of a RECORD, on ECG paper (25 mm/s, 10 mm/mV).
 
     ecg: the sheet of 3 x 4 leads with a rhythm strip (other leads one under another). tokens: one lead, each
-    token a coloured stretch with its id.
+    token a coloured stretch with its id. distribution: how often, how long and how many the tokens that
+    `ecgbyte encode` made are, of one record by its name or of `all`. attention: the model is asked a
+    question, and what its answer drew on is shaded on each lead, with a bar per word of the question. How far
+    to believe that: `ecgbyte explain`.
     """
     result = plot(work, **options)
     say(result["picture"])
     return result
 
 
-def plot(work, kind, record, *, lead=None, start=0.0, model=None, out=None):
+def plot(
+    work,
+    kind,
+    record,
+    *,
+    lead=None,
+    start=0.0,
+    model=None,
+    question="What is the rhythm?",
+    method="integrated",
+    out=None,
+):
     """Draw a picture and write it.
 
     Parameters
     ----------
     work : WorkDir
-    kind : {"ecg", "tokens"}
+    kind : {"ecg", "tokens", "distribution", "attention"}
     record : Path
-        A recording, with or without its extension.
+        A recording, with or without its extension; for `distribution` the name of one, or `all`.
     lead : str or None
         For `tokens`; None is II, or the tokenizer's first lead.
     start : float
         First second to draw.
     model : Path or None
-        Model folder whose tokenizer is taken; None is the work folder's tokenizer.
+        Model folder (for `tokens`, its tokenizer is taken); None is the work folder's.
+    question, method : str
+        For `attention`: what is asked, and one of `attribution.METHODS`.
     out : Path or None
         None is pictures/RECORD-KIND.png in the work folder.
 
     Returns
     -------
     dict
-        picture (path), record, kind; for `tokens` also lead and tokens (how many).
+        picture (path), record, kind; for `tokens` also lead and tokens (how many), for `distribution` tokens,
+        segments and different (tokens); for `attention` also question,
+        answer, method and on_text (percent of the attribution that is on the question, not on the ECG).
 
     Raises
     ------
     Failure
-        If the recording or the tokenizer cannot be read, or has no such lead or stretch.
+        If the recording, the tokenizer or the model cannot be read, or has no such lead or stretch.
     """
     from ecgbyte_cli import pictures
 
+    if kind == "distribution":
+        out = out or work.pictures / f"{Path(record).name}-{kind}.png"
+        figure, more = distribution_picture(work, Path(record).name)
+        pictures.save(figure, out)
+        return {"kind": kind, "record": Path(record).name, "picture": str(out), **more}
     recording = read(record)
     out = out or work.pictures / f"{recording.name}-{kind}.png"
     result = {"kind": kind, "record": recording.name, "picture": str(out)}
@@ -80,8 +118,11 @@ def plot(work, kind, record, *, lead=None, start=0.0, model=None, out=None):
     if kind == "ecg":
         names = [records.lead_name(name) or name for name in recording.leads]
         figure = pictures.sheet(recording.signal, recording.fs, names, recording.name, start)
-    else:
+    elif kind == "tokens":
         figure, more = token_picture(work, recording, lead, start, model)
+        result.update(more)
+    else:
+        figure, more = attention_picture(work, recording, start, model, question, method)
         result.update(more)
     pictures.save(figure, out)
     return result
@@ -106,18 +147,76 @@ def token_picture(work, recording, lead, start, model):
     lead = lead or ("II" if "II" in leads else leads[0])
     if lead not in leads:
         raise Failure(f"{path} knows no lead {lead}: it has {', '.join(leads)}")
-    try:
-        segments = preprocess.segments(recording, tokenizer.signal)
-    except records.Unusable as error:
-        raise Failure(f"{recording.path}: {error.message}") from error
-    begin, signal = [s for s in segments if s[0] <= start][-1]
-    letters = tokenizer.letters(signal)
+    begin, signal = segment_at(recording, tokenizer, start)
+    letters, lo, hi = tokenizer.quantize(signal)
     ids = tokenizer.encode(letters)
     row = leads.index(lead)
     token, _, starts, stops = (column for column in tokenizer.spans(ids)[tokenizer.spans(ids)[:, 1] == row].T)
-    decoded = tokenizer.to_mv(letters, float(signal.min()), float(signal.max()))
+    decoded = tokenizer.to_mv(letters, lo, hi)
     title = f"{recording.name}, {begin:g} to {begin + tokenizer.signal['segment_seconds']:g} s"
     figure = pictures.tokens(
         signal[row], decoded[row], fs, lead, np.asarray(ids)[token], starts, stops, title
     )
     return figure, {"lead": lead, "tokens": len(token)}
+
+
+def distribution_picture(work, name):
+    """The picture of how often, how long and how many the tokens of a record, or of all, are."""
+    from ecgbyte_cli import pictures
+    from ecgbyte_cli.tokenizer import ECGTokenizer
+
+    tokens, about = read_array(work.need(work.tokens, "encode")), read_json(work.token_settings)
+    places, segments = read_table(work.token_segments), read_table(work.symbol_segments)
+    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    if tokenizer.sha256 != about["tokenizer_sha256"]:
+        raise Failure(
+            f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: encode again"
+        )
+    chosen = [i for i, record in enumerate(segments["record"]) if name in ("all", record)]
+    if not chosen:
+        raise Failure(f"{work.symbol_segments} has no record {name}: give the name of one, or all")
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for i in chosen:
+        part = tokens[places["offset"][i] :][: places["length"][i]]
+        counts += np.bincount(part, minlength=len(counts))
+    title = f"{len(chosen)} segments of {work.root}" if name == "all" else name
+    figure = pictures.distribution(
+        counts, 1000 / tokenizer.signal["fs"] * tokenizer.lengths, places["length"][chosen], title
+    )
+    more = {"tokens": int(counts.sum()), "segments": len(chosen), "different": int((counts > 0).sum())}
+    return figure, more
+
+
+def segment_at(recording, tokenizer, start):
+    """Start in s and signal in mV of the segment that `start` lies in, as the tokenizer wants it."""
+    try:
+        segments = preprocess.segments(recording, tokenizer.signal)
+    except records.Unusable as error:
+        raise Failure(f"{recording.path}: {error.message}") from error
+    return [s for s in segments if s[0] <= start][-1]
+
+
+def attention_picture(work, recording, start, model, question, method):
+    """The picture of what a model's answer to a question drew on, in the segment that `start` lies in."""
+    from ecgbyte_cli import attribution, ecg_lm, pictures
+    from ecgbyte_cli.prompt import Prompt
+
+    with ecg_lm.quiet():
+        lm, text_tokenizer, tokenizer, about = ecg_lm.load(Path(model or work.model))
+    begin, signal = segment_at(recording, tokenizer, start)
+    prompt, letters = Prompt(text_tokenizer, lm.offset), tokenizer.letters(signal)
+    explainer = attribution.Explainer(lm, prompt, tokenizer, about.get("segmenter", "longest"))
+    answer = explainer.answer(letters, question)
+    density = explainer.density(letters, question, answer, method)
+    case = explainer.case(letters, question, answer)
+    # occlusion asks the signal alone: the words are given none
+    scores = np.zeros(case.at[0]) if method == "occlusion" else explainer.scores(case, method)
+    words = [text_tokenizer.decode([i]).replace("\n", "\\n") for i in case.ids[case.text]]
+    values = scores[case.text] / max(scores.sum(), 1e-300)
+    title = f"{recording.name}: {question} {answer}   ({method}; research use only)"
+    signal_settings = tokenizer.signal
+    figure = pictures.attention(
+        signal, signal_settings["fs"], signal_settings["leads"], density, words, values, title, begin
+    )
+    more = {"question": question, "answer": answer, "method": method, "on_text": float(100 * values.sum())}
+    return figure, more
