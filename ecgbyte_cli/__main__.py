@@ -10,6 +10,7 @@ COMMANDS = {
     "decode": "Turn token ids back into recordings, and say how faithful they are.",
     "finetune": "Train a language model on questions and ECG tokens.",
     "generate": "Answer many questions, and score the answers.",
+    "explain": "Measure which attribution points at the true cause.",
     "chat": "Talk about one recording.",
     "export": "Write the model as a plain Transformers folder.",
     "plot": "Draw an ECG, its tokens, or what a model looked at.",

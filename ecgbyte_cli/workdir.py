@@ -47,7 +47,6 @@ class WorkDir:
         self.partial_answers = self.root / "answers" / "partial.jsonl"  # what an interrupted run has answered
         self.explained = self.root / "explained" / "explain.json"
         self.explained_table = self.root / "explained" / "explain.md"
-        self.half_explained = self.root / "explained" / "partial.jsonl"
         self.pictures = self.root / "pictures"
         self.chat_history = self.root / "chat_history"  # the lines typed in earlier chats
 
