@@ -1,8 +1,8 @@
 """Which samples an answer drew on: the attribution of an answer to ECG tokens, and to the samples they span.
 
-What is attributed is one token of the answer: the one that the signal decided, which is the one that gets likelier
-by the signal most, against a flat line. (The rest of "premature ventricular complexes" follows from its beginning.)
-Its log-odds are taken, not its probability, which hardly moves where a model is sure.
+What is attributed is one token of the answer: the one that the signal decided, which is the first that it makes at
+least twice as likely as a flat line does. (The rest of "premature ventricular complexes" follows from its
+beginning.) Its log-odds are taken, not its probability, which hardly moves where a model is sure.
 
 Five methods, of which none is right by itself: `ecgbyte explain` measures where each points.
 
@@ -113,7 +113,8 @@ class Explainer:
             ids = np.concatenate([case.ids[: case.ecg[0]], flat, case.ids[case.ecg[-1] + 1 :]])
             without = Case(ids, case.at + len(flat) - len(case.ecg), case.ecg[0] + np.arange(len(flat)))
             with_signal, with_none = self._measure([case, without], _log_probabilities)
-            case.decided = int((with_signal - with_none).argmax())
+            # the first of them; if there is none, the answer's first id
+            case.decided = int((with_signal - with_none > np.log(2)).argmax())
         return case.decided
 
     def scores(self, case, method):

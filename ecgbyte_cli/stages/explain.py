@@ -12,7 +12,7 @@ from ecgbyte_cli.workdir import finished, read_array, read_json, read_table, sha
 
 QUESTION = "What is the rhythm?"
 STRETCH = 0.1  # seconds: what a method points at, and what the curves delete and insert
-FRACTIONS = (0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1)
+FRACTIONS = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 1)
 RANDOM = "random"
 
 
