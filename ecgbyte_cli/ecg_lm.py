@@ -319,15 +319,14 @@ def load_base(name, method, device, revision=None):
     return base, text_tokenizer
 
 
-def add_adapter(base, method, rank=16, alpha=32, dropout=0.05):
+def add_adapter(base, rank=16, alpha=32, dropout=0.05):
     """Freeze a base model and put trainable LoRA adapters on its attention and MLP projections."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
-    if method == "qlora":
-        base = prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.enable_input_require_grads()
+    # peft's prepare_model_for_kbit_training would hold embedding and norms in float32, which a model that is
+    # loaded to answer has in bfloat16: it would not be quite the model that was trained
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    base.enable_input_require_grads()
     # all linear layers but the output: the seven projections of a Llama, whatever another model calls them
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"

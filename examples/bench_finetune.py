@@ -68,7 +68,7 @@ def build(shape, method, device):
             }
         base = AutoModelForCausalLM.from_pretrained(folder, **options)
     if method == "qlora":
-        base = ecg_lm.add_adapter(base, "qlora")
+        base = ecg_lm.add_adapter(base)
     else:
         from peft import LoraConfig, get_peft_model
 

@@ -128,7 +128,7 @@ def test_a_saved_model_loads_again(small, tmp_path, method):
     if method == "lora":
         name = str(tmp_path / "base")
         base.save_pretrained(name), text_tokenizer.save_pretrained(name)
-        base = ecg_lm.add_adapter(base, method)
+        base = ecg_lm.add_adapter(base)
     tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
     vocab = len(json.loads(tokenizer.read_text())["merges"]) + 26
     lm = ecg_lm.ECGLM(base, vocab, seed=5)
@@ -193,18 +193,36 @@ def test_first_values_of_the_rows(lm, merges, how):
         assert (aa - aaaa).norm() < (aa - bbbb).norm()
 
 
-def test_a_validation_does_not_change_the_gradients_in_4_bit(tmp_path):
+def in_4_bit(folder, vocab):
+    """A small model in 4 bits with an adapter that is not zero, and the text tokenizer."""
     base, text_tokenizer = ecg_lm.tiny()
     base.config.hidden_size, base.config.head_dim = 128, 32  # 4-bit numbers come in blocks of 64
     torch.manual_seed(0)
-    type(base)(base.config).save_pretrained(tmp_path)
-    text_tokenizer.save_pretrained(tmp_path)
-    base, _ = ecg_lm.load_base(str(tmp_path), "qlora", "cpu")
-    torch.manual_seed(0)
-    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(base, "qlora", dropout=0.0), 40)
+    type(base)(base.config).save_pretrained(folder)
+    text_tokenizer.save_pretrained(folder)
+    base, _ = ecg_lm.load_base(str(folder), "qlora", "cpu")
+    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(base, dropout=0.0), vocab)
     for name, parameter in lm.named_parameters():
-        if "lora_B" in name:  # zeros would hide the gradients of lora_A
+        if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
+    return lm, text_tokenizer
+
+
+def test_a_4_bit_model_loads_as_it_was_trained(small, tmp_path):
+    tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
+    lm, text_tokenizer = in_4_bit(tmp_path / "base", ECGTokenizer.from_file(tokenizer).vocab_size)
+    (tmp_path / "model").mkdir()
+    about = {"base": str(tmp_path / "base"), "method": "qlora"}
+    ecg_lm.save(tmp_path / "model", lm, text_tokenizer, tokenizer, about)
+    again = ecg_lm.load(tmp_path / "model", "cpu")[0]
+    ids = torch.tensor(np.stack(sample([40])))
+    with torch.no_grad():
+        logits = [m.base(inputs_embeds=m.embed(ids)).logits.float() for m in (lm.eval(), again)]
+    torch.testing.assert_close(*logits, atol=1e-3, rtol=0)
+
+
+def test_a_validation_does_not_change_the_gradients_in_4_bit(tmp_path):
+    lm, _ = in_4_bit(tmp_path, 40)
     ids = torch.tensor(np.stack(sample([30])))
     labels = torch.where(torch.arange(30) >= 20, ids % 259, -100)
     ids = torch.where(labels >= 0, labels, ids)
@@ -227,7 +245,7 @@ def test_another_base_with_the_same_vocabulary_is_refused(small, tmp_path):
     base, text_tokenizer = ecg_lm.tiny(seed=3)
     base.save_pretrained(name), text_tokenizer.save_pretrained(name)
     tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
-    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(base, "lora"), ECGTokenizer.from_file(tokenizer).vocab_size)
+    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(base), ECGTokenizer.from_file(tokenizer).vocab_size)
     (tmp_path / "model").mkdir()
     about = {"base": str(name), "method": "lora"}
     ecg_lm.save(tmp_path / "model", lm, text_tokenizer, tokenizer, about)

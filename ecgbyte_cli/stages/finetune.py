@@ -364,7 +364,7 @@ def load(work, model, method, device, max_length, long, seed):
     with ecg_lm.quiet():
         base, text_tokenizer = ecg_lm.load_base(model, method, device)
         if method != "full":
-            base = ecg_lm.add_adapter(base, method)
+            base = ecg_lm.add_adapter(base)
     lm = ecg_lm.ECGLM(base, tokenizer.vocab_size, seed)
     # the longest that the base model has positions for
     max_length = min(max_length, getattr(base.config, "max_position_embeddings", None) or max_length)
