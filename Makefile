@@ -8,9 +8,10 @@ quickstart: .venv/llm
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
 # Twice: the kernels as plain Python, so that errors inside them show, then everything, compiled.
+# A process for each core, so one thread in each.
 test: .venv/test
-	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -m kernels
-	$(BIN)/pytest
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -n logical --maxprocesses 4 -m kernels
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
 
 lint: .venv/test
 	$(BIN)/ruff check .
