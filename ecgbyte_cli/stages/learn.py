@@ -195,22 +195,23 @@ def learn(
     texts = read_texts(letters, segments, boundary, levels, threads, work.symbols)
     symbols = int((segments["leads"] * segments["samples"]).sum())
     note(f"learn: read in {time.perf_counter() - started:.1f} s")
-    rows, tokens, saved = known.tolist(), symbols, time.perf_counter()
+    # arrays, not lists: thousands of small objects would set off Python's garbage collector
+    rows, tokens, saved = [known], symbols, time.perf_counter()
+    made = len(known)
     steps = kernels.learn_merges(texts, levels, merges, min_count, max_token_length, threads, known[:, :2])
     with progress("learning", merges, "merges") as bar:
         for fresh, tokens in steps:
-            rows += fresh.tolist()
-            if len(rows) == 0:
-                continue
-            bar.update(
-                len(rows), f"last count {rows[-1][2]:,}, {symbols / max(1, tokens):.2f} letters a token"
-            )
-            if time.perf_counter() - saved >= SAVE_EVERY:
+            rows.append(fresh)
+            made += len(fresh)
+            count = f"last count {fresh[-1, 2]:,}, " if len(fresh) else ""
+            bar.update(made, f"{count}{symbols / max(1, tokens):.2f} letters a token")
+            if len(fresh) and time.perf_counter() - saved >= SAVE_EVERY:
                 saved = time.perf_counter()
-                write_json(work.half_learned, {"settings": settings, "merges": rows})
-    if len(rows) < merges:
-        note(f"learn: {len(rows)} of {merges} merges: no other pair is found {min_count} times or more")
-    rows = np.array(rows, np.int64).reshape(-1, 3)
+                so_far = {"settings": settings, "merges": np.concatenate(rows).tolist()}
+                write_json(work.half_learned, so_far)
+    if made < merges:
+        note(f"learn: {made} of {merges} merges: no other pair is found {min_count} times or more")
+    rows = np.concatenate(rows)
     result = {
         "symbols": symbols,
         "vocab": levels + len(rows),
