@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--peers", default=",".join(PEERS), help="trainers to compare with")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has the peers")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each, of which the fastest counts")
-    parser.add_argument("--out", type=Path, default=Path("bench-learn"), help="corpora, results and picture")
+    parser.add_argument("--out", type=Path, default=Path("bench-learn"), help="corpora, results, picture")
     options = parser.parse_args()
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -51,10 +51,18 @@ def main():
             make_corpus(work, size, options.real, options.out)
         for threads in (int(text) for text in options.threads.split(",")):
             rows += compare(work, threads, options)
-    (options.out / "results.json").write_text(json.dumps(rows, indent=1))
-    print_table(rows)
+    results = options.out / "results.json"
+    if results.exists():  # rows of earlier runs stay, unless they were made again
+        new = {(row["letters"], row["vocab"], row["threads"], row["trainer"]) for row in rows}
+        rows += [
+            row
+            for row in json.loads(results.read_text())
+            if (row["letters"], row["vocab"], row["threads"], row["trainer"]) not in new
+        ]
+    results.write_text(json.dumps(rows, indent=1))
+    print_table(sorted(rows, key=lambda row: (row["letters"], row["threads"])))
     draw(rows, options.out / "bench_learn.png")
-    print(f"{options.out / 'results.json'}\n{options.out / 'bench_learn.png'}")
+    print(f"{results}\n{options.out / 'bench_learn.png'}")
 
 
 def make_corpus(work, size, real, out):
@@ -133,7 +141,8 @@ def compare(work, threads, options):
         if best is None:
             print(f"{name}, {threads} threads: skipped, {reason}")
             continue
-        rows.append({"trainer": name, "letters": letters, "threads": threads, **best})
+        about = {"trainer": name, "letters": letters, "vocab": options.vocab, "threads": threads}
+        rows.append({**about, **best})
         if name in SAME_RULES and best["tokens"] != rows[0]["tokens"]:
             sys.exit(f"{name} made other merges than ecgbyte on {work}")
         print(f"{name}: {letters:,} letters, {threads} threads, {best['seconds']:.3f} s", flush=True)
