@@ -9,7 +9,8 @@ Five methods, of which none is right by itself: `ecgbyte explain` measures where
 - attention: weights of the last layer, from the place that writes the token (mean over heads).
 - rollout: attention through all layers, residual connections included (Abnar and Zuidema, ACL 2020).
 - gradient: gradient x input on the embeddings (Shrikumar et al. 2016).
-- integrated: integrated gradients (Sundararajan et al., ICML 2017), from the mean ECG token to each token.
+- integrated: integrated gradients (Sundararajan et al., ICML 2017), from the mean ECG token to each token; and
+  for the words, with the ECG as it is, from the mean word to each word.
 - occlusion: how much less likely the token gets with a window of one lead made flat (Zeiler and Fergus,
   ECCV 2014), which asks the signal and not the tokens: what is left is encoded again.
 """
@@ -216,16 +217,20 @@ class Explainer:
         return (self._gradients(case, embedded[None])[0] * embedded).sum(-1)
 
     def _integrated(self, case):
-        embedded = self._embedded(case)
-        start = embedded.clone()
-        start[case.ecg] = self.lm.ecg_rows.weight[2:].detach().to(embedded.dtype).mean(0)
-        total = torch.zeros_like(embedded)
+        embedded, lm = self._embedded(case), self.lm
         # the middle of each step
         parts = (torch.arange(STEPS, device=embedded.device) + 0.5) / STEPS
-        for some in parts.split(self.batch):
-            between = start + some[:, None, None].to(embedded.dtype) * (embedded - start)
-            total += self._gradients(case, between).sum(0)
-        return (total / STEPS * (embedded - start)).sum(-1)
+        words = np.flatnonzero(case.ids[: case.at[0]] < lm.offset)
+        made = torch.zeros(len(case.ids), device=embedded.device)
+        for places, rows in ((case.ecg, lm.ecg_rows.weight[2:]), (words, lm.text_rows())):
+            start = embedded.clone()
+            start[places] = rows.detach().mean(0).to(embedded.dtype)
+            total = torch.zeros_like(embedded)
+            for some in parts.split(self.batch):
+                between = start + some[:, None, None].to(embedded.dtype) * (embedded - start)
+                total += self._gradients(case, between).sum(0)
+            made += (total / STEPS * (embedded - start)).sum(-1)
+        return made
 
     def _embedded(self, case):
         return self.lm.embed(torch.from_numpy(case.ids)[None].to(self.lm.device))[0].detach()

@@ -50,11 +50,11 @@ class ECGLM(torch.nn.Module):
         self.ecg_rows = torch.nn.Embedding(ecg_vocab + 2, embedding.embedding_dim)
         rows = torch.randn(self.ecg_rows.weight.shape, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            self.ecg_rows.weight.copy_(rows * self._text_rows().std().cpu())
+            self.ecg_rows.weight.copy_(rows * self.text_rows().std().cpu())
         self.ecg_rows.to(embedding.weight.device)
 
     @torch.no_grad()
-    def _text_rows(self):
+    def text_rows(self):
         """What the embedding puts out for some text ids (some models scale it: not the weights as they are)."""
         embedding = self.base.get_input_embeddings()
         ids = torch.arange(min(4096, self.offset), device=embedding.weight.device)
@@ -76,7 +76,7 @@ class ECGLM(torch.nn.Module):
         """
         if how == "random":
             return
-        text, rows = self._text_rows().cpu(), self.ecg_rows.weight
+        text, rows = self.text_rows().cpu(), self.ecg_rows.weight
         random = torch.Generator().manual_seed(seed)
         if how == "mean":
             first = text.mean(0) + 0.1 * text.std() * torch.randn(rows.shape, generator=random)

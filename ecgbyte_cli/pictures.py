@@ -196,7 +196,7 @@ def attention(signal, fs, leads, density, words, values, title, start=0.0):
     density : numpy.ndarray
         (leads, samples): attribution of each sample, not negative.
     words : list of str
-        The text of the prompt, token by token.
+        The text of the prompt, token by token; empty: no bars are drawn.
     values : numpy.ndarray
         Attribution of each of them, in parts of that of the whole prompt.
     title : str
@@ -209,7 +209,7 @@ def attention(signal, fs, leads, density, words, values, title, start=0.0):
     """
     extents = [(low - 5, high) for low, high in (_extent(row) for row in signal)]  # room for the attribution
     baselines, height = _stack(extents, gap=4)
-    bars = 26.0  # mm below, for the words
+    bars = 26.0 if words else 6.0  # mm below, for the words
     figure, axes = _paper(signal.shape[1] / fs * MM_PER_S, height + bars, left=12)
     x = np.arange(signal.shape[1]) / fs * MM_PER_S
     edges = np.append(x, x[-1] + MM_PER_S / fs)
@@ -243,7 +243,8 @@ def attention(signal, fs, leads, density, words, values, title, start=0.0):
             *(left + 0.4 * step, 10, word.replace("$", r"\$")),
             ha="center", va="top", fontsize=min(7, 2.2 * step), rotation=90 if len(word) > 2 else 0, zorder=2,
         )  # fmt: skip
-    axes.text(-11, 17, f"{100 * np.sum(values):.0f} %\nof it\non text", fontsize=7, va="center", zorder=2)
+    if words:
+        axes.text(-11, 17, f"{100 * np.sum(values):.0f} %\nof it\non text", fontsize=7, va="center", zorder=2)
     axes.set_xticks([])  # the words are below: the seconds stand at the edge of the paper
     for second in range(int(signal.shape[1] / fs) + 1):
         axes.text(

@@ -112,11 +112,15 @@ def test_the_gradient_is_that_of_scaling_a_token(explainer, case):
 def test_integrated_gradients_sum_to_the_difference(explainer, case, monkeypatch):
     monkeypatch.setattr(attribution, "STEPS", 120)
     made = explainer._integrated(case)
-    start = explainer._embedded(case).clone()
-    start[case.ecg] = explainer.lm.ecg_rows.weight[2:].mean(0)
-    difference = log_odds(explainer, case) - log_odds(explainer, case, start[None])
-    assert made.sum().item() == pytest.approx(difference, rel=0.03, abs=0.03)
-    assert made[case.text].abs().max() == 0  # the question is the same at both ends
+    words = np.flatnonzero(case.ids[: case.at[0]] < explainer.lm.offset)
+    # the ECG with the question as it is, and the question with the ECG as it is
+    for places, rows in ((case.ecg, explainer.lm.ecg_rows.weight[2:]), (words, explainer.lm.text_rows())):
+        start = explainer._embedded(case).clone()
+        start[places] = rows.mean(0)
+        difference = log_odds(explainer, case) - log_odds(explainer, case, start[None])
+        assert made[places].sum().item() == pytest.approx(difference, rel=0.03, abs=0.03)
+    elsewhere = np.setdiff1d(np.arange(len(case.ids)), [*case.ecg, *words])
+    assert made[elsewhere].abs().max() == 0
 
 
 def test_attention_is_what_the_eager_model_says_and_the_model_is_left_as_it_was(explainer, case):
@@ -263,14 +267,15 @@ def test_plot_attention(small, tmp_path, ecgbyte):
     import json
 
     record, work = small / "data" / "synth00001", small / "ecgbyte-work"
-    for method in ("gradient", "rollout"):
+    for method in ("gradient", "rollout", "occlusion"):
         out = tmp_path / f"{method}.png"
         result = ecgbyte(
             *("plot", "attention", record, "--method", method, "--out", out, "--json"), work=work
         )
         assert result.exit_code == 0, result.stderr
         said = json.loads(result.stdout)
-        assert said["method"] == method and 0 <= said["on_text"] <= 100 and "answer" in said
+        assert said["method"] == method and "answer" in said
+        assert said["on_text"] is None if method == "occlusion" else 0 <= said["on_text"] <= 100
         assert out.read_bytes().startswith(b"\x89PNG")
     result = ecgbyte("plot", "attention", record, "--model", tmp_path, work=work)
     assert result.exit_code == 1 and "ecgbyte finetune" in result.stderr

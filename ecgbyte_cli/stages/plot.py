@@ -94,7 +94,8 @@ def plot(
     dict
         picture (path), record, kind; for `tokens` also lead and tokens (how many), for `distribution` tokens,
         segments and different (tokens); for `attention` also question,
-        answer, method and on_text (percent of the attribution that is on the question, not on the ECG).
+        answer, method and on_text (percent of the attribution that is on the question, not on the ECG;
+        None where the method does not ask for it).
 
     Raises
     ------
@@ -209,14 +210,16 @@ def attention_picture(work, recording, start, model, question, method):
     answer = explainer.answer(letters, question)
     density = explainer.density(letters, question, answer, method)
     case = explainer.case(letters, question, answer)
-    # occlusion asks the signal alone: the words are given none
-    scores = np.zeros(case.at[0]) if method == "occlusion" else explainer.scores(case, method)
-    words = [text_tokenizer.decode([i]).replace("\n", "\\n") for i in case.ids[case.text]]
-    values = scores[case.text] / max(scores.sum(), 1e-300)
+    words, values = [], np.zeros(0)
+    if method != "occlusion":  # which asks the signal alone
+        scores = explainer.scores(case, method)
+        words = [text_tokenizer.decode([i]).replace("\n", "\\n") for i in case.ids[case.text]]
+        values = scores[case.text] / max(scores.sum(), 1e-300)
     title = f"{recording.name}: {question} {answer}   ({method}; research use only)"
     signal_settings = tokenizer.signal
     figure = pictures.attention(
         signal, signal_settings["fs"], signal_settings["leads"], density, words, values, title, begin
     )
-    more = {"question": question, "answer": answer, "method": method, "on_text": float(100 * values.sum())}
+    on_text = float(100 * values.sum()) if words else None
+    more = {"question": question, "answer": answer, "method": method, "on_text": on_text}
     return figure, more
