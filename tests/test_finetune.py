@@ -144,11 +144,12 @@ main(sys.argv[1:])
     [
         ("full", {"method": "update", "when": "self.step == 7"}, 5),
         ("lora", {"method": "save_weights", "when": "self.step == 10 and 'step' in args[0].name"}, 5),
+        ("qlora", {"method": "update", "when": "self.step == 7"}, 5),
     ],
 )
 def test_a_killed_training_goes_on_as_if_undisturbed(small, tmp_path, ecgbyte, method, killed, going_on):
     """LoRA has dropout, so that random numbers count too."""
-    model = as_tiny(ecg_lm.tiny(), tmp_path / "base") if method == "lora" else "tiny"
+    model = as_tiny(ecg_lm.tiny(), tmp_path / "base") if method != "full" else "tiny"
     work = untrained(small, tmp_path / "work")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", model, "--method", method]
     args += ["--steps", 20, "--every", 5, "--batch", 1, "--max-length", 80, "--json"]
