@@ -1,6 +1,17 @@
 """Numba functions on flat arrays: no files, no classes, no printing."""
 
+from pathlib import Path
+
 import numba
+
+try:
+    from fcntl import LOCK_EX, flock
+except ImportError:  # Windows
+
+    def flock(file, how):
+        pass
+
+    LOCK_EX = None
 
 
 def jit(function=None, **options):
@@ -8,8 +19,34 @@ def jit(function=None, **options):
 
     def compile_lazily(function):
         try:
-            return numba.njit(cache=True, nogil=True, **options)(function)
+            return _one_at_a_time(numba.njit(cache=True, nogil=True, **options)(function))
         except RuntimeError:  # numba: "cannot cache function: no locator available"
             return numba.njit(nogil=True, **options)(function)
 
     return compile_lazily if function is None else compile_lazily(function)
+
+
+def _one_at_a_time(compiled):
+    """Let one process at a time use the cache of a function.
+
+    Numba saves an entry in two steps, the index and then the code. Where two processes compile a function for
+    different types at the same moment, the index can be left with the other's code for a type, for good.
+    """
+    file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if file is None:  # NUMBA_DISABLE_JIT
+        return compiled
+
+    def locked(call):
+        def alone(*args):
+            try:
+                lock = open(Path(file._cache_path) / "ecgbyte.lock", "w")
+            except OSError:  # no folder yet, or none that can be written: there is nothing to be disturbed
+                return call(*args)
+            with lock:
+                flock(lock, LOCK_EX)
+                return call(*args)
+
+        return alone
+
+    file.load, file.save = locked(file.load), locked(file.save)
+    return compiled
