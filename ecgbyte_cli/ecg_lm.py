@@ -26,6 +26,7 @@ from ecgbyte_cli.workdir import read_json, write_json
 from ecgbyte_kernels.segment import spell
 
 FORMAT_VERSION = 1
+LIKENESS = 0.75  # how far apart two waveforms (their variance is 3) still start alike: a third of the usual
 NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
 
 
@@ -68,8 +69,9 @@ class ECGLM(torch.nn.Module):
         ----------
         how : {"random", "mean", "signal"}
             `random`: normal, as large as the text embeddings; what a new ECGLM has already. `mean`: close to
-            the mean of the text embeddings (Hewitt 2021, Initializing New Word Embeddings). `signal`: a random
-            projection of each token's own waveform, so that tokens that look alike start alike.
+            the mean of the text embeddings (Hewitt 2021, Initializing New Word Embeddings). `signal`: random
+            Fourier features of each token's own waveform (Rahimi and Recht, NIPS 2007), so that tokens that look
+            alike start alike, and others do not.
         ecg_tokenizer : ECGTokenizer
         seed : int
             Of the noise and of the projection.
@@ -82,7 +84,9 @@ class ECGLM(torch.nn.Module):
             first = text.mean(0) + 0.1 * text.std() * torch.randn(rows.shape, generator=random)
         else:
             features = torch.from_numpy(waveforms(ecg_tokenizer)).float()
-            features = features @ torch.randn(features.shape[1], rows.shape[1], generator=random)
+            directions = torch.randn(features.shape[1], rows.shape[1], generator=random) / LIKENESS
+            phases = 2 * torch.pi * torch.rand(rows.shape[1], generator=random)
+            features = torch.cos(features @ directions + phases)
             # the rows of the two marks stay random
             first = torch.cat([rows[:2].cpu(), features * text.std() / features.std()])
         rows.copy_(first)

@@ -57,10 +57,10 @@ SHOWN = 3  # answers generated at each validation
 )
 @click.option(
     "--ecg-init",
-    type=click.Choice(["random", "mean", "signal"]),
-    default="random",
+    type=click.Choice(["signal", "random", "mean"]),
+    default="signal",
     show_default=True,
-    help="Their first values: random, near the mean of the text embeddings, or from each token's waveform.",
+    help="Their first values: from each token's waveform, random, or near the mean of the text embeddings.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Updates of the weights.  [default: one epoch]")
 @click.option(
@@ -129,7 +129,7 @@ def finetune(
     model="Qwen/Qwen2.5-0.5B-Instruct",
     method=None,
     ecg_rows="train",
-    ecg_init="random",
+    ecg_init="signal",
     steps=None,
     batch=4,
     accumulate=1,
@@ -155,7 +155,7 @@ def finetune(
     ecg_rows : str
         `train` or `frozen`.
     ecg_init : str
-        `random`, `mean` or `signal`.
+        `signal`, `random` or `mean`.
     steps : int or None
         Updates; None is one epoch.
     batch : int
