@@ -99,5 +99,10 @@ def test_real_records_are_refused_in_one_line(small, tmp_path, ecgbyte):
     write_table(work / "symbols" / "segments.parquet", columns)
     result = ecgbyte("explain", "--records", 5, work=work)
     assert result.exit_code == 1 and "ecgbyte synth" in result.stderr
+    shutil.rmtree(tmp_path / "data")
+    result = ecgbyte("explain", "--records", 5, work=work)
+    assert (
+        result.exit_code == 1 and "file missing" in result.stderr and str(tmp_path / "data") in result.stderr
+    )
     shutil.rmtree(work / "model")
     assert "ecgbyte finetune" in ecgbyte("explain", work=work).stderr

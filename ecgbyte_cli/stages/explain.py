@@ -216,9 +216,14 @@ def choose(segments, split, count, signal, seed):
     for i in np.random.default_rng(seed).permutation(inside):
         if not any(wanted.values()):
             break
-        comments = dict(
-            line.split(": ", 1) for line in records.read(segments["path"][i]).comments if ": " in line
-        )
+        try:
+            lines = records.read(segments["path"][i]).comments
+        except records.Unusable as error:
+            raise Failure(
+                f"{segments['path'][i]}: {error.message}: explain reads the recordings again, "
+                "put them back where `ecgbyte symbolize` found them"
+            ) from error
+        comments = dict(line.split(": ", 1) for line in lines if ": " in line)
         if not comments.get("Source", "").startswith("synthetic"):
             continue
         synthetic, condition = True, comments["Condition"]
