@@ -186,7 +186,7 @@ def learn(
     kernels.compile_kernels(
         levels,
         merges,
-        lambda: note("learn: compiling the kernels, which is done once and takes half a minute"),
+        lambda: note("learn: compiling the kernels, which is done once and takes about ten seconds"),
     )
     compile_seconds = time.perf_counter() - started
 
