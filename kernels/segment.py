@@ -15,6 +15,8 @@ import numpy as np
 
 from ecgbyte_kernels import jit
 
+MOST_TOKENS = 1 << 20  # what `bpe` packs ids in
+
 
 def spell(merges, levels):
     """Write every token out in letters.
@@ -36,9 +38,12 @@ def spell(merges, levels):
     Raises
     ------
     ValueError
-        If a merge joins ids that do not exist before it, or a pair is there twice.
+        If a merge joins ids that do not exist before it, a pair is there twice, or there are more than
+        `MOST_TOKENS`.
     """
     merges = np.asarray(merges, np.int64).reshape(-1, 2)
+    if levels + len(merges) > MOST_TOKENS:
+        raise ValueError(f"a vocabulary holds at most {MOST_TOKENS:,} tokens")
     if not 2 <= levels <= 256:
         raise ValueError(f"levels must be 2 to 256, not {levels}")
     if merges.size and (merges.min() < 0 or (merges.max(axis=1) >= levels + np.arange(len(merges))).any()):

@@ -118,6 +118,7 @@ def test_bpe_equals_the_tokenizers_library(golden):
         ([], 300, "levels"),
         ([[i, i] for i in range(40)], 1, "levels"),
         ([[0, 0], *([i, i] for i in range(3, 45))], 3, "too long"),
+        (np.zeros((2**20, 2)), 3, "at most 1,048,576"),
     ],
 )
 def test_merges_that_cannot_be_are_refused(merges, levels, said):

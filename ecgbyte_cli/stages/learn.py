@@ -20,6 +20,7 @@ from ecgbyte_cli.workdir import (
     sha256_of,
     write_json,
 )
+from ecgbyte_kernels.segment import MOST_TOKENS
 
 SAVE_EVERY = 10  # seconds between saves of the merges found so far
 LEAST_IN_SHARD = 500_000  # letters: less is not worth another thread
@@ -46,8 +47,10 @@ class Sample(click.ParamType):
     short_help="Learn merges from letters (also: learn-merges).",
     epilog="Example: ecgbyte learn --vocab 5000",
 )
-@click.option("--vocab", type=click.IntRange(1), help="Letters and merges together.  [default: 5000]")
-@click.option("--merges", type=click.IntRange(0), help="Merges alone, instead of --vocab.")
+@click.option(
+    "--vocab", type=click.IntRange(1, MOST_TOKENS), help="Letters and merges together.  [default: 5000]"
+)
+@click.option("--merges", type=click.IntRange(0, MOST_TOKENS - 256), help="Merges alone, instead of --vocab.")
 @click.option(
     "--boundary",
     type=click.Choice(["lead", "segment", "none"]),
