@@ -64,7 +64,7 @@ def test_training_is_repeatable_and_lowers_the_loss(small, tmp_path, ecgbyte):
             ignore=shutil.ignore_patterns("model", "answers", "training"),
         )
         run = ecgbyte(
-            *("finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 40, "--json"),
+            *("finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 80, "--json"),
             work=tmp_path / name,
         )
         results.append(json.loads(run.stdout))
