@@ -1,5 +1,6 @@
 """Numba functions on flat arrays: no files, no classes, no printing."""
 
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numba
@@ -38,12 +39,11 @@ def _one_at_a_time(compiled):
 
     def locked(call):
         def alone(*args):
-            try:
-                lock = open(Path(file._cache_path) / "ecgbyte.lock", "w")
-            except OSError:  # no folder yet, or none that can be written: there is nothing to be disturbed
-                return call(*args)
-            with lock:
-                flock(lock, LOCK_EX)
+            with ExitStack() as held:
+                # no folder yet, none that can be written, or a file system without locks: goes on without
+                with suppress(OSError):
+                    path = Path(file._cache_path) / "ecgbyte.lock"
+                    flock(held.enter_context(open(path, "w")), LOCK_EX)
                 return call(*args)
 
         return alone
