@@ -46,13 +46,6 @@ class Case:
     ecg: np.ndarray
     decided: int | None = None  # which of the answer's ids is explained; see Explainer.decided
 
-    @property
-    def text(self):
-        """Places of the prompt's other ids, the marks around the ECG left out."""
-        inside = np.zeros(self.at[0], bool)
-        inside[self.ecg[0] - 1 : self.ecg[-1] + 2] = True
-        return np.flatnonzero(~inside)
-
 
 class Explainer:
     """Attributes answers of one model about one segment at a time.
@@ -161,6 +154,16 @@ class Explainer:
         case = self.case(letters, question, answer)
         return self.spread(case, self.scores(case, method))
 
+    def words(self, case):
+        """Places of the text ids of a case's prompt."""
+        return np.flatnonzero(case.ids[: case.at[0]] < self.lm.offset)
+
+    def on_words(self, case, scores):
+        """The text of a case's prompt, token by token, and the part of the whole prompt's scores on each."""
+        places = self.words(case)
+        words = [self.prompt.text_tokenizer.decode([i]).replace("\n", "\\n") for i in case.ids[places]]
+        return words, scores[places] / max(scores.sum(), 1e-300)
+
     def spread(self, case, scores):
         """Spread the scores of a case's ECG tokens over the samples that each spans; they sum to 1."""
         spans = self.tokenizer.spans(case.ids[case.ecg] - self.lm.offset - 2)
@@ -220,9 +223,8 @@ class Explainer:
         embedded, lm = self._embedded(case), self.lm
         # the middle of each step
         parts = (torch.arange(STEPS, device=embedded.device) + 0.5) / STEPS
-        words = np.flatnonzero(case.ids[: case.at[0]] < lm.offset)
         made = torch.zeros(len(case.ids), device=embedded.device)
-        for places, rows in ((case.ecg, lm.ecg_rows.weight[2:]), (words, lm.text_rows())):
+        for places, rows in ((case.ecg, lm.ecg_rows.weight[2:]), (self.words(case), lm.text_rows())):
             start = embedded.clone()
             start[places] = rows.detach().mean(0).to(embedded.dtype)
             total = torch.zeros_like(embedded)

@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--peers", default=",".join(PEERS), help="trainers to compare with")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has the peers")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each, of which the fastest counts")
-    parser.add_argument("--out", type=Path, default=Path("bench-learn"), help="corpora, results, picture")
+    parser.add_argument("--out", type=Path, default=Path("bench-learn"), help="corpora, results and picture")
     options = parser.parse_args()
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -53,12 +53,9 @@ def main():
             rows += compare(work, threads, options)
     results = options.out / "results.json"
     if results.exists():  # rows of earlier runs stay, unless they were made again
-        new = {(row["letters"], row["vocab"], row["threads"], row["trainer"]) for row in rows}
-        rows += [
-            row
-            for row in json.loads(results.read_text())
-            if (row["letters"], row["vocab"], row["threads"], row["trainer"]) not in new
-        ]
+        same = ("letters", "vocab", "threads", "trainer")
+        rows = json.loads(results.read_text()) + rows
+        rows = list({tuple(row[name] for name in same): row for row in rows}.values())
     results.write_text(json.dumps(rows, indent=1))
     print_table(sorted(rows, key=lambda row: (row["letters"], row["threads"])))
     draw(rows, options.out / "bench_learn.png")

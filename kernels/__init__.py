@@ -6,13 +6,9 @@ from pathlib import Path
 import numba
 
 try:
-    from fcntl import LOCK_EX, flock
+    import fcntl
 except ImportError:  # Windows
-
-    def flock(file, how):
-        pass
-
-    LOCK_EX = None
+    fcntl = None
 
 
 def jit(function=None, **options):
@@ -34,16 +30,16 @@ def _one_at_a_time(compiled):
     different types at the same moment, the index can be left with the other's code for a type, for good.
     """
     file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if file is None:  # NUMBA_DISABLE_JIT
+    if file is None or fcntl is None:  # NUMBA_DISABLE_JIT, or Windows
         return compiled
+    path = Path(file._cache_path) / "ecgbyte.lock"
 
     def locked(call):
         def alone(*args):
             with ExitStack() as held:
                 # no folder yet, none that can be written, or a file system without locks: goes on without
                 with suppress(OSError):
-                    path = Path(file._cache_path) / "ecgbyte.lock"
-                    flock(held.enter_context(open(path, "w")), LOCK_EX)
+                    fcntl.flock(held.enter_context(open(path, "w")), fcntl.LOCK_EX)
                 return call(*args)
 
         return alone

@@ -76,8 +76,8 @@ def test_a_case_knows_its_places(explainer, letters, case):
     assert explainer.prompt.text(case.ids[case.at]) == ANSWER
     tokens = case.ids[case.ecg] - explainer.lm.offset - 2
     assert np.array_equal(explainer.tokenizer.decode(tokens), letters)
-    assert QUESTION in explainer.prompt.text_tokenizer.decode(case.ids[case.text])
-    assert len(case.text) + len(case.ecg) + 2 == case.at[0]
+    assert QUESTION in explainer.prompt.text_tokenizer.decode(case.ids[explainer.words(case)])
+    assert len(explainer.words(case)) + len(case.ecg) + 2 == case.at[0]
 
 
 def test_probabilities_together_equal_those_alone(explainer, letters, case):
@@ -99,7 +99,7 @@ def test_the_id_that_the_signal_decided(explainer, letters, case):
 def test_the_gradient_is_that_of_scaling_a_token(explainer, case):
     made = explainer._gradient(case)
     embedded = explainer._embedded(case)
-    for place in (case.ecg[3], case.ecg[-1], case.text[2]):
+    for place in (case.ecg[3], case.ecg[-1], explainer.words(case)[2]):
         values = []
         for step in (-1e-2, 1e-2):
             moved = embedded.clone()

@@ -504,16 +504,13 @@ def draw_attention(conversation, path, method="integrated"):
     explainer = attribution.Explainer(lm, prompt, reader.tokenizer, reader.segmenter)
     with busy("asking what the answer drew on"):
         scores = explainer.scores(case, method)
-    text = np.flatnonzero(ids[:before] < lm.offset)
-    words = [prompt.text_tokenizer.decode([i]).replace("\n", "\\n") for i in ids[text]]
     title = f"{ecg.recording.name}: {turn.question} {turn.answer}   ({method}; research use only)"
     figure = pictures.attention(
         ecg.segments[ecg.number][1],
         ecg.signal["fs"],
         ecg.signal["leads"],
         explainer.spread(case, scores),
-        words,
-        scores[text] / max(scores.sum(), 1e-300),
+        *explainer.on_words(case, scores),
         title,
         ecg.seconds[0],
     )

@@ -208,13 +208,12 @@ def attention_picture(work, recording, start, model, question, method):
     prompt, letters = Prompt(text_tokenizer, lm.offset), tokenizer.letters(signal)
     explainer = attribution.Explainer(lm, prompt, tokenizer, about.get("segmenter", "longest"))
     answer = explainer.answer(letters, question)
-    density = explainer.density(letters, question, answer, method)
-    case = explainer.case(letters, question, answer)
-    words, values = [], np.zeros(0)
-    if method != "occlusion":  # which asks the signal alone
+    if method == "occlusion":  # which asks the signal alone
+        density, words, values = explainer.density(letters, question, answer, method), [], np.zeros(0)
+    else:
+        case = explainer.case(letters, question, answer)
         scores = explainer.scores(case, method)
-        words = [text_tokenizer.decode([i]).replace("\n", "\\n") for i in case.ids[case.text]]
-        values = scores[case.text] / max(scores.sum(), 1e-300)
+        density, (words, values) = explainer.spread(case, scores), explainer.on_words(case, scores)
     title = f"{recording.name}: {question} {answer}   ({method}; research use only)"
     signal_settings = tokenizer.signal
     figure = pictures.attention(
