@@ -16,6 +16,8 @@ test: .venv/test
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p build/types && ln -sfn ../../kernels build/types/ecgbyte_kernels
+	$(BIN)/mypy
 
 clean:
 	rm -rf .venv build *.egg-info

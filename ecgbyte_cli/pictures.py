@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_cli.console import Failure
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.workdir import whole
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0

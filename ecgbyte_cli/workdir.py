@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_cli.console import Failure
+from ecgbyte_cli.failure import Failure
 
 
 class WorkDir:
     """The paths of a work folder, and the checks that stages make on it."""
 
-    def __init__(self, root):
+    def __init__(self, root: str | os.PathLike):
         self.root = Path(root)
         self.symbols = self.root / "symbols" / "symbols.npy"
         self.symbol_segments = self.root / "symbols" / "segments.parquet"
@@ -50,15 +50,15 @@ class WorkDir:
         self.pictures = self.root / "pictures"
         self.chat_history = self.root / "chat_history"  # the lines typed in earlier chats
 
-    def checkpoint(self, kind, step):
+    def checkpoint(self, kind: str, step: int) -> Path:
         """The folder of a training's checkpoint: `step` (to go on from) or `best` (the best weights so far)."""
         return self.training / f"{kind}-{step:07d}"
 
-    def checkpoints(self, kind):
+    def checkpoints(self, kind: str) -> list[Path]:
         """The checkpoints of a kind that are there, the newest last."""
         return sorted(p for p in self.training.glob(f"{kind}-*") if p.name[len(kind) + 1 :].isdigit())
 
-    def need(self, path, command):
+    def need(self, path: Path, command: str) -> Path:
         """Return `path` if it exists; else fail, naming the command that makes it."""
         if not path.exists():
             raise Failure(f"{path} is missing: run `ecgbyte {command}` first")
@@ -157,6 +157,25 @@ def write_table(path, columns):
     }
     with whole(path) as beside:
         pyarrow.parquet.write_table(pyarrow.table(arrays), beside)
+
+
+@contextmanager
+def new_table(path, columns):
+    """Yield a function that writes rows, a list of columns at a time; the table takes its place at the end.
+
+    Parameters
+    ----------
+    path : Path
+    columns : dict
+        Name to `str`, `int` or `float`.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    kinds = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
+    with whole(path) as beside, pyarrow.parquet.ParquetWriter(beside, schema) as file:
+        yield lambda rows: file.write_table(pyarrow.table(rows, schema=schema))
 
 
 def read_array(path):

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_cli import ecg_lm
-from ecgbyte_cli.conversation import ECG, Conversation, Reader
+from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model.conversation import ECG, Conversation, Reader
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages.learn import learn
 from ecgbyte_cli.stages.symbolize import symbolize
 from ecgbyte_cli.stages.synth import synth
-from ecgbyte_cli.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import WorkDir
 
 QUESTIONS = ("What is the rhythm?", "Is the heart rate above 100 beats per minute?")

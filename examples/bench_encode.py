@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ecgbyte_cli.signal.tokenizer import SEGMENTERS, ECGTokenizer, character
 from ecgbyte_cli.stages.learn import learn
 from ecgbyte_cli.stages.symbolize import symbolize
 from ecgbyte_cli.stages.synth import synth
-from ecgbyte_cli.tokenizer import SEGMENTERS, ECGTokenizer, character
 from ecgbyte_cli.workdir import WorkDir, read_array
-from ecgbyte_kernels import segment
+from ecgbyte_kernels.tokens import expand, spell
 
 
 def best(rounds, function):
@@ -70,7 +70,7 @@ def main():
     library_ids = np.concatenate([np.array(piece.ids) for piece in encoded])
     rows = [("tokenizers encode_batch", slow, library_ids.size)]
     step = -(-segments // (4 * args.threads))
-    text, starts = segment.spell(tokenizer.merges, tokenizer.levels)
+    text, starts = spell(tokenizer.merges, tokenizer.levels)
     for name in SEGMENTERS:
 
         def part(first, name=name):
@@ -84,7 +84,7 @@ def main():
         with ThreadPoolExecutor(args.threads) as pool:
             seconds, parts = best(5, lambda: list(pool.map(part, range(0, segments, step))))
         ids = np.concatenate(parts)
-        assert np.array_equal(segment.expand(ids, text, starts), letters)
+        assert np.array_equal(expand(ids, text, starts), letters)
         assert name != "bpe" or np.array_equal(ids, library_ids)
         rows.append((name, seconds, ids.size))
     print(f"{'':24} {'s':>7} {'letters/s':>13} {'times':>7} {'tokens a record':>16}")

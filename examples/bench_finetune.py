@@ -21,8 +21,8 @@ import time
 import numpy as np
 import torch
 
-from ecgbyte_cli import ecg_lm
-from ecgbyte_cli.stages.finetune import batches, collate
+from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model.samples import batches, collate
 
 LLAMA_1B = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
             "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64}  # fmt: skip

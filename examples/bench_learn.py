@@ -64,7 +64,8 @@ def main():
 
 def make_corpus(work, size, real, out):
     """Write a work folder as `ecgbyte symbolize` leaves it, with `size` letters or a few more."""
-    from ecgbyte_cli import preprocess, records
+    from ecgbyte_cli import readers
+    from ecgbyte_cli.signal import preprocess
     from ecgbyte_cli.workdir import WorkDir, new_array, write_json, write_table
 
     started = time.perf_counter()
@@ -81,8 +82,8 @@ def make_corpus(work, size, real, out):
         "profile": "paper",
         "fill_nan": None,
     }
-    found, _ = records.find(real)
-    base = [part for path in found for _, part in preprocess.segments(records.read(path), signal)]
+    found, _ = readers.find(real)
+    base = [part for path in found for _, part in preprocess.segments(readers.read(path), signal)]
     base = np.stack(base).astype(np.float32)
     low, high = np.percentile(base[:200], [1, 99]) + [-0.5, 0.5]
     signal["quantizer"] = {"name": "paper", "levels": LEVELS, "lo": low, "hi": high}

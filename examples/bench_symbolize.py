@@ -23,7 +23,8 @@ import wfdb
 from scipy.interpolate import interp1d
 from scipy.signal import butter, filtfilt, iirnotch
 
-from ecgbyte_cli import preprocess, records
+from ecgbyte_cli import readers
+from ecgbyte_cli.signal import preprocess
 from ecgbyte_kernels import filters
 from ecgbyte_kernels.quantize import quantize
 
@@ -91,7 +92,7 @@ def ours(paths):
     spent, out = np.zeros(5), []
     for path in paths:
         times = [time.perf_counter()]
-        recording = records.read(path)
+        recording = readers.read(path)
         signal = preprocess.pick(recording, preprocess.LEADS)
         times.append(time.perf_counter())
         designs = [f for f, _ in preprocess.paper_filters(recording.fs)[0]]
@@ -119,7 +120,7 @@ def main():
             folder = str(Path(scratch) / "data")
             make = ["synth", folder, "--records", str(options.records), "--fs", "500"]
             subprocess.run([sys.executable, "-m", "ecgbyte_cli", *make], check=True, capture_output=True)
-        found = records.find(folder)[0]
+        found = readers.find(folder)[0]
         few = found[:100]
         ours(few[:2])  # compile
         spent = {"plain": [], "ours": []}

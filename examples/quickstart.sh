@@ -1,7 +1,7 @@
 #!/bin/sh
 # The whole pipeline on two CPU cores, without any download: synthetic records -> letters -> merges ->
 # token ids -> a small language model trained from nothing -> answers, scored with and without the signal.
-# About eight minutes. Run again, it goes on where it stopped. Everything lies in the folder quickstart/.
+# About five minutes. Run again, it goes on where it stopped. Everything lies in the folder quickstart/.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p quickstart

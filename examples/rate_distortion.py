@@ -5,7 +5,7 @@
 Every second recording of FOLDER is learned from: the quantizer's range or levels, and the merges. The others
 are measured, all after the profile `paper` (250 Hz, 12 leads, 10 s; a piece per lead): tokens a record by the
 segmenters `longest` and `fewest`, PRD, SNR, and the mean absolute error of the R amplitude and of the ST level
-on the beats of lead II (see ecgbyte_cli/fidelity.py). --swap turns the halves round. The table is printed as
+on the beats of lead II (see ecgbyte_cli/signal/fidelity.py). --swap turns the halves round. The table is printed as
 Markdown; the chart shows tokens against PRD at the largest vocabulary.
 """
 
@@ -13,9 +13,11 @@ import argparse
 
 import numpy as np
 
-from ecgbyte_cli import fidelity, pictures, preprocess, records
-from ecgbyte_cli.stages.learn import read_texts
-from ecgbyte_kernels import merges, quantize, segment
+from ecgbyte_cli import pictures, readers
+from ecgbyte_cli.signal import fidelity, preprocess
+from ecgbyte_cli.signal.corpus import read_texts
+from ecgbyte_cli.signal.tokenizer import SEGMENTERS
+from ecgbyte_kernels import merges, quantize
 
 VOCABULARIES = (1000, 2000, 5026)
 SIGNAL = {
@@ -65,7 +67,7 @@ def learn(letters, levels):
 
 def tokens(letters, name, pairs, levels):
     """Tokens a segment."""
-    make, cut = segment.SEGMENTERS[name]
+    cut, make = SEGMENTERS[name]
     bounds = np.arange(0, letters.size + 1, letters.shape[-1])
     return cut(letters.ravel(), bounds, make(pairs, levels))[1].sum() / len(letters)
 
@@ -127,7 +129,7 @@ def main():
     parser.add_argument("--swap", action="store_true")
     args = parser.parse_args()
 
-    recordings = [preprocess.segments(records.read(path), SIGNAL) for path in records.find(args.folder)[0]]
+    recordings = [preprocess.segments(readers.read(path), SIGNAL) for path in readers.find(args.folder)[0]]
     halves = [
         np.stack([signal for recording in recordings[side::2] for _, signal in recording]) for side in (0, 1)
     ]

@@ -24,12 +24,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ecgbyte_cli import ecg_lm, metrics
-from ecgbyte_cli import questions as question_files
 from ecgbyte_cli.console import note, progress, table
-from ecgbyte_cli.prompt import Prompt
+from ecgbyte_cli.model import answering, controls, ecg_lm
+from ecgbyte_cli.model.prompt import Prompt
+from ecgbyte_cli.questions import files as question_files
+from ecgbyte_cli.questions import metrics
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import generate
-from ecgbyte_cli.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table, write_json
 
 FRAME = 32  # samples that a frame of the encoder stands for
@@ -189,7 +190,7 @@ def two_stage(work, epochs, batch, seed):
     noisy = sorted({segment for _, segment, *_ in chosen})
     made = [np.zeros(shape, np.float32)]
     for i in noisy:
-        noise = generate.same_spectrum(signals[i].numpy(), np.random.default_rng([0, int(i)]))
+        noise = controls.same_spectrum(signals[i].numpy(), np.random.default_rng([0, int(i)]))
         made.append(seen(tokenizer.letters(noise), i))
     made[0] = seen(tokenizer.letters(made[0]), 0)
     inputs = torch.cat([signals, torch.from_numpy(np.stack(made))])
@@ -218,7 +219,7 @@ def two_stage(work, epochs, batch, seed):
     patients = [patient for *_, patient, _ in chosen]
     own = [i for _, i, *_ in chosen]
     place = {i: len(signals) + 1 + k for k, i in enumerate(noisy)}
-    strangers = [i for (i,) in generate.others(patients, [(i,) for i in own], 0)]
+    strangers = [i for (i,) in controls.others(patients, [(i,) for i in own], 0)]
     asked_with = {
         "signal": [ids(i) for i in own],
         "no signal": [np.zeros(0, np.int64)] * len(own),
@@ -239,7 +240,7 @@ def two_stage(work, epochs, batch, seed):
                 given[i] = text
                 bar.advance()
 
-            generate.answer_all(lm, prompt, prompts, 64, 64, set(), keep)
+            answering.answer_all(lm, prompt, prompts, 64, 64, set(), keep)
             answers[name] = [given[i] for i in range(len(chosen))]
     answers["majority"] = [guesses[question.type] for question, *_ in chosen]
     truths, types = [q.answer for q, *_ in chosen], [q.type for q, *_ in chosen]

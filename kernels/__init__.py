@@ -1,6 +1,7 @@
 """Numba functions on flat arrays: no files, no classes, no printing."""
 
 from contextlib import ExitStack, suppress
+from functools import lru_cache
 from pathlib import Path
 
 import numba
@@ -8,7 +9,7 @@ import numba
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 def jit(function=None, **options):
@@ -23,6 +24,13 @@ def jit(function=None, **options):
     return compile_lazily if function is None else compile_lazily(function)
 
 
+@lru_cache
+def _stamp_of_kernels():
+    """A value that changes when a file of this folder does."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
 def _one_at_a_time(compiled):
     """Let one process at a time use the cache of a function.
 
@@ -33,6 +41,8 @@ def _one_at_a_time(compiled):
     if file is None or fcntl is None:  # NUMBA_DISABLE_JIT, or Windows
         return compiled
     path = Path(file._cache_path) / "ecgbyte.lock"
+    # Numba looks at the function's own file alone, and a kernel may call those of the files beside it
+    file._source_stamp = file._source_stamp, _stamp_of_kernels()
 
     def locked(call):
         def alone(*args):

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgbyte_cli import attribution, ecg_lm
-from ecgbyte_cli.prompt import Prompt
-from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli.model import attribution, ecg_lm
+from ecgbyte_cli.model.prompt import Prompt
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 QUESTION, ANSWER = "What is the rhythm?", "sinus"
 TOKENIZER = {
@@ -150,7 +150,7 @@ def test_rollout_is_the_product_of_the_layers(explainer, case):
 
 
 def test_a_model_without_attention_weights_is_refused(explainer, case, monkeypatch):
-    from ecgbyte_cli.console import Failure
+    from ecgbyte_cli.failure import Failure
 
     monkeypatch.setattr(explainer.lm.base, "modules", lambda: [])
     with pytest.raises(Failure, match="--method gradient"):

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import wfdb
 
-from ecgbyte_cli import ecg_lm, preprocess, records
-from ecgbyte_cli.console import Failure
-from ecgbyte_cli.conversation import Conversation, Reader, Turn
+from ecgbyte_cli import readers, terminal
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model.conversation import Conversation, Reader, Turn
+from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import chat
-from ecgbyte_cli.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import WorkDir
 
 QUESTION = "What is the rhythm?"
@@ -147,14 +149,14 @@ def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsy
 
 
 def segments_of(conversation, path):
-    recording = records.read(path)
+    recording = readers.read(path)
     return recording, preprocess.segments(recording, conversation.reader.tokenizer.signal)
 
 
 def test_help_lists_every_command_and_each_is_known(conversation, capsys):
     chat.talk(conversation, typed("/help"))
     listed = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
-    assert listed == [usage.split()[0] for usage in chat.COMMANDS]
+    assert listed == [usage.split()[0] for usage in terminal.COMMANDS]
     for word in listed:
         chat.talk(conversation, typed(word))
         assert "unknown command" not in capsys.readouterr().err
@@ -234,7 +236,7 @@ def test_a_model_trained_on_single_questions_is_asked_each_by_itself(conversatio
 
 
 def test_the_panel(conversation, long_record, capsys):
-    chat.greet(conversation.reader.read(long_record), conversation.about)
+    terminal.greet(conversation.reader.read(long_record), conversation.about)
     err = capsys.readouterr().err
     for text in ("2 leads (II, V1), 250 Hz, 25 s", "60 per minute (mean over 1", "0 to 10 s, segment 1 of 2",
                  "II, V1 at 100 Hz", "Note:  [31mred", "second", "not told", "no medical device",
@@ -267,7 +269,7 @@ def test_drawing_a_lead(conversation, long_record, capsys):
     "signal", [np.zeros(1000), np.full(1000, np.nan), np.array([1.0]), np.linspace(0, 1, 7)]
 )
 def test_drawing_what_is_flat_missing_or_short(signal):
-    rows = chat.dots(signal, 0, 10, "II", 60)
+    rows = terminal.dots(signal, 0, 10, "II", 60)
     assert len(rows) == 7 and {len(row) for row in rows[:6]} == {60}
     dots = sum(bin(ord(c) - 0x2800).count("1") for row in rows[:6] for c in row[9:])
     assert dots == 0 if np.isnan(signal).all() else dots >= 102
@@ -276,13 +278,13 @@ def test_drawing_what_is_flat_missing_or_short(signal):
 def test_drawing_shows_gaps_as_gaps():
     signal = np.sin(np.arange(1000) / 10)
     signal[400:600] = np.nan
-    rows = [row[9:] for row in chat.dots(signal, 0, 10, "II", 109)[:6]]
+    rows = [row[9:] for row in terminal.dots(signal, 0, 10, "II", 109)[:6]]
     empty = [all(row[i] == "\u2800" for row in rows) for i in range(100)]
     assert all(empty[41:59]) and not any(empty[:40]) and not any(empty[61:])
 
 
 def test_a_terminal_without_dots_is_told_so(conversation, monkeypatch, capsys):
-    monkeypatch.setattr(chat, "screen", lambda: SimpleNamespace(encoding="latin-1", width=80))
+    monkeypatch.setattr(terminal, "screen", lambda: SimpleNamespace(encoding="latin-1", width=80))
     chat.talk(conversation, typed("/lead II"))
     assert capsys.readouterr().err == "this terminal cannot show a drawing (latin-1)\n"
 
@@ -325,7 +327,7 @@ def test_completion(monkeypatch, tmp_path):
         monkeypatch.setattr(readline, "get_line_buffer", lambda: line)
         monkeypatch.setattr(readline, "get_begidx", lambda: start)
         numbers = iter(range(9))
-        return list(iter(lambda: chat.complete(line[start:], next(numbers)), None))
+        return list(iter(lambda: terminal.complete(line[start:], next(numbers)), None))
 
     assert offered("/se") == ["/segment"] and offered("What") == []
     assert offered(f"/ecg {tmp_path}/on") == [f"{tmp_path}/one.hea", f"{tmp_path}/only/"]
@@ -338,7 +340,7 @@ def test_the_heart_rate_agrees_with_the_truth_of_synthetic_records(small, conver
     checked = 0
     for path in sorted((small / "data").rglob("*.hea")):
         ecg = conversation.reader.read(path)
-        truth, said = float(ecg.recording.comment("heart rate")), chat.heart_rate(ecg)
+        truth, said = float(ecg.recording.comment("heart rate")), terminal.heart_rate(ecg)
         # XQRS takes some premature beats for none, and never finds more beats than there are
         if ecg.recording.comment("condition") == "premature ventricular complexes":
             assert float(said.split()[0]) < truth + 3
@@ -351,9 +353,9 @@ def test_the_heart_rate_agrees_with_the_truth_of_synthetic_records(small, conver
 def test_the_heart_rate_of_real_recordings(real_data):
     # counted by eye in lead II; the second has complexes that point down, 0.4 mV high
     for path, rate in (("cinc2021/HR06002", 41), ("wfdb/s0010_re", 82)):
-        recording = records.read(real_data / path)
+        recording = readers.read(real_data / path)
         signal = preprocess.pick(recording, ["II"])[0, : int(10 * recording.fs)].astype(float)
-        beats = chat.find_beats(signal, recording.fs)
+        beats = terminal.find_beats(signal, recording.fs)
         found = 60 * (len(beats) - 1) * recording.fs / (beats[-1] - beats[0])
         assert abs(found - rate) < 2
 
@@ -362,9 +364,9 @@ def test_a_heart_rate_that_cannot_be_measured_is_not_made_up(conversation, long_
     ecg = conversation.reader.read(long_record)
     for samples in (np.zeros(6250), np.full(6250, np.nan), np.r_[1, np.zeros(6249)]):
         ecg.recording.signal[0] = samples
-        assert chat.heart_rate(ecg) == "not measurable in lead II"
+        assert terminal.heart_rate(ecg) == "not measurable in lead II"
     ecg.recording.leads[0] = "V5"
-    assert chat.heart_rate(ecg) == "not measurable: there is no lead II"
+    assert terminal.heart_rate(ecg) == "not measurable: there is no lead II"
 
 
 # The command, with a real model --------------------------------------------------------------------------------
@@ -415,7 +417,8 @@ def test_answers_with_context_equal_those_of_the_whole_prompt(small, record):
 def test_attention_draws_what_explains_the_last_answer(
     small, record, long_record, tmp_path, monkeypatch, capsys
 ):
-    from ecgbyte_cli import attribution, pictures
+    from ecgbyte_cli import pictures
+    from ecgbyte_cli.model import attribution
 
     conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=6)
     drawn = []
@@ -444,7 +447,7 @@ def test_attention_draws_what_explains_the_last_answer(
 
 
 def test_a_recording_that_does_not_say_its_rate(small, record, tmp_path, ecgbyte):
-    recording = records.read(record)
+    recording = readers.read(record)
     np.savetxt(
         tmp_path / "x.csv", recording.signal.T, "%.3f", ",", header=",".join(recording.leads), comments=""
     )

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ecgbyte_cli import curves
+from ecgbyte_cli.model import curves
 
 
 def records(path):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import wfdb
 
-from ecgbyte_cli import preprocess, records
+from ecgbyte_cli import readers
+from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.workdir import WorkDir, read_json, read_table
 
 
@@ -28,7 +29,7 @@ def test_the_errors_are_those_of_the_written_records(work, ecgbyte):
         record = wfdb.rdrecord(str(header.with_suffix("")))
         assert record.sig_name == ["II", "V1"] and record.fs == 100 and record.fmt == ["16"] * 2
         i = int(header.stem.rpartition("_")[2])
-        original = records.read(segments["path"][i])
+        original = readers.read(segments["path"][i])
         assert record.comments[:-1] == original.comments
         ((_, x),) = preprocess.segments(original, settings)
         difference = record.p_signal.T - x

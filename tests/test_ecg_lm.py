@@ -9,9 +9,9 @@ import torch
 import transformers
 from torch.nn import functional
 
-from ecgbyte_cli import ecg_lm
-from ecgbyte_cli.console import Failure
-from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 259, "max_position_embeddings": 512}  # fmt: skip

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import WorkDir, read_array, read_table
 
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ecgbyte_cli.attribution import METHODS
+from ecgbyte_cli.model.attribution import METHODS
 from ecgbyte_cli.stages import explain
 
 SIGNAL = {"leads": ["II", "V1"], "fs": 100.0, "samples": 1000}

@@ -9,8 +9,8 @@ import torch
 from test_ecg_lm import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ecgbyte_cli import ecg_lm
-from ecgbyte_cli.prompt import Prompt
+from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.stages import export
 
 

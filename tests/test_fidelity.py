@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ecgbyte_cli import fidelity
+from ecgbyte_cli.signal import fidelity
 
 FS = 250
 

@@ -13,25 +13,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgbyte_cli import ecg_lm
+from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model import training as loop
+from ecgbyte_cli.model.samples import batches, read_samples
+from ecgbyte_cli.model.training import Trainer, warmup_cosine
 from ecgbyte_cli.stages import finetune
 from ecgbyte_cli.workdir import WorkDir, sha256_of
 
 
 def test_batches_hold_every_sample_once_an_epoch_and_like_lengths():
     lengths = np.random.default_rng(0).integers(10, 500, 1000)
-    order = finetune.batches(lengths, 4, seed=1)
+    order = batches(lengths, 4, seed=1)
     epoch = [next(order) for _ in range(250)]
     assert sorted(i for group in epoch for i in group) == list(range(1000))
     padded = sum(max(lengths[g]) * len(g) for g in epoch)
     assert padded / lengths.sum() < 1.05
-    again = finetune.batches(lengths, 4, seed=1)
+    again = batches(lengths, 4, seed=1)
     assert epoch == [next(again) for _ in range(250)]
     assert epoch != [next(order) for _ in range(250)]
 
 
 def test_the_schedule_rises_and_falls_to_zero():
-    factor = finetune.warmup_cosine(100)
+    factor = warmup_cosine(100)
     values = [factor(step) for step in range(101)]
     assert values[:4] == [0.25, 0.5, 0.75, 1.0] and max(values) == 1
     assert values[4:] == sorted(values[4:], reverse=True) and values[-1] == pytest.approx(0)
@@ -125,7 +128,7 @@ def as_tiny(text_tokenizer_and_base, folder):
 KILL = """
 import os, signal, sys
 from ecgbyte_cli.__main__ import main
-from ecgbyte_cli.stages import finetune
+from ecgbyte_cli.model.training import Trainer
 
 def kill(original):
     def killed(self, *args):
@@ -134,7 +137,7 @@ def kill(original):
         return original(self, *args)
     return killed
 
-finetune.Trainer.{method} = kill(finetune.Trainer.{method})
+Trainer.{method} = kill(Trainer.{method})
 main(sys.argv[1:])
 """
 
@@ -177,7 +180,7 @@ def test_a_killed_training_goes_on_as_if_undisturbed(small, tmp_path, ecgbyte, m
 
 
 def test_ctrl_c_leaves_a_checkpoint_of_the_step(small, tmp_path, ecgbyte, monkeypatch):
-    work, update = untrained(small, tmp_path / "work"), finetune.Trainer.update
+    work, update = untrained(small, tmp_path / "work"), Trainer.update
 
     def interrupted(self, groups):
         if self.step == 3:
@@ -186,7 +189,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_step(small, tmp_path, ecgbyte, monkey
 
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 6, "--batch", 1]
     args += ["--max-length", 80]
-    monkeypatch.setattr(finetune.Trainer, "update", interrupted)
+    monkeypatch.setattr(Trainer, "update", interrupted)
     stopped = ecgbyte(*args, work=work)
     monkeypatch.undo()
     assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr.splitlines()[-1]
@@ -197,16 +200,17 @@ def test_the_best_weights_are_kept(small, tmp_path, ecgbyte, monkeypatch):
     """Validation losses are given, the weights are real: those after step 4, whatever came later."""
     losses = iter([9.0, 3.0, 1.0, 2.0, 3.0, 7.0])  # before training, after steps 2, 4, 6, 8, and the last one
 
-    monkeypatch.setattr(finetune, "validation_loss", lambda *_: next(losses))
+    for module in (finetune, loop):
+        monkeypatch.setattr(module, "validation_loss", lambda *_: next(losses))
     work, kept = untrained(small, tmp_path / "work"), {}
-    update = finetune.Trainer.update
+    update = Trainer.update
 
     def watched(self, groups):
         result = update(self, groups)
         kept[self.step] = self.lm.ecg_rows.weight.detach().clone().numpy()
         return result
 
-    monkeypatch.setattr(finetune.Trainer, "update", watched)
+    monkeypatch.setattr(Trainer, "update", watched)
     result = ecgbyte(
         *("finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 20, "--batch", 1),
         *("--every", 2, "--patience", 2, "--max-length", 80, "--json"),
@@ -224,12 +228,12 @@ def test_accumulated_batches_are_one_large_batch(small, tmp_path, ecgbyte):
     """Like lengths in each batch aside, the loss of a step is that of its samples taken together."""
     work = WorkDir(small / "ecgbyte-work")
     lm, _, samples = finetune.load(work, "tiny", "full", "cpu", 80, "trim", 0)
-    training, validation, _ = finetune.read_samples(work, small / "data" / "qa.jsonl", samples, print)
+    training, validation, _ = read_samples(work, small / "data" / "qa.jsonl", samples, print)
     settings = {"method": "full", "lr": 1e-3, "seed": 0, "batch": 2, "accumulate": 2}
     rows = []
     for groups in ([[0, 1], [2, 3]], [[0, 1, 2, 3]]):
         lm, _, samples = finetune.load(work, "tiny", "full", "cpu", 80, "trim", 0)
-        trainer = finetune.Trainer(work, lm, samples, settings, 9, 9, training, validation, print)
+        trainer = Trainer(work, lm, samples, settings, 9, 9, training, validation, print)
         loss, _ = trainer.update(groups)
         rows.append((loss, lm.ecg_rows.weight.detach().numpy()))
     assert rows[0][0] == pytest.approx(rows[1][0], rel=1e-6)
@@ -271,14 +275,14 @@ def test_long_samples_are_trimmed_or_left_out_and_counted(small, tmp_path, ecgby
 def finetune_lengths(small):
     work = WorkDir(small / "ecgbyte-work")
     _, _, samples = finetune.load(work, "tiny", "full", "cpu", 4096, "trim", 0)
-    training, validation, _ = finetune.read_samples(work, small / "data" / "qa.jsonl", samples, print)
+    training, validation, _ = read_samples(work, small / "data" / "qa.jsonl", samples, print)
     return [length for _, length in training + validation]
 
 
 def test_a_trimmed_sample_loses_the_end_of_both_leads(small):
     work = WorkDir(small / "ecgbyte-work")
     _, _, samples = finetune.load(work, "tiny", "full", "cpu", 4096, "trim", 0)
-    training, _, _ = finetune.read_samples(work, small / "data" / "qa.jsonl", samples, print)
+    training, _, _ = read_samples(work, small / "data" / "qa.jsonl", samples, print)
     question, length = training[0]
     whole, _, _ = samples(question)
     samples.max_length = length - 7
@@ -336,7 +340,7 @@ def test_out_of_memory_is_one_line_that_says_what_to_lower(small, tmp_path, ecgb
     def out_of_memory(*_):
         torch.empty(2**50)
 
-    monkeypatch.setattr(finetune.Trainer, "update", out_of_memory)
+    monkeypatch.setattr(Trainer, "update", out_of_memory)
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny"]
     result = ecgbyte(*args, work=untrained(small, tmp_path / "work"))
     said = result.stderr.splitlines()[-1]
@@ -359,7 +363,7 @@ def test_before_encode(tmp_path, ecgbyte):
 TRAIN = """
 import sys
 import numpy, torch
-from ecgbyte_cli import ecg_lm
+from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.__main__ import main
 
 save, ids = ecg_lm.save, torch.arange(49100, 49240)[None]

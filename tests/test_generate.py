@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from ecgbyte_cli.model import answering, controls
 from ecgbyte_cli.stages import generate
 from ecgbyte_cli.workdir import WorkDir
 
@@ -26,15 +27,16 @@ def copied(small, tmp_path):
 @pytest.fixture(scope="module")
 def parts(small):
     """The small model, its prompt, the questions of all splits and their signals."""
-    from ecgbyte_cli import ecg_lm, questions
-    from ecgbyte_cli.prompt import Prompt
+    from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model.prompt import Prompt
+    from ecgbyte_cli.questions import files as questions
     from ecgbyte_cli.workdir import read_table
 
     work = WorkDir(small / "ecgbyte-work")
     lm, text_tokenizer, tokenizer, _ = ecg_lm.load(work.model, "cpu")
     asked = questions.read(small / "data" / "qa.jsonl")
     chosen, _ = generate.choose(asked, read_table(work.symbol_segments), "test", None, 0)
-    return lm, Prompt(text_tokenizer, lm.offset), generate.Signals(work, tokenizer, "longest", chosen, 0)
+    return lm, Prompt(text_tokenizer, lm.offset), controls.Signals(work, tokenizer, "longest", chosen, 0)
 
 
 def answers_of(work):
@@ -43,12 +45,12 @@ def answers_of(work):
 
 def test_shuffled_signals_come_from_other_patients():
     patients, segments = ["a", "a", "b", "c", "c"], [(0,), (1,), (2,), (3, 4), (4,)]
-    drawn = generate.others(patients, segments, seed=0)
+    drawn = controls.others(patients, segments, seed=0)
     owner = {0: "a", 1: "a", 2: "b", 3: "c", 4: "c"}
     for patient, own, other in zip(patients, segments, drawn, strict=True):
         assert len(own) == len(other) and all(owner[s] != patient for s in other)
-    assert drawn == generate.others(patients, segments, seed=0)
-    assert generate.others(["a"], [(7,)], 0) == [(7,)]
+    assert drawn == controls.others(patients, segments, seed=0)
+    assert controls.others(["a"], [(7,)], 0) == [(7,)]
 
 
 @hypothesis_settings(max_examples=30, deadline=None)
@@ -56,7 +58,7 @@ def test_shuffled_signals_come_from_other_patients():
 def test_noise_keeps_power_and_what_leads_have_in_common(leads, samples, seed):
     random = np.random.default_rng(seed)
     signal = random.normal(size=(leads, samples)).cumsum(1)
-    noise = generate.same_spectrum(signal, random)
+    noise = controls.same_spectrum(signal, random)
     before, after = np.fft.rfft(signal, axis=1), np.fft.rfft(noise.astype(float), axis=1)
     scale = np.abs(before).max()
     assert np.allclose(np.abs(before), np.abs(after), atol=1e-5 * scale)
@@ -67,7 +69,7 @@ def test_noise_keeps_power_and_what_leads_have_in_common(leads, samples, seed):
 def test_noise_has_lost_the_shape():
     signal = np.zeros((1, 1000))
     signal[0, ::100] = 1
-    noise = generate.same_spectrum(signal, np.random.default_rng(0))
+    noise = controls.same_spectrum(signal, np.random.default_rng(0))
     assert abs(np.corrcoef(signal[0], noise[0])[0, 1]) < 0.3 and noise.max() < 0.8
 
 
@@ -101,7 +103,7 @@ def test_answers_together_equal_answers_alone_for_lengths_that_differ_ten_times(
 
     def answer(batch):
         answers = {}
-        generate.answer_all(
+        answering.answer_all(
             lm, prompt, prompts, batch, 8, set(), lambda i, text, took: answers.__setitem__(i, text)
         )
         return [answers[i] for i in range(len(prompts))]
@@ -118,9 +120,9 @@ def test_drawn_answers_depend_on_the_seed_and_not_on_the_batch(parts):
 
     def answer(batch, seed):
         answers = {}
-        generate.answer_all(
+        answering.answer_all(
             *(lm, prompt, prompts, batch, 8, set(), lambda i, text, took: answers.__setitem__(i, text)),
-            generate.Sampler(1.0, seed, "signal"),
+            answering.Sampler(1.0, seed, "signal"),
         )
         return [answers[i] for i in range(len(prompts))]
 
@@ -131,7 +133,7 @@ def test_drawn_ids_have_the_probabilities_of_the_model():
     import torch
 
     logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
-    sampler = generate.Sampler(0.5, 0, "noise")
+    sampler = answering.Sampler(0.5, 0, "noise")
     sampler.begin(range(4000))
     counts = np.bincount(sampler(logits).numpy(), minlength=3) / 4000
     assert counts == pytest.approx((logits[0] / 0.5).softmax(0).numpy(), abs=0.03)
@@ -160,7 +162,7 @@ def test_the_json_keys_and_the_table(small, ecgbyte):
 
 
 def test_an_interrupted_run_goes_on(copied, ecgbyte, monkeypatch):
-    from ecgbyte_cli import ecg_lm
+    from ecgbyte_cli.model import ecg_lm
 
     before = answers_of(copied)
     shutil.rmtree(copied / "answers")

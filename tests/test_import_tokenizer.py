@@ -7,10 +7,10 @@ import pickletools
 import numpy as np
 import pytest
 
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import import_tokenizer as stage
-from ecgbyte_cli.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import WorkDir, read_json, read_table
-from ecgbyte_kernels import segment
+from ecgbyte_kernels.bpe import bpe, bpe_tables
 
 SPELLED = ["nn", "nnn", "no", "nnnn", "nnno"]  # "nnn" is nn + n, "nnnn" nn + nn, "nnno" nnn + o
 
@@ -97,7 +97,7 @@ def test_the_references_ids_are_given_to_every_recording(golden, ecgbyte, work):
     # the pairs are those that the reference merged: they leave as many tokens of its corpus as it says
     about = json.loads((golden / "tokenizer.json").read_text())
     corpus = np.concatenate([symbols[name].ravel() for name in about["order"]])
-    ids, _ = segment.bpe(corpus, [0, corpus.size], segment.bpe_tables(tokenizer.merges, 26))
+    ids, _ = bpe(corpus, [0, corpus.size], bpe_tables(tokenizer.merges, 26))
     assert len(ids) == about["trained_length"]
     assert tokenizer.signal["quantizer"]["lo"] == about["percentile_1"] - 0.5
 

@@ -1,11 +1,15 @@
 """The cache of compiled kernels, when two processes fill it at the same moment."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 MODULE = """
     from ecgbyte_kernels import jit
@@ -67,3 +71,30 @@ def test_processes_that_compile_at_once_leave_a_cache_that_is_right(tmp_path):
         said, error = (process := start(kind)).communicate()
         assert process.returncode == 0, error
         assert int(said) == 1  # from the cache
+
+
+def test_a_change_in_another_file_of_the_kernels_is_noticed(tmp_path):
+    """Numba itself compares the function's own file alone."""
+    shutil.copytree(ROOT / "kernels", tmp_path / "ecgbyte_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+        import numpy as np
+        import ecgbyte_kernels
+        from ecgbyte_kernels.filters import _shrink
+        _shrink(np.ones((4, 2)), np.full(2, 0.5))
+        print(ecgbyte_kernels.__file__, sum(_shrink.stats.cache_hits.values()))
+    """
+
+    def hits():
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        env.pop("NUMBA_DISABLE_JIT", None)
+        ran = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True, check=True
+        )
+        file, count = ran.stdout.split()
+        assert file.startswith(str(tmp_path))
+        return int(count)
+
+    assert [hits(), hits()] == [0, 1]
+    with open(tmp_path / "ecgbyte_kernels" / "tokens.py", "a") as file:
+        file.write("# changed\n")
+    assert [hits(), hits()] == [0, 1]

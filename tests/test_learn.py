@@ -8,10 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 import naive
+from ecgbyte_cli import machine
 from ecgbyte_cli.__main__ import main
-from ecgbyte_cli.console import Failure
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal import corpus
+from ecgbyte_cli.signal.tokenizer import character
 from ecgbyte_cli.stages import learn as stage
-from ecgbyte_cli.tokenizer import character
 from ecgbyte_cli.workdir import WorkDir, new_array, read_json, read_table, write_json, write_table
 from ecgbyte_kernels import merges as kernels
 
@@ -169,7 +171,7 @@ def test_sample(tmp_path):
 
 
 def test_the_same_at_any_number_of_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "LEAST_IN_SHARD", 1000)
+    monkeypatch.setattr(corpus, "LEAST_IN_SHARD", 1000)
     work = letters_of(tmp_path, walk(30))
     digests = {
         stage.learn(work, vocab=900, threads=threads, overwrite=True)["sha256"] for threads in (1, 2, 8)
@@ -181,7 +183,7 @@ def test_the_same_at_any_number_of_threads(tmp_path, monkeypatch):
 @pytest.mark.parametrize("save", [1, 2, 9, 30, 50])
 def test_goes_on_after_a_kill(tmp_path, monkeypatch, save):
     """The process is killed right after a save; the second run ends as if nothing had happened."""
-    monkeypatch.setattr(stage, "LEAST_IN_SHARD", 1000)
+    monkeypatch.setattr(corpus, "LEAST_IN_SHARD", 1000)
     monkeypatch.setattr(stage, "SAVE_EVERY", 0)
     monkeypatch.setattr(kernels._learn, "__defaults__", (0, kernels.SCAN_SHARE))  # keep the shards apart
     options = {"vocab": 1200, "threads": 2}
@@ -286,7 +288,7 @@ def test_a_corpus_that_does_not_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "free_memory", lambda: needed - 1)
     assert "--sample" in reason(work, "--vocab", 100)
     monkeypatch.undo()
-    assert 1e8 < stage.free_memory() < 1e14
+    assert 1e8 < machine.free_memory() < 1e14
     monkeypatch.setattr(stage, "MOST_IN_ONE_PIECE", 20_000)
     line = reason(work, "--vocab", 100, "--boundary", "none")
     assert "--sample 9 would fit" in line

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import naive
+from ecgbyte_kernels import merge_lists
 from ecgbyte_kernels import merges as kernels
 
 NO_MERGES = np.zeros((0, 2), np.int64)
@@ -96,7 +97,7 @@ def test_every_number_of_letters(levels):
 @pytest.mark.kernels
 @pytest.mark.parametrize("spare", [0, 4, 40])
 def test_a_generation_that_runs_out_of_room(monkeypatch, spare):
-    monkeypatch.setattr(kernels, "SPARE", 16 * spare)
+    monkeypatch.setattr(merge_lists, "SPARE", 16 * spare)
     rng = np.random.default_rng(7)
     for levels in (2, 6):  # with few letters it is the pairs that there is no room for
         pieces = [rng.integers(0, levels, 60).tolist() for _ in range(4)]

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from ecgbyte_cli import metrics
+from ecgbyte_cli.questions import metrics
 
 
 @pytest.mark.parametrize(

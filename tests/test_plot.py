@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ecgbyte_cli import pictures
-from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import WorkDir, read_array, read_table
 
 
@@ -48,9 +48,9 @@ def test_the_tokens_picture_draws_every_token_of_the_lead(small, record, ecgbyte
 
 
 def test_twelve_leads_make_the_usual_sheet(small, record):
-    from ecgbyte_cli import records
+    from ecgbyte_cli import readers
 
-    recording = records.read(record)
+    recording = readers.read(record)
     axes = pictures.sheet(recording.signal, recording.fs, recording.leads, "title").axes[0]
     shown = [text.get_text() for text in axes.texts]
     assert [lead for row in pictures.SHEET for lead in row] == shown[:12] and shown[12] == "II"

@@ -8,8 +8,9 @@ from scipy import interpolate
 from scipy import signal as sps
 
 import naive
-from ecgbyte_cli import preprocess, records
-from ecgbyte_cli.records import Recording, Unusable
+from ecgbyte_cli import readers
+from ecgbyte_cli.readers import Recording, Unusable
+from ecgbyte_cli.signal import preprocess
 from ecgbyte_kernels import filters
 from ecgbyte_kernels.quantize import quantize
 
@@ -31,8 +32,8 @@ def recording(leads, seconds=10, fs=500, seed=0):
 
 @pytest.fixture(scope="module")
 def real_segments(real_data):
-    found, _ = records.find(real_data / "cinc2021")
-    read = [records.read(path) for path in found]
+    found, _ = readers.find(real_data / "cinc2021")
+    read = [readers.read(path) for path in found]
     return {r.name: preprocess.segments(r, SETTINGS)[0][1] for r in read}
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgbyte_cli import ecg_lm
-from ecgbyte_cli.prompt import IGNORED, Prompt, leads_of, trim
+from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model.prompt import IGNORED, Prompt, leads_of, trim
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<eos>\n{% endfor %}"

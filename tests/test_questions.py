@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ecgbyte_cli import questions
-from ecgbyte_cli.console import Failure
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.questions import files as questions
 
 SEGMENTS = {"record": ["a", "a", "b"], "patient": ["p1", "p1", "p2"], "split": ["train", "train", "test"]}
 

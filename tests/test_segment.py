@@ -8,13 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import naive
-from ecgbyte_kernels import segment
+from ecgbyte_kernels.bpe import bpe, bpe_tables
+from ecgbyte_kernels.fewest import fewest, fewest_tables
+from ecgbyte_kernels.longest import longest, longest_tables
+from ecgbyte_kernels.tokens import expand, spell
 
 pytestmark = pytest.mark.kernels
 SEGMENTERS = {
-    "longest": (segment.longest, segment.longest_tables),
-    "bpe": (segment.bpe, segment.bpe_tables),
-    "fewest": (segment.fewest, segment.fewest_tables),
+    "longest": (longest, longest_tables),
+    "bpe": (bpe, bpe_tables),
+    "fewest": (fewest, fewest_tables),
 }
 
 
@@ -53,10 +56,10 @@ def test_segmenters_equal_the_slow_ones(case):
     assert [len(p) for p in cut("fewest", pieces, merges, levels)] == [
         naive.fewest(p, merges, levels) for p in pieces
     ]
-    text, starts = segment.spell(merges, levels)
+    text, starts = spell(merges, levels)
     for name in SEGMENTERS:
         ids = np.array([i for piece in cut(name, pieces, merges, levels) for i in piece], np.int64)
-        assert segment.expand(ids, text, starts).tolist() == [letter for piece in pieces for letter in piece]
+        assert expand(ids, text, starts).tolist() == [letter for piece in pieces for letter in piece]
 
 
 def reference_merges(golden):
@@ -77,10 +80,10 @@ def test_longest_gives_the_references_ids(golden):
         ids.setdefault(letters, 26 + k)
     symbols, encoded = np.load(golden / "symbols.npz"), json.loads((golden / "encoded.json").read_text())
     names = sorted(encoded)[:3] if is_slow() else encoded
-    tables = segment.longest_tables(np.array(merges), 26)
+    tables = longest_tables(np.array(merges), 26)
     for name in names:
         letters = symbols[name].ravel()
-        made, _ = segment.longest(letters, [0, letters.size], tables)
+        made, _ = longest(letters, [0, letters.size], tables)
         ours = np.where(made < 26, made + 97, made.astype(int) + 256 - 26)
         assert ours.tolist() == encoded[name], name
 
@@ -123,14 +126,14 @@ def test_bpe_equals_the_tokenizers_library(golden):
 )
 def test_merges_that_cannot_be_are_refused(merges, levels, said):
     with pytest.raises(ValueError, match=said):
-        segment.spell(merges, levels)
+        spell(merges, levels)
 
 
 def test_letters_and_ids_out_of_range_are_refused():
-    tables = segment.longest_tables([[0, 1]], 3)
+    tables = longest_tables([[0, 1]], 3)
     with pytest.raises(ValueError, match="letter 3"):
-        segment.longest(np.array([0, 3], np.uint8), [0, 2], tables)
+        longest(np.array([0, 3], np.uint8), [0, 2], tables)
     with pytest.raises(ValueError, match="pieces"):
-        segment.longest(np.array([0, 1], np.uint8), [0, 1], tables)
+        longest(np.array([0, 1], np.uint8), [0, 1], tables)
     with pytest.raises(ValueError, match="vocabulary"):
-        segment.expand(np.array([4]), *segment.spell([[0, 1]], 3))
+        expand(np.array([4]), *spell([[0, 1]], 3))

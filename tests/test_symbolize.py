@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_records import wave, write_edf, write_wfdb
+from test_readers import wave, write_edf, write_wfdb
 
-from ecgbyte_cli import preprocess, records
+from ecgbyte_cli import readers
+from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
 
 LEADS = preprocess.LEADS
@@ -58,13 +59,13 @@ def test_real_recordings(ecgbyte, real_data, tmp_path):
     assert symbols.max() == 25 and symbols.min() == 0
     assert segments["offset"] == list(range(0, symbols.size, 30000)) and skipped == {"path": [], "reason": []}
     # the range is the corpus' percentiles, as numpy has them
-    read = [preprocess.segments(records.read(path), about["signal"])[0][1] for path in segments["path"]]
+    read = [preprocess.segments(readers.read(path), about["signal"])[0][1] for path in segments["path"]]
     p1, p99 = np.percentile(np.stack(read).astype(float), [1, 99])
     quantizer = about["signal"]["quantizer"]
     assert abs(quantizer["lo"] - p1 + 0.5) < 1e-9 and abs(quantizer["hi"] - p99 - 0.5) < 1e-9
     # the settings are all it takes
     for path, offset in zip(segments["path"], segments["offset"], strict=True):
-        [(_, cut)] = preprocess.segments(records.read(path), about["signal"])
+        [(_, cut)] = preprocess.segments(readers.read(path), about["signal"])
         assert np.array_equal(
             preprocess.quantize(cut, quantizer)[0].ravel(), symbols[offset : offset + 30000]
         )
@@ -87,7 +88,7 @@ def test_other_quantizers(ecgbyte, many, tmp_path, quantizer):
     symbols, segments, _, about = results(tmp_path / "work")
     wide = np.array(segments["hi"]) - segments["lo"]
     for k in (0, 57, len(segments["path"]) - 1):
-        read = dict(preprocess.segments(records.read(segments["path"][k]), about["signal"]))
+        read = dict(preprocess.segments(readers.read(segments["path"][k]), about["signal"]))
         cut, told = read[segments["start"][k]], about["signal"]["quantizer"]
         letters = symbols[segments["offset"][k] :][:400].reshape(2, 200)
         assert np.array_equal(preprocess.quantize(cut, told)[0], letters)
@@ -105,7 +106,7 @@ def test_every_input_ends_somewhere(ecgbyte, real_data, tmp_path):
     shutil.copytree(real_data / "cinc2021", data / "cinc")
     shutil.copytree(real_data / "wfdb", data / "wfdb")
     shutil.copy(get_testdata_file("waveform_ecg.dcm", download=False), data)
-    one = records.read(data / "cinc" / "HR06002")
+    one = readers.read(data / "cinc" / "HR06002")
     write_edf(data / "edf.edf", one.signal, 500)
     text = [",".join(one.leads), *(",".join(f"{v:.4f}" for v in row) for row in one.signal.T)]
     (data / "csv.csv").write_text("\n".join(text))
@@ -214,7 +215,7 @@ def test_patients_and_splits(ecgbyte, tmp_path):
     of = dict(zip(segments["record"], segments["split"], strict=True))
     assert of == {
         "r0": "test",
-        **{r: records.split_of(p) for r, p in [("r1", "B"), ("r2", "r2"), ("r3", "r3")]},
+        **{r: readers.split_of(p) for r, p in [("r1", "B"), ("r2", "r2"), ("r3", "r3")]},
     }
     (data / "table.csv").write_text("record,patient,split\nr0,X,\nr1,Y,val\nr2,Z,\n")
     result = ecgbyte("symbolize", data, *SHORT, "--patients", data / "table.csv", "--overwrite")
@@ -224,7 +225,7 @@ def test_patients_and_splits(ecgbyte, tmp_path):
         zip(segments["record"], zip(segments["patient"], segments["split"], strict=True), strict=True)
     )
     assert rows["r0"] == ("X", "test") and rows["r1"] == ("Y", "val")
-    assert rows["r2"] == ("Z", records.split_of("Z")) and rows["r3"] == ("r3", records.split_of("r3"))
+    assert rows["r2"] == ("Z", readers.split_of("Z")) and rows["r3"] == ("r3", readers.split_of("r3"))
 
 
 def test_run_twice(ecgbyte, many, tmp_path):
@@ -379,7 +380,7 @@ def lay_out(name, data):
             )
             file["exam_id"] = [40, 41, 42, 0]
         (data / "exams.csv").write_text("exam_id,patient_id\n40,10000032\n41,11000032\n42,12000032\n")
-    return {p: records.split_of(p) for p in ("10000032", "11000032", "12000032")}
+    return {p: readers.split_of(p) for p in ("10000032", "11000032", "12000032")}
 
 
 @pytest.mark.parametrize("name", ["ptbxl.sh", "mimic_iv_ecg.sh", "code15.sh"])

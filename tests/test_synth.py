@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import wfdb
 
-from ecgbyte_cli.console import Failure
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal.simulate import CONDITIONS, SPLITS, make_record, plan_records
 from ecgbyte_cli.stages import synth as synth_stage
-from ecgbyte_cli.stages.synth import CONDITIONS, SPLITS, ask, make_record, plan_records, synth
+from ecgbyte_cli.stages.synth import ask, synth
 from ecgbyte_kernels.vcg import LEADS
 
 FS = 250

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgbyte_cli import preprocess, records
-from ecgbyte_cli.console import Failure
-from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 ABOUT = {
     "format": "ecgbyte-tokenizer",
@@ -101,7 +100,7 @@ def test_the_example_of_the_documentation(small, monkeypatch):
     """The docstring's lines, run beside the work folder; the README has the same."""
     monkeypatch.chdir(small)
     lines = re.findall(r">>> (.*)", ECGTokenizer.__doc__)
-    names = {"ECGTokenizer": ECGTokenizer, "preprocess": preprocess, "records": records}
+    names = {}
     exec("\n".join(lines), names)
     own, ids, signal = names["tokenizer"], names["ids"], names["signal"]
     assert np.array_equal(own.decode(ids), own.quantize(signal)[0])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ecgbyte_cli import workdir
-from ecgbyte_cli.console import Failure
+from ecgbyte_cli.failure import Failure
 
 
 def test_whole_replaces_only_at_the_end(tmp_path):

@@ -6,9 +6,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli import fidelity, preprocess, records
-from ecgbyte_cli.console import Failure, Stage, note, progress, say, table
-from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli import readers
+from ecgbyte_cli.console import Stage, note, progress, say, table
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal import fidelity, preprocess
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import finished, new_folder, read_array, read_json, read_table, write_json
 
 
@@ -179,12 +181,12 @@ class Originals:
         if path != self.path:
             self.path = path
             try:
-                recording = records.read(path)
+                recording = readers.read(path)
                 self.parts, self.comments = (
                     dict(preprocess.segments(recording, self.settings)),
                     recording.comments,
                 )
-            except records.Unusable:
+            except readers.Unusable:
                 self.parts, self.comments = {}, []
         return self.parts.get(start), self.comments
 

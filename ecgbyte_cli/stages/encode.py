@@ -1,22 +1,22 @@
 """ecgbyte encode: letters to token ids."""
 
 import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import click
 import numpy as np
 
-from ecgbyte_cli.console import Failure, Stage, note, progress, say
-from ecgbyte_cli.tokenizer import SEGMENTERS, ECGTokenizer
+from ecgbyte_cli.console import Stage, note, progress, say
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.parts import Parts
+from ecgbyte_cli.signal.tokenizer import SEGMENTERS, ECGTokenizer
 from ecgbyte_cli.workdir import (
     finished,
     new_array,
     read_array,
     read_json,
     read_table,
-    whole,
     write_json,
     write_table,
 )
@@ -91,9 +91,8 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
         raise Failure(f"{work.symbols} does not hold the {count} segments of its table: symbolize again")
     step = max(1, LETTERS // each)
     firsts = range(0, count, step)
-    parts = [work.token_parts / f"{k:07d}.part" for k in range(len(firsts))]
-    prepare(work.token_parts, settings | {"segments_a_part": step}, overwrite)
-    todo = [k for k, part in enumerate(parts) if not part.exists()]
+    parts = Parts(work.token_parts, settings | {"segments_a_part": step}, overwrite)
+    todo = parts.missing(len(firsts))
     done = count - sum(min(step, count - firsts[k]) for k in todo)
     if done:
         note(f"encode: goes on after {done} of {count} segments")
@@ -103,9 +102,7 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
         ids, lengths = tokenizer.encode_segments(
             letters[first * each : last * each], last - first, leads, samples, segmenter
         )
-        with whole(parts[k]) as beside, open(beside, "wb") as file:
-            np.save(file, lengths)
-            np.save(file, ids)
+        parts.write(k, lengths, ids)
         return last - first
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool, progress("encode", count, "segments") as bar:
@@ -113,13 +110,13 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
         for made in pool.map(make, todo):
             bar.advance(made)
 
-    lengths = np.concatenate([read_part(part)[0] for part in parts])
+    lengths = np.concatenate([parts.read(k, 1)[0] for k in range(len(firsts))])
     total = int(lengths.sum())
     work.token_settings.unlink(missing_ok=True)  # without it the rest counts as nothing
-    with new_array(work.tokens, read_part(parts[0])[1].dtype, total) as tokens:
+    with new_array(work.tokens, parts.read(0, 2)[1].dtype, total) as tokens:
         at = 0
-        for part in parts:
-            ids = read_part(part)[1]
+        for k in range(len(firsts)):
+            _, ids = parts.read(k, 2)
             tokens[at : at + ids.size] = ids
             at += ids.size
     offsets = np.cumsum(lengths) - lengths
@@ -139,25 +136,5 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
         "tokenizer_sha256": tokenizer.sha256,
     }
     write_json(work.token_settings, record, indent=1)
-    shutil.rmtree(work.token_parts)
+    parts.remove()
     return result
-
-
-def prepare(folder, settings, overwrite):
-    """Make the folder of parts, or find the one that an interrupted run with these settings left."""
-    place = folder / "settings.json"
-    if place.exists() and read_json(place) != settings:
-        if not overwrite:
-            raise Failure(
-                f"{folder} holds an interrupted run with other settings: "
-                "add --overwrite, or use another --work folder"
-            )
-        shutil.rmtree(folder)
-    if not place.exists():
-        write_json(place, settings)
-
-
-def read_part(path):
-    """Ids per segment, and the ids, of a part of the segments."""
-    with open(path, "rb") as file:
-        return np.load(file, allow_pickle=False), np.load(file, allow_pickle=False)

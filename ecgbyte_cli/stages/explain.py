@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli import records
-from ecgbyte_cli.console import Failure, Stage, note, progress, say, table
+from ecgbyte_cli import readers
+from ecgbyte_cli.console import Stage, note, progress, say, table
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.workdir import finished, read_array, read_json, read_table, sha256_of, whole, write_json
 
 QUESTION = "What is the rhythm?"
@@ -141,8 +142,8 @@ def explain(work, *, count=100, model=None, split="test", batch=16, seed=0, over
         note(f"{work.explained} is there already, made with these settings: nothing to do")
         return done
 
-    from ecgbyte_cli import attribution, ecg_lm
-    from ecgbyte_cli.prompt import Prompt
+    from ecgbyte_cli.model import attribution, ecg_lm
+    from ecgbyte_cli.model.prompt import Prompt
 
     with ecg_lm.quiet():
         lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model)
@@ -217,8 +218,8 @@ def choose(segments, split, count, signal, seed):
         if not any(wanted.values()):
             break
         try:
-            lines = records.read(segments["path"][i]).comments
-        except records.Unusable as error:
+            lines = readers.read(segments["path"][i]).comments
+        except readers.Unusable as error:
             raise Failure(
                 f"{segments['path'][i]}: {error.message}: explain reads the recordings again, "
                 "put them back where `ecgbyte symbolize` found them"
@@ -260,7 +261,7 @@ def summary(measured, seed):
     drawn = np.random.default_rng(seed).integers(0, len(measured), (2000, len(measured)))
     times = share[drawn].mean(1) / covered[drawn].mean(1)
     deleted, inserted = (np.mean([m["curves"][k] for m in measured], axis=0) for k in (0, 1))
-    from ecgbyte_cli.attribution import area
+    from ecgbyte_cli.model.attribution import area
 
     by_cause = {}
     for cause in dict.fromkeys(m["cause"] for m in measured):

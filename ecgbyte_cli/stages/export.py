@@ -8,7 +8,8 @@ import click
 import numpy as np
 
 from ecgbyte_cli import __version__
-from ecgbyte_cli.console import Failure, Stage, say
+from ecgbyte_cli.console import Stage, say
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.workdir import new_folder, read_json, write_json
 
 SIG_START, SIG_END, ECG_TOKEN = "<sig_start>", "<sig_end>", "<ecg_{}>"
@@ -71,8 +72,8 @@ def export(work, out, *, model=None, overwrite=False):
 
     import torch
 
-    from ecgbyte_cli import ecg_lm
-    from ecgbyte_cli.prompt import SYSTEM
+    from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model.prompt import SYSTEM
 
     with ecg_lm.quiet():
         lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(folder, "cpu")
@@ -88,7 +89,7 @@ def export(work, out, *, model=None, overwrite=False):
                 f"# An ECG language model, exported by ecgbyte {__version__}\n\n{ecg_lm.NOTICE}\n\n"
                 f"Base model: {about['base']}. A plain causal language model for Transformers and other "
                 "servers. ECG_TOKENS below stands for `<ecg_12><ecg_7>…`, the ids that "
-                "`ecgbyte_cli.tokenizer.ECGTokenizer.from_file('ecg_tokenizer.json').encode(signal)` gives for a "
+                "`ecgbyte_cli.ECGTokenizer.from_file('ecg_tokenizer.json').encode(signal)` gives for a "
                 "segment.\n\n"
                 + (
                     f"System message: `{SYSTEM}`\n\nUser message: "
@@ -124,7 +125,7 @@ def least_likely(lm, text_tokenizer):
     """The text id that the model is least likely ever to write, as its answers to some made-up ECGs show."""
     import torch
 
-    from ecgbyte_cli.prompt import Prompt
+    from ecgbyte_cli.model.prompt import Prompt
 
     prompt, random = Prompt(text_tokenizer, lm.offset), np.random.default_rng(0)
     highest = None

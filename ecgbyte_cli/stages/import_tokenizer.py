@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli import preprocess
-from ecgbyte_cli.console import Failure, Stage, note, say
-from ecgbyte_cli.tokenizer import write_tokenizer
+from ecgbyte_cli.console import Stage, note, say
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal.tokenizer import write_tokenizer
 from ecgbyte_cli.workdir import finished, read_json, sha256_of
 
 LETTERS = 26  # of the reference: the bytes a to z

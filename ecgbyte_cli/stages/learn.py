@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import mmap
 import os
 import time
 from pathlib import Path
@@ -10,8 +9,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli.console import Failure, Stage, note, progress, say
-from ecgbyte_cli.tokenizer import write_tokenizer
+from ecgbyte_cli.console import Stage, note, progress, say
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.machine import free_memory, peak_rss_mb
+from ecgbyte_cli.signal import corpus
+from ecgbyte_cli.signal.tokenizer import write_tokenizer
 from ecgbyte_cli.workdir import (
     finished,
     read_array,
@@ -20,10 +22,9 @@ from ecgbyte_cli.workdir import (
     sha256_of,
     write_json,
 )
-from ecgbyte_kernels.segment import MOST_TOKENS
+from ecgbyte_kernels.tokens import MOST_TOKENS
 
 SAVE_EVERY = 10  # seconds between saves of the merges found so far
-LEAST_IN_SHARD = 500_000  # letters: less is not worth another thread
 MOST_IN_ONE_PIECE = 2**31
 
 
@@ -195,7 +196,7 @@ def learn(
 
     started = time.perf_counter()
     threads = threads or len(os.sched_getaffinity(0))
-    texts = read_texts(letters, segments, boundary, levels, threads, work.symbols)
+    texts = corpus.read_texts(letters, segments, boundary, levels, threads, work.symbols)
     symbols = int((segments["leads"] * segments["samples"]).sum())
     note(f"learn: read in {time.perf_counter() - started:.1f} s")
     # arrays, not lists: thousands of small objects would set off Python's garbage collector
@@ -314,85 +315,3 @@ def check_memory(segments, boundary, described):
 def memory_needed(symbols):
     """Bytes that learning takes at most, above what Python and its libraries take: measured, and rounded up."""
     return 3e8 + min(12 * symbols, 1e9 + 3.2 * symbols)
-
-
-def free_memory():
-    """Bytes of memory that this process can still take."""
-    free = []
-    limits = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if Path("/proc/meminfo").exists():
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    else:
-        free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    if all(path.exists() for path in limits) and limits[0].read_text().strip() != "max":
-        free.append(int(limits[0].read_text()) - int(limits[1].read_text()))
-    return min(free)
-
-
-def read_texts(letters, segments, boundary, levels, threads, path):
-    """Read the chosen letters as texts for the kernels: one for each thread, of whole segments.
-
-    Parameters
-    ----------
-    letters : numpy.memmap of uint8, 1-D
-    segments : dict
-        `offset`, `leads` and `samples` of the segments to read: int64 arrays.
-    boundary : {"lead", "segment", "none"}
-    levels : int
-    threads : int
-    path : Path
-        Where the letters are from, for errors.
-
-    Returns
-    -------
-    list of numpy.ndarray
-    """
-    from ecgbyte_kernels.merges import cut_pieces, text_type
-
-    offset, leads, samples = segments.values()
-    sizes = leads * samples
-    if (offset < 0).any() or (offset + sizes > len(letters)).any():
-        raise Failure(f"{path} is shorter than its table says: run `ecgbyte symbolize` again")
-    if boundary == "lead":
-        # a piece per lead
-        first = np.repeat(np.cumsum(leads) - leads, leads)
-        starts = np.repeat(offset, leads) + (np.arange(leads.sum()) - first) * np.repeat(samples, leads)
-        sizes = np.repeat(samples, leads)
-    else:
-        starts = offset
-    symbols = int(sizes.sum())
-    # as many for each thread, and none with more letters than 2^30
-    shards = min(threads, 1 + symbols // LEAST_IN_SHARD) * (1 + (symbols >> 30) // threads)
-    shards = 1 if boundary == "none" else shards
-    bounds = np.searchsorted(np.cumsum(sizes), np.linspace(0, symbols, shards + 1)[1:-1])
-    texts = []
-    for mine, lengths in zip(np.split(starts, bounds), np.split(sizes, bounds), strict=True):
-        if boundary == "none":
-            text = np.empty(int(lengths.sum()) + 2, text_type(levels))
-        else:
-            text = np.empty(int(lengths.sum()) + len(lengths) + 1, text_type(levels))
-        at = 0
-        for part in range(0, max(1, len(mine)), 4096):
-            here = slice(part, part + 4096)
-            at, largest = cut_pieces(letters, mine[here], lengths[here], text, at, boundary != "none")
-            if largest >= levels:
-                raise Failure(f"{path} holds letter {largest}, but its settings say {levels} levels")
-            # what has been read of the file is no longer to count as this process's memory
-            if isinstance(letters.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-                letters.base.madvise(mmap.MADV_DONTNEED)
-        text[-1] = text[0]
-        texts.append(text)
-    return texts
-
-
-def peak_rss_mb():
-    """The most memory this process has held, in MB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count what the parent held before it started this process
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1000 * 1.024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000 * 1.024

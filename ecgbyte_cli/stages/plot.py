@@ -5,8 +5,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli import preprocess, records
-from ecgbyte_cli.console import Failure, Stage, say
+from ecgbyte_cli import readers
+from ecgbyte_cli.console import Stage, say
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.workdir import read_array, read_json, read_table
 
 
@@ -117,7 +119,7 @@ def plot(
             f"{record} is {recording.signal.shape[1] / recording.fs:g} s long: --start {start:g} is outside"
         )
     if kind == "ecg":
-        names = [records.lead_name(name) or name for name in recording.leads]
+        names = [readers.lead_name(name) or name for name in recording.leads]
         figure = pictures.sheet(recording.signal, recording.fs, names, recording.name, start)
     elif kind == "tokens":
         figure, more = token_picture(work, recording, lead, start, model)
@@ -132,15 +134,15 @@ def plot(
 def read(record):
     """Read a recording; what is wrong with it is said with its name."""
     try:
-        return records.read(record)
-    except records.Unusable as error:
+        return readers.read(record)
+    except readers.Unusable as error:
         raise Failure(f"{record}: {error.message}") from error
 
 
 def token_picture(work, recording, lead, start, model):
     """The picture of a lead's tokens in the segment that `start` lies in."""
     from ecgbyte_cli import pictures
-    from ecgbyte_cli.tokenizer import ECGTokenizer
+    from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
     path = Path(model) / "ecg_tokenizer.json" if model else work.ecg_tokenizer
     tokenizer = ECGTokenizer.from_file(path if model else work.need(path, "learn"))
@@ -164,7 +166,7 @@ def token_picture(work, recording, lead, start, model):
 def distribution_picture(work, name):
     """The picture of how often, how long and how many the tokens of a record, or of all, are."""
     from ecgbyte_cli import pictures
-    from ecgbyte_cli.tokenizer import ECGTokenizer
+    from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
     tokens, about = read_array(work.need(work.tokens, "encode")), read_json(work.token_settings)
     places, segments = read_table(work.token_segments), read_table(work.symbol_segments)
@@ -192,15 +194,16 @@ def segment_at(recording, tokenizer, start):
     """Start in s and signal in mV of the segment that `start` lies in, as the tokenizer wants it."""
     try:
         segments = preprocess.segments(recording, tokenizer.signal)
-    except records.Unusable as error:
+    except readers.Unusable as error:
         raise Failure(f"{recording.path}: {error.message}") from error
     return [s for s in segments if s[0] <= start][-1]
 
 
 def attention_picture(work, recording, start, model, question, method):
     """The picture of what a model's answer to a question drew on, in the segment that `start` lies in."""
-    from ecgbyte_cli import attribution, ecg_lm, pictures
-    from ecgbyte_cli.prompt import Prompt
+    from ecgbyte_cli import pictures
+    from ecgbyte_cli.model import attribution, ecg_lm
+    from ecgbyte_cli.model.prompt import Prompt
 
     with ecg_lm.quiet():
         lm, text_tokenizer, tokenizer, about = ecg_lm.load(Path(model or work.model))

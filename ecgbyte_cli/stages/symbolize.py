@@ -1,37 +1,46 @@
 """ecgbyte symbolize: recordings to letters."""
 
-import hashlib
 import json
-import multiprocessing
 import os
-import re
-import shutil
-import signal as signals
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import numpy as np
 
-from ecgbyte_cli import __version__, preprocess, records
-from ecgbyte_cli.console import Failure, Stage, note, progress, say, table
+from ecgbyte_cli import __version__, readers
+from ecgbyte_cli.console import Stage, note, progress, say, table
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.machine import in_parallel
+from ecgbyte_cli.parts import Parts
+from ecgbyte_cli.signal import corpus, preprocess
 from ecgbyte_cli.workdir import (
     finished,
     new_array,
-    read_json,
+    new_table,
     read_table,
     sha256_of,
-    whole,
     write_json,
     write_table,
 )
 from ecgbyte_kernels import quantize as kernels
 
+PRELOAD = (__name__, "scipy.signal", "pywt")
 PART = 64  # recordings that are done together, and lost together if the run is killed
-FIXED = ("minmax", "mulaw", "trellis")  # quantizers that need not know the corpus
+COLUMNS = {
+    "segment": int,
+    "record": str,
+    "patient": str,
+    "split": str,
+    "path": str,
+    "start": float,
+    "leads": int,
+    "samples": int,
+    "offset": int,
+    "lo": float,
+    "hi": float,
+}
 
 
 @click.command(
@@ -169,7 +178,7 @@ def symbolize(
         Companding of `mulaw`, over +-5 mV.
     fill_nan : {"linear", None}
     patients : str or Path or None
-        Table of records and patients; see `ecgbyte_cli.records.read_patients`.
+        Table of records and patients; see `ecgbyte_cli.readers.read_patients`.
     input_fs, lead_names : float and str, or None
         Sampling rate and lead names of files that do not say them.
     jobs : int or None
@@ -187,7 +196,7 @@ def symbolize(
         If there is no usable recording, or other letters are there already.
     """
     started = time.perf_counter()
-    names = [records.lead_name(lead) for lead in leads.split(",") if lead.strip()]
+    names = [readers.lead_name(lead) for lead in leads.split(",") if lead.strip()]
     samples = round(fs * segment) if fs > 0 and segment > 0 else 0
     if not names or len(set(names)) < len(names):
         raise click.UsageError(f"--leads {leads}: each lead once, commas between them")
@@ -196,12 +205,12 @@ def symbolize(
     if bounds and not (quantizer == "paper" and -np.inf < bounds[0] < bounds[1] < np.inf):
         raise click.UsageError("--range needs --quantizer paper and two numbers, the smaller first")
 
-    found, skipped = records.find(data, without=work.root)
+    found, skipped = readers.find(data, without=work.root)
     if patients:
         found = [path for path in found if path != os.path.realpath(patients)]
-    known = records.read_patients(patients) if patients else {}
+    known = readers.read_patients(patients) if patients else {}
     asked = {
-        "input": _fingerprint(found),
+        "input": readers.fingerprint(found),
         "patients": sha256_of(patients) if patients else None,
         "input_fs": input_fs,
         "lead_names": [name.strip() for name in lead_names.split(",")] if lead_names else None,
@@ -211,122 +220,47 @@ def symbolize(
         "samples": samples,
         "profile": profile,
         "fill_nan": fill_nan,
-        "quantizer": _asked_quantizer(quantizer, levels, bounds, mu),
+        "quantizer": corpus.asked_quantizer(quantizer, levels, bounds, mu),
     }
     before = finished(work.symbol_settings, asked, overwrite, "letters")
     if before:
         note(f"{work.symbols.parent} holds these letters already (--overwrite makes them again)")
         return before
-    _prepare(work, asked, overwrite)
-    _make_parts(work.symbol_parts, found, asked, jobs or os.cpu_count())
-    return _join(work, found, skipped, known, asked, started)
+    parts = Parts(work.symbol_parts, asked, overwrite)
+    _make_parts(parts, found, asked, jobs or os.cpu_count())
+    return _join(work, parts, found, skipped, known, asked, started)
 
 
-def _asked_quantizer(name, levels, bounds, mu):
-    """The quantizer as far as the command line decides it; the corpus decides the rest."""
-    lo, hi = bounds or (None, None)
-    asked = {"name": name, "levels": levels, "lo": lo, "hi": hi}
-    if name == "mulaw":
-        return asked | {"mu": mu, "limit": 5.0}
-    # what examples/rate_distortion.py found best
-    return asked | {"mu": 2.0, "limit": 16.0, "penalty": 0.25} if name == "trellis" else asked
-
-
-def _fingerprint(found):
-    """A hash of the inputs' names, sizes and times, which changes when the data does."""
-    base = os.path.commonpath([os.path.dirname(path) for path in found]) if found else ""
-    digest = hashlib.sha256()
-    file = stamp = None
-    for path in found:
-        if file != re.sub(r"#\d+$", "", path):  # the rows of an HDF5 file share one
-            file = re.sub(r"#\d+$", "", path)
-            try:
-                stamp = f"{os.stat(file).st_size} {os.stat(file).st_mtime_ns}"
-            except OSError:
-                stamp = "missing"
-        digest.update(f"{os.path.relpath(path, base)} {stamp}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _prepare(work, asked, overwrite):
-    """Make the folder of parts, or find the one that an interrupted run with these settings left."""
-    place = work.symbol_parts / "settings.json"
-    if place.exists() and read_json(place) != json.loads(json.dumps(asked)):
-        if not overwrite:
-            raise Failure(
-                f"{work.symbol_parts} holds an interrupted run with other settings: "
-                "add --overwrite, or use another --work folder"
-            )
-        shutil.rmtree(work.symbol_parts)
-    for leftover in work.symbols.parent.glob(".*.part"):  # of a killed run
-        leftover.unlink(missing_ok=True)
-    if not place.exists():
-        write_json(place, asked)
-
-
-def _make_parts(folder, found, asked, jobs):
+def _make_parts(parts, found, asked, jobs):
     """Do the recordings, `PART` at a time, each part into a file of its own; parts that are there stay."""
-    todo = [n for n in range(-(-len(found) // PART)) if not _part(folder, n).exists()]
+    todo = parts.missing(-(-len(found) // PART))
     done = len(found) - sum(len(found[n * PART : (n + 1) * PART]) for n in todo)
     if done:
         note(f"going on: {done} of {len(found)} recordings were done")
     with progress("symbolizing", len(found), "records") as bar:
         bar.update(done)
-        tasks = ((folder, n, found[n * PART : (n + 1) * PART], asked) for n in todo)
+        tasks = ((parts, n, found[n * PART : (n + 1) * PART], asked) for n in todo)
         start = time.perf_counter()
         fresh = 0
-        for count in _in_parallel(_make_part, tasks, min(jobs, len(todo))):
+        for count in in_parallel(_make_part, tasks, min(jobs, len(todo)), PRELOAD):
             fresh += count
             bar.update(done + fresh, f"{fresh / (time.perf_counter() - start):.0f} records/s")
 
 
-def _in_parallel(function, tasks, jobs):
-    """Yield the results of `function(*task)`, in any order, from `jobs` processes."""
-    if jobs <= 1:
-        yield from (function(*task) for task in tasks)
-        return
-    # not by fork: a process with threads of its own (Numba, torch) must not be copied
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload([__name__, "scipy.signal", "pywt"])
-    pool = ProcessPoolExecutor(jobs, context, initializer=_ignore_interrupts)
-    try:
-        running = set()
-        for task in tasks:
-            if len(running) >= 2 * jobs:
-                ready, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in ready)
-            running.add(pool.submit(function, *task))
-        while running:
-            ready, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in ready)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _ignore_interrupts():
-    signals.signal(signals.SIGINT, signals.SIG_IGN)  # Ctrl-C is the main process' business
-
-
-def _part(folder, number):
-    return Path(folder) / f"{number:07d}.part"
-
-
-def _make_part(folder, number, paths, asked):
+def _make_part(parts, number, paths, asked):
     """Do some recordings and write their part: signals or letters, counts, and a row for each segment."""
     quantizer = asked["quantizer"]
-    ready = quantizer["name"] in FIXED or quantizer["lo"] is not None
+    ready = quantizer["name"] in corpus.FIXED or quantizer["lo"] is not None
     blocks, rows, skipped, remarks = [], [], [], []
     counts = np.zeros(2**16, np.int64)
     for path in paths:
         try:
-            recording = records.read(path, asked["input_fs"], asked["lead_names"])
+            recording = readers.read(path, asked["input_fs"], asked["lead_names"])
             cut = preprocess.segments(recording, asked)
         except Failure as error:
             skipped.append((path, error.message))
             continue
-        patient, split = records.patient_of(recording), recording.comment("split")
+        patient, split = readers.patient_of(recording), recording.comment("split")
         if asked["profile"] == "paper":
             remarks.append([recording.fs, preprocess.paper_filters(recording.fs)[1]])
         for start, signal in cut:
@@ -341,27 +275,27 @@ def _make_part(folder, number, paths, asked):
     shape = (0, len(asked["leads"]), asked["samples"])
     about = {"rows": rows, "skipped": skipped, "remarks": remarks}
     used = np.flatnonzero(counts)
-    with whole(_part(folder, number)) as beside, open(beside, "wb") as file:
-        np.save(file, np.frombuffer(json.dumps(about).encode(), np.uint8))
-        np.save(file, np.stack([used, counts[used]]))
-        np.save(file, np.array(blocks) if blocks else np.zeros(shape, np.uint8))
+    parts.write(
+        number,
+        np.frombuffer(json.dumps(about).encode(), np.uint8),
+        np.stack([used, counts[used]]),
+        np.array(blocks) if blocks else np.zeros(shape, np.uint8),
+    )
     return len(paths)
 
 
-def _read_part(path, blocks=True):
-    """What `_make_part` wrote: the rows and what else was noted, the counts, and the blocks if wanted."""
-    with open(path, "rb") as file:
-        about = json.loads(np.load(file, allow_pickle=False).tobytes())
-        counts = np.load(file, allow_pickle=False)
-        return about, counts, np.load(file, allow_pickle=False) if blocks else None
+def _read_part(parts, number, count=3):
+    """What `_make_part` wrote: the rows and what else was noted, the counts, and the signals or letters."""
+    about, *arrays = parts.read(number, count)
+    return json.loads(about.tobytes()), *arrays
 
 
-def _join(work, found, skipped, known, asked, started):
+def _join(work, parts, found, skipped, known, asked, started):
     """Make the symbols and tables of all parts, settings last, and clear the parts away."""
-    parts = [_part(work.symbol_parts, n) for n in range(-(-len(found) // PART))]
+    numbers = range(-(-len(found) // PART))
     counts, segments, left_out, unlisted = np.zeros(2**16, np.int64), 0, Counter(), 0
-    for path in parts:
-        about, (used, times), _ = _read_part(path, blocks=False)
+    for number in numbers:
+        about, (used, times) = _read_part(parts, number, 2)
         counts[used] += times
         segments += len(about["rows"])
         skipped = skipped + about["skipped"]
@@ -372,36 +306,42 @@ def _join(work, found, skipped, known, asked, started):
     for (fs, names), times in sorted(left_out.items()):
         note(f"{times} recordings at {fs:g} Hz: left out {names}")
     if not segments:
-        shutil.rmtree(work.symbol_parts)
+        parts.remove()
         if not any(work.symbols.parent.iterdir()):
             work.symbols.parent.rmdir()
         path, reason = skipped[0]
         raise Failure(f"none of {len(skipped)} recordings can be used; the first, {path}: {reason}")
 
-    quantizer = _fit(asked["quantizer"], counts, parts)
+    def blocks_of_parts():
+        for number in numbers:
+            about, _, blocks = _read_part(parts, number)
+            if about["rows"]:
+                yield blocks
+
+    quantizer = corpus.fit_quantizer(asked["quantizer"], counts, blocks_of_parts)
     shape = (len(asked["leads"]), asked["samples"])
     letters = segments * shape[0] * shape[1]
     # without settings the rest counts as nothing
     work.symbol_settings.unlink(missing_ok=True)
     with (
         new_array(work.symbols, np.uint8, (letters,)) as symbols,
-        _rows(work.symbol_segments) as write,
+        new_table(work.symbol_segments, COLUMNS) as write,
         progress("writing letters", segments, "segments") as bar,
     ):
         done = 0
-        for path in parts:
-            about, _, blocks = _read_part(path)
+        for number in numbers:
+            about, _, blocks = _read_part(parts, number)
             rows = about["rows"]
             if not rows:
                 continue
             for row in rows:
-                row[1], row[2] = _patient_and_split(row, known)
+                row[1], row[2] = readers.patient_and_split(*row[:3], known)
             if blocks.dtype != np.uint8:
                 blocks, lo, hi = kernels.quantize(blocks, quantizer)
                 rows = [[*row[:5], lo, hi] for row in rows]
             size = shape[0] * shape[1]
             symbols[done * size : (done + len(rows)) * size] = blocks.reshape(-1)
-            write(done, rows, shape)
+            write(_columns(done, rows, shape))
             done += len(rows)
             bar.update(done)
     write_table(
@@ -423,74 +363,14 @@ def _join(work, found, skipped, known, asked, started):
         {"settings": asked, "result": result, "signal": signal, "ecgbyte": __version__},
         indent=1,
     )
-    shutil.rmtree(work.symbol_parts)
+    parts.remove()
     return result
 
 
-def _patient_and_split(row, known):
-    """Whose a recording is, and the side it is on: by the table, else by the file, else by the hash."""
-    record, patient, split = row[:3]
-    patient, listed = known.get(record, (patient, None))
-    split = listed or split
-    return patient, split if split in ("train", "val", "test") else records.split_of(patient)
-
-
-def _fit(quantizer, counts, parts):
-    """Complete the quantizer with what the corpus says."""
-    if quantizer["name"] == "paper" and quantizer["lo"] is None:
-        p1, p99 = _percentiles(parts, counts, (1, 99))
-        return quantizer | {"lo": p1 - 0.5, "hi": p99 + 0.5}
-    if quantizer["name"] == "lloyd":
-        try:
-            edges, centroids = kernels.fit_lloyd(counts, quantizer["levels"])
-        except ValueError as error:
-            raise Failure(f"--quantizer lloyd: {error}; take fewer --levels") from error
-        return quantizer | {"edges": edges.tolist(), "centroids": centroids.tolist()}
-    return quantizer
-
-
-def _percentiles(parts, counts, percents):
-    """Exact percentiles of all signals, as numpy.percentile gives them, in one more reading."""
-    total, below = int(counts.sum()), np.cumsum(counts) - counts
-    ranks = [kernels.ranks_of(percent, total) for percent in percents]
-    uppers = {r: int(np.searchsorted(below, r, "right") - 1) for a, b, _ in ranks for r in (a, b)}
-    lowers = {upper: np.zeros(2**16, np.int64) for upper in uppers.values()}
-    for path in parts:
-        about, _, blocks = _read_part(path)
-        if about["rows"]:
-            for upper, lower in lowers.items():
-                kernels.count_lower(blocks, upper, lower)
-
-    def value(rank):
-        upper = uppers[rank]
-        within = np.searchsorted(np.cumsum(lowers[upper]), rank - below[upper], "right")
-        return float(kernels.value_of(upper, within))
-
-    return [value(a) + (value(b) - value(a)) * part for a, b, part in ranks]
-
-
-@contextmanager
-def _rows(path):
-    """Write the table of segments part by part, whole or not at all."""
-    import pyarrow
-    import pyarrow.parquet
-
-    text, whole_number, number = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
-    schema = pyarrow.schema(
-        [("segment", whole_number), ("record", text), ("patient", text), ("split", text), ("path", text)]
-        + [("start", number), ("leads", whole_number), ("samples", whole_number), ("offset", whole_number)]
-        + [("lo", number), ("hi", number)]
-    )
-    with whole(path) as beside, pyarrow.parquet.ParquetWriter(beside, schema) as file:
-
-        def write(first, rows, shape):
-            record, patient, split, paths, start, lo, hi = (
-                list(column) for column in zip(*rows, strict=True)
-            )
-            segment = np.arange(first, first + len(rows))
-            leads, samples = (np.full(len(rows), size) for size in shape)
-            columns = [segment, record, patient, split, paths, start, leads, samples]
-            columns += [segment * shape[0] * shape[1], lo, hi]
-            file.write_table(pyarrow.table(columns, schema=schema))
-
-        yield write
+def _columns(first, rows, shape):
+    """The columns of the table of segments, of the rows that begin with segment `first`."""
+    record, patient, split, path, start, lo, hi = (list(column) for column in zip(*rows, strict=True))
+    segment = np.arange(first, first + len(rows))
+    leads, samples = (np.full(len(rows), size) for size in shape)
+    offset = segment * shape[0] * shape[1]
+    return [segment, record, patient, split, path, start, leads, samples, offset, lo, hi]

@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
+import numpy.typing as npt
 
-from ecgbyte_cli import __version__, preprocess
-from ecgbyte_cli.console import Failure
+from ecgbyte_cli import __version__
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.workdir import read_json, write_json, write_table
-from ecgbyte_kernels import segment as kernels
+from ecgbyte_kernels import bpe, fewest, longest, tokens
 
 FORMAT, FORMAT_VERSION = "ecgbyte-tokenizer", 1
 SEGMENTERS = {
-    "longest": (kernels.longest, kernels.longest_tables),
-    "bpe": (kernels.bpe, kernels.bpe_tables),
-    "fewest": (kernels.fewest, kernels.fewest_tables),
+    "longest": (longest.longest, longest.longest_tables),
+    "bpe": (bpe.bpe, bpe.bpe_tables),
+    "fewest": (fewest.fewest, fewest.fewest_tables),
 }
 
 
@@ -51,8 +54,9 @@ class ECGTokenizer:
 
     Examples
     --------
+    >>> from ecgbyte_cli import ECGTokenizer, read, segments
     >>> tokenizer = ECGTokenizer.from_file("ecgbyte-work/tokenizer/ecg_tokenizer.json")
-    >>> start, signal = preprocess.segments(records.read("data/synth00001"), tokenizer.signal)[0]
+    >>> start, signal = segments(read("data/synth00001"), tokenizer.signal)[0]
     >>> ids = tokenizer.encode(signal)
 
     `tokenizer.decode(ids)` are the letters again, `tokenizer.to_mv(*tokenizer.quantize(signal))` is what they
@@ -60,14 +64,14 @@ class ECGTokenizer:
     last.
     """
 
-    def __init__(self, about, name="the tokenizer"):
+    def __init__(self, about: dict, name: str = "the tokenizer"):
         if about.get("format") != FORMAT or about.get("format_version") != FORMAT_VERSION:
             raise Failure(f"{name} is no {FORMAT} of version {FORMAT_VERSION}: make one with `ecgbyte learn`")
         try:
             self.signal, self.boundary = about["signal"], about["boundary"]
             self.levels = int(self.signal["quantizer"]["levels"])
             self.merges = np.array(about["merges"], np.int32).reshape(-1, 2)
-            self._text, self._starts = kernels.spell(self.merges, self.levels)
+            self._text, self._starts = tokens.spell(self.merges, self.levels)
         except (KeyError, TypeError, ValueError) as error:
             raise Failure(
                 f"{name} is damaged: {' '.join(str(error).split())} ({type(error).__name__})"
@@ -76,19 +80,19 @@ class ECGTokenizer:
         self.lengths = np.diff(self._starts).astype(np.int32)
         what = {"signal": self.signal, "boundary": self.boundary, "merges": self.merges.tolist()}
         self.sha256 = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-        self._tables = {}
+        self._tables: dict[str, tuple] = {}
 
     @classmethod
-    def from_file(cls, path):
+    def from_file(cls, path: str | os.PathLike) -> "ECGTokenizer":
         """Read an ecg_tokenizer.json."""
         return cls(read_json(path), str(path))
 
     @classmethod
-    def from_dict(cls, about):
+    def from_dict(cls, about: dict) -> "ECGTokenizer":
         """Take what an ecg_tokenizer.json holds."""
         return cls(about)
 
-    def letters(self, signal):
+    def letters(self, signal: np.ndarray) -> np.ndarray:
         """Letters of a preprocessed segment.
 
         Parameters
@@ -103,7 +107,7 @@ class ECGTokenizer:
         """
         return self.quantize(signal)[0]
 
-    def quantize(self, signal):
+    def quantize(self, signal: np.ndarray) -> tuple[np.ndarray, float, float]:
         """Letters of a preprocessed segment, and the range in mV that they stand for.
 
         Parameters
@@ -125,7 +129,7 @@ class ECGTokenizer:
         """
         return preprocess.quantize(np.asarray(signal, np.float32), self._quantizer())
 
-    def to_mv(self, letters, lo=None, hi=None):
+    def to_mv(self, letters: np.ndarray, lo: float | None = None, hi: float | None = None) -> np.ndarray:
         """Signal in mV, float32 (leads, samples), of letters.
 
         `lo` and `hi`, from `quantize`, are needed for the quantizers `minmax` and `trellis`.
@@ -141,7 +145,7 @@ class ECGTokenizer:
             )
         return quantizer
 
-    def encode(self, signal_or_letters, segmenter="longest"):
+    def encode(self, signal_or_letters: np.ndarray, segmenter: str = "longest") -> np.ndarray:
         """Token ids of one segment.
 
         Parameters
@@ -158,10 +162,13 @@ class ECGTokenizer:
         letters = np.asarray(signal_or_letters)
         if letters.dtype != np.uint8:
             letters = self.letters(letters)
-        ids, _ = self.encode_segments(letters.ravel(), 1, *letters.shape, segmenter)
+        leads, samples = letters.shape
+        ids, _ = self.encode_segments(letters.ravel(), 1, leads, samples, segmenter)
         return ids.astype(np.int32)
 
-    def encode_segments(self, letters, segments, leads, samples, segmenter="longest"):
+    def encode_segments(
+        self, letters: np.ndarray, segments: int, leads: int, samples: int, segmenter: str = "longest"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of several segments of one shape.
 
         Parameters
@@ -187,7 +194,7 @@ class ECGTokenizer:
         ids, counts = cut(letters, bounds, self._tables[segmenter])
         return ids, counts.reshape(segments, pieces).sum(axis=1)
 
-    def decode(self, ids):
+    def decode(self, ids: npt.ArrayLike) -> np.ndarray:
         """Letters, uint8 (leads, samples), of the ids of one segment.
 
         Raises
@@ -195,10 +202,10 @@ class ECGTokenizer:
         ValueError
             If an id is not in the vocabulary, or the ids do not make a segment of the tokenizer's length.
         """
-        letters = kernels.expand(np.asarray(ids), self._text, self._starts)
+        letters = tokens.expand(np.asarray(ids), self._text, self._starts)
         return letters.reshape(len(self.signal["leads"]), self.signal["samples"])
 
-    def spans(self, ids):
+    def spans(self, ids: npt.ArrayLike) -> np.ndarray:
         """Where each token of a segment lies.
 
         Parameters

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ecgbyte_cli.records import Unusable, lead_name
+from ecgbyte_cli.readers.recording import Recording, Unusable, lead_name
 from ecgbyte_kernels import filters as kernels
 from ecgbyte_kernels.quantize import dequantize, quantize  # noqa: F401 (settings and signal in one place)
 
@@ -19,12 +19,12 @@ LONGEST_GAP = 0.04  # seconds that --fill-nan may interpolate
 MOST_SAMPLES = 2**24  # of the leads picked, before or after resampling; 23 minutes of 12 at 1000 Hz
 
 
-def segments(recording, settings):
+def segments(recording: Recording, settings: dict) -> list[tuple[float, np.ndarray]]:
     """Take a recording to segments, by a tokenizer's settings.
 
     Parameters
     ----------
-    recording : ecgbyte_cli.records.Recording
+    recording : ecgbyte_cli.readers.Recording
     settings : dict
         `leads`, `fs`, `segment_seconds`, `samples`, `profile`, `fill_nan` (see `signal` in the tokenizer
         file).
@@ -69,7 +69,7 @@ def pick(recording, leads):
 
     Parameters
     ----------
-    recording : ecgbyte_cli.records.Recording
+    recording : ecgbyte_cli.readers.Recording
     leads : list of str
 
     Returns

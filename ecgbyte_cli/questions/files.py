@@ -12,11 +12,12 @@ A folder is all such files in it, as ECG-QA is laid out: train/000000.json, vali
 import csv
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from ecgbyte_cli.console import Failure
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.workdir import sha256_of
 
 FILES = (".json", ".jsonl", ".csv")
@@ -38,17 +39,17 @@ class Question:
     segments: tuple[int, ...] = ()  # of the records, in their order: `join` fills them in
 
     @property
-    def records(self):
+    def records(self) -> tuple[str, ...]:
         """All records that the question is about, in the order that it counts them."""
         return (self.record, *self.other_records)
 
     @property
-    def turns(self):
+    def turns(self) -> tuple[tuple[str, str], ...]:
         """All turns of question and answer."""
         return (*self.earlier, (self.question, self.answer))
 
 
-def read(path):
+def read(path: str | os.PathLike) -> list[Question]:
     """Read a question file, or all question files in a folder.
 
     Returns

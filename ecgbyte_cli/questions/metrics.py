@@ -6,6 +6,7 @@ about one patient are not independent, so patients are drawn, with all their que
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -55,7 +56,13 @@ def majority(truths, types):
     return {kind: spelled[counter.most_common(1)[0][0]] for kind, counter in counts.items()}
 
 
-def score(answers, truths, types, patients, seed=0):
+def score(
+    answers: dict[str, Sequence[str]],
+    truths: Sequence[str],
+    types: Sequence[str],
+    patients: Sequence[str],
+    seed: int = 0,
+) -> dict:
     """Score answers given with the signal, and the same questions' answers given without it.
 
     Parameters
@@ -104,7 +111,7 @@ def score(answers, truths, types, patients, seed=0):
         **scores("signal"),
         "set_f1": float(100 * np.mean([set_f1(*pair) for pair in pairs])),
         "control": {name: scores(name) for name in answers if name != "signal"},
-        "labels": label_scores(*zip(*pairs, strict=True), types),
+        "labels": label_scores(answers["signal"], truths, types),
     }
     controls = result["control"]
     if controls:

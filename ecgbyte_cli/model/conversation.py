@@ -3,43 +3,52 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ecgbyte_cli import preprocess, records
-from ecgbyte_cli.console import Failure
+from ecgbyte_cli import readers
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ecgbyte_cli.model.ecg_lm import ECGLM
 
 
 @dataclass
 class ECG:
     """A recording that is open, and the stretch of it that the model reads."""
 
-    recording: records.Recording
-    segments: list  # of (start in s, float32 (leads, samples) in mV)
+    recording: readers.Recording
+    segments: list[tuple[float, np.ndarray]]  # of (start in s, float32 (leads, samples) in mV)
     number: int  # of the segment that is read
     tokens: np.ndarray
     signal: dict  # the tokenizer's settings
 
     @property
-    def seconds(self):
+    def seconds(self) -> tuple[float, float]:
         """Start and end of the segment that is read."""
         start = self.segments[self.number][0]
         return start, start + self.signal["segment_seconds"]
 
-    def stretch(self):
+    def stretch(self) -> str:
         """What is read, in words."""
         start, end = self.seconds
         return f"{start:g} to {end:g} s, segment {self.number + 1} of {len(self.segments)}"
 
-    def lead(self, name):
+    def lead(self, name: str) -> np.ndarray:
         """A lead over the stretch that is read, as recorded: float32 (samples,), mV."""
         recording = self.recording
         names = [lead.lower() for lead in recording.leads]
         if name.lower() in names:  # also what is no standard lead
             row = recording.signal[names.index(name.lower())]
         else:
-            row = preprocess.pick(recording, [records.lead_name(name)])[0]
+            row = preprocess.pick(recording, [readers.lead_name(name)])[0]
         begin, end = (round(s * recording.fs) for s in self.seconds)
         return row[begin:end]
 
@@ -48,23 +57,25 @@ class ECG:
 class Reader:
     """Opens recordings as a model needs them."""
 
-    tokenizer: object
+    tokenizer: ECGTokenizer
     segmenter: str
     fs: float | None = None
-    lead_names: list | None = None
+    lead_names: list[str] | None = None
 
-    def read(self, path):
+    def read(self, path: str | os.PathLike) -> ECG:
         """Read, preprocess and encode a recording: the ECG of its first segment."""
         try:
-            recording = records.read(path, self.fs, self.lead_names)
+            recording = readers.read(path, self.fs, self.lead_names)
             segments = preprocess.segments(recording, self.tokenizer.signal)
-        except records.Unusable as error:
+        except readers.Unusable as error:
             there = error.message != "not a known format" or os.path.exists(path)
             reason = error.message if there else "no such recording"
             raise Failure(f"{path} cannot be used: {reason}") from error
         return self.segment(recording, segments, 0)
 
-    def segment(self, recording, segments, number):
+    def segment(
+        self, recording: readers.Recording, segments: list[tuple[float, np.ndarray]], number: int
+    ) -> ECG:
         """The ECG of one segment of a recording that was read."""
         tokens = self.tokenizer.encode(segments[number][1], self.segmenter)
         return ECG(recording, segments, number, tokens, self.tokenizer.signal)
@@ -78,14 +89,14 @@ class Turn:
     answer: str = ""
     ecgs: list = field(default_factory=list)  # that were open
     earlier: list = field(default_factory=list)  # (question, answer) that the model was told again
-    prompt: np.ndarray = None  # ids
+    prompt: np.ndarray | None = None  # ids
     written: list = field(default_factory=list)  # ids of the answer
     first: float | None = None  # s to the first token
     seconds: float = 0.0
     stopped: bool = False
     error: str | None = None
 
-    def about(self):
+    def about(self) -> dict:
         """What --json says about it."""
         known = {
             "question": self.question,
@@ -119,15 +130,24 @@ class Conversation:
         All that happened, in order.
     """
 
-    def __init__(self, lm, text_tokenizer, reader, about, ecgs, max_new=256):
-        from ecgbyte_cli.ecg_lm import PromptCache
-        from ecgbyte_cli.prompt import Prompt
+    def __init__(
+        self,
+        lm: "ECGLM",
+        text_tokenizer: "PreTrainedTokenizerBase",
+        reader: Reader,
+        about: dict,
+        ecgs: list[ECG],
+        max_new: int = 256,
+    ):
+        from ecgbyte_cli.model.ecg_lm import PromptCache
+        from ecgbyte_cli.model.prompt import Prompt
 
         self.lm, self.reader, self.about, self.ecgs, self.max_new = lm, reader, about, ecgs, max_new
         self.prompt, self.cache = Prompt(text_tokenizer, lm.offset), PromptCache()
-        self.turns, self.log = [], []
+        self.turns: list[tuple[str, str]] = []
+        self.log: list[Turn | str] = []
 
-    def ask(self, question, show=lambda piece: None):
+    def ask(self, question: str, show: Callable[[str], object] = lambda piece: None) -> Turn:
         """Answer a question, greedily.
 
         Parameters
@@ -180,13 +200,13 @@ class Conversation:
             self.turns.append((question, turn.answer))
         return turn
 
-    def open(self, path):
+    def open(self, path: str | os.PathLike) -> ECG:
         """Open another recording beside those open, and return its ECG."""
         self.ecgs.append(self.reader.read(path))
         self.log.append(f"Opened {self.ecgs[-1].recording.name}.")
         return self.ecgs[-1]
 
-    def segment(self, number):
+    def segment(self, number: int) -> ECG:
         """Read another segment (1, 2, …) of the recording opened last, and forget what was said."""
         last = self.ecgs[-1]
         if not 1 <= number <= len(last.segments):
@@ -196,13 +216,13 @@ class Conversation:
         self.log.append(f"Read {last.recording.name}, {self.ecgs[-1].stretch()}.")
         return self.ecgs[-1]
 
-    def clear(self):
+    def clear(self) -> None:
         """Forget what was said, and close all recordings but the one opened last."""
         self.ecgs, self.turns = self.ecgs[-1:], []
         self.log.append(f"Started afresh with {self.ecgs[0].recording.name}.")
 
 
-def keeps_context(about):
+def keeps_context(about: dict) -> bool:
     """Whether earlier questions are told again.
 
     A model trained from nothing on single questions has seen none with a question before it, and can make

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import wfdb
 
-from ecgbyte_cli import preprocess, records
-from ecgbyte_cli.console import Failure
-from ecgbyte_cli.records import Unusable
+from ecgbyte_cli import readers
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.readers import Unusable
+from ecgbyte_cli.signal import preprocess
 
 LEADS = preprocess.LEADS
 
@@ -44,7 +45,7 @@ def write_wfdb(folder, name="rec", signal=None, leads=LEADS, fs=250, fmt="16", g
 
 def reason(path, **options):
     with pytest.raises(Unusable) as error:
-        records.read(path, **options)
+        readers.read(path, **options)
     return error.value.message
 
 
@@ -54,7 +55,7 @@ def reason(path, **options):
 @pytest.mark.parametrize("fmt, gain", [("16", 1000), ("212", 200), ("24", 10000), ("32", 10000), ("80", 40)])
 def test_wfdb_storage_formats(tmp_path, fmt, gain):
     signal = write_wfdb(tmp_path, fmt=fmt, gain=gain, comments=["Patient: P7", "Split: val"])
-    read = records.read(tmp_path / "rec")
+    read = readers.read(tmp_path / "rec")
     assert read.signal.dtype == np.float32 and read.signal.shape == (12, 1500)
     assert np.abs(read.signal - signal).max() <= 0.51 / gain
     assert (read.fs, read.leads, read.name) == (250, LEADS, "rec")
@@ -65,12 +66,12 @@ def test_wfdb_storage_formats(tmp_path, fmt, gain):
 def test_wfdb_units(tmp_path, units, scale):
     signal = wave()
     write_wfdb(tmp_path, signal=signal * scale, units=units, gain=1000 / scale)
-    assert np.allclose(records.read(tmp_path / "rec").signal, signal, atol=6e-4)
+    assert np.allclose(readers.read(tmp_path / "rec").signal, signal, atol=6e-4)
 
 
 def test_the_short_way_reads_what_wfdb_reads(real_data):
-    for path in records.find(real_data)[0]:
-        ours, theirs = records.read(path), wfdb.rdrecord(path[: -len(".hea")])
+    for path in readers.find(real_data)[0]:
+        ours, theirs = readers.read(path), wfdb.rdrecord(path[: -len(".hea")])
         keep = [i for i, unit in enumerate(theirs.units) if unit.lower() in ("mv", "uv", "v")]
         assert ours.fs == theirs.fs and ours.leads == [theirs.sig_name[i] for i in keep]
         assert np.allclose(ours.signal, theirs.p_signal[:, keep].T, rtol=1e-6, atol=1e-6)
@@ -84,7 +85,7 @@ def test_header_defaults_and_missing_samples(tmp_path):
     (tmp_path / "d.hea").write_text(
         "d 2 360 3 08:05:01 24/12/1999\nd.dat 16 0 11 10 0 0 0 MLII\nd.dat 16 100(200)/uV 11 0 0 0 0 V5\n# x\n"
     )
-    read, theirs = records.read(tmp_path / "d"), wfdb.rdrecord(str(tmp_path / "d"))
+    read, theirs = readers.read(tmp_path / "d"), wfdb.rdrecord(str(tmp_path / "d"))
     assert np.allclose(read.signal[0], [0, np.nan, 0.1], equal_nan=True)
     assert np.allclose(read.signal[1], [0.002, -0.002, -0.004])
     assert np.allclose(read.signal, theirs.p_signal.T * [[1], [1e-3]], equal_nan=True)
@@ -92,11 +93,11 @@ def test_header_defaults_and_missing_samples(tmp_path):
 
 
 def test_a_lead_without_volts_is_left_out(real_data):
-    assert records.read(real_data / "wfdb" / "a103l").leads == ["II", "V"]
+    assert readers.read(real_data / "wfdb" / "a103l").leads == ["II", "V"]
 
 
 def test_several_signal_files(real_data):
-    read = records.read(real_data / "wfdb" / "s0010_re")
+    read = readers.read(real_data / "wfdb" / "s0010_re")
     assert read.leads[:2] == ["i", "ii"] and read.leads[-1] == "vz" and read.signal.shape == (15, 38400)
 
 
@@ -110,13 +111,13 @@ def write_segmented(folder):
 
 def test_segments_of_a_record_are_read_with_it_and_not_again(tmp_path):
     signal = write_segmented(tmp_path)
-    found, skipped = records.find(tmp_path)
+    found, skipped = readers.find(tmp_path)
     assert [os.path.basename(path) for path in found] == ["multi.hea"]
     assert [(os.path.basename(path), text[:21]) for path, text in skipped] == [
         ("part1.hea", "part of another recor"),
         ("part2.hea", "part of another recor"),
     ]
-    read = records.read(found[0])
+    read = readers.read(found[0])
     assert read.leads == ["I", "II"] and np.abs(read.signal - signal).max() < 6e-4
 
 
@@ -126,7 +127,7 @@ def test_a_gap_between_segments_is_missing_samples(tmp_path):
     (tmp_path / "v.hea").write_text("v/4 3 250 1500\nv_layout 0\npart1 700\n~ 300\npart2 500\n")
     line = "~ 0 1000/mV 16 0 0 0 0 "
     (tmp_path / "v_layout.hea").write_text(f"v_layout 3 250 0\n{line}I\n{line}II\n{line}V\n")
-    read = records.read(tmp_path / "v")
+    read = readers.read(tmp_path / "v")
     assert read.leads == ["I", "II", "V"] and read.signal.shape == (3, 1500)
     nothing = np.full((2, 300), np.nan)
     assert np.allclose(
@@ -198,10 +199,10 @@ def write_edf(path, signal, fs=250, labels=LEADS, unit="mV"):
 def test_edf(tmp_path, kind):
     signal = wave()
     write_edf(tmp_path / f"e{kind}", signal, labels=[f"ECG {lead}" for lead in LEADS])
-    read = records.read(tmp_path / "e")
+    read = readers.read(tmp_path / "e")
     assert np.abs(read.signal - signal).max() <= 8 / 2 ** (24 if kind == ".bdf" else 16)
-    assert read.fs == 250 and [records.lead_name(name) for name in read.leads] == LEADS
-    assert records.patient_of(read) == "P12" and read.start == datetime(2020, 1, 2, 3, 4, 5)
+    assert read.fs == 250 and [readers.lead_name(name) for name in read.leads] == LEADS
+    assert readers.patient_of(read) == "P12" and read.start == datetime(2020, 1, 2, 3, 4, 5)
 
 
 def test_edf_with_other_signals_and_a_wrong_length(tmp_path):
@@ -215,7 +216,7 @@ def test_edf_with_other_signals_and_a_wrong_length(tmp_path):
         edfio.EdfSignal(row, 250, label="SpO2", physical_dimension="%", physical_range=(-4, 4)),
     ]
     edfio.Edf(signals).write(path)
-    read = records.read(path)
+    read = readers.read(path)
     assert read.leads == ["II", "I"] and np.allclose(read.signal, row, atol=2e-4)
     path.write_bytes(path.read_bytes()[:-100])
     assert "Incomplete" in reason(path)
@@ -225,14 +226,14 @@ def test_dicom():
     from pydicom.data import get_testdata_file
 
     path = get_testdata_file("waveform_ecg.dcm", download=False)
-    read = records.read(path)
+    read = readers.read(path)
     assert read.signal.shape == (12, 10000) and read.fs == 1000
-    assert [records.lead_name(name) for name in read.leads] == LEADS
+    assert [readers.lead_name(name) for name in read.leads] == LEADS
     # 1.25 uV a step, and Einthoven holds to a step
     steps = read.signal / 0.00125
     assert np.allclose(steps, np.round(steps), atol=1e-2)
     assert np.abs(read.signal[1] - read.signal[0] - read.signal[2]).max() <= 0.0026
-    assert 0.5 < np.abs(read.signal).max() < 5 and records.patient_of(read) == "642341"
+    assert 0.5 < np.abs(read.signal).max() < 5 and readers.patient_of(read) == "642341"
 
 
 @pytest.mark.parametrize("mark, kind", [(",", ".csv"), ("\t", ".tsv")])
@@ -242,7 +243,7 @@ def test_csv(tmp_path, mark, kind):
     for i, (a, b, c) in enumerate(signal.T):
         lines.append(mark.join([str(i / 500), "" if i == 7 else f"{a:.4f}", f"{b:.4f}", "x", f"{c:.4f}"]))
     (tmp_path / f"t{kind}").write_text("\n".join(lines) + "\n")
-    read = records.read(tmp_path / "t", fs=500)
+    read = readers.read(tmp_path / "t", fs=500)
     assert read.fs == 500 and read.leads == ["time", "ii", "I", "V1"]
     signal[0, 7] = np.nan
     assert np.allclose(read.signal[1:], signal, atol=1e-6, equal_nan=True)
@@ -255,12 +256,12 @@ def test_numpy(tmp_path):
     np.save(tmp_path / "b.npy", signal.T.astype(np.float32))
     np.savez_compressed(tmp_path / "c.npz", signal=signal[:2], fs=500, leads=["II", "V1"])
     for name in ("a.npy", "b.npy"):
-        read = records.read(tmp_path / name, fs=250)
+        read = readers.read(tmp_path / name, fs=250)
         assert np.allclose(read.signal, signal, atol=1e-6) and read.leads == LEADS and read.fs == 250
-    read = records.read(tmp_path / "c.npz")
+    read = readers.read(tmp_path / "c.npz")
     assert np.allclose(read.signal, signal[:2], atol=1e-6) and read.leads == ["II", "V1"] and read.fs == 500
     np.save(tmp_path / "d.npy", signal[:3])
-    assert records.read(tmp_path / "d.npy", 250, ["a", "b", "c"]).leads == ["a", "b", "c"]
+    assert readers.read(tmp_path / "d.npy", 250, ["a", "b", "c"]).leads == ["a", "b", "c"]
     assert "--lead-names" in reason(tmp_path / "d.npy", fs=250)
     np.save(tmp_path / "e.npy", np.array([{}], object), allow_pickle=True)
     assert "cannot be read" in reason(tmp_path / "e.npy", fs=250)
@@ -274,12 +275,12 @@ def test_hdf5_as_code15(tmp_path):
     tracings[1, 48:4048] = wave(12, 4000, 4).T
     with h5py.File(tmp_path / "exams.hdf5", "w") as file:
         file["tracings"], file["exam_id"] = tracings, np.array([1169160, 2873686, 0])
-    found, _ = records.find(tmp_path)
+    found, _ = readers.find(tmp_path)
     assert [path.rpartition("/")[2] for path in found] == [f"exams.hdf5#{row}" for row in range(3)]
-    read = records.read(found[0])
+    read = readers.read(found[0])
     assert read.fs == 400 and read.name == "1169160" and read.path == found[0]
     assert np.array_equal(read.signal, signal)
-    assert records.read(found[1]).signal.shape == (12, 4000)
+    assert readers.read(found[1]).signal.shape == (12, 4000)
     assert reason(found[2]) == "no samples"
     assert "no such row" in reason(tmp_path / "exams.hdf5#3")
 
@@ -326,34 +327,34 @@ def names(found):
 
 
 def test_find(tree, monkeypatch):
-    assert names(records.find(tree)) == ["r1", "r2", "r3"]
-    assert names(records.find(tree / "a" / "r1")) == ["r1"]
-    assert names(records.find(tree / "a" / "r1.hea")) == ["r1"]
-    assert names(records.find(tree / "a" / "r1.dat")) == ["r1"]
-    assert names(records.find(f"{tree}/a/*")) == ["r1", "r2"]  # headers and signal files, none twice
-    assert names(records.find(f"{tree}/**/*.hea")) == ["r1", "r2", "r3"]
+    assert names(readers.find(tree)) == ["r1", "r2", "r3"]
+    assert names(readers.find(tree / "a" / "r1")) == ["r1"]
+    assert names(readers.find(tree / "a" / "r1.hea")) == ["r1"]
+    assert names(readers.find(tree / "a" / "r1.dat")) == ["r1"]
+    assert names(readers.find(f"{tree}/a/*")) == ["r1", "r2"]  # headers and signal files, none twice
+    assert names(readers.find(f"{tree}/**/*.hea")) == ["r1", "r2", "r3"]
     os.symlink(tree / "a" / "r1.hea", tree / "a" / "r9.hea")
-    assert names(records.find(tree)) == ["r1", "r2", "r3"]
-    assert names(records.find(tree, without=tree / "b")) == ["r1", "r2"]
+    assert names(readers.find(tree)) == ["r1", "r2", "r3"]
+    assert names(readers.find(tree, without=tree / "b")) == ["r1", "r2"]
     (tree / "RECORDS").write_text("b/\na/r2\na/r2.dat\ngone\n")
-    assert names(records.find(tree / "RECORDS")) == ["r3", "r2", "gone"]
-    assert reason(records.find(tree / "RECORDS")[0][2]) == "file missing: gone.hea"
+    assert names(readers.find(tree / "RECORDS")) == ["r3", "r2", "gone"]
+    assert reason(readers.find(tree / "RECORDS")[0][2]) == "file missing: gone.hea"
     monkeypatch.chdir(tree / "a")
-    assert names(records.find("r1")) == ["r1"] and os.path.isabs(records.find("r1")[0][0])
+    assert names(readers.find("r1")) == ["r1"] and os.path.isabs(readers.find("r1")[0][0])
 
 
 @pytest.mark.parametrize("source", ["nothing", "nothing/*.hea", "empty"])
 def test_find_nothing(tmp_path, source):
     (tmp_path / "empty").mkdir()
     with pytest.raises(Failure, match="no such folder or recording|no recordings"):
-        records.find(tmp_path / source)
+        readers.find(tmp_path / source)
 
 
 def test_ptbxls_two_rates_count_once(tmp_path):
     for folder, name in [("records100", "00001_lr"), ("records500", "00001_hr"), ("records100", "00002_lr")]:
         (tmp_path / folder / "00000").mkdir(parents=True, exist_ok=True)
         write_wfdb(tmp_path / folder / "00000", name, wave(1, 100), ["II"])
-    found, skipped = records.find(tmp_path)
+    found, skipped = readers.find(tmp_path)
     assert names((found, None)) == ["00002_lr", "00001_hr"]
     assert [text.partition(":")[0] for _, text in skipped] == ["copy of another record"]
 
@@ -363,7 +364,7 @@ def test_ptbxls_two_rates_count_once(tmp_path):
 
 def test_patients_by_folder():
     def patient(path):
-        return records.patient_of(records.Recording(np.zeros((1, 1)), 1.0, ["I"], "s1", path))
+        return readers.patient_of(readers.Recording(np.zeros((1, 1)), 1.0, ["I"], "s1", path))
 
     assert patient("/d/files/p1000/p10000032/s40689238/40689238.hea") == "10000032"
     assert patient("/d/ptbdb/patient001/s0010_re.hea") == "patient001"
@@ -391,22 +392,22 @@ def test_patients_by_folder():
 )
 def test_tables_of_patients(tmp_path, text, expected):
     (tmp_path / "table.csv").write_text(text)
-    patients = records.read_patients(tmp_path / "table.csv")
+    patients = readers.read_patients(tmp_path / "table.csv")
     assert {key: patients[key] for key in expected} == expected
 
 
 def test_a_table_of_something_else_is_refused(tmp_path):
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
     with pytest.raises(Failure, match="columns `record` and `patient`"):
-        records.read_patients(tmp_path / "table.csv")
+        readers.read_patients(tmp_path / "table.csv")
     with pytest.raises(Failure, match="cannot be read"):
-        records.read_patients(tmp_path / "gone.csv")
+        readers.read_patients(tmp_path / "gone.csv")
 
 
 def test_splits_are_by_hash_and_about_80_10_10():
-    sides = Counter(records.split_of(f"patient{i}") for i in range(5000))
+    sides = Counter(readers.split_of(f"patient{i}") for i in range(5000))
     assert 3900 < sides["train"] < 4100 and 430 < sides["val"] < 570 and 430 < sides["test"] < 570
-    assert records.split_of("P1") == records.split_of("P1")
+    assert readers.split_of("P1") == readers.split_of("P1")
 
 
 # Hostile files
@@ -494,9 +495,9 @@ def fuzz(folder, count, queue):
             (place / name).write_bytes(mutate(data, rng) if rng.random() < 1 / len(group) + 0.2 else data)
         started = time.perf_counter()
         first = next(iter(group))
-        for path in records.find(place / first)[0]:
+        for path in readers.find(place / first)[0]:
             try:
-                read = records.read(path, 250)
+                read = readers.read(path, 250)
                 assert read.signal.dtype == np.float32 and read.signal.ndim == 2
                 for profile in ("paper", "resample"):
                     preprocess.segments(read, settings | {"profile": profile})

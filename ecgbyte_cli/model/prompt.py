@@ -3,9 +3,14 @@
 plain:  [bos] <sig_start> ecg ids <sig_end> question ids | answer ids [eos]
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROMPT_VERSION = 1  # goes up when the same question would give other ids
 SYSTEM = "You read electrocardiograms. The ECG is given as tokens. Answer the question about it in few words."
@@ -24,19 +29,19 @@ class Prompt:
         Rows of the base model's embedding: <sig_start> is this id, <sig_end> the next, then the ECG tokens.
     """
 
-    def __init__(self, text_tokenizer, offset):
+    def __init__(self, text_tokenizer: "PreTrainedTokenizerBase", offset: int):
         self.text_tokenizer, self.offset = text_tokenizer, offset
-        self._text_ids = lru_cache(100_000)(self._text_ids)
-        self._rendered = lru_cache(100_000)(self._rendered)
+        self._text_ids = lru_cache(100_000)(self._encoded)
+        self._rendered = lru_cache(100_000)(self._templated)
         eos = text_tokenizer.eos_token_id
         # what closes an answer: the first token behind it
         closing = self._text_ids(self._rendered(("",)).split(ANSWER_MARK)[1])[:1]
         self.end_ids = {*closing, *([] if eos is None else [eos])}
 
-    def _text_ids(self, text):
+    def _encoded(self, text):
         return tuple(self.text_tokenizer.encode(text, add_special_tokens=False))
 
-    def _rendered(self, questions):
+    def _templated(self, questions):
         """The conversation as text, with a mark for the ECGs and one for each answer."""
         contents = [(ECG_MARK if i == 0 else "") + question for i, question in enumerate(questions)]
         if not self.text_tokenizer.chat_template:
@@ -54,7 +59,9 @@ class Prompt:
             turns[0]["content"] = f"{SYSTEM}\n\n{contents[0]}"
             return apply(turns, tokenize=False)
 
-    def build(self, ecgs, turns):
+    def build(
+        self, ecgs: Sequence[np.ndarray], turns: Sequence[tuple[str, str | None]]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and labels of a conversation about one or several ECGs.
 
         Parameters
@@ -89,7 +96,7 @@ class Prompt:
             labels += [written, closing[:1], np.full(max(len(closing) - 1, 0), IGNORED, np.int64)]
         return np.concatenate(ids), np.concatenate(labels)
 
-    def text(self, ids):
+    def text(self, ids: Sequence[int]) -> str:
         """The text of an answer's ids."""
         return self.text_tokenizer.decode(ids, skip_special_tokens=True).strip()
 

@@ -11,19 +11,25 @@ import io
 import itertools
 import json
 import logging
+import os
 import shutil
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from ecgbyte_cli import __version__
-from ecgbyte_cli.console import Failure
-from ecgbyte_cli.prompt import PROMPT_VERSION
-from ecgbyte_cli.tokenizer import ECGTokenizer
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model.prompt import PROMPT_VERSION
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import read_json, write_json
-from ecgbyte_kernels.segment import spell
+from ecgbyte_kernels.tokens import spell
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION = 1
 LIKENESS = 0.75  # how far apart two waveforms (their variance is 3) still start alike: a third of the usual
@@ -43,7 +49,7 @@ class ECGLM(torch.nn.Module):
         Of the rows' first values.
     """
 
-    def __init__(self, base, ecg_vocab, seed=0):
+    def __init__(self, base: torch.nn.Module, ecg_vocab: int, seed: int = 0):
         super().__init__()
         self.base = base
         embedding = base.get_input_embeddings()
@@ -55,14 +61,14 @@ class ECGLM(torch.nn.Module):
         self.ecg_rows.to(embedding.weight.device)
 
     @torch.no_grad()
-    def text_rows(self):
+    def text_rows(self) -> torch.Tensor:
         """What the embedding puts out for some text ids (some models scale it: not the weights as they are)."""
         embedding = self.base.get_input_embeddings()
         ids = torch.arange(min(4096, self.offset), device=embedding.weight.device)
         return embedding(ids).float()
 
     @torch.no_grad()
-    def init_rows(self, how, ecg_tokenizer, seed=0):
+    def init_rows(self, how: str, ecg_tokenizer: ECGTokenizer, seed: int = 0) -> None:
         """Give the ECG rows their first values.
 
         Parameters
@@ -92,17 +98,17 @@ class ECGLM(torch.nn.Module):
         rows.copy_(first)
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.ecg_rows.weight.device
 
-    def embed(self, ids):
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Look up text ids in the base model's embedding and ECG ids in the table: (batch, n) -> (batch, n, d)."""
         is_ecg = ids >= self.offset
         text = self.base.get_input_embeddings()(ids.masked_fill(is_ecg, 0))
         ecg = self.ecg_rows((ids - self.offset).clamp(min=0)).to(text.dtype)
         return torch.where(is_ecg[..., None], ecg, text)
 
-    def forward(self, ids, labels):
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of the labelled tokens.
 
         Parameters
@@ -118,7 +124,14 @@ class ECGLM(torch.nn.Module):
         return functional.cross_entropy(logits.float().flatten(0, 1), labels[:, at + 1].flatten())
 
     @torch.no_grad()
-    def stream(self, prompts, end_ids, max_new=64, cache=None, pick=None):
+    def stream(
+        self,
+        prompts: Sequence[np.ndarray],
+        end_ids: Container[int],
+        max_new: int = 64,
+        cache: "PromptCache | None" = None,
+        pick: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> Iterator[list[int | None]]:
         """Answer prompts together and yield the next ids as they are made.
 
         Parameters
@@ -174,9 +187,15 @@ class ECGLM(torch.nn.Module):
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
             position = position[:, -1:] + 1
 
-    def answer(self, prompts, end_ids, max_new=64, pick=None):
+    def answer(
+        self,
+        prompts: Sequence[np.ndarray],
+        end_ids: Container[int],
+        max_new: int = 64,
+        pick: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> list[list[int]]:
         """Answer prompts together (see `stream`): a list of lists of text ids."""
-        answers = [[] for _ in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
         for following in self.stream(prompts, end_ids, max_new, pick=pick):
             for answer, i in zip(answers, following, strict=True):
                 if i is not None:
@@ -385,7 +404,9 @@ def save(folder, model, text_tokenizer, ecg_tokenizer, about):
     write_json(folder / "ecgbyte.json", {**fixed, **about}, indent=1)
 
 
-def load(folder, device=None):
+def load(
+    folder: str | os.PathLike, device: str | None = None
+) -> "tuple[ECGLM, PreTrainedTokenizerBase, ECGTokenizer, dict]":
     """Load a model folder.
 
     Parameters

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ecgbyte_cli.console import Failure
+from ecgbyte_cli.failure import Failure
 
 METHODS = ("attention", "rollout", "gradient", "integrated", "occlusion")
 WINDOW = 0.2  # seconds that occlusion makes flat at a time

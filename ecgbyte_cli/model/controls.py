@@ -1,0 +1,91 @@
+"""What stands in the signal's place in the controls of a score: nothing, a stranger's, a flat line, noise."""
+
+import numpy as np
+
+from ecgbyte_cli.workdir import read_array, read_table
+
+CONTROLS = ("no signal", "shuffled", "flat line", "noise")
+
+
+class Signals:
+    """ECG tokens of questions: their own, and those of the controls.
+
+    Parameters
+    ----------
+    work : WorkDir
+    tokenizer : ECGTokenizer
+    segmenter : str
+        The one that made the ids on disk, which the model knows.
+    chosen : list
+        From `choose`.
+    seed : int
+    """
+
+    def __init__(self, work, tokenizer, segmenter, chosen, seed):
+        self.tokenizer, self.segmenter, self.chosen, self.seed = tokenizer, segmenter, chosen, seed
+        self.tokens, self.places = read_array(work.tokens), read_table(work.token_segments)
+        segments = read_table(work.symbol_segments)
+        self.lo, self.hi = segments["lo"], segments["hi"]
+        shape = (len(tokenizer.signal["leads"]), tokenizer.signal["samples"])
+        self.flat = tokenizer.encode(np.zeros(shape, np.float32), segmenter)
+
+    def own(self, segment):
+        """The ids of a segment."""
+        begin = self.places["offset"][segment]
+        return self.tokens[begin : begin + self.places["length"][segment]]
+
+    def noise(self, segment):
+        """Noise with the spectrum of a segment, through quantizer and merges."""
+        letters = self.tokenizer.decode(self.own(segment))
+        signal = self.tokenizer.to_mv(letters, self.lo[segment], self.hi[segment])
+        random = np.random.default_rng([self.seed, int(segment)])
+        return self.tokenizer.encode(same_spectrum(signal, random), self.segmenter)
+
+    def of(self, name):
+        """For each question the list of its ECGs' ids, under `signal` or the name of a control."""
+        wanted = [question.segments for question, *_ in self.chosen]
+        if name == "no signal":
+            return [[np.zeros(0, np.int32)] * len(segments) for segments in wanted]
+        if name == "flat line":
+            return [[self.flat] * len(segments) for segments in wanted]
+        if name == "shuffled":
+            wanted = others([patient for *_, patient, _ in self.chosen], wanted, self.seed)
+        made = {s: self.noise(s) if name == "noise" else self.own(s) for segments in wanted for s in segments}
+        return [[made[s] for s in segments] for segments in wanted]
+
+
+def others(patients, segments, seed):
+    """For each question as many segments of another patient, drawn by seed; with one patient alone, its own."""
+    random, patients = np.random.default_rng(seed), np.asarray(patients)
+    drawn = []
+    for patient, own in zip(patients, segments, strict=True):
+        strangers = np.flatnonzero(patients != patient)
+        pool = [s for i in random.permutation(strangers)[: len(own)] for s in segments[i]] or list(own)
+        # a stranger's question may be about fewer segments than this one
+        drawn.append(tuple(pool[i % len(pool)] for i in range(len(own))))
+    return drawn
+
+
+def same_spectrum(signal, random):
+    """Noise with a signal's spectrum: phases shifted at random, by the same angle in all leads.
+
+    So the power of each lead and what the leads have in common stay, and all shape in time goes (Prichard and
+    Theiler 1994, Generating surrogate data for time series with several simultaneously measured variables).
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (leads, samples), mV.
+    random : numpy.random.Generator
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (leads, samples), mV; each lead keeps its mean.
+    """
+    spectrum, samples = np.fft.rfft(signal, axis=1), signal.shape[1]
+    turned = np.exp(2j * np.pi * random.random(spectrum.shape[1]))
+    turned[0] = 1
+    if samples % 2 == 0:
+        turned[-1] = 1  # the component at half the rate is real
+    return np.fft.irfft(spectrum * turned, samples, axis=1).astype(np.float32)

@@ -1,0 +1,357 @@
+"""The training loop, its checkpoints, and how it is stopped; on one process or several."""
+
+import contextlib
+import itertools
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+
+from ecgbyte_cli.console import progress
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import curves
+from ecgbyte_cli.model.samples import batches, collate
+from ecgbyte_cli.workdir import new_folder, read_json, write_json
+
+CHECKPOINT_SECONDS = 600  # a checkpoint at least so often
+SHOWN = 3  # answers generated at each validation
+
+
+def this_process():
+    """Number of this process and how many there are, as torchrun and accelerate tell them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextlib.contextmanager
+def process_group():
+    """Join the other processes, if there are any, and yield the device of this one."""
+    import torch
+
+    from ecgbyte_cli.model import ecg_lm
+
+    device = ecg_lm.best_device()
+    if this_process()[1] == 1:
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device != "cpu" else "gloo")
+    try:
+        yield device
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Trainer:
+    """The loop, its checkpoints, and what it writes about itself.
+
+    What happens at a step follows from the settings and the number of the step alone: the order of the samples,
+    the learning rate and the random numbers (dropout) are made anew from them. So a checkpoint holds weights,
+    the optimizer's state and the losses so far, and a training that goes on from it is the same, bit by bit.
+
+    Parameters
+    ----------
+    work : WorkDir
+    lm : ECGLM
+    samples : Samples
+    settings : dict
+    steps, every : int
+        Updates in all, and between validations.
+    training, validation : list of (Question, int)
+        With lengths in tokens.
+    tell : callable
+        Prints a remark, on the first process.
+    """
+
+    def __init__(self, work, lm, samples, settings, steps, every, training, validation, tell):
+        import torch
+
+        self.work, self.lm, self.samples, self.settings, self.tell = work, lm, samples, settings, tell
+        self.steps, self.every, self.training, self.validation = steps, every, training, validation
+        self.rank, self.processes = this_process()
+        self.model = lm
+        if self.processes > 1:
+            on = [lm.device] if lm.device.type == "cuda" else None
+            self.model = torch.nn.parallel.DistributedDataParallel(lm, device_ids=on)
+        self.optimizer = make_optimizer(lm, settings)
+        self.factor = warmup_cosine(steps)
+        self.step, self.seen, self.seconds = 0, 0, 0.0
+        self.rows = []  # step, training loss, learning rate, validation loss or None
+        self.best, self.waited = None, 0  # (step, loss) of the best validation, and how many came after it
+
+    def run(self):
+        """Train from the step reached to the last, or until patience ends."""
+        batch, per_step = self.settings["batch"], self.settings["accumulate"] * self.processes
+        order = batches([length for _, length in self.training], batch, self.settings["seed"])
+        order = itertools.islice(order, self.step * per_step, None)
+        first, saved = self.rank == 0, time.monotonic()
+        self.lm.train()
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(Stop())
+            if first:
+                events = stack.enter_context(
+                    contextlib.closing(curves.Events(self.work.training, self.step + 1))
+                )
+                bar = stack.enter_context(progress("finetune", self.steps, "steps"))
+            while self.step < self.steps:
+                loss, rate = self.update([next(order) for _ in range(per_step)])
+                if not math.isfinite(loss):
+                    raise Failure(f"the loss is no longer finite at step {self.step}: try a smaller --lr")
+                validate = self.step % self.every == 0 or self.step == self.steps
+                val_loss = self.validate() if validate and self.validation else None
+                self.rows.append((self.step, loss, rate, val_loss))
+                if first:
+                    values = {"loss/training": loss, "loss/validation": val_loss, "learning rate": rate}
+                    events.scalars(self.step, {k: v for k, v in values.items() if v is not None})
+                    bar.update(self.step, f"loss {np.mean([row[1] for row in self.rows[-50:]]):.3f}")
+                if self.settings["patience"] and self.waited >= self.settings["patience"]:
+                    self.tell(f"stopped at step {self.step}: {self.waited} validations were no better")
+                    break
+                due = validate or stop.asked or time.monotonic() - saved > CHECKPOINT_SECONDS
+                if first and due and self.step < self.steps:
+                    self.save()
+                    saved = time.monotonic()
+                if stop.asked:
+                    raise KeyboardInterrupt
+
+    def update(self, groups):
+        """Make one update of the weights from groups of sample numbers, of which every process takes its share.
+
+        Returns
+        -------
+        (float, float)
+            Loss per labelled token over all groups, and the learning rate.
+        """
+        import torch
+
+        start, device = time.perf_counter(), self.lm.device
+        rate = self.settings["lr"] * self.factor(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        seeds = np.random.SeedSequence([self.settings["seed"], self.step, self.rank])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
+        parts = [
+            collate([self.samples(self.training[i][0])[:2] for i in group])
+            for group in groups[self.rank :: self.processes]
+        ]
+        labelled = [int((labels != -100).sum()) for _, labels in parts]
+        (total,) = over_processes([sum(labelled)], device)
+        loss_sum = 0.0
+        for i, (ids, labels) in enumerate(parts):
+            alone = i + 1 < len(parts) and self.processes > 1  # gradients are exchanged with the last group
+            with self.model.no_sync() if alone else contextlib.nullcontext():
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    loss = self.model(ids.to(device), labels.to(device))
+                # the mean over all labelled tokens of the step; processes: their gradients are averaged
+                (loss * (labelled[i] / total * self.processes)).backward()
+            loss_sum += loss.item() * (labelled[i] / total)
+        torch.nn.utils.clip_grad_norm_([p for p in self.lm.parameters() if p.requires_grad], 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        loss_sum, seen = over_processes([loss_sum, sum(ids.numel() for ids, _ in parts)], device)
+        self.seen += int(seen)
+        self.seconds += time.perf_counter() - start
+        return loss_sum, rate
+
+    def validate(self):
+        """Validate on some questions, say how it went, and keep the weights if they are the best so far."""
+        loss = validation_loss(self.lm, self.samples, self.validation[:128], self.settings["batch"])
+        recent = [row[1] for row in self.rows[-self.every :]]
+        trained = f"training loss {np.mean(recent):.4f}, " if recent else ""
+        self.tell(f"step {self.step}: {trained}validation loss {loss:.4f}")
+        if self.rank == 0:
+            for line in some_answers(self.lm, self.samples, [q for q, _ in self.validation[:SHOWN]]):
+                self.tell(line)
+        self.waited += 1
+        if self.best is None or loss < self.best[1]:
+            self.best, self.waited = (self.step, loss), 0
+            if self.rank == 0 and self.step < self.steps:
+                with new_folder(self.work.checkpoint("best", self.step)) as folder:
+                    self.save_weights(folder)
+        return loss
+
+    def result(self):
+        """Put the best weights back, draw the curves, and return what came out."""
+        import torch
+
+        if self.best and self.best[0] != self.step:
+            self.load_weights(self.work.checkpoint("best", self.best[0]))
+            self.tell(f"the model kept is that of step {self.best[0]}, the best on validation")
+        if self.rank == 0:
+            self.draw()
+        losses = [row[1] for row in self.rows]
+        cuda = self.lm.device.type == "cuda"
+        return {
+            "steps": self.step,
+            "train_loss": float(np.mean(losses[-max(1, self.step // 10) :])),
+            "val_loss": validation_loss(self.lm, self.samples, self.validation, self.settings["batch"]),
+            "best_step": self.best[0] if self.best else self.step,
+            "tokens_per_second": self.seen / self.seconds,
+            "trainable_parameters": sum(p.numel() for p in self.lm.parameters() if p.requires_grad),
+            "peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
+            "seconds": self.seconds,
+        }
+
+    def draw(self):
+        """Write the course of the losses as CSV and as a picture."""
+        curves.write_csv(self.work.loss_csv, self.rows)
+        curves.draw(self.work.loss_picture, self.rows, f"{self.settings['base']} ({self.settings['method']})")
+
+    def save(self):
+        """Write a checkpoint beside the one before, then remove that: at any moment one is whole."""
+        from safetensors.torch import save_file
+
+        tensors, values = {}, {}
+        for number, entries in self.optimizer.state_dict()["state"].items():
+            for name, value in entries.items():
+                key = f"{number}.{name}"
+                if hasattr(value, "detach"):
+                    tensors[key] = value.detach().cpu().clone()
+                else:
+                    values[key] = value
+        state = {"step": self.step, "seen": self.seen, "seconds": self.seconds, "rows": self.rows}
+        state |= {"best": self.best, "waited": self.waited, "optimizer": values}
+        with new_folder(self.work.checkpoint("step", self.step)) as folder:
+            self.save_weights(folder)
+            save_file(tensors, folder / "optimizer.safetensors")
+            write_json(folder / "state.json", {"settings": self.settings, "result": state})
+        old = self.work.checkpoints("step")[:-1]
+        old += [p for p in self.work.checkpoints("best") if p != self.work.checkpoint("best", self.best[0])]
+        for path in old:
+            shutil.rmtree(path)
+        self.draw()
+
+    def save_weights(self, folder):
+        """Write the weights that are trained."""
+        from safetensors.torch import save_file
+
+        trained = {name: p.detach().cpu() for name, p in self.lm.named_parameters() if p.requires_grad}
+        save_file({name: p.contiguous() for name, p in trained.items()}, folder / "weights.safetensors")
+
+    def load_weights(self, folder):
+        """Put the weights of a checkpoint in place."""
+        import torch
+        from safetensors.torch import load_file
+
+        weights = load_file(folder / "weights.safetensors")
+        with torch.no_grad():
+            for name, p in self.lm.named_parameters():
+                if p.requires_grad:
+                    p.copy_(weights[name])
+
+    def restore(self, folder):
+        """Go back to a checkpoint."""
+        from safetensors.torch import load_file
+
+        self.load_weights(folder)
+        state = read_json(folder / "state.json")["result"]
+        entries = {}
+        for key, value in (load_file(folder / "optimizer.safetensors") | state["optimizer"]).items():
+            number, name = key.split(".", 1)
+            entries.setdefault(int(number), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
+        self.rows, self.best, self.waited = state["rows"], state["best"], state["waited"]
+
+
+class Stop:
+    """Keeps Ctrl-C and SIGTERM until the step is done; the same signal a second time stops at once."""
+
+    def __enter__(self):
+        self.asked, self.before = set(), {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {
+                number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+        return self
+
+    def ask(self, number, _):
+        if number in self.asked:
+            raise KeyboardInterrupt
+        self.asked.add(number)
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def make_optimizer(lm, settings):
+    """AdamW, in paged 8-bit form for QLoRA on a GPU; no weight decay on vectors."""
+    import torch
+
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.05},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if settings["method"] == "qlora" and lm.device.type == "cuda":
+        import bitsandbytes
+
+        return bitsandbytes.optim.PagedAdamW8bit(groups, lr=settings["lr"], betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=settings["lr"], betas=(0.9, 0.98))
+
+
+def warmup_cosine(steps):
+    """The learning rate's factor per step: a linear rise over 4 % of the steps, then half a cosine to zero."""
+    rise = max(1, round(0.04 * steps))
+
+    def factor(step):
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    return factor
+
+
+def over_processes(values, device):
+    """The sums of some numbers over all processes."""
+    if this_process()[1] == 1:
+        return values
+    import torch
+
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(sums)
+    return sums.tolist()
+
+
+def validation_loss(lm, samples, questions, batch):
+    """Mean loss over questions, per labelled token; None if there are none."""
+    import torch
+
+    if not questions:
+        return None
+    rank, processes = this_process()
+    was_training, total, count = lm.training, 0.0, 0
+    questions = [question for question, _ in sorted(questions, key=lambda q: q[1])]
+    groups = [questions[i : i + batch] for i in range(0, len(questions), batch)]
+    lm.eval()
+    with torch.no_grad(), torch.autocast(lm.device.type, torch.bfloat16, enabled=lm.device.type == "cuda"):
+        for group in groups[rank::processes]:
+            ids, labels = collate([samples(question)[:2] for question in group])
+            n = int((labels != -100).sum())
+            total, count = total + lm(ids.to(lm.device), labels.to(lm.device)).item() * n, count + n
+    lm.train(was_training)
+    total, count = over_processes([total, count], lm.device)
+    return total / count
+
+
+def some_answers(lm, samples, questions, max_new=32):
+    """Lines with what the model answers to some questions, as it is now."""
+    prompt, was_training, lines = samples.prompt, lm.training, []
+    lm.eval()
+    for question in questions:
+        ids, labels, _ = samples(question)
+        # cut off where the last answer begins: behind the last token without a label that one with a label follows
+        begins = np.flatnonzero((labels[1:] != -100) & (labels[:-1] == -100))[-1] + 1
+        (answer,) = lm.answer([ids[:begins]], prompt.end_ids, max_new)
+        lines.append(f'  {question.question} "{prompt.text(answer)}" (true: "{question.answer}")')
+    lm.train(was_training)
+    return lines

@@ -1,0 +1,1 @@
+"""Question files, and the scores of answers."""

@@ -1,0 +1,19 @@
+"""Recordings in files: where they are, and what they hold, in millivolts. A file for each format."""
+
+from ecgbyte_cli.readers.find import find, fingerprint
+from ecgbyte_cli.readers.formats import read
+from ecgbyte_cli.readers.patients import patient_and_split, patient_of, read_patients, split_of
+from ecgbyte_cli.readers.recording import Recording, Unusable, lead_name
+
+__all__ = [
+    "Recording",
+    "Unusable",
+    "find",
+    "fingerprint",
+    "lead_name",
+    "patient_and_split",
+    "patient_of",
+    "read",
+    "read_patients",
+    "split_of",
+]

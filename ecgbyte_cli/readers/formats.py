@@ -1,0 +1,85 @@
+"""The formats that recordings come in: a line each in the table, a file each beside this one."""
+
+import importlib
+import os
+import re
+import warnings
+
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.readers.arrays import HDF5
+from ecgbyte_cli.readers.recording import Recording, Unusable
+
+# extension to the module beside this one whose `read(path, fs, lead_names)` returns the Recording
+FORMATS = {
+    ".hea": "wfdb",
+    ".edf": "edf",
+    ".bdf": "edf",
+    ".dcm": "dicom",
+    ".csv": "arrays",
+    ".tsv": "arrays",
+    ".npy": "arrays",
+    ".npz": "arrays",
+    ".h5": "arrays",
+    ".hdf5": "arrays",
+}
+
+
+def read(path: str | os.PathLike, fs: float | None = None, lead_names: list[str] | None = None) -> Recording:
+    """Read one recording of any known format.
+
+    Parameters
+    ----------
+    path : str or Path
+        The recording's file; for WFDB its header, or the record's name without extension.
+    fs : float, optional
+        Sampling rate in Hz, for formats that do not say it.
+    lead_names : list of str, optional
+        For formats that do not say them.
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    Unusable
+        If it cannot be read; the reason does not repeat the path.
+    """
+    path = file_of(str(path)) or str(path)
+    form = FORMATS.get(os.path.splitext(without_row(path))[1].lower())
+    if form is None:
+        raise Unusable("not a known format")
+    reader = importlib.import_module(f"ecgbyte_cli.readers.{form}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            recording = reader.read(path, fs, lead_names)
+    except Failure:
+        raise
+    except FileNotFoundError as error:
+        raise Unusable(f"file missing: {os.path.basename(error.filename or path)}") from error
+    except ImportError as error:
+        raise Unusable(f"package missing: {error.name}; pip install ecgbyte[formats]") from error
+    except Exception as error:  # libraries raise whatever a broken file makes them raise
+        text = " ".join(str(error).split())[:200]
+        raise Unusable(f"cannot be read: {text or type(error).__name__}") from error
+    if not recording.leads:
+        raise Unusable("no leads in volts")
+    if recording.signal.shape[1] == 0:
+        raise Unusable("no samples")
+    return recording
+
+
+def file_of(path):
+    """The file of one recording, named with or without its extension; None if there is none."""
+    stem, extension = os.path.splitext(path)
+    if os.path.isfile(stem + ".hea"):  # its header, or its signal file
+        return stem + ".hea"
+    if os.path.isfile(path) or (extension.partition("#")[0] in HDF5 and os.path.isfile(without_row(path))):
+        return path
+    return next((path + kind for kind in FORMATS if os.path.isfile(path + kind)), None)
+
+
+def without_row(path):
+    """The file that a recording is in: its path without the row of an HDF5 file."""
+    return re.sub(r"#\d+$", "", path)

@@ -1,0 +1,192 @@
+"""What the segmenters share: the tokens' letters, the trie of tokens, and ids turned back into letters.
+
+A segmenter turns letters to token ids over flat tables. A piece is what no token crosses; pieces lie end to
+end, piece p being letters[bounds[p]:bounds[p + 1]]. There are three, each with a function that makes its
+tables from the merges:
+
+longest   the longest token that matches, from the left
+bpe       the merges in their order, each from the left
+fewest    the fewest tokens; of several such ways, the one with the longest first token, and so on
+
+All of them are linear in the number of letters. The functions hold no state and release the GIL, so that
+threads may call them side by side, each with letters of its own.
+"""
+
+import numpy as np
+
+from ecgbyte_kernels import jit
+
+MOST_TOKENS = 1 << 20  # what `bpe` packs ids in
+
+
+def spell(merges: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Write every token out in letters.
+
+    Parameters
+    ----------
+    merges : array_like
+        int, (m, 2): left and right id; merge k makes id `levels + k`.
+    levels : int
+        Number of letters, 2 to 256.
+
+    Returns
+    -------
+    text : numpy.ndarray
+        uint8, the letters of all tokens end to end, by id.
+    starts : numpy.ndarray
+        int64, (levels + m + 1,): token t is text[starts[t]:starts[t + 1]].
+
+    Raises
+    ------
+    ValueError
+        If a merge joins ids that do not exist before it, a pair is there twice, or there are more than
+        `MOST_TOKENS`.
+    """
+    merges = np.asarray(merges, np.int64).reshape(-1, 2)
+    if levels + len(merges) > MOST_TOKENS:
+        raise ValueError(f"a vocabulary holds at most {MOST_TOKENS:,} tokens")
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels must be 2 to 256, not {levels}")
+    if merges.size and (merges.min() < 0 or (merges.max(axis=1) >= levels + np.arange(len(merges))).any()):
+        raise ValueError("a merge joins ids that do not exist before it")
+    if len(np.unique(merges[:, 0] << 32 | merges[:, 1])) < len(merges):
+        raise ValueError("a pair is merged twice")
+    lengths = np.ones(levels + len(merges), np.int64)
+    _add_up(merges, levels, lengths)
+    # doubling a token with each merge makes one longer than any memory
+    if lengths.max() > 2**24 or lengths.astype(float).sum() > 2**31:
+        raise ValueError("the tokens are too long to be written out")
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    text = np.empty(starts[-1], np.uint8)
+    text[:levels] = np.arange(levels)
+    _spell(merges, levels, starts, text)
+    return text, starts
+
+
+@jit
+def _add_up(merges, levels, lengths):
+    for k in range(len(merges)):
+        # capped, so that no sum overflows
+        lengths[levels + k] = min(lengths[merges[k, 0]] + lengths[merges[k, 1]], 1 << 40)
+
+
+@jit
+def _spell(merges, levels, starts, text):
+    for k in range(len(merges)):
+        at = starts[levels + k]
+        for side in range(2):
+            token = merges[k, side]
+            for i in range(starts[token], starts[token + 1]):
+                text[at] = text[i]
+                at += 1
+
+
+def expand(ids: np.ndarray, text: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Turn ids back into letters, whichever segmenter made them.
+
+    Parameters
+    ----------
+    ids : numpy.ndarray
+        Integers, (n,).
+    text, starts : numpy.ndarray
+        From `spell`.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8.
+
+    Raises
+    ------
+    ValueError
+        If an id is not in the vocabulary.
+    """
+    ids = np.ascontiguousarray(ids)
+    if ids.size and (ids.min() < 0 or ids.max() >= len(starts) - 1):
+        raise ValueError(f"an id is not in the vocabulary of {len(starts) - 1}")
+    letters = np.empty(int((starts[1:] - starts[:-1])[ids].sum()), np.uint8)
+    _expand(ids, text, starts, letters)
+    return letters
+
+
+@jit
+def _expand(ids, text, starts, letters):
+    at = 0
+    for t in ids:
+        for i in range(starts[t], starts[t + 1]):
+            letters[at] = text[i]
+            at += 1
+
+
+def _trie(text, starts, levels, wanted, backwards=False):
+    """The trie of the wanted tokens (of their letters from the right, if `backwards`).
+
+    Node t is where token t ends; other nodes come behind them, and the letters themselves are the roots.
+    Of tokens that spell the same, the first counts.
+
+    Returns
+    -------
+    child : numpy.ndarray
+        (nodes * levels,): the node behind each node by each letter; `nodes` where there is none.
+        In 16 bits if they hold it: half the memory is half the cache misses.
+    """
+    child, nodes = _grow_trie(text, starts, levels, wanted, backwards)
+    return child.astype(np.uint16 if nodes < 2**16 else np.uint32)
+
+
+@jit
+def _grow_trie(text, starts, levels, wanted, backwards):
+    vocab = len(starts) - 1
+    child = np.full((2 * vocab) * levels, -1, np.int64)
+    nodes = levels
+    token = np.full(2 * vocab, -1, np.int64)  # the token that ends at a node
+    for t in range(vocab):
+        if not wanted[t]:
+            continue
+        first, step, length = starts[t], 1, starts[t + 1] - starts[t]
+        if backwards:
+            first, step = starts[t + 1] - 1, -1
+        node = np.int64(text[first])
+        for k in range(1, length):
+            at = node * levels + text[first + k * step]
+            if child[at] < 0:
+                if nodes == len(token):
+                    child = np.concatenate((child, np.full(len(child), -1, np.int64)))
+                    token = np.concatenate((token, np.full(len(token), -1, np.int64)))
+                child[at] = nodes
+                nodes += 1
+            node = child[at]
+        if token[node] < 0:
+            token[node] = t
+    # number the nodes anew: tokens by their ids, the others behind them
+    number = np.empty(nodes + 1, np.int64)
+    after = vocab
+    for node in range(nodes):
+        if token[node] >= 0:
+            number[node] = token[node]
+        else:
+            number[node] = after
+            after += 1
+    sorted_child = np.full(after * levels, after, np.int64)
+    for node in range(nodes):
+        for letter in range(levels):
+            if child[node * levels + letter] >= 0:
+                sorted_child[number[node] * levels + letter] = number[child[node * levels + letter]]
+    return sorted_child, after
+
+
+def _id_type(vocab):
+    return np.uint16 if vocab <= 2**16 else np.uint32
+
+
+def _checked(letters, bounds, levels):
+    """Check what a segmenter is given; make room for what it returns."""
+    letters = np.asarray(letters)
+    bounds = np.ascontiguousarray(bounds, np.int64)
+    if letters.dtype != np.uint8 or letters.ndim != 1:
+        raise ValueError("letters must be a flat uint8 array")
+    if bounds[0] != 0 or bounds[-1] != letters.size or (np.diff(bounds) < 0).any():
+        raise ValueError("the pieces must lie end to end and hold all letters")
+    if letters.size and letters.max() >= levels:
+        raise ValueError(f"letter {letters.max()} is not among {levels}")
+    return np.ascontiguousarray(letters), bounds, np.empty(len(bounds) - 1, np.int64)

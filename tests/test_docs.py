@@ -1,0 +1,105 @@
+"""The documents: the command reference is fresh, links lead somewhere, code and command lines are right."""
+
+import ast
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+import ecgbyte_cli
+from ecgbyte_cli.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parent.parent
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/LOG.md"]
+PAGES += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+each_page = pytest.mark.parametrize("page", PAGES)
+
+
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def python_of(page):
+    return [code for language, code in FENCED.findall(text_of(page)) if language == "python"]
+
+
+def anchors_of(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    prose = FENCED.sub("", path.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_command_reference_is_fresh():
+    made = runpy.run_path(str(ROOT / "docs" / "commands.py"))
+    assert made["page"]() == text_of("docs/commands.md"), "run `python docs/commands.py`"
+
+
+def test_the_readme_has_every_command_and_is_short():
+    text = text_of("README.md")
+    missing = [name for name in COMMANDS if not re.search(rf"^\| `ecgbyte {name}[ `]", text, re.MULTILINE)]
+    assert missing == []
+    assert len(text.splitlines()) <= 170
+
+
+def test_the_index_has_every_page():
+    text = text_of("docs/README.md")
+    pages = [page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")]
+    assert [page for page in pages if page != "README.md" and f"]({page})" not in text] == []
+
+
+@each_page
+def test_links_and_pictures_lead_somewhere(page):
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", text_of(page))):
+        if re.match(r"[a-z]+:", target):  # elsewhere
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        if not path.exists() or (anchor and anchor not in anchors_of(path)):
+            wrong.append(target)
+    assert wrong == []
+
+
+@each_page
+def test_command_lines_have_commands_and_options_that_exist(page):
+    """Those in indented blocks and between backticks."""
+    wrong = []
+    lines = re.findall(r"^ {4}(?:\$ )?(ecgbyte .*)$|`(ecgbyte [^`]*)`", text_of(page), re.MULTILINE)
+    for line in map("".join, lines):
+        words = shlex.split(line, comments=True)[1:]
+        named = [word for word in words if re.fullmatch("[a-z-]+", word) and not word.startswith("-")]
+        commands = [command for word in named if (command := main.get_command(None, word))]
+        known = {"--work", "--version", "--help", "-h"}
+        known |= {name for command in commands for p in command.params for name in p.opts + p.secondary_opts}
+        if any(word.startswith("-") and word not in known for word in words) or (named and not commands):
+            wrong.append(line)
+    assert wrong == []
+
+
+@each_page
+def test_python_code_imports_what_is_public(page):
+    for code in python_of(page):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module == "ecgbyte_cli":
+                assert {name.name for name in node.names} <= set(ecgbyte_cli.__all__)
+
+
+def test_the_python_page_names_the_whole_public_face():
+    text = text_of("docs/python.md")
+    assert [name for name in ecgbyte_cli.__all__ if f"`{name}`" not in text] == []
+
+
+def test_the_python_page_runs(tmp_path, monkeypatch, ecgbyte):
+    """All of it but what needs a model."""
+    monkeypatch.chdir(tmp_path)
+    for line in ("synth data --records 16", "symbolize data --jobs 1", "learn --vocab 100", "encode"):
+        assert ecgbyte(*line.split(), work="ecgbyte-work").exit_code == 0
+    names = {}
+    codes = python_of("docs/python.md")
+    for code in codes[: next(i for i, code in enumerate(codes) if "load_model" in code)]:
+        exec(compile(code, "docs/python.md", "exec"), names)
+    assert names["result"]["exact_match"] == 100

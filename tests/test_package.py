@@ -1,0 +1,75 @@
+"""The wheel that would be published: what is in it, what is not, and that it works by itself."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder with the source archive and the wheel."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--outdir", out, ROOT]
+    made = subprocess.run(command, capture_output=True, text=True, cwd=out)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    [path] = built.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_what_is_in_the_wheel(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    code = {
+        f"{name}/{path.relative_to(ROOT / folder).as_posix()}"
+        for name, folder in (("ecgbyte_cli", "ecgbyte_cli"), ("ecgbyte_kernels", "kernels"))
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert code <= names and "ecgbyte_cli/py.typed" in names and "ecgbyte_kernels/py.typed" in names
+    [info] = {name.split("/")[0] for name in names - code}
+    assert info.endswith(".dist-info") and f"{info}/licenses/LICENSE" in names
+    # `kernels` would overwrite the package that Transformers looks for
+    assert {name.split("/")[0] for name in names} == {"ecgbyte_cli", "ecgbyte_kernels", info}
+    assert wheel.stat().st_size < 12e6
+
+
+@pytest.mark.slow
+def test_a_registry_would_take_both(built):
+    command = [sys.executable, "-m", "twine", "check", "--strict", *built.iterdir()]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0 and checked.stdout.count("PASSED") == 2, checked.stdout + checked.stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_runs(wheel, tmp_path):
+    """From another folder, and not the checkout's files."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "alone")
+
+    def run(*args):
+        code = "import ecgbyte_cli.__main__ as m, sys; print(m.__file__, file=sys.stderr); m.main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, args)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path / "alone")},
+        )
+
+    assert "symbolize" in run("--help").stdout
+    chain = ["synth", "data", "--records", 8, "symbolize", "data", "--jobs", 1, "learn", "--vocab", 60]
+    result = run(*chain, "--split", "all", "encode", "--json")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith(str(tmp_path / "alone"))
+    assert json.loads(result.stdout)["encode"]["segments"] == 8
