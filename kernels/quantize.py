@@ -149,7 +149,7 @@ def _uniform(values, lo, hi, levels, letters):
     scale = levels / (hi - lo) if hi > lo else 0.0
     for i in range(values.size):
         # floor(levels * (x - lo) / (hi - lo)), kept within 0 .. levels - 1
-        level = (values[i] - lo) * scale
+        level = (float(values[i]) - lo) * scale  # in double precision, without JIT too
         if level >= levels:
             letters[i] = levels - 1
         elif level > 0:

@@ -17,6 +17,10 @@ import numpy as np
 from ecgbyte_kernels import jit
 
 MOST_TOKENS = 1 << 20  # what `bpe` packs ids in
+# All tokens written out, in letters, and their trie, in nodes times letters: so many, or so many a token where
+# there are many tokens. What is learned stays far below; merges that double would fill any memory.
+MOST_LETTERS, LETTERS_EACH = 1 << 22, 256
+MOST_STEPS, NODES_EACH = 1 << 25, 16
 
 
 def spell(merges: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,8 +43,8 @@ def spell(merges: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ValueError
-        If a merge joins ids that do not exist before it, a pair is there twice, or there are more than
-        `MOST_TOKENS`.
+        If a merge joins ids that do not exist before it, a pair is there twice, there are more than
+        `MOST_TOKENS`, or the tokens are too long to be written out.
     """
     merges = np.asarray(merges, np.int64).reshape(-1, 2)
     if levels + len(merges) > MOST_TOKENS:
@@ -53,9 +57,9 @@ def spell(merges: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("a pair is merged twice")
     lengths = np.ones(levels + len(merges), np.int64)
     _add_up(merges, levels, lengths)
-    # doubling a token with each merge makes one longer than any memory
-    if lengths.max() > 2**24 or lengths.astype(float).sum() > 2**31:
-        raise ValueError("the tokens are too long to be written out")
+    most = max(MOST_LETTERS, LETTERS_EACH * len(lengths))
+    if lengths.astype(float).sum() > most:  # a sum of int64 could overflow
+        raise ValueError(f"the tokens are too long: written out they have more than {most:,} letters")
     starts = np.concatenate([[0], np.cumsum(lengths)])
     text = np.empty(starts[-1], np.uint8)
     text[:levels] = np.arange(levels)
@@ -129,17 +133,26 @@ def _trie(text, starts, levels, wanted, backwards=False):
     child : numpy.ndarray
         (nodes * levels,): the node behind each node by each letter; `nodes` where there is none.
         In 16 bits if they hold it: half the memory is half the cache misses.
+
+    Raises
+    ------
+    ValueError
+        If the trie would be too large.
     """
-    child, nodes = _grow_trie(text, starts, levels, wanted, backwards)
-    return child.astype(np.uint16 if nodes < 2**16 else np.uint32)
+    vocab = len(starts) - 1
+    most = max(MOST_STEPS // levels, NODES_EACH * vocab, 2 * vocab)
+    child, nodes = _grow_trie(text, starts, levels, wanted, backwards, most)
+    if nodes < 0:
+        raise ValueError(f"the tokens are too long and too many: their trie has more than {most:,} nodes")
+    return child.astype(np.uint16) if nodes < 2**16 else child.view(np.uint32)
 
 
 @jit
-def _grow_trie(text, starts, levels, wanted, backwards):
+def _grow_trie(text, starts, levels, wanted, backwards, most):
     vocab = len(starts) - 1
-    child = np.full((2 * vocab) * levels, -1, np.int64)
+    child = np.full((2 * vocab) * levels, -1, np.int32)
     nodes = levels
-    token = np.full(2 * vocab, -1, np.int64)  # the token that ends at a node
+    token = np.full(2 * vocab, -1, np.int32)  # the token that ends at a node
     for t in range(vocab):
         if not wanted[t]:
             continue
@@ -150,16 +163,19 @@ def _grow_trie(text, starts, levels, wanted, backwards):
         for k in range(1, length):
             at = node * levels + text[first + k * step]
             if child[at] < 0:
+                if nodes == most:
+                    return child, -1
                 if nodes == len(token):
-                    child = np.concatenate((child, np.full(len(child), -1, np.int64)))
-                    token = np.concatenate((token, np.full(len(token), -1, np.int64)))
+                    more = min(nodes, most - nodes)
+                    child = np.concatenate((child, np.full(more * levels, -1, np.int32)))
+                    token = np.concatenate((token, np.full(more, -1, np.int32)))
                 child[at] = nodes
                 nodes += 1
-            node = child[at]
+            node = np.int64(child[at])
         if token[node] < 0:
             token[node] = t
     # number the nodes anew: tokens by their ids, the others behind them
-    number = np.empty(nodes + 1, np.int64)
+    number = np.empty(nodes, np.int32)
     after = vocab
     for node in range(nodes):
         if token[node] >= 0:
@@ -167,11 +183,12 @@ def _grow_trie(text, starts, levels, wanted, backwards):
         else:
             number[node] = after
             after += 1
-    sorted_child = np.full(after * levels, after, np.int64)
+    sorted_child = np.full(after * levels, after, np.int32)
     for node in range(nodes):
+        first = np.int64(number[node]) * levels
         for letter in range(levels):
             if child[node * levels + letter] >= 0:
-                sorted_child[number[node] * levels + letter] = number[child[node * levels + letter]]
+                sorted_child[first + letter] = number[child[node * levels + letter]]
     return sorted_child, after
 
 

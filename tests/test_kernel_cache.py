@@ -75,7 +75,9 @@ def test_processes_that_compile_at_once_leave_a_cache_that_is_right(tmp_path):
 
 def test_a_change_in_another_file_of_the_kernels_is_noticed(tmp_path):
     """Numba itself compares the function's own file alone."""
-    shutil.copytree(ROOT / "kernels", tmp_path / "ecgbyte_kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "kernels", tmp_path / "ecgbyte_kernels", ignore=shutil.ignore_patterns("__pycache__")
+    )
     code = """
         import numpy as np
         import ecgbyte_kernels

@@ -23,6 +23,12 @@ def test_paper_is_the_formula(signal, levels):
     assert np.array_equal(letters, naive.letters_by_steps(signal, -1.5, 1.25, levels))
 
 
+def test_a_value_a_hair_below_an_edge_has_the_letter_below():
+    """Single precision would round it onto the edge, as Python's arithmetic without JIT does."""
+    letters, _, _ = q.quantize(np.array([-(2.0**-52)], np.float32), PAPER | {"levels": 33})
+    assert letters.tolist() == [17]
+
+
 @given(signals)
 @settings(max_examples=60, deadline=None)
 def test_minmax_takes_each_segments_own_range(signal):
