@@ -1,0 +1,241 @@
+"""Questions and answers from facts, drawn by seed so that no answer is right by being frequent."""
+
+from collections.abc import Iterable
+from itertools import combinations
+
+import numpy as np
+
+from ecgbyte_cli.questions import wording
+from ecgbyte_cli.questions.facts import RANGES, Facts, Source
+from ecgbyte_cli.questions.findings import ASKED, CLASSES, FINDINGS, STATEMENTS, Finding
+
+SPLITS = ("train", "val", "test")
+NO, YES, UNCERTAIN, UNSAID = range(4)
+
+DISEASES = tuple(CLASSES)  # topics whose statements are diagnoses
+SEEN = ("rhythm", *DISEASES, "form", "beats")  # what a list of findings is made of
+OF_TOPIC = {
+    topic: [name for name, statement in STATEMENTS.items() if statement.topic == topic]
+    for topic in (*SEEN, "axis", "noise")
+}
+MANY = ("findings", "form", "leads", "describe")  # topics with more answers than there are to choose from
+# statements that are asked about as one of the findings
+WITHIN = {finding.statements[0] for finding in FINDINGS.values() if len(finding.statements) == 1}
+WITHIN |= {name for name in STATEMENTS if name.lower() in ASKED} | {"PRC", "TAB"}
+
+
+def ask(
+    source: Source, seed: int = 1, cap: int = 500, every_finding: bool = False, cannot: float = 0.02
+) -> list[dict]:
+    """Make questions with their answers.
+
+    Parameters
+    ----------
+    source : Source
+    seed : int
+    cap : int
+        A thing is asked about with the same answer so often at most, on each side of the split.
+    every_finding : bool
+        Ask about the eighteen findings of every record, whatever the balance.
+    cannot : float
+        The share of questions that no ECG answers.
+
+    Returns
+    -------
+    list of dict
+        As lines of a question file, ordered by record.
+    """
+    columns = _columns(source.facts)
+    sides = {
+        side: np.array([i for i, f in enumerate(source.facts) if f.split == side], int) for side in SPLITS
+    }
+    # each kind has random numbers of its own, so that an option of one does not change the others
+    verify, choose, query, decline = (np.random.default_rng([seed, kind]) for kind in range(4))
+    asked = _verify(verify, columns, sides, source.words, cap, every_finding)
+    asked += _choose(choose, columns, sides, cap)
+    asked += _query(query, source.facts, sides, cap)
+    asked += _decline(decline, sides, asked, source.facts, cannot)
+    asked.sort(key=lambda line: line[0])  # stable: the kinds stay in order
+    return [_line(source.facts[i], *rest) for i, *rest in asked]
+
+
+def _line(facts, question, answer, kind, more):
+    return {
+        "record": facts.record,
+        "patient": facts.patient,
+        "question": question,
+        "answer": answer,
+        "type": kind,
+        "split": facts.split,
+        **more,
+    }
+
+
+def _columns(facts: list[Facts]) -> dict[str, np.ndarray]:
+    """What is known as an array for each name: NO, YES, UNCERTAIN or UNSAID of every recording."""
+    value = {False: NO, True: YES, None: UNCERTAIN}
+    names = dict.fromkeys(name for each in facts for name in each.known)
+    columns = {name: np.full(len(facts), UNSAID, np.int8) for name in names}
+    for i, each in enumerate(facts):
+        for name, known in each.known.items():
+            columns[name][i] = value[known]
+    return columns
+
+
+def _any_of(finding: Finding, columns):
+    """A column for a finding: there is one if there is one of its statements; None if no column speaks of it."""
+    members = [columns[name] for name in finding.statements if name in columns]
+    if not members:
+        return None
+    stacked = np.stack(members)
+    return np.select(
+        [(stacked == value).any(axis=0) for value in (YES, UNCERTAIN, NO)], [YES, UNCERTAIN, NO], UNSAID
+    )
+
+
+def _drawn(rng, places, most):
+    return rng.permutation(places)[:most].tolist()
+
+
+def _verify(rng, columns, sides, words, cap, every_finding):
+    """Yes or no, as often the one as the other."""
+    items = [
+        (name, finding.words, "finding-verify", column)
+        for name, finding in ASKED.items()
+        if (column := _any_of(finding, columns)) is not None
+    ]
+    for name, column in columns.items():
+        if name in STATEMENTS and name not in WITHIN:
+            kind = "noise-verify" if name in OF_TOPIC["noise"] else "finding-verify"
+            items.append((name.lower(), STATEMENTS[name].words, kind, column))
+        elif name in words:
+            kind = "leads-verify" if name.partition("-")[0] in OF_TOPIC["noise"] else "finding-verify"
+            items.append((name.lower(), words[name], kind, column))
+    asked = []
+    for name, what, kind, column in items:
+        for side in sides.values():
+            yes, no = side[column[side] == YES], side[column[side] == NO]
+            most = len(side) if every_finding and name in FINDINGS else min(len(yes), len(no), cap)
+            for answer, places in (("yes", yes), ("no", no)):
+                asked += [
+                    (i, wording.verify(rng, name, what), answer, kind, {"finding": name, "closed": True})
+                    for i in _drawn(rng, places, most)
+                ]
+    return asked
+
+
+def _choose(rng, columns, sides, cap):
+    """One of two, both or none; of each two as often the one as the other, and not more often both or none."""
+    columns = dict(columns)
+    for name in columns:
+        if name.lower() in ASKED:
+            # "left ventricular hypertrophy" also stands for its voltage criteria: not denied where those are met
+            whole = _any_of(ASKED[name.lower()], columns)
+            columns[name] = np.where((columns[name] == NO) & (whole != NO), UNCERTAIN, columns[name])
+    groups = {}
+    for name in STATEMENTS:
+        if name in columns and (columns[name] == YES).any():
+            topic = STATEMENTS[name].topic
+            groups.setdefault("finding" if topic in DISEASES else topic, []).append(name)
+    asked = []
+    for group, names in groups.items():
+        pairs = list(combinations(names, 2))
+        for a, b in pairs:
+            for side in sides.values():
+                in_a, in_b = columns[a][side], columns[b][side]
+                only_a, only_b, both, none = (
+                    side[(in_a == x) & (in_b == y)] for x, y in ((YES, NO), (NO, YES), (YES, YES), (NO, NO))
+                )
+                # pairs are many, as their number grows with the square: they share the cap
+                n = min(len(only_a), len(only_b), max(1, cap // len(pairs)))
+                words = STATEMENTS[a].words, STATEMENTS[b].words
+                for answer, places in zip(
+                    (*words, "both", "none"), (only_a, only_b, both, none), strict=True
+                ):
+                    for i in _drawn(rng, places, n):
+                        first, second = words if rng.random() < 0.5 else words[::-1]
+                        question = wording.choose(rng, first, second)
+                        asked.append((i, question, answer, f"{group}-choose", {"closed": True}))
+    return asked
+
+
+def _query(rng, facts, sides, cap):
+    """Open questions; those with the same answer `cap` times at most on a side."""
+    found = {}
+    for i, each in enumerate(facts):
+        for topic, what, answer in _answers(each):
+            # labels, or one text
+            key = tuple(answer) if isinstance(answer, list) else answer
+            found.setdefault((topic, what, key, each.split), []).append(i)
+    asked = []
+    for (topic, what, key, _), places in found.items():
+        answer = key if isinstance(key, str) else list(key) if len(key) > 1 else key[0]
+        more = {} if topic in MANY else {"closed": True}
+        for i in _drawn(rng, np.array(places), cap):
+            asked.append((i, wording.query(rng, topic, what), answer, f"{topic}-query", more))
+    return asked
+
+
+def _answers(facts: Facts) -> Iterable[tuple[str, str, list[str] | str]]:
+    """Yield (topic, what it is about, labels or text) of all open questions that a recording answers."""
+    seen = {topic: _seen(facts, topic) for topic in (*SEEN, "axis", "noise")}
+    for topic in ("rhythm", "axis"):
+        # of these every ECG has one, so that none means that nobody said
+        if seen[topic]:
+            yield topic, "", seen[topic]
+    for topic in ("form", "beats", "noise"):
+        if seen[topic] is not None and any(name in facts.known for name in OF_TOPIC[topic]):
+            yield topic, "", seen[topic] or ["none"]
+    diseases = [seen[topic] for topic in DISEASES]
+    if None not in diseases:
+        yield "class", "", [CLASSES[topic] for topic in DISEASES if seen[topic]] or ["none"]
+    if all(seen[topic] is not None for topic in SEEN) and any(seen[topic] for topic in SEEN):
+        yield "findings", "", [label for topic in SEEN for label in seen[topic]]
+        yield "describe", "", _description(facts, seen)
+    for topic, labels in facts.said.items():
+        if topic in ("age", "sex", "stage", *RANGES):
+            yield topic, "", labels
+        elif topic.startswith("leads of "):
+            yield "leads", topic.removeprefix("leads of "), labels
+
+
+def _seen(facts, topic):
+    """The labels of a topic, in the table's order; None where it is not said, or not certain, what there is."""
+    known = [(name, facts.known[name]) for name in OF_TOPIC[topic] if name in facts.known]
+    if (not facts.complete and topic != "axis") or any(there is None for _, there in known):
+        return None
+    return [STATEMENTS[name].words for name, there in known if there]
+
+
+def _description(facts, seen):
+    """A report of a few sentences: rhythm and axis, diagnoses and form, premature beats, noise."""
+    rhythm = wording.joined(seen["rhythm"])
+    axis = wording.joined(seen["axis"] or [])
+    abnormal = [label for topic in (*DISEASES[1:], "form") for label in seen[topic]]
+    # "normal ECG" beside findings of form is what PTB-XL has, and is said as such
+    normal = ["otherwise normal ECG" if abnormal else "normal ECG"] if seen["NORM"] else []
+    noise = [label + _where(facts.said.get(f"leads of {label}", [])) for label in seen["noise"] or []]
+    parts = [" with ".join(filter(None, [rhythm, axis]))]
+    parts += [wording.joined(words) for words in (abnormal, normal, seen["beats"], noise)]
+    return " ".join(wording.sentence(part) for part in parts if part)
+
+
+def _where(leads):
+    if len(leads) in (0, 12):
+        return " in all leads" if leads else ""
+    return f" in lead{'s' if len(leads) > 1 else ''} {wording.joined(leads)}"
+
+
+def _decline(rng, sides, asked, facts, share):
+    """Questions that no ECG answers: so many that they are their share of each side's."""
+    topics = list(wording.UNANSWERABLE)
+    others = dict.fromkeys(SPLITS, 0)
+    for i, *_ in asked:
+        others[facts[i].split] += 1
+    made = {}
+    for side, places in sides.items():
+        for _ in range(round(share / (1 - share) * others[side])):
+            i, topic = int(rng.choice(places)), topics[int(rng.integers(len(topics)))]
+            # a record is asked the same once: where chance would have it twice, once less
+            made[i, topic] = wording.unanswerable(rng, topic)
+    return [(i, text, wording.CANNOT, "cannot-query", {"closed": True}) for (i, _), text in made.items()]

@@ -1,0 +1,140 @@
+"""What a data set says about a recording, in the one form that all sources are brought into; and tables read for it."""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.readers.formats import FORMATS
+from ecgbyte_cli.readers.limits import TABLE_LINE_BYTES
+from ecgbyte_cli.readers.recording import Unusable, open_regular
+
+CELL = 4096  # characters that a cell which is taken apart may have; PTB-XL's longest has some two hundred
+
+# What is measured, as ranges: bounds, and the words for below the first, between two, and from the last on. The
+# rate is in beats per minute, durations in ms.
+_TENS = list(range(40, 160, 10))
+RANGES = {
+    "rate": (
+        _TENS,
+        ["under 40 beats per minute"]
+        + [f"{low} to {low + 9} beats per minute" for low in _TENS[:-1]]
+        + ["150 beats per minute or more"],
+    ),
+    "pr": ([120, 201], ["under 120 ms", "120 to 200 ms", "over 200 ms"]),
+    "qrs": ([100, 120], ["under 100 ms", "100 to 119 ms", "120 ms or more"]),
+}
+
+
+@dataclass
+class Facts:
+    """What is said about one recording.
+
+    Attributes
+    ----------
+    record, patient, split : str
+    known : dict
+        What is asked about to whether it is there; None where the source is not certain. Names are those of
+        `findings.STATEMENTS`, or the source's own; what it does not speak of is missing.
+    said : dict
+        Topic to the labels that answer a question about it, such as "age": ["60 to 69 years"].
+    complete : bool
+        Whether all that was seen in the recording is in `known`, so that a list of it is a whole one.
+    """
+
+    record: str
+    patient: str
+    split: str
+    known: dict[str, bool | None]
+    said: dict[str, list[str]] = field(default_factory=dict)
+    complete: bool = False
+
+
+@dataclass
+class Source:
+    """A data set: the facts of its recordings, and the words for what `findings.STATEMENTS` has none for."""
+
+    facts: list[Facts]
+    words: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def _failing(path):
+    try:
+        yield
+    except (OSError, Unusable) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.format_message()
+        raise Failure(f"{path} cannot be read: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise Failure(f"{path} is not UTF-8 text: save it as UTF-8") from error
+    except csv.Error as error:
+        raise Failure(f"{path} cannot be read as a CSV table: {error}") from error
+
+
+def columns(path: str | os.PathLike) -> list[str]:
+    """The names of a CSV table's columns."""
+    with _failing(path), open_regular(path) as file:
+        first = io.TextIOWrapper(file, encoding="utf-8-sig", newline="").readline(TABLE_LINE_BYTES)
+        return next(csv.reader([first]), [])
+
+
+def rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a CSV table, each with its line; every cell is text, stripped, and "" where there is none."""
+    with _failing(path), open_regular(path) as file:
+        table = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), restval="")
+        for row in table:
+            if None in row:
+                raise Failure(f"{path}, line {table.line_num}: has more cells than the table has columns")
+            yield table.line_num, {name: cell.strip() for name, cell in row.items()}
+
+
+def record_name(text: str) -> str:
+    """A record's name of what a table calls it: without folders, and without the extension of a recording."""
+    bare, extension = os.path.splitext(os.path.basename(text))
+    return bare if extension.lower() in FORMATS else bare + extension
+
+
+def number(text: str | None) -> float | None:
+    """The number that a text is, or None."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def age(text: str | None) -> list[str] | None:
+    """The label of an age in years: its decade; None where it is not known. PTB-XL writes 300 for 90 and more."""
+    years = number(text)
+    if years is None or years < 0 or (years > 120 and years != 300):
+        return None
+    if years >= 90:
+        return ["90 years or older"]
+    decade = int(years // 10) * 10
+    return [f"{decade} to {decade + 9} years"]
+
+
+def sex(text: str | None) -> list[str] | None:
+    """The label of a sex; None where it is not known. 0 and 1 mean this in one table and that in another."""
+    word = (text or "").strip().lower()
+    return {"m": ["male"], "male": ["male"], "f": ["female"], "female": ["female"]}.get(word)
+
+
+def measured(topic: str, text: str | None) -> list[str] | None:
+    """The label of a rate or a duration (s or ms); None where it is not known."""
+    value = number(text)
+    if value is None or value <= 0:
+        return None
+    if topic != "rate":
+        value = round(value * 1000 if value < 5 else value)  # no duration is 5 s, and none 5 ms
+    bounds, words = RANGES[topic]
+    return [words[sum(value >= bound for bound in bounds)]]
+
+
+def known_only(said: dict[str, list[str] | None]) -> dict[str, list[str]]:
+    """What is said, without what is not."""
+    return {topic: labels for topic, labels in said.items() if labels is not None}

@@ -1,0 +1,192 @@
+"""ecgbyte questions: questions and answers from what a data set says about its recordings.
+
+Each kind of source has its file in questions/; what is asked, and how it is balanced, is in questions/asking.py,
+and the wordings are in questions/wording.py.
+"""
+
+import json
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from ecgbyte_cli import readers
+from ecgbyte_cli.console import Stage, note, say, table
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.questions import headers, ptbxl, tables
+from ecgbyte_cli.questions.asking import SPLITS, ask
+from ecgbyte_cli.questions.facts import columns
+from ecgbyte_cli.questions.findings import FINDINGS
+from ecgbyte_cli.workdir import whole
+
+TABLES = ("ptbxl_database.csv", "exams.csv")  # that a folder is known by
+KINDS = (
+    "PTB-XL's folder or ptbxl_database.csv, CODE-15's exams.csv, WFDB headers with `# Dx:` codes, or a CSV table of "
+    "`record` and columns of yes and no"
+)
+
+
+@click.command(
+    cls=Stage,
+    short_help="Make questions and answers from what a data set says.",
+    epilog="Example: ecgbyte questions data/ --out questions.jsonl",
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("qa.jsonl"),
+    show_default=True,
+    help="The question file to write.",
+)
+@click.option(
+    "--cap",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="How often a thing is asked about with the same answer, at most, on each side of the split.",
+)
+@click.option(
+    "--every-finding",
+    is_flag=True,
+    help="Ask about each of the findings of examples/findings.csv for every record, balanced or not.",
+)
+@click.option(
+    "--cannot",
+    type=click.FloatRange(0, 0.9),
+    default=0.02,
+    show_default=True,
+    help="The share of questions that no ECG can answer.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Another seed, other questions."
+)
+@click.option("--overwrite", is_flag=True, help="Replace other questions in the file.")
+@click.pass_obj
+def command(_work, source, **options):
+    """Make questions and answers from what the data set SOURCE says about its recordings.
+
+    SOURCE is PTB-XL's folder or its ptbxl_database.csv; a folder of WFDB headers with SNOMED CT codes in their
+    comments, as in the PhysioNet Challenges, or of `ecgbyte synth`; CODE-15's exams.csv; or any CSV table with the
+    column `record` and columns of yes and no. Yes and no are equally often right, on each side of the split. What
+    a source is not certain of is asked by nobody.
+    """
+    result = questions(source, **options)
+    by_type, by_split = result["by_type"], result["by_split"]
+    rows = [(kind, *result["counts"][kind].values(), number) for kind, number in by_type.items()]
+    rows.append(("all", *by_split.values(), result["questions"]))
+    table(rows, ("type", *SPLITS, "all"))
+    say()
+    table(
+        [(name, *counts.values()) for name, counts in result["by_finding"].items()], ("finding", "yes", "no")
+    )
+    say(f"{result['questions']} questions about {result['records']} records in {result['path']}")
+    return result
+
+
+def questions(source, *, out="qa.jsonl", cap=500, every_finding=False, cannot=0.02, seed=1, overwrite=False):
+    """Write questions and answers about the recordings of a data set.
+
+    Parameters
+    ----------
+    source : path
+        See the command.
+    out : path
+        The question file, JSON Lines in ecgbyte's own form.
+    cap, every_finding, cannot, seed
+        See `ecgbyte_cli.questions.asking.ask`.
+    overwrite : bool
+        Replace a file that holds anything else.
+
+    Returns
+    -------
+    dict
+        `records` (of the data set), `questions`, `by_type` and `by_split` (their numbers), `counts` (type to split
+        to number), `by_finding` (finding to the numbers of `yes` and `no`: the eighteen that models are compared by
+        first, then the others but noise), `path` and `seconds`.
+
+    Raises
+    ------
+    Failure
+        If the source is none of the kinds or cannot be read, or `out` cannot be written or holds something else.
+    """
+    start = time.perf_counter()
+    out = Path(out)
+    known = _read(Path(source))
+    lines = ask(known, seed, cap, every_finding, cannot)
+    if not lines:
+        raise Failure(
+            f"{source} says nothing that a question could be made of: each side needs a yes and a no"
+        )
+    _write(out, lines, overwrite)
+    counts = _counted(lines, "type", "split", SPLITS)
+    return {
+        "records": len(known.facts),
+        "questions": len(lines),
+        "by_type": {kind: sum(numbers.values()) for kind, numbers in counts.items()},
+        "by_split": {side: sum(numbers[side] for numbers in counts.values()) for side in SPLITS},
+        "counts": counts,
+        "by_finding": _by_finding(lines),
+        "path": str(out),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _read(source):
+    """What is said by a source of whatever kind; it is known by what is in it."""
+    if source.is_dir():
+        found = [source / name for name in TABLES if (source / name).is_file()]
+        if not found:
+            return headers.read(_headers(source), source)
+        source = found[0]
+    elif source.suffix.lower() == ".hea" or source.name == "RECORDS" or not source.exists():
+        return headers.read(_headers(source), source)
+    names = columns(source)
+    if all(name in names for name in ptbxl.NEEDED):
+        return ptbxl.read(source)
+    if "exam_id" in names and any(name in names for name in tables.CODE15):
+        return tables.read_code15(source)
+    if "record" in names:
+        return tables.read(source)
+    raise Failure(f"{source} is no source of questions: name {KINDS}")
+
+
+def _headers(source):
+    """The headers of the recordings that a folder, a pattern or a name stands for."""
+    if not source.exists() and not any(mark in str(source) for mark in "*?["):
+        if not Path(f"{source}.hea").exists():
+            raise Failure(f"{source} is not there: name {KINDS}")
+    found, _ = readers.find(source)
+    paths = [path for path in found if path.endswith(".hea")]
+    if not paths:
+        raise Failure(f"{source} is no source of questions: name {KINDS}")
+    return paths
+
+
+def _write(out, lines, overwrite):
+    """Write the lines, unless they stand there already; something else is only replaced if that was asked for."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+    if out.is_dir():
+        raise Failure(f"{out} is a folder: --out names a file")
+    if out.exists() and not overwrite:
+        if os.path.getsize(out) == len(text) and out.read_bytes() == text:
+            note(f"{out}: these questions stand there already")
+            return
+        raise Failure(f"{out} holds something else: add --overwrite, or name another file with --out")
+    with whole(out) as beside:
+        beside.write_bytes(text)
+
+
+def _counted(lines, key, other, columns_):
+    """How many lines have each value of `key`, by their value of `other`, the columns."""
+    counts = Counter((line[key], line[other]) for line in lines)
+    values = sorted({value for value, _ in counts})
+    return {value: {column: counts[value, column] for column in columns_} for value in values}
+
+
+def _by_finding(lines):
+    asked = [line for line in lines if line["type"] == "finding-verify"]
+    counts = _counted(asked, "finding", "answer", ("yes", "no"))
+    return {name: counts[name] for name in [*FINDINGS, *sorted(counts.keys() - FINDINGS)] if name in counts}
