@@ -1,0 +1,208 @@
+"""ecgbyte serve: a page to see ECGs and their tokens, and to ask about them."""
+
+import secrets
+import socket
+import threading
+import time
+import webbrowser
+from pathlib import Path
+
+import click
+
+from ecgbyte_cli.console import Stage, note, say, wants_json
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.terminal import busy
+
+BACKLOG, MOST_CONNECTIONS = 128, 256
+
+
+@click.command(
+    cls=Stage,
+    short_help="Show ECGs on a page, and answer there.",
+    epilog="Example: ecgbyte serve data/ --open",
+)
+@click.argument("source", metavar="[RECORD or FOLDER]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    default=None,
+    show_default="the work folder's, if it has one",
+    help="Model folder.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one."
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at. Where others reach it, a token in the page's address is needed.",
+)
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
+)
+@click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
+@click.option(
+    "--max-new", type=click.IntRange(1), default=256, show_default=True, help="Longest answer in tokens."
+)
+@click.option(
+    "--upload-mb",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Largest file to drop on the page.",
+)
+@click.option(
+    "--input-fs",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    show_default="as symbolize was told",
+    help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
+)
+@click.option(
+    "--lead-names",
+    default=None,
+    show_default="as symbolize was told, or the 12 in their usual order",
+    help="Names of the leads in a file that does not say them (NumPy, HDF5), commas between.",
+)
+@click.option(
+    "--units",
+    type=click.Choice(["uV", "mV", "V"]),
+    default=None,
+    show_default="as symbolize was told, or mV",
+    help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
+)
+@click.pass_obj
+def command(work, source, **options):
+    """Serve a page, on this machine, that shows ECGs and answers questions about them.
+
+    It shows the recordings of the folder, and files dropped on it: the sheet, the tokens on it, calipers, and
+    what an answer drew on. Without a model it shows ECGs alone. Everything is loaded from this machine.
+    Ctrl-C ends it. Research use only: no medical device.
+    """
+    return serve(work, source, **options)
+
+
+def serve(
+    work,
+    source=None,
+    *,
+    model=None,
+    base=None,
+    host="127.0.0.1",
+    port=8765,
+    open_page=False,
+    max_new=256,
+    upload_mb=64,
+    input_fs=None,
+    lead_names=None,
+    units=None,
+):
+    """Serve the page until Ctrl-C.
+
+    Parameters
+    ----------
+    work : WorkDir
+    source : Path or None
+        A folder of recordings, or one; None shows what is dropped alone.
+    model : Path or None
+        Model folder; None is the work folder's, if it has one.
+    host, port
+        What to listen at; port 0 takes a free one.
+    open_page : bool
+        Whether to open the page in the browser.
+    max_new : int
+        Longest answer in tokens.
+    upload_mb : int
+        Largest file that may be dropped.
+    base, input_fs, lead_names, units
+        As `chat` has them.
+
+    Returns
+    -------
+    dict
+        address, records (how many), model (its folder or None), seconds.
+
+    Raises
+    ------
+    Failure
+        If starlette or uvicorn are not installed, the address is taken, or recordings or model cannot be read.
+    """
+    try:
+        import uvicorn
+
+        from ecgbyte_cli.web import app, guard, shelf
+    except ImportError as error:
+        raise Failure(f"{error.name} is not installed: pip install ecgbyte[web]") from error
+    told = {"fs": input_fs, "lead_names": lead_names and [name.strip() for name in lead_names.split(",")]}
+    told = {**work.reading(), **{key: v for key, v in (told | {"units": units}).items() if v is not None}}
+    served = shelf.Shelf(source, upload_mb * 2**20, told)
+    try:
+        listening = listen(host, port)
+        token = None if guard.is_loopback(host) else secrets.token_urlsafe(16)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
+        shown = f"{address}?token={token}" if token else address
+        if token:
+            note(f"others may reach {address}: whoever knows its token sees the recordings served")
+        loaded, reader = load(work, model, base, max_new, told)
+
+        def started():
+            (note if wants_json() else say)(f"{shown}   (Ctrl-C ends it)")
+            if open_page:
+                threading.Thread(target=webbrowser.open, args=(shown,), daemon=True).start()
+
+        config = uvicorn.Config(
+            app.build(app.Service(served, loaded, reader), host, token, started),
+            http=guard.BoundedProtocol,
+            ws="none",
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=2,
+        )
+        begun = time.perf_counter()
+        try:
+            with listening:
+                uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:  # the way to end it
+            note("ended")
+    finally:
+        served.close()
+    return {
+        "address": address,
+        "records": len(served.found),
+        "model": loaded and loaded.about["folder"],
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def listen(host, port):
+    """A socket that listens."""
+    try:
+        kind = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=kind, backlog=BACKLOG)
+    except OSError as error:
+        raise Failure(
+            f"cannot listen at {host}, port {port}: {error.strerror}; --port names another"
+        ) from error
+
+
+def load(work, model, base, max_new, told):
+    """The model (None where there is none) and the reader whose tokens are shown (None without a tokenizer)."""
+    from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+    from ecgbyte_cli.web.app import Model
+    from ecgbyte_cli.web.shelf import SharedReader
+
+    folder = Path(model or work.model)
+    if model is None and not (folder / "ecgbyte.json").exists():
+        note(f"{folder} holds no model: the page shows ECGs alone; --model names one")
+        if not work.ecg_tokenizer.exists():
+            return None, None
+        return None, SharedReader(ECGTokenizer.from_file(work.ecg_tokenizer), "longest", **told)
+    with busy(f"loading the model from {folder}"):
+        from ecgbyte_cli.model import ecg_lm
+
+        lm, text_tokenizer, tokenizer, about = ecg_lm.load(folder, base=base)
+    reader = SharedReader(tokenizer, about.get("segmenter", "longest"), **told)
+    return Model(lm, text_tokenizer, reader, {**about, "folder": str(folder)}, max_new), reader

@@ -1,0 +1,101 @@
+"""What chat and the page make of a conversation: what its last answer drew on, and the whole of it as Markdown."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ecgbyte_cli.failure import Failure, printable
+from ecgbyte_cli.model.conversation import ECG, Conversation, Turn
+
+if TYPE_CHECKING:
+    from ecgbyte_cli.model.attribution import Explainer
+
+
+class DrewOn(NamedTuple):
+    """What an answer drew on.
+
+    Attributes
+    ----------
+    turn : Turn
+    ecg : ECG
+        Of those that the answer is about the one opened last.
+    density : numpy.ndarray
+        float64 (leads, samples) at the model's rate, not negative, sum 1.
+    words : list of str
+        The text of the prompt, token by token; none where the method does not ask about the text.
+    values : numpy.ndarray
+        The part of the whole prompt's attribution on each of them.
+    """
+
+    turn: Turn
+    ecg: ECG
+    density: np.ndarray
+    words: list[str]
+    values: np.ndarray
+
+
+def drew_on(conversation: Conversation, method: str = "integrated") -> DrewOn:
+    """Attribute the last answer of a conversation.
+
+    Parameters
+    ----------
+    conversation : Conversation
+    method : str
+        One of `attribution.METHODS`.
+
+    Raises
+    ------
+    Failure
+        If there is no answer yet, or the method cannot be asked about it.
+    """
+    from ecgbyte_cli.model import attribution
+
+    turn = next((t for t in reversed(conversation.log) if isinstance(t, Turn) and t.answer), None)
+    if turn is None or turn.prompt is None:
+        raise Failure("there is no answer yet: ask something first")
+    ecg, reader = turn.ecgs[-1], conversation.reader
+    explainer: Explainer = attribution.Explainer(
+        conversation.lm,
+        conversation.prompt,
+        reader.tokenizer,
+        reader.segmenter,
+        longest=conversation.about.get("prompt_tokens"),
+    )
+    if method == "occlusion":  # which asks the signal alone
+        if len(turn.ecgs) > 1 or turn.earlier:
+            raise Failure("occlusion asks about one ECG and one question: /clear, and ask again")
+        letters = reader.tokenizer.letters(ecg.segments[ecg.number][1])
+        density = explainer.density(letters, turn.question, turn.answer, method)
+        return DrewOn(turn, ecg, density, [], np.zeros(0))
+    case = explainer.case_of([e.tokens for e in turn.ecgs], [*turn.earlier, (turn.question, turn.answer)])
+    scores = explainer.scores(case, method)
+    return DrewOn(turn, ecg, explainer.spread(case, scores), *explainer.on_words(case, scores))
+
+
+def markdown(conversation: Conversation, pictures: list[str], facts: Callable[[ECG], dict[str, str]]) -> str:
+    """Write a conversation as Markdown.
+
+    Parameters
+    ----------
+    conversation : Conversation
+    pictures : list of str
+        The name of a picture of each open ECG.
+    facts : callable
+        What is told of an ECG: name to text.
+    """
+    names = [ecg.recording.name for ecg in conversation.ecgs]
+    lines = [f"# {', '.join(names)}", "", conversation.about["notice"], ""]
+    for ecg, picture in zip(conversation.ecgs, pictures, strict=True):
+        lines += [f"![{ecg.recording.name}]({picture.replace(' ', '%20')})", ""]
+        lines += [f"- {name}: {printable(text)}" for name, text in facts(ecg).items()]
+        lines.append("")
+    lines += [f"- model: {conversation.about['folder']}, from {conversation.about['base']}", ""]
+    for entry in conversation.log:
+        if isinstance(entry, str):
+            lines += [f"*{entry}*", ""]
+        elif not entry.error:
+            stopped = " (stopped)" if entry.stopped else ""
+            question, answer = (printable(text, "\n\t") for text in (entry.question, entry.answer))
+            lines += [f"**{question}**", "", f"{answer}{stopped}", ""]
+    return "\n".join(lines)

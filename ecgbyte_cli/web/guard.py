@@ -1,0 +1,225 @@
+"""Who may ask the server and how much: hosts, origins, a token, sizes and times, before a route sees anything.
+
+A page of another site must reach nothing here, be it by a name that it points at this machine (the Host header is
+checked) or by a form or a script of its own (Origin and Sec-Fetch-Site are).
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import socket
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ecgbyte_cli.failure import Failure
+
+HEAD_SECONDS = 15.0  # until a request's head is there
+CHUNK_SECONDS = 20.0  # between two parts of its body, and until a part of the answer is taken
+BODY_SECONDS = 600.0  # until all of its body is there
+BODY_BYTES = 2**16  # of a request that is no upload
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+COOKIE = "ecgbyte_token"
+HEADERS = {
+    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "object-src 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+class Refused(Failure):
+    """A request that is refused, with its status."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Guard:
+    """Refuses requests, or hands them on with bounds on their body and on the time that they take.
+
+    Parameters
+    ----------
+    app
+        The ASGI application behind.
+    host : str
+        The address that the server listens at.
+    token : str or None
+        What a request must know where that is not loopback.
+    upload_bytes : int
+        Of a file that is uploaded.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, token: str | None, upload_bytes: int):
+        self.app, self.token, self.upload_bytes = app, token, upload_bytes
+        self.names = {host.lower(), *LOOPBACK}
+        if token:
+            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the start and the end of the server; there are no web sockets
+            return await self.app(scope, receive, send)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                known = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *((k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in known),
+                ]
+            await asyncio.wait_for(send(message), CHUNK_SECONDS)
+
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        try:
+            cookie = self._check(scope, headers)
+        except Refused as refused:
+            return await _refuse(refused, receive, answer)
+        if cookie:
+            moved = [(b"location", b"/"), (b"content-length", b"0"), (b"set-cookie", cookie.encode())]
+            await answer({"type": "http.response.start", "status": 303, "headers": moved})
+            return await answer({"type": "http.response.body", "body": b""})
+        await self.app(scope, self._bounded(scope, receive), answer)
+
+    def _check(self, scope, headers):
+        """Refuse a request by its head; return the cookie to set if it is the first one with the token."""
+        host = headers.get("host", "")
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").lower()
+        except ValueError:
+            name = ""
+        if name not in self.names and not (self.token and _is_address(name)):
+            raise Refused(403, f"{host[:80]!r} is not the name of this server")
+        origin = headers.get("origin")
+        foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if (origin is not None and urlsplit(origin).netloc.lower() != host.lower()) or (
+            foreign and (scope["path"] != "/" or scope["method"] != "GET")
+        ):
+            raise Refused(403, "another site asks: refused")
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()):
+            raise Refused(400, "Content-Length is no number")
+        if int(length[:20]) > self._most(scope):
+            raise Refused(413, f"too large: {self._most(scope)} bytes at most")
+        if self.token is None:
+            return None
+        asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if scope["path"] == "/" and _same(asked, self.token):
+            return f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+        if not (
+            _same(_cookie(headers.get("cookie", "")), self.token)
+            or _same(headers.get("authorization", "").removeprefix("Bearer "), self.token)
+        ):
+            raise Refused(401, "the token is missing: open the address that `ecgbyte serve` printed")
+        return None
+
+    def _most(self, scope):
+        return self.upload_bytes if scope["path"].startswith("/api/upload/") else BODY_BYTES
+
+    def _bounded(self, scope, receive):
+        """`receive`, which refuses a body that is too large or comes too slowly."""
+        read, whole, until = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
+
+        async def bounded() -> Message:
+            nonlocal read, whole
+            if whole:  # what comes now is that the client has gone
+                return await receive()
+            try:
+                left = until - asyncio.get_running_loop().time()
+                message: Message = await asyncio.wait_for(receive(), max(min(CHUNK_SECONDS, left), 0.01))
+            except TimeoutError:
+                raise Refused(408, "the request came too slowly") from None
+            read += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if read > self._most(scope):
+                raise Refused(413, f"too large: {self._most(scope)} bytes at most")
+            return message
+
+        return bounded
+
+
+async def _refuse(refused, receive, send):
+    """Say why, and take what the client still sends for a moment, so that it reads the answer."""
+    body = json.dumps({"error": refused.message}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close")]
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    try:
+        async with asyncio.timeout(2):
+            while (await receive()).get("more_body", False):
+                pass
+    except TimeoutError:
+        pass
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _same(given, token):
+    return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
+
+
+def _cookie(header):
+    try:
+        found: Any = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        found = None
+    return found.value if found else ""
+
+
+def _is_address(name):
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host.lower() == "localhost":
+        return True
+    return _is_address(host) and ipaddress.ip_address(host).is_loopback
+
+
+class BoundedProtocol(H11Protocol):
+    """uvicorn's HTTP, which does not wait for ever for the head of a request."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._busy():
+            self._cancel()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel()
+        super().connection_lost(exc)
+
+    def _busy(self):
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _cancel(self):
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self):
+        self._timer = None
+        if not self._busy() and not self.transport.is_closing():
+            self.transport.write(
+                b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            )
+            self.transport.close()

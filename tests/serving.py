@@ -1,0 +1,81 @@
+"""What the tests of the page and of its server share: a server in a thread, and a stand-in model that is slow.
+
+python tests/serving.py FOLDER ecg_tokenizer.json PORT      # the stand-in model, until it is killed
+"""
+
+import contextlib
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import uvicorn
+
+from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.web import app, guard, shelf
+
+
+class StandIn:
+    """A model that writes `text`, a byte at a time, and waits before each."""
+
+    offset = 259
+    base = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=16384))
+
+    def __init__(self, text_tokenizer, text, pause=0.0):
+        self.text_tokenizer, self.text, self.pause = text_tokenizer, text, pause
+
+    def stream(self, prompts, end_ids, max_new=64, cache=None, pick=None, **_):
+        for i in self.text_tokenizer.encode(self.text, add_special_tokens=False)[:max_new]:
+            time.sleep(self.pause)
+            yield [i]
+
+
+def stand_in(tokenizer, text, pause=0.0):
+    """A `Model` of the page's server with a stand-in."""
+    _, text_tokenizer = ecg_lm.tiny()
+    about = {"base": "stand-in", "folder": "model", "notice": ecg_lm.NOTICE, "segmenter": "longest"}
+    reader = shelf.SharedReader(ECGTokenizer.from_file(tokenizer), "longest")
+    return app.Model(StandIn(text_tokenizer, text, pause), text_tokenizer, reader, about, 2000)
+
+
+def service(source, model=None, reader=None, upload_bytes=2**20):
+    """A `Service` for a folder, with a model or without one."""
+    served = shelf.Shelf(source and Path(source), upload_bytes)
+    return app.Service(served, model, model.reader if model else reader)
+
+
+@contextlib.contextmanager
+def running(of, host="127.0.0.1", token=None, port=0):
+    """Serve in a thread, and yield the address."""
+    listening = socket.create_server((host, port), backlog=128)
+    config = uvicorn.Config(
+        app.build(of, host, token),
+        http=guard.BoundedProtocol,
+        ws="none",
+        log_level="critical",
+        access_log=False,
+        limit_concurrency=256,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        until = time.monotonic() + 10
+        while not server.started and time.monotonic() < until:
+            time.sleep(0.01)
+        yield f"http://{host}:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listening.close()
+
+
+if __name__ == "__main__":
+    folder, tokenizer, port = sys.argv[1:]
+    with running(service(folder, stand_in(tokenizer, "a long answer " * 100, 0.02)), port=int(port)):
+        print("ready", flush=True)
+        time.sleep(600)

@@ -1,0 +1,459 @@
+"""The page in a real browser: what is seen, pointed at, dragged, dropped, asked and read."""
+
+import base64
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import wfdb
+
+pytest.importorskip("starlette", reason="starlette is not installed: pip install ecgbyte[web]")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install ecgbyte[web]")
+
+from serving import running, service, stand_in  # noqa: E402
+
+from ecgbyte_cli.model import ecg_lm  # noqa: E402
+from ecgbyte_cli.model.conversation import Conversation, Reader  # noqa: E402
+from ecgbyte_cli.signal.preprocess import LEADS  # noqa: E402
+from ecgbyte_cli.web import app, shelf  # noqa: E402
+
+# as root in a container; without the others the browser asks for hosts of its maker at every start
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+WIDTHS = {1280: 860, 390: 844}
+QUESTION = "What is the rhythm?"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, if there is one."""
+    path = os.environ.get("ECGBYTE_BROWSER") or shutil.which("chromium") or shutil.which("chromium-browser")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        path = None
+    if path is None:
+        message = "there is no browser: `make test-web` installs playwright and chromium"
+        # CI sets this where it has installed them
+        if os.environ.get("ECGBYTE_REQUIRE_BROWSER"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open an address in a context of its own; no request may go to another host, and no script may fail."""
+    asked, failed, contexts = [], [], []
+
+    def open_page(address, width=1280, scheme="light", expected=()):
+        context = browser.new_context(viewport={"width": width, "height": WIDTHS[width]}, color_scheme=scheme)
+        contexts.append(context)
+        context.set_default_timeout(20_000)
+        page = context.new_page()
+        page.on("request", lambda request: asked.append((request.url, address)))
+        page.on("pageerror", lambda error: failed.append(str(error)))
+        page.on("console", lambda m: failed.append(m.text) if m.type == "error" else None)
+        page.expected = expected
+        page.goto(address)
+        return page
+
+    yield open_page
+    expected = [words for context in contexts for page in context.pages for words in page.expected]
+    for context in contexts:
+        context.close()
+    assert asked
+    others = [url for url, address in asked if urlsplit(url).netloc != urlsplit(address).netloc]
+    assert [url for url in others if not url.startswith(("data:", "blob:"))] == []
+    assert [text for text in failed if not any(words in text for words in expected)] == []
+
+
+@pytest.fixture(scope="module")
+def folder(small, tmp_path_factory):
+    """Four records in a folder."""
+    made = tmp_path_factory.mktemp("served")
+    for header in sorted((small / "data").rglob("*.hea"))[:4]:
+        shutil.copy(header, made)
+        shutil.copy(header.with_suffix(".dat"), made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small):
+    return small / "ecgbyte-work" / "model" / "ecg_tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def tiny(small):
+    """The trained model."""
+    model = small / "ecgbyte-work" / "model"
+    lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(model, "cpu")
+    about = {**about, "folder": "model"}
+    return app.Model(lm, text_tokenizer, shelf.SharedReader(ecg_tokenizer, "longest"), about, 24)
+
+
+@pytest.fixture(scope="module")
+def address(folder, tokenizer):
+    """A server whose stand-in model answers "atrial fibrillation <b>no</b>"."""
+    with running(service(folder, stand_in(tokenizer, "atrial fibrillation <b>no</b>"))) as address:
+        yield address
+
+
+def ready(page):
+    page.locator("#question:enabled").wait_for()
+    return page
+
+
+def ask(page, question):
+    page.fill("#question", question)
+    page.keyboard.press("Enter")
+
+
+def test_a_record_is_drawn(visit, address, folder):
+    page = ready(visit(address))
+    name = sorted(folder.glob("*.hea"))[0].stem
+    assert page.locator("h2").inner_text() == name
+    groups = page.locator("svg.sheet g.lead")
+    assert groups.count() == page.locator("svg.sheet path.trace").count() == 13
+    names = page.locator("svg.sheet text.name").all_text_contents()
+    assert set(names) == set(LEADS) and names.count("II") == 2
+    assert page.locator("#records .open").count() == 4
+    page.select_option("#layout", "6x2")
+    page.locator("svg[data-layout='6x2']").wait_for()
+    assert groups.count() == 12
+    page.select_option("#layout", "lead V2")
+    page.locator("svg[data-layout='12x1']").wait_for()
+    assert page.locator("svg text.name").all_text_contents() == ["V2"]
+    page.select_option("#speed", "50")
+    page.select_option("#gain", "20")
+    page.locator("svg[data-speed='50'][data-gain='20']").wait_for()
+    # zoom: the sheet is wider than its frame, and 0 takes it back
+    frame, sheet = page.locator(".scroll"), page.locator("svg.sheet")
+    width = sheet.bounding_box()["width"]
+    page.click("#in")
+    assert sheet.bounding_box()["width"] == pytest.approx(1.5 * width, abs=2)
+    frame.focus()
+    page.keyboard.press("0")
+    assert sheet.bounding_box()["width"] == pytest.approx(width, abs=2)
+
+
+def test_the_first_paint_is_soon(visit, address):
+    """Within 300 ms; where others use the machine too, as many times longer as there are of them for a core."""
+    page, seen = ready(visit(address)), []
+    number = page.locator("#records .open").first.get_attribute("data-id")
+    for _ in range(8):
+        page.goto("about:blank")
+        page.goto(f"{address}/#{number}")
+        page.locator("svg.sheet").wait_for()
+        seen.append(page.evaluate("performance.getEntriesByName('sheet')[0].startTime"))
+    busy = max(1.0, os.getloadavg()[0] / os.cpu_count())
+    print(
+        f"sheet after {min(seen):.0f} ms at best, {np.median(seen):.0f} ms in the middle, load {busy:.1f} a core"
+    )
+    assert min(seen) <= 300 * busy
+
+
+def test_a_token_tells_what_it_is(visit, address):
+    page = ready(visit(address))
+    page.click("#tokens")
+    bands = page.locator(".band")
+    bands.first.wait_for()
+    bands.nth(3).hover(force=True)
+    told = page.locator("#token").inner_text()
+    found = re.fullmatch(
+        r"token (\d+) on (II|V1): (\w+), ([\d.]+) ms \(([\d.]+) to ([\d.]+) s\), (-?[\d.]+) to (-?[\d.]+) mV",
+        told,
+    )
+    assert found, told
+    assert len(found[3]) * 10 == float(found[4])  # letters at 100 Hz
+    assert float(found[6]) - float(found[5]) == pytest.approx(float(found[4]) / 1000, abs=1e-3)
+    # the bands lie on the leads that the model reads, and tile them
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.band')].map(b => ['x', 'y', 'width'].map(k => +b.getAttribute(k)))"
+    )
+    rows = {}
+    for x, y, width in boxes:
+        rows.setdefault(y, []).append((x, x + width))
+    assert len(rows) == 3  # V1, II, and II again as the rhythm
+    for spans in rows.values():
+        spans.sort()
+        assert all(a[1] == pytest.approx(b[0], abs=0.01) for a, b in zip(spans, spans[1:], strict=False))
+    page.locator(".scroll").focus()
+    page.keyboard.press("]")
+    assert page.locator("#token").inner_text() != told
+    page.keyboard.press("t")
+    assert bands.count() == 0
+
+
+def test_a_question_is_answered_as_in_chat(visit, folder, tiny):
+    header = sorted(folder.glob("*.hea"))[0]
+    reader = Reader(tiny.reader.tokenizer, "longest")
+    chat = Conversation(tiny.lm, tiny.text_tokenizer, reader, tiny.about, [reader.read(header)], 24)
+    expected = [chat.ask(question).answer for question in (QUESTION, "And now?")]
+    with running(service(folder, tiny)) as address:
+        page = ready(visit(address))
+        for i, question in enumerate((QUESTION, "And now?")):
+            ask(page, question)
+            page.locator("#log .note").nth(i).wait_for()
+        answers = page.locator("#log .a").all_text_contents()
+        assert answers == [answer or "(no answer)" for answer in expected]
+        if expected[-1]:
+            page.click("#looked")
+            page.locator("#drew .word").first.wait_for()
+            assert app.METHODS["integrated"] in page.locator("#drew").inner_text()
+            assert page.locator(".share").count() > 5
+        page.click("#clear")
+        page.locator("#log .a").first.wait_for(state="detached")
+
+
+def test_answers_names_and_headers_are_text(visit, folder, tokenizer, tmp_path):
+    bad = "<img src=x onerror=alert(1)>"
+    header = sorted(folder.glob("*.hea"))[0]
+    text = header.read_text().replace(header.stem, "bad", 1).replace(header.stem + ".dat", "bad.dat")
+    (tmp_path / f"{bad}.hea").write_text(text.replace(header.stem, "bad") + f"# {bad}\n# </script>\n")
+    shutil.copy(header.with_suffix(".dat"), tmp_path / "bad.dat")
+    with running(service(tmp_path, stand_in(tokenizer, f"{bad} <b>bold</b>"))) as address:
+        page = ready(visit(address))
+        assert page.locator("h2").inner_text() == bad
+        ask(page, "<i>q</i>")
+        page.locator("#log .note").wait_for()
+        assert page.locator("#log .a").inner_text() == f"{bad} <b>bold</b>"
+        assert page.locator("#log .q").inner_text() == "<i>q</i>"
+        assert bad in page.locator("dl").inner_text()
+        assert page.locator("img[src='x'], #log b, #log i").count() == 0
+        assert page.locator("svg text.title").text_content() == bad
+
+
+def test_two_ecgs_are_compared(visit, address):
+    page = ready(visit(address))
+    page.locator("#records li button").nth(3).click()
+    page.locator("svg.sheet").nth(1).wait_for()
+    page.get_by_text("Questions are about both ECGs").wait_for()
+    assert page.locator("h2").count() == 2
+    ready(page)
+    ask(page, "What differs?")
+    page.locator("#log .note").wait_for()
+    assert page.locator("#log .a").inner_text() == "atrial fibrillation <b>no</b>"
+    page.locator(".ecg .head button").first.click()
+    page.locator("svg.sheet").nth(1).wait_for(state="detached")
+    # the address opens the same again
+    page.reload()
+    ready(page)
+    assert page.locator("svg.sheet").count() == 1
+
+
+def test_a_file_is_dropped(visit, address):
+    pydicom = pytest.importorskip("pydicom")
+    path = Path(pydicom.data.get_testdata_file("waveform_ecg.dcm"))
+    page = ready(visit(address))
+    data = base64.b64encode(path.read_bytes()).decode()
+    transfer = page.evaluate_handle(
+        "([name, data]) => { const t = new DataTransfer();"
+        "t.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name)); return t; }",
+        [path.name, data],
+    )
+    page.dispatch_event("main", "drop", {"dataTransfer": transfer})
+    page.get_by_role("heading", name="waveform_ecg.dcm").wait_for()
+    assert page.locator("svg path.trace").count() == 13
+    assert "1000 Hz" in page.locator("dl").inner_text()
+    # what is none says so
+    page.set_input_files("#files", files=[{"name": "x.dat", "mimeType": "", "buffer": b"x"}])
+    page.get_by_text("That is no recording").wait_for()
+    assert page.locator("h2").inner_text() == "waveform_ecg.dcm"
+
+
+def test_calipers_measure(visit, address):
+    page = ready(visit(address))
+    page.click("#calipers")
+    page.locator(".caliper").nth(1).wait_for()
+    sheet = page.locator("svg.sheet").bounding_box()
+    millimetre = sheet["width"] / float(page.locator("svg.sheet").get_attribute("viewBox").split()[2])
+
+    def middle(i):
+        x, y = (
+            page.locator(".caliper")
+            .nth(i)
+            .evaluate("c => { const m = c.getScreenCTM(); return [m.e, m.f]; }")
+        )
+        return x, y
+
+    (x, y), (u, v) = middle(0), middle(1)
+    page.mouse.move(u, v + 30)
+    page.mouse.down()
+    page.mouse.move(x + 40, v + 30)
+    page.mouse.move(x + 5 * millimetre, y + 30 + 10 * millimetre)  # 5 mm at 25 mm/s, 10 mm at 10 mm/mV
+    page.mouse.up()
+    page.mouse.move(10, 10)
+    told = page.locator("#measure").inner_text()
+    found = re.fullmatch(r"Calipers: (\d+) ms, (\d+) a minute, ([\d.]+) mV", told)
+    assert found and abs(int(found[1]) - 200) <= 2 and abs(float(found[3]) - 1) <= 0.02, told
+    assert abs(int(found[2]) - 300) <= 3
+    # by keys: 20 ms a step, finely 2 ms
+    page.locator(".caliper").nth(1).focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    assert int(re.search(r"(\d+) ms", page.locator("#measure").inner_text())[1]) == int(found[1]) + 200
+    page.keyboard.press("Shift+ArrowLeft")
+    told = page.locator("#measure").inner_text()
+    assert int(re.search(r"(\d+) ms", told)[1]) == pytest.approx(int(found[1]) + 198, abs=1)
+    assert told.removeprefix("Calipers: ") == page.locator(".caliper").nth(1).get_attribute("aria-valuetext")
+
+
+def test_a_path_outside_is_refused(visit, address, folder):
+    page = ready(visit(address, expected=["403"]))
+    second = sorted(folder.glob("*.hea"))[1].stem
+    page.fill("#find", f"{second}.hea")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name=second).wait_for()
+    page.fill("#find", "../../etc/passwd")
+    page.keyboard.press("Enter")
+    page.get_by_text("outside the folder served").wait_for()
+    assert page.locator("h2").inner_text() == second
+
+
+def test_an_answer_is_stopped(visit, folder, tokenizer):
+    with running(service(folder, stand_in(tokenizer, "word " * 300, 0.02))) as address:
+        page = ready(visit(address))
+        ask(page, "a long one?")
+        page.locator("#stop").wait_for()
+        page.locator("#log .a", has_text="word").wait_for()
+        page.click("#stop")
+        page.locator("#log .note", has_text="stopped").wait_for()
+        assert 4 < len(page.locator("#log .a").inner_text()) < 1400
+
+
+def test_a_server_that_dies_is_told(visit, folder, tokenizer):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, str(Path(__file__).with_name("serving.py")), folder, tokenizer, port]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout.readline() == "ready\n"
+            page = ready(visit(f"http://127.0.0.1:{port}", expected=["ERR_", "Failed to load"]))
+            ask(page, "a long one?")
+            page.locator("#log .a", has_text="a long answer").wait_for()
+            server.kill()
+            page.get_by_text("The server has stopped in the middle of this answer").wait_for()
+            assert page.locator("#log .a").inner_text().startswith("a long answer")
+            ready(page)
+            ask(page, "and now?")
+            page.get_by_text("The server does not answer").wait_for()
+        finally:
+            server.kill()
+
+
+def test_a_long_recording_is_loaded_as_far_as_it_is_in_view(visit, tmp_path, tokenizer):
+    time_of = np.arange(1800 * 360) / 360
+    beat = np.exp(-(((time_of % 1) - 0.5) ** 2) / (2 * 0.02**2))
+    wfdb.wrsamp("long", 360, ["mV"] * 2, ["II", "V1"], np.stack([beat, -beat], 1), fmt=["16"] * 2,
+                adc_gain=[1000.0] * 2, baseline=[0] * 2, write_dir=str(tmp_path))  # fmt: skip
+    with running(service(tmp_path, stand_in(tokenizer, "yes"))) as address:
+        page, sizes, asked = visit(address), [], []
+        page.on("response", lambda r: sizes.append(int(r.headers.get("content-length", 0))))
+        page.on("request", lambda r: asked.append(r.url))
+        ready(page)
+        page.click("#tokens")
+        page.locator(".band").first.wait_for()
+        start = time.monotonic()
+        page.get_by_label("Second that the sheet begins with").fill("1200")
+        page.locator("svg[data-start='1200']").wait_for()
+        print(f"20 minutes on in {1000 * (time.monotonic() - start):.0f} ms")
+        page.locator(".band").first.wait_for()
+        assert page.get_by_text("1200 to 1210 of 1800 s").count() == 1
+        page.locator(".scroll").focus()
+        page.keyboard.press("ArrowRight")
+        page.locator("svg[data-start='1201']").wait_for()
+        page.get_by_label("The model reads").select_option("121")
+        page.get_by_text("what was said before is forgotten").wait_for()
+        page.locator("svg[data-start='1200']").wait_for()
+        assert sum(sizes) < 2e6  # of 2.6 MB a lead
+        assert sum("/tokens" in url for url in asked) <= 3
+
+
+def test_without_a_model_ecgs_are_shown(visit, folder):
+    with running(service(folder)) as address:
+        page = visit(address)
+        page.locator("svg.sheet").wait_for()
+        page.get_by_text("There is no model to ask").wait_for()
+        assert page.locator("#question").is_disabled() and page.locator("#tokens").is_disabled()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_fits_the_screen_and_says_what_it_is(visit, address, width, scheme):
+    page = ready(visit(address, width, scheme))
+    ask(page, QUESTION)
+    page.locator("#log .note").wait_for()
+    page.click("#calipers")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    notice = page.locator("#notice")
+    assert "no medical device" in notice.inner_text()
+    box = notice.bounding_box()
+    assert 0 <= box["y"] and box["y"] + box["height"] < WIDTHS[width]  # in view wherever one is
+    # dark: light ink on dark paper
+    ink, paper = (
+        page.evaluate(f"getComputedStyle(document.querySelector('svg .{part}')).{what}")
+        for part, what in (("trace", "stroke"), ("paper", "fill"))
+    )
+    bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+    assert (bright[0] > bright[1]) == (scheme == "dark")
+
+
+def test_everything_has_a_name_and_is_reached_by_keys(visit, address):
+    page = ready(visit(address))
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('button, input, select, textarea, [tabindex]')].filter(e =>"
+        "!(e.getAttribute('aria-label') || e.innerText || (e.labels && e.labels.length))).map(e => e.outerHTML)"
+    )
+    assert unnamed == []
+    wanted = {
+        "find",
+        "files",
+        "layout",
+        "speed",
+        "gain",
+        "seconds",
+        "tokens",
+        "calipers",
+        "print",
+        "question",
+    }
+    wanted |= {"clear", "save", "in", "out", "fit"}
+    reached = set()
+    page.evaluate("document.body.focus()")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+    assert wanted - reached == set()
+    assert "scroll" in reached
+
+
+def test_print_is_at_scale(visit, address, tmp_path):
+    page = ready(visit(address))
+    page.emulate_media(media="print")
+    box = page.locator("svg.sheet").bounding_box()
+    millimetres = float(page.locator("svg.sheet").get_attribute("width").removesuffix("mm"))
+    page.set_viewport_size({"width": 1600, "height": 900})
+    box = page.locator("svg.sheet").bounding_box()
+    assert box["width"] == pytest.approx(millimetres * 96 / 25.4, abs=1)
+    assert not page.locator("#ask").is_visible() and page.locator("#notice").is_visible()
+    pages = page.pdf(prefer_css_page_size=True)
+    assert len(re.findall(rb"/Type\s*/Page\b", pages)) <= 2
