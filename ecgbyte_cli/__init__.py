@@ -42,6 +42,8 @@ _FACE = {  # name to the module that it is in, and what it is called there
     "ECGTokenizer": ("signal.tokenizer", "ECGTokenizer"),
     "WorkDir": ("workdir", "WorkDir"),
 }
+# modules that scripts of version 0.1.0 import from here, and where they are now
+_MOVED = {"records": "readers", "preprocess": "signal.preprocess", "ecg_lm": "model.ecg_lm"}
 __all__ = [
     "Conversation",
     "ECGLM",
@@ -63,6 +65,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name in _MOVED:
+        return import_module(f"{__name__}.{_MOVED[name]}")
     if name not in _FACE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, there = _FACE[name]

@@ -4,6 +4,7 @@ from ecgbyte_cli.console import Toolkit
 
 COMMANDS = {
     "synth": "Write synthetic 12-lead records with questions and answers.",
+    "questions": "Make questions and answers from what a data set says.",
     "symbolize": "Turn recordings into letters.",
     "learn": "Learn merges from letters (also: learn-merges).",
     "encode": "Turn letters into token ids.",
@@ -12,6 +13,7 @@ COMMANDS = {
     "generate": "Answer many questions, and score the answers.",
     "explain": "Measure which attribution points at the true cause.",
     "chat": "Talk about one recording.",
+    "serve": "Show ECGs on a page, and answer there.",
     "export": "Write the model as a plain Transformers folder.",
     "plot": "Draw an ECG, its tokens, or what a model looked at.",
     "import-tokenizer": "Take over a tokenizer of the reference implementation.",

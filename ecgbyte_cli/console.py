@@ -3,17 +3,22 @@
 Results go to standard output; progress, notes and errors go to standard error.
 """
 
+import errno
 import importlib
 import json
+import os
+import signal
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
 from ecgbyte_cli import __version__
-from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.failure import Failure as Failure
+from ecgbyte_cli.failure import printable as printable
 
 
 class Toolkit(click.Group):
@@ -38,7 +43,15 @@ class Toolkit(click.Group):
                     show_envvar=True,
                     show_default=True,
                     help="The work folder.",
-                )
+                ),
+                click.Option(
+                    ["--verify"],
+                    type=click.Choice(["changed", "all", "none"]),
+                    default="changed",
+                    show_default=True,
+                    help="Which files of earlier stages are compared with their checksums: those whose size "
+                    "or time has changed, all, or none.",
+                ),
             ],
             result_callback=print_json,
         )
@@ -66,13 +79,46 @@ class Toolkit(click.Group):
                 stream.reconfigure(errors="replace")
         return super().main(args, prog_name, **kwargs)
 
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Failure(
+                "stopped; what was finished is kept, and the same command goes on from there"
+            ) from None
+
+    def __call__(self, *args, **kwargs):
+        """Run as the program, whose signals and streams are its own."""
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        sys.unraisablehook = _unraisable
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            # it is over: a signal now would only show where Python cleans up
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                try:
+                    stream.flush()
+                except OSError:  # full or closed, which was said; else Python would say so once more
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _unraisable(what):
+    """Take up an interrupt that came where Python cannot raise it, such as in a destructor."""
+    if issubclass(what.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(what)
+
 
 @click.pass_context
-def open_work(ctx, work):
+def open_work(ctx, work, verify):
     """Make the work folder's paths the object that `click.pass_obj` hands to the commands."""
     from ecgbyte_cli.workdir import WorkDir
 
-    ctx.obj = WorkDir(work)
+    ctx.obj = WorkDir(work, verify)
 
 
 class Stage(click.Command):
@@ -129,16 +175,25 @@ class Stage(click.Command):
             if meta.get("debug"):
                 raise_with_traceback()
             raise
-        except KeyboardInterrupt:
-            raise Failure(
-                "stopped; what was finished is kept, and the same command goes on from there"
-            ) from None
         except Exception as error:
             if meta.get("debug"):
                 raise_with_traceback()
+            if interrupted(error):
+                raise KeyboardInterrupt from None
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # who read the results has enough, and Click ends quietly
+            if isinstance(error, OSError) and error.filename is not None and error.strerror:
+                raise Failure(f"{os.fsdecode(error.filename)}: {error.strerror}") from error
             text = " ".join(str(error).split()) or type(error).__name__
             raise Failure(f"{ctx.info_name}: {text} ({type(error).__name__}; --debug shows where)") from error
         return ctx.info_name, result
+
+
+def interrupted(error):
+    """Whether an error came of Ctrl-C: compiled code and imports make other errors of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def raise_with_traceback():
@@ -156,7 +211,19 @@ def print_json(results, **_):
     if not results:  # one of several processes, not the first
         return
     value = results[0][1] if len(results) == 1 else dict(results)
-    click.echo(json.dumps(value, ensure_ascii=False))
+    with _written():
+        click.echo(json.dumps(value, ensure_ascii=False))
+
+
+@contextmanager
+def _written():
+    """Say it in one line if standard output cannot be written; a closed one is Click's business."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise Failure(f"standard output cannot be written: {error.strerror}") from error
 
 
 def wants_json():
@@ -168,12 +235,14 @@ def wants_json():
 def say(text=""):
     """Print a result to standard output (nothing under --json)."""
     if not wants_json():
-        click.echo(text)
+        with _written():
+            click.echo(printable(text, "\n\t"))
 
 
 def note(text):
-    """Print a remark to standard error."""
-    click.echo(text, err=True)
+    """Print a remark to standard error: a line."""
+    with suppress(OSError):  # the work goes on where nobody can be told
+        click.echo(printable(text), err=True)
 
 
 def table(rows, header, title=None):
@@ -182,13 +251,20 @@ def table(rows, header, title=None):
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    def shown(cell):
+        return Text(printable(str(cell)))  # as it is: brackets in a name are no markup
+
+    grid = Table(
+        title=title and shown(title), title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
     for i, name in enumerate(header):
-        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        grid.add_column(shown(name), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*map(str, row))
-    Console(highlight=False).print(grid)
+        grid.add_row(*map(shown, row))
+    with _written():
+        Console(highlight=False).print(grid)
 
 
 class _Progress:
@@ -203,10 +279,10 @@ class _Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self.bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn(unit + " {task.fields[extra]}"),
+                TextColumn(unit + " {task.fields[extra]}", markup=False),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,
@@ -215,9 +291,9 @@ class _Progress:
 
     def update(self, done, extra=""):
         """Say that `done` of the total are done; `extra` is shown behind the count."""
-        self.done, self.extra = done, extra
+        self.done, self.extra = done, printable(extra)
         if self.bar:
-            self.bar.update(self.task, completed=done, extra=extra)
+            self.bar.update(self.task, completed=done, extra=self.extra)
             return
         now = time.perf_counter()
         if now - self.reported >= 10:

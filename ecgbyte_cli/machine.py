@@ -3,7 +3,10 @@
 import multiprocessing
 import os
 import signal
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+import threading
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 
@@ -34,7 +37,11 @@ def peak_rss_mb():
 
 
 def in_parallel(function, tasks, jobs, preload=()):
-    """Yield the results of `function(*task)`, in any order, from `jobs` processes that import `preload` once."""
+    """Yield the results of `function(*task)`, in any order, from `jobs` processes that import `preload` once.
+
+    The processes end when this one does, in whatever way, and at once where the loop over the results is left:
+    put it into `contextlib.closing`, as what is left by an exception is otherwise closed later.
+    """
     if jobs <= 1:
         yield from (function(*task) for task in tasks)
         return
@@ -43,20 +50,65 @@ def in_parallel(function, tasks, jobs, preload=()):
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload([*preload])
-    pool = ProcessPoolExecutor(jobs, context, initializer=ignore_interrupts)
+    starting = _signals_kept if method == "forkserver" else nullcontext
+    ends, lifeline = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(ends,))
     try:
         running = set()
         for task in tasks:
             if len(running) >= 2 * jobs:
                 ready, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in ready)
-            running.add(pool.submit(function, *task))
+            with starting():  # a worker
+                running.add(pool.submit(function, *task))
         while running:
             ready, running = wait(running, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in ready)
+        pool.shutdown()
+    finally:
+        lifeline.close()  # the workers of a run that was stopped do not finish what they have in hand
+        pool.shutdown(cancel_futures=True)
+        ends.close()
+
+
+@contextmanager
+def _signals_kept():
+    """Keep Ctrl-C and SIGTERM until the block ends; processes that it starts never get them.
+
+    Ending the workers is the main process' business: theirs would be a traceback each, from wherever they are.
+    """
+    numbers, kept, before = (signal.SIGINT, signal.SIGTERM), [], {}
+    if threading.current_thread() is threading.main_thread():
+        # the mask alone is not enough: another thread of this process may take the signal
+        before = {n: signal.signal(n, lambda number, _: kept.append(number)) for n in numbers}
+    resource_tracker.ensure_running()  # which otherwise lifts the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in kept[:1]:
+            signal.raise_signal(number)
+
+
+def _end_with(lifeline):
+    """End this worker as soon as the main process has closed its end of the pipe, or is gone."""
+
+    def watch():
+        with suppress(EOFError, OSError):
+            lifeline.recv_bytes()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def threads(count=None):
+    """Yield a pool of threads, one for each processor unless told; when it is left, what has not begun is dropped."""
+    pool = ThreadPoolExecutor(count or os.cpu_count())
+    try:
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def ignore_interrupts():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process' business

@@ -1,12 +1,25 @@
-"""What a stage has done so far, in numbered files: an interrupted run goes on with those that are missing."""
+"""What a stage has done so far, in numbered files: an interrupted run goes on with those that are missing.
 
+A part holds arrays one after the other, each as its length in bytes, its CRC-32, and a .npy file; a length of 0
+ends it. Its name tells which settings it was made with, so that parts of other settings or data are never taken for it.
+"""
+
+import hashlib
+import io
 import json
+import os
 import shutil
+import struct
+import zlib
+from contextlib import contextmanager
 
 import numpy as np
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.workdir import read_json, whole, write_json
+from ecgbyte_cli.workdir import whole
+
+FRAME = struct.Struct("<QI")  # length and CRC-32 of what follows
+END = FRAME.pack(0, 0)
 
 
 class Parts:
@@ -29,38 +42,77 @@ class Parts:
 
     def __init__(self, folder, settings, overwrite=False):
         self.folder = folder
-        place = folder / "settings.json"
-        if place.exists() and read_json(place) != json.loads(json.dumps(settings)):
+        self.made_with = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        if any(not path.name.endswith(f".{self.made_with}.part") for path in folder.glob("*.part")):
             if not overwrite:
                 raise Failure(
                     f"{folder} holds an interrupted run with other settings: "
                     "add --overwrite, or use another --work folder"
                 )
             self.remove()
-        for leftover in folder.parent.glob(".*.part"):  # of a killed run
-            leftover.unlink(missing_ok=True)
-        if not place.exists():
-            write_json(place, settings)
 
     def path(self, number):
         """The file of a part."""
-        return self.folder / f"{number:07d}.part"
+        return self.folder / f"{number:07d}.{self.made_with}.part"
 
     def missing(self, count):
         """The numbers below `count` of the parts that are still to be made."""
         return [number for number in range(count) if not self.path(number).exists()]
 
-    def write(self, number, *arrays):
-        """Write a part, whole or not at all."""
+    @contextmanager
+    def new(self, number):
+        """Yield a function that writes the next array of a part; the part takes its place at the end."""
         with whole(self.path(number)) as beside, open(beside, "wb") as file:
-            for array in arrays:
-                np.save(file, array, allow_pickle=False)
 
-    def read(self, number, count):
-        """The first `count` arrays of a part."""
-        with open(self.path(number), "rb") as file:
-            return [np.load(file, allow_pickle=False) for _ in range(count)]
+            def write(array):
+                array = np.ascontiguousarray(array)
+                header = io.BytesIO()
+                np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+                header, data = header.getvalue(), array.reshape(-1).view(np.uint8).data
+                file.write(FRAME.pack(len(header) + len(data), zlib.crc32(data, zlib.crc32(header))))
+                file.write(header)
+                file.write(data)
+
+            yield write
+            file.write(END)
+
+    def read(self, number, which=slice(None)):
+        """Yield the arrays of a part that the slice `which` picks, one in memory at a time.
+
+        Raises
+        ------
+        Failure
+            If the part is damaged.
+        """
+        path = self.path(number)
+        try:
+            with open(path, "rb") as file:
+                for place in self._places(file)[which]:
+                    file.seek(place)
+                    length, crc = FRAME.unpack(file.read(FRAME.size))
+                    content = file.read(length)
+                    if zlib.crc32(content) != crc:
+                        raise ValueError("wrong checksum")
+                    yield np.load(io.BytesIO(content), allow_pickle=False)
+        except (OSError, ValueError, struct.error) as error:
+            raise Failure(
+                f"{path} is damaged ({error}): remove it, and run the same command again"
+            ) from error
+
+    def _places(self, file):
+        """Where each array's frame begins."""
+        size, places, at = os.fstat(file.fileno()).st_size, [], 0
+        while at < size - len(END):
+            places.append(at)
+            file.seek(at)
+            at += FRAME.size + FRAME.unpack(file.read(FRAME.size))[0]
+        file.seek(at)
+        if at != size - len(END) or file.read() != END:
+            raise ValueError("cut short")
+        return places
 
     def remove(self):
-        """Remove all parts."""
-        shutil.rmtree(self.folder)
+        """Remove all parts; under another name first, so that none is taken for a whole set meanwhile."""
+        away = self.folder.with_name(f".{self.folder.name}.{os.urandom(6).hex()}.old")
+        self.folder.rename(away)
+        shutil.rmtree(away)

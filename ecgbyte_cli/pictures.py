@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.workdir import whole
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0
@@ -16,6 +16,8 @@ PAPER, FINE, STRONG, INK = "#fffaf8", "#f7dcd8", "#eab6ae", "#1a1a1a"
 SHEET = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
 # told apart in print and by colour-blind eyes (Okabe and Ito), darkened for thin lines
 COLOURS = ("#0072b2", "#d55e00", "#007f5f", "#b0508c", "#8a6d00", "#3b3b98", "#a03030", "#2a7f9e")
+# texts of files and of models are what they are: a "$" begins no formula
+LITERAL = {"parse_math": False}
 
 
 def save(figure, path):
@@ -66,9 +68,12 @@ def sheet(signal, fs, leads, title, start=0.0, seconds=10.0):
             axes.plot(x, part * MM_PER_MV + y, color=INK, lw=0.7, solid_joinstyle="round")
             if a:
                 axes.plot([a * MM_PER_S] * 2, [y - 5, y + 5], color=INK, lw=0.7)
-            axes.text(a * MM_PER_S + 1, y + high + 0.5, lead, fontsize=9, weight="bold", color=INK, **_halo())
+            axes.text(
+                *(a * MM_PER_S + 1, y + high + 0.5, printable(lead)),
+                fontsize=9, weight="bold", color=INK, **_halo(), **LITERAL,
+            )  # fmt: skip
     _time_axis(axes, start, seconds)
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(printable(title), loc="left", fontsize=10, **LITERAL)
     axes.text(1, -0.062, "25 mm/s   10 mm/mV", transform=axes.transAxes, ha="right", va="top", fontsize=8)
     return figure
 
@@ -125,7 +130,8 @@ def tokens(signal, decoded, fs, lead, ids, starts, stops, title, row_seconds=2.5
     axes.plot([-5, -5], [baselines[0], baselines[0] + 10], color=INK, lw=1)
     axes.text(-5.4, baselines[0] + 5, "1 mV", ha="right", va="center", rotation=90, fontsize=7, color=INK)
     _time_axis(axes, 0, row_seconds, every=0.5)
-    axes.set_title(f"{title}, lead {lead}: {len(ids)} tokens", loc="left", fontsize=10)
+    title = printable(f"{title}, lead {lead}: {len(ids)} tokens")
+    axes.set_title(title, loc="left", fontsize=10, **LITERAL)
     axes.set_xlabel(
         "s in the row      grey: the signal, coloured: what its token says, below: the token's id", fontsize=8
     )
@@ -154,7 +160,8 @@ def distribution(counts, lengths, per_segment, title):
 
     figure = Figure((12, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}: {counts.sum():,} tokens", x=0.01, ha="left", fontsize=11)
+    title = printable(f"{title}: {counts.sum():,} tokens")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, **LITERAL)
     rank, length, number = figure.subplots(1, 3)
     used = np.sort(counts[counts > 0])[::-1]
     rank.loglog(np.arange(1, len(used) + 1), used, color=COLOURS[0], marker="." if len(used) < 50 else None)
@@ -229,7 +236,10 @@ def attention(signal, fs, leads, density, words, values, title, start=0.0):
             step="post", color=COLOURS[1], lw=0, zorder=2,
         )  # fmt: skip
         axes.plot(x, row * MM_PER_MV + y, color=INK, lw=0.8, solid_joinstyle="round", zorder=3)
-        axes.text(-10, y + high + 0.5, lead, fontsize=9, weight="bold", color=INK, **_halo())
+        axes.text(
+            *(-10, y + high + 0.5, printable(lead)),
+            fontsize=9, weight="bold", color=INK, **_halo(), **LITERAL,
+        )  # fmt: skip
     axes.set(xlim=(-12, edges[-1]), ylim=(0, height + bars))  # imshow has changed them
     axes.fill_between([-12, edges[-1]], 0, bars, color="white", zorder=1)
     step = edges[-1] / max(len(words), 1)
@@ -240,8 +250,8 @@ def attention(signal, fs, leads, density, words, values, title, start=0.0):
             [left, left + 0.8 * step], 11, 11 + 12 * value / tallest, color=COLOURS[0], lw=0, zorder=2
         )
         axes.text(
-            *(left + 0.4 * step, 10, word.replace("$", r"\$")),
-            ha="center", va="top", fontsize=min(7, 2.2 * step), rotation=90 if len(word) > 2 else 0, zorder=2,
+            *(left + 0.4 * step, 10, printable(word)), ha="center", va="top", zorder=2,
+            fontsize=min(7, 2.2 * step), rotation=90 if len(word) > 2 else 0, **LITERAL,
         )  # fmt: skip
     if words:
         axes.text(-11, 17, f"{100 * np.sum(values):.0f} %\nof it\non text", fontsize=7, va="center", zorder=2)
@@ -251,7 +261,7 @@ def attention(signal, fs, leads, density, words, values, title, start=0.0):
             *(second * MM_PER_S, bars + 0.5, f"{start + second:g} s"),
             fontsize=7, ha="center", va="bottom", color=INK, **_halo(),
         )  # fmt: skip
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(printable(title), loc="left", fontsize=10, **LITERAL)
     return figure
 
 

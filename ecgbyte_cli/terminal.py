@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import note
+from ecgbyte_cli.console import note, printable
 from ecgbyte_cli.model.conversation import keeps_context
 from ecgbyte_cli.workdir import whole
 
@@ -41,16 +41,19 @@ def busy(what):
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
     # the stream itself, as libraries that are loaded meanwhile are kept off standard error
-    with Console(file=sys.stderr).status(f"{what} …"):
+    with Console(file=sys.stderr).status(Text(printable(f"{what} …"))):
         yield
 
 
 def greet(ecg, about):
     """Show who is talked to about what."""
+    from rich.text import Text
+
     panel(ecg, about)
-    screen().print(about["notice"], style="bold")
+    screen().print(Text(printable(about["notice"]), style="bold"))
 
 
 def panel(ecg, about=None):
@@ -178,7 +181,7 @@ def dots(signal, start, end, lead, width, height=6):
     bits = np.array([[1, 8], [2, 16], [4, 32], [64, 128]])  # of Unicode's braille patterns
     cells = (canvas.reshape(height, 4, columns // 2, 2) * bits[:, None]).sum(axis=(1, 3))
     labels = [""] * height
-    labels[0], labels[1], labels[-1] = f"{high:.2f} mV", printable(lead)[:8], f"{low:.2f} mV"
+    labels[0], labels[1], labels[-1] = f"{high:.2f} mV", printable(str(lead))[:8], f"{low:.2f} mV"
     drawn = [
         f"{label:>{margin - 1}} " + "".join(chr(0x2800 + int(cell)) for cell in row)
         for label, row in zip(labels, cells, strict=True)
@@ -237,8 +240,3 @@ def complete(text, state):
         found = glob.glob(glob.escape(os.path.expanduser(text)) + "*")
         found = [path + "/" if os.path.isdir(path) else path for path in sorted(found)]
     return found[state] if state < len(found) else None
-
-
-def printable(text):
-    """A text as a model or a file has it, without what a terminal would take for control codes."""
-    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)

@@ -239,7 +239,7 @@ def test_the_panel(conversation, long_record, capsys):
     terminal.greet(conversation.reader.read(long_record), conversation.about)
     err = capsys.readouterr().err
     for text in ("2 leads (II, V1), 250 Hz, 25 s", "60 per minute (mean over 1", "0 to 10 s, segment 1 of 2",
-                 "II, V1 at 100 Hz", "Note:  [31mred", "second", "not told", "no medical device",
+                 "II, V1 at 100 Hz", "Note: \\x1b[31mred", "second", "not told", "no medical device",
                  "stand-in"):  # fmt: skip
         assert text in err.replace("\n│             ", " ")
     assert "\x1b" not in err  # no terminal, and the header's own codes taken out
@@ -476,7 +476,7 @@ def test_what_cannot_be_read_is_one_line(small, record, tmp_path, ecgbyte):
     mismatch = ecgbyte("chat", record, "-q", "x", work=tmp_path / "other")
     for result, said in [
         (missing, "none.hea"),
-        (no_model, "`ecgbyte finetune`, or get one with `make quickstart`"),
+        (no_model, "`ecgbyte finetune`, or see `make quickstart`"),
         (lacking, "two cannot be used: leads missing: II, V1"),
         (long, "too long"),
         (mismatch, "not the tokenizer"),

@@ -1,13 +1,19 @@
 """The command line's own rules: options after arguments, JSON, exit codes, one line per error."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+import unicodedata
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ecgbyte_cli import console
 from ecgbyte_cli.__main__ import COMMANDS, main
@@ -24,7 +30,7 @@ def first(**options):
 
 
 @click.command(cls=console.Stage)
-@click.option("--fail", type=click.Choice(["failure", "bug", "memory", "stop"]))
+@click.option("--fail", type=click.Choice(["failure", "bug", "memory", "stop", "compiled", "file"]))
 @click.pass_obj
 def second(work, fail):
     if fail == "failure":
@@ -35,6 +41,13 @@ def second(work, fail):
         raise MemoryError
     if fail == "stop":
         raise KeyboardInterrupt
+    if fail == "compiled":
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("a function returned a result with an exception set") from error
+    if fail == "file":
+        open("no/such\x1b[31m file")
     return {"work": str(work.root)}
 
 
@@ -88,6 +101,7 @@ def test_a_wrong_command_line_exits_2(args):
         ("failure", "ecgbyte: file x is broken: mend it\n"),
         ("bug", "ecgbyte: second: two lines (ZeroDivisionError; --debug shows where)\n"),
         ("memory", "ecgbyte: second: MemoryError (MemoryError; --debug shows where)\n"),
+        ("file", "ecgbyte: no/such\\x1b[31m file: No such file or directory\n"),
     ],
 )
 def test_an_error_is_one_line_and_exit_1(kind, said):
@@ -96,8 +110,9 @@ def test_an_error_is_one_line_and_exit_1(kind, said):
     assert "Traceback" in run("second", "--fail", kind, "--debug").stderr
 
 
-def test_ctrl_c_exits_1():
-    result = run("second", "--fail", "stop")
+@pytest.mark.parametrize("how", ["stop", "compiled"])
+def test_ctrl_c_exits_1(how):
+    result = run("second", "--fail", how)
     assert result.exit_code == 1 and result.stderr.startswith("ecgbyte: stopped")
 
 
@@ -159,3 +174,133 @@ def test_transformers_imports_beside_our_kernels_folder():
         check=True,
     )
     assert Path(run.stdout.strip()).name == "__init__.py"
+
+
+# Text from files
+
+
+ANY = st.text(st.characters(exclude_categories=()), max_size=30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=ANY)
+def test_printable_text_commands_no_terminal(text):
+    shown = console.printable(text)
+    assert shown.isprintable() and not {unicodedata.category(c) for c in shown} & {
+        "Cc",
+        "Cf",
+        "Cs",
+        "Zl",
+        "Zp",
+    }
+    assert console.printable(shown) == shown
+    assert console.printable(text, "\n").count("\n") == text.count("\n")
+    assert [c for c in text if c.isprintable()] == [c for c in text if c.isprintable() and c in shown]
+
+
+def test_what_is_shown_of_it():
+    assert console.printable("a\x1b[31mb\x9bc\x07") == "a\\x1b[31mb\\x9bc\\x07"
+    assert console.printable("bad\udcffname") == "bad\\xffname"
+    assert console.printable("\u202eabc\ufeff") == "\\u202eabc\\ufeff"
+    assert console.printable("120\xa0mmHg\u2028\tÄ µV 漢") == "120 mmHg  Ä µV 漢"
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=ANY)
+def test_no_way_to_the_terminal_lets_commands_through(text):
+    @click.command()
+    def shows():
+        console.say(text)
+        console.note(text)
+        console.table([(text, "[/x]")], ("[red]name", text), text)
+        raise console.Failure(text)
+
+    result = CliRunner().invoke(shows)
+    assert result.exit_code == 1
+    assert all(c == "\n" or c.isprintable() for c in result.stdout.replace("\t", "") + result.stderr)
+
+
+def test_brackets_are_no_markup(capsys):
+    console.table([("lead [v1]", "[/x]"), ("[red]q", ":smile:")], ("[b]type", "n"), "[title]")
+    out = capsys.readouterr().out
+    for text in ("lead [v1]", "[/x]", "[red]q", "[b]type", "[title]"):
+        assert text in out
+    assert ":smile:" in out
+
+
+# Endings of the program
+
+
+def program(code, **options):
+    """Start a program that has the toolkit's command line and two commands of its own."""
+    head = (
+        "import sys, os, time, signal, click; from ecgbyte_cli import console\n"
+        "@click.command(cls=console.Stage)\ndef go():\n"
+    )
+    tail = (
+        "\nclass Toy(console.Toolkit):\n    def get_command(self, ctx, name): return go\n"
+        "Toy({'go': ''}, {})()"
+    )
+    body = "".join(f"    {line}\n" for line in code.splitlines())
+    return subprocess.Popen(
+        [sys.executable, "-c", head + body + tail, "go", *options.pop("args", [])],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options,
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("code", "args"),
+    [
+        ("return {'a': 1}", ["--json"]),
+        ("console.say('text')", []),
+        ("console.table([('a', 'b')], ('c', 'd'))", []),
+        ("console.say('x' * 100000)", []),
+    ],
+)
+def test_a_full_device_is_one_line(code, args):
+    with open("/dev/full", "w") as full:
+        process = program(code, args=args, stdout=full)
+    assert process.communicate()[1] == (
+        "ecgbyte: standard output cannot be written: No space left on device\n"
+    )
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "args"),
+    [("return {'a': 1}", ["--json"]), ("console.say('text')", []), ("console.table([], 'ab')", [])],
+)
+def test_a_closed_pipe_ends_it_quietly(code, args):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = program(code, args=args, stdout=writing)
+    os.close(writing)
+    assert process.communicate()[1] == "" and process.returncode == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_notes_that_nobody_can_read_do_not_end_the_work():
+    with open("/dev/full", "w") as full:
+        process = program("console.note('remark')\nconsole.say('result')", stderr=full)
+    assert process.communicate()[0] == "result\n" and process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "while True: time.sleep(0.01)",
+        # where Python cannot raise it
+        "class A:\n    def __del__(self): print('in', flush=True); time.sleep(1)\nA()\nwhile True: time.sleep(0.01)",
+        "try:\n    while True: time.sleep(0.01)\nfinally:\n    print('tidied', file=sys.stdout, flush=True)",
+    ],
+)
+def test_signals_end_it_in_one_line(number, code):
+    process = program("print('in', flush=True)\n" + code)
+    assert process.stdout.readline() == "in\n"
+    time.sleep(0.1)
+    process.send_signal(number)
+    out, said = process.communicate(timeout=20)
+    assert said == "ecgbyte: stopped; what was finished is kept, and the same command goes on from there\n"
+    assert process.returncode == 1 and ("tidied" in out) == ("finally" in code)

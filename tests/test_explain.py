@@ -37,7 +37,15 @@ def test_true_places():
 
 def measures(share, covered, hit, cause="a"):
     curves = [np.linspace(1, 0, len(explain.FRACTIONS))] * 2
-    return {"share": share, "covered": covered, "hit": hit, "curves": curves, "seconds": 1.0, "cause": cause}
+    return {
+        "share": share,
+        "covered": covered,
+        "hit": hit,
+        "curves": curves,
+        "gap": None,
+        "seconds": 1.0,
+        "cause": cause,
+    }
 
 
 def test_summary_by_hand():

@@ -8,15 +8,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model import training as loop
-from ecgbyte_cli.model.samples import batches, read_samples
+from ecgbyte_cli.model.samples import batches, left_out, read_samples, spread
 from ecgbyte_cli.model.training import Trainer, warmup_cosine
+from ecgbyte_cli.questions import Question
 from ecgbyte_cli.stages import finetune
 from ecgbyte_cli.workdir import WorkDir, sha256_of
 
@@ -31,6 +37,28 @@ def test_batches_hold_every_sample_once_an_epoch_and_like_lengths():
     again = batches(lengths, 4, seed=1)
     assert epoch == [next(again) for _ in range(250)]
     assert epoch != [next(order) for _ in range(250)]
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(0, 99))
+def test_every_beginning_of_the_questions_to_validate_holds_the_types_in_their_shares(counts, seed):
+    # sorted by type, as in files of ECG-QA
+    questions = [Question(str(k), "q", "a", f"t{t}", None) for t, n in enumerate(counts) for k in range(n)]
+    order = spread(questions, seed)
+    assert Counter(order) == Counter(questions) and order == spread(questions, seed)
+    for size in range(1, len(order) + 1):
+        held = Counter(question.type for question in order[:size])
+        for t, n in enumerate(counts):
+            assert abs(held[f"t{t}"] - size * n / len(order)) <= 1 + len(counts)
+    kinds = [question.type for question in order[: len(counts)]]
+    assert len(set(kinds)) == len(counts)
+
+
+def test_the_ecg_is_left_out_of_a_share_of_the_samples():
+    drawn = [what for step in range(500) for what in left_out(3, step, 8, 0.1)]
+    share = {what: count / len(drawn) for what, count in Counter(drawn).items()}
+    assert share == pytest.approx({None: 0.9, "no signal": 0.05, "flat line": 0.05}, abs=0.01)
+    assert left_out(3, 7, 8, 0.1) == left_out(3, 7, 8, 0.1) and set(left_out(0, 0, 99, 0)) == {None}
 
 
 def test_the_schedule_rises_and_falls_to_zero():
@@ -84,7 +112,7 @@ def test_training_is_repeatable_and_lowers_the_loss(small, tmp_path, ecgbyte):
         ('{"record": "x", "question": "q", "answer": "a"}', [], "no question of the training split"),
         ("[]", [], "line 1"),
         ("good", ["--max-length", 16], "raise --max-length"),
-        ("good", ["--model", "nowhere/at/all"], "cannot be loaded"),
+        ("good", ["--model", "nowhere/at/all"], "nowhere/at/all"),
         ("good", ["--model", "tiny", "--method", "qlora"], "trained in full"),
     ],
 )
@@ -196,6 +224,44 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_step(small, tmp_path, ecgbyte, monkey
     assert "going on after step 4 of 6" in ecgbyte(*args, work=work).stderr
 
 
+def test_a_stop_in_the_validation_after_the_last_step_loses_nothing(small, tmp_path, ecgbyte, monkeypatch):
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 4, "--every", 3]
+    args += ["--batch", 1, "--max-length", 80, "--json"]
+    whole = json.loads(ecgbyte(*args, work=untrained(small, tmp_path / "undisturbed")).stdout)
+    work = untrained(small, tmp_path / "work")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "result", interrupted)
+    assert ecgbyte(*args, work=work).exit_code != 0 and not (work / "model").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(Trainer, "update", interrupted)  # no step is made again
+    resumed = ecgbyte(*args, work=work)
+    assert resumed.exit_code == 0 and "going on after step 4 of 4" in resumed.stderr
+    again = json.loads(resumed.stdout)
+    assert [again[key] for key in ("steps", "train_loss", "val_loss", "best_step")] == [
+        whole[key] for key in ("steps", "train_loss", "val_loss", "best_step")
+    ]
+
+
+def test_a_training_that_ran_out_of_patience_does_not_go_on(small, tmp_path, ecgbyte, monkeypatch):
+    work, result = untrained(small, tmp_path / "work"), Trainer.result
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 20, "--every", 2]
+    args += ["--batch", 1, "--max-length", 80, "--patience", 1, "--lr", 1e-9]
+    worse = iter(range(100))
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(worse))
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "result", interrupted)
+    assert "stopped at step 4" in ecgbyte(*args, work=work).stderr
+    monkeypatch.setattr(Trainer, "result", result)
+    again = ecgbyte(*args, work=work)
+    assert again.exit_code == 0 and "stopped at step 4" in again.stderr and ": 4 steps" in again.stdout
+
+
 def test_the_best_weights_are_kept(small, tmp_path, ecgbyte, monkeypatch):
     """Validation losses are given, the weights are real: those after step 4, whatever came later."""
     losses = iter([9.0, 3.0, 1.0, 2.0, 3.0, 7.0])  # before training, after steps 2, 4, 6, 8, and the last one
@@ -228,8 +294,8 @@ def test_accumulated_batches_are_one_large_batch(small, tmp_path, ecgbyte):
     """Like lengths in each batch aside, the loss of a step is that of its samples taken together."""
     work = WorkDir(small / "ecgbyte-work")
     lm, _, samples = finetune.load(work, "tiny", "full", "cpu", 80, "trim", 0)
-    training, validation, _ = read_samples(work, small / "data" / "qa.jsonl", samples, print)
-    settings = {"method": "full", "lr": 1e-3, "seed": 0, "batch": 2, "accumulate": 2}
+    training, validation, _ = read_samples(work, small / "data" / "qa.jsonl", samples, 0, print)
+    settings = {"method": "full", "lr": 1e-3, "seed": 0, "batch": 2, "accumulate": 2, "without_ecg": 0.5}
     rows = []
     for groups in ([[0, 1], [2, 3]], [[0, 1, 2, 3]]):
         lm, _, samples = finetune.load(work, "tiny", "full", "cpu", 80, "trim", 0)
@@ -261,33 +327,67 @@ def test_two_processes_are_one_with_twice_the_batches(small, tmp_path, ecgbyte):
 
 @pytest.mark.parametrize("long", ["trim", "skip"])
 def test_long_samples_are_trimmed_or_left_out_and_counted(small, tmp_path, ecgbyte, long):
-    lengths = finetune_lengths(small)
+    lengths, room = prompts_of(small)
     middle = int(np.median(lengths))
     work = untrained(small, tmp_path / "work")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 2, "--json"]
-    result = ecgbyte(*args, "--max-length", middle, "--long", long, work=work)
+    result = ecgbyte(*args, "--max-length", middle + room, "--long", long, work=work)
     numbers = json.loads(result.stdout)
     longer = sum(length > middle for length in lengths)
-    assert longer > 0 and f"samples are longer than {middle} tokens" in result.stderr
+    assert longer > 0 and f"have prompts of more than {middle} tokens" in result.stderr
     assert (numbers["trimmed"], numbers["left_out"]) == ((longer, 0) if long == "trim" else (0, longer))
+    assert json.loads((work / "model" / "ecgbyte.json").read_text())["prompt_tokens"] == middle
 
 
-def finetune_lengths(small):
+def prompts_of(small):
+    """The lengths of all prompts, and of the longest answer with what closes it."""
     work = WorkDir(small / "ecgbyte-work")
     _, _, samples = finetune.load(work, "tiny", "full", "cpu", 4096, "trim", 0)
-    training, validation, _ = read_samples(work, small / "data" / "qa.jsonl", samples, print)
-    return [length for _, length in training + validation]
+    training, validation, _ = read_samples(work, small / "data" / "qa.jsonl", samples, 0, print)
+    rooms = [samples.prompt.room(question.turns) for question, _ in training + validation]
+    return [len(samples(question, asked=True)[0]) for question, _ in training + validation], max(rooms)
+
+
+@pytest.mark.parametrize("max_length", [85, 90, 120, 4096])
+def test_where_an_answer_begins_does_not_tell_the_answer(small, tmp_path, max_length):
+    """Each training question with every answer: the ids before it, and so the place of the first label, are one."""
+    work, qa = WorkDir(small / "ecgbyte-work"), small / "data" / "qa.jsonl"
+    _, _, samples = finetune.load(work, "tiny", "full", "cpu", max_length, "trim", 0)
+    training, _, counts = read_samples(work, qa, samples, 0, print)
+    assert (counts["trimmed"] > 0) == (max_length < 4096) and counts["left_out"] == 0
+    answers = sorted({question.answer for question, _ in training})
+    assert len({len(answer) for answer in answers}) > 3
+    for question, _ in training[:20]:
+        asked, _, lost = samples(question, asked=True)
+        assert (len(asked) == samples.longest) == (lost > 0)
+        for answer in answers:
+            ids, labels, also_lost = samples(replace(question, answer=answer))
+            assert np.flatnonzero(labels != -100)[0] == len(asked) and also_lost == lost
+            assert (ids[: len(asked)] == asked).all() and len(ids) <= max_length
+
+
+def test_the_room_is_that_of_the_longest_answer_of_training_and_validation(small, tmp_path, ecgbyte):
+    items = [json.loads(line) for line in (small / "data" / "qa.jsonl").read_text().splitlines()]
+    of_val = next(item for item in items if item["split"] == "val")
+    of_val["answer"] = "x" * 60
+    path = tmp_path / "qa.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    work = WorkDir(small / "ecgbyte-work")
+    _, _, samples = finetune.load(work, "tiny", "full", "cpu", 150, "trim", 0)
+    read_samples(work, path, samples, 0, print)
+    assert samples.longest == 150 - 61
 
 
 def test_a_trimmed_sample_loses_the_end_of_both_leads(small):
     work = WorkDir(small / "ecgbyte-work")
     _, _, samples = finetune.load(work, "tiny", "full", "cpu", 4096, "trim", 0)
-    training, _, _ = read_samples(work, small / "data" / "qa.jsonl", samples, print)
+    training, _, _ = read_samples(work, small / "data" / "qa.jsonl", samples, 0, print)
     question, length = training[0]
     whole, _, _ = samples(question)
-    samples.max_length = length - 7
+    answer = samples.prompt.room(question.turns)
+    samples.longest = length - answer - 7
     ids, labels, lost = samples(question)
-    assert (len(ids), lost) == (length - 7, 7) and (labels != -100).sum() > 0
+    assert (len(ids), lost) == (length - 7, 7) and (labels != -100).sum() == answer
 
     def letters(ids):
         ecg = ids[ids >= samples.prompt.offset + 2] - samples.prompt.offset - 2
@@ -298,6 +398,37 @@ def test_a_trimmed_sample_loses_the_end_of_both_leads(small):
     short, _ = letters(ids)
     assert (short[: first_lead - 3] == ecg[: first_lead - 3]).all()
     assert (short[first_lead - 3 :] == ecg[first_lead:-4]).all()
+
+
+def test_show_prints_what_a_question_holds_and_no_command_of_it(small, tmp_path, ecgbyte):
+    record = json.loads((small / "data" / "qa.jsonl").read_text().splitlines()[0])["record"]
+    item = {
+        "record": record,
+        "question": "a\x1b[2J\x9b31m\u202eb?",
+        "answer": "\x1b]0;x\x07",
+        "split": "train",
+    }
+    path = tmp_path / "qa.jsonl"
+    path.write_text(json.dumps(item))
+    work = untrained(small, tmp_path / "work")
+    result = ecgbyte("finetune", "--qa", path, "--model", "tiny", "--show", 1, work=work)
+    assert result.exit_code == 0 and r"a\x1b[2J\x9b31m\u202eb?" in result.stdout
+    assert not set(result.stdout) & {"\x1b", "\x9b", "\x07", "\u202e"}
+
+
+def test_patients_on_two_sides_of_any_split_are_told_of(small, tmp_path, ecgbyte):
+    items = [json.loads(line) for line in (small / "data" / "qa.jsonl").read_text().splitlines()]
+    for k, item in enumerate(items):
+        item["split"] = ("train", "test")[k % 2]
+    path = tmp_path / "qa.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in [*items, {**items[0], "split": "test"}]))
+    work = untrained(small, tmp_path / "work")
+    trained = ecgbyte("finetune", "--qa", path, "--model", "tiny", "--steps", 1, "--batch", 1, work=work)
+    scored = ecgbyte("generate", "--limit", 1, "--max-new", 1, "--no-controls", "--json", work=work)
+    for said in (trained.stderr, scored.stderr):
+        assert "patients are in training and in test" in said
+        assert "test questions stand in training too" in said
+    assert json.loads(scored.stdout)["seen_in_training"] >= 1
 
 
 def test_show_prints_samples_and_trains_nothing(small, tmp_path, ecgbyte):
@@ -321,6 +452,78 @@ def test_a_comparison_of_two_records_holds_both(small, tmp_path, ecgbyte):
     work = untrained(small, tmp_path / "work")
     result = ecgbyte("finetune", "--qa", path, "--model", "tiny", "--show", 1, work=work)
     assert ", ".join(records) in result.stdout and result.stdout.count("<sig_start>") == 2
+
+
+NO_END = "{% for m in messages %}\n{{ m.role }}: {{ m.content }}{% endfor %}"
+DATED = "{% for m in messages %}{{ m.role }} {{ strftime_now('%d %b %Y') }}: {{ m.content }}<eos>{% endfor %}"
+
+
+def with_template(folder, template):
+    base, text_tokenizer = ecg_lm.tiny()
+    text_tokenizer.chat_template = template
+    return as_tiny((base, text_tokenizer), folder)
+
+
+@pytest.mark.parametrize("template", [NO_END, DATED])
+def test_a_model_of_a_template_ends_its_answers_and_is_asked_with_the_days_of_its_training(
+    small, tmp_path, ecgbyte, template
+):
+    base, work = with_template(tmp_path / "base", template), untrained(small, tmp_path / "work")
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", base, "--method", "full"]
+    shown = json.loads(ecgbyte(*args, "--show", 3, "--json", work=work).stdout)["samples"]
+    assert all(sample["loss_on"].endswith("<eos>") for sample in shown)
+    assert ecgbyte(*args, "--steps", 1, "--batch", 1, work=work).exit_code == 0
+    about = json.loads((work / "model" / "ecgbyte.json").read_text())
+    assert about["date"] == (None if template == NO_END else "2024-07-26")
+    result = ecgbyte("generate", "--limit", 2, "--max-new", 2, "--no-controls", work=work)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_a_base_model_that_cannot_end_an_answer_is_refused_by_name(small, tmp_path, ecgbyte):
+    base, text_tokenizer = ecg_lm.tiny()
+    text_tokenizer.eos_token = None
+    folder = as_tiny((base, text_tokenizer), tmp_path / "endless")
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", folder, "--method", "lora"]
+    result = ecgbyte(*args, "--show", 1, work=untrained(small, tmp_path / "work"))
+    assert result.exit_code == 1 and "endless" in result.stderr and "no end-of-text token" in result.stderr
+
+
+@pytest.mark.parametrize(("choice", "said"), [("auto", False), ("on", True), ("off", False)])
+def test_gradient_checkpointing_is_a_choice_that_changes_no_number(small, tmp_path, ecgbyte, choice, said):
+    base = as_tiny(ecg_lm.tiny(), tmp_path / "base")
+    work = WorkDir(untrained(small, tmp_path / "work"))
+    seen, save = [], ecg_lm.save
+
+    args = [
+        "finetune",
+        "--qa",
+        small / "data" / "qa.jsonl",
+        "--model",
+        base,
+        "--method",
+        "lora",
+        "--steps",
+        2,
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ecg_lm,
+            "save",
+            lambda folder, lm, *rest: (
+                seen.append(lm.base.base_model.model.is_gradient_checkpointing),
+                save(folder, lm, *rest),
+            ),
+        )
+        options = ["--batch", 1, "--max-length", 80, "--checkpointing", choice]
+        assert ecgbyte(*args, *options, work=work.root).exit_code == 0
+    assert seen == [said]
+
+
+def test_checkpointing_is_on_where_a_batch_might_not_fit(monkeypatch):
+    lm = ecg_lm.ECGLM(ecg_lm.tiny()[0], 10)
+    each = 3 * (34 * 96 + 6 * 256) * 4  # bytes a token
+    monkeypatch.setattr(loop, "free_memory", lambda: 2 * 1000 * each)
+    assert loop.too_large(lm, 1001) and not loop.too_large(lm, 1000)
 
 
 def test_patience_without_validation_questions(small, tmp_path, ecgbyte):

@@ -233,11 +233,11 @@ def test_questions_about_several_records_and_earlier_turns(small, copied, tmp_pa
 
 def test_long_prompts_lose_ecg_tokens_as_in_training(copied, ecgbyte):
     about = json.loads((copied / "model" / "ecgbyte.json").read_text())
-    about["settings"]["max_length"] = 130
+    about["prompt_tokens"] = 100
     (copied / "model" / "ecgbyte.json").write_text(json.dumps(about))
     result = ecgbyte(*ASK, "--overwrite", work=copied)
     assert result.exit_code == 0 and "lost ECG tokens" in result.stderr
-    about["settings"]["max_length"] = 40
+    about["prompt_tokens"] = 20
     (copied / "model" / "ecgbyte.json").write_text(json.dumps(about))
     result = ecgbyte(*ASK, "--overwrite", work=copied)
     assert result.exit_code == 1 and "tokens of text alone" in result.stderr

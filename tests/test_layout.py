@@ -91,3 +91,11 @@ def test_the_public_face_is_typed_and_documented(name):
 def test_an_unknown_name_is_no_attribute():
     with pytest.raises(AttributeError, match="no attribute 'reed'"):
         ecgbyte_cli.reed  # noqa: B018
+
+
+def test_scripts_of_the_version_before_find_what_they_import():
+    from ecgbyte_cli import preprocess, records
+    from ecgbyte_cli.tokenizer import ECGTokenizer
+
+    assert records.read is ecgbyte_cli.read and preprocess.segments is ecgbyte_cli.segments
+    assert ECGTokenizer is ecgbyte_cli.ECGTokenizer

@@ -22,9 +22,9 @@ def letters_of(root, segments, splits=None, levels=26):
     """A work folder as `ecgbyte symbolize` leaves it, from uint8 arrays of shape (leads, samples)."""
     work = WorkDir(root)
     sizes = np.array([segment.size for segment in segments], np.int64)
-    with new_array(work.symbols, np.uint8, int(sizes.sum())) as symbols:
-        for segment, stop in zip(segments, np.cumsum(sizes), strict=True):
-            symbols[stop - segment.size : stop] = segment.ravel()
+    with new_array(work.symbols, np.uint8, int(sizes.sum())) as write:
+        for segment in segments:
+            write(segment)
     names = [f"r{i}" for i in range(len(segments))]
     write_table(
         work.symbol_segments,
@@ -208,6 +208,13 @@ def test_goes_on_after_a_kill(tmp_path, monkeypatch, save):
     assert 0 < known < 1174
     assert not work.ecg_tokenizer.exists()
 
+    saved = read_json(work.half_learned)
+    left, right, count = saved["merges"][0]
+    for merges in ([[left, right, count - 1], *saved["merges"][1:]], saved["merges"][:-1]):
+        write_json(work.half_learned, saved | {"merges": merges})
+        with pytest.raises(Failure, match="half_learned.json is damaged"):
+            stage.learn(work, **options)
+    write_json(work.half_learned, saved)
     # a run with other settings is refused, not mixed in
     with pytest.raises(Failure, match="other settings"):
         stage.learn(work, vocab=1000)
@@ -275,8 +282,8 @@ def test_letters_and_table_that_disagree(tmp_path):
     work = letters_of(tmp_path / "levels", walk(2), levels=12)
     assert "its settings say 12 levels" in reason(work)
     work = letters_of(tmp_path / "short", walk(2))
-    with new_array(work.symbols, np.uint8, 3999):
-        pass
+    with new_array(work.symbols, np.uint8, 3999) as write:
+        write(np.zeros(3999))
     assert "shorter than its table says" in reason(work)
     work.symbols.write_bytes(b"no array")
     assert "cannot be read as a .npy array" in reason(work)

@@ -213,3 +213,64 @@ def test_what_cannot_be_segmented_is_said(change, reason):
         setattr(made, key, value)
     with pytest.raises(Unusable, match=reason):
         preprocess.segments(made, SETTINGS | {"leads": ["I"]})
+
+
+def recorded(signal, fs=500):
+    return Recording(signal.astype(np.float32), fs, preprocess.LEADS[: len(signal)], "r", "r")
+
+
+def wanted(leads):
+    settings = {"fs": 250.0, "segment_seconds": 2.0, "samples": 500, "profile": "resample", "fill_nan": None}
+    return settings | {"leads": preprocess.LEADS[:leads]}
+
+
+@pytest.mark.parametrize("leads", [1, 2, 12])
+@pytest.mark.parametrize(
+    "scale, wrong", [(1000, True), (200, True), (1, False), (3, False), (0.2, False), (1e-3, True)]
+)
+def test_what_is_no_ecg_in_millivolts_is_refused(leads, scale, wrong):
+    signal = beats(leads, 2000) * scale
+    if not wrong:
+        assert len(preprocess.segments(recorded(signal), wanted(leads))) == 2
+    else:
+        with pytest.raises(Unusable, match="values out of range"):
+            preprocess.segments(recorded(signal), wanted(leads))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s + 300,  # an electrode's offset
+        lambda s: s * 0,
+        lambda s: np.where(np.arange(len(s))[:, None] == 3, 0, s),  # one flat lead
+        lambda s: np.where(np.arange(len(s))[:, None] == 3, np.sign(s) * 32.767, s),  # one from rail to rail
+        lambda s: np.where(
+            np.arange(s.shape[1]) % 500 == 7, 1000, s
+        ),  # spikes, of a pacemaker or a converter
+    ],
+)
+def test_offsets_flat_leads_and_noise_are_not(change):
+    assert len(preprocess.segments(recorded(change(beats(12, 2000))), wanted(12))) == 2
+
+
+def test_one_lead_in_other_units_is_refused():
+    signal = beats(12, 2000)
+    signal[4] *= 1000
+    with pytest.raises(Unusable, match="aVL spans"):
+        preprocess.segments(recorded(signal), wanted(12))
+    assert len(preprocess.segments(recorded(signal), wanted(3))) == 2  # it is not asked for
+
+
+def beats(leads, samples):
+    """Spikes of 1 mV, with noise of 0.02 mV."""
+    rng = np.random.default_rng(1)
+    spikes = np.where(np.arange(samples) % 400 < 20, 1.0, 0.0)
+    return rng.normal(0, 0.02, (leads, samples)) + spikes * np.linspace(0.5, 1.5, leads)[:, None]
+
+
+def test_every_real_recording_is_in_range(real_data):
+    found = [path for folder in ("cinc2021", "wfdb") for path in readers.find(real_data / folder)[0]]
+    found += [real_data / "ptbxl" / "records500" / "11000" / "11813_hr"]  # has a lead at its rails
+    for path in found:
+        recording = readers.read(path)
+        preprocess.check_range(np.nan_to_num(recording.signal), recording.leads)

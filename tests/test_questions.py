@@ -62,7 +62,7 @@ def test_ecg_qa_over_mimic_iv(tmp_path):
     )
     (question,) = questions.read(path)
     assert question.records == ("43402541", "06002_hr")
-    assert (question.answer, question.split) == ("pr interval, rr interval", "val")
+    assert (question.answer, question.split) == ("pr interval; rr interval", "val")
     assert questions.join([question], segments_of("43402541", "6002"))[0] == []  # 6002 is no name of PTB-XL's
 
 

@@ -86,6 +86,48 @@ def test_the_hash_tells_what_decides_ids_and_nothing_else():
         {"merges": "abc"},
         {"merges": [[0]]},
         {"signal": {}},
+        {"signal": []},
+        {"boundary": "word"},
+        {"boundary": None},
+        {"merges": None},
+        {"merges": {"0": [0, 0]}},
+        {"merges": [[0, True]]},
+        {"merges": [["0", "0"]]},
+        {"merges": [[0.0, 1]]},
+        {"merges": [[0, 10**12]]},
+        {"merges": [[-1, 0]]},
+        {"merges": [[0, 0], [0, 0]]},
+        {"merges": [[0, 0], *([k, k] for k in range(4, 34))]},
+        *(
+            {"signal": {**ABOUT["signal"], key: value}}
+            for key, values in {
+                "fs": [float("nan"), float("inf"), 0, -5, 1e300, "5", None, True, [5]],
+                "leads": [[], "II", ["I", "I"], ["I", 2], ["X"], None, ["I"] * 10_000],
+                "segment_seconds": [float("nan"), -2, "2", 1e30, None],
+                "samples": [0, -1, 10.0, 10**18, "10", True, None, 11_000],
+                "profile": [None, "golden", 5, []],
+                "fill_nan": ["zero", 0],
+                "quantizer": [
+                    None,
+                    [],
+                    {},
+                    {"name": "paper", "levels": "4", "lo": -1.0, "hi": 1.0},
+                    {"name": "paper", "levels": 4.0, "lo": -1.0, "hi": 1.0},
+                    {"name": "paper", "levels": 10**9, "lo": -1.0, "hi": 1.0},
+                    {"name": "paper", "levels": 1, "lo": -1.0, "hi": 1.0},
+                    {"name": "paper", "levels": 4, "lo": 1.0, "hi": -1.0},
+                    {"name": "paper", "levels": 4, "lo": float("nan"), "hi": 1.0},
+                    {"name": "paper", "levels": 4, "lo": None, "hi": 1.0},
+                    {"name": "mulaw", "levels": 4},
+                    {"name": "mulaw", "levels": 4, "mu": 0, "limit": 5.0},
+                    {"name": "lloyd", "levels": 4, "edges": [0, 1, 2, 3, 4], "centroids": [0, 1, 2]},
+                    {"name": "lloyd", "levels": 4, "edges": [0, 3, 2, 1, 4], "centroids": [0, 1, 2, 3]},
+                    {"name": "trellis", "levels": 4, "mu": 2.0, "limit": 16.0, "penalty": "x"},
+                    {"name": "zigzag", "levels": 4},
+                ],
+            }.items()
+            for value in values
+        ),
     ],
 )
 def test_a_damaged_file_is_one_line(tmp_path, changed):
@@ -93,7 +135,43 @@ def test_a_damaged_file_is_one_line(tmp_path, changed):
     path.write_text(json.dumps({**ABOUT, **changed}))
     with pytest.raises(Failure, match=r"ecg_tokenizer\.json") as error:
         ECGTokenizer.from_file(path)
-    assert "\n" not in error.value.message
+    assert "\n" not in error.value.message and len(error.value.message) < 400
+
+
+@pytest.mark.parametrize("segmenter", ["longest", "bpe", "fewest"])
+@pytest.mark.parametrize(
+    "merges",
+    [
+        [[0, 0], *([k, k] for k in range(4, 22))],  # one token of 2^19 letters
+        # and 200 that end in each
+        [[0, 0], *([k, k] for k in range(4, 17)), *([17, left] for left in range(200) if left != 17)],
+    ],
+)
+def test_merges_that_double_fill_no_memory(segmenter, merges):
+    import resource
+
+    about = {**ABOUT, "merges": merges}
+    about["signal"] = {**ABOUT["signal"], "quantizer": {**ABOUT["signal"]["quantizer"], "levels": 4}}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        ids = ECGTokenizer.from_dict(about).encode(LETTERS, segmenter)
+        assert len(ids) <= LETTERS.size
+    except Failure as error:
+        assert "too long" in error.message or "before it" in error.message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000  # kB
+
+
+def test_a_file_that_is_none_does_not_hang(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "ecg_tokenizer.json")
+    with pytest.raises(Failure, match="no regular file"):
+        ECGTokenizer.from_file(tmp_path / "ecg_tokenizer.json")
+
+
+def test_an_unknown_segmenter_is_one_line():
+    with pytest.raises(Failure, match="longest, bpe, fewest"):
+        tokenizer().encode(LETTERS, "shortest")
 
 
 def test_the_example_of_the_documentation(small, monkeypatch):

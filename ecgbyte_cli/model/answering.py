@@ -8,16 +8,23 @@ import numpy as np
 from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.controls import CONTROLS
-from ecgbyte_cli.model.prompt import leads_of, trim
+from ecgbyte_cli.model.prompt import leads_of
 from ecgbyte_cli.workdir import whole
 
 
 def longest_prompt(lm, prompt, about, truths, max_new):
-    """Ids that a prompt may have: as in training, where a prompt and its answer had a longest length together."""
+    """Ids that a prompt may have: as many as in training."""
+    if about.get("prompt_tokens"):
+        return about["prompt_tokens"]
+    # older models: a prompt and its answer had a longest length together
     room = max(len(prompt.text_tokenizer.encode(t, add_special_tokens=False)) for t in set(truths)) + 1
     longest = (about["settings"].get("max_length") or 2**31) - room
-    positions = getattr(lm.base.config, "max_position_embeddings", None) or 2**31
-    return min(longest, positions - max_new)
+    return min(longest, positions(lm) - max_new)
+
+
+def positions(lm):
+    """Ids that a model can read and write together."""
+    return getattr(lm.base.config, "max_position_embeddings", None) or 2**31
 
 
 class Prompts:
@@ -34,23 +41,18 @@ class Prompts:
     """
 
     def __init__(self, prompt, tokenizer, questions, ecgs, longest):
-        self.trimmed = 0
-        self.ids = [self._ids(prompt, tokenizer, q, e, longest) for q, e in zip(questions, ecgs, strict=True)]
-
-    def _ids(self, prompt, tokenizer, question, ecgs, longest):
-        turns = [*question.earlier, (question.question, None)]
-        ids, _ = prompt.build(ecgs, turns)
-        excess, tokens = len(ids) - longest, sum(map(len, ecgs))
-        if excess > 0:
-            if excess >= tokens:
+        self.trimmed, self.ids = 0, []
+        for question, read in zip(questions, ecgs, strict=True):
+            leads = [leads_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in read]
+            turns = [*question.earlier, (question.question, None)]
+            try:
+                ids, _, lost = prompt.fitted(read, leads, turns, longest)
+            except Failure as error:
                 raise Failure(
-                    f"the question about record {question.record} has {len(ids) - tokens} tokens of text "
-                    f"alone, and the model takes prompts of {longest} at most: leave it out of the question file"
-                )
-            leads = [leads_of(e, tokenizer.lengths, tokenizer.signal["samples"]) for e in ecgs]
-            ids, _ = prompt.build(trim(ecgs, leads, tokens - excess), turns)
-            self.trimmed += 1
-        return ids.astype(np.int32)
+                    f"a question about record {question.record}: {error.message}: leave it out of the question file"
+                ) from error
+            self.ids.append(ids.astype(np.int32))
+            self.trimmed += lost > 0
 
 
 def answer_all(lm, prompt, prompts, batch, max_new, known, keep, pick=None, chosen=None):
@@ -82,7 +84,8 @@ def answer_all(lm, prompt, prompts, batch, max_new, known, keep, pick=None, chos
         try:
             if pick:
                 pick.begin([group[0] for group in together])
-            answers = lm.answer(ask, prompt.end_ids, max_new, pick)
+            room = max(1, min(max_new, positions(lm) - max(map(len, ask))))
+            answers = lm.answer(ask, prompt.end_ids, room, pick)
         except Exception as error:
             where = f" (record {chosen[together[0][0]][0].record}, …)" if chosen else ""
             raise Failure(

@@ -10,7 +10,8 @@ Five methods, of which none is right by itself: `ecgbyte explain` measures where
 - rollout: attention through all layers, residual connections included (Abnar and Zuidema, ACL 2020).
 - gradient: gradient x input on the embeddings (Shrikumar et al. 2016).
 - integrated: integrated gradients (Sundararajan et al., ICML 2017), from the mean ECG token to each token; and
-  for the words, with the ECG as it is, from the mean word to each word.
+  for the words, with the ECG as it is, from the mean word to each word. What it attributes should sum to the
+  difference that the ECG makes; by how much it does not is its completeness gap.
 - occlusion: how much less likely the token gets with a window of one lead made flat (Zeiler and Fergus,
   ECCV 2014), which asks the signal and not the tokens: what is left is encoded again.
 """
@@ -21,10 +22,12 @@ import numpy as np
 import torch
 
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model.conversation import fit
+from ecgbyte_cli.model.prompt import leads_of, trim
 
 METHODS = ("attention", "rollout", "gradient", "integrated", "occlusion")
 WINDOW = 0.2  # seconds that occlusion makes flat at a time
-STEPS = 16  # of the integral
+STEPS = 32  # of the integral: examples/LOG.md says what more of them change
 
 
 @dataclass
@@ -38,13 +41,23 @@ class Case:
     at : numpy.ndarray
         Places of the answer's ids, what closes it included.
     ecg : numpy.ndarray
-        Places of the ECG's tokens.
+        Places of the ECG's tokens, of several ECGs of the last one's.
+    spans : numpy.ndarray or None
+        int64, (rows, 4): for each stretch of one of them its number in `ecg`, lead, first sample, sample after
+        the last. None: they are all of the ECG's tokens.
+    decided : int or None
+        Which of the answer's ids is explained; see `Explainer.decided`.
+    gap : float or None
+        Of integrated gradients: how far what the ECG's tokens were given is from the difference that they make, in
+        percent of that.
     """
 
     ids: np.ndarray
     at: np.ndarray
     ecg: np.ndarray
-    decided: int | None = None  # which of the answer's ids is explained; see Explainer.decided
+    spans: np.ndarray | None = None
+    decided: int | None = None
+    gap: float | None = None
 
 
 class Explainer:
@@ -59,21 +72,47 @@ class Explainer:
         The one that the model's ids were made with.
     batch : int
         Prompts computed together.
+    longest : int or None
+        Ids that a prompt may have; ECGs lose tokens where it would have more.
     """
 
-    def __init__(self, lm, prompt, tokenizer, segmenter="longest", batch=16):
+    def __init__(self, lm, prompt, tokenizer, segmenter="longest", batch=16, longest=None):
         self.lm, self.prompt, self.tokenizer = lm, prompt, tokenizer
-        self.segmenter, self.batch = segmenter, batch
+        self.segmenter, self.batch, self.longest = segmenter, batch, longest
 
     def case(self, letters, question, answer):
         """The ids of a question about a segment, uint8 (leads, samples), and an answer to it."""
-        ecg = self.tokenizer.encode(letters, self.segmenter)
-        ids, labels = self.prompt.build([ecg], [(question, answer)])
-        return Case(ids, np.flatnonzero(labels >= 0), np.flatnonzero(ids >= self.lm.offset + 2))
+        return self.case_of([self.tokenizer.encode(letters, self.segmenter)], [(question, answer)])
+
+    def case_of(self, ecgs, turns):
+        """The ids of questions about the tokens of ECGs and of the answers, of which the last is explained.
+
+        Raises
+        ------
+        Failure
+            If the text leaves no room for the ECG.
+        """
+        prompt, tokenizer, lm = self.prompt, self.tokenizer, self.lm
+        ids, labels, lost = fit(prompt, tokenizer, ecgs, turns, self.longest)
+        *earlier, (question, _) = turns
+        before = len(fit(prompt, tokenizer, ecgs, [*earlier, (question, None)], self.longest)[0])
+        # the last ECG's tokens that are left, by their numbers
+        leads = [leads_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
+        numbers, budget = [np.arange(len(ecg)) for ecg in ecgs], sum(map(len, ecgs)) - lost
+        left = trim(numbers, leads, budget)[-1] if lost else numbers[-1]
+        if not len(left):
+            raise Failure("the question leaves no room for the ECG: ask a shorter one")
+        first = np.flatnonzero(ids[:before] == lm.offset)[-1] + 1
+        spans = tokenizer.spans(ecgs[-1])
+        spans = spans[np.isin(spans[:, 0], left)]
+        spans[:, 0] = np.searchsorted(left, spans[:, 0])
+        at = before + np.flatnonzero(labels[before:] >= 0)
+        return Case(ids, at, first + np.arange(len(left)), spans)
 
     def answer(self, letters, question, max_new=64):
         """The model's own answer, greedily."""
-        ids, _ = self.prompt.build([self.tokenizer.encode(letters, self.segmenter)], [(question, None)])
+        ecg = self.tokenizer.encode(letters, self.segmenter)
+        ids, _, _ = fit(self.prompt, self.tokenizer, [ecg], [(question, None)], self.longest)
         return self.prompt.text(self.lm.answer([ids], self.prompt.end_ids, max_new)[0])
 
     def log_probabilities(self, cases):
@@ -105,7 +144,8 @@ class Explainer:
             shape = len(self.tokenizer.signal["leads"]), self.tokenizer.signal["samples"]
             flat = self.tokenizer.encode(np.zeros(shape, np.float32), self.segmenter) + self.lm.offset + 2
             ids = np.concatenate([case.ids[: case.ecg[0]], flat, case.ids[case.ecg[-1] + 1 :]])
-            without = Case(ids, case.at + len(flat) - len(case.ecg), case.ecg[0] + np.arange(len(flat)))
+            places = case.ecg[0] + np.arange(len(flat))
+            without = Case(ids, case.at + len(flat) - len(case.ecg), places)
             with_signal, with_none = self._measure([case, without], _log_probabilities)
             # the first of them; if there is none, the answer's first id
             case.decided = int((with_signal - with_none > np.log(2)).argmax())
@@ -149,9 +189,12 @@ class Explainer:
         numpy.ndarray
             float64, (leads, samples), sum 1: a token's score is spread evenly over the samples it spans.
         """
+        return self.density_of(self.case(letters, question, answer), letters, question, answer, method)
+
+    def density_of(self, case, letters, question, answer, method):
+        """`density`, for who has its case already; with `integrated` the case's `gap` is known afterwards."""
         if method == "occlusion":
-            return _shares(self._occlusion(letters, question, answer))
-        case = self.case(letters, question, answer)
+            return _shares(self._occlusion(case, letters, question, answer))
         return self.spread(case, self.scores(case, method))
 
     def words(self, case):
@@ -161,12 +204,14 @@ class Explainer:
     def on_words(self, case, scores):
         """The text of a case's prompt, token by token, and the part of the whole prompt's scores on each."""
         places = self.words(case)
-        words = [self.prompt.text_tokenizer.decode([i]).replace("\n", "\\n") for i in case.ids[places]]
+        words = [self.prompt.words([int(i)]).replace("\n", "\\n") for i in case.ids[places]]
         return words, scores[places] / max(scores.sum(), 1e-300)
 
     def spread(self, case, scores):
         """Spread the scores of a case's ECG tokens over the samples that each spans; they sum to 1."""
-        spans = self.tokenizer.spans(case.ids[case.ecg] - self.lm.offset - 2)
+        spans = case.spans
+        if spans is None:
+            spans = self.tokenizer.spans(case.ids[case.ecg] - self.lm.offset - 2)
         lengths = np.bincount(spans[:, 0], weights=spans[:, 3] - spans[:, 2])
         per_sample = scores[case.ecg] / lengths
         density = np.zeros((len(self.tokenizer.signal["leads"]), self.tokenizer.signal["samples"]))
@@ -231,22 +276,38 @@ class Explainer:
             for some in parts.split(self.batch):
                 between = start + some[:, None, None].to(embedded.dtype) * (embedded - start)
                 total += self._gradients(case, between).sum(0)
-            made += (total / STEPS * (embedded - start)).sum(-1)
+            path = (total / STEPS * (embedded - start)).sum(-1)
+            made += path
+            if case.gap is None:  # of the ECG, which comes first
+                whole, without = (self._odds(case, e) for e in (embedded, start))
+                case.gap = (
+                    100
+                    * abs(path.double().sum().item() - (whole - without))
+                    / max(abs(whole - without), 1e-12)
+                )
         return made
 
     def _embedded(self, case):
         return self.lm.embed(torch.from_numpy(case.ids)[None].to(self.lm.device))[0].detach()
 
+    def _decided_odds(self, case, embedded):
+        """The log-odds of the decided id, (batch,), from embeddings, (batch, n, d)."""
+        at = torch.tensor([case.at[self.decided(case)]], device=embedded.device)
+        logits = self.lm.base(inputs_embeds=embedded, use_cache=False, logits_to_keep=at - 1).logits
+        wanted = torch.from_numpy(case.ids).to(at.device)[at].expand(len(logits))
+        return _log_odds(logits[:, 0], wanted)
+
+    @torch.no_grad()
+    def _odds(self, case, embedded):
+        return self._decided_odds(case, embedded[None]).item()
+
     def _gradients(self, case, embedded):
         """Gradient of the log-odds of the decided id by the embeddings, (batch, n, d)."""
         embedded = embedded.detach().requires_grad_()
         with torch.enable_grad():
-            at = torch.tensor([case.at[self.decided(case)]], device=embedded.device)
-            logits = self.lm.base(inputs_embeds=embedded, use_cache=False, logits_to_keep=at - 1).logits
-            wanted = torch.from_numpy(case.ids).to(at.device)[at].expand(len(logits))
-            return torch.autograd.grad(_log_odds(logits[:, 0], wanted).sum(), embedded)[0]
+            return torch.autograd.grad(self._decided_odds(case, embedded).sum(), embedded)[0]
 
-    def _occlusion(self, letters, question, answer):
+    def _occlusion(self, case, letters, question, answer):
         width = max(1, round(WINDOW * self.tokenizer.signal["fs"]))
         places = [
             (lead, start) for lead in range(len(letters)) for start in range(0, letters.shape[1], width)
@@ -256,7 +317,6 @@ class Explainer:
             flat = letters.copy()
             flat[lead, start : start + width] = resting(letters)[lead]
             changed.append(self.case(flat, question, answer))
-        case = self.case(letters, question, answer)
         decided = self.decided(case)
         whole, *without = (odds[decided] for odds in self._measure([case, *changed], _log_odds))
         density = np.zeros(letters.shape)

@@ -55,14 +55,27 @@ class Signals:
 
 
 def others(patients, segments, seed):
-    """For each question as many segments of another patient, drawn by seed; with one patient alone, its own."""
-    random, patients = np.random.default_rng(seed), np.asarray(patients)
+    """For each question the segments of a question about another patient, drawn by seed.
+
+    The questions are laid in a ring, patient by patient, and each looks as far ahead as the patient with most
+    questions has some: so no one meets its own patient and each is met once, unless one patient has more than
+    half of all; then each draws a stranger of its own. With one patient alone, each gets its own segments.
+    """
+    random, count = np.random.default_rng(seed), len(patients)
+    names, number = np.unique(np.asarray(patients), return_inverse=True)
+    most = np.bincount(number).max()
+    # patients in an order drawn by lot, and the questions of each too
+    ring = random.permutation(count)
+    ring = ring[np.argsort(random.permutation(len(names))[number[ring]], kind="stable")]
+    met = np.empty(count, np.int64)
+    met[ring] = np.roll(ring, -most)
+    alone = np.flatnonzero(number[met] == number)  # of the one patient with more than half
+    if len(alone) and len(names) > 1:
+        met[alone] = random.choice(np.flatnonzero(number != number[alone[0]]), len(alone))
     drawn = []
-    for patient, own in zip(patients, segments, strict=True):
-        strangers = np.flatnonzero(patients != patient)
-        pool = [s for i in random.permutation(strangers)[: len(own)] for s in segments[i]] or list(own)
+    for own, other in zip(segments, met, strict=True):
         # a stranger's question may be about fewer segments than this one
-        drawn.append(tuple(pool[i % len(pool)] for i in range(len(own))))
+        drawn.append(tuple(segments[other][i % len(segments[other])] for i in range(len(own))))
     return drawn
 
 

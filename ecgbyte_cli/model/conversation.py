@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ecgbyte_cli.model.ecg_lm import ECGLM
+    from ecgbyte_cli.model.prompt import Prompt
 
 
 @dataclass
@@ -61,11 +62,12 @@ class Reader:
     segmenter: str
     fs: float | None = None
     lead_names: list[str] | None = None
+    units: str | None = None
 
     def read(self, path: str | os.PathLike) -> ECG:
         """Read, preprocess and encode a recording: the ECG of its first segment."""
         try:
-            recording = readers.read(path, self.fs, self.lead_names)
+            recording = readers.read(path, self.fs, self.lead_names, self.units)
             segments = preprocess.segments(recording, self.tokenizer.signal)
         except readers.Unusable as error:
             there = error.message != "not a known format" or os.path.exists(path)
@@ -90,6 +92,7 @@ class Turn:
     ecgs: list = field(default_factory=list)  # that were open
     earlier: list = field(default_factory=list)  # (question, answer) that the model was told again
     prompt: np.ndarray | None = None  # ids
+    lost: int = 0  # ECG tokens that the prompt had no room for
     written: list = field(default_factory=list)  # ids of the answer
     first: float | None = None  # s to the first token
     seconds: float = 0.0
@@ -104,6 +107,7 @@ class Turn:
             "tokens": len(self.written),
             "first_token_seconds": self.first,
             "seconds": self.seconds,
+            "trimmed": self.lost,
         }
         return {**known, **({"error": self.error} if self.error else {})}
 
@@ -143,7 +147,7 @@ class Conversation:
         from ecgbyte_cli.model.prompt import Prompt
 
         self.lm, self.reader, self.about, self.ecgs, self.max_new = lm, reader, about, ecgs, max_new
-        self.prompt, self.cache = Prompt(text_tokenizer, lm.offset), PromptCache()
+        self.prompt, self.cache = Prompt(text_tokenizer, lm.offset, about.get("date")), PromptCache()
         self.turns: list[tuple[str, str]] = []
         self.log: list[Turn | str] = []
 
@@ -167,15 +171,23 @@ class Conversation:
             If the conversation is longer than the model can read, or memory does not suffice.
         """
         start, shown = time.perf_counter(), ""
-        ids, _ = self.prompt.build([ecg.tokens for ecg in self.ecgs], [*self.turns, (question, None)])
+        tokens, asked = [ecg.tokens for ecg in self.ecgs], [*self.turns, (question, None)]
+        longest = self.about.get("prompt_tokens")
         most = getattr(self.lm.base.config, "max_position_embeddings", None) or sys.maxsize
-        turn = Turn(question, ecgs=list(self.ecgs), earlier=list(self.turns), prompt=ids)
+        turn = Turn(question, ecgs=list(self.ecgs), earlier=list(self.turns))
         self.log.append(turn)
+        shorter = "ask a shorter question"
+        if self.turns or len(self.ecgs) > 1:
+            shorter += ", or /clear the conversation"
         try:
+            try:
+                ids, _, turn.lost = fit(self.prompt, self.reader.tokenizer, tokens, asked, longest)
+            except Failure as error:  # the text alone is longer
+                raise Failure(f"too long: {error.message}; {shorter}") from error
+            turn.prompt = ids
             if len(ids) >= most:
                 raise Failure(
-                    f"too long: the model reads {most} tokens, and this makes {len(ids)}; ask a shorter question"
-                    + (", or /clear the conversation" if self.turns or len(self.ecgs) > 1 else "")
+                    f"too long: the model reads {most} tokens, and this makes {len(ids)}; {shorter}"
                 )
             room = min(self.max_new, most - len(ids))
             for (i,) in self.lm.stream([ids], self.prompt.end_ids, room, self.cache):
@@ -220,6 +232,20 @@ class Conversation:
         """Forget what was said, and close all recordings but the one opened last."""
         self.ecgs, self.turns = self.ecgs[-1:], []
         self.log.append(f"Started afresh with {self.ecgs[0].recording.name}.")
+
+
+def fit(
+    prompt: "Prompt",
+    tokenizer: ECGTokenizer,
+    ecgs: list[np.ndarray],
+    turns: list[tuple[str, str | None]],
+    longest: int | None,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """`Prompt.fitted` for whole ECGs: ids, labels, and how many ECG tokens had no room; `longest` None trims none."""
+    from ecgbyte_cli.model.prompt import leads_of
+
+    leads = [leads_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
+    return prompt.fitted(ecgs, leads, turns, longest or sys.maxsize)
 
 
 def keeps_context(about: dict) -> bool:

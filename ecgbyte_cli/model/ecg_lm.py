@@ -7,6 +7,7 @@ embedding and output layer keep their size, so it answers in text only and its w
 
 import contextlib
 import hashlib
+import inspect
 import io
 import itertools
 import json
@@ -23,16 +24,24 @@ from torch.nn import functional
 
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.model.prompt import PROMPT_VERSION
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import read_json, write_json
+from ecgbyte_cli.workdir import write_json
 from ecgbyte_kernels.tokens import spell
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMAT_VERSION = 1
 LIKENESS = 0.75  # how far apart two waveforms (their variance is 3) still start alike: a third of the usual
+# Kinds of models whose state the prompts here cannot be read into: they take no cache, or no embeddings, or another.
+# Layers with a running state are Mamba's and others', of which LoRA reaches a part alone; these are known to work.
+UNFIT = ("mpt", "minimax")
+RUNNING_STATE = (
+    *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "olmo_hybrid"),
+    *("recurrent_gemma", "lfm2"),
+)
 NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
 
 
@@ -292,8 +301,16 @@ def tiny(seed=0):
     return LlamaForCausalLM(config), text_tokenizer
 
 
-def load_base(name, method, device, revision=None):
-    """Load a causal language model and its text tokenizer.
+def bfloat16_here(device: str) -> bool:
+    """Whether weights and autocast are in bfloat16 on a device: on a GPU, and on a CPU that has it in hardware."""
+    has = torch.cpu.get_capabilities()
+    return str(device).startswith("cuda") or any(has.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def load_base(
+    name: str, method: str, device: str, revision: str | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a causal language model and its text tokenizer, and run nothing of theirs.
 
     Parameters
     ----------
@@ -309,17 +326,20 @@ def load_base(name, method, device, revision=None):
     Raises
     ------
     Failure
-        If there is no such model, or it is no causal language model.
+        If there is no such model, it is no causal language model or none that can be used here, it has code of its
+        own, or its weights are pickles, are damaged, or are not those that it needs.
     """
     if name == "tiny":
         base, text_tokenizer = tiny()
         return base.to(device), text_tokenizer
+    local = folders.is_path(name)
+    if local and not Path(name).is_dir():
+        raise Failure(f"base model {name}: there is no such folder")
+    if local and not (Path(name) / "config.json").exists():
+        raise Failure(f"{name} is no model folder: it has no config.json")
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-        raise Failure(f"{name} is no model folder: it has no config.json")
-    bf16 = device.startswith("cuda") and method != "full"
-    options = {"dtype": torch.bfloat16 if bf16 else torch.float32}
+    options = {"dtype": torch.bfloat16 if method != "full" and bfloat16_here(device) else torch.float32}
     if method == "qlora":
         options["dtype"] = torch.bfloat16
         options["quantization_config"] = BitsAndBytesConfig(
@@ -328,12 +348,39 @@ def load_base(name, method, device, revision=None):
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    try:
-        text_tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        base = AutoModelForCausalLM.from_pretrained(name, revision=revision, device_map=device, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Failure(f"base model {name} cannot be loaded as a causal language model: {reason}") from error
+    with quiet():
+        try:
+            commit = _check_base(name, local, revision)
+            revision, options["trust_remote_code"] = commit or revision, False
+            text_tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+            base, loaded = AutoModelForCausalLM.from_pretrained(
+                name,
+                revision=revision,
+                device_map=device,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+        except Failure:
+            raise
+        # of files that are damaged or made to be so, Transformers may raise anything
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Failure(
+                f"base model {name} cannot be loaded as a causal language model: {reason}"
+            ) from error
+    # what the hub publishes may have more weights, such as of heads that are not used here
+    wrong = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    wrong |= {*loaded["unexpected_keys"]} if local else set()
+    if wrong or loaded["error_msgs"]:
+        raise Failure(
+            f"the weights of base model {name} are not those of its config.json: missing, of another size, or "
+            f"one too many: {', '.join(sorted(wrong))[:200] or str(loaded['error_msgs'])[:200]}"
+        )
+    base.config._commit_hash = commit  # Transformers itself no longer keeps it
+    # how others would draw its answers does not matter here, and what is not valid could not be saved
+    ids = {key: getattr(base.config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    base.generation_config = type(base.generation_config)(**ids)
     # On CPUs with AVX512-BF16 bitsandbytes packs the weights at the first forward pass without gradients, for a
     # kernel that has no backward pass: after a validation the gradients would silently be wrong.
     for module in base.modules():
@@ -342,19 +389,111 @@ def load_base(name, method, device, revision=None):
     return base, text_tokenizer
 
 
-def add_adapter(base, rank=16, alpha=32, dropout=0.05):
-    """Freeze a base model and put trainable LoRA adapters on its attention and MLP projections."""
+def _check_base(name, local, revision):
+    """Refuse what cannot be a base model before its weights are loaded; return the commit of a hub id."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
+
+    file = cached_file(name, "config.json", revision=revision)
+    folders.check_base(Path(file).parent)
+    numbers = folders.weights(Path(name)) if local else None
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    kind = config.model_type
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise Failure(f"base model {name} ({kind}) is no causal language model")
+    made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    made = made[0] if isinstance(made, tuple) else made
+    takes = inspect.signature(made.forward).parameters
+    needed = {"inputs_embeds", "past_key_values", "logits_to_keep", "position_ids"}
+    needed -= {"position_ids"} if kind == "bloom" else set()  # which knows distances alone
+    running = getattr(made, "_is_stateful", False) and kind not in RUNNING_STATE
+    if kind == "granitemoehybrid":  # some have attention alone
+        running = "mamba" in (getattr(config, "layer_types", None) or ["mamba"])
+    if kind in UNFIT or running or needed - takes.keys():
+        raise Failure(
+            f"base model {name}: models of the kind {kind} cannot be trained on ECGs here; take another"
+        )
+    if numbers is not None:
+        with torch.device("meta"):  # every size of it, and no memory
+            promised = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        size = sum(t.numel() for t in itertools.chain(promised.parameters(), promised.buffers()))
+        if size > 8 * numbers + 2**26:
+            raise Failure(
+                f"{name}: its config.json asks for {size:,} weights, and its files hold {numbers:,}"
+            )
+    return None if local else extract_commit_hash(file, None)
+
+
+def add_adapter(
+    base: "PreTrainedModel",
+    rank: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.05,
+    checkpointing: bool = True,
+) -> "PeftModel":
+    """Freeze a base model and put trainable LoRA adapters on its attention and MLP projections.
+
+    In a mixture of experts on the attention alone: the experts of a layer are one parameter together, on which
+    peft's adapters know no dropout.
+
+    Parameters
+    ----------
+    base : transformers.PreTrainedModel
+    rank, alpha : int
+    dropout : float
+    checkpointing : bool
+        Compute the layers' states once more in the backward pass, and do not keep them: a third more time, for
+        much less memory.
+    """
     from peft import LoraConfig, get_peft_model
 
     # peft's prepare_model_for_kbit_training would hold embedding and norms in float32, which a model that is
     # loaded to answer has in bfloat16: it would not be quite the model that was trained
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     base.enable_input_require_grads()
     # all linear layers but the output: the seven projections of a Llama, whatever another model calls them
+    targets: str | list[str] = "all-linear"
+    if any(p.dim() == 3 for name, p in base.named_parameters() if "expert" in name):
+        targets = sorted(
+            f"{name}.{part}"
+            for name, module in base.named_modules()
+            if type(module).__name__.endswith(("Attention", "DeltaNet"))
+            for part, layer in module.named_modules()
+            if isinstance(layer, torch.nn.Linear)
+        )
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
     return get_peft_model(base, config)
+
+
+def with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
+    """Put the adapter of a model folder on its base model.
+
+    Raises
+    ------
+    Failure
+        If it is none of `ecgbyte finetune`, or not one for this base model.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+
+    config = LoraConfig(**folders.adapter(folder), task_type="CAUSAL_LM")
+    path = folder / "adapter_model.safetensors"
+    try:
+        model = PeftModel.from_pretrained(base, folder, config=config)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Failure(f"{path} does not fit its base model: {reason}") from error
+    stored, needed = folders.shapes(path).keys(), get_peft_model_state_dict(model).keys()
+    if stored ^ needed:
+        raise Failure(
+            f"{path} has not the weights that its base model needs: missing or one too many: "
+            f"{', '.join(sorted(stored ^ needed))[:200]}"
+        )
+    return model
 
 
 def save(folder, model, text_tokenizer, ecg_tokenizer, about):
@@ -389,9 +528,11 @@ def save(folder, model, text_tokenizer, ecg_tokenizer, about):
         f"# An ECG language model made by ecgbyte {__version__}\n\n{NOTICE}\n\nBase model: {about['base']}. "
         "Use it with `ecgbyte chat RECORD --model THIS_FOLDER`.\n"
     )
+    if about["method"] != "full" and Path(about["base"]).is_dir():
+        about = {**about, "base": str(Path(about["base"]).resolve())}
     fixed = {
         "format": "ecgbyte-model",
-        "format_version": FORMAT_VERSION,
+        "format_version": folders.FORMAT_VERSION,
         "ecgbyte": __version__,
         "notice": NOTICE,
         "prompt_version": PROMPT_VERSION,
@@ -400,12 +541,13 @@ def save(folder, model, text_tokenizer, ecg_tokenizer, about):
         "text_tokenizer_sha256": text_sha256(text_tokenizer),
         "base_revision": getattr(model.base.config, "_commit_hash", None),
         "base_sha256": None if about["method"] == "full" else base_sha256(model.base),
+        "files": folders.sums(folder),
     }
     write_json(folder / "ecgbyte.json", {**fixed, **about}, indent=1)
 
 
 def load(
-    folder: str | os.PathLike, device: str | None = None
+    folder: str | os.PathLike, device: str | None = None, base: str | os.PathLike | None = None
 ) -> "tuple[ECGLM, PreTrainedTokenizerBase, ECGTokenizer, dict]":
     """Load a model folder.
 
@@ -414,6 +556,8 @@ def load(
     folder : Path
     device : str or None
         `cuda` or `cpu`; None takes the GPU if there is one.
+    base : path or None
+        A local folder in the place of the base model, if that has moved.
 
     Returns
     -------
@@ -423,55 +567,47 @@ def load(
     Raises
     ------
     Failure
-        If the folder is no model folder, or its parts do not belong together.
+        If the folder is no model folder, its parts are damaged or do not belong together, or its base model is
+        not there.
     """
-    from safetensors.torch import load_file
-
     folder, device = Path(folder), device or best_device()
-    if not (folder / "ecgbyte.json").exists():
-        raise Failure(
-            f"{folder} holds no model: train one with `ecgbyte finetune`, or see `make quickstart`; "
-            "--model names another folder"
-        )
-    about = read_json(folder / "ecgbyte.json")
-    if about.get("format") != "ecgbyte-model" or about.get("format_version") != FORMAT_VERSION:
-        raise Failure(f"{folder / 'ecgbyte.json'} is no ecgbyte model of format {FORMAT_VERSION}")
-    if about["prompt_version"] != PROMPT_VERSION:
-        raise Failure(
-            f"{folder} was trained with prompt version {about['prompt_version']}, this ecgbyte writes "
-            f"version {PROMPT_VERSION}: train again, or use ecgbyte {about['ecgbyte']}"
-        )
+    about = folders.about(folder)
     ecg_tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
     if ecg_tokenizer.sha256 != about["ecg_tokenizer_sha256"]:
         raise Failure(
             f"{folder / 'ecg_tokenizer.json'} is not the tokenizer that this model was trained with"
         )
-    full = about["method"] == "full"
-    name, revision = (str(folder / "base"), None) if full else (about["base"], about.get("base_revision"))
-    base, text_tokenizer = load_base(name, about["method"], device, revision)
-    if (base.get_input_embeddings().num_embeddings, text_sha256(text_tokenizer)) != (
+    name, revision = folders.base_of(folder, about, base)
+    folders.check_files(folder, about)
+    loaded, text_tokenizer = load_base(name, about["method"], device, revision)
+    if (loaded.get_input_embeddings().num_embeddings, text_sha256(text_tokenizer)) != (
         about["offset"],
         about["text_tokenizer_sha256"],
     ):
-        raise Failure(
-            f"{folder} was trained on another version of {about['base']}: its text vocabulary differs"
-        )
-    if not full:
-        from peft import PeftModel
-
-        if about.get("base_sha256") not in (None, base_sha256(base)):
-            raise Failure(f"{folder} was trained on another base model than {about['base']} is now")
-        base = PeftModel.from_pretrained(base, folder)
-    model = ECGLM(base, ecg_tokenizer.vocab_size)
-    rows = load_file(folder / "ecg_rows.safetensors")["weight"]
-    if rows.shape != model.ecg_rows.weight.shape:
-        raise Failure(
-            f"{folder / 'ecg_rows.safetensors'} has {rows.shape[0]} rows, its tokenizer "
-            f"needs {ecg_tokenizer.vocab_size + 2}"
-        )
+        raise Failure(f"{folder} was trained on another version of {name}: its text vocabulary differs")
+    if about["method"] != "full":
+        if about.get("base_sha256") not in (None, base_sha256(loaded)):
+            raise Failure(f"{folder} was trained on another base model than {name} is now")
+        with quiet():
+            loaded = with_adapter(loaded, folder)
+    model = ECGLM(loaded, ecg_tokenizer.vocab_size)
     with torch.no_grad():
-        model.ecg_rows.weight.copy_(rows)
+        model.ecg_rows.weight.copy_(_read_rows(folder / "ecg_rows.safetensors", model.ecg_rows.weight.shape))
     return model.eval(), text_tokenizer, ecg_tokenizer, about
+
+
+def _read_rows(path, shape):
+    """The ECG rows in a file, if these are what it holds."""
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise Failure(f"{path} is missing: copy the model folder anew, or train again")
+    found = folders.shapes(path)
+    if {*found} != {"weight"} or tuple(found["weight"]) != tuple(shape):
+        raise Failure(
+            f"{path} holds {str(found)[:100]}, and its model needs {shape[0]} rows of {shape[1]} in `weight`"
+        )
+    return load_file(path)["weight"]
 
 
 def best_device():

@@ -3,11 +3,16 @@
 plain:  [bos] <sig_start> ecg ids <sig_end> question ids | answer ids [eos]
 """
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
+
+from ecgbyte_cli.failure import Failure, printable
+from ecgbyte_cli.model.template import DATE, Template, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,8 +20,9 @@ if TYPE_CHECKING:
 PROMPT_VERSION = 1  # goes up when the same question would give other ids
 SYSTEM = "You read electrocardiograms. The ECG is given as tokens. Answer the question about it in few words."
 IGNORED = -100  # the label of a token that the loss does not count
-# private-use characters, which no template changes: where the ECGs and the answers go in the rendered text
-ECG_MARK, ANSWER_MARK = "\ue000", "\ue001"
+# private-use characters, which no template changes: where the ECGs and the answers go in the rendered text,
+# and where a special word of the text tokenizer is cut in two, so that it is text and no token
+ECG_MARK, ANSWER_MARK, CUT = "\ue000", "\ue001", "\ue002"
 
 
 class Prompt:
@@ -27,37 +33,103 @@ class Prompt:
     text_tokenizer : transformers.PreTrainedTokenizerBase
     offset : int
         Rows of the base model's embedding: <sig_start> is this id, <sig_end> the next, then the ECG tokens.
+    date : str or None
+        The date that a chat template is told, YYYY-MM-DD: the one of the training.
+
+    Attributes
+    ----------
+    end_ids : set of int
+        An answer ends before any of these.
+    date : str or None
+        None where the template asks for none.
+
+    Raises
+    ------
+    Failure
+        If the chat template cannot be used, or nothing could end an answer.
     """
 
-    def __init__(self, text_tokenizer: "PreTrainedTokenizerBase", offset: int):
-        self.text_tokenizer, self.offset = text_tokenizer, offset
+    def __init__(self, text_tokenizer: "PreTrainedTokenizerBase", offset: int, date: str | None = None):
+        self.text_tokenizer, self.offset, self.name = text_tokenizer, offset, text_tokenizer.name_or_path
         self._text_ids = lru_cache(100_000)(self._encoded)
         self._rendered = lru_cache(100_000)(self._templated)
-        eos = text_tokenizer.eos_token_id
-        # what closes an answer: the first token behind it
-        closing = self._text_ids(self._rendered(("",)).split(ANSWER_MARK)[1])[:1]
-        self.end_ids = {*closing, *([] if eos is None else [eos])}
+        self.template, self.date = None, None
+        if text_tokenizer.chat_template:
+            source, date = text_tokenizer.get_chat_template(), date or DATE
+            words = {
+                name: list(map(str, word)) if isinstance(word, (list, tuple)) else str(word)
+                for name, word in text_tokenizer.special_tokens_map.items()
+            }
+            self.template = Template(source, words, date, self.name)
+            self.date = date if "strftime_now" in source else None
+        added = text_tokenizer.added_tokens_decoder
+        self.added = {*added, *text_tokenizer.all_special_ids}
+        special = {word.content for word in added.values() if word.special}
+        special = {word for word in special | set(text_tokenizer.all_special_tokens) if len(word) > 1}
+        longest_first = sorted(map(re.escape, special), key=len, reverse=True)
+        self.special = re.compile("|".join(longest_first) or r"(?!)")
+        # behind this word a stretch of text is encoded as one in the middle: some tokenizers begin a text with a space
+        self.before: tuple[str, list[int]] = next(
+            (
+                (word.content, [i])
+                for i, word in sorted(added.items(), key=lambda item: item[0] != text_tokenizer.eos_token_id)
+                if word.special and not (word.lstrip or word.rstrip or word.single_word)
+            ),
+            ("", []),
+        )
+        _, *closings = self._rendered(("", "")).split(ANSWER_MARK)
+        self.end_ids = {self._closing(text)[0] for text in closings}
+        if text_tokenizer.eos_token_id is not None:
+            self.end_ids.add(text_tokenizer.eos_token_id)
 
-    def _encoded(self, text):
-        return tuple(self.text_tokenizer.encode(text, add_special_tokens=False))
+    def _encoded(self, text, first=False):
+        """The ids of a stretch of the prompt's text."""
+        ids = []
+        for piece in text.split(CUT):
+            word, known = ("", []) if first else self.before
+            ids += self.text_tokenizer.encode(
+                word + piece, add_special_tokens=False, split_special_tokens=False
+            )[len(known) :]
+            first = False
+        return tuple(ids)
+
+    def _closing(self, text):
+        """The ids of what stands behind an answer; the first is a token that the model can stop on."""
+        ids, eos = self._text_ids(text), self.text_tokenizer.eos_token_id
+        if ids and ids[0] in self.added:
+            return ids
+        if eos is None:
+            raise Failure(
+                f"nothing ends an answer of {self.name}: its text tokenizer has no end-of-text token, and its "
+                "chat template, if any, writes none; use another base model"
+            )
+        return (eos, *ids)
 
     def _templated(self, questions):
         """The conversation as text, with a mark for the ECGs and one for each answer."""
         contents = [(ECG_MARK if i == 0 else "") + question for i, question in enumerate(questions)]
-        if not self.text_tokenizer.chat_template:
+        if self.template is None:
             bos, eos = self.text_tokenizer.bos_token or "", self.text_tokenizer.eos_token or ""
             return bos + "".join(f"{content}\n{ANSWER_MARK}{eos}" for content in contents)
         turns = []
         for content in contents:
             turns += [{"role": "user", "content": content}, {"role": "assistant", "content": ANSWER_MARK}]
-        from jinja2 import TemplateError
-
-        apply = self.text_tokenizer.apply_chat_template
         try:
-            return apply([{"role": "system", "content": SYSTEM}, *turns], tokenize=False)
+            text = self.template.render([{"role": "system", "content": SYSTEM}, *turns])
         except TemplateError:  # some templates know no system role
             turns[0]["content"] = f"{SYSTEM}\n\n{contents[0]}"
-            return apply(turns, tokenize=False)
+            try:
+                text = self.template.render(turns)
+            except TemplateError as error:
+                raise Failure(f"the chat template of {self.name} fails: {error}") from error
+        if (text.count(ECG_MARK), text.count(ANSWER_MARK)) != (1, len(questions)):
+            raise Failure(f"the chat template of {self.name} does not write every message once")
+        return text
+
+    def _unmarked(self, text):
+        """A question or an answer without marks, its special words cut in two."""
+        text = text.translate({ord(mark): None for mark in (ECG_MARK, ANSWER_MARK, CUT)})
+        return self.special.sub(lambda match: match[0][0] + CUT + match[0][1:], text)
 
     def build(
         self, ecgs: Sequence[np.ndarray], turns: Sequence[tuple[str, str | None]]
@@ -76,29 +148,102 @@ class Prompt:
         (int64 array, int64 array)
             The ids, and the labels: an id where the model wrote (answer and what closes it), -100 elsewhere.
         """
+        prompt, answer = self._parts(ecgs, turns)
+        ids, labels = zip(*prompt, *answer, strict=True)
+        return np.concatenate(ids), np.concatenate(labels)
+
+    def fitted(
+        self,
+        ecgs: Sequence[np.ndarray],
+        leads: Sequence[np.ndarray],
+        turns: Sequence[tuple[str, str | None]],
+        longest: int,
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Build with a prompt of so many ids at most: each lead of each ECG loses as many of its last tokens.
+
+        What counts is what stands before the last answer, whatever that is: where a trimmed sample's answer
+        begins says nothing about it.
+
+        Parameters
+        ----------
+        ecgs, turns
+            As in `build`.
+        leads : list of int arrays
+            The lead that each token of each ECG is on, rising.
+        longest : int
+            Ids that the prompt may have.
+
+        Returns
+        -------
+        (int64 array, int64 array, int)
+            Ids, labels, and how many ECG tokens were left out.
+
+        Raises
+        ------
+        Failure
+            If the text alone is longer.
+        """
+        prompt, answer = self._parts(ecgs, turns)
+        length, tokens = sum(len(ids) for ids, _ in prompt), sum(map(len, ecgs))
+        lost = max(0, length - longest)
+        if lost > tokens:
+            raise Failure(f"the prompt has {length - tokens} tokens of text alone, and may have {longest}")
+        if lost:
+            prompt, _ = self._parts(trim(ecgs, leads, tokens - lost), turns)
+        ids, labels = zip(*prompt, *answer, strict=True)
+        return np.concatenate(ids), np.concatenate(labels), lost
+
+    def room(self, turns: Sequence[tuple[str, str]]) -> int:
+        """How many ids the last answer has, with what closes it."""
+        _, answer = self._parts((), turns)
+        return sum(len(ids) for ids, _ in answer)
+
+    def _parts(self, ecgs, turns):
+        """Pairs of ids and labels: those of the prompt, and those of the last answer."""
         # an open conversation is a closed one cut off where its last answer would begin, so that the
         # model is asked with the very ids it was trained with
-        questions = tuple(_unmarked(question) for question, _ in turns)
-        before, *after = self._rendered(questions).split(ANSWER_MARK)
+        before, *after = self._rendered(tuple(self._unmarked(q) for q, _ in turns)).split(ANSWER_MARK)
         head, tail = before.split(ECG_MARK)
-        ids = [np.array(self._text_ids(head), np.int64)]
+        read = [self._text_ids(head, True)]
         for ecg in ecgs:
-            ecg = np.asarray(ecg, np.int64) + self.offset + 2
-            ids += [np.array([self.offset]), ecg, np.array([self.offset + 1])]
-        ids.append(np.array(self._text_ids(tail), np.int64))
-        labels = [np.full(sum(map(len, ids)), IGNORED, np.int64)]
-        for (_, answer), text in zip(turns, after, strict=True):
-            if answer is None:
+            read += [[self.offset], np.asarray(ecg, np.int64) + self.offset + 2, [self.offset + 1]]
+        read.append(self._text_ids(tail))
+        prompt = [(np.array(ids, np.int64), np.full(len(ids), IGNORED, np.int64)) for ids in read]
+        answer: list[tuple[np.ndarray, np.ndarray]] = []
+        for (_, words), text in zip(turns, after, strict=True):
+            prompt, answer = prompt + answer, []
+            if words is None:
                 break
-            written = np.array(self._text_ids(_unmarked(answer)), np.int64)
-            closing = np.array(self._text_ids(text), np.int64)
-            ids += [written, closing]
-            labels += [written, closing[:1], np.full(max(len(closing) - 1, 0), IGNORED, np.int64)]
-        return np.concatenate(ids), np.concatenate(labels)
+            written, closing = self._text_ids(self._unmarked(words)), self._closing(text)
+            labels = [*written, closing[0], *[IGNORED] * (len(closing) - 1)]
+            answer = [(np.array([*written, *closing], np.int64), np.array(labels, np.int64))]
+        return prompt, answer
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of an answer's ids."""
         return self.text_tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def words(self, ids: Sequence[int]) -> str:
+        """The text of ids in the middle of a prompt: some tokenizers drop the space that a text begins with."""
+        word, known = self.before
+        return self.text_tokenizer.decode([*known, *ids], clean_up_tokenization_spaces=False)[len(word) :]
+
+    def shown(self, ids: np.ndarray, labels: np.ndarray) -> tuple[str, str]:
+        """A sample in words, what the loss counts in green and underlined; and what it counts alone."""
+        # an ECG token, a mark around an ECG, text, text that the loss counts
+        kinds = np.select([ids >= self.offset + 2, ids >= self.offset, labels == IGNORED], [0, 1, 2], 3)
+        line, counted = "", ""
+        for run in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(kinds)) + 1):
+            kind, here = kinds[run[0]], ids[run].tolist()
+            if kind == 0:
+                line += click.style(f"[{len(here)} ECG tokens]", dim=True)
+            elif kind == 1:
+                line += "".join(("<sig_start>", "<sig_end>")[i - self.offset] for i in here)
+            else:
+                text = printable(self.words(here), "\n")
+                line += click.style(text, fg="green", underline=True) if kind == 3 else text
+                counted += text if kind == 3 else ""
+        return line, counted
 
 
 def trim(ecgs, leads, budget):
@@ -147,7 +292,3 @@ def leads_of(ecg, lengths, samples):
     """
     ends = np.cumsum(lengths[ecg])
     return (ends - lengths[ecg]) // samples
-
-
-def _unmarked(text):
-    return text.replace(ECG_MARK, "").replace(ANSWER_MARK, "")

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import shutil
@@ -13,12 +14,14 @@ import numpy as np
 
 from ecgbyte_cli.console import progress
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.machine import free_memory
 from ecgbyte_cli.model import curves
-from ecgbyte_cli.model.samples import batches, collate
-from ecgbyte_cli.workdir import new_folder, read_json, write_json
+from ecgbyte_cli.model.samples import batches, collate, left_out
+from ecgbyte_cli.workdir import finished, new_folder, read_json, write_json
 
 CHECKPOINT_SECONDS = 600  # a checkpoint at least so often
 SHOWN = 3  # answers generated at each validation
+VALIDATED, AT_THE_END = 128, 2000  # questions of a validation between steps, and of the one after the last
 
 
 def this_process():
@@ -48,6 +51,25 @@ def process_group():
         torch.distributed.destroy_process_group()
 
 
+def unfinished(work, settings, overwrite):
+    """The newest checkpoint of a training with these settings that was not finished, or None.
+
+    Raises
+    ------
+    Failure
+        If there is one with other settings and no finished model, and `overwrite` is false.
+    """
+    checkpoints = work.checkpoints("step")
+    if overwrite or not checkpoints:
+        return None
+    state = checkpoints[-1] / "state.json"
+    if read_json(state)["settings"] == json.loads(json.dumps(settings)):
+        return checkpoints[-1]
+    if not work.model_settings.exists():
+        finished(state, settings, overwrite, "an unfinished training")  # says what differs
+    return None
+
+
 class Trainer:
     """The loop, its checkpoints, and what it writes about itself.
 
@@ -64,7 +86,7 @@ class Trainer:
     steps, every : int
         Updates in all, and between validations.
     training, validation : list of (Question, int)
-        With lengths in tokens.
+        With lengths in tokens; those to validate so that any beginning stands for all.
     tell : callable
         Prints a remark, on the first process.
     """
@@ -99,7 +121,7 @@ class Trainer:
                     contextlib.closing(curves.Events(self.work.training, self.step + 1))
                 )
                 bar = stack.enter_context(progress("finetune", self.steps, "steps"))
-            while self.step < self.steps:
+            while self.step < self.steps and not self.out_of_patience():
                 loss, rate = self.update([next(order) for _ in range(per_step)])
                 if not math.isfinite(loss):
                     raise Failure(f"the loss is no longer finite at step {self.step}: try a smaller --lr")
@@ -110,15 +132,18 @@ class Trainer:
                     values = {"loss/training": loss, "loss/validation": val_loss, "learning rate": rate}
                     events.scalars(self.step, {k: v for k, v in values.items() if v is not None})
                     bar.update(self.step, f"loss {np.mean([row[1] for row in self.rows[-50:]]):.3f}")
-                if self.settings["patience"] and self.waited >= self.settings["patience"]:
-                    self.tell(f"stopped at step {self.step}: {self.waited} validations were no better")
-                    break
                 due = validate or stop.asked or time.monotonic() - saved > CHECKPOINT_SECONDS
-                if first and due and self.step < self.steps:
+                if first and due:  # after the last step too: the validation then may be interrupted
                     self.save()
                     saved = time.monotonic()
                 if stop.asked:
                     raise KeyboardInterrupt
+        if self.out_of_patience():
+            self.tell(f"stopped at step {self.step}: {self.waited} validations were no better")
+
+    def out_of_patience(self):
+        """Whether as many validations in a row were no better as `--patience` allows."""
+        return bool(self.settings["patience"]) and self.waited >= self.settings["patience"]
 
     def update(self, groups):
         """Make one update of the weights from groups of sample numbers, of which every process takes its share.
@@ -136,9 +161,13 @@ class Trainer:
             group["lr"] = rate
         seeds = np.random.SeedSequence([self.settings["seed"], self.step, self.rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
+        instead = iter(
+            left_out(self.settings["seed"], self.step, sum(map(len, groups)), self.settings["without_ecg"])
+        )
+        made = [[(self.training[i][0], next(instead)) for i in group] for group in groups]
         parts = [
-            collate([self.samples(self.training[i][0])[:2] for i in group])
-            for group in groups[self.rank :: self.processes]
+            collate([self.samples(question, other)[:2] for question, other in group])
+            for group in made[self.rank :: self.processes]
         ]
         labelled = [int((labels != -100).sum()) for _, labels in parts]
         (total,) = over_processes([sum(labelled)], device)
@@ -146,7 +175,7 @@ class Trainer:
         for i, (ids, labels) in enumerate(parts):
             alone = i + 1 < len(parts) and self.processes > 1  # gradients are exchanged with the last group
             with self.model.no_sync() if alone else contextlib.nullcontext():
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                with autocast(self.lm):
                     loss = self.model(ids.to(device), labels.to(device))
                 # the mean over all labelled tokens of the step; processes: their gradients are averaged
                 (loss * (labelled[i] / total * self.processes)).backward()
@@ -162,7 +191,7 @@ class Trainer:
 
     def validate(self):
         """Validate on some questions, say how it went, and keep the weights if they are the best so far."""
-        loss = validation_loss(self.lm, self.samples, self.validation[:128], self.settings["batch"])
+        loss = validation_loss(self.lm, self.samples, self.validation[:VALIDATED], self.settings["batch"])
         recent = [row[1] for row in self.rows[-self.every :]]
         trained = f"training loss {np.mean(recent):.4f}, " if recent else ""
         self.tell(f"step {self.step}: {trained}validation loss {loss:.4f}")
@@ -186,12 +215,16 @@ class Trainer:
             self.tell(f"the model kept is that of step {self.best[0]}, the best on validation")
         if self.rank == 0:
             self.draw()
+        some = self.validation[:AT_THE_END]
+        shown = progress("validation", len(some), "questions") if self.rank == 0 else contextlib.nullcontext()
+        with shown as bar:
+            val_loss = validation_loss(self.lm, self.samples, some, self.settings["batch"], bar)
         losses = [row[1] for row in self.rows]
         cuda = self.lm.device.type == "cuda"
         return {
             "steps": self.step,
             "train_loss": float(np.mean(losses[-max(1, self.step // 10) :])),
-            "val_loss": validation_loss(self.lm, self.samples, self.validation, self.settings["batch"]),
+            "val_loss": val_loss,
             "best_step": self.best[0] if self.best else self.step,
             "tokens_per_second": self.seen / self.seconds,
             "trainable_parameters": sum(p.numel() for p in self.lm.parameters() if p.requires_grad),
@@ -283,6 +316,19 @@ class Stop:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
+def too_large(lm, tokens):
+    """Whether what a backward pass keeps of so many tokens might take more than half of the free memory."""
+    import torch
+
+    config = lm.base.config.get_text_config()
+    width, layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    # of each layer: norms, projections and their adapters' inputs, some of them in float32
+    kept = tokens * layers * (34 * width + 6 * inner) * (2 if lm.device.type == "cuda" else 4)
+    free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else free_memory()
+    return kept > free / 2
+
+
 def make_optimizer(lm, settings):
     """AdamW, in paged 8-bit form for QLoRA on a GPU; no weight decay on vectors."""
     import torch
@@ -322,8 +368,21 @@ def over_processes(values, device):
     return sums.tolist()
 
 
-def validation_loss(lm, samples, questions, batch):
-    """Mean loss over questions, per labelled token; None if there are none."""
+def autocast(lm):
+    """Compute in bfloat16 where the device has it; on a CPU only over a base model that is in it."""
+    import torch
+
+    from ecgbyte_cli.model import ecg_lm
+
+    kind = lm.device.type
+    held = lm.base.get_input_embeddings().weight.dtype == torch.bfloat16
+    return torch.autocast(
+        kind, torch.bfloat16, enabled=kind == "cuda" or (held and ecg_lm.bfloat16_here(kind))
+    )
+
+
+def validation_loss(lm, samples, questions, batch, bar=None):
+    """Mean loss over questions, per labelled token; None if there are none. `bar` shows how far it is."""
     import torch
 
     if not questions:
@@ -333,11 +392,13 @@ def validation_loss(lm, samples, questions, batch):
     questions = [question for question, _ in sorted(questions, key=lambda q: q[1])]
     groups = [questions[i : i + batch] for i in range(0, len(questions), batch)]
     lm.eval()
-    with torch.no_grad(), torch.autocast(lm.device.type, torch.bfloat16, enabled=lm.device.type == "cuda"):
+    with torch.no_grad(), autocast(lm):
         for group in groups[rank::processes]:
             ids, labels = collate([samples(question)[:2] for question in group])
             n = int((labels != -100).sum())
             total, count = total + lm(ids.to(lm.device), labels.to(lm.device)).item() * n, count + n
+            if bar:
+                bar.advance(processes * len(group))
     lm.train(was_training)
     total, count = over_processes([total, count], lm.device)
     return total / count
@@ -348,10 +409,8 @@ def some_answers(lm, samples, questions, max_new=32):
     prompt, was_training, lines = samples.prompt, lm.training, []
     lm.eval()
     for question in questions:
-        ids, labels, _ = samples(question)
-        # cut off where the last answer begins: behind the last token without a label that one with a label follows
-        begins = np.flatnonzero((labels[1:] != -100) & (labels[:-1] == -100))[-1] + 1
-        (answer,) = lm.answer([ids[:begins]], prompt.end_ids, max_new)
+        ids, _, _ = samples(question, asked=True)
+        (answer,) = lm.answer([ids], prompt.end_ids, max_new)
         lines.append(f'  {question.question} "{prompt.text(answer)}" (true: "{question.answer}")')
     lm.train(was_training)
     return lines

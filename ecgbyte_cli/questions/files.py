@@ -6,22 +6,29 @@ A file is a JSON array, JSON Lines or CSV, and each of its items one of
 - ecg_id, question, answer, question_type: ECG-QA (Oh et al., NeurIPS 2023), over PTB-XL or MIMIC-IV-ECG;
 - ecg or image, conversations: turns of human and gpt, as in LLaVA, ECG-Chat and PULSE.
 
-A folder is all such files in it, as ECG-QA is laid out: train/000000.json, valid/…, test/….
+A folder is all such files in it, as ECG-QA is laid out: train/000000.json, valid/…, test/…; a CSV file in it without
+columns for question and answer is none of them (ECG-QA's answers_for_each_template.csv).
 """
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.readers.formats import FORMATS
 from ecgbyte_cli.workdir import sha256_of
 
 FILES = (".json", ".jsonl", ".csv")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SIDES = {"train": "training", "val": "validation", "test": "test"}  # in words
+BETWEEN = "; "  # the labels of an answer: ECG-QA has one with commas in it
 ECG_PLACE = re.compile(r"\s*<(?:ecg|image|signal)>\s*")  # where LLaVA's form puts the ECG into the text
 
 
@@ -36,12 +43,21 @@ class Question:
     split: str | None
     other_records: tuple[str, ...] = ()
     earlier: tuple[tuple[str, str], ...] = ()  # turns of question and answer before this one
+    labels: tuple[str, ...] = ()  # of the answer, where it was given as a list
+    template_id: int | None = None  # ECG-QA's
+    attribute_type: str | None = None
     segments: tuple[int, ...] = ()  # of the records, in their order: `join` fills them in
+    problem: str = ""  # why the question cannot be asked, from `join`
 
     @property
     def records(self) -> tuple[str, ...]:
         """All records that the question is about, in the order that it counts them."""
         return (self.record, *self.other_records)
+
+    @property
+    def truth(self) -> str | tuple[str, ...]:
+        """What an answer is compared with: the labels, or the answer's text."""
+        return self.labels or self.answer
 
     @property
     def turns(self) -> tuple[tuple[str, str], ...]:
@@ -75,7 +91,7 @@ def sha256(path):
     path = Path(path)
     try:
         if not path.is_dir():
-            return sha256_of(path)
+            return sha256_of(_regular(path))
         lines = [f"{sha256_of(file)} {file.relative_to(path)}\n" for file in _files(path)]
     except OSError as error:
         raise Failure(f"question file {path} cannot be read: {error.strerror}; --qa names it") from error
@@ -85,15 +101,30 @@ def sha256(path):
 def _files(path):
     if not path.is_dir():
         return [path]
-    files = sorted(p for p in path.rglob("*") if p.suffix in FILES and p.is_file())
+    files = sorted(p for p in path.rglob("*") if p.suffix in FILES and p.is_file() and _has_questions(p))
     if not files:
         raise Failure(f"folder {path} holds no question files ({', '.join(FILES)})")
     return files
 
 
+def _regular(path):
+    if path.exists() and not path.is_file():
+        raise Failure(f"question file {path} is no regular file")
+    return path
+
+
+def _has_questions(path):
+    """False for a CSV file whose first line names no question and answer."""
+    if path.suffix != ".csv":
+        return True
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline(2**16)
+    return {"question", "answer"} <= {name.strip().strip('"') for name in header.split(",")}
+
+
 def _read_file(path, in_folder):
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _regular(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise Failure(f"question file {path} cannot be read: {error.strerror}; --qa names it") from error
     except UnicodeDecodeError as error:
@@ -114,13 +145,11 @@ def _read_file(path, in_folder):
 def _items(path, text):
     """Yield the items of a file, each with words that say where it stands."""
     if path.suffix == ".csv":
-        rows = csv.DictReader(text.splitlines(keepends=True))
-        for row in rows:
-            yield f"line {rows.line_num}", {key: value for key, value in row.items() if value}
+        yield from _rows(path, text)
     elif text.lstrip().startswith("[") and path.suffix == ".json":
         try:
             items = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Failure(f"{path} is not valid JSON: {error}") from error
         for number, item in enumerate(items, 1):
             yield f"item {number}", item
@@ -131,9 +160,31 @@ def _items(path, text):
                 continue
             try:
                 item = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise Failure(f"{path}, line {number}: is not valid JSON: {error}") from error
             yield f"line {number}", item
+
+
+def _rows(path, text):
+    """Yield the rows of a CSV file."""
+    # newline="": a row ends at \n, \r or both alone, not at the other line ends that Unicode knows
+    rows, line = csv.DictReader(io.StringIO(text, newline=""), strict=True), 1
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise Failure(
+                f"{path}, line {line}: is no CSV ({error}): is a quote left open, or a field longer than "
+                f"{csv.field_size_limit()} letters?"
+            ) from error
+        if row is None:
+            return
+        if None in row:
+            raise Failure(
+                f"{path}, line {line + 1}: has more fields than the first line names: quote what has commas"
+            )
+        yield f"line {rows.line_num}", {key: value for key, value in row.items() if value}
+        line = rows.line_num
 
 
 def _question(item, split):
@@ -146,18 +197,34 @@ def _question(item, split):
             raise ValueError(f"split {item['split']!r} is none of train, val, test")
     if "conversations" in item:
         records, kind = _paths(item), "conversation"
-        turns = _turns(item["conversations"])
+        turns, labels = _turns(item["conversations"]), ""
     else:
         if "ecg_id" in item:
             records, kind = _ecg_qa_records(item["ecg_id"]), item.get("question_type") or "question"
         else:
             records, kind = _list(item["record"]), "question"
-        # ECG-QA gives all right answers of a question as a list
-        turns = [(_text(item["question"]), ", ".join(map(_text, _list(item["answer"]))))]
+        # ECG-QA gives all right answers of a question as a list, in any order, and no answer at all where its
+        # own scoring has "none"
+        labels = item["answer"]
+        if isinstance(labels, list):
+            labels = tuple(sorted({_text(label).strip() for label in labels} - {""}) or ["none"])
+        turns = [
+            (_text(item["question"]), BETWEEN.join(labels) if isinstance(labels, tuple) else _text(labels))
+        ]
     *earlier, (question, answer) = turns
     record, *others = map(_text, records)
-    kind = str(item.get("type") or kind)
-    return Question(record, question, answer, kind, split, tuple(others), tuple(earlier))
+    return Question(
+        record,
+        question,
+        answer,
+        str(item.get("type") or kind),
+        split,
+        tuple(others),
+        tuple(earlier),
+        labels if isinstance(labels, tuple) else (),
+        item.get("template_id"),
+        item.get("attribute_type"),
+    )
 
 
 def _ecg_qa_records(ids):
@@ -199,6 +266,8 @@ def _list(value):
 def _text(value):
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError("half a surrogate pair")
     return value
 
 
@@ -209,8 +278,9 @@ def _problem(error):
 def join(questions, segments):
     """Find the segment of each question's records: the first of each.
 
-    A record is found by its name; one of PTB-XL also under the names that it has elsewhere (06002_hr, 06002_lr,
-    and HR06002 in the PhysioNet Challenge).
+    A record is found by its name, or by the end of its path ("Person_02/rec_1"); one of PTB-XL also under the
+    names that it has elsewhere (06002_hr, 06002_lr, and HR06002 in the PhysioNet Challenge). A name that several
+    recordings have finds none.
 
     Parameters
     ----------
@@ -222,24 +292,53 @@ def join(questions, segments):
     -------
     (list of (Question, int, str, str), list of Question)
         Each question (with its `segments`), its first segment's number, its patient and its split (its own,
-        else the record's); and the questions that cannot be asked: a record of theirs is not there, or their
-        records are on different sides of the split.
+        else the record's); and the questions that cannot be asked, with their `problem`.
     """
-    first, ptb_xl = {}, {}
-    for i, record in enumerate(segments["record"]):
-        first.setdefault(record, i)
-        ptb_xl.setdefault(_ptb_xl_number(record), i)
-    ptb_xl.pop(None, None)
-    joined, unmatched = [], []
+    find, joined, unmatched = _finder(segments), [], []
     for question in questions:
-        found = tuple(first.get(r, ptb_xl.get(_ptb_xl_number(r))) for r in question.records)
-        splits = {question.split or segments["split"][i] for i in found if i is not None}
-        if None in found or len(splits) > 1:
-            unmatched.append(question)
-            continue
-        question = replace(question, segments=found)
-        joined.append((question, found[0], segments["patient"][found[0]], splits.pop()))
+        found = [find(record) for record in question.records]
+        splits = {question.split or segments["split"][places[0]] for places in found if places}
+        if not all(found):
+            unmatched.append(replace(question, problem="are about records that were not encoded"))
+        elif any(len(places) > 1 for places in found):
+            unmatched.append(replace(question, problem="name a record that several recordings are called"))
+        elif len(splits) > 1:
+            unmatched.append(replace(question, problem="are about records on different sides of the split"))
+        else:
+            first = found[0][0]
+            question = replace(question, segments=tuple(places[0] for places in found))
+            joined.append((question, first, segments["patient"][first], splits.pop()))
     return joined, unmatched
+
+
+def _finder(segments):
+    """A function from a record's name to the first segments of the recordings that it may mean."""
+    firsts = {}  # of each recording
+    for i, recording in enumerate(
+        zip(segments.get("path", segments["record"]), segments["record"], strict=True)
+    ):
+        firsts.setdefault(recording, i)
+    by_record, by_last, by_number = {}, {}, {}
+    for (path, record), i in firsts.items():
+        parts = _parts(path)
+        by_record.setdefault(record, []).append(i)
+        by_last.setdefault(parts[-1], []).append((parts, i))
+        by_number.setdefault(_ptb_xl_number(record), []).append(i)
+    by_number.pop(None, None)
+
+    def find(name):
+        wanted = _parts(name)
+        by_path = [i for parts, i in by_last.get(wanted[-1], ()) if parts[-len(wanted) :] == wanted]
+        return by_record.get(name) or by_path or by_number.get(_ptb_xl_number(name), [])
+
+    return find
+
+
+def _parts(path):
+    """The folders of a recording's path, and its name without its format's extension."""
+    *folders, name = path.split("/")
+    stem, dot, extension = name.rpartition(".")
+    return [*folders, stem if dot and f".{extension.lower()}" in FORMATS else name]
 
 
 def _ptb_xl_number(record):
@@ -248,10 +347,58 @@ def _ptb_xl_number(record):
 
 
 def describe(unmatched, total):
-    """One line about questions that could not be joined: how many, and some of their records."""
-    some = sorted({record for question in unmatched for record in question.records})
-    more = ", …" if len(some) > 3 else ""
-    return (
-        f"{len(unmatched)} of {total} questions are about records that were not encoded, or that are on "
-        f"different sides of the split ({', '.join(some[:3])}{more}): left out"
-    )
+    """One line about questions that could not be joined: how many, why, and some of their records."""
+    parts = []
+    for problem, count in Counter(question.problem for question in unmatched).most_common():
+        some = sorted({r for question in unmatched if question.problem == problem for r in question.records})
+        more = ", …" if len(some) > 3 else ""
+        parts.append(f"{count} of {total} questions {problem} ({', '.join(some[:3])}{more})")
+    hint = ": name the folder too, as in Person_02/rec_1" if "called" in "".join(parts) else ""
+    return f"{'; '.join(parts)}: left out{hint}"
+
+
+def crossings(joined, segments, name):
+    """Lines about patients, and about questions, that are on two sides of a split.
+
+    Parameters
+    ----------
+    joined : list
+        From `join`.
+    segments : dict
+        The columns of symbols/segments.parquet.
+    name : path-like
+        Of the question file.
+    """
+    lines, patients = [], {side: {p for *_, p, split in joined if split == side} for side in SIDES}
+    for one, other in combinations(SIDES, 2):
+        if both := patients[one] & patients[other]:
+            lines.append(
+                f"{len(both)} patients are in {SIDES[one]} and in {SIDES[other]}, as {name} has it: {_some(both)}"
+            )
+    learned = {p for p, split in zip(segments["patient"], segments["split"], strict=True) if split == "train"}
+    for side in ("val", "test"):
+        if both := (patients[side] & learned) - patients["train"]:
+            lines.append(
+                f"{len(both)} patients of the {SIDES[side]} questions are on the training side of the recordings, "
+                f"which the merges were learned from: {_some(both)}"
+            )
+    if count := seen_in_training(joined):
+        lines.append(
+            f"{count} of {sum(side == 'test' for *_, side in joined)} test questions stand in training too, word "
+            "for word and about the same records"
+        )
+    return lines
+
+
+def seen_in_training(joined):
+    """How many test questions stand word for word, about the same records, in the training split."""
+
+    def key(question):
+        return question.segments, question.question, question.earlier
+
+    known = {key(question) for question, *_, side in joined if side == "train"}
+    return sum(side == "test" and key(question) in known for question, *_, side in joined)
+
+
+def _some(names):
+    return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")

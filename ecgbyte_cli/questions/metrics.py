@@ -14,24 +14,46 @@ DRAWS = 2000  # of the bootstrap
 MOST_LABELS = 100  # a question type with more distinct labels has no per-label scores
 
 
-def labels(text):
+def labels(answer, whole=()):
     """Split an answer into its labels: `"B,  a."` is {"a", "b"}.
 
-    Labels are parted by commas or semicolons, as ECG-QA's lists are; case, outer white space and a full stop at
-    the end do not count.
+    Labels are parted by commas or semicolons; case, outer white space and a full stop at the end do not count.
+
+    Parameters
+    ----------
+    answer : str or sequence of str
+        A text, or the labels themselves.
+    whole : sequence of str
+        Labels, as `labels` has them, that hold a comma or a semicolon: they are not split.
     """
-    parts = (re.sub(r"\s+", " ", part).strip().rstrip(".").rstrip() for part in re.split("[,;]", text))
-    return frozenset(part.casefold() for part in parts if part)
+    if not isinstance(answer, str):
+        return frozenset(map(_plain, answer)) - {""}
+    found, text = set(), re.sub(r"\s+", " ", answer).casefold()
+    for label in whole:
+        if label in text:
+            found.add(label)
+            text = text.replace(label, ";")
+    return frozenset(found | {_plain(part) for part in re.split("[,;]", text)} - {""})
 
 
-def exact(answer, truth):
+def _plain(label):
+    return re.sub(r"\s+", " ", label).strip().rstrip(".").rstrip().casefold()
+
+
+def not_split(truths):
+    """The labels of those truths that are lists which hold a comma or a semicolon, the longest first."""
+    known = {label for truth in truths if not isinstance(truth, str) for label in labels(truth)}
+    return sorted((label for label in known if re.search("[,;]", label)), key=len, reverse=True)
+
+
+def exact(answer, truth, whole=()):
     """True if two answers have the same labels, in whatever order."""
-    return labels(answer) == labels(truth)
+    return labels(answer, whole) == labels(truth, whole)
 
 
-def set_f1(answer, truth):
+def set_f1(answer, truth, whole=()):
     """F1 of an answer's labels against the truth's, 0 to 1; two empty answers agree."""
-    given, true = labels(answer), labels(truth)
+    given, true = labels(answer, whole), labels(truth, whole)
     return 2 * len(given & true) / (len(given) + len(true)) if given or true else 1.0
 
 
@@ -47,21 +69,50 @@ def answer_set(kind, truth):
     return "verify" if labels(truth) in ({"yes"}, {"no"}) else "query"
 
 
-def majority(truths, types):
-    """The most frequent answer of each question type, the first of several that are equally frequent."""
+def majority(truths, groups):
+    """The most frequent answer of each group, the first of several that are equally frequent."""
     counts, spelled = {}, {}
-    for truth, kind in zip(truths, types, strict=True):
-        counts.setdefault(kind, Counter())[labels(truth)] += 1
+    for truth, group in zip(truths, groups, strict=True):
+        counts.setdefault(group, Counter())[labels(truth)] += 1
         spelled.setdefault(labels(truth), truth)
-    return {kind: spelled[counter.most_common(1)[0][0]] for kind, counter in counts.items()}
+    return {group: spelled[counter.most_common(1)[0][0]] for group, counter in counts.items()}
+
+
+def guesses(training, asked):
+    """Answers without any signal: the training questions' most frequent, by type or by the question's words.
+
+    Parameters
+    ----------
+    training, asked : list of Question
+
+    Returns
+    -------
+    (list of str or of tuple, str)
+        A guess for each question asked, and `type` or `question`: whichever is right more often. A question that
+        training does not have is guessed by its type, and a type that it does not have from those asked.
+    """
+    by_type = majority([q.truth for q in asked], [q.type for q in asked])
+    by_type |= majority([q.truth for q in training], [q.type for q in training])
+    by_words = majority([q.truth for q in training], [q.question for q in training])
+    made = {
+        "type": [by_type[q.type] for q in asked],
+        "question": [by_words.get(q.question, by_type[q.type]) for q in asked],
+    }
+    right = {
+        name: sum(exact(guess, q.truth) for guess, q in zip(given, asked, strict=True))
+        for name, given in made.items()
+    }
+    best = max(right, key=right.__getitem__)
+    return made[best], best
 
 
 def score(
-    answers: dict[str, Sequence[str]],
-    truths: Sequence[str],
+    answers: dict[str, Sequence[str | Sequence[str]]],
+    truths: Sequence[str | Sequence[str]],
     types: Sequence[str],
     patients: Sequence[str],
     seed: int = 0,
+    attributes: Sequence[str | None] | None = None,
 ) -> dict:
     """Score answers given with the signal, and the same questions' answers given without it.
 
@@ -69,10 +120,14 @@ def score(
     ----------
     answers : dict of str to list of str
         `signal`, and the controls by name: an answer for each question.
-    truths, types, patients : list of str
+    truths : list of str, or of lists of str
+        Of each question: a text, or its labels.
+    types, patients : list of str
         Of each question.
     seed : int
         Of the bootstrap.
+    attributes : list of str or None, optional
+        What each question asks for (ECG-QA's attribute_type), where that is known.
 
     Returns
     -------
@@ -80,7 +135,8 @@ def score(
         `questions`, `patients` (how many), `exact_match`, `interval`, `by_type`, `by_answer_set`, `set_f1`;
         `control` (name to its exact_match, interval, by_type, by_answer_set); `best_control`, `difference`
         (signal minus best control, points), `difference_interval` (the best control is chosen anew in every
-        draw), `difference_by_type`; `labels` (type to `macro_f1` and `f1` by label, where answers are labels).
+        draw), `difference_by_type`; `by_attribute`, where attributes are known;
+        `labels` (type to `macro_f1` and `f1` by label, where answers are labels).
 
     Raises
     ------
@@ -89,10 +145,12 @@ def score(
     """
     if not truths:
         raise ValueError("no answers to score")
+    whole = not_split(truths)
     right = {
-        name: np.array([exact(a, t) for a, t in zip(given, truths, strict=True)], float)
+        name: np.array([exact(a, t, whole) for a, t in zip(given, truths, strict=True)], float)
         for name, given in answers.items()
     }
+    attributes = attributes or [None] * len(truths)
     sets = [answer_set(kind, truth) for kind, truth in zip(types, truths, strict=True)]
     drawn = bootstrap(right, patients, seed)
 
@@ -102,6 +160,7 @@ def score(
             "interval": _interval(drawn[name]),
             "by_type": by_group(right[name], types),
             "by_answer_set": by_group(right[name], sets),
+            "by_attribute": by_group(right[name], attributes),
         }
 
     pairs = list(zip(answers["signal"], truths, strict=True))
@@ -109,9 +168,9 @@ def score(
         "questions": len(truths),
         "patients": len(set(patients)),
         **scores("signal"),
-        "set_f1": float(100 * np.mean([set_f1(*pair) for pair in pairs])),
+        "set_f1": float(100 * np.mean([set_f1(*pair, whole) for pair in pairs])),
         "control": {name: scores(name) for name in answers if name != "signal"},
-        "labels": label_scores(answers["signal"], truths, types),
+        "labels": label_scores(answers["signal"], truths, types, whole),
     }
     controls = result["control"]
     if controls:
@@ -166,14 +225,15 @@ def _interval(values):
 
 
 def by_group(right, groups):
-    """Mean of each group in percent: a dict from the group's name."""
+    """Mean of each group in percent: a dict from the group's name; None is no group."""
     values = {}
     for r, group in zip(right, groups, strict=True):
-        values.setdefault(group, []).append(r)
+        if group is not None:
+            values.setdefault(group, []).append(r)
     return {group: float(100 * np.mean(values[group])) for group in sorted(values)}
 
 
-def label_scores(answers, truths, types):
+def label_scores(answers, truths, types, whole=()):
     """F1 of each label, for the question types whose answers are labels: few, and seen more than once.
 
     Returns
@@ -185,7 +245,7 @@ def label_scores(answers, truths, types):
     result = {}
     for kind in sorted(set(types)):
         at = [i for i, t in enumerate(types) if t == kind]
-        given, true = [labels(answers[i]) for i in at], [labels(truths[i]) for i in at]
+        given, true = [labels(answers[i], whole) for i in at], [labels(truths[i], whole) for i in at]
         support, made = Counter(x for s in true for x in s), Counter(x for s in given for x in s)
         if len(support) > MOST_LABELS or sum(support.values()) < 2 * len(support):
             continue
@@ -216,11 +276,12 @@ def overlap(answers, truths, bertscore=None):
     Returns
     -------
     dict
-        `bleu`: BLEU-4 of the corpus (sacrebleu; 0 where no answer has four words), `rouge_l`: mean F1 of ROUGE-L
+        `bleu`: BLEU-4 of the corpus (sacrebleu; 0 where no answer has four words), `bleu_nltk`: the same as
+        ECG-Byte's reference code and ECG-Bench compute it (see `bleu_nltk`), `rouge_l`: mean F1 of ROUGE-L
         (rouge-score), `meteor`: mean METEOR (nltk, with its wordnet data); each None where the extra `eval`, or
-        the data, is not installed. `bertscore`: mean F1, where asked for.
+        the data, is not installed, and `meteor_missing` says why. `bertscore`: mean F1, where asked for.
     """
-    scores = {"bleu": None, "rouge_l": None, "meteor": None}
+    scores = {"bleu": None, "bleu_nltk": None, "rouge_l": None, "meteor": None}
     try:
         import sacrebleu
         from rouge_score.rouge_scorer import RougeScorer
@@ -231,21 +292,39 @@ def overlap(answers, truths, bertscore=None):
         f1 = [scorer.score(t, a)["rougeL"].fmeasure for a, t in zip(answers, truths, strict=True)]
         scores["bleu"] = sacrebleu.corpus_bleu(list(answers), [list(truths)]).score
         scores["rouge_l"] = float(100 * np.mean(f1))
+    try:
+        scores["bleu_nltk"] = bleu_nltk(answers, truths)
         scores["meteor"] = _meteor(answers, truths)
+    except ModuleNotFoundError:
+        scores["meteor_missing"] = "nltk is not installed: pip install 'ecgbyte[eval]'"
+    except LookupError:
+        scores["meteor_missing"] = "nltk has no wordnet: python -m nltk.downloader wordnet"
     if bertscore:
         scores["bertscore"] = bert_score(answers, truths, bertscore)
     return scores
 
 
-def _meteor(answers, truths):
-    """Mean METEOR, 0 to 100 (Banerjee and Lavie 2005); None without nltk or its wordnet data."""
-    try:
-        from nltk.corpus import wordnet
-        from nltk.translate.meteor_score import single_meteor_score
+def bleu_nltk(answers, truths):
+    """BLEU-4 of the corpus, 0 to 100, as published results of ECG-Byte and ECG-Bench have it.
 
-        wordnet.ensure_loaded()
-    except (ModuleNotFoundError, LookupError):
-        return None
+    Words are what white space parts, an n-gram order without a match counts 0.1 of one (nltk's smoothing method
+    1, Chen and Cherry 2014), and empty answers are left out. On short answers it is far from sacrebleu's.
+    """
+    from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
+
+    pairs = [(t.split(), a.split()) for a, t in zip(answers, truths, strict=True) if a.strip() and t.strip()]
+    if not pairs:
+        return 0.0
+    smooth = SmoothingFunction().method1
+    return float(100 * corpus_bleu([[t] for t, _ in pairs], [a for _, a in pairs], smoothing_function=smooth))
+
+
+def _meteor(answers, truths):
+    """Mean METEOR, 0 to 100 (Banerjee and Lavie 2005); LookupError without nltk's wordnet data."""
+    from nltk.corpus import wordnet
+    from nltk.translate.meteor_score import single_meteor_score
+
+    wordnet.ensure_loaded()
 
     def words(text):
         return re.findall(r"\w+|[^\w\s]", text)
@@ -316,8 +395,16 @@ def headline(result):
 
 def texts(result):
     """One line: the scores that compare texts, and F1 of label sets."""
-    names = {"bleu": "BLEU-4", "rouge_l": "ROUGE-L", "meteor": "METEOR", "bertscore": "BERTScore F1"}
+    names = {
+        "bleu": "BLEU-4 (sacrebleu)",
+        "bleu_nltk": "BLEU-4 (nltk)",
+        "rouge_l": "ROUGE-L",
+        "meteor": "METEOR",
+        "bertscore": "BERTScore F1",
+    }
     known = [f"{names[k]} {result[k]:.1f}" for k in names if result.get(k) is not None]
+    if "meteor_missing" in result:
+        known.append(f"no METEOR ({result['meteor_missing']})")
     macro = [f"macro F1 of {kind} {scores['macro_f1']:.1f}" for kind, scores in result["labels"].items()]
     return ", ".join([f"F1 of answer sets {result['set_f1']:.1f}", *macro, *known])
 
@@ -326,7 +413,9 @@ def markdown(result, title):
     """The table, the headline and the other scores as Markdown."""
     header, lines = rows(result)
     grid = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
+    attributes = [f"{name} {value:.1f}" for name, value in result["by_attribute"].items()]
     return "\n".join(
         [f"# {title}", "", *("| " + " | ".join(line) + " |" for line in grid), ""]
         + [headline(result), "", texts(result), ""]
+        + ([f"Exact match by attribute: {', '.join(attributes)}", ""] if attributes else [])
     )

@@ -2,7 +2,15 @@
 
 from ecgbyte_cli.readers.find import find, fingerprint
 from ecgbyte_cli.readers.formats import read
-from ecgbyte_cli.readers.patients import patient_and_split, patient_of, read_patients, split_of
+from ecgbyte_cli.readers.patients import (
+    is_placeholder,
+    listed,
+    patient_and_split,
+    patient_of,
+    read_patients,
+    split_of,
+    stated_patient,
+)
 from ecgbyte_cli.readers.recording import Recording, Unusable, lead_name
 
 __all__ = [
@@ -10,10 +18,13 @@ __all__ = [
     "Unusable",
     "find",
     "fingerprint",
+    "is_placeholder",
     "lead_name",
+    "listed",
     "patient_and_split",
     "patient_of",
     "read",
     "read_patients",
     "split_of",
+    "stated_patient",
 ]

@@ -1,80 +1,169 @@
 """Arrays without a header of an ECG: CSV and TSV, NumPy, HDF5 as in CODE-15 %."""
 
+import csv
 import os
+import re
 import zipfile
 from functools import lru_cache
 
 import numpy as np
 
+from ecgbyte_cli.readers import limits
 from ecgbyte_cli.readers.recording import (
-    MOST_LEADS,
-    MOST_SAMPLES,
+    HDF5,
     STANDARD,
     Recording,
     Unusable,
     check_promise,
+    check_regular,
+    lead_name,
+    millivolts,
     need_fs,
+    open_regular,
+    split_row,
     stem,
+    text_of,
 )
 
-HDF5 = (".h5", ".hdf5")
+BRACKETS = re.compile(r"(.+)[\[({]([^\[\](){}]*)[\])}]")
+# what stands in brackets behind a lead's name and is no unit
+NO_UNIT = {
+    "einthoven",
+    "goldberger",
+    "wilson",
+    "limb",
+    "augmented",
+    "precordial",
+    "chest",
+    "lead",
+    "ecg",
+    "ekg",
+}
 
 
-def read(path, fs, lead_names):
+def read(path, fs, lead_names, units):
     """Read a CSV, TSV, NumPy or HDF5 file."""
-    extension = os.path.splitext(path.rpartition("#")[0] or path)[1].lower()
-    form = _csv if extension in (".csv", ".tsv") else _numpy if extension in (".npy", ".npz") else _hdf5
-    return form(path, fs, lead_names)
+    extension = os.path.splitext(split_row(path)[0])[1].lower()
+    if extension in HDF5:
+        return _hdf5(path, fs, lead_names, units)
+    if extension in (".csv", ".tsv"):
+        return _csv(path, fs, units)
+    return _numpy(path, fs, lead_names, units)
 
 
-def _csv(path, fs, lead_names):
-    """CSV and TSV in mV: a column for each lead under its name, a row for each sample."""
+def _csv(path, fs, units):
+    """CSV and TSV: a column for each lead under its name, and its unit if it has one; a row for each sample."""
     import pyarrow
     import pyarrow.csv
 
     fs = need_fs(fs)
-    if os.path.getsize(path) > 8 * MOST_SAMPLES:
-        raise Unusable(f"too large: {os.path.getsize(path)} bytes")
     mark = "\t" if path.lower().endswith(".tsv") else ","
-    with open(path, "rb") as file:
-        columns = file.readline(2**16).count(mark.encode()) + 1
-    if columns > MOST_LEADS:
-        raise Unusable(f"too large: {columns} columns")
-    data = pyarrow.csv.read_csv(
-        path, pyarrow.csv.ReadOptions(use_threads=False), pyarrow.csv.ParseOptions(delimiter=mark)
-    )
-    check_promise(data.num_columns, data.num_rows)
-    numeric = [
-        (name, column)
-        for name, column in zip(data.column_names, data.columns, strict=True)
-        if pyarrow.types.is_floating(column.type) or pyarrow.types.is_integer(column.type)
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > limits.TABLE_BYTES:
+            raise Unusable(f"too large: {os.fstat(file.fileno()).st_size} bytes")
+        skipped, line = 0, b"\n"
+        while line and not line.strip():
+            line = file.readline(limits.TABLE_LINE_BYTES)
+            skipped += 1
+        if len(line) == limits.TABLE_LINE_BYTES:
+            raise Unusable(f"too large: a line of names of {len(line)} bytes and more")
+        names = _cells(line, mark)
+        below = _cells(file.readline(limits.TABLE_LINE_BYTES), mark)
+        if len(names) > limits.LEADS or not names:
+            raise Unusable(f"too large: {len(names)} columns" if names else "no samples")
+        file.seek(0)
+        rows = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+        if rows * len(names) > limits.TABLE_CELLS:
+            raise Unusable(f"too large: {rows} lines of {len(names)} columns")
+        scales = [_unit(name, units) for name in names]
+        if len(below) == len(names) and any(map(millivolts, below)) and not any(map(_is_number, below)):
+            # a line of units; what has none there is no lead
+            scales = [(name, millivolts(unit)) for (name, _), unit in zip(scales, below, strict=True)]
+            skipped += 1
+        file.seek(0)
+        data = pyarrow.csv.read_csv(
+            file,
+            pyarrow.csv.ReadOptions(
+                use_threads=False, skip_rows=skipped, column_names=[str(i) for i in range(len(names))]
+            ),
+            pyarrow.csv.ParseOptions(delimiter=mark),
+        )
+    leads = [
+        (name, column, scale)
+        for (name, scale), column in zip(scales, data.columns, strict=True)
+        if scale is not None
+        and (pyarrow.types.is_floating(column.type) or pyarrow.types.is_integer(column.type))
     ]
-    signal = np.array([column.to_numpy() for _, column in numeric], np.float32)
-    signal = signal.reshape(len(numeric), data.num_rows)
-    return Recording(signal, fs, [name for name, _ in numeric], stem(path), path)
+    signal = np.empty((len(leads), data.num_rows), np.float32)
+    for row, (_, column, scale) in zip(signal, leads, strict=True):
+        row[:] = column.to_numpy() * scale
+    return Recording(signal, fs, [name for name, _, _ in leads], stem(path), path)
 
 
-def _numpy(path, fs, lead_names):
-    """A .npy array in mV, or the array `signal` (or the only one) of an .npz file.
+def _cells(line, mark):
+    """The texts of a line of names or units, without quotes and brackets around them."""
+    text = text_of(line.removeprefix(b"\xef\xbb\xbf")).strip("\r\n")
+    rows = list(csv.reader([text], delimiter=mark)) if text else []
+    return [re.sub(r"^[\[({](.*)[])}]$", r"\1", cell.strip(" '\"")) for cell in (rows[0] if rows else [])]
 
-    An .npz file may also hold `fs` and `leads`; else `--input-fs` and `--lead-names` say them. The axis
-    that is as long as the list of names is that of the leads.
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _unit(name, units):
+    """A column's name without the unit that it says, and how many mV that is: None if it is not one of voltage.
+
+    "I (uV)", "I [µV]", "I/mV", "I_uV" and "I uV" say one; of the others it is `units`.
+    """
+    name = name[: limits.NAME]
+    inside = BRACKETS.fullmatch(name)
+    if inside and inside[2].strip().lower() not in NO_UNIT:
+        return inside[1].strip(" _"), millivolts(inside[2])
+    bare, slash, unit = name.rpartition("/")
+    if slash:
+        return bare.strip(), millivolts(unit)
+    bare, _, unit = re.sub(r"[\s_,.:;-]+", " ", name).rpartition(" ")
+    # "ECG V" is a lead, not a column in volts
+    if millivolts(unit) and (unit.lower() != "v" or lead_name(bare) in STANDARD.values()):
+        return bare, millivolts(unit)
+    return name, millivolts(units or "mV")
+
+
+def _numpy(path, fs, lead_names, units):
+    """A .npy array, or the array `signal` (or the only one) of an .npz file.
+
+    An .npz file may also hold `fs`, `leads` and `units` (one, or one for each lead); else `--input-fs`,
+    `--lead-names` and `--units` say them. The axis that is as long as the list of names is that of the leads.
     """
     names = lead_names
-    if path.lower().endswith(".npz"):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > 8 * MOST_SAMPLES:
-            raise Unusable(f"too large: {unpacked} bytes unpacked")
-        with np.load(path, allow_pickle=False) as arrays:
-            fs = float(arrays["fs"]) if "fs" in arrays else fs
-            names = [str(lead) for lead in arrays["leads"]] if "leads" in arrays else names
-            keys = [key for key in arrays.files if key not in ("fs", "leads")]
-            if "signal" not in keys and len(keys) != 1:
-                raise Unusable("not a recording: the .npz file has no array called `signal`")
-            array = arrays["signal" if "signal" in keys else keys[0]]
-    else:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    with open_regular(path) as file:
+        if path.lower().endswith(".npz"):
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > limits.UNPACKED_BYTES:
+                    raise Unusable("too large: its arrays, unpacked")
+                keys = [name.removesuffix(".npy") for name in archive.namelist()]
+                small = {
+                    key: _array(archive, key, limits.SMALL_ARRAY)
+                    for key in ("fs", "leads", "units", "unit")
+                    if key in keys
+                }
+                keys = [key for key in keys if key not in small]
+                if "signal" not in keys and len(keys) != 1:
+                    raise Unusable("not a recording: the .npz file has no array called `signal`")
+                array = _array(archive, "signal" if "signal" in keys else keys[0], limits.SAMPLES)
+            fs = float(small["fs"]) if "fs" in small else fs
+            names = [str(lead)[: limits.NAME] for lead in small["leads"]] if "leads" in small else names
+            units = small.get("units", small.get("unit", units))
+        else:
+            _check_array(file, limits.SAMPLES)
+            file.seek(0)
+            array = np.load(file, allow_pickle=False)
     fs, names = need_fs(fs), names or list(STANDARD.values())
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise Unusable(f"not a recording: an array of {array.ndim} dimensions of {array.dtype}")
@@ -84,55 +173,154 @@ def _numpy(path, fs, lead_names):
         )
     signal = array if array.shape[0] == len(names) else array.T
     check_promise(*signal.shape)
-    return Recording(np.array(signal, np.float32), fs, list(names), stem(path), path)
+    return _scaled(signal, fs, names, units, stem(path), path)
 
 
-def _hdf5(path, fs, lead_names):
+def _array(archive, key, most):
+    """An array of an .npz file, of no more numbers than are sensible."""
+    with archive.open(key + ".npy") as entry:
+        _check_array(entry, most)
+    with archive.open(key + ".npy") as entry:
+        return np.lib.format.read_array(entry, allow_pickle=False)
+
+
+def _check_array(file, most):
+    """Refuse an array by its own header, before NumPy makes room for what it promises."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read_header = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    numbers = np.prod(shape, dtype=float)
+    if min(shape, default=0) < 0 or numbers > most or numbers * dtype.itemsize > 8 * max(most, 2**16):
+        raise Unusable(f"too large: an array of {shape} of {str(dtype)[:30]}")
+
+
+def _check_directory(file):
+    """Refuse an archive of millions of entries, all of which would be read before the first is used."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 2**16 - 42, 0))
+    tail = file.read()
+    at = tail.rfind(b"PK\5\6")  # the end of the directory; before it stands one more if it is a large one
+    large = tail[max(at - 20, 0) : at].startswith(b"PK\6\7")
+    if at >= 0 and (
+        large or int.from_bytes(tail[at + 12 : at + 16], "little") > limits.ARCHIVE_DIRECTORY_BYTES
+    ):
+        raise Unusable("too large: an archive of more arrays than a recording has")
+
+
+def _scaled(signal, fs, names, units, name, path):
+    """A recording of an array in the unit given, one or one for each lead; what is in no volts is no lead."""
+    units = np.array("mV" if units is None else units).reshape(-1).tolist()
+    if len(units) not in (1, len(names)):
+        raise Unusable(f"header refused: {len(units)} units of {len(names)} leads")
+    scales = [millivolts(str(unit)) for unit in units] * (len(names) // len(units))
+    keep = [i for i, scale in enumerate(scales) if scale is not None]
+    made = np.empty((len(keep), signal.shape[1]), np.float32)
+    for row, i in zip(made, keep, strict=True):
+        row[:] = signal[i] if scales[i] == 1 else signal[i] * scales[i]
+    return Recording(made, fs, [names[i] for i in keep], name, path)
+
+
+def _hdf5(path, fs, lead_names, units):
     """A row of an HDF5 file as CODE-15 % has them: `tracings` (exams, samples, 12), mV, 400 Hz.
 
-    The data set's own description calls the scale both 1e-4 V and V / 1000; its R waves say mV. Exams
-    shorter than the array have zeros on both sides, which are cut off.
+    The data set's own description calls the scale both 1e-4 V and V / 1000; its R waves say mV. Where the
+    array has an attribute `units`, that is believed. Exams shorter than the array have zeros on both sides,
+    which are cut off.
     """
-    path, mark, row = path.rpartition("#") if "#" in path else (path, "", "0")
-    stamp = os.stat(path)
-    file = _kept_hdf5(path, stamp.st_size, stamp.st_mtime_ns)
-    tracings = tracings_of(file)
-    if int(row) >= tracings.shape[0]:
-        raise Unusable(f"no such row: {row} of {tracings.shape[0]}")
-    check_promise(tracings.shape[2], tracings.shape[1])
+    inside, row = split_row(path)
+    stamp = os.stat(inside)
+    tracings, exams, stated = _kept_hdf5(inside, stamp.st_size, stamp.st_mtime_ns)
+    number = int(row or 0)
+    if number >= tracings.shape[0]:
+        raise Unusable(f"no such row: {number} of {tracings.shape[0]}")
     names = lead_names or list(STANDARD.values())
     if tracings.shape[2] != len(names):
         raise Unusable(f"leads unknown: there are {tracings.shape[2]}; name them with --lead-names")
-    signal = np.ascontiguousarray(tracings[int(row)].T, np.float32)
+    signal = np.ascontiguousarray(tracings[number].T, np.float32)
     used = np.flatnonzero(signal.any(axis=0))
     signal = signal[:, used[0] : used[-1] + 1] if used.size else signal[:, :0]
-    exam = file.get("exam_id")
-    name = str(exam[int(row)]) if exam is not None else f"{stem(path)}_{row}"
-    return Recording(signal, float(fs or 400), list(names), name, f"{path}#{row}" if mark else path)
+    name = _exam(exams, number) or f"{stem(inside)}_{number}"
+    return _scaled(signal, float(fs or 400), names, stated or units, name, path)
 
 
 def open_hdf5(path):
+    """Open an HDF5 file, which the library does by itself: so what it is must be known before."""
     import h5py
 
-    return h5py.File(path, "r", rdcc_nbytes=2**25)
+    check_regular(os.stat(path))
+    return h5py.File(path, "r", rdcc_nbytes=limits.CHUNK_BYTES)
 
 
 @lru_cache(maxsize=1)
 def _kept_hdf5(path, size, changed):
-    return open_hdf5(path)  # thousands of rows are read one after the other
+    """The checked arrays of a file, of which thousands of rows are read one after the other."""
+    file = open_hdf5(path)
+    tracings = tracings_of(file)
+    try:
+        exams = _data_set(file, "exam_id")
+    except Unusable:  # the signals can do without names, which must not come from elsewhere
+        exams = None
+    return tracings, exams, _attribute(tracings, "units") or _attribute(tracings, "unit")
 
 
 def tracings_of(file):
-    """The array of exams in an open HDF5 file, if its data is in the file itself."""
+    """The array of exams in an open HDF5 file."""
+    data = _data_set(file, "tracings")
+    if data is None:
+        raise Unusable("not a recording: the HDF5 file has no array `tracings`")
+    if data.ndim != 3 or data.dtype.kind not in "fiu":
+        raise Unusable("not a recording: `tracings` must be (exams, samples, leads)")
+    check_promise(data.shape[2], data.shape[1])
+    return data
+
+
+def _data_set(file, name):
+    """An array at the root of an open HDF5 file, or None; its data must be in the file itself, in sensible pieces."""
     import h5py
 
-    if not isinstance(file.get("tracings", getlink=True), h5py.HardLink):
-        raise Unusable("not a recording: the HDF5 file has no array `tracings`")
-    data = file["tracings"]
-    if not isinstance(data, h5py.Dataset) or data.ndim != 3 or data.dtype.kind not in "fiu":
-        raise Unusable("not a recording: `tracings` must be (exams, samples, leads)")
-    if data.external or data.is_virtual:
-        raise Unusable("header refused: it points outside its file")
-    if data.chunks and np.prod(data.chunks, dtype=float) * data.dtype.itemsize > 4 * MOST_SAMPLES:
-        raise Unusable(f"too large: chunks of {data.chunks}")
+    link = file.get(name, getlink=True)
+    if link is None:
+        return None
+    data = file[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
+        raise Unusable(f"header refused: `{name}` is no array, or points outside its file")
+    if not data.shape or not all(data.shape):
+        raise Unusable("no samples")
+    rows = data.shape[0]
+    if rows > limits.ROWS or rows > data.id.get_storage_size():
+        raise Unusable(f"too large: {rows} rows of `{name}` are promised")
+    if data.chunks:
+        sizes = zip(data.shape[1:], data.chunks[1:], strict=True)
+        pieces = np.prod([-(-length // chunk) for length, chunk in sizes], dtype=float)
+        whole = np.prod(data.chunks, dtype=float) * data.dtype.itemsize
+        if (
+            pieces > limits.CHUNKS_OF_A_ROW
+            or whole > limits.CHUNK_BYTES
+            or pieces * whole > 2 * limits.CHUNK_BYTES
+        ):
+            raise Unusable(f"too large: `{name}` in chunks of {data.chunks}")
     return data
+
+
+def _exam(exams, row):
+    """The name of an exam: what `exam_id` says, if it is a number or a text for each row."""
+    if exams is None or exams.ndim != 1 or row >= exams.shape[0] or exams.dtype.itemsize > limits.NAME:
+        return None
+    if exams.dtype.kind in "iu":
+        return str(exams[row])
+    value = exams[row] if exams.dtype.kind in "SO" else None
+    return _text(value) if isinstance(value, (bytes, str)) else None
+
+
+def _attribute(data, name):
+    """An attribute that is one text, or None."""
+    if name not in data.attrs or data.attrs.get_id(name).shape not in ((), (1,)):
+        return None
+    value = np.array(data.attrs[name]).reshape(-1)[0]
+    return _text(value) if isinstance(value, (bytes, str)) else None
+
+
+def _text(value):
+    return (text_of(value) if isinstance(value, bytes) else value)[: limits.NAME]

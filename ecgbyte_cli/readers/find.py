@@ -1,12 +1,14 @@
-"""Where recordings are: folders, RECORDS files, patterns, single records."""
+"""Where recordings are: folders, RECORDS files, patterns, single records. Links keep their own names."""
 
 import glob
 import hashlib
 import os
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.readers.arrays import HDF5, open_hdf5, tracings_of
-from ecgbyte_cli.readers.formats import FORMATS, file_of, without_row
+from ecgbyte_cli.readers import header, limits
+from ecgbyte_cli.readers.arrays import open_hdf5, tracings_of
+from ecgbyte_cli.readers.formats import FORMATS, file_of
+from ecgbyte_cli.readers.recording import HDF5, open_regular, split_row
 
 
 def find(
@@ -23,36 +25,42 @@ def find(
     Returns
     -------
     found : list of str
-        Absolute paths, none twice. A row of an HDF5 file is the file's path, "#" and the row.
+        Absolute paths, none twice, under the names that they were found by: links are not resolved. A row of
+        an HDF5 file is the file's path, "#" and the row.
     skipped : list of tuple
-        (path, reason) of what is not to be read, such as a part of another record.
+        (path, reason) of what is not to be read, such as a part of another record. Bytes of a name that are
+        not UTF-8 are shown as \\xNN.
 
     Raises
     ------
     Failure
         If there is nothing at `source`.
     """
-    source = str(source)
+    source = os.fspath(source)
+    skipped: list[tuple[str, str]] = []
     if os.path.isdir(source):
-        paths = list(_walk(source))
+        paths = list(_walk(source, set()))
     elif os.path.basename(source) == "RECORDS" and os.path.isfile(source):
-        paths = list(_follow(source))
+        paths = list(_follow(source, skipped, set()))
     else:
         paths = [file_of(source)]
         if paths == [None] and glob.has_magic(source):
             matches = sorted(glob.glob(source, recursive=True))
-            paths = [p for m in matches for p in (_walk(m) if os.path.isdir(m) else [file_of(m)]) if p]
+            paths = [p for m in matches for p in (_walk(m, set()) if os.path.isdir(m) else [file_of(m)]) if p]
         if not paths or paths == [None]:
             raise Failure(f"{source}: no such folder or recording")
-    # the same record may be named twice, by links or by patterns that overlap
-    paths = list(dict.fromkeys(os.path.realpath(path) for path in paths))
+    paths = list(dict.fromkeys(os.path.abspath(path) for path in paths))  # patterns overlap
     if without is not None:
         outside = os.path.join(os.path.realpath(without), "")
-        paths = [path for path in paths if not path.startswith(outside)]
-    if not paths:
-        raise Failure(f"{source} holds no recordings ({', '.join(FORMATS)})")
-    found, skipped = _without_parts(paths)
-    return [row for path in found for row in _rows(path)], skipped
+        inside = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path in paths}}
+        paths = [path for path in paths if not (inside[os.path.dirname(path)] + os.sep).startswith(outside)]
+    left_out = _unreadable_names(paths) | _parts(paths) | _same_files(paths)
+    skipped += [(_shown(path), left_out[path]) for path in paths if path in left_out]
+    found = [row for path in paths if path not in left_out for row in _rows(path)]
+    if not found:
+        why = f"; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        raise Failure(f"{_shown(source)} holds no recordings ({', '.join(FORMATS)}){why}")
+    return found, skipped
 
 
 def _rows(path):
@@ -66,73 +74,115 @@ def _rows(path):
         return [path]
 
 
-def _walk(folder):
-    """The recordings below a folder, in the order of their names."""
-    for place, folders, files in os.walk(folder):
+def _walk(folder, seen):
+    """The recordings below a folder, in the order of their names; of folders, also those that links lead to, once."""
+    for place, folders, files in os.walk(folder, followlinks=True):
+        stamp = os.stat(place)
+        if (stamp.st_dev, stamp.st_ino) in seen:
+            folders[:] = []
+            continue
+        seen.add((stamp.st_dev, stamp.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() in FORMATS and not name.startswith("."):
                 yield os.path.join(place, name)
 
 
-def _follow(records):
+def _follow(records, skipped, seen):
     """The recordings that a RECORDS file lists: records, or folders with a RECORDS file or recordings."""
     base = os.path.dirname(records)
-    with open(records, encoding="utf-8", errors="replace") as file:
-        names = [line.strip() for line in file if line.strip()]
-    for name in names:
+    if os.path.abspath(records) in seen:
+        return
+    seen.add(os.path.abspath(records))
+    with open_regular(records) as file:
+        data = file.read(limits.RECORDS_BYTES + 1)
+    if len(data) > limits.RECORDS_BYTES:
+        raise Failure(f"{_shown(records)} is larger than {limits.RECORDS_BYTES} bytes")
+    for line in data.splitlines():
+        name = os.fsdecode(line.strip())
         path = os.path.join(base, name)
-        if os.path.isdir(path):
+        if not name:
+            continue
+        if os.path.isabs(name) or ".." in name.split("/") or "\0" in name:
+            skipped.append(
+                (_shown(path), f"refused: {os.path.basename(records)} names it outside its folder")
+            )
+        elif os.path.isdir(path):
             listed = os.path.join(path, "RECORDS")
-            yield from _follow(listed) if os.path.isfile(listed) else _walk(path)
+            yield from _follow(listed, skipped, seen) if os.path.isfile(listed) else _walk(path, set())
         else:
             yield file_of(path) or path + ".hea"
 
 
-def _without_parts(paths):
-    """Take out the segments of multi-segment records, and PTB-XL's 100 Hz copies of 500 Hz records."""
-    part_of = {}
+def _unreadable_names(paths):
+    """Files whose names are no text: no table can hold them."""
+    return {path: "file name is not UTF-8: rename it" for path in paths if not _is_text(path)}
+
+
+def _parts(paths):
+    """The segments of multi-segment records, and PTB-XL's 100 Hz copies of 500 Hz records."""
+    parts, everything = {}, set(paths)
     for path in paths:
-        if not path.endswith(".hea"):
-            continue
-        for segment in _segment_names(path):
-            part_of[os.path.join(os.path.dirname(path), segment + ".hea")] = f"part of another record: {path}"
-    everything = set(paths)
-    for path in paths:
+        if path.endswith(".hea"):
+            for segment in header.segment_names(path):
+                part = os.path.join(os.path.dirname(path), segment + ".hea")
+                if part in everything and part != path:
+                    parts[part] = f"part of another record: {_shown(path)}"
         if path.endswith("_lr.hea"):
             other = path.replace("records100", "records500")[: -len("_lr.hea")] + "_hr.hea"
             if other in everything:
-                part_of[path] = f"copy of another record: {other}"
-    found = [path for path in paths if path not in part_of]
-    return found, [(path, part_of[path]) for path in paths if path in part_of]
+                parts[path] = f"copy of another record: {other}"
+    return parts
 
 
-def _segment_names(header):
-    """The names of a multi-segment record's segments; none for other records."""
+def _same_files(paths):
+    """Recordings that links name a second time: those all of whose files are those of another."""
+    if not any(os.path.islink(path) for path in paths):
+        return {}
+    first, again = {}, {}
+    for path in paths:
+        files = tuple(sorted(os.path.realpath(file) for file in _files_of(path)))
+        other = first.setdefault(files, path)
+        if other != path:
+            again[path] = f"same files as another record: {_shown(other)}"
+    return again
+
+
+def _files_of(path):
+    return header.files_of(path) if path.endswith(".hea") else [split_row(path)[0]]
+
+
+def _is_text(path):
     try:
-        with open(header, "rb") as file:
-            first = b"#"
-            while first.startswith(b"#") or (first and not first.strip()):
-                first = file.readline(500)
-            if b"/" not in first.split(b" ", 1)[0]:
-                return []
-            lines = file.read(2**20).decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    return [line.split()[0] for line in lines if line.split() and line[0] not in "#~"]
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def fingerprint(found):
-    """A hash of the inputs' names, sizes and times, which changes when the data does."""
-    base = os.path.commonpath([os.path.dirname(path) for path in found]) if found else ""
+def _shown(path):
+    """A path as it can be printed: bytes that are not UTF-8 as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def fingerprint(found: list[str]) -> str:
+    """A hash of the names, sizes and times of all files of the recordings, which changes when the data does."""
+    base = os.path.commonpath({os.path.dirname(path) for path in found}) if found else ""
     digest = hashlib.sha256()
-    file = stamp = None
+    last = None
     for path in found:
-        if file != without_row(path):  # the rows of an HDF5 file share one
-            file = without_row(path)
-            try:
-                stamp = f"{os.stat(file).st_size} {os.stat(file).st_mtime_ns}"
-            except OSError:
-                stamp = "missing"
-        digest.update(f"{os.path.relpath(path, base)} {stamp}\n".encode(errors="surrogateescape"))
+        file = split_row(path)[0]
+        if file != last:  # the rows of an HDF5 file share one
+            stamps = " ".join(map(_stamp, _files_of(path)))
+        last = file
+        digest.update(f"{path[len(base) :]} {stamps}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _stamp(file):
+    name = file.rpartition("/")[2]
+    try:
+        stamp = os.stat(file)
+    except (OSError, ValueError):
+        return f"{name} missing"
+    return f"{name} {stamp.st_size} {stamp.st_mtime_ns}"

@@ -2,14 +2,12 @@
 
 import importlib
 import os
-import re
 import warnings
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.readers.arrays import HDF5
-from ecgbyte_cli.readers.recording import Recording, Unusable
+from ecgbyte_cli.readers.recording import Recording, Unusable, check_regular, split_row
 
-# extension to the module beside this one whose `read(path, fs, lead_names)` returns the Recording
+# extension to the module beside this one whose `read(path, fs, lead_names, units)` returns the Recording
 FORMATS = {
     ".hea": "wfdb",
     ".edf": "edf",
@@ -24,7 +22,12 @@ FORMATS = {
 }
 
 
-def read(path: str | os.PathLike, fs: float | None = None, lead_names: list[str] | None = None) -> Recording:
+def read(
+    path: str | os.PathLike,
+    fs: float | None = None,
+    lead_names: list[str] | None = None,
+    units: str | None = None,
+) -> Recording:
     """Read one recording of any known format.
 
     Parameters
@@ -35,6 +38,8 @@ def read(path: str | os.PathLike, fs: float | None = None, lead_names: list[str]
         Sampling rate in Hz, for formats that do not say it.
     lead_names : list of str, optional
         For formats that do not say them.
+    units : {"uV", "mV", "V"}, optional
+        For files that do not say them (CSV, NumPy, HDF5); they are in mV by default.
 
     Returns
     -------
@@ -45,15 +50,17 @@ def read(path: str | os.PathLike, fs: float | None = None, lead_names: list[str]
     Unusable
         If it cannot be read; the reason does not repeat the path.
     """
-    path = file_of(str(path)) or str(path)
-    form = FORMATS.get(os.path.splitext(without_row(path))[1].lower())
+    path = file_of(os.fspath(path)) or os.fspath(path)
+    file, _ = split_row(path)
+    form = FORMATS.get(os.path.splitext(file)[1].lower())
     if form is None:
         raise Unusable("not a known format")
     reader = importlib.import_module(f"ecgbyte_cli.readers.{form}")
     try:
+        check_regular(os.stat(file))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            recording = reader.read(path, fs, lead_names)
+            recording = reader.read(path, fs, lead_names, units)
     except Failure:
         raise
     except FileNotFoundError as error:
@@ -71,15 +78,10 @@ def read(path: str | os.PathLike, fs: float | None = None, lead_names: list[str]
 
 
 def file_of(path):
-    """The file of one recording, named with or without its extension; None if there is none."""
-    stem, extension = os.path.splitext(path)
-    if os.path.isfile(stem + ".hea"):  # its header, or its signal file
-        return stem + ".hea"
-    if os.path.isfile(path) or (extension.partition("#")[0] in HDF5 and os.path.isfile(without_row(path))):
+    """The file of one recording, named with or without its extension, or by its signal file; None if there is none."""
+    file = split_row(path)[0]
+    stem, extension = os.path.splitext(file)
+    if extension.lower() in FORMATS and os.path.isfile(file):
         return path
-    return next((path + kind for kind in FORMATS if os.path.isfile(path + kind)), None)
-
-
-def without_row(path):
-    """The file that a recording is in: its path without the row of an HDF5 file."""
-    return re.sub(r"#\d+$", "", path)
+    names = [path + kind for kind in FORMATS] + [stem + ".hea", path]
+    return next((name for name in names if os.path.isfile(name)), None)

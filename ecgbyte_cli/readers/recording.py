@@ -1,24 +1,35 @@
 """One recording in millivolts: what every reader returns, and what all of them share.
 
 Every file is taken for hostile: it is read or refused with a reason, and nothing is allocated on the word of
-a header alone.
+a header alone. The bounds are in `limits`.
 """
 
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 
 import numpy as np
 
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.readers import limits
 
-MOST_SAMPLES = 2**25  # of all leads together; half an hour of 12 leads at 1000 Hz is 2**24.4
-MOST_LEADS = 512
 STANDARD = {
     lead.lower(): lead for lead in ("I", "II", "III", "aVR", "aVL", "aVF", *(f"V{i}" for i in range(1, 7)))
 }
-MILLIVOLTS = {"uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "mv": 1.0, "v": 1e3}
+# case-folded, which makes one letter of both signs for micro
+MILLIVOLTS = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "μv": 1e-3, "nv": 1e-6}
+MILLIVOLTS |= {"volt": 1e3, "millivolt": 1.0, "microvolt": 1e-3, "nanovolt": 1e-6}
+HDF5 = (".h5", ".hdf5")
+KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 class Unusable(Failure):
@@ -43,6 +54,7 @@ class Recording:
         What `read` was given.
     comments : list of str
     start : datetime or None
+        None where the file says none, or none that a calendar has.
     """
 
     signal: np.ndarray
@@ -67,14 +79,68 @@ def lead_name(name: str) -> str:
 
     "avr", "ECG aVR" and "Lead aVR (Goldberger)" are aVR, "DI" is I; what is no standard lead stays.
     """
-    bare = re.sub(r"^((lead|ecg|ekg)[\s_]+)*|\s*\(.*\)$", "", name.strip(), flags=re.IGNORECASE)
+    bare = name.strip()
+    if bare.endswith(")"):
+        bare = bare.partition("(")[0].rstrip()
+    bare = re.sub(r"^((lead|ecg|ekg)[\s_]+)*", "", bare, flags=re.IGNORECASE)
     key = bare.lower()
     return STANDARD.get(key[1:] if key in ("di", "dii", "diii") else key, bare)
 
 
+@lru_cache(256)
+def millivolts(unit: str) -> float | None:
+    """How many mV a unit is; None if it is not one of voltage."""
+    bare = unit.strip().casefold()
+    return MILLIVOLTS.get(bare, MILLIVOLTS.get(bare.removesuffix("s")))
+
+
+def common_rate(rates):
+    """Of several sampling rates the one that most leads share, of two the higher."""
+    return max(set(rates), key=lambda rate: (rates.count(rate), rate))
+
+
+def text_of(data: bytes) -> str:
+    """The text of a header: UTF-8, else Latin-1, which is what the older writers use."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def open_regular(path):
+    """Open a file to read its bytes; what is no regular file is refused, as opening it could wait for ever."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    try:
+        check_regular(os.fstat(file.fileno()))
+    except Unusable:
+        file.close()
+        raise
+    return file
+
+
+def read_regular(path, most):
+    """The bytes of a small regular file; of a larger one than `most`, nothing."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        stamp = os.fstat(handle)
+        check_regular(stamp)
+        if stamp.st_size > most:
+            raise Unusable(f"too large: {stamp.st_size} bytes of {most} at most")
+        return os.read(handle, stamp.st_size)
+    finally:
+        os.close(handle)
+
+
+def check_regular(stamp):
+    """Refuse what is a FIFO, a device, a socket or a folder, by its `os.stat`."""
+    kind = stat.S_IFMT(stamp.st_mode)
+    if kind != stat.S_IFREG:
+        raise Unusable(f"not a regular file: {KINDS.get(kind, 'something else')}")
+
+
 def check_promise(leads, samples):
     """Refuse what would not fit into memory, before anything is allocated."""
-    if leads > MOST_LEADS or leads * samples > MOST_SAMPLES:
+    if leads > limits.LEADS or leads * samples > limits.SAMPLES:
         raise Unusable(f"too large: {leads} leads of {samples} samples are promised")
 
 
@@ -86,3 +152,11 @@ def need_fs(fs):
 
 def stem(path):
     return os.path.splitext(os.path.basename(path))[0]
+
+
+def split_row(path):
+    """The file that a recording is in, and its row if that is an HDF5 file and the path names one, else None."""
+    file, mark, row = path.rpartition("#")
+    if mark and file.lower().endswith(HDF5) and row.isascii() and row.isdigit():
+        return file, row
+    return path, None

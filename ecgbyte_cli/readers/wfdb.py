@@ -1,133 +1,230 @@
-"""WFDB: a header, and signal files in any storage format."""
+"""WFDB: a header, and signal files in any storage format (signal(5) of the WFDB Applications Guide)."""
 
 import os
-import re
-from datetime import datetime
 
 import numpy as np
 
-from ecgbyte_cli.readers.recording import MILLIVOLTS, Recording, Unusable, check_promise, stem
-
-# A line of a plain header: one sample a frame, no skew; anything else is left to wfdb
-PLAIN_SIGNAL = re.compile(
-    r"(?P<file>[^\s/\\:]+)[ \t]+16(?:x1)?(?:\+(?P<offset>\d{1,9}))?"
-    r"(?:[ \t]+(?P<gain>-?\d+\.?\d*(?:[eE][+-]?\d+)?)(?:\((?P<baseline>-?\d{1,9})\))?(?:/(?P<unit>\S+))?)"
-    r"[ \t]+\d+[ \t]+(?P<zero>-?\d{1,9})[ \t]+-?\d+[ \t]+-?\d+[ \t]+\d+(?:[ \t]+(?P<name>\S[^\t\r\n\f\v]*?))?\s*"
-)
-PLAIN_RECORD = re.compile(
-    r"(?P<name>[-\w]+)[ \t]+(?P<leads>\d{1,4})[ \t]+(?P<fs>\d+\.?\d*)[ \t]+(?P<samples>\d{1,10})"
-    r"(?:[ \t]+(?P<time>\d{1,2}:\d\d:\d\d)(?:\.\d*)?[ \t]+(?P<date>\d{1,2}/\d{1,2}/\d{4}))?\s*"
+from ecgbyte_cli.readers import header as headers
+from ecgbyte_cli.readers.recording import (
+    Recording,
+    Unusable,
+    check_promise,
+    common_rate,
+    millivolts,
+    open_regular,
+    stem,
 )
 
-
-def read(path, fs, lead_names):
-    """WFDB: plain format 16 directly, which is most of what there is; everything else through wfdb."""
-    comments, lines = _header_lines(path)
-    record = PLAIN_RECORD.fullmatch(lines[0])
-    signals = [PLAIN_SIGNAL.fullmatch(line) for line in lines[1:]] if record else []
-    if (
-        not signals
-        or not all(signals)
-        or len(signals) != int(record["leads"])
-        or len({(s["file"], s["offset"]) for s in signals}) != 1
-    ):
-        return _any_form(path, comments)
-
-    count, samples, offset = len(signals), int(record["samples"]), int(signals[0]["offset"] or 0)
-    data = os.path.join(os.path.dirname(path), signals[0]["file"])
-    check_promise(count, samples)
-    check_length(data, offset + 2 * count * samples)
-    digital = np.fromfile(data, "<i2", count * samples, offset=offset).reshape(samples, count)
-    zero = [int(s["zero"] if s["baseline"] is None else s["baseline"]) for s in signals]
-    gain = [float(s["gain"]) or 200.0 for s in signals]
-    scales = [MILLIVOLTS.get((s["unit"] or "mV").lower()) for s in signals]
-    keep = [i for i, scale in enumerate(scales) if scale is not None]
-    signal = np.empty((len(keep), samples), np.float32)
-    for row, i in zip(signal, keep, strict=True):
-        row[:] = (digital[:, i] - float(zero[i])) * (scales[i] / gain[i])
-        row[digital[:, i] == -32768] = np.nan  # the format's mark of a missing sample
-    start = None
-    if record["date"]:
-        start = datetime.strptime(f"{record['date']} {record['time']}", "%d/%m/%Y %H:%M:%S")
-    leads = [signals[i]["name"] or "" for i in keep]
-    return Recording(signal, float(record["fs"]), leads, stem(path), path, comments, start)
+# format to bits a sample; the 5xx are FLAC
+BITS = {
+    8: 8,
+    16: 16,
+    24: 24,
+    32: 32,
+    61: 16,
+    80: 8,
+    160: 16,
+    212: 12,
+    310: 10,
+    311: 10,
+    508: 8,
+    516: 16,
+    524: 24,
+}
+FLAC = {508: ("PCM_S8",), 516: ("PCM_S8", "PCM_16"), 524: ("PCM_S8", "PCM_16", "PCM_24")}
+# bytes that hold so many samples together
+PACKED = {212: (3, 2), 310: (4, 3), 311: (4, 3)}
+STORED = {8: "i1", 16: "<i2", 24: "u1", 32: "<i4", 61: ">i2", 80: "u1", 160: "<u2"} | dict.fromkeys(
+    PACKED, "u1"
+)
 
 
-def _header_lines(path):
-    """A header's comments, and its other lines, none of which names a file outside the header's folder."""
-    if os.path.getsize(path) > 2**22:
-        raise Unusable("header refused: larger than 4 MB")
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = file.read().splitlines()
-    comments = [line.strip(" \t#") for line in lines if line.startswith("#")]
-    lines = [line for line in lines if line.strip() and not line.startswith("#")]
-    if not lines:
-        raise Unusable("header empty")
-    for line in lines[1:]:
-        name = line.split()[0]
-        if re.search(r"[/\\:]", name) or name in (".", ".."):
-            raise Unusable(f"header refused: it points outside its folder ({name[:80]})")
-    return comments, lines
+def read(path, fs, lead_names, units):
+    """WFDB: every signal at its own rate; of several rates the one that most leads share is taken."""
+    header = headers.read(path)
+    if header.segments is not None:
+        return _several(path, header)
+    leads = _leads(header)
+    if not leads:
+        raise Unusable("no leads in volts")
+    frame = common_rate([line.frame for _, line in leads])
+    leads = [(place, line) for place, line in leads if line.frame == frame]
+    stored = _stored(os.path.dirname(path), header)
+    signal = np.empty((len(leads), stored[leads[0][0]].size), np.float32)
+    for row, (place, line) in zip(signal, leads, strict=True):
+        _scale(row, stored[place], line)
+    names = [line.name for _, line in leads]
+    return Recording(signal, header.fs * frame, names, stem(path), path, header.comments, header.start)
 
 
-def _any_form(path, comments):
-    """WFDB in any form that the wfdb package reads, once its promises are checked."""
-    import wfdb
-
-    record_name = path[: -len(".hea")]
-    header = _header(record_name)
-    if isinstance(header, wfdb.MultiRecord):
-        check_promise(header.n_sig, header.sig_len)
-        if header.n_seg != len(header.seg_name) or header.sig_len != sum(header.seg_len):
-            raise Unusable("header refused: its segments are not as many or as long as it promises")
-        for name, length in zip(header.seg_name, header.seg_len, strict=True):
-            if name == "~":  # a gap
-                continue
-            part = _header(os.path.join(os.path.dirname(path), name))
-            if isinstance(part, wfdb.MultiRecord) or part.sig_len != length:
+def _several(path, header):
+    """A record of several segments: leads by their place, or by their names where the layout varies."""
+    folder = os.path.dirname(path)
+    whole = sum(length for _, length in header.segments)
+    check_promise(1, whole)
+    varies = header.segments[0][1] == 0  # the first is then the layout, which lists all leads
+    known, rows, read, at = {}, {}, 0, 0
+    for name, length in header.segments:
+        if name != "~" and length:  # "~" is a gap
+            if name not in known:
+                known[name] = headers.read(os.path.join(folder, name + ".hea"))
+            part = known[name]
+            if part.segments is not None or part.fs != header.fs or part.samples != length:
                 raise Unusable(f"header refused: segment {name[:80]} is not what it promises")
-    # from the local disk alone: without pn_dir, wfdb asks no server
-    record = wfdb.rdrecord(record_name, return_res=32)
-    scales = [MILLIVOLTS.get((unit or "mV").lower()) for unit in record.units]
-    keep = [i for i, scale in enumerate(scales) if scale is not None]
-    signal = np.empty((len(keep), record.sig_len), np.float32)
-    for row, i in zip(signal, keep, strict=True):
-        row[:] = record.p_signal[:, i] * scales[i]
-    leads = [record.sig_name[i] or "" for i in keep]
-    return Recording(
-        signal, float(record.fs), leads, stem(path), path, comments, getattr(record, "base_datetime", None)
-    )
+            read += length * sum(line.frame for line in part.signals)
+            check_promise(1, read)
+            stored = _stored(folder, part)
+            for place, line in _leads(part):
+                key = line.name if varies else place
+                if key not in rows:
+                    check_promise(len(rows) + 1, whole * line.frame)
+                    rows[key] = (line, np.full(whole * line.frame, np.nan, np.float32))
+                first, row = rows[key]
+                if first.frame != line.frame:
+                    raise Unusable(f"header refused: segment {name[:80]} is at another rate")
+                _scale(row[at * line.frame : (at + length) * line.frame], stored[place], line)
+        at += length
+    if not rows:
+        raise Unusable("no leads in volts")
+    frame = common_rate([line.frame for line, _ in rows.values()])
+    leads = [(line.name, row) for line, row in rows.values() if line.frame == frame]
+    signal = np.array([row for _, row in leads])
+    names = [name for name, _ in leads]
+    return Recording(signal, header.fs * frame, names, stem(path), path, header.comments, header.start)
 
 
-def _header(record):
-    """Read a header with wfdb, and check what it promises against the files that are there."""
-    import wfdb
-    from wfdb.io._signal import BYTES_PER_SAMPLE
-
-    _header_lines(record + ".hea")
-    header = wfdb.rdheader(record)
-    if isinstance(header, wfdb.MultiRecord) or not header.n_sig:
-        return header
-    if len(header.file_name or []) != header.n_sig:
-        raise Unusable(f"header refused: it promises {header.n_sig} leads and names others")
-    needed = {}
-    for name, form, frame, offset in zip(
-        header.file_name, header.fmt, header.samps_per_frame, header.byte_offset, strict=True
-    ):
-        if name == "~":  # the layout of a record whose segments differ: it has no samples
-            continue
-        path = os.path.join(os.path.dirname(record), name)
-        size = BYTES_PER_SAMPLE.get(form, 0) * frame * (header.sig_len or 0)
-        needed[path] = needed.get(path, offset or 0) + size
-        check_promise(header.n_sig * frame, header.sig_len or os.path.getsize(path))
-    for path, size in needed.items():
-        check_length(path, int(size))
-    return header
+def _leads(header):
+    """The signals of a record that are in volts: (place, line) of each; "~" stands for no file."""
+    return [
+        (place, line)
+        for place, line in enumerate(header.signals)
+        if line.file != "~" and millivolts(line.unit) is not None
+    ]
 
 
-def check_length(path, needed):
-    """Refuse a signal file that is shorter than its header says."""
-    if not os.path.isfile(path):
-        raise Unusable(f"signal file missing: {os.path.basename(path)}")
-    if os.path.getsize(path) < needed:
-        raise Unusable(f"signal file truncated: {os.path.getsize(path)} of {needed} bytes")
+def _scale(row, stored, line):
+    """Fill a row with a signal in mV, NaN where it has no sample.
+
+    Its skew is taken out: it is so many frames late, and misses as many at its end.
+    """
+    values = stored.reshape(-1)
+    if line.skew:
+        late = line.skew * line.frame
+        if line.skew >= len(stored):
+            raise Unusable(f"header refused: a skew of {line.skew} of {len(stored)} frames")
+        row[-late:] = np.nan
+        row, values = row[:-late], values[late:]
+    scaled = values - float(line.baseline)
+    scaled *= millivolts(line.unit) / line.gain
+    row[:] = scaled
+    if line.form != 8:  # the format's mark of a missing sample; differences have none
+        row[values == -(1 << (BITS[line.form] - 1))] = np.nan
+
+
+def _stored(folder, header):
+    """The samples of all signals of a record of one segment: integers (frames, samples in a frame), by their places."""
+    files: dict[str, list[int]] = {}
+    for place, line in enumerate(header.signals):
+        if line.file != "~":
+            files.setdefault(line.file, []).append(place)
+    stored = {}
+    for file, places in files.items():
+        digital = _digital(os.path.join(folder, file), [header.signals[i] for i in places], header.samples)
+        start = 0
+        for place in places:
+            end = start + header.signals[place].frame
+            stored[place] = digital[:, start:end]
+            start = end
+    if len({len(digital) for digital in stored.values()}) > 1:
+        raise Unusable("header refused: it does not say how long the record is, and its files differ")
+    return stored
+
+
+def _digital(path, lines, frames):
+    """The samples of a signal file, an integer each: (frames, samples of all signals in a frame)."""
+    form, offset, width = lines[0].form, lines[0].offset, sum(line.frame for line in lines)
+    if form not in BITS or any((line.form, line.offset) != (form, offset) for line in lines) or not width:
+        raise Unusable(f"header refused: signals of format {form} are no known way to store them")
+    check_promise(len(lines), frames or 0)
+    check_promise(1, width * (frames or 0))
+    try:
+        file = open_regular(path)
+    except FileNotFoundError as error:
+        raise Unusable(f"signal file missing: {os.path.basename(path)}") from error
+    with file:
+        if form in FLAC:
+            return _flac(file, form, lines, frames)
+        size = os.fstat(file.fileno()).st_size
+        stored, together = PACKED.get(form, (BITS[form] // 8, 1))
+        if frames is None:
+            frames = max(size - offset, 0) * together // stored // width
+            check_promise(1, width * frames)
+        count = frames * width
+        needed = -(-count * stored // together)
+        if size < offset + needed:
+            raise Unusable(f"signal file truncated: {size} of {offset + needed} bytes")
+        file.seek(offset)
+        data = np.fromfile(file, STORED[form], needed if STORED[form] == "u1" else count)
+    return _unpacked(data, form, count, lines).reshape(frames, width)
+
+
+def _unpacked(data, form, count, lines):
+    """Samples as integers, from what a file holds."""
+    if form == 8:  # differences, in each signal from its initial value
+        steps = data.reshape(-1, sum(line.frame for line in lines)).astype(np.int32)
+        start = 0
+        for line in lines:
+            own = steps[:, start : start + line.frame]
+            own[:] = (own.cumsum(dtype=np.int32) + np.int32(line.initial)).reshape(own.shape)
+            start += line.frame
+        return steps
+    if form == 24:
+        wide = np.empty((count, 4), np.uint8)
+        wide[:, 1:] = data.reshape(count, 3)
+        wide[:, 0] = 0
+        return wide.view("<i4")[:, 0] >> 8
+    if form == 80:
+        return data.astype(np.int16) - 128
+    if form == 160:
+        return (data.astype(np.int32) - 32768).astype(np.int16)
+    if form not in PACKED:
+        return data
+    size, together = PACKED[form]
+    data = np.concatenate([data, np.zeros(-len(data) % size, np.uint8)])
+    a, b, c, *d = data.reshape(-1, size).T.astype(np.int16)
+    if form == 212:  # the high bits of both samples are in the second byte
+        columns = [a | (b & 15) << 8, c | (b >> 4) << 8]
+    elif form == 310:  # two samples of the upper 7 and lower 3 bits, and one of the 5 that each leaves
+        columns = [a >> 1 | (b & 7) << 7, c >> 1 | (d[0] & 7) << 7, b >> 3 | (d[0] >> 3) << 5]
+    else:
+        columns = [a | (b & 3) << 8, b >> 2 | (c & 15) << 6, c >> 4 | (d[0] & 63) << 4]
+    half = 1 << (BITS[form] - 1)
+    return ((np.stack(columns, 1).reshape(-1)[:count] + half) & (2 * half - 1)) - half
+
+
+def _flac(file, form, lines, frames):
+    """The samples of a FLAC file: a channel for each signal, all of so many samples a frame."""
+    import soundfile  # type: ignore[import-untyped]  # comes with wfdb
+
+    frame, offset = lines[0].frame, lines[0].offset
+    if any(line.frame != frame for line in lines):
+        raise Unusable("header refused: a FLAC file's signals must have as many samples a frame")
+    with soundfile.SoundFile(file) as sound:
+        if sound.format != "FLAC" or sound.subtype not in FLAC[form] or sound.channels != len(lines):
+            raise Unusable(
+                f"not the FLAC file that the header describes: {sound.subtype}, {sound.channels} channels"
+            )
+        frames = (sound.frames - offset) // frame if frames is None else frames
+        check_promise(len(lines), frames * frame)
+        if sound.frames < offset + frames * frame:
+            raise Unusable(f"signal file truncated: {sound.frames} of {offset + frames * frame} samples")
+        sound.seek(offset)
+        kind = "int32" if sound.subtype == "PCM_24" else "int16"
+        data = np.zeros((frames * frame, len(lines)), kind)
+        for at in range(0, len(data), 2**15):  # more at once than 2**24 in all is too much for libsndfile
+            if len(sound.read(out=data[at : at + 2**15])) < len(data[at : at + 2**15]):
+                raise Unusable("signal file truncated")
+        if sound.subtype != "PCM_16":  # the library widens by 8 bits
+            data >>= 8
+    # a frame is all samples of the first signal, then all of the second
+    return data.reshape(frames, frame, len(lines)).transpose(0, 2, 1).reshape(frames, -1)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ from ecgbyte_cli.workdir import read_json, write_json, write_table
 from ecgbyte_kernels import bpe, fewest, longest, tokens
 
 FORMAT, FORMAT_VERSION = "ecgbyte-tokenizer", 1
+MOST_BYTES = 2**26  # of an ecg_tokenizer.json: some 60 a merge, of 2^20 at most
 SEGMENTERS = {
     "longest": (longest.longest, longest.longest_tables),
     "bpe": (bpe.bpe, bpe.bpe_tables),
@@ -68,15 +71,18 @@ class ECGTokenizer:
         if about.get("format") != FORMAT or about.get("format_version") != FORMAT_VERSION:
             raise Failure(f"{name} is no {FORMAT} of version {FORMAT_VERSION}: make one with `ecgbyte learn`")
         try:
+            check_signal(about["signal"])
             self.signal, self.boundary = about["signal"], about["boundary"]
-            self.levels = int(self.signal["quantizer"]["levels"])
-            self.merges = np.array(about["merges"], np.int32).reshape(-1, 2)
+            self.levels = self.signal["quantizer"]["levels"]
+            if self.boundary not in ("lead", "segment", "none"):
+                raise ValueError(f"boundary {self.boundary!r}")
+            self.merges = _pairs(about["merges"])
             self._text, self._starts = tokens.spell(self.merges, self.levels)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Failure(
                 f"{name} is damaged: {' '.join(str(error).split())} ({type(error).__name__})"
             ) from error
-        self.vocab_size = self.levels + len(self.merges)
+        self.name, self.vocab_size = name, self.levels + len(self.merges)
         self.lengths = np.diff(self._starts).astype(np.int32)
         what = {"signal": self.signal, "boundary": self.boundary, "merges": self.merges.tolist()}
         self.sha256 = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
@@ -85,6 +91,9 @@ class ECGTokenizer:
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "ECGTokenizer":
         """Read an ecg_tokenizer.json."""
+        path = Path(path)
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
+            raise Failure(f"{path} is no regular file, or too large for a tokenizer")
         return cls(read_json(path), str(path))
 
     @classmethod
@@ -184,10 +193,20 @@ class ECGTokenizer:
             uint16 or uint32, the ids of all segments end to end.
         counts : numpy.ndarray
             int64, (segments,): how many ids each segment has.
+
+        Raises
+        ------
+        Failure
+            If there is no such segmenter, or its tables for these merges would fill the memory.
         """
+        if segmenter not in SEGMENTERS:
+            raise Failure(f"no segmenter is called {segmenter!r}: there are {', '.join(SEGMENTERS)}")
         cut, tables = SEGMENTERS[segmenter]
         if segmenter not in self._tables:
-            self._tables[segmenter] = tables(self.merges, self.levels)
+            try:
+                self._tables[segmenter] = tables(self.merges, self.levels)
+            except ValueError as error:
+                raise Failure(f"{self.name} cannot be used with --segmenter {segmenter}: {error}") from error
         # one segment is one piece under `segment`, and under `none` too: no token joins two recordings
         pieces = leads if self.boundary == "lead" else 1
         bounds = np.arange(segments * pieces + 1, dtype=np.int64) * (leads * samples // pieces)
@@ -232,6 +251,70 @@ class ECGTokenizer:
         begin = np.maximum(starts[token], lead * samples) - lead * samples
         end = np.minimum(stops[token], (lead + 1) * samples) - lead * samples
         return np.stack([token, lead, begin, end], axis=1)
+
+
+def check_signal(signal: dict) -> None:
+    """Check the part `signal` of an ecg_tokenizer.json, for all that is done with it takes its numbers as given.
+
+    Raises
+    ------
+    KeyError, TypeError or ValueError
+        If something is missing, of another type, or outside of what can be.
+    """
+    fs, seconds = _number(signal["fs"], 1, 100_000), _number(signal["segment_seconds"], 0, 1e6)
+    samples = _number(signal["samples"], 1, preprocess.MOST_SAMPLES, int)
+    if abs(fs * seconds - samples) > 1:
+        raise ValueError(f"{samples} samples are no segment of {seconds} s at {fs} Hz")
+    leads, profile, fill = signal["leads"], signal["profile"], signal["fill_nan"]
+    if not (isinstance(leads, list) and 0 < len(leads) <= 12 and all(isinstance(x, str) for x in leads)):
+        raise TypeError(f"leads {str(leads)[:80]}")
+    if len(set(leads) & set(preprocess.LEADS)) < len(leads):
+        raise ValueError(f"leads {', '.join(leads)[:80]}: each once, of {', '.join(preprocess.LEADS)}")
+    if profile not in ("paper", "resample") or fill not in (None, "linear"):
+        raise ValueError(f"profile {str(profile)[:80]}, fill_nan {str(fill)[:80]}")
+    _check_quantizer(signal["quantizer"])
+
+
+def _check_quantizer(quantizer):
+    name, levels = quantizer["name"], _number(quantizer["levels"], 2, 256, int)
+    if name not in ("paper", "minmax", "mulaw", "lloyd", "trellis"):
+        raise ValueError(f"no quantizer is called {str(name)[:80]!r}")
+    lo, hi = quantizer.get("lo"), quantizer.get("hi")
+    if name == "paper" and (lo, hi) != (None, None):  # a tokenizer that was imported may not know
+        if not _number(lo, -1e6, 1e6) < _number(hi, -1e6, 1e6):
+            raise ValueError(f"range {lo} to {hi} mV")
+    if name in ("mulaw", "trellis"):
+        _number(quantizer["mu"], 1e-6, 1e6)
+        _number(quantizer["limit"], 1e-6, 1e6)
+    if name == "trellis":
+        _number(quantizer["penalty"], 0, 1e6)
+    if name == "lloyd":
+        for key, count in (("edges", levels + 1), ("centroids", levels)):
+            values = [_number(v, -1e6, 1e6) for v in quantizer[key]]
+            if len(values) != count or sorted(values) != values:
+                raise ValueError(f"{key} of the quantizer lloyd: {count} numbers, rising")
+
+
+def _number(value, least, most, kind=(int, float)):
+    """A number of JSON, if it is one and in its range: True is none, nor is NaN."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{str(value)[:80]!r} is no {'whole number' if kind is int else 'number'}")
+    if not (math.isfinite(value) and least <= value <= most):
+        raise ValueError(f"{str(value)[:80]} is not from {least} to {most}")
+    return value
+
+
+def _pairs(merges):
+    """The merges of an ecg_tokenizer.json as int32 (m, 2)."""
+    merges = merges.tolist() if isinstance(merges, np.ndarray) else merges
+    if not isinstance(merges, list) or len(merges) > tokens.MOST_TOKENS:
+        raise ValueError(f"merges are a list of at most {tokens.MOST_TOKENS:,} pairs")
+    # by type: an array would take True, "1" and 1.5 for whole numbers
+    if not all(
+        type(pair) is list and len(pair) == 2 and type(pair[0]) is type(pair[1]) is int for pair in merges
+    ):
+        raise TypeError("merges are pairs of whole numbers")
+    return np.array(merges, np.int32).reshape(-1, 2)
 
 
 def write_tokenizer(work, about):

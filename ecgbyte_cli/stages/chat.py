@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 import click
-import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import Stage, note, say, wants_json
+from ecgbyte_cli import talk as talk_of
+from ecgbyte_cli.console import Stage, note, printable, say, wants_json
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.conversation import Conversation, Reader, Turn
-from ecgbyte_cli.terminal import COMMANDS, busy, draw, facts, greet, panel, printable, typing
-from ecgbyte_cli.workdir import read_json, whole
+from ecgbyte_cli.terminal import COMMANDS, busy, draw, facts, greet, panel, typing
+from ecgbyte_cli.workdir import whole
 
 
 @click.command(
@@ -30,20 +30,30 @@ from ecgbyte_cli.workdir import read_json, whole
     help="Model folder.",
 )
 @click.option(
+    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
+)
+@click.option(
     "--max-new", type=click.IntRange(1), default=256, show_default=True, help="Longest answer in tokens."
 )
 @click.option(
     "--input-fs",
     type=click.FloatRange(0, min_open=True),
     default=None,
-    show_default="as the file says",
+    show_default="as symbolize was told",
     help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
 )
 @click.option(
     "--lead-names",
     default=None,
-    show_default="the 12 in their usual order",
-    help="Names of the leads in a file that does not say them (NumPy, HDF5).",
+    show_default="as symbolize was told, or the 12 in their usual order",
+    help="Names of the leads in a file that does not say them (NumPy, HDF5), commas between.",
+)
+@click.option(
+    "--units",
+    type=click.Choice(["uV", "mV", "V"]),
+    default=None,
+    show_default="as symbolize was told, or mV",
+    help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
 )
 @click.pass_obj
 def command(work, record, question, **options):
@@ -69,7 +79,18 @@ def command(work, record, question, **options):
     }
 
 
-def open_chat(work, record, *, model=None, max_new=256, input_fs=None, lead_names=None, show=None):
+def open_chat(
+    work,
+    record,
+    *,
+    model=None,
+    base=None,
+    max_new=256,
+    input_fs=None,
+    lead_names=None,
+    units=None,
+    show=None,
+):
     """Read a recording and load a model.
 
     Parameters
@@ -79,12 +100,16 @@ def open_chat(work, record, *, model=None, max_new=256, input_fs=None, lead_name
         A recording, with or without its extension.
     model : Path or None
         Model folder; None is the work folder's.
+    base : Path or None
+        Where its base model is, if that has moved.
     max_new : int
         Longest answer in tokens.
     input_fs : float or None
-        Sampling rate in Hz of recordings that do not say it.
+        Sampling rate in Hz of recordings that do not say it; None is what `symbolize` was told.
     lead_names : str or None
-        Names, with commas between, of the leads of recordings that do not say them.
+        Names, with commas between, of the leads of recordings that do not say them; None as above.
+    units : str or None
+        Unit of recordings that do not say it; None as above.
     show : callable or None
         Called with the ECG and what ecgbyte.json says, before the model is loaded.
 
@@ -97,22 +122,16 @@ def open_chat(work, record, *, model=None, max_new=256, input_fs=None, lead_name
     Failure
         If there is no model, or the recording cannot be read or lacks leads that the model needs.
     """
+    from ecgbyte_cli.model import folder as folders
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
     model = Path(model or work.model)
-    if not (model / "ecgbyte.json").exists():
-        raise Failure(
-            f"{model} holds no model: train one with `ecgbyte finetune`, or get one with `make quickstart`; "
-            "--model names a folder"
-        )
     # the recording first: it is read in a moment, and the model is not
-    about = {**read_json(model / "ecgbyte.json"), "folder": str(model)}
-    reader = Reader(
-        ECGTokenizer.from_file(model / "ecg_tokenizer.json"),
-        about.get("segmenter", "longest"),
-        input_fs,
-        lead_names and [name.strip() for name in lead_names.split(",")],
-    )
+    about = {**folders.about(model), "folder": str(model)}
+    folders.base_of(model, about, base)
+    told = {"fs": input_fs, "lead_names": lead_names and [name.strip() for name in lead_names.split(",")]}
+    told = {**work.reading(), **{key: v for key, v in (told | {"units": units}).items() if v is not None}}
+    reader = Reader(ECGTokenizer.from_file(model / "ecg_tokenizer.json"), about["segmenter"], **told)
     ecg = reader.read(record)
     if show:
         show(ecg, about)
@@ -120,8 +139,7 @@ def open_chat(work, record, *, model=None, max_new=256, input_fs=None, lead_name
     with busy(f"loading the model from {model}"):
         from ecgbyte_cli.model import ecg_lm
 
-        with ecg_lm.quiet():
-            lm, text_tokenizer, _, _ = ecg_lm.load(model)
+        lm, text_tokenizer, _, _ = ecg_lm.load(model, base=base)
     return Conversation(lm, text_tokenizer, reader, about, [ecg], max_new)
 
 
@@ -174,13 +192,15 @@ def answer(conversation, question, interactive):
     """Ask, and write the answer to standard output as it comes; return whether it was stopped."""
 
     def show(piece):
-        click.echo(printable(piece), nl=False, err=wants_json())
+        click.echo(printable(piece, "\n\t"), nl=False, err=wants_json())
 
     turn = conversation.ask(question, show if interactive or not wants_json() else lambda piece: None)
     if interactive:
         click.echo(err=wants_json())
     else:
         say()
+    if turn.lost:
+        note(f"(the prompt was longer than in training: {turn.lost} ECG tokens had no room)")
     if turn.stopped:
         note("(stopped)")
     elif not turn.answer:
@@ -258,31 +278,13 @@ def draw_tokens(conversation, path):
 def draw_attention(conversation, path, method="integrated"):
     """Write the picture of what the last answer drew on, of the ECGs that it is about the one opened last."""
     from ecgbyte_cli import pictures
-    from ecgbyte_cli.model import attribution
 
-    turn = next((t for t in reversed(conversation.log) if isinstance(t, Turn) and t.answer), None)
-    if turn is None:
-        raise Failure("there is no answer yet: ask something first")
-    lm, prompt, reader = conversation.lm, conversation.prompt, conversation.reader
-    ids, labels = prompt.build(
-        [ecg.tokens for ecg in turn.ecgs], [*turn.earlier, (turn.question, turn.answer)]
-    )
-    before, ecg = len(turn.prompt), turn.ecgs[-1]
-    at = np.arange(before, len(ids))[labels[before:] >= 0]
-    first = np.flatnonzero(ids == lm.offset)[-1] + 1
-    case = attribution.Case(ids, at, np.arange(first, first + len(ecg.tokens)))
-    explainer = attribution.Explainer(lm, prompt, reader.tokenizer, reader.segmenter)
     with busy("asking what the answer drew on"):
-        scores = explainer.scores(case, method)
+        turn, ecg, density, words, values = talk_of.drew_on(conversation, method)
     title = f"{ecg.recording.name}: {turn.question} {turn.answer}   ({method}; research use only)"
+    signal, about = ecg.segments[ecg.number][1], ecg.signal
     figure = pictures.attention(
-        ecg.segments[ecg.number][1],
-        ecg.signal["fs"],
-        ecg.signal["leads"],
-        explainer.spread(case, scores),
-        *explainer.on_words(case, scores),
-        title,
-        ecg.seconds[0],
+        signal, about["fs"], about["leads"], density, words, values, title, ecg.seconds[0]
     )
     keep(path, lambda: pictures.save(figure, path))
 
@@ -291,12 +293,6 @@ def save(conversation, path):
     """Write the conversation as Markdown, and a picture of each ECG beside it."""
     from ecgbyte_cli import pictures
 
-    lines = [
-        f"# {', '.join(ecg.recording.name for ecg in conversation.ecgs)}",
-        "",
-        conversation.about["notice"],
-        "",
-    ]
     drawn = []
     for i, ecg in enumerate(conversation.ecgs):
         recording = ecg.recording
@@ -304,22 +300,13 @@ def save(conversation, path):
         picture = path.with_name(f"{path.stem}-ecg{i + 1 if i else ''}.png")
         figure = pictures.sheet(recording.signal, recording.fs, names, recording.name, ecg.seconds[0])
         drawn.append((picture, figure))
-        lines += [f"![{recording.name}]({picture.name.replace(' ', '%20')})", ""]
-        lines += [f"- {name}: {printable(text)}" for name, text in facts(ecg).items()]
-        lines.append("")
-    lines += [f"- model: {conversation.about['folder']}, from {conversation.about['base']}", ""]
-    for entry in conversation.log:
-        if isinstance(entry, str):
-            lines += [f"*{entry}*", ""]
-        elif not entry.error:
-            stopped = " (stopped)" if entry.stopped else ""
-            lines += [f"**{entry.question}**", "", f"{entry.answer}{stopped}", ""]
+    text = talk_of.markdown(conversation, [picture.name for picture, _ in drawn], facts)
 
     def write():
         for picture, figure in drawn:
             pictures.save(figure, picture)
         with whole(path) as beside:
-            beside.write_text("\n".join(lines), encoding="utf-8")
+            beside.write_text(text, encoding="utf-8")
 
     keep(path, write)
 

@@ -1,15 +1,16 @@
 """ecgbyte decode: token ids to recordings, and how faithful they are."""
 
+import re
 import time
-from pathlib import Path
 
 import click
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import Stage, note, progress, say, table
+from ecgbyte_cli.console import Stage, interrupted, note, progress, say, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal import fidelity, preprocess
+from ecgbyte_cli.signal.records import record_files
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import finished, new_folder, read_array, read_json, read_table, write_json
 
@@ -90,39 +91,53 @@ def decode(work, *, limit=1000, seed=0, overwrite=False):
         If there are no token ids, they do not give the letters they were made of, or no recording can be
         read again.
     """
-    tokens = read_array(work.need(work.tokens, "encode"))
-    places, about = read_table(work.token_segments), read_json(work.token_settings)
-    segments, letters = read_table(work.symbol_segments), read_array(work.symbols)
-    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
-    if tokenizer.sha256 != about["tokenizer_sha256"]:
-        raise Failure(
-            f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: encode again"
-        )
-    settings = {"tokens": about["settings"], "limit": limit, "seed": seed}
-    done = finished(work.decode_settings, settings, overwrite, "decoded recordings")
-    if done:
-        note(f"{work.decoded} is there already, made with these settings: nothing to do")
-        return done
+    with work.checked("tokens"):
+        about, tokenizer = read_json(work.token_settings), ECGTokenizer.from_file(work.ecg_tokenizer)
+        if tokenizer.sha256 != about["tokenizer_sha256"]:
+            raise Failure(
+                f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: encode again"
+            )
+        settings = {"tokens": about["settings"], "limit": limit, "seed": seed}
+        done = finished(work.decode_settings, settings, overwrite, "decoded recordings")
+        if done:
+            note(f"{work.decoded} is there already, made with these settings: nothing to do")
+            return done
+        with work.making("decoded"):
+            finished(
+                work.decode_settings, settings, overwrite, "decoded recordings"
+            )  # another run may just have ended
+            return _decode(work, tokenizer, settings)
 
+
+def _decode(work, tokenizer, settings):
+    """Decode the segments drawn, and compare them with the recordings."""
     start = time.perf_counter()
-    count = len(places["offset"])
-    chosen = np.sort(np.random.default_rng(seed).choice(count, min(limit, count), replace=False))
-    each = len(tokenizer.signal["leads"]) * tokenizer.signal["samples"]
-    original = Originals(tokenizer.signal)
+    tokens, places = read_array(work.tokens), read_table(work.token_segments)
+    segments, symbols = read_table(work.symbol_segments), read_array(work.symbols)
+    count, limit = len(places["offset"]), settings["limit"]
+    draw = np.random.default_rng(settings["seed"])
+    chosen = np.sort(draw.choice(count, min(limit, count), replace=False))
     leads, fs = tokenizer.signal["leads"], tokenizer.signal["fs"]
+    each = len(leads) * tokenizer.signal["samples"]
+    original = Originals(tokenizer.signal, work.reading())
     two = leads.index("II") if "II" in leads and fs >= fidelity.LEAST_FS else None
-    measured, beats, clipped, unread = [], [np.zeros((0, 3))], 0, 0
+    measured, beats, clipped, unread, changed = [], [np.zeros((0, 3))], 0, {}, {}
     with new_folder(work.decoded) as folder, progress("decode", len(chosen), "segments") as bar:
         for i in chosen:
             first, lo, hi = places["offset"][i], segments["lo"][i], segments["hi"][i]
-            made = tokenizer.decode(tokens[first : first + places["length"][i]])
-            if not np.array_equal(made.ravel(), letters[segments["offset"][i] :][:each]):
+            letters = tokenizer.decode(tokens[first : first + places["length"][i]])
+            if not np.array_equal(letters.ravel(), symbols[segments["offset"][i] :][:each]):
                 raise Failure(f"{work.tokens}: segment {i} does not decode to its letters; encode again")
-            signal = tokenizer.to_mv(made, lo, hi)
-            x, comments = original.of(segments["path"][i], segments["start"][i])
-            write_record(folder, f"{segments['record'][i]}_{i:06d}", signal, tokenizer.signal, comments)
+            signal = tokenizer.to_mv(letters, lo, hi)
+            path = segments["path"][i]
+            x, comments = original.of(path, segments["start"][i])
+            write_record(
+                folder, f"{file_name(segments['record'][i])}_{i:06d}", signal, tokenizer.signal, comments
+            )
             if x is None:
-                unread += 1
+                unread[path] = original.why
+            elif not np.array_equal(tokenizer.letters(x), letters):
+                changed[path] = "other letters than those that were kept"
             else:
                 measured.append(fidelity.differences(x, signal))
                 if two is not None:
@@ -130,15 +145,20 @@ def decode(work, *, limit=1000, seed=0, overwrite=False):
                     beats.append(fidelity.beat_errors(x[two], signal[two], fs, found))
                 clipped += int(((x < lo) | (x > hi)).sum())
             bar.advance()
+        for paths, what in (
+            (unread, "cannot be read again"),
+            (changed, "have changed since they were symbolized"),
+        ):
+            if paths:
+                path, why = next(iter(paths.items()))
+                note(f"{len(paths)} recordings {what}: decoded, but not compared ({path}: {why})")
         if not measured:
-            raise Failure(
-                "no recording could be read again where `ecgbyte symbolize` found it: nothing to compare with"
-            )
-        if unread:
-            note(f"{unread} recordings could not be read again: they are decoded, but not compared")
+            raise Failure("no recording is as `ecgbyte symbolize` found it: nothing to compare with")
         squares, prds, snrs = zip(*measured, strict=True)
         result = {
             "segments": len(chosen),
+            "compared": len(measured),
+            "changed": len(changed),
             "rmse_uv": 1000 * float(np.sqrt(np.sum(squares) / (len(measured) * each))),
             # a flat segment has no difference in percent
             "prd_percent": mean(prds),
@@ -171,39 +191,44 @@ def summary(errors):
 
 
 class Originals:
-    """Preprocessed segments of recordings, read again; the last recording is kept, for its next segment."""
+    """Preprocessed segments of recordings, read again; the last recording is kept, for its next segment.
 
-    def __init__(self, settings):
-        self.settings, self.path = settings, None
+    Parameters
+    ----------
+    settings : dict
+        The tokenizer's `signal`.
+    reading : dict
+        What `readers.read` needs beside the path.
+    """
+
+    def __init__(self, settings, reading):
+        self.settings, self.reading, self.path, self.why = settings, reading, None, ""
 
     def of(self, path, start):
-        """Signal in mV, float32 (leads, samples), and header comments; (None, []) if it cannot be read."""
+        """Signal in mV, float32 (leads, samples), and header comments; (None, []) if there is none: see `why`."""
         if path != self.path:
-            self.path = path
+            self.path, self.parts, self.comments = path, {}, []
+            self.why = "shorter than it was"
             try:
-                recording = readers.read(path)
-                self.parts, self.comments = (
-                    dict(preprocess.segments(recording, self.settings)),
-                    recording.comments,
-                )
-            except readers.Unusable:
-                self.parts, self.comments = {}, []
+                recording = readers.read(path, **self.reading)
+                self.parts = dict(preprocess.segments(recording, self.settings))
+                self.comments = recording.comments
+            except readers.Unusable as error:
+                if interrupted(error):
+                    raise KeyboardInterrupt from None
+                self.why = error.message
         return self.parts.get(start), self.comments
+
+
+def file_name(record):
+    """A record's name as WFDB allows it for a file: letters, digits, "-" and "_"."""
+    return re.sub(r"[^-A-Za-z0-9_]", "_", record)[:100]
 
 
 def write_record(folder, name, signal, settings, comments):
     """Write a segment in mV as a WFDB record of format 16, 1 µV a step."""
-    import wfdb
-
-    wfdb.wrsamp(
-        name,
-        settings["fs"],
-        units=["mV"] * len(signal),
-        sig_name=list(settings["leads"]),
-        d_signal=np.round(signal.T.astype(np.float64) * 1000).clip(-32767, 32767).astype(np.int64),
-        fmt=["16"] * len(signal),
-        adc_gain=[1000.0] * len(signal),
-        baseline=[0] * len(signal),
-        comments=[*comments, "Decoded from ECG tokens by ecgbyte"],
-        write_dir=str(Path(folder)),
-    )
+    steps = np.round(signal.T.astype(np.float64) * 1000).clip(-32767, 32767).astype(np.int64)
+    comments = [*comments, "Decoded from ECG tokens by ecgbyte"]
+    header, samples = record_files(name, steps, settings["fs"], 1000, settings["leads"], comments)
+    (folder / f"{name}.dat").write_bytes(samples)
+    (folder / f"{name}.hea").write_bytes(header)

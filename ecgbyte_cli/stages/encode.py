@@ -1,22 +1,23 @@
 """ecgbyte encode: letters to token ids."""
 
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import click
 import numpy as np
 
 from ecgbyte_cli.console import Stage, note, progress, say
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.machine import threads as pool_of_threads
 from ecgbyte_cli.parts import Parts
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS, ECGTokenizer
 from ecgbyte_cli.workdir import (
+    described,
     finished,
     new_array,
     read_array,
     read_json,
     read_table,
+    sealed,
     write_json,
     write_table,
 )
@@ -72,18 +73,27 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
     Failure
         If letters or merges are missing or do not fit together, or other ids are there already.
     """
-    letters = read_array(work.need(work.symbols, "symbolize"))
-    segments = read_table(work.need(work.symbol_segments, "symbolize"))
-    tokenizer = ECGTokenizer.from_file(work.need(work.ecg_tokenizer, "learn"))
-    symbols = read_json(work.symbol_settings)
-    if symbols["signal"] != tokenizer.signal:
-        raise Failure(f"{work.ecg_tokenizer} was learned from other letters than {work.symbols}: learn again")
-    settings = {"segmenter": segmenter, "tokenizer": tokenizer.sha256, "symbols": symbols["settings"]}
-    done = finished(work.token_settings, settings, overwrite, "token ids")
-    if done:
-        note(f"{work.tokens} is there already, made with these settings: nothing to do")
-        return done
+    with work.checked("symbols"):
+        tokenizer = ECGTokenizer.from_file(work.need(work.ecg_tokenizer, "learn"))
+        symbols = read_json(work.symbol_settings)
+        if symbols["signal"] != tokenizer.signal:
+            raise Failure(
+                f"{work.ecg_tokenizer} was learned from other letters than {work.symbols}: learn again"
+            )
+        settings = {"segmenter": segmenter, "tokenizer": tokenizer.sha256, "symbols": symbols["settings"]}
+        done = finished(work.token_settings, settings, overwrite, "token ids")
+        if done:
+            with work.checked("tokens"):
+                note(f"{work.tokens} is there already, made with these settings: nothing to do")
+            return done
+        with work.making("tokens"):
+            finished(work.token_settings, settings, overwrite, "token ids")  # another run may just have ended
+            return _encode(work, tokenizer, settings, segmenter, threads, overwrite)
 
+
+def _encode(work, tokenizer, settings, segmenter, threads, overwrite):
+    """Encode, and write the ids."""
+    letters, segments = read_array(work.symbols), read_table(work.symbol_segments)
     start = time.perf_counter()
     leads, samples = len(tokenizer.signal["leads"]), tokenizer.signal["samples"]
     count, each = len(segments["offset"]), leads * samples
@@ -102,23 +112,24 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
         ids, lengths = tokenizer.encode_segments(
             letters[first * each : last * each], last - first, leads, samples, segmenter
         )
-        parts.write(k, lengths, ids)
+        with parts.new(k) as write:
+            write(lengths)
+            write(ids)
         return last - first
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool, progress("encode", count, "segments") as bar:
+    with pool_of_threads(threads) as pool, progress("encode", count, "segments") as bar:
         bar.update(done)
         for made in pool.map(make, todo):
             bar.advance(made)
 
-    lengths = np.concatenate([parts.read(k, 1)[0] for k in range(len(firsts))])
+    lengths = np.concatenate([array for k in range(len(firsts)) for array in parts.read(k, slice(1))])
     total = int(lengths.sum())
+    kind = next(parts.read(0, slice(1, 2))).dtype
     work.token_settings.unlink(missing_ok=True)  # without it the rest counts as nothing
-    with new_array(work.tokens, parts.read(0, 2)[1].dtype, total) as tokens:
-        at = 0
+    with new_array(work.tokens, kind, total) as write:
         for k in range(len(firsts)):
-            _, ids = parts.read(k, 2)
-            tokens[at : at + ids.size] = ids
-            at += ids.size
+            for ids in parts.read(k, slice(1, 2)):
+                write(ids)
     offsets = np.cumsum(lengths) - lengths
     write_table(work.token_segments, {"segment": np.arange(count), "offset": offsets, "length": lengths})
     result = {
@@ -134,7 +145,8 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
         "result": result,
         "segmenter": segmenter,
         "tokenizer_sha256": tokenizer.sha256,
+        "files": described(work.tokens, work.token_segments),
     }
-    write_json(work.token_settings, record, indent=1)
+    write_json(work.token_settings, sealed(record), indent=1)
     parts.remove()
     return result

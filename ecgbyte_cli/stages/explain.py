@@ -60,6 +60,9 @@ CAUSES = {
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
 @click.option(
+    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
+)
+@click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
     default="test",
@@ -94,7 +97,7 @@ def command(work, **options):
     return result
 
 
-def explain(work, *, count=100, model=None, split="test", batch=16, seed=0, overwrite=False):
+def explain(work, *, count=100, model=None, base=None, split="test", batch=16, seed=0, overwrite=False):
     """Measure each attribution method on synthetic records.
 
     Parameters
@@ -104,6 +107,8 @@ def explain(work, *, count=100, model=None, split="test", batch=16, seed=0, over
         Records; of each cause as many.
     model : Path or None
         Model folder; None is the work folder's.
+    base : Path or None
+        Where its base model is, if that has moved.
     split : str
     batch : int
         Prompts computed together.
@@ -116,7 +121,8 @@ def explain(work, *, count=100, model=None, split="test", batch=16, seed=0, over
         records, split, answered_right (how many of them the model answers right: the attribution is that of the
         right answer, for all), covered (percent of the signal that the places cover), methods (name to `share`
         in percent, `times` (share over coverage), `interval` of it, `pointing` in percent, `deletion` and
-        `insertion` (area under the curve, 0 to 1), `curves`, `seconds` a record, `by_cause`), seconds.
+        `insertion` (area under the curve, 0 to 1), `curves`, `seconds` a record, `by_cause`, and for
+        `integrated` `gap`: `median` and `largest` completeness gap of a record, in percent), seconds.
 
     Raises
     ------
@@ -124,11 +130,11 @@ def explain(work, *, count=100, model=None, split="test", batch=16, seed=0, over
         If model or tokens are missing or do not fit together, or no record is synthetic.
     """
     start = time.perf_counter()
+    from ecgbyte_cli.model import folder as folders
+
     model = Path(model or work.model)
-    if not (model / "ecgbyte.json").exists():
-        raise Failure(f"{model} holds no model: run `ecgbyte finetune` first, or name one with --model")
-    encoded = read_json(work.need(work.token_settings, "encode"))
-    if encoded["tokenizer_sha256"] != read_json(model / "ecgbyte.json")["ecg_tokenizer_sha256"]:
+    about, encoded = folders.about(model), read_json(work.need(work.token_settings, "encode"))
+    if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(f"{model} was trained with another tokenizer than {work.tokens} was encoded with")
     settings = {
         "model": sha256_of(model / "ecgbyte.json"),
@@ -142,15 +148,21 @@ def explain(work, *, count=100, model=None, split="test", batch=16, seed=0, over
         note(f"{work.explained} is there already, made with these settings: nothing to do")
         return done
 
+    if about["segmenter"] != encoded["segmenter"]:
+        raise Failure(
+            f"{model} was trained on tokens of --segmenter {about['segmenter']}, and {work.tokens} has those of "
+            f"{encoded['segmenter']}: encode with the model's"
+        )
     from ecgbyte_cli.model import attribution, ecg_lm
     from ecgbyte_cli.model.prompt import Prompt
 
-    with ecg_lm.quiet():
-        lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model)
-    prompt = Prompt(text_tokenizer, lm.offset)
-    explainer = attribution.Explainer(lm, prompt, tokenizer, encoded.get("segmenter", "longest"), batch)
+    lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model, base=base)
+    prompt = Prompt(text_tokenizer, lm.offset, about.get("date"))
+    explainer = attribution.Explainer(
+        lm, prompt, tokenizer, about["segmenter"], batch, about.get("prompt_tokens")
+    )
     segments, symbols = read_table(work.symbol_segments), read_array(work.symbols)
-    chosen = choose(segments, split, count, tokenizer.signal, seed)
+    chosen = choose(segments, split, count, tokenizer.signal, seed, work.reading())
     width = max(1, round(STRETCH * tokenizer.signal["fs"]))
     random = np.random.default_rng(seed)
 
@@ -162,11 +174,11 @@ def explain(work, *, count=100, model=None, split="test", batch=16, seed=0, over
             right += explainer.answer(letters, QUESTION) == condition
             for method in (*attribution.METHODS, RANDOM):
                 began = time.perf_counter()
+                case = explainer.case(letters, QUESTION, condition)
                 if method == RANDOM:
-                    case = explainer.case(letters, QUESTION, condition)
                     density = explainer.spread(case, random.random(case.at[0]))
                 else:
-                    density = explainer.density(letters, QUESTION, condition, method)
+                    density = explainer.density_of(case, letters, QUESTION, condition, method)
                 took = time.perf_counter() - began
                 measured.append(
                     {
@@ -178,6 +190,7 @@ def explain(work, *, count=100, model=None, split="test", batch=16, seed=0, over
                         "curves": attribution.curves(
                             explainer, letters, QUESTION, condition, density, width, FRACTIONS
                         ),
+                        "gap": case.gap,
                         "seconds": took,
                     }
                 )
@@ -201,8 +214,10 @@ def explain(work, *, count=100, model=None, split="test", batch=16, seed=0, over
     return result
 
 
-def choose(segments, split, count, signal, seed):
+def choose(segments, split, count, signal, seed, reading):
     """Draw records whose cause is known, as many of each cause, and say where it lies.
+
+    `reading` is what `readers.read` was told about the recordings (see `WorkDir.reading`).
 
     Returns
     -------
@@ -218,7 +233,7 @@ def choose(segments, split, count, signal, seed):
         if not any(wanted.values()):
             break
         try:
-            lines = readers.read(segments["path"][i]).comments
+            lines = readers.read(segments["path"][i], **reading).comments
         except readers.Unusable as error:
             raise Failure(
                 f"{segments['path'][i]}: {error.message}: explain reads the recordings again, "
@@ -274,6 +289,7 @@ def summary(measured, seed):
             "times": mean["share"] / mean["covered"],
             "pointing": mean["hit"],
         }
+    gaps = [m["gap"] for m in measured if m["gap"] is not None]
     return {
         "share": float(share.mean()),
         "times": float(share.mean() / covered.mean()),
@@ -284,6 +300,7 @@ def summary(measured, seed):
         "curves": {"deletion": deleted.tolist(), "insertion": inserted.tolist()},
         "seconds": float(np.mean([m["seconds"] for m in measured])),
         "by_cause": by_cause,
+        **({"gap": {"median": float(np.median(gaps)), "largest": float(max(gaps))}} if gaps else {}),
     }
 
 
@@ -319,7 +336,9 @@ def verdict(result):
         f"Most of it on the true place: {best}, {methods[best]['times']:.2f} times its share of the signal "
         f"({RANDOM}: {methods[RANDOM]['times']:.2f}).\n"
         f"times: share over coverage, of all and by cause ({', '.join(result['causes'])}); hit: pointing game;\n"
-        "del., ins.: areas under the deletion (low is good) and insertion (high is good) curves"
+        "del., ins.: areas under the deletion (low is good) and insertion (high is good) curves\n"
+        "integrated: sums to the difference that the ECG makes but for {median:.2g} % (median; largest "
+        "{largest:.2g} %)".format(**methods["integrated"]["gap"])
     )
 
 

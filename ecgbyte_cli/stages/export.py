@@ -1,5 +1,6 @@
 """ecgbyte export: the model as a plain Transformers folder."""
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.workdir import new_folder, read_json, write_json
 
 SIG_START, SIG_END, ECG_TOKEN = "<sig_start>", "<sig_end>", "<ecg_{}>"
+QUESTION = "What is the rhythm?"
 
 
 @click.command(
@@ -22,6 +24,9 @@ SIG_START, SIG_END, ECG_TOKEN = "<sig_start>", "<sig_end>", "<ecg_{}>"
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @click.pass_obj
 def command(work, out, **options):
@@ -38,7 +43,7 @@ def command(work, out, **options):
     return result
 
 
-def export(work, out, *, model=None, overwrite=False):
+def export(work, out, *, model=None, base=None, overwrite=False):
     """Write a model as a plain Transformers folder.
 
     A 4-bit base is written as what its 4-bit numbers stand for: that is what the adapter was trained on.
@@ -49,6 +54,8 @@ def export(work, out, *, model=None, overwrite=False):
     out : Path
     model : Path or None
         Model folder; None is the work folder's.
+    base : Path or None
+        Where its base model is, if that has moved.
     overwrite : bool
 
     Returns
@@ -59,7 +66,8 @@ def export(work, out, *, model=None, overwrite=False):
     Raises
     ------
     Failure
-        If there is no model, or OUT holds something.
+        If there is no model, OUT holds something, or what would be written could not be loaded, or not be asked
+        as the model was trained.
     """
     out, folder, start = Path(out), Path(model or work.model), time.perf_counter()
     about_file = out / "ecgbyte.json"
@@ -73,61 +81,111 @@ def export(work, out, *, model=None, overwrite=False):
     import torch
 
     from ecgbyte_cli.model import ecg_lm
-    from ecgbyte_cli.model.prompt import SYSTEM
+    from ecgbyte_cli.model.prompt import Prompt
 
+    lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(folder, "cpu", base)
     with ecg_lm.quiet():
-        lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(folder, "cpu")
-        base = lm.base = merge(lm.base, about["method"], folder)
-        widen(base, lm, least_likely(lm, text_tokenizer))
+        prompt = Prompt(text_tokenizer, lm.offset, about.get("date"))
+        plain = lm.base = merge(lm.base, about["method"], folder)
+        widen(plain, lm, least_likely(lm, prompt))
+        # whatever ends an answer here must end it elsewhere
+        plain.generation_config.eos_token_id = sorted(prompt.end_ids)
+        plain.to(torch.bfloat16)
+        check_shapes(plain, about["base"])
+        trained = [asked(prompt, question) for question in (QUESTION, "Why?", "is it\nso: [ST]?")]
         name_tokens(text_tokenizer, lm.offset, ecg_tokenizer.vocab_size)
-        base.to(torch.bfloat16)
         with new_folder(out) as beside:
-            base.save_pretrained(beside)
-            text_tokenizer.save_pretrained(beside)
+            plain.save_pretrained(beside)
+            save_tokenizer(beside, text_tokenizer, trained)
             shutil.copyfile(folder / "ecg_tokenizer.json", beside / "ecg_tokenizer.json")
-            (beside / "README.md").write_text(
-                f"# An ECG language model, exported by ecgbyte {__version__}\n\n{ecg_lm.NOTICE}\n\n"
-                f"Base model: {about['base']}. A plain causal language model for Transformers and other "
-                "servers. ECG_TOKENS below stands for `<ecg_12><ecg_7>…`, the ids that "
-                "`ecgbyte_cli.ECGTokenizer.from_file('ecg_tokenizer.json').encode(signal)` gives for a "
-                "segment.\n\n"
-                + (
-                    f"System message: `{SYSTEM}`\n\nUser message: "
-                    f"`{SIG_START}ECG_TOKENS{SIG_END}What is the rhythm?`\n"
-                    if text_tokenizer.chat_template
-                    else f"Prompt: `{text_tokenizer.bos_token or ''}{SIG_START}ECG_TOKENS{SIG_END}What is the "
-                    "rhythm?` and a line feed.\n"
-                ),
-                encoding="utf-8",
-            )
-            kept = ("notice", "prompt_version", "base", "base_revision", "method", "offset")
+            (beside / "README.md").write_text(readme(about, trained[0][0], prompt), encoding="utf-8")
+            kept = ("notice", "prompt_version", "base", "base_revision", "method", "offset", "segmenter")
+            kept += ("prompt_tokens", "date")
             write_json(
                 beside / "ecgbyte.json",
                 {
                     "format": "ecgbyte-export",
                     "ecgbyte": __version__,
                     **{key: about.get(key) for key in kept},
+                    "prompt": trained[0][0],
                     "ecg_tokenizer_sha256": ecg_tokenizer.sha256,
                 },
                 indent=1,
             )
     return {
         "out": str(out),
-        "parameters": sum(p.numel() for p in base.parameters()),
-        "vocab": base.get_input_embeddings().num_embeddings,
+        "parameters": sum(p.numel() for p in plain.parameters()),
+        "vocab": plain.get_input_embeddings().num_embeddings,
         "ecg_tokens": ecg_tokenizer.vocab_size + 2,
         "megabytes": sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6,
         "seconds": time.perf_counter() - start,
     }
 
 
-def least_likely(lm, text_tokenizer):
+def asked(prompt, question):
+    """What asks a question: its text, with ECG_TOKENS where an ECG's are to stand, and its ids with three of them."""
+    from ecgbyte_cli.model.prompt import ANSWER_MARK, ECG_MARK
+
+    text, _ = prompt._rendered((question,)).split(ANSWER_MARK)
+    text = text.replace(ECG_MARK, f"{SIG_START}ECG_TOKENS{SIG_END}")
+    ids, _ = prompt.build([np.arange(3)], [(question, None)])
+    return text, ids.tolist()
+
+
+def save_tokenizer(folder, text_tokenizer, trained):
+    """Write the text tokenizer, if it makes of each prompt's text the ids that the model was trained with.
+
+    Parameters
+    ----------
+    folder : Path
+    text_tokenizer : transformers.PreTrainedTokenizerBase
+        Which knows the ECG tokens.
+    trained : list of (str, list of int)
+        From `asked`.
+
+    Raises
+    ------
+    Failure
+        If it makes others: the model would be asked what it has never seen.
+    """
+    from transformers import AutoTokenizer
+
+    text_tokenizer.save_pretrained(folder)
+    again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    ecg = "".join(map(ECG_TOKEN.format, range(3)))
+    for text, ids in trained:
+        if again.encode(text.replace("ECG_TOKENS", ecg), add_special_tokens=False) != ids:
+            raise Failure(
+                "the base model's tokenizer makes other ids of a whole prompt than of its parts, with which the "
+                "model was trained: it cannot be exported"
+            )
+
+
+def readme(about, text, prompt):
+    """The README.md of an export."""
+    from ecgbyte_cli.model import ecg_lm
+
+    lines = [
+        f"# An ECG language model, exported by ecgbyte {__version__}",
+        ecg_lm.NOTICE,
+        f"Base model: {about['base']}. A plain causal language model for Transformers and other servers. "
+        "ECG_TOKENS below stands for `<ecg_12><ecg_7>…`, the ids that "
+        "`ecgbyte_cli.ECGTokenizer.from_file('ecg_tokenizer.json').encode(signal, "
+        f"{about['segmenter']!r})` gives for a segment.",
+        "The model was trained on this text and no other, here as a JSON string (`prompt` in ecgbyte.json). Give "
+        "it to the tokenizer with `add_special_tokens=False`; what the tokenizer's own chat template makes may "
+        "differ, as by a date or an empty thought.",
+        f"```json\n{json.dumps(text, ensure_ascii=False)}\n```",
+        f"An answer ends before any of the ids {', '.join(map(str, sorted(prompt.end_ids)))}.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def least_likely(lm, prompt):
     """The text id that the model is least likely ever to write, as its answers to some made-up ECGs show."""
     import torch
 
-    from ecgbyte_cli.model.prompt import Prompt
-
-    prompt, random = Prompt(text_tokenizer, lm.offset), np.random.default_rng(0)
+    random = np.random.default_rng(0)
     highest = None
     for _ in range(8):
         ecg = random.integers(0, lm.ecg_rows.num_embeddings - 2, 100)
@@ -143,12 +201,34 @@ def merge(base, method, folder):
     """The base model in float32 with its adapter merged into the weights."""
     if method == "full":
         return base
-    from peft import PeftModel
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    from ecgbyte_cli.model import ecg_lm
 
     base = base.unload()
     if method == "qlora":
         base = base.dequantize()
-    return PeftModel.from_pretrained(base.float(), folder).merge_and_unload()
+    merged = ecg_lm.with_adapter(base.float(), folder).merge_and_unload()
+    # 4-bit layers are linear ones: GPT-2's, which are stored the other way round, have to be made again
+    with torch.device("meta"):
+        wanted = dict(type(merged)(merged.config).named_modules())
+    for name, layer in list(merged.named_modules()):
+        if isinstance(wanted.get(name), Conv1D) and isinstance(layer, torch.nn.Linear):
+            turned = Conv1D(layer.out_features, layer.in_features)
+            turned.weight.data, turned.bias.data = layer.weight.data.T.contiguous(), layer.bias.data
+            merged.set_submodule(name, turned)
+    return merged
+
+
+def check_shapes(base, name):
+    """Refuse to write what its own config.json would not load."""
+    import torch
+
+    with torch.device("meta"):
+        wanted = {key: p.shape for key, p in type(base)(base.config).named_parameters()}
+    if wanted != {key: p.shape for key, p in base.named_parameters()}:
+        raise Failure(f"a model of {name} cannot be exported: its layers were rebuilt in training")
 
 
 def widen(base, lm, never):

@@ -1,7 +1,5 @@
 """ecgbyte finetune: questions and ECG tokens to an adapted language model."""
 
-import itertools
-import json
 import math
 import re
 import shutil
@@ -9,12 +7,18 @@ import time
 from pathlib import Path
 
 import click
-import numpy as np
 
-from ecgbyte_cli.console import Stage, note, say
-from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.console import Stage, note, say, wants_json
+from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.model.samples import Samples, read_samples
-from ecgbyte_cli.model.training import Trainer, process_group, this_process, validation_loss
+from ecgbyte_cli.model.training import (
+    Trainer,
+    process_group,
+    this_process,
+    too_large,
+    unfinished,
+    validation_loss,
+)
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.workdir import finished, new_folder, read_json
 
@@ -85,6 +89,22 @@ LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
     help="Longer samples lose ECG tokens, evenly from the end of each lead, or are left out; they are counted.",
 )
 @click.option(
+    "--without-ecg",
+    type=click.FloatRange(0, 0.5),
+    default=0.1,
+    show_default=True,
+    help="Share of the samples, drawn anew at each step, that are shown with no signal or a flat line: "
+    "so `generate` can ask how far the questions alone lead.",
+)
+@click.option(
+    "--checkpointing",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="LoRA and QLoRA: compute the layers' states twice and keep them not at all. auto: where a batch of the "
+    "longest samples might take more than half of the free memory.",
+)
+@click.option(
     "--every",
     type=click.IntRange(1),
     help="Validate and write a checkpoint every so many steps.  [default: a fifth of them]",
@@ -132,6 +152,8 @@ def finetune(
     lr=None,
     max_length=4096,
     long="trim",
+    without_ecg=0.1,
+    checkpointing="auto",
     every=None,
     patience=None,
     seed=0,
@@ -164,6 +186,10 @@ def finetune(
         In tokens.
     long : str
         `trim` or `skip`.
+    without_ecg : float
+        Share of the samples that are shown with no signal (half of them) or a flat line.
+    checkpointing : str
+        `auto`, `on` or `off`; the model does not depend on it.
     every : int or None
         Steps between validations; None is a fifth of the steps.
     patience : int or None
@@ -201,56 +227,70 @@ def finetune(
         "lr": lr or LEARNING_RATE[method],
         "max_length": max_length,
         "long": long,
+        "without_ecg": without_ecg,
         "every": every,
         "patience": patience,
         "seed": seed,
     }
-    going_on = unfinished(work, settings, overwrite)
-    done = going_on is None and finished(work.model_settings, settings, overwrite, "a model")
-    if done:
-        note(f"{work.model} is there already, made with these settings: nothing to do")
-        return done if rank == 0 else None
+    with work.checked("tokens"), work.making("training"):
+        going_on = unfinished(work, settings, overwrite)
+        done = going_on is None and finished(work.model_settings, settings, overwrite, "a model")
+        if done:
+            note(f"{work.model} is there already, made with these settings: nothing to do")
+            return done if rank == 0 else None
+        return _train(work, qa, settings, checkpointing, going_on)
 
+
+def _train(work, qa, settings, checkpointing, going_on):
+    """Train, from a checkpoint if there is one, and write the model."""
     import torch
 
     from ecgbyte_cli.model import ecg_lm
 
+    rank, processes = this_process()
+    model, method, seed, batch = (settings[key] for key in ("base", "method", "seed", "batch"))
+    together = batch * settings["accumulate"] * processes
     if method == "qlora" and ecg_lm.best_device() == "cpu":
         note("no GPU: 4-bit training on the CPU takes seconds per step for 0.1 B parameters, minutes for 1 B")
     with process_group() as device:
         torch.manual_seed(seed)
-        lm, text_tokenizer, samples = load(work, model, method, device, max_length, long, seed)
-        lm.init_rows(ecg_init, samples.tokenizer, seed)
-        lm.ecg_rows.requires_grad_(ecg_rows == "train")
+        lm, text_tokenizer, samples = load(
+            work, model, method, device, settings["max_length"], settings["long"], seed
+        )
         tell = note if rank == 0 else lambda text: None
-        training, validation, counts = read_samples(work, qa, samples, tell)
-        if patience and not validation:
+        training, validation, counts = read_samples(work, qa, samples, seed, tell)
+        if settings["patience"] and not validation:
             raise Failure(
                 f"--patience needs validation questions, and {qa} holds none about an encoded record"
             )
-        steps = steps or math.ceil(len(training) / (batch * accumulate * processes))
-        every = every or max(1, steps // 5)
+        longest = max(length for _, length in training + validation)
+        lm.init_rows(settings["ecg_init"], samples.tokenizer, seed)
+        if method != "full":
+            again = checkpointing == "on" or (checkpointing == "auto" and too_large(lm, batch * longest))
+            if again and checkpointing == "auto":
+                tell("gradient checkpointing: a batch of the longest samples might not fit into memory else")
+            lm.base = ecg_lm.add_adapter(lm.base, checkpointing=again)
+        lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
+        steps = settings["steps"] or math.ceil(len(training) / together)
+        every = settings["every"] or max(1, steps // 5)
         # a broken evaluation should show now, and not after the last step
         start = time.perf_counter()
         some = validation[: 2 * batch]
         first = validation_loss(lm, samples, some, batch)
         tell(
             f"{model} ({method}) on {device}: {len(training)} training and {len(validation)} validation "
-            f"questions, {steps} steps of {batch * accumulate * processes}; validation loss before training "
-            f"{_loss(first)}"
+            f"questions, {steps} steps of {together}; validation loss before training {_loss(first)}"
         )
         if some and method != "full" and device == "cpu":
-            # forward, once more for the gradient checkpoints, and backward: four times the forward pass
+            # forward and backward, and forward once more for the gradient checkpoints
             forward = (time.perf_counter() - start) / sum(length for _, length in some)
             length = sum(length for _, length in training) / len(training)
-            minutes = 4 * forward * length * batch * accumulate * steps / 60
+            minutes = (4 if again else 3) * forward * length * together * steps / processes / 60
             tell(f"no GPU: this training will take about {minutes:.1f} minutes")
         trainer = Trainer(work, lm, samples, settings, steps, every, training, validation, tell)
         try:
             if going_on is not None:
                 trainer.restore(going_on)
-                for half in work.training.glob(".*.part") if rank == 0 else ():
-                    shutil.rmtree(half)
                 tell(f"going on after step {trainer.step} of {steps}, from {going_on}")
             elif rank == 0:
                 shutil.rmtree(work.training, ignore_errors=True)
@@ -259,7 +299,6 @@ def finetune(
         except RuntimeError as error:
             if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
                 raise
-            longest = max(length for _, length in training)
             raise Failure(
                 f"out of memory at --batch {batch} with samples of up to {longest} tokens: lower --batch "
                 "(and raise --accumulate), or lower --max-length"
@@ -271,14 +310,16 @@ def finetune(
             "base": model,
             "method": method,
             "qa": str(Path(qa).resolve()),
-            # what a conversation with the model has to know
-            "segmenter": read_json(work.token_settings)["segmenter"],
+            # what whoever asks the model has to know
+            "segmenter": samples.segmenter,
+            "prompt_tokens": samples.longest,
+            "date": samples.prompt.date,
             "conversations": any(question.earlier for question, _ in training),
             "most_ecgs": max(len(question.segments) for question, _ in training),
             "settings": settings,
             "result": result,
         }
-        with new_folder(work.model) as folder:
+        with work.making("model"), new_folder(work.model) as folder:
             ecg_lm.save(folder, lm, text_tokenizer, work.ecg_tokenizer, about)
         for path in (*work.checkpoints("step"), *work.checkpoints("best")):
             shutil.rmtree(path)
@@ -292,25 +333,6 @@ def check(work, model, method):
     if model == "tiny" and method != "full":
         raise Failure("--model tiny is trained in full: leave out --method, or name another base model")
     return method
-
-
-def unfinished(work, settings, overwrite):
-    """The newest checkpoint of a training with these settings that was not finished, or None.
-
-    Raises
-    ------
-    Failure
-        If there is one with other settings and no finished model, and `overwrite` is false.
-    """
-    checkpoints = work.checkpoints("step")
-    if overwrite or not checkpoints:
-        return None
-    state = checkpoints[-1] / "state.json"
-    if read_json(state)["settings"] == json.loads(json.dumps(settings)):
-        return checkpoints[-1]
-    if not work.model_settings.exists():
-        finished(state, settings, overwrite, "an unfinished training")  # says what differs
-    return None
 
 
 def load(work, model, method, device, max_length, long, seed):
@@ -330,10 +352,7 @@ def load(work, model, method, device, max_length, long, seed):
             f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: run "
             "`ecgbyte encode --overwrite`"
         )
-    with ecg_lm.quiet():
-        base, text_tokenizer = ecg_lm.load_base(model, method, device)
-        if method != "full":
-            base = ecg_lm.add_adapter(base)
+    base, text_tokenizer = ecg_lm.load_base(model, method, device)
     lm = ecg_lm.ECGLM(base, tokenizer.vocab_size, seed)
     # the longest that the base model has positions for
     max_length = min(max_length, getattr(base.config, "max_position_embeddings", None) or max_length)
@@ -343,28 +362,17 @@ def load(work, model, method, device, max_length, long, seed):
 def show_samples(work, count, *, qa, model, method, max_length, long, seed, **_):
     """Print training samples with what the loss counts in green, and return them."""
     method = check(work, model, method)
-    _, text_tokenizer, samples = load(work, model, method, "cpu", max_length, long, seed)
-    training, _, _ = read_samples(work, qa, samples, note)
-    shown = []
-    for question, length in training[:count]:
-        ids, labels, lost = samples(question)
-        kinds = np.where(ids >= samples.prompt.offset + 2, 0, np.where(labels == -100, 1, 2))
-        line, counted = "", ""
-        for kind, run in itertools.groupby(range(length), key=lambda i: kinds[i]):
-            run = ids[list(run)]
-            if kind == 0:
-                line += click.style(f"[{len(run)} ECG tokens]", dim=True)
-                continue
-            words = "".join(
-                ("<sig_start>", "<sig_end>")[i - samples.prompt.offset]
-                if i >= samples.prompt.offset
-                else text_tokenizer.decode([i])
-                for i in run.tolist()
-            )
-            line += click.style(words, fg="green", underline=True) if kind == 2 else words
-            counted += words if kind == 2 else ""
-        say(f"{', '.join(question.records)} ({length} tokens, {lost} trimmed)\n{line}\nloss on: {counted}\n")
-        shown.append({"records": question.records, "tokens": length, "trimmed": lost, "loss_on": counted})
+    with work.checked("tokens"):
+        _, _, samples = load(work, model, method, "cpu", max_length, long, seed)
+        training, _, _ = read_samples(work, qa, samples, seed, note)
+        shown = []
+        for question, length in training[:count]:
+            ids, labels, lost = samples(question)
+            line, counted = samples.prompt.shown(ids, labels)
+            if not wants_json():
+                records = printable(", ".join(question.records))
+                click.echo(f"{records} ({length} tokens, {lost} trimmed)\n{line}\nloss on: {counted}\n")
+            shown.append({"records": question.records, "tokens": length, "trimmed": lost, "loss_on": counted})
     return {"samples": shown}
 
 

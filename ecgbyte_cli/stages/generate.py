@@ -9,6 +9,7 @@ import numpy as np
 
 from ecgbyte_cli.console import Stage, note, progress, say, table
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import folder
 from ecgbyte_cli.model.answering import Partial, Prompts, Sampler, answer_all, longest_prompt
 from ecgbyte_cli.model.controls import CONTROLS, Signals
 from ecgbyte_cli.model.prompt import Prompt
@@ -28,6 +29,11 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, sha256_of, whol
     help="Question file, or a folder of them.  [default: the one the model was trained on]",
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Folder of the base model, if that has moved since the training.",
+)
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
@@ -70,8 +76,8 @@ def command(work, **options):
 
     The controls ask the same questions with no signal, with the signal of another patient, with a flat line, and
     with noise of the segment's own spectrum; the last one is the most frequent answer of the training questions
-    of the same type. A model that reads the ECG does much worse in all of them: what counts is the difference to
-    the best. Intervals hold 95 % of a bootstrap over patients.
+    of the same type, or of the same words, whichever is better. A model that reads the ECG does much worse in
+    all of them: what counts is the difference to the best. Intervals hold 95 % of a bootstrap over patients.
     """
     result = generate(work, **options)
     header, lines = metrics.rows(result)
@@ -88,6 +94,7 @@ def generate(
     *,
     qa=None,
     model=None,
+    base=None,
     split="test",
     limit=None,
     batch=32,
@@ -107,6 +114,8 @@ def generate(
         Question file or folder; None is the one the model was trained on.
     model : Path or None
         Model folder; None is the work folder's.
+    base : Path or None
+        Folder of the base model, if that has moved.
     split : str
     limit : int or None
         At most so many questions.
@@ -125,7 +134,8 @@ def generate(
     Returns
     -------
     dict
-        What `metrics.score` and `metrics.overlap` return, split and seconds.
+        What `metrics.score` and `metrics.overlap` return, split, majority_by (`type` or `question`),
+        seen_in_training (questions of the split that stand in training too) and seconds.
 
     Raises
     ------
@@ -134,43 +144,85 @@ def generate(
         was answered until then is kept, and the next run goes on from there.
     """
     start = time.perf_counter()
-    model = Path(model or work.model)
+    with work.checked("tokens", "model"), work.making("answers"):
+        model = Path(model or work.model)
+        about, encoded = check(work, model)
+        qa = Path(qa or about["qa"])
+        settings = {
+            "model": sha256_of(model / "ecgbyte.json"),
+            "qa": question_files.sha256(qa),
+            "tokens": encoded["settings"],
+            "split": split,
+            "limit": limit,
+            "max_new": max_new,
+            "temperature": temperature,
+            "controls": controls,
+            "bertscore": bertscore,
+            "seed": seed,
+        }
+        done = finished(work.metrics, settings, overwrite, "answers")
+        if done:
+            note(f"{work.answers} is there already, made with these settings: nothing to do")
+            return done
+        questions, segments = question_files.read(qa), read_table(work.symbol_segments)
+        chosen, joined = choose(questions, segments, split, limit, seed)
+        for line in question_files.crossings(joined, segments, qa):
+            note(line)
+        asked = [question for question, *_ in chosen]
+        answers, seconds = answer(work, model, base, chosen, settings, batch)
+        result = {}
+        if controls:
+            training = [question for question, *_, side in joined if side == "train"]
+            answers["majority"], result["majority_by"] = metrics.guesses(training, asked)
+        result |= metrics.score(
+            answers,
+            [question.truth for question in asked],
+            [question.type for question in asked],
+            [patient for *_, patient, _ in chosen],
+            seed,
+            [question.attribute_type for question in asked],
+        )
+        result |= metrics.overlap(answers["signal"], [question.answer for question in asked], bertscore)
+        result |= {"split": split, "seen_in_training": question_files.seen_in_training(joined)}
+        result["seconds"] = time.perf_counter() - start
+        write(work, chosen, answers, seconds, settings, result)
+        return result
+
+
+def check(work, model):
+    """Check that model and tokens belong together, and return what the settings of both say."""
     if not (model / "ecgbyte.json").exists():
         raise Failure(f"{model} holds no model: run `ecgbyte finetune` first, or name one with --model")
-    work.need(work.token_settings, "encode")
-    about, encoded = read_json(model / "ecgbyte.json"), read_json(work.token_settings)
+    about, encoded = folder.about(model), read_json(work.token_settings)
     if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(
             f"{model} was trained with another tokenizer than {work.tokens} was encoded with: "
             "encode with the model's, or train again"
         )
-    qa = Path(qa or about["qa"])
-    settings = {
-        "model": sha256_of(model / "ecgbyte.json"),
-        "qa": question_files.sha256(qa),
-        "tokens": encoded["settings"],
-        "split": split,
-        "limit": limit,
-        "max_new": max_new,
-        "temperature": temperature,
-        "controls": controls,
-        "bertscore": bertscore,
-        "seed": seed,
-    }
-    done = finished(work.metrics, settings, overwrite, "answers")
-    if done:
-        note(f"{work.answers} is there already, made with these settings: nothing to do")
-        return done
+    if encoded.get("segmenter", about["segmenter"]) != about["segmenter"]:
+        raise Failure(
+            f"{model} was trained on tokens of the segmenter {about['segmenter']}, and {work.tokens} was encoded "
+            f"with {encoded['segmenter']}: run `ecgbyte encode --segmenter {about['segmenter']} --overwrite`"
+        )
+    return about, encoded
 
-    chosen, guesses = choose(question_files.read(qa), read_table(work.symbol_segments), split, limit, seed)
+
+def answer(work, model, base, chosen, settings, batch):
+    """Ask the model each question, and each under every control.
+
+    Returns
+    -------
+    (dict, dict)
+        Lists of answers, and of seconds, by `signal` or the control's name.
+    """
     from ecgbyte_cli.model import ecg_lm
 
-    with ecg_lm.quiet():
-        lm, text_tokenizer, ecg_tokenizer, _ = ecg_lm.load(model)
-    prompt = Prompt(text_tokenizer, lm.offset)
-    signals = Signals(work, ecg_tokenizer, encoded.get("segmenter", "longest"), chosen, seed)
-    names = ("signal", *CONTROLS) if controls else ("signal",)
-    longest = longest_prompt(lm, prompt, about, [q.answer for q, *_ in chosen], max_new)
+    seed, max_new, asked = settings["seed"], settings["max_new"], [question for question, *_ in chosen]
+    lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(model, base=base)
+    prompt = Prompt(text_tokenizer, lm.offset, about.get("date"))
+    signals = Signals(work, ecg_tokenizer, about["segmenter"], chosen, seed)
+    names = ("signal", *CONTROLS) if settings["controls"] else ("signal",)
+    longest = longest_prompt(lm, prompt, about, [question.answer for question in asked], max_new)
     answers, seconds = {}, {}
     with (
         Partial(work.partial_answers, settings) as partial,
@@ -178,7 +230,7 @@ def generate(
     ):
         bar.update(len(partial.answers))
         for name in names:
-            prompts = Prompts(prompt, ecg_tokenizer, [q for q, *_ in chosen], signals.of(name), longest)
+            prompts = Prompts(prompt, ecg_tokenizer, asked, signals.of(name), longest)
             if prompts.trimmed and name == "signal":
                 note(f"{prompts.trimmed} prompts were longer than in training, and lost ECG tokens")
 
@@ -186,23 +238,18 @@ def generate(
                 partial.add(name, i, text, took)
                 bar.advance()
 
-            pick = Sampler(temperature, seed, name) if temperature else None
+            pick = Sampler(settings["temperature"], seed, name) if settings["temperature"] else None
             answer_all(lm, prompt, prompts.ids, batch, max_new, partial.of(name), keep, pick, chosen)
             answers[name] = [partial.answers[name, i][0] for i in range(len(chosen))]
             seconds[name] = [partial.answers[name, i][1] for i in range(len(chosen))]
-    if controls:
-        answers["majority"] = [guesses[question.type] for question, *_ in chosen]
+    return answers, seconds
 
-    truths, types = [q.answer for q, *_ in chosen], [q.type for q, *_ in chosen]
-    patients = [patient for *_, patient, _ in chosen]
-    result = {
-        **metrics.score(answers, truths, types, patients, seed),
-        **metrics.overlap(answers["signal"], truths, bertscore),
-        "split": split,
-        "seconds": time.perf_counter() - start,
-    }
+
+def write(work, chosen, answers, seconds, settings, result):
+    """Write the answers, their scores as a table, and at last the settings and scores as JSON."""
     with whole(work.answers) as beside, open(beside, "w", encoding="utf-8") as file:
         for i, (question, _, patient, _) in enumerate(chosen):
+            controls = {name: given[i] for name, given in answers.items() if name != "signal"}
             line = {
                 "record": question.record if len(question.records) == 1 else list(question.records),
                 "patient": patient,
@@ -210,26 +257,29 @@ def generate(
                 "truth": question.answer,
                 "answer": answers["signal"][i],
                 "type": question.type,
+                "template_id": question.template_id,
+                "attribute_type": question.attribute_type,
                 "seconds": round(seconds["signal"][i], 4),
-                "control": {name: given[i] for name, given in answers.items() if name != "signal"},
+                "control": {
+                    name: a if isinstance(a, str) else question_files.BETWEEN.join(a)
+                    for name, a in controls.items()
+                },
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    title = f"Exact match in %, {result['questions']} questions of split {split}"
+    title = f"Exact match in %, {result['questions']} questions of split {result['split']}"
     with whole(work.metrics_table) as beside:
         beside.write_text(metrics.markdown(result, title), encoding="utf-8")
     write_json(work.metrics, {"settings": settings, "result": result}, indent=1)
     work.partial_answers.unlink(missing_ok=True)
-    return result
 
 
 def choose(questions, segments, split, limit, seed):
-    """The questions of a split that have a segment, and the most frequent answer of each type.
+    """The questions of a split that have a segment.
 
     Returns
     -------
-    (list of (Question, int, str, str), dict)
-        At most `limit` questions with segment, patient and split; and type to answer: the training split's most
-        frequent one, or that of the questions themselves where the training split has none of the type.
+    (list of (Question, int, str, str), list of the same)
+        At most `limit` questions with segment, patient and split, drawn by seed; and those of all splits.
 
     Raises
     ------
@@ -245,7 +295,4 @@ def choose(questions, segments, split, limit, seed):
     if limit and limit < len(chosen):
         keep = np.random.default_rng(seed).choice(len(chosen), limit, replace=False)
         chosen = [chosen[i] for i in sorted(keep)]
-    training = [question for question, *_, side in joined if side == "train"]
-    guesses = metrics.majority([q.answer for q, *_ in chosen], [q.type for q, *_ in chosen])
-    guesses |= metrics.majority([q.answer for q in training], [q.type for q in training])
-    return chosen, guesses
+    return chosen, joined

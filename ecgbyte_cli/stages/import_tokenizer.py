@@ -1,7 +1,7 @@
 """ecgbyte import-tokenizer: a tokenizer of the reference implementation as an ecg_tokenizer.json."""
 
 import math
-import pickle
+import pickletools
 from pathlib import Path
 
 import click
@@ -13,7 +13,9 @@ from ecgbyte_cli.signal.tokenizer import write_tokenizer
 from ecgbyte_cli.workdir import finished, read_json, sha256_of
 
 LETTERS = 26  # of the reference: the bytes a to z
-MOST_BYTES, MOST_LETTERS = 2**28, 2**24  # of a file, and of all its tokens written out
+# The reference's 5,000 merges make 0.4 MB, 0.16 million opcodes, and 0.1 million letters in all tokens, 512 in the
+# longest. The work grows with the square of some of these: all together it stays at seconds.
+MOST_BYTES, MOST_OPCODES, MOST_LETTERS, MOST_STEPS = 2**25, 2**21, 2**21, 2**23
 
 
 @click.command(
@@ -35,8 +37,8 @@ MOST_BYTES, MOST_LETTERS = 2**28, 2**24  # of a file, and of all its tokens writ
 def command(work, **options):
     """Take over a tokenizer of the reference implementation (ECG-Byte): its pickle, or merges in JSON.
 
-    The pickle is read without running anything of it. Its ids 97 to 122 (a to z) become 0 to 25, and
-    256 + k becomes 26 + k.
+    The pickle is read without running anything of it, by a reader of numbers, texts and lists. Its ids 97 to 122
+    (a to z) become 0 to 25, and 256 + k becomes 26 + k.
     """
     result = import_tokenizer(work, **options)
     say(f"{result['merges']} merges, vocabulary {result['vocab']}, in {work.ecg_tokenizer.parent}")
@@ -118,60 +120,130 @@ def import_tokenizer(work, file, *, bounds=None, overwrite=False):
     return result
 
 
-class Plain(pickle.Unpickler):
-    """Reads numbers, texts, lists, tuples and dicts; whatever would look up a name is refused.
-
-    Without a name there is nothing that a pickle could call: every opcode that calls takes what it calls from
-    `find_class`.
-    """
-
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it would run {module}.{name}")
-
-    def persistent_load(self, pid):
-        raise pickle.UnpicklingError("it refers to an object outside")
-
-
 def from_pickle(file):
     """The list of (bytes of the token, id) in the reference's pickle."""
     try:
-        with open(file, "rb") as opened:
-            _, listed = Plain(opened).load()
-    # a damaged pickle can make the unpickler raise nearly anything
-    except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        _, listed = plain(file.read_bytes())
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        text = " ".join(str(error).split())[:200] or type(error).__name__
         raise Failure(
             f"{file} is no tokenizer of the reference, and nothing in it was run: {text}"
         ) from error
     return listed
 
 
+def plain(content):
+    """What a pickle of numbers, texts, lists, pairs and dicts holds, read without Python's unpickler.
+
+    That one makes room for any number that a memo's opcode names, calls whatever a name stands for, and follows
+    pairs within pairs as deep as they go. Here an opcode that is not listed ends the reading.
+
+    Parameters
+    ----------
+    content : bytes
+
+    Returns
+    -------
+    object
+        Numbers, texts, lists (pairs too), and None for a dict: what the reference has in one is not needed.
+
+    Raises
+    ------
+    ValueError, TypeError, IndexError, KeyError or AttributeError
+        If it is no such pickle, or a very long one.
+    """
+    stack, marks, memo = [], [], {}
+
+    def since_mark():
+        at = marks.pop()
+        taken = stack[at:]
+        del stack[at:]
+        return taken
+
+    for count, (opcode, value, _) in enumerate(pickletools.genops(content)):
+        if count == MOST_OPCODES:
+            raise ValueError(f"it has more than {MOST_OPCODES:,} opcodes")
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack.pop()
+            case "MARK":
+                marks.append(len(stack))
+            case (
+                "BININT"
+                | "BININT1"
+                | "BININT2"
+                | "SHORT_BINUNICODE"
+                | "BINUNICODE"
+                | "SHORT_BINBYTES"
+                | "BINBYTES"
+            ):
+                stack.append(value)
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append(None)
+            case "APPEND":
+                made = stack.pop()
+                stack[-1].append(made)
+            case "APPENDS":
+                made = since_mark()
+                stack[-1].extend(made)
+            case "TUPLE2":
+                right, left = stack.pop(), stack.pop()
+                stack.append([left, right])
+            case "TUPLE":
+                stack.append(since_mark())
+            case "SETITEM":
+                del stack[-2:]
+            case "SETITEMS":
+                since_mark()
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINPUT" | "LONG_BINPUT":
+                memo[value] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
+            case "GLOBAL" | "INST" | "STACK_GLOBAL":
+                called = (value or "").replace(" ", ".") or ".".join(part[:40] for part in stack[-2:])
+                raise ValueError(f"it would run {called}")
+            case name:
+                raise ValueError(f"the opcode {name} has no place in one")
+    raise ValueError("it has no end")
+
+
 def from_json(file, bounds):
-    """The list of (letters as numbers, id) in a JSON object, and the range in mV."""
+    """The list of (letters of the token, id) in a JSON object, and the range in mV."""
     about = read_json(file)
     try:
-        listed = [([ord(letter) for letter in letters], number) for letters, number in about["merges"]]
+        listed = [(letters, number) for letters, number in about["merges"]]
         if bounds is None and "percentile_1" in about:
             bounds = float(about["percentile_1"]) - 0.5, float(about["percentile_99"]) + 0.5
-    except (KeyError, TypeError, ValueError) as error:
-        raise Failure(f"{file} lists no merges as [letters, id] ({type(error).__name__})") from error
+            if not -math.inf < bounds[0] < bounds[1] < math.inf:
+                raise ValueError("percentiles that are no range")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Failure(f"{file} lists no merges as [letters, id] ({type(error).__name__}: {error})") from error
     return listed, bounds
 
 
 def check(file, listed):
-    """The tokens as tuples of letters 0 to 25, in order of their ids; anything else is refused."""
+    """The tokens as bytes of letters 0 to 25, in order of their ids; anything else is refused."""
     tokens, total = [], 0
     try:
         for spelled, number in listed:
-            if number != 256 + len(tokens):
-                raise ValueError(f"id {number} where {256 + len(tokens)} was to come")
+            if type(number) is not int or number != 256 + len(tokens):
+                found = f"id {number}" if type(number) is int else type(number).__name__
+                raise ValueError(f"{found} where id {256 + len(tokens)} was to come")
+            if not isinstance(spelled, list | bytes | str):  # bytes(5) would be five letters
+                raise TypeError(f"token {number} is no list of letters")
             total += len(spelled)
             if total > MOST_LETTERS:
-                raise ValueError("its tokens are too long")
-            token = tuple(byte - ord("a") for byte in spelled)
-            if len(token) < 2 or not all(type(b) is int and 0 <= b < LETTERS for b in token):
+                raise ValueError(f"its tokens have more than {MOST_LETTERS:,} letters")
+            spelled = spelled.encode() if isinstance(spelled, str) else bytes(spelled)
+            if len(spelled) < 2 or not (min(spelled) >= ord("a") and max(spelled) <= ord("z")):
                 raise ValueError(f"token {number} is not of letters a to z")
-            tokens.append(token)
+            tokens.append(bytes(letter - ord("a") for letter in spelled))
     except (TypeError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise Failure(f"{file} is no tokenizer of the reference: {text}") from error
@@ -180,24 +252,33 @@ def check(file, listed):
 
 def pairs(file, tokens):
     """The [left, right] of each token: what the merges before it leave of its letters."""
-    ids = {(letter,): letter for letter in range(LETTERS)}
-    ranks, merges = {}, []
+    ids = {bytes([letter]): letter for letter in range(LETTERS)}
+    lengths, ranks, merges, budget = {1}, {}, [], [MOST_STEPS]
     for k, token in enumerate(tokens):
-        splits = [(token[:i], token[i:]) for i in range(1, len(token))]
-        known = [(ids[left], ids[right]) for left, right in splits if left in ids and right in ids]
-        found = [pair for pair in [merged(token, ranks), *known] if len(pair) == 2 and pair not in ranks]
-        if not found:
+        pair = merged(token, ranks, budget) if len(token) <= 2 * max(lengths) else ()
+        if len(pair) != 2 or pair in ranks:
+            splits = [i for i in sorted(lengths) if len(token) - i in lengths]
+            known = ((ids.get(token[:i]), ids.get(token[i:])) for i in splits)
+            pair = next((p for p in known if None not in p and p not in ranks), None)
+        if budget[0] < 0:
+            raise Failure(f"{file}: its tokens are too long to be taken apart")
+        if pair is None:
             raise Failure(f"{file}: token {256 + k} is not made of two tokens before it")
-        ranks[found[0]] = k
-        merges.append(list(found[0]))
+        ranks[pair] = k
+        merges.append(list(pair))
         ids.setdefault(token, LETTERS + k)
+        lengths.add(len(token))
     return merges
 
 
-def merged(token, ranks):
-    """The ids that merges leave of a token's letters, each merge from left to right: a tuple."""
+def merged(token, ranks, budget):
+    """The ids that merges leave of a token's letters, each merge from left to right: a tuple.
+
+    `budget` is a list of one number, from which each look at a pair is taken; below zero it gives up.
+    """
     ids = list(token)
-    while len(ids) > 1:
+    while len(ids) > 1 and budget[0] >= 0:
+        budget[0] -= len(ids)
         rank, pair = min((ranks.get(pair, math.inf), pair) for pair in zip(ids, ids[1:], strict=False))
         if rank == math.inf:
             break

@@ -3,6 +3,7 @@
 import click
 
 from ecgbyte_cli.console import Stage, say, table
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.workdir import read_json
 
 
@@ -63,7 +64,10 @@ def info(work):
     stages, following = {}, None
     for name, path, line in steps:
         if path.exists():
-            stages[name] = read_json(path).get("result", {})
+            result = read_json(path).get("result", {})
+            if not isinstance(result, dict):
+                raise Failure(f"{path} is damaged: its result is no JSON object")
+            stages[name] = result
         else:
             following = following or line
     return {"work": str(work.root), "stages": stages, "next": following or "ecgbyte chat RECORD.hea"}

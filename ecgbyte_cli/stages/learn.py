@@ -16,9 +16,11 @@ from ecgbyte_cli.signal import corpus
 from ecgbyte_cli.signal.tokenizer import write_tokenizer
 from ecgbyte_cli.workdir import (
     finished,
+    is_sealed,
     read_array,
     read_json,
     read_table,
+    sealed,
     sha256_of,
     write_json,
 )
@@ -158,30 +160,41 @@ def learn(
     Failure
         If there are no letters, or the vocabulary is smaller than the number of letters.
     """
-    letters = read_array(work.need(work.symbols, "symbolize"))
-    signal = read_json(work.need(work.symbol_settings, "symbolize"))["signal"]
-    levels = signal["quantizer"]["levels"]
-    if merges is None:
-        if vocab < levels:
-            raise Failure(f"--vocab {vocab} is smaller than the {levels} letters of {work.symbols}")
-        merges = vocab - levels
-    settings = {
-        "merges": merges,
-        "boundary": boundary,
-        "min_count": min_count,
-        "max_token_length": max_token_length,
-        "split": split,
-        "sample": sample,
-        "seed": seed,
-        "symbols": fingerprint(work),
-    }
-    result = finished(work.ecg_tokenizer, settings, overwrite, "a tokenizer")
-    if result is not None:
-        note(f"learn: already done, see {work.ecg_tokenizer}")
-        return result
+    with work.checked("symbols"):
+        signal = read_json(work.symbol_settings)["signal"]
+        levels = signal["quantizer"]["levels"]
+        if merges is None:
+            if vocab < levels:
+                raise Failure(f"--vocab {vocab} is smaller than the {levels} letters of {work.symbols}")
+            merges = vocab - levels
+        settings = {
+            "merges": merges,
+            "boundary": boundary,
+            "min_count": min_count,
+            "max_token_length": max_token_length,
+            "split": split,
+            "sample": sample,
+            "seed": seed,
+            "symbols": fingerprint(work),
+        }
+        result = finished(work.ecg_tokenizer, settings, overwrite, "a tokenizer")
+        if result is not None:
+            note(f"learn: already done, see {work.ecg_tokenizer}")
+            return result
+        with work.making("tokenizer"):
+            finished(
+                work.ecg_tokenizer, settings, overwrite, "a tokenizer"
+            )  # another run may just have ended
+            return _learn(work, settings, signal, threads, overwrite)
 
+
+def _learn(work, settings, signal, threads, overwrite):
+    """Learn, and write the tokenizer."""
+    merges, boundary, min_count = settings["merges"], settings["boundary"], settings["min_count"]
+    max_token_length = settings["max_token_length"]
+    levels, letters = signal["quantizer"]["levels"], read_array(work.symbols)
     known = half_learned(work.half_learned, settings, overwrite)
-    segments, described = choose_segments(work, split, sample, seed)
+    segments, described = choose_segments(work, settings["split"], settings["sample"], settings["seed"])
     check_memory(segments, boundary, described)
 
     from ecgbyte_kernels import merges as kernels
@@ -212,7 +225,7 @@ def learn(
             if len(fresh) and time.perf_counter() - saved >= SAVE_EVERY:
                 saved = time.perf_counter()
                 so_far = {"settings": settings, "merges": np.concatenate(rows).tolist()}
-                write_json(work.half_learned, so_far)
+                write_json(work.half_learned, sealed(so_far))
     if made < merges:
         note(f"learn: {made} of {merges} merges: no other pair is found {min_count} times or more")
     rows = np.concatenate(rows)
@@ -251,6 +264,8 @@ def half_learned(path, settings, overwrite):
             f"{path} is of a run with other settings that was interrupted: "
             "add --overwrite, or use another --work folder"
         )
+    if not is_sealed(before):
+        raise Failure(f"{path} is damaged: remove it, and run the same command again")
     rows = np.array(before["merges"], np.int64).reshape(-1, 3)
     note(f"learn: goes on from merge {len(rows)}, where it was interrupted")
     return rows

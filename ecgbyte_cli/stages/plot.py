@@ -5,11 +5,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli import readers
+from ecgbyte_cli import readers, sheet
 from ecgbyte_cli.console import Stage, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal import preprocess
-from ecgbyte_cli.workdir import read_array, read_json, read_table
+from ecgbyte_cli.workdir import read_array, read_json, read_table, whole
 
 
 @click.command(
@@ -25,6 +25,29 @@ from ecgbyte_cli.workdir import read_array, read_json, read_table
     "--model",
     type=click.Path(path_type=Path),
     help="Model folder; for tokens, its tokenizer.  [default: the work folder's]",
+)
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
+)
+@click.option(
+    "--input-fs",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    show_default="as symbolize was told",
+    help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
+)
+@click.option(
+    "--lead-names",
+    default=None,
+    show_default="as symbolize was told, or the 12 in their usual order",
+    help="Names of the leads in a file that does not say them (NumPy, HDF5), commas between.",
+)
+@click.option(
+    "--units",
+    type=click.Choice(["uV", "mV", "V"]),
+    default=None,
+    show_default="as symbolize was told, or mV",
+    help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
 )
 @click.option(
     "--question",
@@ -68,6 +91,10 @@ def plot(
     lead=None,
     start=0.0,
     model=None,
+    base=None,
+    input_fs=None,
+    lead_names=None,
+    units=None,
     question="What is the rhythm?",
     method="integrated",
     out=None,
@@ -85,7 +112,12 @@ def plot(
     start : float
         First second to draw.
     model : Path or None
-        Model folder (for `tokens`, its tokenizer is taken); None is the work folder's.
+        Model folder (for `tokens`, its tokenizer and segmenter are taken); None is the work folder's.
+    base : Path or None
+        Where the model's base model is, if that has moved.
+    input_fs, lead_names, units
+        Sampling rate in Hz, names of the leads with commas between, and unit of a recording that does not say
+        them; None is what `symbolize` was told.
     question, method : str
         For `attention`: what is asked, and one of `attribution.METHODS`.
     out : Path or None
@@ -94,10 +126,11 @@ def plot(
     Returns
     -------
     dict
-        picture (path), record, kind; for `tokens` also lead and tokens (how many), for `distribution` tokens,
-        segments and different (tokens); for `attention` also question,
-        answer, method and on_text (percent of the attribution that is on the question, not on the ECG;
-        None where the method does not ask for it).
+        picture (path), record, kind; for `tokens` also lead, tokens (how many) and segmenter, for `distribution`
+        tokens, segments and different (tokens); for `attention` also question, answer, method, on_text (percent
+        of the attribution that is on the question, not on the ECG; None where the method does not ask for it)
+        and completeness_gap (percent by which integrated gradients do not sum to the difference that the ECG
+        makes; None for other methods).
 
     Raises
     ------
@@ -108,16 +141,23 @@ def plot(
 
     if kind == "distribution":
         out = out or work.pictures / f"{Path(record).name}-{kind}.png"
-        figure, more = distribution_picture(work, Path(record).name)
+        with work.checked("tokens"):
+            figure, more = distribution_picture(work, Path(record).name)
         pictures.save(figure, out)
         return {"kind": kind, "record": Path(record).name, "picture": str(out), **more}
-    recording = read(record)
+    told = {"fs": input_fs, "lead_names": lead_names and [name.strip() for name in lead_names.split(",")]}
+    told = {key: value for key, value in (told | {"units": units}).items() if value is not None}
+    recording = read(record, {**work.reading(), **told})
     out = out or work.pictures / f"{recording.name}-{kind}.png"
     result = {"kind": kind, "record": recording.name, "picture": str(out)}
     if not 0 <= start < recording.signal.shape[1] / recording.fs:
         raise Failure(
             f"{record} is {recording.signal.shape[1] / recording.fs:g} s long: --start {start:g} is outside"
         )
+    if kind == "ecg" and Path(out).suffix.lower() == ".svg":  # the sheet that the page shows too
+        with whole(out) as beside:
+            beside.write_text(sheet.sheet(recording, start), encoding="utf-8")
+        return result
     if kind == "ecg":
         names = [readers.lead_name(name) or name for name in recording.leads]
         figure = pictures.sheet(recording.signal, recording.fs, names, recording.name, start)
@@ -125,16 +165,16 @@ def plot(
         figure, more = token_picture(work, recording, lead, start, model)
         result.update(more)
     else:
-        figure, more = attention_picture(work, recording, start, model, question, method)
+        figure, more = attention_picture(work, recording, start, model, base, question, method)
         result.update(more)
     pictures.save(figure, out)
     return result
 
 
-def read(record):
-    """Read a recording; what is wrong with it is said with its name."""
+def read(record, told):
+    """Read a recording, with what is told about it; what is wrong with it is said with its name."""
     try:
-        return readers.read(record)
+        return readers.read(record, **told)
     except readers.Unusable as error:
         raise Failure(f"{record}: {error.message}") from error
 
@@ -144,15 +184,16 @@ def token_picture(work, recording, lead, start, model):
     from ecgbyte_cli import pictures
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
-    path = Path(model) / "ecg_tokenizer.json" if model else work.ecg_tokenizer
-    tokenizer = ECGTokenizer.from_file(path if model else work.need(path, "learn"))
+    path = Path(model) / "ecg_tokenizer.json" if model else work.need(work.ecg_tokenizer, "learn")
+    tokenizer = ECGTokenizer.from_file(path)
+    segmenter = segmenter_of(work, tokenizer, model)
     leads, fs = tokenizer.signal["leads"], tokenizer.signal["fs"]
     lead = lead or ("II" if "II" in leads else leads[0])
     if lead not in leads:
         raise Failure(f"{path} knows no lead {lead}: it has {', '.join(leads)}")
     begin, signal = segment_at(recording, tokenizer, start)
     letters, lo, hi = tokenizer.quantize(signal)
-    ids = tokenizer.encode(letters)
+    ids = tokenizer.encode(letters, segmenter)
     row = leads.index(lead)
     token, _, starts, stops = (column for column in tokenizer.spans(ids)[tokenizer.spans(ids)[:, 1] == row].T)
     decoded = tokenizer.to_mv(letters, lo, hi)
@@ -160,7 +201,29 @@ def token_picture(work, recording, lead, start, model):
     figure = pictures.tokens(
         signal[row], decoded[row], fs, lead, np.asarray(ids)[token], starts, stops, title
     )
-    return figure, {"lead": lead, "tokens": len(token)}
+    return figure, {"lead": lead, "tokens": len(token), "segmenter": segmenter}
+
+
+def segmenter_of(work, tokenizer, model):
+    """The segmenter that a model was trained with, or that the work folder's tokens were made with."""
+    if model:
+        path = Path(model) / "ecgbyte.json"
+        about = read_json(path)
+        # models older than this entry know one segmenter alone
+        segmenter = about.get("segmenter", "longest" if about.get("format") == "ecgbyte-model" else None)
+    elif not work.token_settings.exists():
+        return "longest"  # as encode would
+    else:
+        path = work.token_settings
+        about = read_json(path)
+        segmenter = about.get("segmenter")
+        if about.get("tokenizer_sha256") != tokenizer.sha256:
+            raise Failure(
+                f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: encode again"
+            )
+    if segmenter is None:
+        raise Failure(f"{path} does not say with which segmenter tokens are to be cut")
+    return segmenter
 
 
 def distribution_picture(work, name):
@@ -199,22 +262,24 @@ def segment_at(recording, tokenizer, start):
     return [s for s in segments if s[0] <= start][-1]
 
 
-def attention_picture(work, recording, start, model, question, method):
+def attention_picture(work, recording, start, model, base, question, method):
     """The picture of what a model's answer to a question drew on, in the segment that `start` lies in."""
     from ecgbyte_cli import pictures
     from ecgbyte_cli.model import attribution, ecg_lm
     from ecgbyte_cli.model.prompt import Prompt
 
-    with ecg_lm.quiet():
-        lm, text_tokenizer, tokenizer, about = ecg_lm.load(Path(model or work.model))
+    lm, text_tokenizer, tokenizer, about = ecg_lm.load(Path(model or work.model), base=base)
     begin, signal = segment_at(recording, tokenizer, start)
-    prompt, letters = Prompt(text_tokenizer, lm.offset), tokenizer.letters(signal)
-    explainer = attribution.Explainer(lm, prompt, tokenizer, about.get("segmenter", "longest"))
+    prompt, letters = Prompt(text_tokenizer, lm.offset, about.get("date")), tokenizer.letters(signal)
+    explainer = attribution.Explainer(
+        lm, prompt, tokenizer, about["segmenter"], longest=about.get("prompt_tokens")
+    )
     answer = explainer.answer(letters, question)
+    case = explainer.case(letters, question, answer)
     if method == "occlusion":  # which asks the signal alone
-        density, words, values = explainer.density(letters, question, answer, method), [], np.zeros(0)
+        density = explainer.density_of(case, letters, question, answer, method)
+        words, values = [], np.zeros(0)
     else:
-        case = explainer.case(letters, question, answer)
         scores = explainer.scores(case, method)
         density, (words, values) = explainer.spread(case, scores), explainer.on_words(case, scores)
     title = f"{recording.name}: {question} {answer}   ({method}; research use only)"
@@ -224,4 +289,5 @@ def attention_picture(work, recording, start, model, question, method):
     )
     on_text = float(100 * values.sum()) if words else None
     more = {"question": question, "answer": answer, "method": method, "on_text": on_text}
+    more["completeness_gap"] = case.gap
     return figure, more

@@ -1,9 +1,9 @@
 """ecgbyte symbolize: recordings to letters."""
 
-import json
 import os
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -15,18 +15,22 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import in_parallel
 from ecgbyte_cli.parts import Parts
 from ecgbyte_cli.signal import corpus, preprocess
+from ecgbyte_cli.signal.letters import about_part, blocks_of_part, lost_leads, make_part, say_what_is_lost
 from ecgbyte_cli.workdir import (
+    described,
     finished,
     new_array,
     new_table,
     read_table,
+    sealed,
     sha256_of,
     write_json,
     write_table,
 )
 from ecgbyte_kernels import quantize as kernels
 
-PRELOAD = (__name__, "scipy.signal", "pywt")
+PRELOAD = ("ecgbyte_cli.signal.letters", "scipy.signal", "pywt")
+PATIENTS = 5  # so many recordings are not of one patient, whatever they say
 PART = 64  # recordings that are done together, and lost together if the run is killed
 COLUMNS = {
     "segment": int,
@@ -110,6 +114,13 @@ COLUMNS = {
     help="Names of the leads in files that do not say them (NumPy, HDF5).",
 )
 @click.option(
+    "--units",
+    type=click.Choice(["uV", "mV", "V"]),
+    default=None,
+    show_default="mV",
+    help="Units of files that do not say them (CSV, TSV, NumPy, HDF5).",
+)
+@click.option(
     "--jobs", type=click.IntRange(1), default=None, show_default="all processors", help="Processes to use."
 )
 @click.option(
@@ -152,6 +163,7 @@ def symbolize(
     patients=None,
     input_fs=None,
     lead_names=None,
+    units=None,
     jobs=None,
     overwrite=False,
 ):
@@ -179,8 +191,8 @@ def symbolize(
     fill_nan : {"linear", None}
     patients : str or Path or None
         Table of records and patients; see `ecgbyte_cli.readers.read_patients`.
-    input_fs, lead_names : float and str, or None
-        Sampling rate and lead names of files that do not say them.
+    input_fs, lead_names, units : float, str and {"uV", "mV", "V"}, or None
+        Sampling rate, lead names and units of files that do not say them.
     jobs : int or None
         Processes; None means one for each processor.
     overwrite : bool
@@ -207,13 +219,18 @@ def symbolize(
 
     found, skipped = readers.find(data, without=work.root)
     if patients:
-        found = [path for path in found if path != os.path.realpath(patients)]
-    known = readers.read_patients(patients) if patients else {}
+        found = [
+            path
+            for path in found
+            if not path.endswith((".csv", ".tsv")) or os.path.realpath(path) != os.path.realpath(patients)
+        ]
+    known = readers.read_patients(patients, found) if patients else {}
     asked = {
         "input": readers.fingerprint(found),
         "patients": sha256_of(patients) if patients else None,
         "input_fs": input_fs,
         "lead_names": [name.strip() for name in lead_names.split(",")] if lead_names else None,
+        "units": units,
         "fs": fs,
         "leads": names,
         "segment_seconds": segment,
@@ -224,11 +241,14 @@ def symbolize(
     }
     before = finished(work.symbol_settings, asked, overwrite, "letters")
     if before:
-        note(f"{work.symbols.parent} holds these letters already (--overwrite makes them again)")
+        with work.checked("symbols"):
+            note(f"{work.symbols.parent} holds these letters already (--overwrite makes them again)")
         return before
-    parts = Parts(work.symbol_parts, asked, overwrite)
-    _make_parts(parts, found, asked, jobs or os.cpu_count())
-    return _join(work, parts, found, skipped, known, asked, started)
+    with work.making("symbols"):
+        finished(work.symbol_settings, asked, overwrite, "letters")  # another run may just have ended
+        parts = Parts(work.symbol_parts, asked, overwrite)
+        _make_parts(parts, found, asked, jobs or os.cpu_count())
+        return _join(work, parts, found, skipped, known, asked, started)
 
 
 def _make_parts(parts, found, asked, jobs):
@@ -242,65 +262,30 @@ def _make_parts(parts, found, asked, jobs):
         tasks = ((parts, n, found[n * PART : (n + 1) * PART], asked) for n in todo)
         start = time.perf_counter()
         fresh = 0
-        for count in in_parallel(_make_part, tasks, min(jobs, len(todo)), PRELOAD):
-            fresh += count
-            bar.update(done + fresh, f"{fresh / (time.perf_counter() - start):.0f} records/s")
-
-
-def _make_part(parts, number, paths, asked):
-    """Do some recordings and write their part: signals or letters, counts, and a row for each segment."""
-    quantizer = asked["quantizer"]
-    ready = quantizer["name"] in corpus.FIXED or quantizer["lo"] is not None
-    blocks, rows, skipped, remarks = [], [], [], []
-    counts = np.zeros(2**16, np.int64)
-    for path in paths:
-        try:
-            recording = readers.read(path, asked["input_fs"], asked["lead_names"])
-            cut = preprocess.segments(recording, asked)
-        except Failure as error:
-            skipped.append((path, error.message))
-            continue
-        patient, split = readers.patient_of(recording), recording.comment("split")
-        if asked["profile"] == "paper":
-            remarks.append([recording.fs, preprocess.paper_filters(recording.fs)[1]])
-        for start, signal in cut:
-            lo = hi = 0.0
-            if ready:
-                block, lo, hi = kernels.quantize(signal, quantizer)
-            else:
-                block = signal
-                kernels.count_upper(signal, counts)
-            blocks.append(block)
-            rows.append([recording.name, patient, split, path, start, lo, hi])
-    shape = (0, len(asked["leads"]), asked["samples"])
-    about = {"rows": rows, "skipped": skipped, "remarks": remarks}
-    used = np.flatnonzero(counts)
-    parts.write(
-        number,
-        np.frombuffer(json.dumps(about).encode(), np.uint8),
-        np.stack([used, counts[used]]),
-        np.array(blocks) if blocks else np.zeros(shape, np.uint8),
-    )
-    return len(paths)
-
-
-def _read_part(parts, number, count=3):
-    """What `_make_part` wrote: the rows and what else was noted, the counts, and the signals or letters."""
-    about, *arrays = parts.read(number, count)
-    return json.loads(about.tobytes()), *arrays
+        with closing(in_parallel(make_part, tasks, min(jobs, len(todo)), PRELOAD)) as counts:
+            for count in counts:
+                fresh += count
+                bar.update(done + fresh, f"{fresh / (time.perf_counter() - start):.0f} records/s")
 
 
 def _join(work, parts, found, skipped, known, asked, started):
     """Make the symbols and tables of all parts, settings last, and clear the parts away."""
     numbers = range(-(-len(found) // PART))
     counts, segments, left_out, unlisted = np.zeros(2**16, np.int64), 0, Counter(), 0
+    placeholders, stated = 0, set()
     for number in numbers:
-        about, (used, times) = _read_part(parts, number, 2)
+        about, (used, times) = about_part(parts, number)
         counts[used] += times
         segments += len(about["rows"])
         skipped = skipped + about["skipped"]
         left_out.update((fs, ", ".join(names)) for fs, names in about["remarks"] if names)
-        unlisted += len({row[0] for row in about["rows"]} - known.keys())
+        placeholders += about["placeholders"]
+        for path, name in {row[3]: row[0] for row in about["rows"]}.items() if known else ():
+            told = readers.listed(name, known, path)
+            unlisted += told is None
+            placeholders += told is not None and readers.is_placeholder(told[0])
+        stated.update(about["stated"])
+    records = len(set(found) - {path for path, _ in skipped})
     if known and unlisted:
         note(f"{unlisted} recordings are not in the table of patients: taken as their own files say")
     for (fs, names), times in sorted(left_out.items()):
@@ -311,44 +296,57 @@ def _join(work, parts, found, skipped, known, asked, started):
             work.symbols.parent.rmdir()
         path, reason = skipped[0]
         raise Failure(f"none of {len(skipped)} recordings can be used; the first, {path}: {reason}")
+    if placeholders:
+        note(
+            f"{placeholders} recordings name a placeholder as their patient: each counts as a patient of its own"
+        )
+    everyone = stated.pop() if len(stated) == 1 and records >= PATIENTS and not known else None
+    if everyone:
+        note(f"all {records} recordings name the patient {everyone}: each counts as a patient of its own")
 
     def blocks_of_parts():
-        for number in numbers:
-            about, _, blocks = _read_part(parts, number)
-            if about["rows"]:
-                yield blocks
+        return (block for number in numbers for block in blocks_of_part(parts, number))
 
     quantizer = corpus.fit_quantizer(asked["quantizer"], counts, blocks_of_parts)
     shape = (len(asked["leads"]), asked["samples"])
     letters = segments * shape[0] * shape[1]
     # without settings the rest counts as nothing
     work.symbol_settings.unlink(missing_ok=True)
+    used, lost = np.zeros(256, np.int64), []
     with (
-        new_array(work.symbols, np.uint8, (letters,)) as symbols,
-        new_table(work.symbol_segments, COLUMNS) as write,
+        new_array(work.symbols, np.uint8, letters) as write_letters,
+        new_table(work.symbol_segments, COLUMNS) as write_rows,
         progress("writing letters", segments, "segments") as bar,
     ):
         done = 0
         for number in numbers:
-            about, _, blocks = _read_part(parts, number)
-            rows = about["rows"]
-            if not rows:
-                continue
-            for row in rows:
-                row[1], row[2] = readers.patient_and_split(*row[:3], known)
-            if blocks.dtype != np.uint8:
-                blocks, lo, hi = kernels.quantize(blocks, quantizer)
-                rows = [[*row[:5], lo, hi] for row in rows]
-            size = shape[0] * shape[1]
-            symbols[done * size : (done + len(rows)) * size] = blocks.reshape(-1)
-            write(_columns(done, rows, shape))
+            about, _ = about_part(parts, number)
+            rows, at = about["rows"], 0
+            lost += about["lost"]
+            for block in blocks_of_part(parts, number):
+                here = rows[at : at + len(block)]
+                for row in here:
+                    patient = row[0] if row[1] == everyone else row[1]
+                    row[1], row[2] = readers.patient_and_split(row[0], patient, row[2], known, row[3])
+                if block.dtype != np.uint8:
+                    signals = block
+                    block, lo, hi = kernels.quantize(signals, quantizer)
+                    for row in here:
+                        row[5:] = lo, hi
+                    lost += lost_leads([row[0] for row in here], signals, block, asked["leads"])
+                used += np.bincount(block.reshape(-1), minlength=256)
+                write_letters(block)
+                at += len(block)
+                bar.update(done + at)
+            if rows:
+                write_rows(_columns(done, rows, shape))
             done += len(rows)
-            bar.update(done)
+    say_what_is_lost(lost, used, quantizer)
     write_table(
         work.skipped, {"path": [path for path, _ in skipped], "reason": [reason for _, reason in skipped]}
     )
     result = {
-        "records": len(set(found) - {path for path, _ in skipped}),
+        "records": records,
         "segments": segments,
         "skipped": len(skipped),
         "leads": len(asked["leads"]),
@@ -356,13 +354,15 @@ def _join(work, parts, found, skipped, known, asked, started):
         "symbols": letters,
         "seconds": time.perf_counter() - started,
     }
-    about_input = ("input", "patients", "input_fs", "lead_names")
-    signal = {k: v for k, v in asked.items() if k not in about_input} | {"quantizer": quantizer}
-    write_json(
-        work.symbol_settings,
-        {"settings": asked, "result": result, "signal": signal, "ecgbyte": __version__},
-        indent=1,
-    )
+    about_input = ("input", "patients", "input_fs", "lead_names", "units")
+    settings = {
+        "settings": asked,
+        "result": result,
+        "signal": {k: v for k, v in asked.items() if k not in about_input} | {"quantizer": quantizer},
+        "files": described(work.symbols, work.symbol_segments, work.skipped),
+        "ecgbyte": __version__,
+    }
+    write_json(work.symbol_settings, sealed(settings), indent=1)
     parts.remove()
     return result
 

@@ -25,7 +25,6 @@ The signals are made in signal/simulate.py.
 import json
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -34,6 +33,9 @@ import numpy as np
 from ecgbyte_cli import __version__
 from ecgbyte_cli.console import Stage, note, progress, say, table
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.locks import clear_leftovers, lock
+from ecgbyte_cli.machine import threads
+from ecgbyte_cli.signal.records import record_files
 from ecgbyte_cli.signal.simulate import CONDITIONS, GAIN, SPLITS, make_record, patient_name, plan_records
 from ecgbyte_cli.workdir import finished, whole, write_json
 from ecgbyte_kernels.vcg import LEADS
@@ -116,37 +118,38 @@ def synth(out, *, records=400, seconds=10, fs=500, seed=1, jobs=None, overwrite=
     if out.exists() and not out.is_dir():
         raise Failure(f"{out} is a file, not a folder: name another folder for the records")
     try:
-        earlier = finished(settings_path, asked, overwrite, "records", "name another folder")
-        if earlier:
-            note(f"{out}: these {records} records were made already; --overwrite makes them again")
-            return earlier
-        plan = plan_records(records, seed)
-        todo = [record for record in plan if not (out / f"{record['path']}.hea").exists()]
-        if not settings_path.exists() or overwrite:
-            _remove_earlier(out, settings_path)
-            todo = plan
-        elif len(todo) < records:
-            note(f"{out}: going on, {records - len(todo)} of {records} records are there")
-        write_json(settings_path, {"settings": asked, "result": None, "ecgbyte": __version__})
-        for folder in {(out / record["path"]).parent for record in plan}:
-            folder.mkdir(exist_ok=True)
-        with (
-            progress("making", len(todo), "records") as bar,
-            ThreadPoolExecutor(jobs or os.cpu_count()) as pool,
-        ):
-            try:
-                for _ in pool.map(lambda record: _write_record(out, record, seconds, fs, seed), todo):
-                    bar.advance()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        questions = ask(plan, seed)
-        with whole(out / "qa.jsonl") as beside:
-            beside.write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
+        with lock(out):
+            return _synth(out, settings_path, asked, jobs, overwrite, start)
     except OSError as error:
         raise Failure(
             f"{error.filename or out} cannot be written ({error.strerror}): name another folder"
         ) from error
+
+
+def _synth(out, settings_path, asked, jobs, overwrite, start):
+    """Write the records that are missing, and the questions."""
+    records, seconds, fs, seed = (asked[key] for key in ("records", "seconds", "fs", "seed"))
+    earlier = finished(settings_path, asked, overwrite, "records", "name another folder")
+    if earlier:
+        note(f"{out}: these {records} records were made already; --overwrite makes them again")
+        return earlier
+    clear_leftovers(out)
+    plan = plan_records(records, seed)
+    todo = [record for record in plan if not (out / f"{record['path']}.hea").exists()]
+    if not settings_path.exists() or overwrite:
+        _remove_earlier(out, settings_path)
+        todo = plan
+    elif len(todo) < records:
+        note(f"{out}: going on, {records - len(todo)} of {records} records are there")
+    write_json(settings_path, {"settings": asked, "result": None, "ecgbyte": __version__})
+    for folder in {(out / record["path"]).parent for record in plan}:
+        folder.mkdir(exist_ok=True)
+    with progress("making", len(todo), "records") as bar, threads(jobs) as pool:
+        for _ in pool.map(lambda record: _write_record(out, record, seconds, fs, seed), todo):
+            bar.advance()
+    questions = ask(plan, seed)
+    with whole(out / "qa.jsonl") as beside:
+        beside.write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
     counts = {condition: dict.fromkeys(SPLITS, 0) for condition in CONDITIONS}
     for record in plan:
         counts[record["condition"]][record["split"]] += 1
@@ -206,22 +209,19 @@ def ask(plan, seed):
 def _write_record(out, record, seconds, fs, seed):
     """Write a record's .dat and then its .hea: a record with a header is complete."""
     steps, comments = make_record(record, seconds, fs, seed)
-    name, path = record["name"], out / record["path"]
-    checksums = (steps.sum(axis=0, dtype=np.int64) + 32768) % 65536 - 32768
-    header = [f"{name} {len(LEADS)} {fs} {len(steps)}"]
-    for i, lead in enumerate(LEADS):
-        header.append(f"{name}.dat 16 {GAIN}(0)/mV 16 0 {steps[0, i]} {checksums[i]} 0 {lead}")
-    header += [f"# {comment}" for comment in comments]
+    header, signal = record_files(record["name"], steps, fs, GAIN, LEADS, comments)
+    path = out / record["path"]
     # Without the fsync of workdir.whole(): it costs more than making the record, and after a power cut the
     # records are made again.
-    for ending, content in (
-        (".dat", steps.astype("<i2", copy=False).tobytes()),
-        (".hea", ("\n".join(header) + "\n").encode()),
-    ):
+    for ending, content in ((".dat", signal), (".hea", header)):
         beside = f"{path}{ending}.part"
-        with open(beside, "wb") as file:
-            file.write(content)
-        os.replace(beside, f"{path}{ending}")
+        try:
+            with open(beside, "wb") as file:
+                file.write(content)
+            os.replace(beside, f"{path}{ending}")
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
 
 
 def _remove_earlier(out, settings_path):

@@ -1,0 +1,135 @@
+"""Runs that are ended at any moment: the next ones end as if nothing had happened, and nothing is left.
+
+ECGBYTE_KILLS says how often (4).
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ecgbyte_cli.workdir import WorkDir, read_json, read_table
+
+KILLS = int(os.environ.get("ECGBYTE_KILLS", 4))
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+STAGES = {
+    "symbolize": ["symbolize", "data", "--leads", "II,V1", "--jobs", "2"],
+    "learn": ["learn", "--vocab", "600"],
+    "encode": ["encode"],
+    "decode": ["decode", "--limit", "150"],
+    "finetune": [
+        "finetune",
+        "--qa",
+        "data/qa.jsonl",
+        "--model",
+        "tiny",
+        "--steps",
+        "12",
+        "--every",
+        "4",
+    ],
+    "generate": ["generate", "--limit", "12", "--max-new", "8"],
+}
+
+
+def start(folder, stage):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ecgbyte_cli", "--work", folder / "work", *STAGES[stage]],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def alive(session):
+    """The processes of a session that are not yet buried."""
+    lines = subprocess.run(
+        ["ps", "-eo", "pid=,sid=,stat="], capture_output=True, text=True
+    ).stdout.splitlines()
+    return [pid for pid, sid, state in map(str.split, lines) if int(sid) == session and state[0] != "Z"]
+
+
+def outputs(work):
+    """What the stages have made, but for the seconds they took."""
+    work = WorkDir(work)
+    made = {}
+    for name, array, table, settings in (
+        ("symbols", work.symbols, work.symbol_segments, work.symbol_settings),
+        ("tokens", work.tokens, work.token_segments, work.token_settings),
+    ):
+        if settings.exists():
+            made[name] = (
+                np.load(array).tolist(),
+                {k: list(v) for k, v in read_table(table).items() if k != "path"},
+            )
+    if work.ecg_tokenizer.exists():
+        made["merges"] = read_json(work.ecg_tokenizer)["merges"]
+    if work.decode_settings.exists():
+        made["decoded"] = {
+            p.name: p.read_bytes() for p in work.decoded.iterdir() if p.suffix in (".hea", ".dat")
+        }
+        made["errors"] = read_json(work.decode_settings)["result"]["rmse_uv"]
+    if work.model_settings.exists():
+        made["model"] = read_json(work.model_settings)["result"]["train_loss"]
+    if work.metrics.exists():
+        lines = map(json.loads, work.answers.read_text().splitlines())
+        made["answers"] = [(row["record"], row["question"], row["answer"]) for row in lines]
+    return made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A folder with recordings and every stage run, and how long each took in s."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    made = [sys.executable, "-m", "ecgbyte_cli", "synth", folder / "data", "--records", "300", "--fs", "250"]
+    subprocess.run(made, check=True, capture_output=True)
+    lasted = {}
+    for stage in STAGES:
+        began = time.monotonic()
+        process = start(folder, stage)
+        said = process.communicate()
+        assert process.returncode == 0, said
+        lasted[stage] = time.monotonic() - began
+    return folder, lasted
+
+
+@pytest.mark.slow
+def test_ended_at_any_moment_and_run_again(undisturbed, tmp_path):
+    whole, lasted = undisturbed
+    shutil.copytree(whole / "data", tmp_path / "data", copy_function=shutil.copy2)
+    rng = np.random.default_rng(0)
+    kills = [list(STAGES)[i % len(STAGES)] for i in range(max(KILLS, len(STAGES)))]
+    for stage in STAGES:
+        for k in range(kills.count(stage)):
+            how = SIGNALS[(k + list(STAGES).index(stage)) % 3]
+            process = start(tmp_path, stage)
+            # not while the interpreter itself starts, before anything of ours is there
+            time.sleep(max(0.7, lasted[stage] * rng.uniform(0.05, 0.95)))
+            if k % 2:
+                process.send_signal(how)
+            else:  # as Ctrl-C in a terminal does
+                os.killpg(process.pid, how)
+            process.wait()  # its pipes may be held by workers that are still to go
+            said = "" if how == signal.SIGKILL else process.stderr.read()
+            case = f"{stage}, kill {k}, {how.name}: {said}"
+            assert "Traceback" not in said and "exception set" not in said, case
+            assert how == signal.SIGKILL or process.returncode in (0, 1), case
+            until = time.monotonic() + 5
+            while alive(process.pid) and time.monotonic() < until:
+                time.sleep(0.1)
+            assert not alive(process.pid), case
+        process = start(tmp_path, stage)
+        said = process.communicate()
+        assert process.returncode == 0, (stage, said)
+        left = [p for p in (tmp_path / "work").rglob("*") if p.name.startswith(".") or p.name == "parts"]
+        assert not left, (stage, left)
+    assert outputs(tmp_path / "work") == outputs(whole / "work")
