@@ -98,6 +98,7 @@ class Toolkit(click.Group):
             # it is over: a signal now would only show where Python cleans up
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
+            exec("")  # Python keeps in mind that one ended such a text, and `python -m` would die of it now
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 try:
                     stream.flush()

@@ -6,6 +6,7 @@ has been left.
 
 import glob
 import os
+import re
 import shutil
 import time
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+LEFTOVER = re.compile(r"\..+\.([0-9a-f]{12}|\d+)\.(part|old)", re.DOTALL)  # older versions: a process id
 
 
 @contextmanager
@@ -77,7 +80,7 @@ def clear_leftovers(folder):
     put_back(folder)
     beside = folder.parent.glob(f".{glob.escape(folder.name)}.*")
     for place in (*beside, *folder.rglob(".*")):
-        if place.suffix in (".part", ".old"):
+        if LEFTOVER.fullmatch(place.name):
             if place.is_dir():
                 shutil.rmtree(place, ignore_errors=True)
             else:

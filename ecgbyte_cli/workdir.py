@@ -38,6 +38,7 @@ class WorkDir:
 
     def __init__(self, root: str | os.PathLike, verify: str = "changed"):
         self.root, self.verify = Path(root), verify
+        self.patient_salt = self.root / "patient_salt"
         self.symbols = self.root / "symbols" / "symbols.npy"
         self.symbol_segments = self.root / "symbols" / "segments.parquet"
         self.symbol_settings = self.root / "symbols" / "settings.json"
@@ -82,7 +83,7 @@ class WorkDir:
         return path
 
     def reading(self) -> dict:
-        """What `readers.read` was told about the recordings beside their path: `fs`, `lead_names`, `units`."""
+        """What `readers.read` was told about the recordings beside their path: `fs`, `lead_names`, `units`, …."""
         if not self.symbol_settings.exists():
             return {}
         asked = read_json(self.symbol_settings).get("settings", {})
@@ -90,7 +91,16 @@ class WorkDir:
             "fs": asked.get("input_fs"),
             "lead_names": asked.get("lead_names"),
             "units": asked.get("units"),
+            "keep_identity": bool(asked.get("keep_identity")),
         }
+
+    def salt(self) -> str:
+        """The key by which patients' numbers are hashed in this work folder; made when it is first needed."""
+        if not self.patient_salt.exists():
+            with whole(self.patient_salt) as beside:
+                beside.write_text(os.urandom(16).hex(), encoding="utf-8")
+                beside.chmod(0o600)
+        return self.patient_salt.read_text(encoding="utf-8")
 
     @contextmanager
     def making(self, *names: str) -> Iterator[None]:

@@ -487,7 +487,8 @@ def test_units_are_kept_and_believed(ecgbyte, tmp_path):
     )
     a, b = results(tmp_path / "a"), results(tmp_path / "b")
     assert (np.abs(a[0].astype(int) - b[0]) <= 1).all() and (a[0] != b[0]).mean() < 1e-3
-    assert WorkDir(tmp_path / "b").reading() == {"fs": 125.0, "lead_names": None, "units": "uV"}
+    told = {"fs": 125.0, "lead_names": None, "units": "uV", "keep_identity": False}
+    assert WorkDir(tmp_path / "b").reading() == told
     other = ecgbyte("symbolize", tmp_path / "uv", *options, "--units", "mV", work=tmp_path / "b")
     assert other.exit_code == 1 and "units" in other.stderr
 

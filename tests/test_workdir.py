@@ -238,6 +238,7 @@ def test_leftovers_of_killed_runs_are_cleared(tmp_path, pid):
     work = WorkDir(tmp_path / "w")
     (work.root / "decoded").mkdir(parents=True)
     (work.root / "decoded" / "kept").touch()
+    (work.root / "decoded" / ".config.old").touch()  # somebody else's
     (work.root / f".decoded.{pid}.part").mkdir()  # as older versions call it
     (work.root / ".decoded.0123456789ab.old").mkdir()
     (work.root / "decoded" / ".x.0123456789ab.part").touch()
@@ -245,10 +246,10 @@ def test_leftovers_of_killed_runs_are_cleared(tmp_path, pid):
     (work.root / "decoded" / "parts" / ".0000000.part.0123456789ab.part").touch()
     (work.root / "decoded" / ".parts.0123456789ab.old").mkdir()
     with work.making("decoded"):
-        assert not list(work.root.glob(".decoded.*.part")) and not list(work.root.rglob("*.old"))
+        assert {path.name for path in work.root.rglob(".*")} == {".decoded.lock", ".config.old"}
         (work.root / "decoded" / ".y.0123456789ab.part").touch()  # of a worker that was stopped
     left = {str(path.relative_to(work.root)) for path in work.root.rglob("*")}
-    assert left == {"decoded", "decoded/kept", "decoded/parts"}
+    assert left == {"decoded", "decoded/kept", "decoded/.config.old", "decoded/parts"}
 
 
 def test_a_folder_that_was_being_replaced_is_put_back(tmp_path):

@@ -63,11 +63,12 @@ class Reader:
     fs: float | None = None
     lead_names: list[str] | None = None
     units: str | None = None
+    keep_identity: bool = False
 
     def read(self, path: str | os.PathLike) -> ECG:
         """Read, preprocess and encode a recording: the ECG of its first segment."""
         try:
-            recording = readers.read(path, self.fs, self.lead_names, self.units)
+            recording = readers.read(path, self.fs, self.lead_names, self.units, self.keep_identity)
             segments = preprocess.segments(recording, self.tokenizer.signal)
         except readers.Unusable as error:
             there = error.message != "not a known format" or os.path.exists(path)

@@ -3,12 +3,27 @@
 import io
 import math
 import os
+import re
 import struct
+from datetime import datetime
 
 import numpy as np
 
 from ecgbyte_cli.readers import limits
-from ecgbyte_cli.readers.recording import Recording, Unusable, check_promise, millivolts, open_regular, stem
+from ecgbyte_cli.readers.recording import (
+    STANDARD,
+    Recording,
+    Unusable,
+    check_promise,
+    lead_name,
+    millivolts,
+    open_regular,
+    stem,
+)
+
+AT_END, WITHIN = 0.01, 0.2  # s: stretches of the padding value are longer than this
+# the last part of a lead's code, in SCPECG (5.6.3-9-N) as in MDC (2:N)
+CODES = {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF"} | {n + 2: f"V{n}" for n in range(1, 7)}
 
 # value representations whose length takes four bytes (PS3.5, 7.1.2)
 IMPLICIT, DEFLATED, BIG_ENDIAN = (
@@ -40,22 +55,74 @@ def read(path, fs, lead_names, units):
         raise Unusable("not a known format: companded DICOM waveform")
     raw = pydicom.waveforms.multiplex_array(data, index, as_raw=True)
     padding = group.get("WaveformPaddingValue")
+    fs = float(group.SamplingFrequency)
     rows, leads = [], []
     for values, channel in zip(raw.T, group.ChannelDefinitionSequence, strict=True):
         units = channel.get("ChannelSensitivityUnitsSequence")
         scale = millivolts(units[0].CodeValue) if units else None
         if scale is None:
             continue
-        lead = str(channel.ChannelSourceSequence[0].CodeMeaning)
+        lead = _lead(channel)
         step = _calibration(channel, lead)
         row = ((values * step + _number(channel.get("ChannelBaseline") or 0)) * scale).astype(np.float32)
         if padding is not None:
-            row[values == np.frombuffer(padding, raw.dtype)[0]] = np.nan
+            row[_padded(values == np.frombuffer(padding, raw.dtype)[0], fs)] = np.nan
         rows.append(row)
         leads.append(lead)
-    comments = [f"Patient: {data.PatientID}"] if data.get("PatientID") else []
     signal = np.array(rows, np.float32).reshape(len(rows), raw.shape[0])
-    return Recording(signal, float(group.SamplingFrequency), leads, stem(path), path, comments)
+    return Recording(
+        signal, fs, leads, stem(path), path, _comments(data), _start(data), identity=_identity(data)
+    )
+
+
+def _padded(same, fs):
+    """Where samples that have the padding value are padding: bool (samples,).
+
+    A signal passes through that value, too; padding is a stretch of it that reaches an end of the recording, or
+    one in the middle that is longer than an ECG holds one value.
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]])))
+    padded = np.zeros(same.size, bool)
+    for begin, end in zip(edges[::2], edges[1::2], strict=True):
+        longest = AT_END if begin == 0 or end == same.size else WITHIN
+        padded[begin:end] = end - begin > longest * fs
+    return padded
+
+
+def _lead(channel):
+    """A channel's lead: by what its code means in words, else by the code."""
+    source = channel.ChannelSourceSequence[0]
+    words = str(source.get("CodeMeaning") or "")
+    if lead_name(words) in STANDARD.values():
+        return words
+    number = re.search(r"[-:](\d{1,2})$", str(source.get("CodeValue") or ""))
+    named = str(source.get("CodeValue") or "").removeprefix("MDC_ECG_LEAD_")
+    code = CODES.get(int(number[1])) if number else named if lead_name(named) in STANDARD.values() else None
+    return code or words
+
+
+def _comments(data):
+    """Age and sex, under the names that WFDB headers use."""
+    age, sex = str(data.get("PatientAge") or ""), str(data.get("PatientSex") or "")
+    lines = [f"Age: {int(age[:-1])}"] if re.fullmatch(r"\d{3}Y", age) else []
+    return lines + ([f"Sex: {'Male' if sex == 'M' else 'Female'}"] if sex in ("M", "F") else [])
+
+
+def _identity(data):
+    keys = {"Patient": "PatientID", "Name": "PatientName", "Birth date": "PatientBirthDate"}
+    known = {key: str(data.get(keyword) or "").strip() for key, keyword in keys.items()}
+    return {key: text for key, text in known.items() if text}
+
+
+def _start(data):
+    """The start of the recording, where the file says one that there was."""
+    text = str(data.get("AcquisitionDateTime") or "")
+    if not text and data.get("AcquisitionDate") and data.get("AcquisitionTime"):
+        text = f"{data.AcquisitionDate}{data.AcquisitionTime}"
+    try:
+        return datetime.strptime(text[:14], "%Y%m%d%H%M%S")
+    except ValueError:
+        return None
 
 
 def _calibration(channel, lead):

@@ -69,12 +69,16 @@ def read(path, fs, lead_names, units):
         physical += zero
         physical *= signals[i]["millivolts"]
         row[:] = physical
-    comments = []
-    patient = text_of(head[8:88]).split(" ")[0]
-    if text_of(head[192:236])[3:4] == "+" and patient not in ("", "X"):
-        comments.append(f"Patient: {patient}")
+    # EDF+ 2.1.3.3: the hospital's number, sex, birth date, name; in plain EDF it may say anything
+    words = text_of(head[8:88]).split()
+    known = {}
+    if text_of(head[192:236])[3:4] == "+":
+        names = ("Patient", "Sex", "Birth date", "Name")
+        known = {key: word for key, word in zip(names, words, strict=False) if word != "X"}
+    sex = {"M": "Male", "F": "Female"}.get(known.pop("Sex", ""))
+    comments = [f"Sex: {sex}"] if sex else []
     labels = [signals[i]["label"] for i in leads]
-    return Recording(signal, common / seconds, labels, stem(path), path, comments, _start(head))
+    return Recording(signal, common / seconds, labels, stem(path), path, comments, _start(head), known)
 
 
 def _signals(head, count):

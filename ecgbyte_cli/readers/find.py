@@ -7,8 +7,8 @@ import os
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import header, limits
 from ecgbyte_cli.readers.arrays import open_hdf5, tracings_of
-from ecgbyte_cli.readers.formats import FORMATS, file_of
-from ecgbyte_cli.readers.recording import HDF5, open_regular, split_row
+from ecgbyte_cli.readers.formats import FORMATS, UNSURE, file_of, form_within
+from ecgbyte_cli.readers.recording import HDF5, Unusable, open_regular, split_row
 
 
 def find(
@@ -83,9 +83,24 @@ def _walk(folder, seen):
             continue
         seen.add((stamp.st_dev, stamp.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith("."))
+        here = set(files)
         for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in FORMATS and not name.startswith("."):
+            if not name.startswith(".") and _is_recording(place, name, here):
                 yield os.path.join(place, name)
+
+
+def _is_recording(place, name, beside):
+    """Whether a file is one by its ending, or by what is in it where the ending says nothing."""
+    stem, extension = os.path.splitext(name)
+    if extension.lower() in FORMATS:
+        return True
+    # the signal file of a WFDB record is none of its own
+    if extension.lower() not in UNSURE or stem + ".hea" in beside:
+        return False
+    try:
+        return form_within(os.path.join(place, name)) is not None
+    except (Unusable, OSError):
+        return False
 
 
 def _follow(records, skipped, seen):

@@ -5,7 +5,8 @@ import os
 import warnings
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.readers.recording import Recording, Unusable, check_regular, split_row
+from ecgbyte_cli.readers import hospital
+from ecgbyte_cli.readers.recording import Recording, Unusable, check_regular, open_regular, split_row
 
 # extension to the module beside this one whose `read(path, fs, lead_names, units)` returns the Recording
 FORMATS = {
@@ -20,6 +21,9 @@ FORMATS = {
     ".h5": "arrays",
     ".hdf5": "arrays",
 }
+# endings that say nothing: what is in the file decides
+UNSURE = (".xml", ".scp", ".ecg", ".mwf", ".mfer", ".mfr", ".dat", ".dicom", ".ima", "")
+EXTRAS = {"hospital": "hospital"}  # the extra whose packages a format needs, where it is not `formats`
 
 
 def read(
@@ -27,6 +31,7 @@ def read(
     fs: float | None = None,
     lead_names: list[str] | None = None,
     units: str | None = None,
+    keep_identity: bool = False,
 ) -> Recording:
     """Read one recording of any known format.
 
@@ -40,6 +45,8 @@ def read(
         For formats that do not say them.
     units : {"uV", "mV", "V"}, optional
         For files that do not say them (CSV, NumPy, HDF5); they are in mV by default.
+    keep_identity : bool
+        Whether name, birth date and hospital number that a file holds shall stand among its comments.
 
     Returns
     -------
@@ -53,11 +60,14 @@ def read(
     path = file_of(os.fspath(path)) or os.fspath(path)
     file, _ = split_row(path)
     form = FORMATS.get(os.path.splitext(file)[1].lower())
-    if form is None:
+    if form is None and not os.path.exists(file):
         raise Unusable("not a known format")
-    reader = importlib.import_module(f"ecgbyte_cli.readers.{form}")
     try:
         check_regular(os.stat(file))
+        form = form or form_within(file)
+        if form is None:
+            raise Unusable("not a known format")
+        reader = importlib.import_module(f"ecgbyte_cli.readers.{form}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             recording = reader.read(path, fs, lead_names, units)
@@ -66,7 +76,8 @@ def read(
     except FileNotFoundError as error:
         raise Unusable(f"file missing: {os.path.basename(error.filename or path)}") from error
     except ImportError as error:
-        raise Unusable(f"package missing: {error.name}; pip install ecgbyte[formats]") from error
+        extra = EXTRAS.get(form or "", "formats")
+        raise Unusable(f"package missing: {error.name}; pip install ecgbyte[{extra}]") from error
     except Exception as error:  # libraries raise whatever a broken file makes them raise
         text = " ".join(str(error).split())[:200]
         raise Unusable(f"cannot be read: {text or type(error).__name__}") from error
@@ -74,7 +85,19 @@ def read(
         raise Unusable("no leads in volts")
     if recording.signal.shape[1] == 0:
         raise Unusable("no samples")
+    if keep_identity:
+        recording.comments += [f"{key}: {text}" for key, text in recording.identity.items()]
+        recording.identity = {}
     return recording
+
+
+def form_within(path):
+    """The format of a file by its first bytes, where its ending says nothing; None if it is no recording."""
+    with open_regular(path) as file:
+        head = file.read(hospital.HEAD)
+    if head[128:132] == b"DICM":
+        return "dicom"
+    return "hospital" if hospital.form_of(head) else None
 
 
 def file_of(path):
@@ -83,5 +106,5 @@ def file_of(path):
     stem, extension = os.path.splitext(file)
     if extension.lower() in FORMATS and os.path.isfile(file):
         return path
-    names = [path + kind for kind in FORMATS] + [stem + ".hea", path]
+    names = [path + kind for kind in (*FORMATS, ".xml", ".scp", ".ecg")] + [stem + ".hea", path]
     return next((name for name in names if os.path.isfile(name)), None)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import hmac
 import os
 import re
 from collections import Counter
@@ -56,8 +57,13 @@ def patient_of(recording: Recording) -> str:
 
 def stated_patient(recording: Recording) -> str | None:
     """What the file itself gives as the patient, be it a name or a placeholder."""
-    named = (recording.comment(key) for key in ("patient", "patient id", "subject"))
+    named = (recording.identity.get("Patient"), *map(recording.comment, ("patient", "patient id", "subject")))
     return next((text for text in named if text), None)
+
+
+def pseudonym(patient: str, salt: str) -> str:
+    """A keyed hash of a patient's number: the same for all recordings of one, and for who has no salt, nobody's."""
+    return hmac.new(salt.encode(), patient.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def is_placeholder(patient: str) -> bool:

@@ -55,6 +55,9 @@ class Recording:
     comments : list of str
     start : datetime or None
         None where the file says none, or none that a calendar has.
+    identity : dict
+        What the file says of whose recording it is: `Patient` (the hospital's number), `Name`, `Birth date`, ….
+        None of it is among the comments.
     """
 
     signal: np.ndarray
@@ -64,6 +67,7 @@ class Recording:
     path: str
     comments: list[str] = field(default_factory=list)
     start: datetime | None = None
+    identity: dict[str, str] = field(default_factory=dict)
 
     def comment(self, key: str) -> str | None:
         """The text behind "key:" in the comments, or None."""

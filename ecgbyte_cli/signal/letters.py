@@ -12,9 +12,22 @@ from ecgbyte_kernels import quantize as kernels
 
 FLUSH = 2**23  # samples that are held before they are written: long recordings take no more than short ones
 FLAT = 0.03  # mV: peaks lower than the noise that IEC 60601-2-25 allows an electrocardiograph
+COLUMNS = {  # of the table of segments
+    "segment": int,
+    "record": str,
+    "patient": str,
+    "split": str,
+    "path": str,
+    "start": float,
+    "leads": int,
+    "samples": int,
+    "offset": int,
+    "lo": float,
+    "hi": float,
+}
 
 
-def make_part(parts, number, paths, asked):
+def make_part(parts, number, paths, asked, salt):
     """Do some recordings and write their part.
 
     Parameters
@@ -25,6 +38,8 @@ def make_part(parts, number, paths, asked):
     paths : list of str
     asked : dict
         The stage's settings.
+    salt : str
+        What turns a number that a hospital gave a patient into a name that says nothing.
 
     Returns
     -------
@@ -39,20 +54,23 @@ def make_part(parts, number, paths, asked):
         blocks = []
         for path in paths:
             try:
-                recording = readers.read(path, asked["input_fs"], asked["lead_names"], asked["units"])
+                told = (asked["input_fs"], asked["lead_names"], asked["units"], asked["keep_identity"])
+                recording = readers.read(path, *told)
                 cut = preprocess.segments(recording, asked)
             except Failure as error:
                 if interrupted(error):  # not the recording's fault
                     raise KeyboardInterrupt from None
                 about["skipped"].append((path, error.message))
                 continue
-            stated = readers.stated_patient(recording)
+            stated, patient = readers.stated_patient(recording), readers.patient_of(recording)
             if stated is not None and readers.is_placeholder(stated):
                 about["placeholders"] += 1
                 stated = None
+            elif stated is not None and stated == recording.identity.get("Patient"):
+                stated = patient = readers.pseudonym(stated, salt)
             if stated not in about["stated"]:
                 about["stated"].append(stated)
-            patient, split = readers.patient_of(recording), recording.comment("split")
+            split = recording.comment("split")
             if asked["profile"] == "paper":
                 about["remarks"].append([recording.fs, preprocess.paper_filters(recording.fs)[1]])
             for start, signal in cut:
@@ -74,6 +92,15 @@ def make_part(parts, number, paths, asked):
         write(np.stack([used, counts[used]]))
         write(np.frombuffer(json.dumps(about).encode(), np.uint8))
     return len(paths)
+
+
+def columns(first, rows, shape):
+    """The columns of the table of segments, of the rows that begin with segment `first`."""
+    record, patient, split, path, start, lo, hi = (list(column) for column in zip(*rows, strict=True))
+    segment = np.arange(first, first + len(rows))
+    leads, samples = (np.full(len(rows), size) for size in shape)
+    offset = segment * shape[0] * shape[1]
+    return [segment, record, patient, split, path, start, leads, samples, offset, lo, hi]
 
 
 def about_part(parts, number):

@@ -55,6 +55,9 @@ from ecgbyte_cli.workdir import whole
     show_default="as symbolize was told, or mV",
     help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
 )
+@click.option(
+    "--keep-identity", is_flag=True, help="Show name, number and birth date that a hospital file holds."
+)
 @click.pass_obj
 def command(work, record, question, **options):
     """Ask a trained model about a recording.
@@ -89,6 +92,7 @@ def open_chat(
     input_fs=None,
     lead_names=None,
     units=None,
+    keep_identity=False,
     show=None,
 ):
     """Read a recording and load a model.
@@ -110,6 +114,8 @@ def open_chat(
         Names, with commas between, of the leads of recordings that do not say them; None as above.
     units : str or None
         Unit of recordings that do not say it; None as above.
+    keep_identity : bool
+        Whether to show what a hospital file says of whose it is.
     show : callable or None
         Called with the ECG and what ecgbyte.json says, before the model is loaded.
 
@@ -131,6 +137,7 @@ def open_chat(
     folders.base_of(model, about, base)
     told = {"fs": input_fs, "lead_names": lead_names and [name.strip() for name in lead_names.split(",")]}
     told = {**work.reading(), **{key: v for key, v in (told | {"units": units}).items() if v is not None}}
+    told["keep_identity"] = keep_identity
     reader = Reader(ECGTokenizer.from_file(model / "ecg_tokenizer.json"), about["segmenter"], **told)
     ecg = reader.read(record)
     if show:

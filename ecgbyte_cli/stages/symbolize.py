@@ -1,5 +1,6 @@
 """ecgbyte symbolize: recordings to letters."""
 
+import hashlib
 import os
 import time
 from collections import Counter
@@ -15,7 +16,15 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import in_parallel
 from ecgbyte_cli.parts import Parts
 from ecgbyte_cli.signal import corpus, preprocess
-from ecgbyte_cli.signal.letters import about_part, blocks_of_part, lost_leads, make_part, say_what_is_lost
+from ecgbyte_cli.signal.letters import (
+    COLUMNS,
+    about_part,
+    blocks_of_part,
+    columns,
+    lost_leads,
+    make_part,
+    say_what_is_lost,
+)
 from ecgbyte_cli.workdir import (
     described,
     finished,
@@ -32,19 +41,6 @@ from ecgbyte_kernels import quantize as kernels
 PRELOAD = ("ecgbyte_cli.signal.letters", "scipy.signal", "pywt")
 PATIENTS = 5  # so many recordings are not of one patient, whatever they say
 PART = 64  # recordings that are done together, and lost together if the run is killed
-COLUMNS = {
-    "segment": int,
-    "record": str,
-    "patient": str,
-    "split": str,
-    "path": str,
-    "start": float,
-    "leads": int,
-    "samples": int,
-    "offset": int,
-    "lo": float,
-    "hi": float,
-}
 
 
 @click.command(
@@ -121,6 +117,16 @@ COLUMNS = {
     help="Units of files that do not say them (CSV, TSV, NumPy, HDF5).",
 )
 @click.option(
+    "--keep-identity",
+    is_flag=True,
+    help="Keep patients' numbers, names and birth dates that hospital files hold.",
+)
+@click.option(
+    "--patient-salt",
+    show_default="one made for the work folder",
+    help="Key of the hash that stands for a patient's number: the same key, the same hash.",
+)
+@click.option(
     "--jobs", type=click.IntRange(1), default=None, show_default="all processors", help="Processes to use."
 )
 @click.option(
@@ -164,6 +170,8 @@ def symbolize(
     input_fs=None,
     lead_names=None,
     units=None,
+    keep_identity=False,
+    patient_salt=None,
     jobs=None,
     overwrite=False,
 ):
@@ -191,6 +199,10 @@ def symbolize(
     fill_nan : {"linear", None}
     patients : str or Path or None
         Table of records and patients; see `ecgbyte_cli.readers.read_patients`.
+    keep_identity : bool
+        Whether what hospital files say of whose they are is kept.
+    patient_salt : str or None
+        Key of the hash that stands for a patient's number; None is one made and kept in the work folder.
     input_fs, lead_names, units : float, str and {"uV", "mV", "V"}, or None
         Sampling rate, lead names and units of files that do not say them.
     jobs : int or None
@@ -219,10 +231,9 @@ def symbolize(
 
     found, skipped = readers.find(data, without=work.root)
     if patients:
+        table_itself = os.path.realpath(patients)
         found = [
-            path
-            for path in found
-            if not path.endswith((".csv", ".tsv")) or os.path.realpath(path) != os.path.realpath(patients)
+            p for p in found if not (p.endswith((".csv", ".tsv")) and os.path.realpath(p) == table_itself)
         ]
     known = readers.read_patients(patients, found) if patients else {}
     asked = {
@@ -231,6 +242,8 @@ def symbolize(
         "input_fs": input_fs,
         "lead_names": [name.strip() for name in lead_names.split(",")] if lead_names else None,
         "units": units,
+        "keep_identity": keep_identity or None,  # as before, where there was no such option
+        "patient_salt": None if patient_salt is None else hashlib.sha256(patient_salt.encode()).hexdigest(),
         "fs": fs,
         "leads": names,
         "segment_seconds": segment,
@@ -247,11 +260,11 @@ def symbolize(
     with work.making("symbols"):
         finished(work.symbol_settings, asked, overwrite, "letters")  # another run may just have ended
         parts = Parts(work.symbol_parts, asked, overwrite)
-        _make_parts(parts, found, asked, jobs or os.cpu_count())
+        _make_parts(parts, found, asked, patient_salt or work.salt(), jobs or os.cpu_count())
         return _join(work, parts, found, skipped, known, asked, started)
 
 
-def _make_parts(parts, found, asked, jobs):
+def _make_parts(parts, found, asked, salt, jobs):
     """Do the recordings, `PART` at a time, each part into a file of its own; parts that are there stay."""
     todo = parts.missing(-(-len(found) // PART))
     done = len(found) - sum(len(found[n * PART : (n + 1) * PART]) for n in todo)
@@ -259,7 +272,7 @@ def _make_parts(parts, found, asked, jobs):
         note(f"going on: {done} of {len(found)} recordings were done")
     with progress("symbolizing", len(found), "records") as bar:
         bar.update(done)
-        tasks = ((parts, n, found[n * PART : (n + 1) * PART], asked) for n in todo)
+        tasks = ((parts, n, found[n * PART : (n + 1) * PART], asked, salt) for n in todo)
         start = time.perf_counter()
         fresh = 0
         with closing(in_parallel(make_part, tasks, min(jobs, len(todo)), PRELOAD)) as counts:
@@ -339,7 +352,7 @@ def _join(work, parts, found, skipped, known, asked, started):
                 at += len(block)
                 bar.update(done + at)
             if rows:
-                write_rows(_columns(done, rows, shape))
+                write_rows(columns(done, rows, shape))
             done += len(rows)
     say_what_is_lost(lost, used, quantizer)
     write_table(
@@ -354,7 +367,7 @@ def _join(work, parts, found, skipped, known, asked, started):
         "symbols": letters,
         "seconds": time.perf_counter() - started,
     }
-    about_input = ("input", "patients", "input_fs", "lead_names", "units")
+    about_input = ("input", "patients", "input_fs", "lead_names", "units", "keep_identity", "patient_salt")
     settings = {
         "settings": asked,
         "result": result,
@@ -365,12 +378,3 @@ def _join(work, parts, found, skipped, known, asked, started):
     write_json(work.symbol_settings, sealed(settings), indent=1)
     parts.remove()
     return result
-
-
-def _columns(first, rows, shape):
-    """The columns of the table of segments, of the rows that begin with segment `first`."""
-    record, patient, split, path, start, lo, hi = (list(column) for column in zip(*rows, strict=True))
-    segment = np.arange(first, first + len(rows))
-    leads, samples = (np.full(len(rows), size) for size in shape)
-    offset = segment * shape[0] * shape[1]
-    return [segment, record, patient, split, path, start, leads, samples, offset, lo, hi]
