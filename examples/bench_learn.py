@@ -93,15 +93,15 @@ def make_corpus(work, size, real, out):
     each = base[0].size
     n = -(-size // each)
     paths = WorkDir(work)
-    with new_array(paths.symbols, np.uint8, n * each) as letters:
-        for i in range(n):
+    with new_array(paths.symbols, np.uint8, n * each) as write:
+        for _ in range(n):
             part = np.roll(base[rng.integers(len(base))], rng.integers(base.shape[2]), axis=1)
             part = (
                 part.ravel() * rng.uniform(0.7, 1.4)
                 + noise[(at := rng.integers(len(noise) - each)) : at + each]
             )
             scaled = (part - low) * (LEVELS / (high - low))
-            letters[i * each : (i + 1) * each] = np.clip(scaled, 0, LEVELS - 1)
+            write(np.clip(scaled, 0, LEVELS - 1))
     names = [f"s{i}" for i in range(n)]
     write_table(
         paths.symbol_segments,

@@ -185,7 +185,7 @@ def two_stage(work, epochs, batch, seed):
     first = time.perf_counter() - began
 
     asked = question_files.read(Path(about["qa"]))
-    chosen, guesses = generate.choose(asked, segments, "test", None, 0)
+    chosen, joined = generate.choose(asked, segments, "test", None, 0)
     # behind the segments: a flat line, and noise for each segment that is asked about
     noisy = sorted({segment for _, segment, *_ in chosen})
     made = [np.zeros(shape, np.float32)]
@@ -207,7 +207,6 @@ def two_stage(work, epochs, batch, seed):
     def ids(number):
         return np.arange(number * frames, (number + 1) * frames)
 
-    joined, _ = question_files.join(asked, segments)
     samples = [
         prompt.build([ids(i)], [(question.question, question.answer)])
         for question, i, _, split in joined
@@ -242,8 +241,9 @@ def two_stage(work, epochs, batch, seed):
 
             answering.answer_all(lm, prompt, prompts, 64, 64, set(), keep)
             answers[name] = [given[i] for i in range(len(chosen))]
-    answers["majority"] = [guesses[question.type] for question, *_ in chosen]
-    truths, types = [q.answer for q, *_ in chosen], [q.type for q, *_ in chosen]
+    learned = [question for question, *_, split in joined if split == "train"]
+    answers["majority"], _ = metrics.guesses(learned, [question for question, *_ in chosen])
+    truths, types = [q.truth for q, *_ in chosen], [q.type for q, *_ in chosen]
     scores = metrics.score(answers, truths, types, patients)
     return {
         "name": "two stages",

@@ -35,7 +35,7 @@ class StandIn:
     def __init__(self, text_tokenizer):
         self.text_tokenizer, self.asked, self.interrupt_at = text_tokenizer, [], None
 
-    def stream(self, prompts, end_ids, max_new, cache):
+    def stream(self, prompts, end_ids, max_new, cache, pick=None):
         (ids,) = prompts
         words = self.text_tokenizer.decode(ids[ids < self.offset], skip_special_tokens=True)
         self.asked.append(words.strip().split("\n"))
@@ -390,6 +390,21 @@ def test_questions_from_standard_input(small, record, ecgbyte):
     assert [turn["question"] for turn in turns[:2]] == [QUESTION, "Is there left bundle branch block?"]
     assert "too long" in turns[2]["error"]
     assert "none cannot be used" in result.stderr and result.exit_code == 0
+
+
+def test_the_probability_is_that_of_the_whole_answer(small, record):
+    """The product over what was written and the token that ends it, from one plain forward pass."""
+    import torch
+
+    conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=200)
+    turn = conversation.ask(QUESTION)
+    lm, ids = conversation.lm, np.concatenate([turn.prompt, turn.written]).astype(np.int64)
+    with torch.no_grad():
+        logits = lm.base(inputs_embeds=lm.embed(torch.from_numpy(ids)[None])).logits[
+            0, len(turn.prompt) - 1 :
+        ]
+    sure = logits.log_softmax(-1).max(-1).values[: len(turn.written) + (len(turn.written) < 200)]
+    assert turn.probability == pytest.approx(float(sure.sum().exp()), rel=1e-3) == turn.about()["probability"]
 
 
 def test_an_answer_equals_that_of_generate(small, ecgbyte):

@@ -1,5 +1,6 @@
 """Questions and answers about open recordings: what `ecgbyte chat` carries out."""
 
+import math
 import os
 import sys
 import time
@@ -95,6 +96,7 @@ class Turn:
     prompt: np.ndarray | None = None  # ids
     lost: int = 0  # ECG tokens that the prompt had no room for
     written: list = field(default_factory=list)  # ids of the answer
+    probability: float | None = None  # of the whole answer, its end included; None of one that was stopped
     first: float | None = None  # s to the first token
     seconds: float = 0.0
     stopped: bool = False
@@ -105,6 +107,7 @@ class Turn:
         known = {
             "question": self.question,
             "answer": self.answer,
+            "probability": self.probability,
             "tokens": len(self.written),
             "first_token_seconds": self.first,
             "seconds": self.seconds,
@@ -191,7 +194,14 @@ class Conversation:
                     f"too long: the model reads {most} tokens, and this makes {len(ids)}; {shorter}"
                 )
             room = min(self.max_new, most - len(ids))
-            for (i,) in self.lm.stream([ids], self.prompt.end_ids, room, self.cache):
+            logs: list[float] = []  # of the probability of each id that was written
+
+            def likeliest(logits):
+                best = logits.argmax(-1)
+                logs.append(logits[0].float().log_softmax(-1)[best[0]].item())
+                return best
+
+            for (i,) in self.lm.stream([ids], self.prompt.end_ids, room, self.cache, likeliest):
                 turn.first = turn.first or time.perf_counter() - start
                 turn.written.append(i)
                 turn.answer = self.prompt.text(turn.written)
@@ -200,6 +210,7 @@ class Conversation:
                     show(turn.answer[len(shown) :])
                     shown = turn.answer
             show(turn.answer[len(shown) :])
+            turn.probability = math.exp(sum(logs)) if logs else None
         except KeyboardInterrupt:
             turn.stopped = True
         except RuntimeError as error:  # such as torch's out of memory

@@ -453,7 +453,7 @@ class Service:
 
     def _turn(self, made, turn):
         told = turn.about() | {"stopped": turn.stopped, "conversation": made.id}
-        return {"probability": getattr(turn, "probability", None)} | told
+        return told
 
 
 def build(
