@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -67,14 +68,15 @@ def answering(tokens, repeats):
     """Seconds to the first token of a second answer, with all of the prompt read, and with its start kept."""
     base, text_tokenizer = ecg_lm.tiny()
     lm = ecg_lm.ECGLM(base, 5000).eval()
-    signal = {"segment_seconds": 10.0}
+    signal = {"segment_seconds": 10.0, "samples": tokens}
+    reader = SimpleNamespace(tokenizer=SimpleNamespace(lengths=np.ones(5000, np.int32), signal=signal))
     without, kept = [], []
     for seed in range(repeats):
         ids = np.random.default_rng(seed).integers(0, 5000, tokens)
         # the tiny model as if it knew conversations
         about = {"base": "tiny", "conversations": True}
         conversation = Conversation(
-            lm, text_tokenizer, None, about, [ECG(None, [], 0, ids, signal)], max_new=16
+            lm, text_tokenizer, reader, about, [ECG(None, [], 0, ids, signal)], max_new=16
         )
         conversation.ask(QUESTIONS[0])
         second = conversation.ask(QUESTIONS[1])
