@@ -488,12 +488,14 @@ def test_a_base_model_that_cannot_end_an_answer_is_refused_by_name(small, tmp_pa
     assert result.exit_code == 1 and "endless" in result.stderr and "no end-of-text token" in result.stderr
 
 
-@pytest.mark.parametrize(("choice", "said"), [("auto", False), ("on", True), ("off", False)])
-def test_gradient_checkpointing_is_a_choice_that_changes_no_number(small, tmp_path, ecgbyte, choice, said):
-    base = as_tiny(ecg_lm.tiny(), tmp_path / "base")
-    work = WorkDir(untrained(small, tmp_path / "work"))
-    seen, save = [], ecg_lm.save
+def test_gradient_checkpointing_is_a_choice_that_changes_no_number(small, tmp_path, ecgbyte, monkeypatch):
+    base, seen, save = as_tiny(ecg_lm.tiny(), tmp_path / "base"), [], ecg_lm.save
 
+    def watched(folder, lm, *rest):
+        seen.append(lm.base.base_model.model.is_gradient_checkpointing)
+        save(folder, lm, *rest)
+
+    monkeypatch.setattr(ecg_lm, "save", watched)
     args = [
         "finetune",
         "--qa",
@@ -503,20 +505,15 @@ def test_gradient_checkpointing_is_a_choice_that_changes_no_number(small, tmp_pa
         "--method",
         "lora",
         "--steps",
-        2,
+        3,
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            ecg_lm,
-            "save",
-            lambda folder, lm, *rest: (
-                seen.append(lm.base.base_model.model.is_gradient_checkpointing),
-                save(folder, lm, *rest),
-            ),
-        )
-        options = ["--batch", 1, "--max-length", 80, "--checkpointing", choice]
-        assert ecgbyte(*args, *options, work=work.root).exit_code == 0
-    assert seen == [said]
+    args += ["--batch", 1, "--max-length", 80, "--checkpointing"]
+    courses = []
+    for choice in ("auto", "on", "off"):
+        work = untrained(small, tmp_path / choice)
+        assert ecgbyte(*args, choice, work=work).exit_code == 0
+        courses.append(losses(work))
+    assert seen == [False, True, False] and courses[0] == courses[1] == courses[2]
 
 
 def test_checkpointing_is_on_where_a_batch_might_not_fit(monkeypatch):

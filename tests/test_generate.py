@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -51,6 +53,28 @@ def test_shuffled_signals_come_from_other_patients():
         assert len(own) == len(other) and all(owner[s] != patient for s in other)
     assert drawn == controls.others(patients, segments, seed=0)
     assert controls.others(["a"], [(7,)], 0) == [(7,)]
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=60), st.integers(0, 2**32 - 1))
+def test_strangers_are_a_permutation_without_ones_own(patients, seed):
+    count, (_, most) = len(patients), Counter(patients).most_common(1)[0]
+    drawn = [i for (i,) in controls.others(patients, [(i,) for i in range(count)], seed)]
+    if len(set(patients)) > 1:
+        assert all(patients[i] != patient for i, patient in zip(drawn, patients, strict=True))
+    if 2 * most <= count or len(set(patients)) == 1:
+        assert sorted(drawn) == list(range(count))
+
+
+def test_strangers_differ_by_seed_and_take_linear_time():
+    patients = np.random.default_rng(0).integers(0, 100_000, 400_000)
+    segments, began = [(i,) for i in range(len(patients))], time.perf_counter()
+    drawn = controls.others(patients, segments, 0)
+    assert (
+        time.perf_counter() - began < 20
+    )  # a look at every patient for each question would take many minutes
+    other = controls.others(patients, segments, 1)
+    assert np.mean([a == b for a, b in zip(drawn, other, strict=True)]) < 0.01
 
 
 @hypothesis_settings(max_examples=30, deadline=None)
@@ -231,14 +255,29 @@ def test_questions_about_several_records_and_earlier_turns(small, copied, tmp_pa
     assert answers_of(copied)[0]["record"] == records[:2]
 
 
-def test_long_prompts_lose_ecg_tokens_as_in_training(copied, ecgbyte):
+@pytest.mark.parametrize("known", [True, False])
+def test_long_prompts_lose_ecg_tokens_as_in_training(copied, ecgbyte, monkeypatch, known):
+    """Models of older versions say the longest sample, others the longest prompt."""
+    from ecgbyte_cli.model import ecg_lm
+
     about = json.loads((copied / "model" / "ecgbyte.json").read_text())
-    about["prompt_tokens"] = 100
-    (copied / "model" / "ecgbyte.json").write_text(json.dumps(about))
+
+    def limit(tokens):
+        about["settings"]["max_length"], about["prompt_tokens"] = tokens + 30, tokens
+        written = {k: v for k, v in about.items() if known or k != "prompt_tokens"}
+        (copied / "model" / "ecgbyte.json").write_text(json.dumps(written))
+
+    asked, answer = [], ecg_lm.ECGLM.answer
+    monkeypatch.setattr(
+        ecg_lm.ECGLM,
+        "answer",
+        lambda self, prompts, *args: asked.extend(map(len, prompts)) or answer(self, prompts, *args),
+    )
+    limit(100)
     result = ecgbyte(*ASK, "--overwrite", work=copied)
     assert result.exit_code == 0 and "lost ECG tokens" in result.stderr
-    about["prompt_tokens"] = 20
-    (copied / "model" / "ecgbyte.json").write_text(json.dumps(about))
+    assert max(asked) == 100 if known else 100 <= max(asked) < 130
+    limit(10)
     result = ecgbyte(*ASK, "--overwrite", work=copied)
     assert result.exit_code == 1 and "tokens of text alone" in result.stderr
 
@@ -250,6 +289,46 @@ def test_an_empty_split_and_a_missing_model_are_one_line(copied, tmp_path, ecgby
     shutil.rmtree(copied / "model")
     result = ecgbyte("generate", work=copied)
     assert result.exit_code == 1 and "ecgbyte finetune" in result.stderr
+
+
+def test_tokens_of_another_segmenter_are_refused(copied, ecgbyte):
+    assert ecgbyte("encode", "--segmenter", "bpe", "--overwrite", work=copied).exit_code == 0
+    result = ecgbyte("generate", "--overwrite", work=copied)
+    assert result.exit_code == 1 and "encode --segmenter longest --overwrite" in result.stderr
+    assert ecgbyte("encode", "--overwrite", work=copied).exit_code == 0
+    assert ecgbyte(*ASK, "--overwrite", work=copied).exit_code == 0
+
+
+def test_a_base_model_that_has_moved_is_named(small, copied, tmp_path, ecgbyte):
+    from ecgbyte_cli.model import ecg_lm
+
+    base, text_tokenizer = ecg_lm.tiny()
+    before, after = tmp_path / "before", tmp_path / "after"
+    base.save_pretrained(before), text_tokenizer.save_pretrained(before)
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", before, "--method", "lora"]
+    args += ["--steps", 1, "--batch", 1, "--max-length", 120, "--overwrite"]
+    assert ecgbyte(*args, work=copied).exit_code == 0
+    before.rename(after)
+    ask = ["generate", "--limit", 1, "--max-new", 2, "--no-controls", "--overwrite"]
+    result = ecgbyte(*ask, work=copied)
+    assert result.exit_code == 1 and "--base" in result.stderr
+    result = ecgbyte(*ask, "--base", after, work=copied)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_ecg_qa_keeps_its_lists_templates_and_attributes(small, copied, tmp_path, ecgbyte):
+    item = {"record": sorted(p.stem for p in (small / "data").glob("*.hea"))[0], "question": "Which?"}
+    item |= {"template_id": 7, "attribute_type": "noise", "type": "single-query", "split": "test"}
+    (tmp_path / "qa.json").write_text(json.dumps([item | {"answer": ["b", "a, with a comma"]}]))
+    result = ecgbyte(
+        *("generate", "--qa", tmp_path / "qa.json", "--max-new", 2, "--overwrite", "--json"), work=copied
+    )
+    numbers = json.loads(result.stdout)
+    assert list(numbers["by_attribute"]) == ["noise"]
+    assert numbers["control"]["majority"]["exact_match"] == 100 and numbers["majority_by"] == "type"
+    (line,) = answers_of(copied)
+    assert (line["template_id"], line["attribute_type"]) == (7, "noise")
+    assert line["truth"] == line["control"]["majority"] == "a, with a comma; b"
 
 
 def test_tokens_of_another_tokenizer_are_refused(copied, ecgbyte):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from ecgbyte_cli.questions import metrics
+from ecgbyte_cli.questions import Question, metrics
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,56 @@ def test_the_majority_answer_is_the_most_frequent_of_its_type():
     truths = ["yes", "no", "NO", "b, a", "a, b", "c"]
     types = ["v", "v", "v", "q", "q", "q"]
     assert metrics.majority(truths, types) == {"v": "no", "q": "b, a"}
+
+
+COMMA = "bigeminal pattern (unknown origin, supraventricular, or ventricular)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "f1", "exact"),
+    [
+        (f"{COMMA}; atrial flutter", 1, True),
+        (f"Atrial flutter,  {COMMA}.", 1, True),
+        (COMMA, 2 / 3, False),
+        ("atrial flutter", 2 / 3, False),
+        (f"{COMMA}; atrial flutter; none", 4 / 5, False),
+        ("bigeminal pattern; atrial flutter", 1 / 2, False),
+    ],
+)
+def test_a_label_with_commas_is_one_label(answer, f1, exact):
+    truth = (COMMA, "atrial flutter")
+    result = metrics.score({"signal": [answer]}, [truth], ["t"], ["p"])
+    assert result["set_f1"] == pytest.approx(100 * f1) and result["exact_match"] == 100 * exact
+    assert COMMA in result["labels"].get("t", {"f1": {COMMA: 0}})["f1"]
+
+
+def test_scores_by_attribute():
+    given = {"signal": ["yes", "no", "x", "y"], "majority": ["no"] * 4}
+    attributes = ["noise", "noise", "scp_code", None]
+    result = metrics.score(given, ["yes", "yes", "x", "y"], ["t"] * 4, list("abcd"), 0, attributes)
+    assert result["by_attribute"] == {"noise": 50, "scp_code": 100}
+    assert result["control"]["majority"]["by_attribute"] == {"noise": 0, "scp_code": 0}
+    assert "noise 50.0, scp_code 100.0" in metrics.markdown(result, "Scores")
+    assert metrics.score(given, ["yes", "yes", "x", "y"], ["t"] * 4, list("abcd"))["by_attribute"] == {}
+
+
+def asked(question, answer, kind="question"):
+    return Question("r", question, answer, kind, None)
+
+
+def test_the_guess_is_by_type_or_by_words_whichever_is_better():
+    training = [asked("Rate?", "slow"), asked("Rate?", "slow"), asked("Rhythm?", "sinus")]
+    # without types, each question's words have a guess of their own
+    given, by = metrics.guesses(training, [asked("Rate?", "slow"), asked("Rhythm?", "sinus")])
+    assert (given, by) == (["slow", "sinus"], "question")
+    # words that training does not have are guessed by their type, not by what is asked
+    given, by = metrics.guesses(training, [asked("New?", "never seen"), asked("Rhythm?", "sinus")])
+    assert (given, by) == (["slow", "sinus"], "question")
+    training = [asked(f"{k}?", "no", "v") for k in range(3)] + [asked("4?", "yes", "v")]
+    given, by = metrics.guesses(training, [asked("4?", "no", "v"), asked("5?", "no", "v")])
+    assert (given, by) == (["no", "no"], "type")
+    # a type that training does not have
+    assert metrics.guesses([], [asked("a?", "x", "new"), asked("b?", "x", "new")])[0] == ["x", "x"]
 
 
 # two patients with the signal right on 3 of 4 questions, and two controls right on 1 and on 2
@@ -131,6 +181,23 @@ def test_overlap():
     assert bleu == pytest.approx(100 * (5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** 0.25)
 
 
+def test_bleu_as_the_reference_has_it():
+    pytest.importorskip("nltk")
+    # one word of one, and no longer pieces, which count 0.1 each: (1 * 0.1^3) ^ (1/4)
+    assert metrics.bleu_nltk(["yes"], ["yes"]) == pytest.approx(100 * 0.001**0.25)
+    # words are what white space parts; empty answers are left out, as there
+    same = "the heart beats, in sinus-rhythm"
+    assert metrics.bleu_nltk([same, "", "x"], [same, "lost", ""]) == pytest.approx(100)
+    assert metrics.bleu_nltk(["a, b"], ["a , b"]) < 20 and metrics.bleu_nltk([""], ["a"]) == 0
+    # of the corpus: pieces matched of all answers over pieces of all answers, the words in 3 of 4 places
+    mixed = metrics.bleu_nltk(["a b", "c d"], ["a b", "c e"])
+    assert mixed == pytest.approx(100 * (3 / 4 * 1 / 2 * 0.1 / 2 * 0.1 / 2) ** 0.25)
+    both = metrics.overlap([same], [same])
+    if both["bleu"] is not None:
+        text = metrics.texts({"labels": {}, "set_f1": 100, **both})
+        assert "BLEU-4 (sacrebleu) 100.0" in text and "BLEU-4 (nltk) 100.0" in text
+
+
 def test_overlap_agrees_with_the_libraries_own_examples():
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rouge_score")
@@ -184,7 +251,9 @@ def test_meteor_is_left_out_without_its_data(monkeypatch):
             raise LookupError("wordnet")
 
     monkeypatch.setattr(nltk.corpus, "wordnet", Absent())
-    assert metrics.overlap(["a"], ["a"])["meteor"] is None
+    scores = metrics.overlap(["a"], ["a"])
+    assert scores["meteor"] is None and "nltk.downloader wordnet" in scores["meteor_missing"]
+    assert "no METEOR (nltk has no wordnet" in metrics.texts({"labels": {}, "set_f1": 100, **scores})
 
 
 def test_bertscore_of_a_local_model(tmp_path):

@@ -1,8 +1,13 @@
 """Question files in all their forms, and their join with segments."""
 
+import csv
 import json
+import os
+import shutil
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.questions import files as questions
@@ -139,6 +144,13 @@ def test_two_records_on_different_sides_cannot_be_compared(tmp_path):
         ("qa.json", '[{"conversations": [{"from": "human", "value": "x"}]}]', "ecg is missing"),
         ("qa.json", "[1, 2", "not valid JSON"),
         ("qa.csv", "record,question\na,q\n", "line 2: .*answer is missing"),
+        ("qa.csv", 'record,question,answer\na,q,x\nb,"open,y\nc,q,z\n', "line 3: is no CSV"),
+        ("qa.csv", 'record,question,answer\na,"q"?,x\n', "line 2: is no CSV"),
+        ("qa.csv", f"record,question,answer\na,{'q' * 200_000},x\n", "field longer than 131072"),
+        ("qa.csv", "record,question,answer\na,Rhythm, please?,sinus\n", "line 2: has more fields"),
+        ("qa.json", "[" * 100_000, "not valid JSON"),
+        ("qa.jsonl", "[" * 100_000, "line 1"),
+        ("qa.jsonl", '{"record": "a", "question": "\\ud800", "answer": "x"}', "half a surrogate"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path, name, text, said):
@@ -156,3 +168,159 @@ def test_a_missing_file_is_one_line(tmp_path):
         questions.sha256(tmp_path / "none.jsonl")
     with pytest.raises(Failure, match="no question files"):
         questions.read(tmp_path)
+
+
+ROW = st.tuples(
+    *[st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)] * 2
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=4))
+def test_csv_gives_back_what_a_writer_wrote(tmp_path_factory, rows):
+    """Whatever line ends Unicode knows, and whatever stands between quotes."""
+    path = tmp_path_factory.mktemp("csv") / "qa.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["record", "question", "answer"])
+        writer.writerows(["r", f"q{question}", f"a{answer}"] for question, answer in rows)
+    assert [(q.question, q.answer) for q in questions.read(path)] == [(f"q{q}", f"a{a}") for q, a in rows]
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+def test_line_ends_that_csv_does_not_know_part_no_rows(tmp_path, end):
+    path = tmp_path / "qa.csv"
+    text = f'record,question,answer\nr,Is it{end}sinus?,yes\r\ns,"a{end}\nb",{end}no'
+    path.write_bytes(text.encode())
+    assert [(q.question, q.answer) for q in questions.read(path)] == [
+        (f"Is it{end}sinus?", "yes"),
+        (f"a{end}\nb", f"{end}no"),
+    ]
+
+
+def test_a_fifo_is_no_question_file(tmp_path):
+    os.mkfifo(tmp_path / "qa.jsonl")
+    for ask in (questions.read, questions.sha256):
+        with pytest.raises(Failure, match="no regular file"):
+            ask(tmp_path / "qa.jsonl")
+
+
+# a row of the table for each segment: the first two recordings are called alike, the last is a row of a file
+TABLE = {
+    "record": ["rec_1", "rec_1", "rec_1", "rec_2", "12", "06002_hr", "x"],
+    "path": [
+        *(
+            "/d/Person_01/rec_1.hea",
+            "/d/Person_01/rec_1.hea",
+            "/d/Person_02/rec_1.hea",
+            "/d/Person_02/rec_2.hea",
+        ),
+        *("/d/exams.hdf5#0", "/d/records500/06000/06002_hr.hea", "/d/y.csv"),
+    ],
+    "patient": ["a", "a", "b", "b", "c", "d", "e"],
+    "split": ["train", "train", "test", "test", "train", "train", "train"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "segment"),
+    [
+        ("Person_01/rec_1", 0),
+        ("Person_02/rec_1", 2),
+        ("d/Person_02/rec_1", 2),
+        ("/d/Person_02/rec_1.hea", 2),
+        ("Person_02/rec_1.HEA", 2),
+        ("erson_02/rec_1", None),  # a part of a folder's name is none
+        ("Person_03/rec_1", None),
+        ("other/Person_02/rec_1", None),
+        ("rec_2", 3),
+        ("Person_02/rec_2", 3),
+        ("12", 4),
+        ("exams.hdf5#0", 4),
+        ("06002_lr", 5),
+        ("HR06002", 5),
+        ("x", 6),
+        ("y", 6),
+    ],
+)
+def test_a_record_is_found_by_its_name_or_the_end_of_its_path(name, segment):
+    joined, unmatched = questions.join([questions.Question(name, "q", "a", "t", None)], TABLE)
+    assert [i for _, i, *_ in joined] == ([] if segment is None else [segment])
+    assert len(unmatched) == (segment is None)
+
+
+def test_a_name_of_several_recordings_is_refused_and_told_of():
+    asked = [questions.Question(name, "q", "a", "t", None) for name in ("rec_1", "rec_2", "none")]
+    joined, unmatched = questions.join(asked, TABLE)
+    assert [q.record for q, *_ in joined] == ["rec_2"] and [q.record for q in unmatched] == ["rec_1", "none"]
+    said = questions.describe(unmatched, 3)
+    assert "1 of 3 questions name a record that several recordings are called (rec_1)" in said
+    assert "1 of 3 questions are about records that were not encoded (none)" in said
+    assert "Person_02/rec_1" in said
+
+
+def asked_about(record, split, question="q", answer="a"):
+    return questions.Question(record, question, answer, "t", split)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("train", "val", "in training and in validation"),
+        ("train", "test", "in training and in test"),
+        ("val", "test", "in validation and in test"),
+    ],
+)
+def test_patients_on_both_sides_of_any_pair_of_splits(one, other, said):
+    table = {"record": ["a", "b", "c"], "patient": ["p", "p", "q"], "split": ["test", "test", "test"]}
+    joined, _ = questions.join(
+        [asked_about("a", one), asked_about("b", other), asked_about("c", other)], table
+    )
+    assert questions.crossings(joined, table, "F") == [f"1 patients are {said}, as F has it: p"]
+    joined, _ = questions.join([asked_about("a", one), asked_about("c", other)], table)
+    assert questions.crossings(joined, table, "F") == []
+
+
+def test_test_questions_about_recordings_that_the_merges_were_learned_from():
+    table = {"record": ["a", "b"], "patient": ["p", "q"], "split": ["train", "test"]}
+    joined, _ = questions.join([asked_about("a", "test"), asked_about("b", "test")], table)
+    (line,) = questions.crossings(joined, table, "F")
+    assert line.startswith("1 patients of the test questions are on the training side of the recordings")
+
+
+def test_test_questions_that_stand_in_training_are_counted():
+    table = {"record": ["a", "b"], "patient": ["p", "q"], "split": ["train", "train"]}
+    asked = [asked_about("a", "train"), asked_about("a", "test"), asked_about("b", "test")]
+    asked += [asked_about("a", "test", "another")]
+    joined, _ = questions.join(asked, table)
+    assert questions.seen_in_training(joined) == 1
+    assert "1 of 3 test questions stand in training too" in questions.crossings(joined, table, "F")[-1]
+
+
+def test_answers_of_ecg_qa_stay_lists_in_one_order(tmp_path):
+    item = {"ecg_id": [1], "question": "q", "question_type": "single-query", "template_id": 4}
+    item["attribute_type"] = "scp_code"
+    comma = "bigeminal pattern (unknown origin, supraventricular, or ventricular)"
+    lists = [["sinus", comma], [comma, "sinus"], ["yes"], []]
+    path = tmp_path / "qa.json"
+    path.write_text(json.dumps([item | {"answer": answer} for answer in lists]))
+    first, second, one, none = questions.read(path)
+    assert first == second and first.answer == f"{comma}; sinus" and first.truth == (comma, "sinus")
+    assert (one.answer, one.truth) == ("yes", ("yes",)) and (none.answer, none.truth) == ("none", ("none",))
+    assert (first.template_id, first.attribute_type) == (4, "scp_code")
+
+
+def test_ecg_qa_as_cloned(real_data, tmp_path):
+    """Tables of answers and of ECGs lie beside the questions."""
+    cloned = real_data / "ecg-qa" / "ptbxl"
+    assert (cloned / "answers_for_each_template.csv").exists()
+    read = questions.read(cloned)
+    parts = [questions.read(cloned / name) for name in ("paraphrased", "template")]
+    assert read == [*parts[0], *parts[1]] and {q.split for q in read} == {"train", "val", "test"}
+    assert all(q.template_id and q.attribute_type for q in read)
+    shutil.copytree(cloned / "template", tmp_path / "qa")
+    before = questions.sha256(tmp_path / "qa")
+    shutil.copy(cloned / "answers_for_each_template.csv", tmp_path / "qa")
+    assert questions.sha256(tmp_path / "qa") == before
+    with pytest.raises(Failure, match="needs record, question and answer"):
+        questions.read(tmp_path / "qa" / "answers_for_each_template.csv")

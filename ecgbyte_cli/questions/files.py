@@ -124,7 +124,7 @@ def _has_questions(path):
 
 def _read_file(path, in_folder):
     try:
-        text = _regular(path).read_text(encoding="utf-8-sig")
+        text = _regular(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise Failure(f"question file {path} cannot be read: {error.strerror}; --qa names it") from error
     except UnicodeDecodeError as error:
@@ -155,7 +155,7 @@ def _items(path, text):
             yield f"item {number}", item
     else:
         # not splitlines: a JSON text may hold the other line ends that it knows
-        for number, line in enumerate(text.split("\n"), 1):
+        for number, line in enumerate(re.split("\r\n?|\n", text), 1):
             if not line.strip():
                 continue
             try:
@@ -168,8 +168,10 @@ def _items(path, text):
 def _rows(path, text):
     """Yield the rows of a CSV file."""
     # newline="": a row ends at \n, \r or both alone, not at the other line ends that Unicode knows
-    rows, line = csv.DictReader(io.StringIO(text, newline=""), strict=True), 1
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names: list[str] = []
     while True:
+        line = rows.line_num + 1
         try:
             row = next(rows, None)
         except csv.Error as error:
@@ -179,12 +181,14 @@ def _rows(path, text):
             ) from error
         if row is None:
             return
-        if None in row:
+        if not names:
+            names = row
+        elif any(row[len(names) :]):
             raise Failure(
-                f"{path}, line {line + 1}: has more fields than the first line names: quote what has commas"
+                f"{path}, line {line}: has more fields than the first line names: quote what has commas"
             )
-        yield f"line {rows.line_num}", {key: value for key, value in row.items() if value}
-        line = rows.line_num
+        elif row:
+            yield f"line {line}", {name: value for name, value in zip(names, row, strict=False) if value}
 
 
 def _question(item, split):
