@@ -84,16 +84,16 @@ def markdown(conversation: Conversation, pictures: list[str], facts: Callable[[E
     facts : callable
         What is told of an ECG: name to text.
     """
-    names = [ecg.recording.name for ecg in conversation.ecgs]
-    lines = [f"# {', '.join(names)}", "", conversation.about["notice"], ""]
-    for ecg, picture in zip(conversation.ecgs, pictures, strict=True):
-        lines += [f"![{ecg.recording.name}]({picture.replace(' ', '%20')})", ""]
-        lines += [f"- {name}: {printable(text)}" for name, text in facts(ecg).items()]
+    names = [printable(ecg.recording.name) for ecg in conversation.ecgs]
+    lines = [f"# {', '.join(names)}", "", printable(conversation.about["notice"]), ""]
+    for ecg, name, picture in zip(conversation.ecgs, names, pictures, strict=True):
+        lines += [f"![{name}]({picture.replace(' ', '%20')})", ""]
+        lines += [printable(f"- {name}: {text}") for name, text in facts(ecg).items()]
         lines.append("")
-    lines += [f"- model: {conversation.about['folder']}, from {conversation.about['base']}", ""]
+    lines += [printable(f"- model: {conversation.about['folder']}, from {conversation.about['base']}"), ""]
     for entry in conversation.log:
         if isinstance(entry, str):
-            lines += [f"*{entry}*", ""]
+            lines += [f"*{printable(entry)}*", ""]
         elif not entry.error:
             stopped = " (stopped)" if entry.stopped else ""
             question, answer = (printable(text, "\n\t") for text in (entry.question, entry.answer))

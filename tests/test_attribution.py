@@ -123,6 +123,63 @@ def test_integrated_gradients_sum_to_the_difference(explainer, case, monkeypatch
     assert made[elsewhere].abs().max() == 0
 
 
+def test_the_completeness_gap_is_what_the_sum_lacks(explainer, letters, monkeypatch):
+    gaps = {}
+    for steps in (4, attribution.STEPS):
+        monkeypatch.setattr(attribution, "STEPS", steps)
+        case = explainer.case(letters, QUESTION, ANSWER)
+        made = explainer._integrated(case)
+        start = explainer._embedded(case).clone()
+        start[case.ecg] = explainer.lm.ecg_rows.weight[2:].mean(0)
+        difference = log_odds(explainer, case) - log_odds(explainer, case, start[None])
+        lacking = abs(made[case.ecg].sum().item() - difference)
+        assert case.gap == pytest.approx(100 * lacking / abs(difference), rel=0.02, abs=0.02)
+        gaps[steps] = case.gap
+    assert attribution.STEPS >= 32 and gaps[attribution.STEPS] < min(gaps[4], 5)
+    other = explainer.case(letters, QUESTION, ANSWER)
+    explainer.scores(other, "gradient")
+    assert other.gap is None
+
+
+@pytest.mark.parametrize("ecgs", [1, 3])
+@pytest.mark.parametrize("room", [6, 9, 30])
+def test_the_tokens_that_a_prompt_had_no_room_for_draw_nothing(explainer, letters, ecgs, room):
+    tokens = explainer.tokenizer.encode(letters)
+    turns = [("one?", "no"), (QUESTION, ANSWER)]
+    whole = explainer.case_of([tokens] * ecgs, turns)
+    short = attribution.Explainer(
+        *(explainer.lm, explainer.prompt, explainer.tokenizer),
+        longest=int(whole.at[0]) - ecgs * len(tokens) + room,
+    )
+    case = short.case_of([tokens] * ecgs, turns)
+    assert case.at[0] == short.longest
+    assert explainer.prompt.text(case.ids[case.at]) == ANSWER
+    # each place of the ECG is a stretch of the very token that stands there
+    for place, lead, start, stop in case.spans:
+        token = case.ids[case.ecg[place]] - explainer.lm.offset - 2
+        spelled = explainer.tokenizer.lengths[token]
+        assert spelled == stop - start
+        assert [lead, start, stop] in explainer.tokenizer.spans(tokens)[:, 1:].tolist()
+    assert case.spans[:, 0].tolist() == list(range(len(case.ecg)))
+    scores = np.zeros(case.at[0])
+    scores[case.ecg] = 1.0
+    density = short.spread(case, scores)
+    covered = np.zeros(letters.shape, bool)
+    for _, lead, start, stop in case.spans:
+        covered[lead, start:stop] = True
+    assert np.array_equal(density > 0, covered) and density.sum() == pytest.approx(1)
+    assert short.decided(case) < len(case.at)
+
+
+def test_a_question_that_leaves_no_room_is_one_line(explainer, letters):
+    from ecgbyte_cli.failure import Failure
+
+    long = attribution.Explainer(explainer.lm, explainer.prompt, explainer.tokenizer, longest=30)
+    for letters_more, said in ((26, "no room for the ECG"), (60, "text alone")):
+        with pytest.raises(Failure, match=said):
+            long.case(letters, "x" * letters_more, ANSWER)
+
+
 def test_attention_is_what_the_eager_model_says_and_the_model_is_left_as_it_was(explainer, case):
     before = explainer.lm.base.config._attn_implementation
     maps = explainer._maps(case)
@@ -267,7 +324,7 @@ def test_plot_attention(small, tmp_path, ecgbyte):
     import json
 
     record, work = small / "data" / "synth00001", small / "ecgbyte-work"
-    for method in ("gradient", "rollout", "occlusion"):
+    for method in ("gradient", "rollout", "occlusion", "integrated"):
         out = tmp_path / f"{method}.png"
         result = ecgbyte(
             *("plot", "attention", record, "--method", method, "--out", out, "--json"), work=work
@@ -276,6 +333,7 @@ def test_plot_attention(small, tmp_path, ecgbyte):
         said = json.loads(result.stdout)
         assert said["method"] == method and "answer" in said
         assert said["on_text"] is None if method == "occlusion" else 0 <= said["on_text"] <= 100
+        assert (said["completeness_gap"] is None) == (method != "integrated")
         assert out.read_bytes().startswith(b"\x89PNG")
     result = ecgbyte("plot", "attention", record, "--model", tmp_path, work=work)
     assert result.exit_code == 1 and "ecgbyte finetune" in result.stderr

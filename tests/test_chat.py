@@ -369,6 +369,26 @@ def test_a_heart_rate_that_cannot_be_measured_is_not_made_up(conversation, long_
     assert terminal.heart_rate(ecg) == "not measurable: there is no lead II"
 
 
+def test_nothing_of_a_file_or_a_model_reaches_the_terminal_as_a_command(
+    conversation, record, tmp_path, capsys
+):
+    name = tmp_path / "a\x1b[31m[bold]\u202e.hea"
+    name.write_text(record.read_text() + "# \x1b]0;title\x07 \x9b2J [red]\n")
+    shutil.copy(record.with_suffix(".dat"), tmp_path)
+    conversation.about |= {"folder": "m\x1b[2J[/]", "notice": "n\x1b[2J[/x]", "base": "b\x07"}
+    chat.talk(
+        conversation,
+        typed(f"/ecg {name}", "/ecg", "what\x1b[2J?", f"/save {tmp_path}/x.md"),
+        interactive=True,
+    )
+    terminal.greet(conversation.ecgs[-1], conversation.about)
+    with terminal.busy("loading [/x]"):
+        out, err = capsys.readouterr()
+    assert not set(out + err) & {"\x1b", "\x07", "\x9b", "\u202e"}
+    assert "\\x1b" in err and "[bold]" in err and "[/x]" in err
+    assert "\x1b" not in (tmp_path / "x.md").read_text()
+
+
 # The command, with a real model --------------------------------------------------------------------------------
 
 
@@ -413,6 +433,28 @@ def test_an_answer_equals_that_of_generate(small, ecgbyte):
         (path,) = (small / "data").rglob(f"{line['record']}.hea")
         result = ecgbyte("chat", path, "-q", line["question"], "--max-new", 8, work=small / "ecgbyte-work")
         assert result.stdout.strip() == line["answer"]
+
+
+@pytest.mark.parametrize("room", [60, 90])
+def test_prompts_are_trimmed_as_generate_trims_them(small, record, tmp_path, ecgbyte, room):
+    work = tmp_path / "work"
+    shutil.copytree(small / "ecgbyte-work", work, ignore=shutil.ignore_patterns("answers"))
+    path = work / "model" / "ecgbyte.json"
+    about = json.loads(path.read_text())
+    whole = chat.open_chat(WorkDir(work), record, max_new=4).ask(QUESTION)
+    assert whole.lost == 0
+    text = len(whole.prompt) - np.sum(whole.prompt >= 259 + 2)
+    path.write_text(json.dumps(about | {"prompt_tokens": int(text) + room}))
+    conversation = chat.open_chat(WorkDir(work), record, max_new=4)
+    turn = conversation.ask(QUESTION)
+    assert len(turn.prompt) == text + room and turn.lost == len(whole.prompt) - text - room
+    assert turn.about()["trimmed"] == turn.lost
+    assert ecgbyte("generate", "--limit", 4, "--max-new", 4, "--no-controls", work=work).exit_code == 0
+    for line in map(json.loads, (work / "answers" / "answers.jsonl").read_text().splitlines()):
+        (found,) = (small / "data").rglob(f"{line['record']}.hea")
+        asked = ecgbyte("chat", found, "-q", line["question"], "--max-new", 4, work=work)
+        assert asked.stdout.strip() == line["answer"]
+        assert "ECG tokens had no room" in asked.stderr or line["question"] != QUESTION
 
 
 def test_a_model_folder_says_what_a_conversation_has_to_know(small):

@@ -76,6 +76,9 @@ def test_every_method_is_measured(measured):
         assert deleted[-1] == pytest.approx(inserted[0], rel=1e-3)
         assert {cause["records"] for cause in method["by_cause"].values()} == {1}
         assert set(method["by_cause"]) == {"early beat", "ST", "no P"}
+    gaps = {name: method.get("gap") for name, method in measured["methods"].items()}
+    assert gaps["integrated"]["median"] <= gaps["integrated"]["largest"]
+    assert [name for name, gap in gaps.items() if gap] == ["integrated"]
     # chance spreads over what is there: about once the share of the signal
     assert 0.3 < measured["methods"]["random"]["times"] < 2.5
     json.dumps(measured)
@@ -92,6 +95,15 @@ def test_the_table_fits_and_a_second_run_reads_it(measured, small, ecgbyte):
     assert ecgbyte("explain", "--records", 2, work=work).exit_code == 1
     said = json.loads(ecgbyte("explain", "--records", 3, "--json", work=work).stdout)
     assert said["methods"]["random"]["share"] == measured["methods"]["random"]["share"]
+
+
+def test_tokens_of_another_segmenter_are_refused(small, tmp_path, ecgbyte):
+    work = tmp_path / "work"
+    shutil.copytree(small / "ecgbyte-work", work, ignore=shutil.ignore_patterns("explained"))
+    assert ecgbyte("encode", "--segmenter", "bpe", "--overwrite", work=work).exit_code == 0
+    result = ecgbyte("explain", "--records", 3, work=work)
+    assert result.exit_code == 1 and "--segmenter longest" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_real_records_are_refused_in_one_line(small, tmp_path, ecgbyte):

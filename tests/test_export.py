@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 from test_ecg_lm import SHAPES
+from test_folder import EXPERTS, write_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model.prompt import Prompt
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import export
+from ecgbyte_cli.workdir import WorkDir
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -98,6 +102,143 @@ def test_an_export_is_the_model(trained, tmp_path, ecgbyte):
     assert got.argmax(-1).max() < lm.offset
     assert json.loads((out / "ecgbyte.json").read_text())["notice"] == ecg_lm.NOTICE
     assert (out / "ecg_tokenizer.json").exists() and not list(out.glob("*.bin"))
+
+
+# as Qwen3's, which writes an empty thought before the last answer; as Llama 2's, which knows no system message; and one
+# that asks for the date
+TEMPLATES = {
+    None: None,
+    "thought": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "no system": "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}"
+    "{% elif m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}",
+    "date": "{% for m in messages %}<{{ m.role }}>{{ strftime_now('%d %B %Y') }}: {{ m.content }}{{ eos_token }}"
+    "{% endfor %}",
+}
+
+
+def bytes_of_text(template):
+    """A byte-level text tokenizer with a chat template."""
+    _, text_tokenizer = ecg_lm.tiny()
+    text_tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    text_tokenizer.chat_template = template
+    return text_tokenizer
+
+
+def pieces_of_text(template, scheme="first"):
+    """A text tokenizer as of SentencePiece: a space before a text, and bytes where a letter is unknown."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(i) for i in range(33, 127)]
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *letters]
+    joined = [("▁", letter) for letter in letters if letter.isalpha() or letter in "[<:"]
+    vocabulary = {word: i for i, word in enumerate([*words, *(a + b for a, b in joined)])}
+    text = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=joined, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
+    text.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    text.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=text,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template=template,
+    )
+
+
+def exported(tmp_path, small, kind, text_tokenizer, method, **numbers):
+    """Write a base model with an adapter that is not zero, export it, and return what the prompt is in both."""
+    base = write_base(tmp_path / "base", kind, vocab_size=len(text_tokenizer), **numbers)
+    text_tokenizer.save_pretrained(base)
+    made, text_tokenizer = ecg_lm.load_base(str(base), method, "cpu")
+    tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
+    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(made), ECGTokenizer.from_file(tokenizer).vocab_size)
+    for name, parameter in lm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    (tmp_path / "model").mkdir()
+    about = {"base": str(base), "method": method, "segmenter": "longest", "date": "2026-02-03"}
+    ecg_lm.save(tmp_path / "model", lm.eval(), text_tokenizer, tokenizer, about)
+    export.export(WorkDir(tmp_path / "work"), tmp_path / "out", model=tmp_path / "model")
+    lm, text_tokenizer, _, _ = ecg_lm.load(tmp_path / "model", "cpu")
+    return lm, Prompt(text_tokenizer, lm.offset, "2026-02-03"), tmp_path / "out"
+
+
+def in_readme(out):
+    """The text that the README of an export names."""
+    (line,) = [line for line in (out / "README.md").read_text().splitlines() if line.startswith('"')]
+    return json.loads(line)
+
+
+@pytest.mark.parametrize("text", [bytes_of_text, pieces_of_text, lambda t: pieces_of_text(t, "always")])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_text_that_the_readme_names_gives_the_trained_ids(small, tmp_path, text, template):
+    text_tokenizer = text(TEMPLATES[template])
+    _, prompt, out = exported(tmp_path, small, "llama", text_tokenizer, "lora")
+    named = in_readme(out)
+    assert json.loads((out / "ecgbyte.json").read_text())["prompt"] == named
+    assert ("<think>\n\n</think>" in named, "03 February 2026" in named) == (
+        template == "thought",
+        template == "date",
+    )
+    again = AutoTokenizer.from_pretrained(out)
+    for question in ("What is the rhythm?", "is it [so]: <b>?", "  two  spaces\n\n", "é"):
+        ids, _ = prompt.build([[4, 0, 7]], [(question, None)])
+        asked = named.replace("ECG_TOKENS", "<ecg_4><ecg_0><ecg_7>").replace("What is the rhythm?", question)
+        if template == "no system":
+            question = question.strip()
+        assert again.encode(asked, add_special_tokens=False) == ids.tolist(), question
+    ends = AutoModelForCausalLM.from_pretrained(out).generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else {*ends}
+    assert ends == prompt.end_ids and again.eos_token_id in ends
+    assert (again.convert_tokens_to_ids("<|im_end|>") in ends) == (
+        template == "thought" and text is bytes_of_text
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "numbers"),
+    [
+        ("gpt2", "lora", {"n_embd": 128, "n_head": 4, "n_layer": 2, "n_positions": 512}),
+        ("gpt2", "qlora", {"n_embd": 128, "n_head": 4, "n_layer": 2, "n_positions": 512}),
+        ("qwen3_moe", "lora", EXPERTS["qwen3_moe"]),
+        ("mixtral", "qlora", {"hidden_size": 128, "head_dim": 32, **EXPERTS["mixtral"]}),
+    ],
+)
+def test_layers_of_other_kinds_load_as_they_were_trained(small, tmp_path, kind, method, numbers):
+    if kind == "gpt2":
+        numbers["hidden_size"] = 128
+    lm, prompt, out = exported(tmp_path, small, kind, bytes_of_text(None), method, **numbers)
+    plain, loaded = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(loaded.values())
+    ids = torch.from_numpy(prompt.build([np.arange(30)], [("What is the rhythm?", None)])[0])[None]
+    with torch.no_grad():
+        wanted = lm.base(inputs_embeds=lm.embed(ids)).logits.float()
+        got = plain.float()(ids).logits[..., : lm.offset]
+    assert (got - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+def test_a_tokenizer_that_makes_other_ids_of_a_whole_prompt_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "asked", lambda *_: ("<bos>ECG_TOKENS", [1, 2, 3]))
+    with pytest.raises(Failure, match="cannot be exported"):
+        export.export(WorkDir(small / "ecgbyte-work"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["chat", "plot", "explain", "generate", "export"])
+def test_an_export_is_no_model_folder_and_says_so(small, tmp_path, ecgbyte, command):
+    work, out = small / "ecgbyte-work", tmp_path / "out"
+    assert ecgbyte("export", out, work=work).exit_code == 0
+    record = small / "data" / "synth00001"
+    args = {"chat": [record, "-q", "x"], "plot": ["attention", record], "export": [tmp_path / "again"]}
+    result = ecgbyte(command, *args.get(command, []), "--model", out, work=work)
+    assert result.exit_code == 1 and "is an export" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_what_is_there_is_not_overwritten(small, tmp_path, ecgbyte):

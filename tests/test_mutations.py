@@ -168,14 +168,12 @@ def dicom_mutated(data, rng):
     channels = group.ChannelDefinitionSequence
     kind = rng.integers(6)
     if kind == 0:
-        name = ["NumberOfWaveformSamples", "NumberOfWaveformChannels", "WaveformBitsAllocated"][
-            rng.integers(3)
-        ]
-        setattr(
-            group,
-            name,
-            int(rng.choice([0, 1, 8, 13, 2**16 - 1, 2**31])) % (2**16 if name[0] == "W" else 2**32),
-        )
+        name, most = [
+            ("NumberOfWaveformSamples", 2**32),
+            ("NumberOfWaveformChannels", 2**16),
+            ("WaveformBitsAllocated", 2**16),
+        ][rng.integers(3)]
+        setattr(group, name, int(rng.choice([0, 1, 8, 13, most // 2, most - 1])))
     elif kind == 1:
         name = ["ChannelSensitivity", "ChannelBaseline", "ChannelSensitivityCorrectionFactor"][
             rng.integers(3)

@@ -1,12 +1,16 @@
 """Pictures: written in the format asked for, of what was asked for."""
 
 import json
+import shutil
 import struct
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ecgbyte_cli import pictures
+from ecgbyte_cli.failure import printable
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import WorkDir, read_array, read_table
 
@@ -99,3 +103,162 @@ def test_the_distribution_counts_the_tokens_of_a_record_or_of_all(
     i = read_table(work.symbol_segments)["record"].index("synth00001")
     own = tokens[places["offset"][i] :][: places["length"][i]]
     assert np.array_equal(drawn[1][0], np.bincount(own, minlength=200))
+
+
+# Names are what they are ---------------------------------------------------------------------------------------
+
+ODD = [
+    "a$\\frac$",
+    "$x$",
+    "a_b^{c}$$",
+    "\\$",
+    "x\ny",
+    "\x1b[31mred",
+    "<b>&amp;",
+    "\u202ereversed",
+    "%s{}",
+    "$" * 3,
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_of_every_kind_are_drawn_as_they_are(name, tmp_path):
+    signal, density = np.random.default_rng(0).normal(0, 0.3, (2, 1000)), np.ones((2, 1000)) / 2000
+    drawn = [
+        pictures.attention(signal, 100.0, [name, "V1"], density, [name, "?"], np.array([0.4, 0.1]), name),
+        pictures.tokens(
+            signal[0], signal[0], 100.0, name, np.array([3]), np.array([0]), np.array([1000]), name
+        ),
+        pictures.distribution(np.array([3, 1]), np.array([10.0, 20.0]), np.array([4]), name),
+    ]
+    for i, figure in enumerate(drawn):
+        for ending in ("png", "svg", "pdf"):
+            pictures.save(figure, tmp_path / f"{i}.{ending}")
+    shown = [
+        text for figure in drawn for text in figure.findobj(match=lambda x: hasattr(x, "get_parse_math"))
+    ]
+    named = [text for text in shown if printable(name) in text.get_text()]
+    assert len(named) >= 5 and not any(text.get_parse_math() for text in named)
+    assert all(text.get_text().replace("\n", "").isprintable() for text in shown)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.text(st.characters(codec="utf-8", exclude_characters="/\0\n\r"), min_size=1, max_size=12))
+def test_a_question_of_any_text_can_be_drawn(tmp_path_factory, text):
+    signal, density = np.zeros((1, 100)), np.ones((1, 100)) / 100
+    figure = pictures.attention(signal, 100.0, ["II"], density, [text], np.array([0.5]), f"r: {text}")
+    pictures.save(figure, tmp_path_factory.mktemp("drawn") / "x.png")
+
+
+@pytest.mark.parametrize("kind", ["ecg", "tokens", "attention"])
+def test_a_recording_with_an_odd_name_is_drawn(small, tmp_path, ecgbyte, kind):
+    # the header names its signal file, so that the record may be called otherwise
+    shutil.copy(small / "data" / "synth00001.dat", tmp_path)
+    shutil.copy(small / "data" / "synth00001.hea", tmp_path / "a$\\frac$ [b].hea")
+    out = tmp_path / "x.svg"
+    args = [tmp_path / "a$\\frac$ [b].hea", "--out", out, "-q", "is $x$ [red]\x1b[31m?"]
+    result = ecgbyte("plot", kind, *args, work=small / "ecgbyte-work")
+    assert result.exit_code == 0, result.stderr
+    assert out.exists() and "\x1b" not in result.output
+
+
+# Recordings are read as symbolize was told ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Two leads as CSV and as NumPy, which say neither rate nor unit: 10 s at 250 Hz, in microvolts."""
+    time = np.arange(2500) / 250
+    signal = 1000 * np.exp(-(((time % 1) - 0.5) ** 2) / (2 * 0.02**2))
+    signal = np.stack([signal, -signal])
+    np.savetxt(tmp_path / "c.csv", signal.T, delimiter=",", header="II,V1", comments="")
+    np.save(tmp_path / "n.npy", signal)
+    return tmp_path
+
+
+def drawn_signal(monkeypatch):
+    seen, real = {}, pictures.sheet
+    monkeypatch.setattr(
+        pictures,
+        "sheet",
+        lambda *args: seen.update(zip(("mv", "fs", "leads"), args[:3], strict=True)) or real(*args),
+    )
+    return seen
+
+
+@pytest.mark.parametrize("name", ["c.csv", "n.npy"])
+def test_what_a_file_does_not_say_is_told_by_options(table, ecgbyte, monkeypatch, name):
+    seen = drawn_signal(monkeypatch)
+    options = ["--input-fs", 250, "--units", "uV", "--lead-names", "II, V1", "--out", table / "x.png"]
+    result = ecgbyte("plot", "ecg", table / name, *options)
+    assert result.exit_code == 0, result.stderr
+    assert (
+        seen["fs"] == 250 and seen["leads"] == ["II", "V1"] and seen["mv"].max() == pytest.approx(1, abs=0.01)
+    )
+    assert "--input-fs" in ecgbyte("plot", "ecg", table / "c.csv", "--out", table / "x.png").stderr
+
+
+def test_a_recording_is_read_with_the_options_that_symbolize_was_given(table, small, ecgbyte, monkeypatch):
+    work = table / "work"
+    told = ["--input-fs", 250, "--units", "uV", "--lead-names", "II,V1"]
+    (table / "in").mkdir()
+    shutil.move(table / "n.npy", table / "in" / "n.npy")
+    run = ecgbyte(
+        *(
+            "symbolize",
+            table / "in",
+            *told,
+            "--profile",
+            "resample",
+            "--fs",
+            100,
+            "--leads",
+            "II,V1",
+            "--range",
+            -2,
+            2,
+        ),
+        work=work,
+    )
+    assert run.exit_code == 0, run.stderr
+    seen = drawn_signal(monkeypatch)
+    result = ecgbyte("plot", "ecg", table / "in" / "n.npy", "--out", table / "x.png", work=work)
+    assert result.exit_code == 0 and seen["mv"].max() == pytest.approx(1, abs=0.01), result.stderr
+    # what is said again wins
+    ecgbyte("plot", "ecg", table / "in" / "n.npy", "--out", table / "x.png", "--input-fs", 500, work=work)
+    assert seen["fs"] == 500 and seen["leads"] == ["II", "V1"]
+    from ecgbyte_cli.stages import chat
+
+    shutil.copytree(small / "ecgbyte-work" / "model", work / "model")
+    ecg = chat.open_chat(WorkDir(work), table / "in" / "n.npy").ecgs[0]
+    assert ecg.recording.fs == 250 and ecg.recording.signal.max() == pytest.approx(1, abs=0.01)
+
+
+# Segmenters -----------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_cut_as_the_model_or_the_work_folder_has_them(small, record, tmp_path, ecgbyte):
+    work = tmp_path / "work"
+    shutil.copytree(small / "ecgbyte-work", work, ignore=shutil.ignore_patterns("model", "training"))
+
+    def said(*args):
+        result = ecgbyte("plot", "tokens", record, "--out", tmp_path / "x.png", *args, "--json", work=work)
+        return json.loads(result.stdout) if result.exit_code == 0 else result.stderr
+
+    counts = {}
+    for segmenter in ("longest", "bpe", "fewest"):
+        assert ecgbyte("encode", "--segmenter", segmenter, "--overwrite", work=work).exit_code == 0
+        assert said()["segmenter"] == segmenter
+        counts[segmenter] = said()["tokens"]
+    assert counts["fewest"] <= counts["longest"] and len(set(counts.values())) > 1
+    model = shutil.copytree(small / "ecgbyte-work" / "model", tmp_path / "model")
+    assert said("--model", model)["tokens"] == counts["longest"]  # whatever the tokens beside are
+    about = json.loads((model / "ecgbyte.json").read_text())
+    (model / "ecgbyte.json").write_text(json.dumps(about | {"segmenter": "bpe"}))
+    assert said("--model", model)["tokens"] == counts["bpe"]
+    (model / "ecgbyte.json").write_text(json.dumps({"format": "ecgbyte-export"}))
+    assert "with which segmenter" in said("--model", model)
+    assert ecgbyte("learn", "--vocab", 100, "--overwrite", work=work).exit_code == 0
+    assert "encode again" in said()
+    shutil.rmtree(work / "tokens")
+    assert said()["segmenter"] == "longest"

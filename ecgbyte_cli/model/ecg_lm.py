@@ -335,7 +335,7 @@ def load_base(
     local = folders.is_path(name)
     if local and not Path(name).is_dir():
         raise Failure(f"base model {name}: there is no such folder")
-    if local and not (Path(name) / "config.json").exists():
+    if local and not (Path(name) / "config.json").is_file():
         raise Failure(f"{name} is no model folder: it has no config.json")
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -398,7 +398,7 @@ def _check_base(name, local, revision):
 
     file = cached_file(name, "config.json", revision=revision)
     folders.check_base(Path(file).parent)
-    numbers = folders.weights(Path(name)) if local else None
+    held = folders.weights(Path(name)) if local else None
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -411,11 +411,18 @@ def _check_base(name, local, revision):
     running = getattr(made, "_is_stateful", False) and kind not in RUNNING_STATE
     if kind == "granitemoehybrid":  # some have attention alone
         running = "mamba" in (getattr(config, "layer_types", None) or ["mamba"])
-    if kind in UNFIT or running or needed - takes.keys():
+    # BERT and its like look at what comes after, unless they say that they do not
+    both_ways = getattr(config, "is_decoder", True) is False and not kind.startswith("gpt_neox")
+    if kind in UNFIT or running or both_ways or needed - takes.keys():
         raise Failure(
             f"base model {name}: models of the kind {kind} cannot be trained on ECGs here; take another"
         )
-    if numbers is not None:
+    if held:
+        tensors, numbers = held
+        if (getattr(config, "num_hidden_layers", None) or 0) > tensors:
+            raise Failure(
+                f"{name}: its config.json asks for more layers than its files hold tensors: {tensors}"
+            )
         with torch.device("meta"):  # every size of it, and no memory
             promised = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         size = sum(t.numel() for t in itertools.chain(promised.parameters(), promised.buffers()))

@@ -205,8 +205,8 @@ def _check_settings(path, settings):
                 raise Failure(f"{path}: {key} {value} is more than any model has")
 
 
-def weights(folder: Path) -> int:
-    """How many numbers the safetensors files of a folder hold.
+def weights(folder: Path) -> tuple[int, int]:
+    """How many tensors the safetensors files of a folder hold, and how many numbers these.
 
     Raises
     ------
@@ -227,7 +227,8 @@ def weights(folder: Path) -> int:
             if pickled
             else f"{folder} has no weights: *.safetensors"
         )
-    return sum(math.prod(shape) for path in files for shape in shapes(path).values())
+    held = [shape for path in files for shape in shapes(path).values()]
+    return len(held), sum(map(math.prod, held))
 
 
 def shapes(path: Path) -> dict[str, list[int]]:
