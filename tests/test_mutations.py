@@ -246,12 +246,15 @@ def hdf5(rng, folder):
         shape = tuple(int(n) for n in [rng.choice([1, 3, 1000, 2**24]), *rng.choice([1, 12, 4096, 2**21], 2)])
         if rng.random() < 0.5:
             shape = (*shape[:2], 12)
-        chunks = tuple(int(min(side, rng.choice([1, 2, 64, 4096]))) for side in shape)
+        chunks = tuple(int(min(side, rng.choice([1, 2, 64, 1024]))) for side in shape[:2])
+        chunks = (*chunks, int(min(shape[2], rng.choice([1, 12]))))
         kind = str(rng.choice(["f4", "f8", "i2", "c8", "S3", "u1"]))
         data = file.create_dataset(
             "tracings", shape, kind, chunks=chunks, compression=rng.choice([None, "gzip"])
         )
-        if rng.random() < 0.7 and kind != "S3":
+        # what would take long to write stays without a chunk
+        pieces = np.prod([-(-side // chunk) for side, chunk in zip(shape, chunks, strict=True)], dtype=float)
+        if rng.random() < 0.8 and kind != "S3" and np.prod(chunks) < 2**20 and pieces < 2**20:
             data[0, : min(shape[1], 2000), : min(shape[2], 12)] = 1
         data.attrs["units"] = ["uV", "", "°C", np.arange(3), "x" * 30_000][rng.integers(5)]
         exams = rng.integers(6)

@@ -639,10 +639,21 @@ def test_every_array_of_hdf5_is_in_its_file(tmp_path, kind, name):
         else:
             file.create_group(name)
     if name == "tracings":
-        assert re.search("points outside|no array|too large", reason(tmp_path / "a.h5"))
+        assert re.search("points outside|no array|too large|no samples", reason(tmp_path / "a.h5"))
         assert readers.find(tmp_path / "a.h5")[0] == [str(tmp_path / "a.h5")]
     else:  # names do not refuse a signal
         assert readers.read(tmp_path / "a.h5").name == "a_0"
+
+
+def test_an_hdf5_file_that_was_written_anew_is_read_anew(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    for value in (1, 2, 3):
+        with h5py.File(tmp_path / "new.hdf5", "w") as file:
+            file["tracings"] = np.full((2, 400, 12), value, "f4")
+        (tmp_path / "a.h5").write_bytes((tmp_path / "new.hdf5").read_bytes())  # in its place
+        os.utime(tmp_path / "a.h5", ns=(value, value))
+        for path in readers.find(tmp_path / "a.h5")[0]:
+            assert (readers.read(path).signal == value).all()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import csv
 import os
 import re
 import zipfile
-from functools import lru_cache
 
 import numpy as np
 
@@ -230,8 +229,7 @@ def _hdf5(path, fs, lead_names, units):
     which are cut off.
     """
     inside, row = split_row(path)
-    stamp = os.stat(inside)
-    tracings, exams, stated = _kept_hdf5(inside, stamp.st_size, stamp.st_mtime_ns)
+    tracings, exams, stated = _kept_hdf5(inside)
     number = int(row or 0)
     if number >= tracings.shape[0]:
         raise Unusable(f"no such row: {number} of {tracings.shape[0]}")
@@ -249,20 +247,35 @@ def open_hdf5(path):
     """Open an HDF5 file, which the library does by itself: so what it is must be known before."""
     import h5py
 
+    while _kept:  # or the library would go on with the old data of a file that was written anew
+        _kept.popitem()[1][0].file.close()
     check_regular(os.stat(path))
     return h5py.File(path, "r", rdcc_nbytes=limits.CHUNK_BYTES)
 
 
-@lru_cache(maxsize=1)
-def _kept_hdf5(path, size, changed):
-    """The checked arrays of a file, of which thousands of rows are read one after the other."""
-    file = open_hdf5(path)
-    tracings = tracings_of(file)
-    try:
-        exams = _data_set(file, "exam_id")
-    except Unusable:  # the signals can do without names, which must not come from elsewhere
-        exams = None
-    return tracings, exams, _attribute(tracings, "units") or _attribute(tracings, "unit")
+_kept: dict[
+    tuple, tuple
+] = {}  # the checked arrays of one file, of which thousands of rows are read one by one
+
+
+def _kept_hdf5(path):
+    """The exams, their names if there are any, and the unit if one is said."""
+    stamp = os.stat(path)
+    key = (path, stamp.st_size, stamp.st_mtime_ns)
+    if key not in _kept:
+        file = open_hdf5(path)
+        try:
+            tracings = tracings_of(file)
+            try:
+                exams = _data_set(file, "exam_id")
+            except Unusable:  # the signals can do without names, which must not come from elsewhere
+                exams = None
+            unit = _attribute(tracings, "units") or _attribute(tracings, "unit")
+        except BaseException:
+            file.close()
+            raise
+        _kept[key] = (tracings, exams, unit)
+    return _kept[key]
 
 
 def tracings_of(file):
@@ -288,8 +301,10 @@ def _data_set(file, name):
         raise Unusable(f"header refused: `{name}` is no array, or points outside its file")
     if not data.shape or not all(data.shape):
         raise Unusable("no samples")
-    rows = data.shape[0]
-    if rows > limits.ROWS or rows > data.id.get_storage_size():
+    rows, stored = data.shape[0], data.id.get_storage_size()
+    if not stored:
+        raise Unusable("no samples")
+    if rows > limits.ROWS or rows > stored:
         raise Unusable(f"too large: {rows} rows of `{name}` are promised")
     if data.chunks:
         sizes = zip(data.shape[1:], data.chunks[1:], strict=True)
