@@ -21,6 +21,7 @@ import numpy as np
 
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model.conversation import ECG, Conversation, Reader
+from ecgbyte_cli.model.kept import PromptCache
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages.learn import learn
 from ecgbyte_cli.stages.symbolize import symbolize
@@ -81,7 +82,7 @@ def answering(tokens, repeats):
         conversation.ask(QUESTIONS[0])
         second = conversation.ask(QUESTIONS[1])
         del conversation.turns[1:]
-        conversation.cache = ecg_lm.PromptCache()
+        conversation.cache = PromptCache()
         again = conversation.ask(QUESTIONS[1])
         assert np.array_equal(second.prompt, again.prompt) and second.written == again.written
         kept.append(second.first)

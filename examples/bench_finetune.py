@@ -1,15 +1,16 @@
-"""Time training steps on ECG tokens: the reference's way, and ecgbyte's.
+"""Time training steps on ECG tokens: the reference's way, one sample a question, and one reading for all questions.
 
     python examples/bench_finetune.py                # Llama-3.2-1B's shape on a GPU, a small one on a CPU
 
-Sequences have the length distribution of real tokens (mode about 400, tail to 1,900), weights are random.
-
 (a) padded     every sample padded or cut to 1,024, logits at every position, bfloat16 LoRA, batch 2
 (b) lora       batches by length, padded to their longest, logits where there are labels, bfloat16 LoRA
-(c) qlora      the same with the base in 4-bit NF4, and gradient checkpointing
+(c) shared     the same, with all questions about an ECG behind one reading of it
+(d) qlora      (c) with the base in 4-bit NF4, and gradient checkpointing
 
-Counted are tokens of data: neither padding nor what is computed twice. (a) is cut to 1,024, so that it does not
-pay for what it throws away. On a CPU everything is float32 but (c), which computes in bfloat16.
+Three sets of questions: `archive`, one about each ECG, whose lengths are those of real tokens (mode about 400, tail to
+1,900); `ecg-qa`, 19 about each ECG of 400 to 1,000 tokens, 20 tokens of text each; `quickstart`, 10 about each ECG of
+about 270, 60 tokens (bytes) of text each. Weights are random. Counted are questions trained a second; ECGs that (a)
+cuts to 1,024 count as whole. On a CPU everything is float32 but (d), which computes in bfloat16.
 """
 
 import argparse
@@ -22,7 +23,8 @@ import numpy as np
 import torch
 
 from ecgbyte_cli.model import ecg_lm
-from ecgbyte_cli.model.samples import batches, collate
+from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.samples import Reading, batches, collate
 
 LLAMA_1B = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
             "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64}  # fmt: skip
@@ -31,19 +33,32 @@ SMALL = {"vocab_size": 32000, "hidden_size": 256, "intermediate_size": 1024, "nu
 ECG_VOCAB, PADDED = 5000, 1024
 
 
-def lengths(count, random):
-    """Lengths of samples in tokens: log-normal, mode 400, up to 1,900."""
-    sigma = 0.5
-    drawn = random.lognormal(np.log(400) + sigma**2, sigma, count)
-    return np.clip(drawn, 60, 1900).astype(int)
+# questions about each ECG, ids of the text of each, of them the answer's
+SETS = {"archive": (1, 30, 10), "ecg-qa": (19, 20, 4), "quickstart": (10, 60, 12)}
 
 
-def sample(length, offset, random):
-    """Ids and labels: ECG tokens, a question of 20 and an answer of 10."""
-    ecg = random.integers(offset + 2, offset + 2 + ECG_VOCAB, length - 30)
-    ids = np.concatenate([ecg, random.integers(3, offset, 30)])
-    labels = np.where(np.arange(length) >= length - 10, ids, -100)
-    return ids.astype(np.int64), labels.astype(np.int64)
+def lengths(name, count, random):
+    """Lengths of ECGs in tokens."""
+    if name == "archive":  # log-normal, mode 400, up to 1,900
+        return np.clip(random.lognormal(np.log(400) + 0.25, 0.5, count), 60, 1900).astype(int)
+    low, high = (400, 1000) if name == "ecg-qa" else (200, 340)
+    return random.integers(low, high, count)
+
+
+def reading(length, asked, text, answer, offset, random):
+    """An ECG of so many tokens, and so many questions behind it."""
+    parts = [
+        (
+            random.integers(offset + 2, offset + 2 + ECG_VOCAB, length),
+            np.full(length, -100),
+            np.arange(length),
+        )
+    ]
+    for _ in range(asked):
+        ids = random.integers(3, offset, text)
+        parts.append((ids, np.where(np.arange(text) >= text - answer, ids, -100), length + np.arange(text)))
+    owner = np.repeat(np.arange(asked + 1), [len(part[0]) for part in parts])
+    return Reading(*map(np.concatenate, zip(*parts, strict=True)), owner)
 
 
 def build(shape, method, device):
@@ -84,41 +99,45 @@ def padded_loss(lm, ids, labels):
     return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
 
 
-def run(name, shape, device, steps, batch, seed=0):
-    """Tokens of data per second, and peak memory, of one way."""
+def run(way, questions, shape, device, steps, batch, seed=0):
+    """Questions trained a second, and peak memory, of one way."""
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    lm = build(shape, "qlora" if name == "qlora" else "lora", device)
+    lm = build(shape, "qlora" if way == "qlora" else "lora", device)
+    layout = Layout(lm.offset)
     trained = [p for p in lm.parameters() if p.requires_grad]
-    if device == "cuda" and name == "qlora":
+    if device == "cuda" and way == "qlora":
         import bitsandbytes
 
         optimizer = bitsandbytes.optim.PagedAdamW8bit(trained, lr=1e-4)
     else:
         optimizer = torch.optim.AdamW(trained, lr=1e-4)
     random = np.random.default_rng(seed)
-    count = lengths(64 * batch, random)
-    order = batches(count, 2 if name == "padded" else batch, seed)
-    data = computed = 0
+    asked, text, answer = SETS[questions]
+    together = asked if way in ("shared", "qlora") else 1
+    count = lengths(questions, 64 * batch, random)
+    order = batches(count, 2 if way == "padded" else batch, seed)
+    done = computed = 0
     for step in range(steps + 2):
         if step == 2:  # the first two warm up
             if device == "cuda":
                 torch.cuda.synchronize()
-            data, computed, start = 0, 0, time.perf_counter()
-        samples = [sample(count[i], lm.offset, random) for i in next(order)]
-        if name == "padded":
-            samples = [(ids[-PADDED:], labels[-PADDED:]) for ids, labels in samples]
-        data += sum(len(ids) for ids, _ in samples)
-        ids, labels = collate(samples)
-        if name == "padded":
+            done, computed, start = 0, 0, time.perf_counter()
+        made = [reading(count[i], together, text, answer, lm.offset, random) for _, i in next(order)]
+        if way == "padded":
+            made = [Reading(*(part[-PADDED:] for part in one)) for one in made]
+        ids, labels, positions, owner = (x if x is None else x.to(device) for x in collate(made, layout))
+        if way == "padded":
             extra = PADDED - ids.shape[1]
             ids = torch.nn.functional.pad(ids, (0, extra))
             labels = torch.nn.functional.pad(labels, (0, extra), value=-100)
-        computed += ids.numel()
-        ids, labels = ids.to(device), labels.to(device)
+        done, computed = done + together * len(made), computed + ids.numel()
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = padded_loss(lm, ids, labels) if name == "padded" else lm(ids, labels)
+            if way == "padded":
+                loss = padded_loss(lm, ids, labels)
+            else:
+                loss = lm(ids, labels, positions, owner)[0] / (labels != -100).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -127,40 +146,33 @@ def run(name, shape, device, steps, batch, seed=0):
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
-    return {
-        "way": name,
-        "batch": 2 if name == "padded" else batch,
-        "tokens_per_second": data / seconds,
-        "padding_percent": 100 * (1 - data / computed),
-        "peak_gpu_gib": peak,
-    }
+    return done / seconds, computed / seconds, peak
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each way")
-    parser.add_argument(
-        "--batch", type=int, help="samples per step of (b) and (c); default 8 on a GPU, else 2"
-    )
-    parser.add_argument("--ways", default="padded,lora,qlora", help="which of the three")
+    parser.add_argument("--batch", type=int, help="ECGs in a step of all but (a); default 8 on a GPU, else 2")
+    parser.add_argument("--ways", default="padded,lora,shared,qlora", help="which of the four")
+    parser.add_argument("--sets", default=",".join(SETS), help="which of the three")
     options = parser.parse_args()
     device = ecg_lm.best_device()
     shape = LLAMA_1B if device == "cuda" else SMALL
     batch = options.batch or (8 if device == "cuda" else 2)
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}; torch {torch.__version__}, Python {platform.python_version()}; {json.dumps(shape)}")
-    print(f"{'way':8} {'batch':>5} {'tokens/s':>9} {'padding %':>9} {'peak GiB':>8} {'times (a)':>9}")
-    first = None
+    print(f"{'set':10} {'way':7} {'questions/s':>11} {'tokens/s':>9} {'peak GiB':>8} {'times (a)':>9}")
     with ecg_lm.quiet():
-        for way in options.ways.split(","):
-            row = run(way, shape, device, options.steps, batch)
-            first = first or row["tokens_per_second"]
-            peak = "-" if row["peak_gpu_gib"] is None else f"{row['peak_gpu_gib']:.2f}"
-            print(
-                f"{way:8} {row['batch']:5} {row['tokens_per_second']:9.0f} {row['padding_percent']:9.1f} "
-                f"{peak:>8} {row['tokens_per_second'] / first:9.2f}",
-                flush=True,
-            )
+        for questions in options.sets.split(","):
+            first = None
+            for way in options.ways.split(","):
+                asked, computed, peak = run(way, questions, shape, device, options.steps, batch)
+                first = first or asked
+                print(
+                    f"{questions:10} {way:7} {asked:11.2f} {computed:9.0f} "
+                    f"{'-' if peak is None else f'{peak:.2f}':>8} {asked / first:9.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def finetune(lm, prompt, samples, steps, batch, seed):
                 )
                 for k, v in ((0, 0), (1, -100))
             )
-            loss = lm(ids, labels)
+            loss = lm(ids, labels)[0] / (labels != -100).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
@@ -202,7 +202,7 @@ def two_stage(work, epochs, batch, seed):
     base, text_tokenizer = ecg_lm.tiny(seed)
     lm = ecg_lm.ECGLM(base, 0, seed)
     lm.ecg_rows = Projection(features, base.config.hidden_size)
-    prompt = Prompt(text_tokenizer, lm.offset)
+    prompt = Prompt(text_tokenizer, lm.layout)
 
     def ids(number):
         return np.arange(number * frames, (number + 1) * frames)
@@ -229,17 +229,16 @@ def two_stage(work, epochs, batch, seed):
     answers = {}
     with progress("answer", len(asked_with) * len(own), "answers") as bar:
         for name, ecgs in asked_with.items():
-            prompts = [
-                prompt.build([ecg], [(q.question, None)])[0]
-                for ecg, (q, *_) in zip(ecgs, chosen, strict=True)
-            ]
+            prompts = answering.Prompts(prompt)
+            for i, (ecg, (q, *_)) in enumerate(zip(ecgs, chosen, strict=True)):
+                prompts.add(i, prompt.build([ecg], [(q.question, None)])[0])
             given = {}
 
-            def keep(i, text, _seconds, given=given):
+            def keep(i, text, *_, given=given):
                 given[i] = text
                 bar.advance()
 
-            answering.answer_all(lm, prompt, prompts, 64, 64, set(), keep)
+            answering.answer_all(lm, prompts, 64, 64, set(), keep)
             answers[name] = [given[i] for i in range(len(chosen))]
     learned = [question for question, *_, split in joined if split == "train"]
     answers["majority"], _ = metrics.guesses(learned, [question for question, *_ in chosen])

@@ -18,6 +18,7 @@ from ecgbyte_cli import readers, terminal
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model.conversation import Conversation, Reader, Turn
+from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import chat
@@ -29,7 +30,7 @@ QUESTION = "What is the rhythm?"
 class StandIn:
     """A model that answers "1: 2 ECGs, …" with what it was asked, a byte at a time."""
 
-    offset = 259
+    offset, layout = 259, Layout(259)
     base = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=4000))
 
     def __init__(self, text_tokenizer):

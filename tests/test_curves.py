@@ -1,6 +1,7 @@
 """The course of a training on disk."""
 
 import csv
+import math
 import struct
 import time
 
@@ -55,11 +56,17 @@ def test_tensorboard_reads_them(tmp_path):
 
 
 def test_csv_and_picture(tmp_path):
-    rows = [(step, 1 / step, 1e-3, 2 / step if step % 10 == 0 else None) for step in range(1, 31)]
+    rows = [
+        curves.row(step, 1e-3, (1 / step, 3.0), (2 / step, 1.0, 20.0) if step % 10 == 0 else None)
+        for step in range(1, 31)
+    ]
     curves.write_csv(tmp_path / "loss.csv", rows)
     with open(tmp_path / "loss.csv", newline="") as file:
         read = list(csv.DictReader(file))
     assert float(read[2]["train_loss"]) == 1 / 3 and read[2]["val_loss"] == ""
     assert float(read[9]["val_loss"]) == 0.2 and len(read) == 30
+    assert (
+        float(read[9]["val_ecg_perplexity"]) == pytest.approx(math.e) and read[9]["train_ecg_loss"] == "3.0"
+    )
     curves.draw(tmp_path / "loss.png", rows, "a title")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import export
@@ -41,9 +42,10 @@ def test_widened_models_read_the_same_and_write_no_ecg(shape, tmp_path):
 def test_ecg_tokens_have_their_ids_by_name():
     _, text_tokenizer = ecg_lm.tiny()
     offset = len(text_tokenizer) + 5  # a base model with more rows than its tokenizer has tokens
-    export.name_tokens(text_tokenizer, offset, 30)
-    ids = text_tokenizer.encode("a<sig_start><ecg_0><ecg_29><sig_end>b", add_special_tokens=False)
-    assert ids[1:-1] == [offset, offset + 2, offset + 31, offset + 1]
+    names = export.ecg_names(Layout(offset, 2), ["II", "V1"], 30)
+    export.name_tokens(text_tokenizer, offset, names)
+    ids = text_tokenizer.encode("a<sig_start><lead_V1><ecg_0><ecg_29><sig_end>b", add_special_tokens=False)
+    assert ids[1:-1] == [offset, offset + 3, offset + 4, offset + 33, offset + 1]
     assert text_tokenizer.decode(ids, skip_special_tokens=True) == "ab"
 
 
@@ -90,8 +92,10 @@ def test_an_export_is_the_model(trained, tmp_path, ecgbyte):
     assert plain.dtype == torch.bfloat16
     assert plain.get_input_embeddings().num_embeddings == numbers["vocab"] == len(tokenizer)
     ecg = np.random.default_rng(0).integers(0, ecg_tokenizer.vocab_size, 60)
-    ids, _ = Prompt(text_tokenizer, lm.offset).build([ecg], [("What is the rhythm?", None)])
-    text = "<bos><sig_start>" + "".join(f"<ecg_{k}>" for k in ecg) + "<sig_end>What is the rhythm?\n"
+    leads = np.repeat([0, 1], 30)
+    ids, _ = Prompt(text_tokenizer, lm.layout).build([ecg], [("What is the rhythm?", None)], [leads])
+    one, other = ("".join(f"<ecg_{k}>" for k in part) for part in (ecg[:30], ecg[30:]))
+    text = f"<bos><sig_start><lead_II>{one}<lead_V1>{other}<sig_end>What is the rhythm?\n"
     assert tokenizer.encode(text, add_special_tokens=False) == ids.tolist()
     ids = torch.from_numpy(ids)[None]
     with torch.no_grad():
@@ -167,7 +171,7 @@ def exported(tmp_path, small, kind, text_tokenizer, method, **numbers):
     ecg_lm.save(tmp_path / "model", lm.eval(), text_tokenizer, tokenizer, about)
     export.export(WorkDir(tmp_path / "work"), tmp_path / "out", model=tmp_path / "model")
     lm, text_tokenizer, _, _ = ecg_lm.load(tmp_path / "model", "cpu")
-    return lm, Prompt(text_tokenizer, lm.offset, "2026-02-03"), tmp_path / "out"
+    return lm, Prompt(text_tokenizer, lm.layout, "2026-02-03"), tmp_path / "out"
 
 
 def in_readme(out):
@@ -225,7 +229,7 @@ def test_layers_of_other_kinds_load_as_they_were_trained(small, tmp_path, kind, 
 
 
 def test_a_tokenizer_that_makes_other_ids_of_a_whole_prompt_is_refused(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "asked", lambda *_: ("<bos>ECG_TOKENS", [1, 2, 3]))
+    monkeypatch.setattr(export, "asked", lambda *_: ("<bos>ECG_TOKENS", "<bos>", [1, 2, 3]))
     with pytest.raises(Failure, match="cannot be exported"):
         export.export(WorkDir(small / "ecgbyte-work"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm
-from ecgbyte_cli.model.prompt import IGNORED, Prompt, leads_of, trim
+from ecgbyte_cli.model.layout import leads_of
+from ecgbyte_cli.model.prompt import IGNORED, Prompt, trim
 from ecgbyte_cli.model.template import DATE, Template, TemplateError
 
 CHATML = (
@@ -24,12 +25,12 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system 
 def prompt_with(template=None):
     _, text_tokenizer = ecg_lm.tiny()
     text_tokenizer.chat_template = template
-    return Prompt(text_tokenizer, offset=len(text_tokenizer)), text_tokenizer
+    return Prompt(text_tokenizer, layout=len(text_tokenizer)), text_tokenizer
 
 
 def shown(ids, prompt, text_tokenizer):
     return "".join(
-        text_tokenizer.decode([i]) if i < prompt.offset else f"[{i - prompt.offset}]"
+        text_tokenizer.decode([i]) if i < prompt.layout.offset else f"[{i - prompt.layout.offset}]"
         for i in np.asarray(ids).tolist()
     )
 
@@ -83,10 +84,11 @@ def test_trim_takes_evenly_from_the_end_of_each_lead(counts, budget):
     ecgs = [
         100 * lead + np.concatenate([np.arange(n) for n in c]) for lead, c in zip(leads, counts, strict=True)
     ]
-    trimmed = trim(ecgs, leads, budget)
+    trimmed, left = trim(ecgs, leads, budget)
     total = sum(map(sum, counts))
     assert sum(map(len, trimmed)) == min(total, budget)
     lost = []
+    assert all((ecg // 100 == lead).all() for ecg, lead in zip(trimmed, left, strict=True))
     for ecg, c in zip(trimmed, counts, strict=True):
         for lead, n in enumerate(c):
             kept = ecg[ecg // 100 == lead]
@@ -124,12 +126,13 @@ def test_a_fitted_prompt_is_the_same_before_every_answer(template, counts, quest
         with pytest.raises(Failure):
             prompt.fitted(ecgs, leads, [*earlier, (questions[-1], answers[0])], longest)
         return
-    assert len(asked) == longest if lost else len(asked) <= longest
+    step = max(1, longest // 64)  # questions of about the same length lose as much
+    assert len(asked) <= longest and (not lost or len(asked) > longest - step)
     for answer in answers:
         turns = [*earlier, (questions[-1], answer)]
         ids, labels, also_lost = prompt.fitted(ecgs, leads, turns, longest)
         assert (ids[: len(asked)] == asked).all() and also_lost == lost
-        assert len(ids) == len(asked) + prompt.room(turns) and labels[len(asked)] == ids[len(asked)]
+        assert len(ids) == len(asked) + prompt.answer_length(turns) and labels[len(asked)] == ids[len(asked)]
 
 
 NO_END = "{% for m in messages %}\n{{ m.role }}: {{ m.content }}{% endfor %}"
@@ -177,7 +180,7 @@ def test_special_words_in_a_question_or_an_answer_are_text(template, text):
     special = np.isin(ids, text_tokenizer.all_special_ids)
     assert special.sum() == np.isin(plain, text_tokenizer.all_special_ids).sum()
     assert prompt.text(labels[labels != IGNORED]) == f"a{text}"
-    asked = text_tokenizer.decode(ids[ids < prompt.offset])
+    asked = text_tokenizer.decode(ids[ids < prompt.layout.offset])
     assert f"?{text}" in asked
 
 
@@ -213,7 +216,7 @@ def test_ids_are_those_of_the_whole_text_with_the_ecg_as_special_tokens(scheme, 
     text_tokenizer.chat_template = template
     prompt = Prompt(text_tokenizer, len(text_tokenizer))
     ids, _ = prompt.build([[0, 1]], [("What is the rhythm?", None)])
-    head = "<s>" if template is None else text_tokenizer.decode(ids[: list(ids).index(prompt.offset)])
+    head = "<s>" if template is None else text_tokenizer.decode(ids[: list(ids).index(prompt.layout.offset)])
     tail = "What is the rhythm?" + ("\n" if template is None else "</s>")
     text_tokenizer.add_tokens(["<sig_start>", "<sig_end>", "<ecg_0>", "<ecg_1>"], special_tokens=True)
     whole = f"{head}<sig_start><ecg_0><ecg_1><sig_end>{tail}"

@@ -1,6 +1,8 @@
 """Prompts trimmed as in training, and their answers, in batches, kept as they come."""
 
+import itertools
 import json
+import math
 import time
 
 import numpy as np
@@ -8,7 +10,7 @@ import numpy as np
 from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.controls import CONTROLS
-from ecgbyte_cli.model.prompt import leads_of
+from ecgbyte_cli.model.layout import leads_of
 from ecgbyte_cli.workdir import whole
 
 
@@ -28,75 +30,144 @@ def positions(lm):
 
 
 class Prompts:
-    """The ids of prompts, trimmed as in training where they are longer than there.
+    """The ids of prompts, each as its beginning up to the last ECG, held once for all that share it, and the rest.
 
     Parameters
     ----------
     prompt : Prompt
     tokenizer : ECGTokenizer
-    questions : list of Question
-    ecgs : list of list of int arrays
     longest : int
-        Ids that a prompt may have.
+        Ids that a prompt may have: those that are longer are trimmed, as in training.
+
+    Attributes
+    ----------
+    beginnings : list of int arrays
+    asked : dict
+        By any key: the number of the beginning, and the ids behind it.
+    trimmed : int
     """
 
-    def __init__(self, prompt, tokenizer, questions, ecgs, longest):
-        self.trimmed, self.ids = 0, []
-        for question, read in zip(questions, ecgs, strict=True):
-            leads = [leads_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in read]
-            turns = [*question.earlier, (question.question, None)]
-            try:
-                ids, _, lost = prompt.fitted(read, leads, turns, longest)
-            except Failure as error:
-                raise Failure(
-                    f"a question about record {question.record}: {error.message}: leave it out of the question file"
-                ) from error
-            self.ids.append(ids.astype(np.int32))
-            self.trimmed += lost > 0
+    def __init__(self, prompt, tokenizer=None, longest=None):
+        self.prompt, self.tokenizer, self.longest = prompt, tokenizer, longest
+        self.beginnings, self.asked, self.trimmed = [], {}, 0
+        self._numbers = {}
+
+    def ask(self, key, question, ecgs):
+        """Add a question about the tokens of ECGs."""
+        tokenizer = self.tokenizer
+        leads = [leads_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
+        turns = [*question.earlier, (question.question, None)]
+        try:
+            ids, _, lost = self.prompt.fitted(ecgs, leads, turns, self.longest)
+        except Failure as error:
+            raise Failure(
+                f"a question about record {question.record}: {error.message}: leave it out of the question file"
+            ) from error
+        self.add(key, ids)
+        self.trimmed += lost > 0
+
+    def add(self, key, ids):
+        """Add a prompt."""
+        ids = np.asarray(ids, np.int32)
+        first = self.prompt.layout.prefix(ids)
+        number = self._numbers.setdefault(ids[:first].tobytes(), len(self.beginnings))
+        if number == len(self.beginnings):
+            self.beginnings.append(ids[:first].copy())
+        self.asked[key] = number, ids[first:].copy()
+
+    def batches(self, keys, batch, alike):
+        """Keys in batches, those that begin alike together: lists of lists of keys whose prompts are the same.
+
+        Parameters
+        ----------
+        keys : iterable
+        batch : int
+            Prompts in a batch, at most.
+        alike : bool
+            Whether prompts that are the same are answered once.
+        """
+        same: dict = {}
+        for key in keys:
+            number, rest = self.asked[key]
+            same.setdefault((number, rest.tobytes() if alike else key), []).append(key)
+        groups = sorted(same.values(), key=lambda group: self.asked[group[0]][0])
+        readings = [list(of) for _, of in itertools.groupby(groups, lambda group: self.asked[group[0]][0])]
+        readings.sort(key=lambda of: len(self.beginnings[self.asked[of[0][0]][0]]))
+        made: list = []
+        for of in readings:
+            for start in range(0, len(of), batch):
+                some = of[start : start + batch]
+                if made and len(made) + len(some) > batch:
+                    yield made
+                    made = []
+                made = made + some
+        if made:
+            yield made
+
+    def ids(self, key):
+        """The ids of a prompt."""
+        number, rest = self.asked[key]
+        return np.concatenate([self.beginnings[number], rest])
 
 
-def answer_all(lm, prompt, prompts, batch, max_new, known, keep, pick=None, chosen=None):
-    """Answer prompts in batches of like length.
+def answer_all(lm, prompts, batch, max_new, known, keep, pick=None, name=str):
+    """Answer prompts in batches of like length; an ECG that several begin with is read once.
 
     Parameters
     ----------
     lm : ECGLM
-    prompt : Prompt
-    prompts : list of int arrays
+    prompts : Prompts
     batch, max_new : int
-    known : set of int
-        Numbers of the prompts that are answered already.
+    known : set
+        Keys of the prompts that are answered already.
     keep : callable
-        Called with number, text and seconds of each answer, a batch at a time.
+        Called with key, text, probability and seconds of each answer, a batch at a time.
     pick : Sampler or None
         None answers greedily; then equal prompts are answered once.
-    chosen : list or None
-        From `choose`, to name a question that fails.
+    name : callable
+        What to call the question of a key, where the model fails.
     """
-    same = {}
-    for i, ids in enumerate(prompts):
-        if i not in known:
-            same.setdefault(ids.tobytes() if pick is None else i, []).append(i)
-    groups = sorted(same.values(), key=lambda group: len(prompts[group[0]]))
-    for start in range(0, len(groups), batch):
-        together, began = groups[start : start + batch], time.perf_counter()
-        ask = [prompts[group[0]] for group in together]
+    prompt = prompts.prompt
+    for together in prompts.batches([key for key in prompts.asked if key not in known], batch, pick is None):
+        began, ask = time.perf_counter(), [prompts.ids(group[0]) for group in together]
+        counted = Counted(pick, prompt.end_ids, len(ask))
         try:
             if pick:
                 pick.begin([group[0] for group in together])
             room = max(1, min(max_new, positions(lm) - max(map(len, ask))))
-            answers = lm.answer(ask, prompt.end_ids, room, pick)
+            answers = lm.answer(ask, prompt.end_ids, room, counted)
         except Exception as error:
-            where = f" (record {chosen[together[0][0]][0].record}, …)" if chosen else ""
             raise Failure(
-                f"the model failed on {len(ask)} questions of up to {max(map(len, ask))} tokens{where}: "
-                f"{type(error).__name__}: {' '.join(str(error).split())}; the answers before it are kept"
+                f"the model failed on {len(ask)} questions of up to {max(map(len, ask))} tokens "
+                f"({name(together[0][0])}, …): {type(error).__name__}: {' '.join(str(error).split())}; the answers "
+                "before it are kept"
             ) from error
         took = (time.perf_counter() - began) / sum(map(len, together))
-        for group, ids in zip(together, answers, strict=True):
+        for group, ids, log in zip(together, answers, counted.logs, strict=True):
             text = prompt.text(ids)
-            for i in group:
-                keep(i, text, took)
+            for key in group:
+                keep(key, text, math.exp(log), took)
+
+
+class Counted:
+    """Picks ids as another does, greedily if that is None, and counts how likely each answer is, its end included.
+
+    Attributes
+    ----------
+    logs : list of float
+        Logarithm of the probability of each answer.
+    """
+
+    def __init__(self, pick, end_ids, count):
+        self.pick, self.end_ids, self.logs, self.ended = pick, end_ids, [0.0] * count, set()
+
+    def __call__(self, logits, rows):
+        ids = self.pick(logits, rows) if self.pick else logits.argmax(-1)
+        logs = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+        for row, i, log in zip(rows, ids.tolist(), logs.tolist(), strict=True):
+            self.logs[row] += log if row not in self.ended else 0.0
+            self.ended.update([row] if i in self.end_ids else [])
+        return ids
 
 
 class Sampler:
@@ -107,26 +178,45 @@ class Sampler:
     temperature : float
         Above 0.
     seed : int
-    name : str
-        `signal` or the control.
     """
 
-    def __init__(self, temperature, seed, name):
-        self.temperature = temperature
-        self.seed = [seed, ("signal", *CONTROLS).index(name)]
+    def __init__(self, temperature, seed):
+        self.temperature, self.seed = temperature, seed
 
-    def begin(self, numbers):
-        """Start on the questions of these numbers."""
-        self.random = [np.random.default_rng([*self.seed, i]) for i in numbers]
+    def begin(self, keys):
+        """Start on questions: of each `signal` or its control, its number, and that of the segment."""
+        names = ("signal", *CONTROLS)
+        self.random = [np.random.default_rng([self.seed, names.index(name), i, k]) for name, i, k in keys]
 
-    def __call__(self, logits):
-        """The next id of each answer, from logits (batch, vocabulary)."""
+    def __call__(self, logits, rows):
+        """The next ids, (n,), from logits (n, vocabulary) of the questions with the numbers `rows`."""
         import torch
 
         cumulative = (logits.double() / self.temperature).softmax(-1).cumsum(-1)
-        drawn = torch.tensor([random.random() for random in self.random], dtype=torch.float64)
+        drawn = torch.tensor([self.random[row].random() for row in rows], dtype=torch.float64)
         place = torch.searchsorted(cumulative, drawn.to(logits.device)[:, None] * cumulative[:, -1:])
         return place[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def likeliest(given):
+    """The answer that the segments of a recording make likeliest together.
+
+    Parameters
+    ----------
+    given : list of (str, float, float)
+        Answer, probability and seconds of each segment.
+
+    Returns
+    -------
+    (str, float, float)
+        The answer with the largest sum of probabilities (of several, the one that came first), its mean probability
+        over all segments, and the seconds together.
+    """
+    sums: dict[str, float] = {}
+    for text, probability, _ in given:
+        sums[text] = sums.get(text, 0.0) + probability
+    best = max(sums, key=sums.__getitem__)
+    return best, sums[best] / len(given), sum(seconds for *_, seconds in given)
 
 
 class Partial:
@@ -142,7 +232,7 @@ class Partial:
     Attributes
     ----------
     answers : dict
-        (name, number) to (text, seconds).
+        (name, number, segment) to (text, probability, seconds).
     """
 
     def __init__(self, path, settings):
@@ -152,7 +242,8 @@ class Partial:
         if lines and lines[0] == first:
             for line in lines[1:-1]:
                 item = json.loads(line)
-                self.answers[item["name"], item["i"]] = item["answer"], item["seconds"]
+                key = item["name"], item["i"], item["segment"]
+                self.answers[key] = item["answer"], item["probability"], item["seconds"]
             note(f"going on: {len(self.answers)} answers are there")
             whole_lines = "\n".join(lines[:-1]) + "\n"
         else:
@@ -167,13 +258,10 @@ class Partial:
     def __exit__(self, *_):
         self.file.close()
 
-    def of(self, name):
-        """The numbers answered under a name."""
-        return {i for known, i in self.answers if known == name}
-
-    def add(self, name, i, answer, seconds):
+    def add(self, key, answer, probability, seconds):
         """Keep an answer."""
-        self.answers[name, i] = answer, seconds
-        line = {"name": name, "i": i, "answer": answer, "seconds": seconds}
+        self.answers[key] = answer, probability, seconds
+        line = dict(zip(("name", "i", "segment"), key, strict=True))
+        line |= {"answer": answer, "probability": probability, "seconds": seconds}
         self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.file.flush()

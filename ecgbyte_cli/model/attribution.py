@@ -23,7 +23,8 @@ import torch
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.conversation import fit
-from ecgbyte_cli.model.prompt import leads_of, trim
+from ecgbyte_cli.model.layout import leads_of
+from ecgbyte_cli.model.prompt import trim
 
 METHODS = ("attention", "rollout", "gradient", "integrated", "occlusion")
 WINDOW = 0.2  # seconds that occlusion makes flat at a time
@@ -99,15 +100,16 @@ class Explainer:
         # the last ECG's tokens that are left, by their numbers
         leads = [leads_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
         numbers, budget = [np.arange(len(ecg)) for ecg in ecgs], sum(map(len, ecgs)) - lost
-        left = trim(numbers, leads, budget)[-1] if lost else numbers[-1]
+        left = trim(numbers, leads, budget)[0][-1] if lost else numbers[-1]
         if not len(left):
             raise Failure("the question leaves no room for the ECG: ask a shorter one")
-        first = np.flatnonzero(ids[:before] == lm.offset)[-1] + 1
+        first = np.flatnonzero(ids[:before] == lm.offset)[-1]
+        places = first + np.flatnonzero(ids[first:before] >= lm.layout.first)
         spans = tokenizer.spans(ecgs[-1])
         spans = spans[np.isin(spans[:, 0], left)]
         spans[:, 0] = np.searchsorted(left, spans[:, 0])
         at = before + np.flatnonzero(labels[before:] >= 0)
-        return Case(ids, at, first + np.arange(len(left)), spans)
+        return Case(ids, at, places, spans)
 
     def answer(self, letters, question, max_new=64):
         """The model's own answer, greedily."""
@@ -131,7 +133,7 @@ class Explainer:
             # the answers end at several places: the logits from the first place on
             first = int(min(cases[i].at[0] for i in group)) - 1
             logits = self.lm.base(
-                inputs_embeds=self.lm.embed(ids), use_cache=False, logits_to_keep=ids.shape[1] - first
+                **self.lm.inputs(ids), use_cache=False, logits_to_keep=ids.shape[1] - first
             ).logits
             for row, i in enumerate(group):
                 at = torch.from_numpy(cases[i].at).to(ids.device)
@@ -142,10 +144,12 @@ class Explainer:
         """Which of the answer's ids the signal decided: its number in the answer."""
         if case.decided is None:
             shape = len(self.tokenizer.signal["leads"]), self.tokenizer.signal["samples"]
-            flat = self.tokenizer.encode(np.zeros(shape, np.float32), self.segmenter) + self.lm.offset + 2
-            ids = np.concatenate([case.ids[: case.ecg[0]], flat, case.ids[case.ecg[-1] + 1 :]])
-            places = case.ecg[0] + np.arange(len(flat))
-            without = Case(ids, case.at + len(flat) - len(case.ecg), places)
+            flat, layout = self.tokenizer.encode(np.zeros(shape, np.float32), self.segmenter), self.lm.layout
+            block = layout.block(flat, leads_of(flat, self.tokenizer.lengths, shape[1]))
+            first = np.flatnonzero(case.ids[: case.ecg[0]] == layout.offset)[-1]
+            ids = np.concatenate([case.ids[:first], block, case.ids[case.ecg[-1] + 2 :]])
+            places = first + np.flatnonzero(block >= layout.first)
+            without = Case(ids, case.at + len(ids) - len(case.ids), places)
             with_signal, with_none = self._measure([case, without], _log_probabilities)
             # the first of them; if there is none, the answer's first id
             case.decided = int((with_signal - with_none > np.log(2)).argmax())
@@ -211,7 +215,7 @@ class Explainer:
         """Spread the scores of a case's ECG tokens over the samples that each spans; they sum to 1."""
         spans = case.spans
         if spans is None:
-            spans = self.tokenizer.spans(case.ids[case.ecg] - self.lm.offset - 2)
+            spans = self.tokenizer.spans(case.ids[case.ecg] - self.lm.layout.first)
         lengths = np.bincount(spans[:, 0], weights=spans[:, 3] - spans[:, 2])
         per_sample = scores[case.ecg] / lengths
         density = np.zeros((len(self.tokenizer.signal["leads"]), self.tokenizer.signal["samples"]))
@@ -251,7 +255,7 @@ class Explainer:
         base.set_attn_implementation("eager")  # the fast ones never hold the weights
         try:
             ids = torch.from_numpy(case.ids)[None].to(self.lm.device)
-            base(inputs_embeds=self.lm.embed(ids), use_cache=False, logits_to_keep=1)
+            base(**self.lm.inputs(ids), use_cache=False, logits_to_keep=1)
         finally:
             base.set_attn_implementation(before)
             for hook in hooks:
@@ -269,7 +273,10 @@ class Explainer:
         # the middle of each step
         parts = (torch.arange(STEPS, device=embedded.device) + 0.5) / STEPS
         made = torch.zeros(len(case.ids), device=embedded.device)
-        for places, rows in ((case.ecg, lm.ecg_rows.weight[2:]), (self.words(case), lm.text_rows())):
+        for places, rows in (
+            (case.ecg, lm.ecg_rows.weight[lm.layout.first - lm.offset :]),
+            (self.words(case), lm.text_rows()),
+        ):
             start = embedded.clone()
             start[places] = rows.detach().mean(0).to(embedded.dtype)
             total = torch.zeros_like(embedded)
@@ -289,7 +296,9 @@ class Explainer:
     def _decided_odds(self, case, embedded):
         """The log-odds of the decided id, (batch,), from embeddings, (batch, n, d)."""
         at = torch.tensor([case.at[self.decided(case)]], device=embedded.device)
-        logits = self.lm.base(inputs_embeds=embedded, use_cache=False, logits_to_keep=at - 1).logits
+        ids = torch.from_numpy(case.ids)[None].to(at.device).expand(len(embedded), -1)
+        asked = self.lm.inputs(ids) | {"inputs_embeds": embedded}
+        logits = self.lm.base(**asked, use_cache=False, logits_to_keep=at - 1).logits
         wanted = torch.from_numpy(case.ids).to(at.device)[at].expand(len(logits))
         return _log_odds(logits[:, 0], wanted)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ecgbyte_cli.model.samples import runs
 from ecgbyte_cli.workdir import read_array, read_table
 
 CONTROLS = ("no signal", "shuffled", "flat line", "noise")
@@ -25,6 +26,7 @@ class Signals:
         self.tokenizer, self.segmenter, self.chosen, self.seed = tokenizer, segmenter, chosen, seed
         self.tokens, self.places = read_array(work.tokens), read_table(work.token_segments)
         segments = read_table(work.symbol_segments)
+        self.first_of, self.count_of = runs(segments)
         self.lo, self.hi = segments["lo"], segments["hi"]
         shape = (len(tokenizer.signal["leads"]), tokenizer.signal["samples"])
         self.flat = tokenizer.encode(np.zeros(shape, np.float32), segmenter)
@@ -41,8 +43,16 @@ class Signals:
         random = np.random.default_rng([self.seed, int(segment)])
         return self.tokenizer.encode(same_spectrum(signal, random), self.segmenter)
 
-    def of(self, name):
-        """For each question the list of its ECGs' ids, under `signal` or the name of a control."""
+    def parts(self, number, every):
+        """How many segments a question is asked about: with `every`, all of its recording, if it is about one."""
+        segments = self.chosen[number][0].segments
+        return int(self.count_of[segments[0]]) if every and len(segments) == 1 else 1
+
+    def of(self, name, part=0):
+        """For each question the list of its ECGs' ids, under `signal` or the name of a control.
+
+        With a `part` they are those of that segment of their recordings, or of the last one.
+        """
         wanted = [question.segments for question, *_ in self.chosen]
         if name == "no signal":
             return [[np.zeros(0, np.int32)] * len(segments) for segments in wanted]
@@ -50,6 +60,7 @@ class Signals:
             return [[self.flat] * len(segments) for segments in wanted]
         if name == "shuffled":
             wanted = others([patient for *_, patient, _ in self.chosen], wanted, self.seed)
+        wanted = [[s + min(part, int(self.count_of[s]) - 1) for s in segments] for segments in wanted]
         made = {s: self.noise(s) if name == "noise" else self.own(s) for segments in wanted for s in segments}
         return [[made[s] for s in segments] for segments in wanted]
 

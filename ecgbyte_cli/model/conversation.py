@@ -147,11 +147,11 @@ class Conversation:
         ecgs: list[ECG],
         max_new: int = 256,
     ):
-        from ecgbyte_cli.model.ecg_lm import PromptCache
+        from ecgbyte_cli.model.kept import PromptCache
         from ecgbyte_cli.model.prompt import Prompt
 
         self.lm, self.reader, self.about, self.ecgs, self.max_new = lm, reader, about, ecgs, max_new
-        self.prompt, self.cache = Prompt(text_tokenizer, lm.offset, about.get("date")), PromptCache()
+        self.prompt, self.cache = Prompt(text_tokenizer, lm.layout, about.get("date")), PromptCache()
         self.turns: list[tuple[str, str]] = []
         self.log: list[Turn | str] = []
 
@@ -196,7 +196,7 @@ class Conversation:
             room = min(self.max_new, most - len(ids))
             logs: list[float] = []  # of the probability of each id that was written
 
-            def likeliest(logits):
+            def likeliest(logits, _rows):
                 best = logits.argmax(-1)
                 logs.append(logits[0].float().log_softmax(-1)[best[0]].item())
                 return best
@@ -254,7 +254,7 @@ def fit(
     longest: int | None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """`Prompt.fitted` for whole ECGs: ids, labels, and how many ECG tokens had no room; `longest` None trims none."""
-    from ecgbyte_cli.model.prompt import leads_of
+    from ecgbyte_cli.model.layout import leads_of
 
     leads = [leads_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
     return prompt.fitted(ecgs, leads, turns, longest or sys.maxsize)

@@ -1,39 +1,71 @@
 """The course of a training, on disk: CSV, a picture, and event files that TensorBoard reads."""
 
 import csv
+import math
 import struct
 import time
 from pathlib import Path
 
 from ecgbyte_cli.workdir import whole
 
-COLUMNS = ("step", "train_loss", "learning_rate", "val_loss")
+COLUMNS = (
+    *("step", "train_loss", "learning_rate", "val_loss"),
+    *("train_ecg_loss", "val_ecg_loss", "val_ecg_perplexity", "val_bits_per_second"),
+)
+
+
+def row(step, rate, train, val=None):
+    """A step of a training.
+
+    Parameters
+    ----------
+    step : int
+    rate : float
+        Learning rate.
+    train, val : (float or None, float or None, ...) or None
+        Loss per token of text, and per ECG token; of the validation also bits per second of signal and lead.
+
+    Returns
+    -------
+    dict
+        By `COLUMNS`; what there was none of is left out.
+    """
+    text, ecg, bits = val or (None, None, None)
+    values = (step, train[0], rate, text, train[1], ecg, ecg and math.exp(min(ecg, 700)), bits)
+    return {name: value for name, value in zip(COLUMNS, values, strict=True) if value is not None}
 
 
 def write_csv(path, rows):
-    """Write rows of step, training loss, learning rate and validation loss (None where there was none)."""
+    """Write the rows of a training."""
     with whole(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(["" if value is None else value for value in row] for row in rows)
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def draw(path, rows, title):
     """Draw the losses over the steps as a PNG picture."""
     from matplotlib.figure import Figure
 
-    steps, train, _, val = zip(*rows, strict=True)
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, train, color="0.75", linewidth=0.8, label="training, each step")
-    width = max(1, len(steps) // 100)
-    smooth = [sum(train[i : i + width]) / len(train[i : i + width]) for i in range(0, len(train), width)]
-    middle = [sum(steps[i : i + width]) / len(steps[i : i + width]) for i in range(0, len(steps), width)]
-    axes.plot(middle, smooth, color="tab:blue", label=f"training, mean of {width}")
-    points = [(step, loss) for step, loss in zip(steps, val, strict=True) if loss is not None]
-    if points:
-        axes.plot(*zip(*points, strict=True), "o-", color="tab:orange", label="validation")
-    positive = min(train) > 0
+    axes, positive = figure.subplots(), True
+    for name, colours, what in (
+        ("loss", ("tab:blue", "tab:orange"), ""),
+        ("ecg_loss", ("tab:green", "tab:red"), "ECG, "),
+    ):
+        steps = [r["step"] for r in rows if f"train_{name}" in r]
+        train = [r[f"train_{name}"] for r in rows if f"train_{name}" in r]
+        if not steps:
+            continue
+        axes.plot(steps, train, color="0.75", linewidth=0.8, label=f"{what}training, each step")
+        width = max(1, len(steps) // 100)
+        smooth = [sum(train[i : i + width]) / len(train[i : i + width]) for i in range(0, len(train), width)]
+        middle = [sum(steps[i : i + width]) / len(steps[i : i + width]) for i in range(0, len(steps), width)]
+        axes.plot(middle, smooth, color=colours[0], label=f"{what}training, mean of {width}")
+        points = [(r["step"], r[f"val_{name}"]) for r in rows if f"val_{name}" in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colours[1], label=f"{what}validation")
+        positive &= min(train) > 0
     axes.set(xlabel="step", ylabel="loss per token", title=title, yscale="log" if positive else "linear")
     axes.legend()
     with whole(path) as beside:

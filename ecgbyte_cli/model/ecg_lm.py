@@ -1,8 +1,9 @@
 """The language model: any causal LM of Transformers, with a small table of ECG rows beside its embedding.
 
-ECG token k is id `offset` + 2 + k, where `offset` is the number of rows of the base model's embedding;
-`offset` + 0 and + 1 are <sig_start> and <sig_end>. These ids are looked up in `ecg_rows`; the base model's
-embedding and output layer keep their size, so it answers in text only and its weights stay as published.
+The ids from `offset` on, the number of rows of the base model's embedding, are those of `layout`: <sig_start>,
+<sig_end>, a mark for each lead, and the ECG tokens. They are looked up in `ecg_rows`; the base model's embedding and
+output layer keep their size, so it answers in text only and its weights stay as published. In training the rows of the
+ECG tokens are an output layer too, where the ECG itself is to be predicted.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ from torch.nn import functional
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder as folders
-from ecgbyte_cli.model.prompt import PROMPT_VERSION
+from ecgbyte_cli.model.kept import PromptCache, divisible, states_of
+from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import write_json
 from ecgbyte_kernels.tokens import spell
@@ -53,17 +55,22 @@ class ECGLM(torch.nn.Module):
     base : transformers.PreTrainedModel or peft.PeftModel
         The causal language model.
     ecg_vocab : int
-        Number of ECG tokens; the table gets two more rows, for <sig_start> and <sig_end>.
+        Number of ECG tokens; the table has more rows, for <sig_start>, <sig_end> and the leads' marks.
     seed : int
         Of the rows' first values.
+    layout : Layout or None
+        Which ids ECGs have; None is one without marks.
     """
 
-    def __init__(self, base: torch.nn.Module, ecg_vocab: int, seed: int = 0):
+    def __init__(self, base: torch.nn.Module, ecg_vocab: int, seed: int = 0, layout: Layout | None = None):
         super().__init__()
         self.base = base
         embedding = base.get_input_embeddings()
         self.offset = embedding.num_embeddings
-        self.ecg_rows = torch.nn.Embedding(ecg_vocab + 2, embedding.embedding_dim)
+        self.layout = layout or Layout(self.offset)
+        self.ecg_rows = torch.nn.Embedding(
+            self.layout.first - self.offset + ecg_vocab, embedding.embedding_dim
+        )
         rows = torch.randn(self.ecg_rows.weight.shape, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
             self.ecg_rows.weight.copy_(rows * self.text_rows().std().cpu())
@@ -102,8 +109,10 @@ class ECGLM(torch.nn.Module):
             directions = torch.randn(features.shape[1], rows.shape[1], generator=random) / LIKENESS
             phases = 2 * torch.pi * torch.rand(rows.shape[1], generator=random)
             features = torch.cos(features @ directions + phases)
-            # the rows of the two marks stay random
-            first = torch.cat([rows[:2].cpu(), features * text.std() / features.std()])
+            # the rows of the marks stay random
+            first = torch.cat(
+                [rows[: self.layout.first - self.offset].cpu(), features * text.std() / features.std()]
+            )
         rows.copy_(first)
 
     @property
@@ -117,20 +126,86 @@ class ECGLM(torch.nn.Module):
         ecg = self.ecg_rows((ids - self.offset).clamp(min=0)).to(text.dtype)
         return torch.where(is_ecg[..., None], ecg, text)
 
-    def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of the labelled tokens.
+    def inputs(
+        self, ids: torch.Tensor, positions: torch.Tensor | None = None, owner: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """What the base model is called with.
 
         Parameters
         ----------
         ids : int64 tensor (batch, n)
             Padded on the right: no real token sees what comes after it, so no mask is needed.
-        labels : int64 tensor (batch, n)
-            The ids where the loss is counted, -100 elsewhere.
+        positions : int64 tensor (batch, n) or None
+            None: one after another, unless the layout has them follow time.
+        owner : int64 tensor (batch, n) or None
+            0 for what several questions begin with, and k for the k-th of them, which sees the beginning and itself.
         """
-        # a text vocabulary is large: logits are made only at positions where some sample has a label
-        at = (labels[:, 1:] != -100).any(0).nonzero().squeeze(1)
-        logits = self.base(inputs_embeds=self.embed(ids), logits_to_keep=at, use_cache=False).logits
-        return functional.cross_entropy(logits.float().flatten(0, 1), labels[:, at + 1].flatten())
+        made = {"inputs_embeds": self.embed(ids)}
+        if positions is None and self.layout.unit:
+            rows = [self.layout.positions(row) for row in ids.cpu().numpy()]
+            positions = torch.from_numpy(np.stack(rows)).to(ids.device)
+        if positions is not None:
+            # with a mask, or Transformers would take steps in the positions for several texts end to end
+            made["position_ids"], made["attention_mask"] = positions, torch.ones_like(ids)
+        if owner is not None:
+            seen = (owner[:, None, :] == 0) | (owner[:, :, None] == owner[:, None, :])
+            made["attention_mask"] = self._mask(seen.tril())
+        return made
+
+    def _mask(self, seen):
+        """An attention mask of what each id sees, bool (batch, n, of n), as the base model's attention takes it."""
+        if self.base.config._attn_implementation == "sdpa":
+            return seen[:, None]
+        kind = self.base.get_input_embeddings().weight.dtype  # it is added to the scores
+        mask = torch.zeros(seen.shape, dtype=kind, device=seen.device)
+        return mask.masked_fill(~seen, torch.finfo(kind).min)[:, None]
+
+    def _outputs(self, places, states=None, **inputs):
+        """The logits at some places alone, (n, vocabulary), and the hidden states (batch, n, d) that they are made of.
+
+        A text vocabulary is large: `places` takes the hidden states and returns those wanted, (n, d).
+        """
+        hidden = []
+
+        def chosen(_head, given):
+            hidden.append(given[0])
+            return (places(given[0])[None], *given[1:])
+
+        with self.base.get_output_embeddings().register_forward_pre_hook(chosen):
+            logits = self.base(**inputs, past_key_values=states, use_cache=states is not None).logits[0]
+        return logits, hidden[0]
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        labels: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        owner: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Cross-entropy of the labelled tokens: (2,), the sums over text and over ECG tokens.
+
+        Parameters
+        ----------
+        ids, positions, owner
+            As in `inputs`.
+        labels : int64 tensor (batch, n)
+            The ids where the loss is counted, -100 elsewhere. An ECG token is told from all ECG tokens, by the rows
+            that it is looked up in.
+        """
+        wanted = labels[:, 1:]
+        text, ecg = (wanted != -100) & (wanted < self.offset), wanted >= self.offset
+        logits, hidden = self._outputs(
+            lambda states: states[:, :-1][text], **self.inputs(ids, positions, owner)
+        )
+        losses = [functional.cross_entropy(logits.float(), wanted[text], reduction="sum")]
+        if ecg.any():
+            states = hidden[:, :-1][ecg]
+            rows = self.ecg_rows.weight[self.layout.first - self.offset :].to(states.dtype)
+            scores = (states @ rows.T).float()
+            losses.append(functional.cross_entropy(scores, wanted[ecg] - self.layout.first, reduction="sum"))
+        else:
+            losses.append(torch.zeros_like(losses[0]))
+        return torch.stack(losses)
 
     @torch.no_grad()
     def stream(
@@ -138,15 +213,15 @@ class ECGLM(torch.nn.Module):
         prompts: Sequence[np.ndarray],
         end_ids: Container[int],
         max_new: int = 64,
-        cache: "PromptCache | None" = None,
-        pick: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        cache: PromptCache | None = None,
+        pick: Callable[[torch.Tensor, list[int]], torch.Tensor] | None = None,
     ) -> Iterator[list[int | None]]:
         """Answer prompts together and yield the next ids as they are made.
 
         Parameters
         ----------
         prompts : list of int arrays
-            Ids of any lengths; shorter ones are padded on the left.
+            Ids of any lengths; shorter ones are padded on the left. An ECG that several begin with is read once.
         end_ids : set of int
             An answer ends before the first of these.
         max_new : int
@@ -154,28 +229,25 @@ class ECGLM(torch.nn.Module):
         cache : PromptCache or None
             With one prompt: what was read of an earlier one that begins alike is not read again.
         pick : callable or None
-            Takes the logits of the next ids, (batch, vocabulary), and returns the ids, (batch,); None takes the
-            likeliest (greedy).
+            Takes the logits of the next ids, (n, vocabulary), and the numbers of their n prompts, and returns the
+            ids, (n,); None takes the likeliest (greedy).
 
         Yields
         ------
         list of int or None
             Per prompt the next id, or None if its answer has ended.
         """
-        from transformers import DynamicCache
-
-        width = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.as_tensor(np.asarray(prompt, np.int64))
-            mask[row, width - len(prompt) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        position = (mask.cumsum(1) - 1).clamp(min=0)
-        states, open_ = DynamicCache(config=self.base.config), [True] * len(prompts)
+        states, open_ = states_of(self.base), [True] * len(prompts)
+        first = [min(self.layout.prefix(prompt), len(prompt) - 1) for prompt in prompts]
+        if not cache and self._begin_alike(prompts, first, states):
+            yield from self._from_shared(prompts, first, end_ids, max_new, pick or _likeliest, states)
+            return
         if cache:
             states = cache.begin(prompts[0], states)
-            ids, position = ids[:, len(cache.ids) :], position[:, len(cache.ids) :]
+        ids, position, mask = self._padded(prompts, len(cache.ids) if cache else 0)
+        if cache:
+            mask = mask.new_ones(1, len(prompts[0]))
+        rows = list(range(len(prompts)))  # whose answers are still open, and some that have just ended
         for _ in range(max_new):
             logits = self.base(
                 inputs_embeds=self.embed(ids),
@@ -187,21 +259,127 @@ class ECGLM(torch.nn.Module):
             ).logits
             if cache:
                 cache.ids += ids[0].tolist()
-            ids = (pick or _likeliest)(logits[:, -1])[:, None]
-            following = ids[:, 0].tolist()
-            open_ = [o and i not in end_ids for o, i in zip(open_, following, strict=True)]
+            ids = (pick or _likeliest)(logits[:, -1], rows)[:, None]
+            following: list[int | None] = [None] * len(prompts)
+            for row, i in zip(rows, ids[:, 0].tolist(), strict=True):
+                open_[row] = open_[row] and i not in end_ids
+                following[row] = i if open_[row] else None
             if not any(open_):
                 return
-            yield [i if o else None for o, i in zip(open_, following, strict=True)]
-            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
+            yield following
             position = position[:, -1:] + 1
+            left = [at for at, row in enumerate(rows) if open_[row]]
+            if 2 * len(left) <= len(rows) and divisible(states):
+                index = torch.tensor(left, device=self.device)
+                states.batch_select_indices(index)
+                ids, mask, position, rows = (
+                    ids[index],
+                    mask[index],
+                    position[index],
+                    [rows[at] for at in left],
+                )
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+
+    def _padded(self, prompts, read=0):
+        """Prompts as tensors, padded on the left, without what was read: ids, positions, and where there are ids."""
+        places = [self.layout.positions(prompt)[read:] for prompt in prompts]
+        prompts = [prompt[read:] for prompt in prompts]
+        ids, position, mask = torch.zeros(3, len(prompts), max(map(len, prompts)), dtype=torch.long).unbind()
+        for row, (prompt, place) in enumerate(zip(prompts, places, strict=True)):
+            at = slice(ids.shape[1] - len(prompt), None)
+            ids[row, at] = torch.as_tensor(np.asarray(prompt, np.int64))
+            position[row, at], mask[row, at] = torch.from_numpy(place), 1
+        return ids.to(self.device), position.to(self.device), mask.to(self.device)
+
+    def _begin_alike(self, prompts, first, states):
+        """Whether some prompts have the same ids up to `first`, and the layers' states can be shared."""
+        return (
+            self.base.config._attn_implementation in ("sdpa", "eager")
+            and divisible(states)
+            and min(first) > 0
+            and len({ids[:n].tobytes() for ids, n in zip(prompts, first, strict=True)}) < len(prompts)
+        )
+
+    def _from_shared(self, prompts, first, end_ids, max_new, pick, states):
+        """`stream`, where a row is what several prompts begin with, and these follow it side by side.
+
+        So what they share is read once, kept once and looked at once for all of them.
+        """
+        numbers: dict[bytes, int] = {}
+        row_of = [
+            numbers.setdefault(ids[:n].tobytes(), len(numbers)) for ids, n in zip(prompts, first, strict=True)
+        ]
+        beginnings = [prompts[row_of.index(row)][: first[row_of.index(row)]] for row in range(len(numbers))]
+        ids, owner, _ = self._side_by_side([[(1, ids, ids)] for ids in beginnings])
+        owner -= 1  # 0 for what is there, -2 for padding on the right, which no real id sees
+        self._outputs(lambda hidden: hidden[:, -1], states, **self.inputs(ids))
+        places = [self.layout.positions(prompt) for prompt in prompts]
+        # of each row the prompts still open: number, ids to be read, their positions
+        following = [[] for _ in beginnings]
+        for prompt, (row, n) in enumerate(zip(row_of, first, strict=True)):
+            following[row].append((prompt + 1, prompts[prompt][n:], places[prompt][n:]))
+        seen = owner
+        for _ in range(max_new):
+            ids, owner, position = self._side_by_side(following)
+            seen = torch.cat([seen, owner], 1)
+            before = torch.ones(ids.shape[1], seen.shape[1], dtype=torch.bool, device=ids.device)
+            sees = (seen[:, None] == 0) | (seen[:, None] == owner[..., None])
+            sees &= before.tril(seen.shape[1] - ids.shape[1])
+            last = torch.cat([owner[:, 1:] != owner[:, :-1], owner[:, -1:] > 0], 1) & (owner > 0)
+            logits, _ = self._outputs(
+                lambda hidden, last=last: hidden[last],
+                states,
+                inputs_embeds=self.embed(ids),
+                position_ids=position,
+                attention_mask=self._mask(sees),
+            )
+            open_ = [prompt - 1 for row in following for prompt, _, _ in row]
+            new: list[int | None] = [None] * len(prompts)
+            for prompt, i in zip(open_, pick(logits, open_).tolist(), strict=True):
+                new[prompt] = i if i not in end_ids else None
+            if not any(i is not None for i in new):
+                return
+            yield new
+            following = [
+                [(p, np.array([new[p - 1]]), place[-1:] + 1) for p, _, place in row if new[p - 1] is not None]
+                for row in following
+            ]
+            left = [row for row, of in enumerate(following) if of]
+            if 2 * len(left) <= len(following):
+                index = torch.tensor(left, device=self.device)
+                states.batch_select_indices(index)
+                seen, following = seen[index], [following[row] for row in left]
+
+    def _side_by_side(self, rows):
+        """Stretches of ids one behind the other in each row, padded on the right.
+
+        Parameters
+        ----------
+        rows : list of lists of (int, int array, int array)
+            An owner, above 0, ids, and their positions.
+
+        Returns
+        -------
+        (int64 tensor, int64 tensor, int64 tensor)
+            Ids, owners (-1 for padding) and positions, (rows, n).
+        """
+        width = max(sum(len(ids) for _, ids, _ in row) for row in rows)
+        made = np.zeros((3, len(rows), width), np.int64)
+        made[1] = -1
+        for number, row in enumerate(rows):
+            at = 0
+            for owner, ids, places in row:
+                part = made[:, number, at : at + len(ids)]
+                part[0], part[1], part[2] = ids, owner, places
+                at += len(ids)
+        return torch.from_numpy(made).to(self.device).unbind()
 
     def answer(
         self,
         prompts: Sequence[np.ndarray],
         end_ids: Container[int],
         max_new: int = 64,
-        pick: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        pick: Callable[[torch.Tensor, list[int]], torch.Tensor] | None = None,
     ) -> list[list[int]]:
         """Answer prompts together (see `stream`): a list of lists of text ids."""
         answers: list[list[int]] = [[] for _ in prompts]
@@ -212,39 +390,8 @@ class ECGLM(torch.nn.Module):
         return answers
 
 
-def _likeliest(logits):
+def _likeliest(logits, _rows):
     return logits.argmax(-1)
-
-
-class PromptCache:
-    """The attention's keys and values of the ids that a model read last, for a prompt that begins alike.
-
-    Attributes
-    ----------
-    ids : list of int
-        What was read whole. Reading that was interrupted may have left more in `states`.
-    states : transformers.DynamicCache or None
-    """
-
-    def __init__(self):
-        self.ids, self.states = [], None
-
-    def begin(self, prompt, empty):
-        """Keep what a prompt shares with the one before, and return its states: `empty` if it shares nothing."""
-        from transformers.cache_utils import DynamicLayer
-
-        # one id is always read anew: the first id of the answer comes from it
-        most = min(len(self.ids), len(prompt) - 1)
-        differ = np.flatnonzero(np.asarray(self.ids[:most]) != np.asarray(prompt)[:most])
-        shared = int(differ[0]) if differ.size else most
-        # a layer with a window, or with a running state, cannot be taken back to an earlier id
-        if not shared or any(type(layer) is not DynamicLayer for layer in self.states.layers):
-            self.ids, self.states = [], empty
-            return empty
-        for layer in self.states.layers:
-            layer.keys, layer.values = layer.keys[..., :shared, :], layer.values[..., :shared, :]
-        self.ids = self.ids[:shared]
-        return self.states
 
 
 def waveforms(ecg_tokenizer, points=16):
@@ -458,9 +605,7 @@ def add_adapter(
 
     # peft's prepare_model_for_kbit_training would hold embedding and norms in float32, which a model that is
     # loaded to answer has in bfloat16: it would not be quite the model that was trained
-    if checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    base.enable_input_require_grads()
+    prepare(base, checkpointing)
     # all linear layers but the output: the seven projections of a Llama, whatever another model calls them
     targets: str | list[str] = "all-linear"
     if any(p.dim() == 3 for name, p in base.named_parameters() if "expert" in name):
@@ -477,8 +622,15 @@ def add_adapter(
     return get_peft_model(base, config)
 
 
-def with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
-    """Put the adapter of a model folder on its base model.
+def prepare(base: torch.nn.Module, checkpointing: bool) -> None:
+    """Make a frozen base model pass gradients to its inputs; with `checkpointing` it keeps no layer's states."""
+    if checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    base.enable_input_require_grads()
+
+
+def with_adapter(base: "PreTrainedModel", folder: Path, trainable: bool = False) -> "PeftModel":
+    """Put the adapter of a model folder on its base model; it stays as it is, unless it is `trainable`.
 
     Raises
     ------
@@ -490,7 +642,7 @@ def with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     config = LoraConfig(**folders.adapter(folder), task_type="CAUSAL_LM")
     path = folder / "adapter_model.safetensors"
     try:
-        model = PeftModel.from_pretrained(base, folder, config=config)
+        model = PeftModel.from_pretrained(base, folder, config=config, is_trainable=trainable)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Failure(f"{path} does not fit its base model: {reason}") from error
@@ -542,8 +694,10 @@ def save(folder, model, text_tokenizer, ecg_tokenizer, about):
         "format_version": folders.FORMAT_VERSION,
         "ecgbyte": __version__,
         "notice": NOTICE,
-        "prompt_version": PROMPT_VERSION,
+        "prompt_version": model.layout.version,
         "offset": model.offset,
+        "lead_marks": model.layout.marks,
+        "position_letters": model.layout.unit,
         "ecg_tokenizer_sha256": ECGTokenizer.from_file(ecg_tokenizer).sha256,
         "text_tokenizer_sha256": text_sha256(text_tokenizer),
         "base_revision": getattr(model.base.config, "_commit_hash", None),
@@ -554,7 +708,11 @@ def save(folder, model, text_tokenizer, ecg_tokenizer, about):
 
 
 def load(
-    folder: str | os.PathLike, device: str | None = None, base: str | os.PathLike | None = None
+    folder: str | os.PathLike,
+    device: str | None = None,
+    base: str | os.PathLike | None = None,
+    method: str | None = None,
+    trainable: bool = False,
 ) -> "tuple[ECGLM, PreTrainedTokenizerBase, ECGTokenizer, dict]":
     """Load a model folder.
 
@@ -565,6 +723,10 @@ def load(
         `cuda` or `cpu`; None takes the GPU if there is one.
     base : path or None
         A local folder in the place of the base model, if that has moved.
+    method : str or None
+        How the base model is loaded, if otherwise than it was trained: one that was trained in full can get an adapter.
+    trainable : bool
+        Whether it is to go on learning; then it need not have learned to answer yet.
 
     Returns
     -------
@@ -579,6 +741,12 @@ def load(
     """
     folder, device = Path(folder), device or best_device()
     about = folders.about(folder)
+    method = method or about["method"]
+    if not (trainable or about.get("qa", True)):
+        raise Failure(
+            f"{folder} has learned ECGs alone and answers nothing yet: train it with `ecgbyte finetune --model "
+            f"{folder} --qa QUESTIONS`"
+        )
     ecg_tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
     if ecg_tokenizer.sha256 != about["ecg_tokenizer_sha256"]:
         raise Failure(
@@ -586,7 +754,7 @@ def load(
         )
     name, revision = folders.base_of(folder, about, base)
     folders.check_files(folder, about)
-    loaded, text_tokenizer = load_base(name, about["method"], device, revision)
+    loaded, text_tokenizer = load_base(name, method, device, revision)
     if (loaded.get_input_embeddings().num_embeddings, text_sha256(text_tokenizer)) != (
         about["offset"],
         about["text_tokenizer_sha256"],
@@ -596,8 +764,16 @@ def load(
         if about.get("base_sha256") not in (None, base_sha256(loaded)):
             raise Failure(f"{folder} was trained on another base model than {name} is now")
         with quiet():
-            loaded = with_adapter(loaded, folder)
-    model = ECGLM(loaded, ecg_tokenizer.vocab_size)
+            loaded = with_adapter(loaded, folder, trainable)
+    layout = Layout(
+        about["offset"],
+        about["lead_marks"] or 0,
+        ecg_tokenizer.lengths,
+        ecg_tokenizer.signal["samples"],
+        about["position_letters"] or 0,
+        about["prompt_version"],
+    )
+    model = ECGLM(loaded, ecg_tokenizer.vocab_size, layout=layout)
     with torch.no_grad():
         model.ecg_rows.weight.copy_(_read_rows(folder / "ecg_rows.safetensors", model.ecg_rows.weight.shape))
     return model.eval(), text_tokenizer, ecg_tokenizer, about

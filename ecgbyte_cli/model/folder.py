@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.prompt import PROMPT_VERSION
+from ecgbyte_cli.model.layout import PROMPT_VERSION
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS
 from ecgbyte_cli.workdir import read_json, sha256_of
 
@@ -49,15 +49,42 @@ def about(folder: str | os.PathLike) -> dict:
         )
     if said.get("format") != "ecgbyte-model" or said.get("format_version") != FORMAT_VERSION:
         raise Failure(f"{path} is no ecgbyte model of format {FORMAT_VERSION}")
-    if said.get("prompt_version") != PROMPT_VERSION:
+    if said.get("prompt_version") not in range(1, PROMPT_VERSION + 1):
         raise Failure(
-            f"{folder} was trained with prompt version {said.get('prompt_version')}, this ecgbyte writes "
-            f"version {PROMPT_VERSION}: train again, or use ecgbyte {said.get('ecgbyte')}"
+            f"{folder} was trained with prompt version {said.get('prompt_version')}, this ecgbyte knows those up "
+            f"to {PROMPT_VERSION}: train again, or use ecgbyte {said.get('ecgbyte')}"
         )
     wrong = [key for key, fits in _FITS.items() if not fits(said.get(key))]
     if wrong:
         raise Failure(f"{path} is damaged: {', '.join(wrong)}")
-    return {"segmenter": "longest", "notice": "", **said}
+    return {"segmenter": "longest", "notice": "", "lead_marks": 0, "position_letters": 0, **said}
+
+
+def is_own(name: str | os.PathLike) -> bool:
+    """Whether a name is that of a folder that `ecgbyte finetune` or `ecgbyte export` wrote."""
+    return (Path(name) / "ecgbyte.json").is_file()
+
+
+def method_of(model: str | os.PathLike, method: str | None) -> str:
+    """How a model is trained: what was asked for, or what fits it.
+
+    Parameters
+    ----------
+    model : str
+        A base model, or a model folder that is to go on learning.
+    method : {"full", "lora", "qlora"} or None
+
+    Raises
+    ------
+    Failure
+        If it cannot be trained so.
+    """
+    if model == "tiny" and method not in (None, "full"):
+        raise Failure("--model tiny is trained in full: leave out --method, or name another base model")
+    had = about(model)["method"] if is_own(model) else None
+    if had in ("lora", "qlora") and method not in (None, had):
+        raise Failure(f"{model} has an adapter of --method {had}, and goes on learning so")
+    return method or had or ("full" if model == "tiny" else "qlora")
 
 
 def _text(value):
@@ -76,6 +103,8 @@ _FITS = {
     "text_tokenizer_sha256": _text,
     "base_revision": lambda value: value is None or _text(value),
     "base_sha256": lambda value: value is None or _text(value),
+    "lead_marks": lambda value: value is None or value == 0 or (_count(value) and value <= 12),
+    "position_letters": lambda value: value is None or value == 0 or _count(value),
     "segmenter": lambda value: value is None or (_text(value) and value in SEGMENTERS),
     "prompt_tokens": lambda value: value is None or _count(value),
     "date": lambda value: value is None or (_text(value) and re.fullmatch(r"\d{4}-\d\d-\d\d", value)),

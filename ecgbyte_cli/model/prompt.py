@@ -1,6 +1,8 @@
 """Ids with a loss mask: the base model's own chat template where it has one, the plain form where it has none.
 
 plain:  [bos] <sig_start> ecg ids <sig_end> question ids | answer ids [eos]
+
+The ids of an ECG are those of `layout`.
 """
 
 import re
@@ -12,12 +14,12 @@ import click
 import numpy as np
 
 from ecgbyte_cli.failure import Failure, printable
+from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.template import DATE, Template, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROMPT_VERSION = 1  # goes up when the same question would give other ids
 SYSTEM = "You read electrocardiograms. The ECG is given as tokens. Answer the question about it in few words."
 IGNORED = -100  # the label of a token that the loss does not count
 # private-use characters, which no template changes: where the ECGs and the answers go in the rendered text,
@@ -31,8 +33,8 @@ class Prompt:
     Parameters
     ----------
     text_tokenizer : transformers.PreTrainedTokenizerBase
-    offset : int
-        Rows of the base model's embedding: <sig_start> is this id, <sig_end> the next, then the ECG tokens.
+    layout : Layout or int
+        Which ids ECGs have; a number is the `offset` of one without marks.
     date : str or None
         The date that a chat template is told, YYYY-MM-DD: the one of the training.
 
@@ -49,10 +51,13 @@ class Prompt:
         If the chat template cannot be used, or nothing could end an answer.
     """
 
-    def __init__(self, text_tokenizer: "PreTrainedTokenizerBase", offset: int, date: str | None = None):
-        self.text_tokenizer, self.offset, self.name = text_tokenizer, offset, text_tokenizer.name_or_path
+    def __init__(
+        self, text_tokenizer: "PreTrainedTokenizerBase", layout: Layout | int, date: str | None = None
+    ):
+        self.text_tokenizer, self.name = text_tokenizer, text_tokenizer.name_or_path
+        self.layout = layout if isinstance(layout, Layout) else Layout(layout)
         self._text_ids = lru_cache(100_000)(self._encoded)
-        self._rendered = lru_cache(100_000)(self._templated)
+        self.rendered = lru_cache(100_000)(self._templated)
         self.template, self.date = None, None
         if text_tokenizer.chat_template:
             source, date = text_tokenizer.get_chat_template(), date or DATE
@@ -77,7 +82,7 @@ class Prompt:
             ),
             ("", []),
         )
-        _, *closings = self._rendered(("", "")).split(ANSWER_MARK)
+        _, *closings = self.rendered(("", "")).split(ANSWER_MARK)
         self.end_ids = {self._closing(text)[0] for text in closings}
         if text_tokenizer.eos_token_id is not None:
             self.end_ids.add(text_tokenizer.eos_token_id)
@@ -132,7 +137,10 @@ class Prompt:
         return self.special.sub(lambda match: match[0][0] + CUT + match[0][1:], text)
 
     def build(
-        self, ecgs: Sequence[np.ndarray], turns: Sequence[tuple[str, str | None]]
+        self,
+        ecgs: Sequence[np.ndarray],
+        turns: Sequence[tuple[str, str | None]],
+        leads: Sequence[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and labels of a conversation about one or several ECGs.
 
@@ -142,15 +150,28 @@ class Prompt:
             The ECG tokens (0 …) of each ECG, in order; an empty array is an ECG without a signal.
         turns : list of (str, str or None)
             Question and answer; the last answer is None where the model is to write it.
+        leads : list of int arrays or None
+            The lead that each token of each ECG is on, rising; None: the ECGs are whole.
 
         Returns
         -------
         (int64 array, int64 array)
             The ids, and the labels: an id where the model wrote (answer and what closes it), -100 elsewhere.
         """
-        prompt, answer = self._parts(ecgs, turns)
-        ids, labels = zip(*prompt, *answer, strict=True)
+        head, tail, answer = self.parts(turns)
+        ids, labels = zip(_ignored(self.reading(head, ecgs, leads)), *tail, *answer, strict=True)
         return np.concatenate(ids), np.concatenate(labels)
+
+    def reading(
+        self,
+        head: Sequence[int],
+        ecgs: Sequence[np.ndarray],
+        leads: Sequence[np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """The ids that all questions about some ECGs begin with: `head`, from `parts`, and the ECGs."""
+        of_each = leads if leads is not None else [None] * len(ecgs)
+        blocks = [self.layout.block(ecg, lead_of) for ecg, lead_of in zip(ecgs, of_each, strict=True)]
+        return np.concatenate([np.array(head, np.int64), *blocks])
 
     def fitted(
         self,
@@ -183,41 +204,58 @@ class Prompt:
         Failure
             If the text alone is longer.
         """
-        prompt, answer = self._parts(ecgs, turns)
-        length, tokens = sum(len(ids) for ids, _ in prompt), sum(map(len, ecgs))
-        lost = max(0, length - longest)
-        if lost > tokens:
-            raise Failure(f"the prompt has {length - tokens} tokens of text alone, and may have {longest}")
+        room = self.room(turns, len(ecgs), longest)
+        lost = max(0, sum(map(len, ecgs)) - room)
         if lost:
-            prompt, _ = self._parts(trim(ecgs, leads, tokens - lost), turns)
-        ids, labels = zip(*prompt, *answer, strict=True)
-        return np.concatenate(ids), np.concatenate(labels), lost
+            ecgs, leads = trim(ecgs, leads, room)
+        return *self.build(ecgs, turns, leads), lost
 
-    def room(self, turns: Sequence[tuple[str, str]]) -> int:
+    def room(self, turns: Sequence[tuple[str, str | None]], ecgs: int, longest: int) -> int:
+        """How many ECG tokens, of so many ECGs together, a prompt of `longest` ids has room for.
+
+        Since version 2 the text counts as somewhat longer than it is, so that questions of about the same length get
+        the same ECG, and share one reading of it.
+
+        Raises
+        ------
+        Failure
+            If the text alone is longer.
+        """
+        head, tail, _ = self.parts(turns)
+        text = len(head) + sum(len(ids) for ids, _ in tail) + ecgs * (2 + self.layout.marks)
+        if text > longest:
+            raise Failure(f"the prompt has {text} tokens of text alone, and may have {longest}")
+        step = max(1, longest // 64) if self.layout.version > 1 else 1
+        return max(0, longest - -(-text // step) * step)
+
+    def answer_length(self, turns: Sequence[tuple[str, str | None]]) -> int:
         """How many ids the last answer has, with what closes it."""
-        _, answer = self._parts((), turns)
-        return sum(len(ids) for ids, _ in answer)
+        return sum(len(ids) for ids, _ in self.parts(turns)[2])
 
-    def _parts(self, ecgs, turns):
-        """Pairs of ids and labels: those of the prompt, and those of the last answer."""
+    def parts(
+        self, turns: Sequence[tuple[str, str | None]]
+    ) -> tuple[tuple[int, ...], list[tuple[np.ndarray, np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]:
+        """The text of a conversation as ids.
+
+        Returns
+        -------
+        (tuple of int, list of (int64 array, int64 array), list of the same)
+            The ids before the ECGs; ids and labels from there to the last answer; and those of the last answer.
+        """
         # an open conversation is a closed one cut off where its last answer would begin, so that the
         # model is asked with the very ids it was trained with
-        before, *after = self._rendered(tuple(self._unmarked(q) for q, _ in turns)).split(ANSWER_MARK)
-        head, tail = before.split(ECG_MARK)
-        read = [self._text_ids(head, True)]
-        for ecg in ecgs:
-            read += [[self.offset], np.asarray(ecg, np.int64) + self.offset + 2, [self.offset + 1]]
-        read.append(self._text_ids(tail))
-        prompt = [(np.array(ids, np.int64), np.full(len(ids), IGNORED, np.int64)) for ids in read]
+        before, *after = self.rendered(tuple(self._unmarked(q) for q, _ in turns)).split(ANSWER_MARK)
+        head, text = before.split(ECG_MARK)
+        tail = [_ignored(self._text_ids(text))]
         answer: list[tuple[np.ndarray, np.ndarray]] = []
         for (_, words), text in zip(turns, after, strict=True):
-            prompt, answer = prompt + answer, []
+            tail, answer = tail + answer, []
             if words is None:
                 break
             written, closing = self._text_ids(self._unmarked(words)), self._closing(text)
             labels = [*written, closing[0], *[IGNORED] * (len(closing) - 1)]
             answer = [(np.array([*written, *closing], np.int64), np.array(labels, np.int64))]
-        return prompt, answer
+        return self._text_ids(head, True), tail, answer
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of an answer's ids."""
@@ -231,14 +269,15 @@ class Prompt:
     def shown(self, ids: np.ndarray, labels: np.ndarray) -> tuple[str, str]:
         """A sample in words, what the loss counts in green and underlined; and what it counts alone."""
         # an ECG token, a mark around an ECG, text, text that the loss counts
-        kinds = np.select([ids >= self.offset + 2, ids >= self.offset, labels == IGNORED], [0, 1, 2], 3)
+        layout, names = self.layout, {0: "<sig_start>", 1: "<sig_end>"}
+        kinds = np.select([ids >= layout.first, ids >= layout.offset, labels == IGNORED], [0, 1, 2], 3)
         line, counted = "", ""
         for run in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(kinds)) + 1):
             kind, here = kinds[run[0]], ids[run].tolist()
             if kind == 0:
                 line += click.style(f"[{len(here)} ECG tokens]", dim=True)
             elif kind == 1:
-                line += "".join(("<sig_start>", "<sig_end>")[i - self.offset] for i in here)
+                line += "".join(names.get(i - layout.offset, f"<lead_{i - layout.offset - 1}>") for i in here)
             else:
                 text = printable(self.words(here), "\n")
                 line += click.style(text, fg="green", underline=True) if kind == 3 else text
@@ -260,8 +299,8 @@ def trim(ecgs, leads, budget):
 
     Returns
     -------
-    list of int arrays
-        A lead loses one token more than another at most, unless it has no more to lose.
+    (list of int arrays, list of int arrays)
+        Tokens and leads. A lead loses one token more than another at most, unless it has no more to lose.
     """
     counts = [np.bincount(lead) for lead in leads]
     all_counts = np.concatenate(counts)
@@ -270,25 +309,15 @@ def trim(ecgs, leads, budget):
         lost += 1
     # the last round may have taken too many: the first leads that lost one in it get it back
     kept[np.flatnonzero(all_counts >= lost)[: budget - kept.sum()]] += lost > 0
-    trimmed = []
+    trimmed = [], []
     for ecg, lead, count in zip(ecgs, leads, counts, strict=True):
         keep, kept = kept[: len(count)], kept[len(count) :]
         rank = np.arange(len(ecg)) - (count.cumsum() - count)[lead]
-        trimmed.append(np.asarray(ecg)[rank < keep[lead]])
+        for kind, of_tokens in zip(trimmed, (ecg, lead), strict=True):
+            kind.append(np.asarray(of_tokens)[rank < keep[lead]])
     return trimmed
 
 
-def leads_of(ecg, lengths, samples):
-    """The lead that each token of an ECG begins on.
-
-    Parameters
-    ----------
-    ecg : int array
-        The tokens of one segment.
-    lengths : int array
-        Letters of each token of the vocabulary.
-    samples : int
-        Letters per lead.
-    """
-    ends = np.cumsum(lengths[ecg])
-    return (ends - lengths[ecg]) // samples
+def _ignored(ids):
+    """Ids that the loss does not count, and their labels."""
+    return np.array(ids, np.int64), np.full(len(ids), IGNORED, np.int64)

@@ -2,13 +2,50 @@
 
 from collections import Counter
 from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.prompt import leads_of
+from ecgbyte_cli.model.layout import leads_of
+from ecgbyte_cli.model.prompt import IGNORED, trim
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.workdir import read_array, read_json, read_table
+from ecgbyte_kernels.augment import varied
+
+if TYPE_CHECKING:
+    import torch
+
+NOTHING_ASKED = (("", None),)  # the turns of a reading that learns the ECG itself
+
+
+class Plan(NamedTuple):
+    """What is read together: some segments, and questions about them that begin with the very same ids."""
+
+    segments: tuple[int, ...]
+    questions: tuple  # of Question; none: the ECG itself is what is learned
+    length: int  # in ids
+
+
+class Reading(NamedTuple):
+    """A plan as ids: the ECGs once, and each question behind them, at positions as if it stood there alone."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    owner: np.ndarray  # 0 for what all questions begin with, k for the k-th
+
+
+class Batch(NamedTuple):
+    """Readings as tensors (batch, n), padded on the right: what a model is called with."""
+
+    ids: "torch.Tensor"
+    labels: "torch.Tensor"
+    positions: "torch.Tensor | None"  # None: one after another
+    owner: "torch.Tensor | None"  # None: no reading has several questions
+
+    def to(self, device):
+        return Batch(*(part if part is None else part.to(device) for part in self))
 
 
 class Samples:
@@ -20,9 +57,11 @@ class Samples:
     prompt : Prompt
     tokenizer : ECGTokenizer
     max_length : int
-        In tokens, of prompt and answer together.
+        In tokens, of what is read together.
     long : str
-        `trim` or `skip`: what becomes of longer ones.
+        `trim` or `skip`: what becomes of questions whose prompts are longer.
+    augment : float
+        How much the letters of a segment are varied in training.
 
     Attributes
     ----------
@@ -30,18 +69,62 @@ class Samples:
         Ids that a prompt may have, whatever its answer: `max_length` less the room of the longest answer.
     """
 
-    def __init__(self, work, prompt, tokenizer, max_length, long):
+    def __init__(self, work, prompt, tokenizer, max_length, long, augment=0.0):
         self.prompt, self.tokenizer, self.max_length, self.long = prompt, tokenizer, max_length, long
-        self.longest = max_length
+        self.longest, self.augment = max_length, augment
         self.tokens, self.segments = read_array(work.tokens), read_table(work.token_segments)
-        self.samples_per_lead = read_table(work.symbol_segments)["samples"]
+        self.letters, self.recorded = read_array(work.symbols), read_table(work.symbol_segments)
         self.segmenter = read_json(work.token_settings).get("segmenter", "longest")
+        self.shape = len(tokenizer.signal["leads"]), tokenizer.signal["samples"]
+        self.first_of, self.count_of = runs(self.recorded)
 
     @cached_property
     def flat(self):
         """The ids of a flat line."""
-        shape = (len(self.tokenizer.signal["leads"]), self.tokenizer.signal["samples"])
-        return self.tokenizer.encode(np.zeros(shape, np.float32), self.segmenter)
+        return self.tokenizer.encode(np.zeros(self.shape, np.float32), self.segmenter)
+
+    def _ecg(self, segment, instead=None, random=None):
+        """The tokens of a segment, or what stands in its place; or, by random numbers, of its recording."""
+        if instead:
+            return self.flat if instead == "flat line" else np.zeros(0, np.int32)
+        if random is not None:
+            first, count = self.first_of[segment], self.count_of[segment]
+            if not self.augment:
+                segment = first + random.integers(count)
+            else:
+                letters = varied(
+                    self._window(first, count, random), self.tokenizer.levels, random, self.augment
+                )
+                return self.tokenizer.encode(letters, self.segmenter)
+        start, length = self.segments["offset"][segment], self.segments["length"][segment]
+        return self.tokens[start : start + length]
+
+    def _letters_of(self, segment):
+        at = self.recorded["offset"][segment]
+        return self.letters[at : at + self.shape[0] * self.shape[1]].reshape(self.shape)
+
+    def _window(self, first, count, random):
+        """Letters of a stretch of a recording that begins anywhere; of one of a single segment, turned in time."""
+        samples = self.shape[1]
+        if count == 1:
+            return np.roll(self._letters_of(first), -int(random.integers(samples)), axis=1)
+        at = int(random.integers((count - 1) * samples + 1))
+        segment, start = first + at // samples, at % samples
+        if not start or not self._follows(segment):
+            return self._letters_of(segment)
+        both = np.concatenate([self._letters_of(segment), self._letters_of(segment + 1)], axis=1)
+        return both[:, start : start + samples]
+
+    def _follows(self, segment):
+        """Whether the next segment goes on where this one ends, in the same letters."""
+        start, lo, hi = (self.recorded[name][segment : segment + 2] for name in ("start", "lo", "hi"))
+        seconds = self.tokenizer.signal["segment_seconds"]
+        return abs(start[1] - start[0] - seconds) < 1e-6 and lo[0] == lo[1] and hi[0] == hi[1]
+
+    def _read(self, segments, instead=None, random=None):
+        """The tokens of segments, and the lead of each."""
+        ecgs = [self._ecg(segment, instead, random) for segment in segments]
+        return ecgs, [leads_of(ecg, self.tokenizer.lengths, self.shape[1]) for ecg in ecgs]
 
     def __call__(self, question, instead=None, asked=False):
         """Ids and labels of a question, and how many ECG tokens were left out.
@@ -59,25 +142,61 @@ class Samples:
         Failure
             If the sample is too long.
         """
-        ecgs = []
-        for segment in question.segments:
-            start, length = self.segments["offset"][segment], self.segments["length"][segment]
-            ecgs.append(self.tokens[start : start + length])
-        if instead:
-            ecgs = [self.flat if instead == "flat line" else ecg[:0] for ecg in ecgs]
-        leads = [
-            leads_of(ecg, self.tokenizer.lengths, self.samples_per_lead[segment])
-            for ecg, segment in zip(ecgs, question.segments, strict=True)
-        ]
         turns = [*question.earlier, (question.question, None)] if asked else question.turns
-        ids, labels, lost = self.prompt.fitted(ecgs, leads, turns, self.longest)
+        ids, labels, lost = self.prompt.fitted(*self._read(question.segments, instead), turns, self.longest)
         if lost and self.long == "skip" and not instead:
             raise Failure(f"the prompt has {lost} tokens more than the {self.longest} that it may have")
         return ids, labels, lost
 
+    def reading(self, plan, instead=None, random=None, learn_ecg=False):
+        """A plan as ids and labels.
+
+        Parameters
+        ----------
+        plan : Plan
+        instead : str or None
+            As in a call.
+        random : numpy.random.Generator or None
+            Decides which segment of a recording is read, and how it is varied; None reads what was asked for, as
+            it was encoded.
+        learn_ecg : bool
+            Whether the ECG's own tokens are labels too.
+
+        Returns
+        -------
+        Reading
+        """
+        prompt, layout = self.prompt, self.prompt.layout
+        ecgs, leads = self._read(plan.segments, instead, random)
+        turns = [question.turns for question in plan.questions] or [NOTHING_ASKED]
+        room = min(prompt.room(asked, len(ecgs), self.longest) for asked in turns)
+        if sum(map(len, ecgs)) > room:
+            ecgs, leads = trim(ecgs, leads, room)
+        parts = [prompt.parts(asked) for asked in turns]
+        begin = prompt.reading(parts[0][0], ecgs, leads)  # the same of all: see `plans`
+        learned = (begin >= layout.first) & learn_ecg & (instead is None)
+        ids, labels, places = [begin], [np.where(learned, begin, IGNORED)], [layout.positions(begin)]
+        for _, tail, answer in parts if plan.questions else ():
+            text, wanted = (np.concatenate(part) for part in zip(*tail, *answer, strict=True))
+            ids.append(text)
+            labels.append(wanted)
+            places.append(places[0][-1] + 1 + np.arange(len(text)))
+        owner = np.repeat(np.arange(len(ids)), [len(part) for part in ids])
+        return Reading(*map(np.concatenate, (ids, labels, places)), owner)
+
+    def batch(self, readings):
+        """Readings as a Batch."""
+        return collate(readings, self.prompt.layout)
+
+    def letters_labelled(self, labels):
+        """How many letters the ECG tokens among labels stand for."""
+        ids = labels.numpy()
+        first = self.prompt.layout.first
+        return int(self.tokenizer.lengths[ids[ids >= first] - first].sum())
+
     def make_room(self, questions):
         """Fix how long a prompt may be: so that the longest of the questions' answers has room behind it."""
-        room = max(map(self.prompt.room, {(*q.earlier, (q.question, q.answer)) for q in questions}))
+        room = max(map(self.prompt.answer_length, {(*q.earlier, (q.question, q.answer)) for q in questions}))
         self.longest = self.max_length - room
         if self.longest < 1:
             raise Failure(
@@ -85,35 +204,79 @@ class Samples:
                 "or leave out such answers"
             )
 
-    def fitting(self, questions, name, tell):
-        """The questions whose samples are short enough, each with its length; and how many were shortened."""
-        fit, trimmed = [], 0
+    def plans(self, questions, together=None):
+        """Put questions about the same ECGs together.
+
+        Parameters
+        ----------
+        questions : list of Question
+        together : int or None
+            At most so many; None: as many as fit into `max_length`.
+
+        Returns
+        -------
+        (list of Plan, int, int)
+            In the order in which their first questions came; and how many questions were trimmed, and left out.
+        """
+        alike: dict[tuple, list] = {}
+        trimmed = left_out = 0
         for question in questions:
             try:
-                ids, _, lost = self(question)
+                room = self.prompt.room(question.turns, len(question.segments), self.longest)
             except Failure:
+                left_out += 1
                 continue
-            fit.append((question, len(ids)))
-            trimmed += lost > 0
-        of = (
-            f"of {len(questions)} {name} samples have prompts of more than {self.longest} tokens "
-            f"(--max-length {self.max_length}, less the longest answer)"
+            tokens = sum(int(self.segments["length"][segment]) for segment in question.segments)
+            if tokens > room and self.long == "skip":
+                left_out += 1
+                continue
+            trimmed += tokens > room
+            head, tail, answer = self.prompt.parts(question.turns)
+            own = sum(len(ids) for ids, _ in tail + answer)
+            key = question.segments, min(tokens, room), head
+            alike.setdefault(key, []).append((question, own))
+        plans = []
+        for (segments, tokens, head), asked in alike.items():
+            begin = len(head) + tokens + len(segments) * (2 + self.prompt.layout.marks)
+            plan, length = [], begin
+            for question, own in asked:
+                if plan and (length + own > self.max_length or len(plan) == together):
+                    plans.append(Plan(segments, tuple(plan), length))
+                    plan, length = [], begin
+                plan.append(question)
+                length += own
+            plans.append(Plan(segments, tuple(plan), length))
+        return plans, trimmed, left_out
+
+    def alone(self, segments):
+        """Plans that learn ECGs by themselves, one for each of some segments."""
+        head, _, _ = self.prompt.parts(NOTHING_ASKED)
+        text, room = (
+            len(head) + 2 + self.prompt.layout.marks,
+            self.prompt.room(NOTHING_ASKED, 1, self.longest),
         )
-        if trimmed:
-            tell(f"{trimmed} {of}: they lose ECG tokens from the end of each lead")
-        if len(fit) < len(questions):
-            tell(f"{len(questions) - len(fit)} {of}: left out")
-        return fit, trimmed
+        lengths = np.minimum(np.asarray(self.segments["length"])[segments], room)
+        return [Plan((int(i),), (), text + int(n)) for i, n in zip(segments, lengths, strict=True)]
 
 
-def read_samples(work, qa, samples, seed, tell):
+def runs(recorded):
+    """Of each segment the first one of its recording, and how many that has: two int64 arrays."""
+    names = list(zip(recorded.get("path", recorded["record"]), recorded["record"], strict=True))
+    first = np.arange(len(names))
+    for i in range(1, len(names)):
+        if names[i] == names[i - 1]:
+            first[i] = first[i - 1]
+    return first, np.bincount(first, minlength=len(names))[first]
+
+
+def read_samples(work, qa, samples, seed, tell, together=None):
     """The questions of the training and of the validation split; this fixes how long prompts may be.
 
     Returns
     -------
-    (list of (Question, int), list of (Question, int), dict)
-        Each question with its length in tokens, those to validate in an order drawn by seed (see `spread`); and
-        how many samples were trimmed and left_out.
+    (list of Plan, list of Question, dict)
+        The training questions, those to validate in an order drawn by seed (see `spread`); and how many samples
+        were trimmed and left_out.
     """
     read, segments = question_files.read(qa), read_table(work.symbol_segments)
     joined, unmatched = question_files.join(read, segments)
@@ -127,14 +290,27 @@ def read_samples(work, qa, samples, seed, tell):
             f"{qa} holds no question of the training split about an encoded record: see `ecgbyte info`"
         )
     samples.make_room(sides["train"] + sides["val"])
-    training, trimmed = samples.fitting(sides["train"], "training", tell)
-    validation, also_trimmed = samples.fitting(spread(sides["val"], seed), "validation", tell)
-    if not training:
+    counts = {"trimmed": 0, "left_out": 0}
+    plans = {}
+    for side, name in (("train", "training"), ("val", "validation")):
+        plans[side], trimmed, left_out = samples.plans(sides[side], together)
+        of = (
+            f"of {len(sides[side])} {name} samples have prompts of more than {samples.longest} tokens "
+            f"(--max-length {samples.max_length}, less the longest answer)"
+        )
+        if trimmed:
+            tell(f"{trimmed} {of}: they lose ECG tokens from the end of each lead")
+        if left_out:
+            tell(f"{left_out} {of}: left out")
+        counts["trimmed"] += trimmed
+        counts["left_out"] += left_out
+    if not plans["train"]:
         raise Failure(
             f"no prompt of a training question of {qa} is at most {samples.longest} tokens long: raise --max-length"
         )
-    left_out = len(sides["train"]) + len(sides["val"]) - len(training) - len(validation)
-    return training, validation, {"trimmed": trimmed + also_trimmed, "left_out": left_out}
+    fit = {question for plan in plans["val"] for question in plan.questions}
+    validation = [question for question in spread(sides["val"], seed) if question in fit]
+    return plans["train"], validation, counts
 
 
 def spread(questions, seed):
@@ -162,9 +338,9 @@ def left_out(seed, step, count, share):
 
 
 def batches(lengths, batch, seed):
-    """Endless batches of sample numbers, of like length each, in an order that the seed decides.
+    """Endless batches of (epoch, number), of like length each, in an order that the seed decides.
 
-    Each epoch shuffles the samples, sorts stretches of 50 batches by length, and shuffles the batches.
+    Each epoch shuffles what is read, sorts stretches of 50 batches by length, and shuffles the batches.
     """
     lengths, epoch = np.asarray(lengths), 0
     while True:
@@ -174,17 +350,19 @@ def batches(lengths, batch, seed):
         order = np.concatenate([s[np.argsort(lengths[s], kind="stable")] for s in stretches])
         groups = [order[i : i + batch] for i in range(0, len(order), batch)]
         for i in random.permutation(len(groups)):
-            yield groups[i].tolist()
+            yield [(epoch, int(k)) for k in groups[i]]
         epoch += 1
 
 
-def collate(samples):
-    """Samples of ids and labels as two int64 tensors (batch, n), padded on the right."""
+def collate(readings, layout):
+    """Readings as a Batch; positions are left out where they count ids one by one."""
     import torch
 
-    width = max(len(ids) for ids, _ in samples)
-    ids = torch.zeros(len(samples), width, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    for row, (i, label) in enumerate(samples):
-        ids[row, : len(i)], labels[row, : len(i)] = torch.from_numpy(i), torch.from_numpy(label)
-    return ids, labels
+    width = max(len(reading.ids) for reading in readings)
+    shared = any(reading.owner[-1] > 1 for reading in readings)
+    ids, positions, owner = torch.zeros(3, len(readings), width, dtype=torch.long).unbind()
+    labels = torch.full_like(ids, IGNORED)
+    for row, reading in enumerate(readings):
+        for to, part in zip((ids, labels, positions, owner), reading, strict=True):
+            to[row, : len(part)] = torch.from_numpy(part)
+    return Batch(ids, labels, positions if shared or layout.unit else None, owner if shared else None)

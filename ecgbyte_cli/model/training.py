@@ -16,17 +16,30 @@ from ecgbyte_cli.console import progress
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import free_memory
 from ecgbyte_cli.model import curves
-from ecgbyte_cli.model.samples import batches, collate, left_out
+from ecgbyte_cli.model.samples import batches, left_out
+from ecgbyte_cli.model.validation import (
+    autocast,
+    labelled,
+    over_processes,
+    said_of_ecg,
+    some_answers,
+    this_process,
+    validation_loss,
+)
 from ecgbyte_cli.workdir import finished, new_folder, read_json, write_json
 
+TENSORBOARD = {
+    "train_loss": "loss/training",
+    "val_loss": "loss/validation",
+    "learning_rate": "learning rate",
+    "train_ecg_loss": "ECG loss/training",
+    "val_ecg_loss": "ECG loss/validation",
+    "val_ecg_perplexity": "ECG perplexity/validation",
+    "val_bits_per_second": "bits per second and lead/validation",
+}
 CHECKPOINT_SECONDS = 600  # a checkpoint at least so often
 SHOWN = 3  # answers generated at each validation
 VALIDATED, AT_THE_END = 128, 2000  # questions of a validation between steps, and of the one after the last
-
-
-def this_process():
-    """Number of this process and how many there are, as torchrun and accelerate tell them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextlib.contextmanager
@@ -85,8 +98,9 @@ class Trainer:
     settings : dict
     steps, every : int
         Updates in all, and between validations.
-    training, validation : list of (Question, int)
-        With lengths in tokens; those to validate so that any beginning stands for all.
+    training : list of Plan
+    validation : list of Question
+        So that any beginning stands for all; of a training without questions, of segments.
     tell : callable
         Prints a remark, on the first process.
     """
@@ -104,13 +118,13 @@ class Trainer:
         self.optimizer = make_optimizer(lm, settings)
         self.factor = warmup_cosine(steps)
         self.step, self.seen, self.seconds = 0, 0, 0.0
-        self.rows = []  # step, training loss, learning rate, validation loss or None
+        self.rows = []  # as curves.row makes them
         self.best, self.waited = None, 0  # (step, loss) of the best validation, and how many came after it
 
     def run(self):
         """Train from the step reached to the last, or until patience ends."""
         batch, per_step = self.settings["batch"], self.settings["accumulate"] * self.processes
-        order = batches([length for _, length in self.training], batch, self.settings["seed"])
+        order = batches([plan.length for plan in self.training], batch, self.settings["seed"])
         order = itertools.islice(order, self.step * per_step, None)
         first, saved = self.rank == 0, time.monotonic()
         self.lm.train()
@@ -122,16 +136,16 @@ class Trainer:
                 )
                 bar = stack.enter_context(progress("finetune", self.steps, "steps"))
             while self.step < self.steps and not self.out_of_patience():
-                loss, rate = self.update([next(order) for _ in range(per_step)])
-                if not math.isfinite(loss):
+                losses, rate = self.update([next(order) for _ in range(per_step)])
+                if not all(math.isfinite(loss) for loss in losses if loss is not None):
                     raise Failure(f"the loss is no longer finite at step {self.step}: try a smaller --lr")
                 validate = self.step % self.every == 0 or self.step == self.steps
-                val_loss = self.validate() if validate and self.validation else None
-                self.rows.append((self.step, loss, rate, val_loss))
+                val = self.validate() if validate and self.validation else None
+                row = curves.row(self.step, rate, losses, val)
+                self.rows.append(row)
                 if first:
-                    values = {"loss/training": loss, "loss/validation": val_loss, "learning rate": rate}
-                    events.scalars(self.step, {k: v for k, v in values.items() if v is not None})
-                    bar.update(self.step, f"loss {np.mean([row[1] for row in self.rows[-50:]]):.3f}")
+                    events.scalars(self.step, {TENSORBOARD[k]: v for k, v in row.items() if k != "step"})
+                    bar.update(self.step, f"loss {self.recent(50):.3f}")
                 due = validate or stop.asked or time.monotonic() - saved > CHECKPOINT_SECONDS
                 if first and due:  # after the last step too: the validation then may be interrupted
                     self.save()
@@ -148,10 +162,15 @@ class Trainer:
     def update(self, groups):
         """Make one update of the weights from groups of sample numbers, of which every process takes its share.
 
+        Parameters
+        ----------
+        groups : list of list of (int, int)
+            Epoch and number of each plan.
+
         Returns
         -------
-        (float, float)
-            Loss per labelled token over all groups, and the learning rate.
+        ((float or None, float or None), float)
+            Loss per labelled token of text and of the ECG over all groups, and the learning rate.
         """
         import torch
 
@@ -164,39 +183,60 @@ class Trainer:
         instead = iter(
             left_out(self.settings["seed"], self.step, sum(map(len, groups)), self.settings["without_ecg"])
         )
-        made = [[(self.training[i][0], next(instead)) for i in group] for group in groups]
+        made = [[(epoch, i, next(instead)) for epoch, i in group] for group in groups]
+        weight = self.settings["ecg_loss"]
         parts = [
-            collate([self.samples(question, other)[:2] for question, other in group])
+            self.samples.batch(
+                [
+                    self.samples.reading(
+                        self.training[i],
+                        other,
+                        np.random.default_rng([self.settings["seed"], epoch, i]),
+                        learn_ecg=weight > 0,
+                    )
+                    for epoch, i, other in group
+                ]
+            )
             for group in made[self.rank :: self.processes]
         ]
-        labelled = [int((labels != -100).sum()) for _, labels in parts]
-        (total,) = over_processes([sum(labelled)], device)
-        loss_sum = 0.0
-        for i, (ids, labels) in enumerate(parts):
+        counted = np.array([labelled(part, self.lm) for part in parts])
+        totals = over_processes(counted.sum(0).tolist(), device)
+        # the mean over all labelled tokens of the step; processes: their gradients are averaged
+        factors = torch.tensor(
+            [w * self.processes / n if n else 0 for w, n in zip((1, weight), totals, strict=True)],
+            device=device,
+        )
+        sums = torch.zeros(2, dtype=torch.float64)
+        for i, part in enumerate(parts):
             alone = i + 1 < len(parts) and self.processes > 1  # gradients are exchanged with the last group
             with self.model.no_sync() if alone else contextlib.nullcontext():
                 with autocast(self.lm):
-                    loss = self.model(ids.to(device), labels.to(device))
-                # the mean over all labelled tokens of the step; processes: their gradients are averaged
-                (loss * (labelled[i] / total * self.processes)).backward()
-            loss_sum += loss.item() * (labelled[i] / total)
+                    losses = self.model(*part.to(device))
+                (losses * factors).sum().backward()
+            sums += losses.detach().double().cpu()
         torch.nn.utils.clip_grad_norm_([p for p in self.lm.parameters() if p.requires_grad], 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        loss_sum, seen = over_processes([loss_sum, sum(ids.numel() for ids, _ in parts)], device)
+        *sums, seen = over_processes([*sums.tolist(), sum(part.ids.numel() for part in parts)], device)
         self.seen += int(seen)
         self.seconds += time.perf_counter() - start
-        return loss_sum, rate
+        return tuple(x / n if n else None for x, n in zip(sums, totals, strict=True)), rate
+
+    def recent(self, steps):
+        """The mean training loss of the last steps: that of the text, or of the ECG where that is all there is."""
+        name = "train_loss" if self.settings["qa"] else "train_ecg_loss"
+        return float(np.mean([row[name] for row in self.rows[-steps:] if name in row] or [np.nan]))
 
     def validate(self):
         """Validate on some questions, say how it went, and keep the weights if they are the best so far."""
-        loss = validation_loss(self.lm, self.samples, self.validation[:VALIDATED], self.settings["batch"])
-        recent = [row[1] for row in self.rows[-self.every :]]
-        trained = f"training loss {np.mean(recent):.4f}, " if recent else ""
-        self.tell(f"step {self.step}: {trained}validation loss {loss:.4f}")
-        if self.rank == 0:
-            for line in some_answers(self.lm, self.samples, [q for q, _ in self.validation[:SHOWN]]):
+        val = self.validated(VALIDATED)
+        text, ecg, bits = val
+        loss = ecg if text is None else text
+        trained = f"training loss {self.recent(self.every):.4f}, " if self.rows else ""
+        self.tell(f"step {self.step}: {trained}validation loss {loss:.4f}{said_of_ecg(ecg, bits)}")
+        if self.rank == 0 and self.settings["qa"]:
+            for line in some_answers(self.lm, self.samples, self.validation[:SHOWN]):
                 self.tell(line)
         self.waited += 1
         if self.best is None or loss < self.best[1]:
@@ -204,7 +244,14 @@ class Trainer:
             if self.rank == 0 and self.step < self.steps:
                 with new_folder(self.work.checkpoint("best", self.step)) as folder:
                     self.save_weights(folder)
-        return loss
+        return val
+
+    def validated(self, most, bar=None):
+        """`validation_loss` of the first so many questions, or segments."""
+        some = self.validation[:most]
+        plans = self.samples.plans(some, self.settings["together"])[0] if self.settings["qa"] else some
+        learn = self.settings["ecg_loss"] > 0
+        return validation_loss(self.lm, self.samples, plans, self.settings["batch"], learn, bar)
 
     def result(self):
         """Put the best weights back, draw the curves, and return what came out."""
@@ -218,16 +265,18 @@ class Trainer:
         some = self.validation[:AT_THE_END]
         shown = progress("validation", len(some), "questions") if self.rank == 0 else contextlib.nullcontext()
         with shown as bar:
-            val_loss = validation_loss(self.lm, self.samples, some, self.settings["batch"], bar)
-        losses = [row[1] for row in self.rows]
+            text, ecg, bits = self.validated(AT_THE_END, bar) if some else (None, None, None)
         cuda = self.lm.device.type == "cuda"
         return {
             "steps": self.step,
-            "train_loss": float(np.mean(losses[-max(1, self.step // 10) :])),
-            "val_loss": val_loss,
+            "train_loss": self.recent(max(1, self.step // 10)),
+            "val_loss": text if self.settings["qa"] else ecg,
             "best_step": self.best[0] if self.best else self.step,
             "tokens_per_second": self.seen / self.seconds,
             "trainable_parameters": sum(p.numel() for p in self.lm.parameters() if p.requires_grad),
+            "ecg_loss": ecg,
+            "ecg_perplexity": ecg and math.exp(min(ecg, 700)),
+            "bits_per_second": bits,
             "peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
             "seconds": self.seconds,
         }
@@ -355,62 +404,3 @@ def warmup_cosine(steps):
         return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
     return factor
-
-
-def over_processes(values, device):
-    """The sums of some numbers over all processes."""
-    if this_process()[1] == 1:
-        return values
-    import torch
-
-    sums = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(sums)
-    return sums.tolist()
-
-
-def autocast(lm):
-    """Compute in bfloat16 where the device has it; on a CPU only over a base model that is in it."""
-    import torch
-
-    from ecgbyte_cli.model import ecg_lm
-
-    kind = lm.device.type
-    held = lm.base.get_input_embeddings().weight.dtype == torch.bfloat16
-    return torch.autocast(
-        kind, torch.bfloat16, enabled=kind == "cuda" or (held and ecg_lm.bfloat16_here(kind))
-    )
-
-
-def validation_loss(lm, samples, questions, batch, bar=None):
-    """Mean loss over questions, per labelled token; None if there are none. `bar` shows how far it is."""
-    import torch
-
-    if not questions:
-        return None
-    rank, processes = this_process()
-    was_training, total, count = lm.training, 0.0, 0
-    questions = [question for question, _ in sorted(questions, key=lambda q: q[1])]
-    groups = [questions[i : i + batch] for i in range(0, len(questions), batch)]
-    lm.eval()
-    with torch.no_grad(), autocast(lm):
-        for group in groups[rank::processes]:
-            ids, labels = collate([samples(question)[:2] for question in group])
-            n = int((labels != -100).sum())
-            total, count = total + lm(ids.to(lm.device), labels.to(lm.device)).item() * n, count + n
-            if bar:
-                bar.advance(processes * len(group))
-    lm.train(was_training)
-    total, count = over_processes([total, count], lm.device)
-    return total / count
-
-
-def some_answers(lm, samples, questions, max_new=32):
-    """Lines with what the model answers to some questions, as it is now."""
-    prompt, was_training, lines = samples.prompt, lm.training, []
-    lm.eval()
-    for question in questions:
-        ids, _, _ = samples(question, asked=True)
-        (answer,) = lm.answer([ids], prompt.end_ids, max_new)
-        lines.append(f'  {question.question} "{prompt.text(answer)}" (true: "{question.answer}")')
-    lm.train(was_training)
-    return lines

@@ -157,7 +157,7 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
     from ecgbyte_cli.model.prompt import Prompt
 
     lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model, base=base)
-    prompt = Prompt(text_tokenizer, lm.offset, about.get("date"))
+    prompt = Prompt(text_tokenizer, lm.layout, about.get("date"))
     explainer = attribution.Explainer(
         lm, prompt, tokenizer, about["segmenter"], batch, about.get("prompt_tokens")
     )

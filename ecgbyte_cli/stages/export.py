@@ -13,7 +13,7 @@ from ecgbyte_cli.console import Stage, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.workdir import new_folder, read_json, write_json
 
-SIG_START, SIG_END, ECG_TOKEN = "<sig_start>", "<sig_end>", "<ecg_{}>"
+SIG_START, SIG_END, LEAD, ECG_TOKEN = "<sig_start>", "<sig_end>", "<lead_{}>", "<ecg_{}>"
 QUESTION = "What is the rhythm?"
 
 
@@ -33,7 +33,7 @@ def command(work, out, **options):
     """Write a model to the folder OUT so that other programs than ecgbyte can run it.
 
     The adapter is merged into the base weights (bfloat16), the embedding holds the ECG tokens too, and the
-    tokenizer knows them by name: <sig_start>, <ecg_0>, <ecg_1>, …, <sig_end>.
+    tokenizer knows them by name: <sig_start>, <lead_I>, <ecg_0>, <ecg_1>, …, <sig_end>.
     """
     result = export(work, out, **options)
     say(
@@ -84,23 +84,26 @@ def export(work, out, *, model=None, base=None, overwrite=False):
     from ecgbyte_cli.model.prompt import Prompt
 
     lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(folder, "cpu", base)
+    if lm.layout.unit:
+        raise Failure(f"{folder} was trained with --positions time, which other programs cannot be told")
     with ecg_lm.quiet():
-        prompt = Prompt(text_tokenizer, lm.offset, about.get("date"))
+        prompt, leads = Prompt(text_tokenizer, lm.layout, about.get("date")), ecg_tokenizer.signal["leads"]
         plain = lm.base = merge(lm.base, about["method"], folder)
         widen(plain, lm, least_likely(lm, prompt))
         # whatever ends an answer here must end it elsewhere
         plain.generation_config.eos_token_id = sorted(prompt.end_ids)
         plain.to(torch.bfloat16)
         check_shapes(plain, about["base"])
-        trained = [asked(prompt, question) for question in (QUESTION, "Why?", "is it\nso: [ST]?")]
-        name_tokens(text_tokenizer, lm.offset, ecg_tokenizer.vocab_size)
+        names = ecg_names(lm.layout, leads, ecg_tokenizer.vocab_size)
+        trained = [asked(prompt, names, question) for question in (QUESTION, "Why?", "is it\nso: [ST]?")]
+        name_tokens(text_tokenizer, lm.offset, names)
         with new_folder(out) as beside:
             plain.save_pretrained(beside)
             save_tokenizer(beside, text_tokenizer, trained)
             shutil.copyfile(folder / "ecg_tokenizer.json", beside / "ecg_tokenizer.json")
-            (beside / "README.md").write_text(readme(about, trained[0][0], prompt), encoding="utf-8")
+            (beside / "README.md").write_text(readme(about, trained[0][0], prompt, leads), encoding="utf-8")
             kept = ("notice", "prompt_version", "base", "base_revision", "method", "offset", "segmenter")
-            kept += ("prompt_tokens", "date")
+            kept += ("prompt_tokens", "date", "lead_marks")
             write_json(
                 beside / "ecgbyte.json",
                 {
@@ -116,20 +119,32 @@ def export(work, out, *, model=None, base=None, overwrite=False):
         "out": str(out),
         "parameters": sum(p.numel() for p in plain.parameters()),
         "vocab": plain.get_input_embeddings().num_embeddings,
-        "ecg_tokens": ecg_tokenizer.vocab_size + 2,
+        "ecg_tokens": len(names),
         "megabytes": sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6,
         "seconds": time.perf_counter() - start,
     }
 
 
-def asked(prompt, question):
-    """What asks a question: its text, with ECG_TOKENS where an ECG's are to stand, and its ids with three of them."""
+def ecg_names(layout, leads, vocab):
+    """The names of all ids of ECGs, in their order."""
+    return [
+        SIG_START,
+        SIG_END,
+        *map(LEAD.format, leads[: layout.marks]),
+        *map(ECG_TOKEN.format, range(vocab)),
+    ]
+
+
+def asked(prompt, names, question):
+    """What asks a question: its text with ECG_TOKENS where an ECG's are to stand, with some of these, and its ids."""
     from ecgbyte_cli.model.prompt import ANSWER_MARK, ECG_MARK
 
-    text, _ = prompt._rendered((question,)).split(ANSWER_MARK)
-    text = text.replace(ECG_MARK, f"{SIG_START}ECG_TOKENS{SIG_END}")
-    ids, _ = prompt.build([np.arange(3)], [(question, None)])
-    return text, ids.tolist()
+    text, _ = prompt.rendered((question,)).split(ANSWER_MARK)
+    text, layout = text.replace(ECG_MARK, f"{SIG_START}ECG_TOKENS{SIG_END}"), prompt.layout
+    ecg = [np.arange(3)], [np.array([0, 0, max(1, layout.marks) - 1])]
+    ids, _ = prompt.build(ecg[0], [(question, None)], ecg[1])
+    some = "".join(names[i - layout.offset] for i in ids[ids > layout.offset + 1])
+    return text, text.replace("ECG_TOKENS", some), ids.tolist()
 
 
 def save_tokenizer(folder, text_tokenizer, trained):
@@ -140,7 +155,7 @@ def save_tokenizer(folder, text_tokenizer, trained):
     folder : Path
     text_tokenizer : transformers.PreTrainedTokenizerBase
         Which knows the ECG tokens.
-    trained : list of (str, list of int)
+    trained : list of (str, str, list of int)
         From `asked`.
 
     Raises
@@ -152,24 +167,26 @@ def save_tokenizer(folder, text_tokenizer, trained):
 
     text_tokenizer.save_pretrained(folder)
     again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    ecg = "".join(map(ECG_TOKEN.format, range(3)))
-    for text, ids in trained:
-        if again.encode(text.replace("ECG_TOKENS", ecg), add_special_tokens=False) != ids:
+    for _, text, ids in trained:
+        if again.encode(text, add_special_tokens=False) != ids:
             raise Failure(
                 "the base model's tokenizer makes other ids of a whole prompt than of its parts, with which the "
                 "model was trained: it cannot be exported"
             )
 
 
-def readme(about, text, prompt):
+def readme(about, text, prompt, leads):
     """The README.md of an export."""
     from ecgbyte_cli.model import ecg_lm
 
+    marks = [LEAD.format(lead) for lead in leads[: prompt.layout.marks]]
+    shown = "".join(f"{mark}<ecg_12><ecg_7>…" for mark in marks[:2] or [""]) + ("…" if marks[2:] else "")
+    before = f", before the tokens of each lead its mark ({', '.join(marks)})" if marks else ""
     lines = [
         f"# An ECG language model, exported by ecgbyte {__version__}",
         ecg_lm.NOTICE,
         f"Base model: {about['base']}. A plain causal language model for Transformers and other servers. "
-        "ECG_TOKENS below stands for `<ecg_12><ecg_7>…`, the ids that "
+        f"ECG_TOKENS below stands for `{shown}`{before}: the ids that "
         "`ecgbyte_cli.ECGTokenizer.from_file('ecg_tokenizer.json').encode(signal, "
         f"{about['segmenter']!r})` gives for a segment.",
         "The model was trained on this text and no other, here as a JSON string (`prompt` in ecgbyte.json). Give "
@@ -188,10 +205,10 @@ def least_likely(lm, prompt):
     random = np.random.default_rng(0)
     highest = None
     for _ in range(8):
-        ecg = random.integers(0, lm.ecg_rows.num_embeddings - 2, 100)
-        ids, _ = prompt.build([ecg], [("What is the rhythm?", "sinus rhythm")])
+        ecg = random.integers(0, lm.ecg_rows.num_embeddings - (lm.layout.first - lm.offset), 100)
+        ids, _ = prompt.build([ecg], [("What is the rhythm?", "sinus rhythm")], [np.zeros(100, int)])
         with torch.no_grad():
-            logits = lm.base(inputs_embeds=lm.embed(torch.from_numpy(ids)[None])).logits[0].float()
+            logits = lm.base(**lm.inputs(torch.from_numpy(ids)[None])).logits[0].float()
         top = logits.amax(0)
         highest = top if highest is None else torch.maximum(highest, top)
     return int(highest.argmin())
@@ -258,14 +275,14 @@ def widen(base, lm, never):
     base.generation_config.suppress_tokens = list(range(lm.offset, lm.offset + len(rows)))
 
 
-def name_tokens(text_tokenizer, offset, ecg_vocab):
+def name_tokens(text_tokenizer, offset, ecg):
     """Add the ECG tokens to a text tokenizer, at the ids that they have in the model."""
     from transformers import AddedToken
 
     # a base model may have more rows than its tokenizer has tokens
     names = [f"<unused_{i}>" for i in range(len(text_tokenizer), offset)]
-    names += [SIG_START, SIG_END, *map(ECG_TOKEN.format, range(ecg_vocab))]
+    names += ecg
     text_tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     last = text_tokenizer.convert_tokens_to_ids(names[-1])
-    if (text_tokenizer.convert_tokens_to_ids(SIG_START), last) != (offset, offset + 1 + ecg_vocab):
+    if (text_tokenizer.convert_tokens_to_ids(SIG_START), last) != (offset, offset + len(ecg) - 1):
         raise Failure("the base model's tokenizer has gaps in its ids: its ECG tokens cannot be named")

@@ -10,17 +10,12 @@ import click
 
 from ecgbyte_cli.console import Stage, note, say, wants_json
 from ecgbyte_cli.failure import Failure, printable
-from ecgbyte_cli.model.samples import Samples, read_samples
-from ecgbyte_cli.model.training import (
-    Trainer,
-    process_group,
-    this_process,
-    too_large,
-    unfinished,
-    validation_loss,
-)
+from ecgbyte_cli.model.folder import is_own, method_of
+from ecgbyte_cli.model.samples import read_samples
+from ecgbyte_cli.model.training import Trainer, process_group, too_large, unfinished
+from ecgbyte_cli.model.validation import said_of_ecg, this_process, validation_loss
 from ecgbyte_cli.questions import files as question_files
-from ecgbyte_cli.workdir import finished, new_folder, read_json
+from ecgbyte_cli.workdir import finished, new_folder, read_json, sha256_of
 
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 
@@ -33,14 +28,17 @@ LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 @click.option(
     "--qa",
     type=click.Path(path_type=Path),
-    required=True,
     help="Question file (JSONL, CSV, or JSON as of ECG-QA, ECG-Chat, PULSE, LLaVA), or a folder of them.",
+)
+@click.option(
+    "--pretrain", is_flag=True, help="Learn to predict the ECG tokens of all recordings, without questions."
 )
 @click.option(
     "--model",
     default="Qwen/Qwen2.5-0.5B-Instruct",
     show_default=True,
-    help="Base model: a hub id, a local folder, or tiny (a small decoder, trained in full, no download).",
+    help="Base model: a hub id, a local folder, or tiny (a small decoder, trained in full, no download); or a model "
+    "folder of ecgbyte, which goes on learning.",
 )
 @click.option(
     "--method",
@@ -62,9 +60,34 @@ LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
     show_default=True,
     help="Their first values: from each token's waveform, random, or near the mean of the text embeddings.",
 )
+@click.option(
+    "--positions",
+    type=click.Choice(["token", "time"]),
+    help="Where ECG tokens stand for the model: one after the other, or where each begins in its lead.  "
+    "[default: token]",
+)
+@click.option(
+    "--ecg-loss",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Weight of predicting the ECG's own tokens, beside the answers.",
+)
+@click.option(
+    "--augment",
+    type=click.FloatRange(0, 4),
+    default=0.0,
+    show_default=True,
+    help="How much the letters of a recording are varied each time that it is read in training: shifted in time, "
+    "scaled, moved, a lead left out; 1 is moderate.",
+)
 @click.option("--steps", type=click.IntRange(1), help="Updates of the weights.  [default: one epoch]")
 @click.option(
-    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Samples computed together."
+    "--batch",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="ECGs read together, with their questions.",
 )
 @click.option(
     "--accumulate",
@@ -73,13 +96,18 @@ LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
     show_default=True,
     help="Batches per update, on each process.",
 )
+@click.option(
+    "--together",
+    type=click.IntRange(1),
+    help="Questions behind one reading of their ECG, at most.  [default: as many as fit into --max-length]",
+)
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 2e-3 for full, else 2e-4]")
 @click.option(
     "--max-length",
     type=click.IntRange(16),
     default=4096,
     show_default=True,
-    help="Longest sample in tokens, text and ECG together.",
+    help="Longest sample in tokens, ECG and questions together.",
 )
 @click.option(
     "--long",
@@ -93,7 +121,7 @@ LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
     type=click.FloatRange(0, 0.5),
     default=0.1,
     show_default=True,
-    help="Share of the samples, drawn anew at each step, that are shown with no signal or a flat line: "
+    help="Share of the ECGs, drawn anew at each step, that are shown with no signal or a flat line: "
     "so `generate` can ask how far the questions alone lead.",
 )
 @click.option(
@@ -141,14 +169,19 @@ def command(work, show, **options):
 def finetune(
     work,
     *,
-    qa,
+    qa=None,
+    pretrain=False,
     model="Qwen/Qwen2.5-0.5B-Instruct",
     method=None,
     ecg_rows="train",
     ecg_init="signal",
+    positions=None,
+    ecg_loss=0.0,
+    augment=0.0,
     steps=None,
     batch=4,
     accumulate=1,
+    together=None,
     lr=None,
     max_length=4096,
     long="trim",
@@ -161,47 +194,14 @@ def finetune(
 ):
     """Train a model on the training split and write it to the work folder.
 
-    Parameters
-    ----------
-    work : WorkDir
-    qa : Path
-        Question file, or a folder of them.
-    model : str
-        Hub id, folder, or `tiny`.
-    method : str or None
-        `qlora`, `lora` or `full`; None is `full` for `tiny` and `qlora` otherwise.
-    ecg_rows : str
-        `train` or `frozen`.
-    ecg_init : str
-        `signal`, `random` or `mean`.
-    steps : int or None
-        Updates; None is one epoch.
-    batch : int
-        Samples computed together.
-    accumulate : int
-        Batches per update, on each process.
-    lr : float or None
-        Highest learning rate.
-    max_length : int
-        In tokens.
-    long : str
-        `trim` or `skip`.
-    without_ecg : float
-        Share of the samples that are shown with no signal (half of them) or a flat line.
-    checkpointing : str
-        `auto`, `on` or `off`; the model does not depend on it.
-    every : int or None
-        Steps between validations; None is a fifth of the steps.
-    patience : int or None
-        Validations without a better loss before it stops.
-    seed : int
-    overwrite : bool
+    The parameters are the options of the command, which says what they do.
 
     Returns
     -------
     dict or None
         steps, train_loss (mean of the last tenth), val_loss (of the model that is kept; None without
-        validation questions), best_step, tokens_per_second, trainable_parameters, trimmed and left_out (samples
+        validation questions), ecg_loss, ecg_perplexity and bits_per_second (of validation; None without --ecg-loss
+        or --pretrain), best_step, tokens_per_second, trainable_parameters, trimmed and left_out (samples
         that were too long), peak_gpu_mb (None without a GPU), seconds, model (path). None on all processes but
         the first.
 
@@ -212,22 +212,27 @@ def finetune(
         does not suffice.
     """
     rank, processes = this_process()
-    method = check(work, model, method)
+    method = check(work, qa, pretrain, model, method)
     settings = {
-        "qa": question_files.sha256(qa),
+        "qa": None if pretrain else question_files.sha256(qa),
         "tokens": [read_json(work.token_settings)[key] for key in ("tokenizer_sha256", "settings")],
         "base": model,
+        "begun_with": sha256_of(Path(model) / "ecgbyte.json") if is_own(model) else None,
         "method": method,
         "ecg_rows": ecg_rows,
         "ecg_init": ecg_init,
+        "positions": positions,
+        "ecg_loss": 1.0 if pretrain else ecg_loss,
+        "augment": augment,
         "steps": steps,
         "batch": batch,
         "accumulate": accumulate,
+        "together": together,
         "processes": processes,
         "lr": lr or LEARNING_RATE[method],
         "max_length": max_length,
         "long": long,
-        "without_ecg": without_ecg,
+        "without_ecg": 0.0 if pretrain else without_ecg,
         "every": every,
         "patience": patience,
         "seed": seed,
@@ -246,46 +251,51 @@ def _train(work, qa, settings, checkpointing, going_on):
     import torch
 
     from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model.beginning import begin, what_to_read
 
     rank, processes = this_process()
     model, method, seed, batch = (settings[key] for key in ("base", "method", "seed", "batch"))
-    together = batch * settings["accumulate"] * processes
+    a_step = batch * settings["accumulate"] * processes
     if method == "qlora" and ecg_lm.best_device() == "cpu":
         note("no GPU: 4-bit training on the CPU takes seconds per step for 0.1 B parameters, minutes for 1 B")
     with process_group() as device:
         torch.manual_seed(seed)
-        lm, text_tokenizer, samples = load(
-            work, model, method, device, settings["max_length"], settings["long"], seed
-        )
+        lm, text_tokenizer, samples, name = begin(work, settings, device)
         tell = note if rank == 0 else lambda text: None
-        training, validation, counts = read_samples(work, qa, samples, seed, tell)
-        if settings["patience"] and not validation:
-            raise Failure(
-                f"--patience needs validation questions, and {qa} holds none about an encoded record"
-            )
-        longest = max(length for _, length in training + validation)
-        lm.init_rows(settings["ecg_init"], samples.tokenizer, seed)
+        training, validation, counts = what_to_read(work, qa, lm, samples, settings, tell)
+        longest = max(plan.length for plan in training)
+        again = checkpointing == "on"
         if method != "full":
-            again = checkpointing == "on" or (checkpointing == "auto" and too_large(lm, batch * longest))
-            if again and checkpointing == "auto":
+            if checkpointing == "auto" and too_large(lm, batch * longest):
+                again = True
                 tell("gradient checkpointing: a batch of the longest samples might not fit into memory else")
-            lm.base = ecg_lm.add_adapter(lm.base, checkpointing=again)
+            if hasattr(lm.base, "peft_config"):
+                ecg_lm.prepare(lm.base, again)
+            else:
+                lm.base = ecg_lm.add_adapter(lm.base, checkpointing=again)
         lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
-        steps = settings["steps"] or math.ceil(len(training) / together)
+        steps = settings["steps"] or math.ceil(len(training) / a_step)
         every = settings["every"] or max(1, steps // 5)
         # a broken evaluation should show now, and not after the last step
-        start = time.perf_counter()
+        start, learn = time.perf_counter(), settings["ecg_loss"] > 0
         some = validation[: 2 * batch]
-        first = validation_loss(lm, samples, some, batch)
+        some = some if qa is None else samples.plans(some, settings["together"])[0]
+        text, ecg, bits = validation_loss(lm, samples, some, batch, learn)
+        questions = sum(len(plan.questions) for plan in training)
+        what = (
+            f"{questions} training and {len(validation)} validation questions"
+            if questions
+            else "no questions"
+        )
         tell(
-            f"{model} ({method}) on {device}: {len(training)} training and {len(validation)} validation "
-            f"questions, {steps} steps of {together}; validation loss before training {_loss(first)}"
+            f"{model} ({method}) on {device}: {len(training)} readings, {what}, {steps} steps of {a_step}; "
+            f"validation loss before training {_loss(ecg if qa is None else text)}{said_of_ecg(ecg, bits)}"
         )
         if some and method != "full" and device == "cpu":
             # forward and backward, and forward once more for the gradient checkpoints
-            forward = (time.perf_counter() - start) / sum(length for _, length in some)
-            length = sum(length for _, length in training) / len(training)
-            minutes = (4 if again else 3) * forward * length * together * steps / processes / 60
+            forward = (time.perf_counter() - start) / sum(plan.length for plan in some)
+            length = sum(plan.length for plan in training) / len(training)
+            minutes = (4 if again else 3) * forward * length * a_step * steps / processes / 60
             tell(f"no GPU: this training will take about {minutes:.1f} minutes")
         trainer = Trainer(work, lm, samples, settings, steps, every, training, validation, tell)
         try:
@@ -307,15 +317,15 @@ def _train(work, qa, settings, checkpointing, going_on):
             return None
         result |= counts | {"model": str(work.model)}
         about = {
-            "base": model,
+            "base": name,
             "method": method,
-            "qa": str(Path(qa).resolve()),
+            "qa": qa and str(Path(qa).resolve()),
             # what whoever asks the model has to know
             "segmenter": samples.segmenter,
             "prompt_tokens": samples.longest,
             "date": samples.prompt.date,
-            "conversations": any(question.earlier for question, _ in training),
-            "most_ecgs": max(len(question.segments) for question, _ in training),
+            "conversations": any(question.earlier for plan in training for question in plan.questions),
+            "most_ecgs": max(len(plan.segments) for plan in training),
             "settings": settings,
             "result": result,
         }
@@ -326,48 +336,26 @@ def _train(work, qa, settings, checkpointing, going_on):
         return result
 
 
-def check(work, model, method):
+def check(work, qa, pretrain, model, method):
     """Check what needs no model, and return the method."""
     work.need(work.token_settings, "encode")
-    method = method or ("full" if model == "tiny" else "qlora")
-    if model == "tiny" and method != "full":
-        raise Failure("--model tiny is trained in full: leave out --method, or name another base model")
-    return method
+    if bool(qa) == pretrain:
+        raise Failure("--qa names the questions to learn; without any, --pretrain learns the ECGs themselves")
+    return method_of(model, method)
 
 
-def load(work, model, method, device, max_length, long, seed):
-    """Load the base model, and make what turns questions into ids for it.
-
-    Returns
-    -------
-    (ECGLM, text tokenizer, Samples)
-    """
-    from ecgbyte_cli.model import ecg_lm
-    from ecgbyte_cli.model.prompt import Prompt
-    from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-
-    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
-    if tokenizer.sha256 != read_json(work.token_settings)["tokenizer_sha256"]:
-        raise Failure(
-            f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: run "
-            "`ecgbyte encode --overwrite`"
-        )
-    base, text_tokenizer = ecg_lm.load_base(model, method, device)
-    lm = ecg_lm.ECGLM(base, tokenizer.vocab_size, seed)
-    # the longest that the base model has positions for
-    max_length = min(max_length, getattr(base.config, "max_position_embeddings", None) or max_length)
-    return lm, text_tokenizer, Samples(work, Prompt(text_tokenizer, lm.offset), tokenizer, max_length, long)
-
-
-def show_samples(work, count, *, qa, model, method, max_length, long, seed, **_):
+def show_samples(work, count, *, qa, pretrain, model, method, **options):
     """Print training samples with what the loss counts in green, and return them."""
-    method = check(work, model, method)
+    from ecgbyte_cli.model.beginning import begin
+
+    settings = options | {"base": model, "method": check(work, qa, pretrain, model, method)}
     with work.checked("tokens"):
-        _, _, samples = load(work, model, method, "cpu", max_length, long, seed)
-        training, _, _ = read_samples(work, qa, samples, seed, note)
+        _, _, samples, _ = begin(work, settings, "cpu")
+        training, _, _ = read_samples(work, qa, samples, options["seed"], note)
         shown = []
-        for question, length in training[:count]:
+        for question in [question for plan in training for question in plan.questions][:count]:
             ids, labels, lost = samples(question)
+            length = len(ids)
             line, counted = samples.prompt.shown(ids, labels)
             if not wants_json():
                 records = printable(", ".join(question.records))

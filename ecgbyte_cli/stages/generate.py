@@ -10,7 +10,7 @@ import numpy as np
 from ecgbyte_cli.console import Stage, note, progress, say, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder
-from ecgbyte_cli.model.answering import Partial, Prompts, Sampler, answer_all, longest_prompt
+from ecgbyte_cli.model.answering import Partial, Prompts, Sampler, answer_all, likeliest, longest_prompt
 from ecgbyte_cli.model.controls import CONTROLS, Signals
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files as question_files
@@ -43,7 +43,7 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, sha256_of, whol
 )
 @click.option("--limit", type=click.IntRange(1), help="Answer only so many questions, drawn by seed.")
 @click.option(
-    "--batch", type=click.IntRange(1), default=32, show_default=True, help="Questions answered together."
+    "--batch", type=click.IntRange(1), default=64, show_default=True, help="Questions answered together."
 )
 @click.option(
     "--max-new", type=click.IntRange(1), default=64, show_default=True, help="Longest answer in tokens."
@@ -60,6 +60,14 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, sha256_of, whol
     default=True,
     show_default=True,
     help="Whether to ask the same without the signal too.",
+)
+@click.option(
+    "--segments",
+    type=click.Choice(["first", "all"]),
+    default="first",
+    show_default=True,
+    help="Answer about the first segment of a longer recording, or about all: the answer that they make likeliest "
+    "together.",
 )
 @click.option("--bertscore", metavar="MODEL", help="Add BERTScore, by this model (hub id or folder).")
 @click.option(
@@ -97,10 +105,11 @@ def generate(
     base=None,
     split="test",
     limit=None,
-    batch=32,
+    batch=64,
     max_new=64,
     temperature=0.0,
     controls=True,
+    segments="first",
     bertscore=None,
     seed=0,
     overwrite=False,
@@ -126,6 +135,8 @@ def generate(
     temperature : float
         0 is greedy.
     controls : bool
+    segments : {"first", "all"}
+        Of recordings with several.
     bertscore : str or None
         Model for BERTScore.
     seed : int
@@ -157,6 +168,7 @@ def generate(
             "max_new": max_new,
             "temperature": temperature,
             "controls": controls,
+            "segments": segments,
             "bertscore": bertscore,
             "seed": seed,
         }
@@ -164,12 +176,12 @@ def generate(
         if done:
             note(f"{work.answers} is there already, made with these settings: nothing to do")
             return done
-        questions, segments = question_files.read(qa), read_table(work.symbol_segments)
-        chosen, joined = choose(questions, segments, split, limit, seed)
-        for line in question_files.crossings(joined, segments, qa):
+        questions, table_of = question_files.read(qa), read_table(work.symbol_segments)
+        chosen, joined = choose(questions, table_of, split, limit, seed)
+        for line in question_files.crossings(joined, table_of, qa):
             note(line)
         asked = [question for question, *_ in chosen]
-        answers, seconds = answer(work, model, base, chosen, settings, batch)
+        answers, probabilities, seconds = answer(work, model, base, chosen, settings, batch)
         result = {}
         if controls:
             training = [question for question, *_, side in joined if side == "train"]
@@ -185,7 +197,7 @@ def generate(
         result |= metrics.overlap(answers["signal"], [question.answer for question in asked], bertscore)
         result |= {"split": split, "seen_in_training": question_files.seen_in_training(joined)}
         result["seconds"] = time.perf_counter() - start
-        write(work, chosen, answers, seconds, settings, result)
+        write(work, chosen, answers, probabilities["signal"], seconds["signal"], settings, result)
         return result
 
 
@@ -212,40 +224,50 @@ def answer(work, model, base, chosen, settings, batch):
 
     Returns
     -------
-    (dict, dict)
-        Lists of answers, and of seconds, by `signal` or the control's name.
+    (dict, dict, dict)
+        Lists of answers, of their probabilities, and of seconds, by `signal` or the control's name.
     """
     from ecgbyte_cli.model import ecg_lm
 
     seed, max_new, asked = settings["seed"], settings["max_new"], [question for question, *_ in chosen]
     lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(model, base=base)
-    prompt = Prompt(text_tokenizer, lm.offset, about.get("date"))
+    prompt = Prompt(text_tokenizer, lm.layout, about.get("date"))
     signals = Signals(work, ecg_tokenizer, about["segmenter"], chosen, seed)
     names = ("signal", *CONTROLS) if settings["controls"] else ("signal",)
     longest = longest_prompt(lm, prompt, about, [question.answer for question in asked], max_new)
-    answers, seconds = {}, {}
+    answers, probabilities, seconds = {}, {}, {}
+    parts = [signals.parts(i, settings["segments"] == "all") for i in range(len(asked))]
     with (
         Partial(work.partial_answers, settings) as partial,
-        progress("generate", len(names) * len(chosen), "answers") as bar,
+        progress("generate", len(names) * sum(parts), "answers") as bar,
     ):
         bar.update(len(partial.answers))
+        # all together: the ECGs of the questions are those of strangers' questions too
+        prompts = Prompts(prompt, ecg_tokenizer, longest)
         for name in names:
-            prompts = Prompts(prompt, ecg_tokenizer, asked, signals.of(name), longest)
+            for part in range(max(parts)):
+                for i, (question, ecgs) in enumerate(zip(asked, signals.of(name, part), strict=True)):
+                    if part < parts[i]:
+                        prompts.ask((name, i, part), question, ecgs)
             if prompts.trimmed and name == "signal":
                 note(f"{prompts.trimmed} prompts were longer than in training, and lost ECG tokens")
 
-            def keep(i, text, took, name=name):
-                partial.add(name, i, text, took)
-                bar.advance()
+        def keep(*answer):
+            partial.add(*answer)
+            bar.advance()
 
-            pick = Sampler(settings["temperature"], seed, name) if settings["temperature"] else None
-            answer_all(lm, prompt, prompts.ids, batch, max_new, partial.of(name), keep, pick, chosen)
-            answers[name] = [partial.answers[name, i][0] for i in range(len(chosen))]
-            seconds[name] = [partial.answers[name, i][1] for i in range(len(chosen))]
-    return answers, seconds
+        pick = Sampler(settings["temperature"], seed) if settings["temperature"] else None
+        answer_all(
+            *(lm, prompts, batch, max_new, partial.answers.keys(), keep, pick),
+            lambda key: f"record {asked[key[1]].record}",
+        )
+        for name in names:
+            of_each = [[partial.answers[name, i, part] for part in range(n)] for i, n in enumerate(parts)]
+            answers[name], probabilities[name], seconds[name] = zip(*map(likeliest, of_each), strict=True)
+    return answers, probabilities, seconds
 
 
-def write(work, chosen, answers, seconds, settings, result):
+def write(work, chosen, answers, probabilities, seconds, settings, result):
     """Write the answers, their scores as a table, and at last the settings and scores as JSON."""
     with whole(work.answers) as beside, open(beside, "w", encoding="utf-8") as file:
         for i, (question, _, patient, _) in enumerate(chosen):
@@ -259,7 +281,8 @@ def write(work, chosen, answers, seconds, settings, result):
                 "type": question.type,
                 "template_id": question.template_id,
                 "attribute_type": question.attribute_type,
-                "seconds": round(seconds["signal"][i], 4),
+                "probability": round(probabilities[i], 6),
+                "seconds": round(seconds[i], 4),
                 "control": {
                     name: a if isinstance(a, str) else question_files.BETWEEN.join(a)
                     for name, a in controls.items()

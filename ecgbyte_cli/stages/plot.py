@@ -270,7 +270,7 @@ def attention_picture(work, recording, start, model, base, question, method):
 
     lm, text_tokenizer, tokenizer, about = ecg_lm.load(Path(model or work.model), base=base)
     begin, signal = segment_at(recording, tokenizer, start)
-    prompt, letters = Prompt(text_tokenizer, lm.offset, about.get("date")), tokenizer.letters(signal)
+    prompt, letters = Prompt(text_tokenizer, lm.layout, about.get("date")), tokenizer.letters(signal)
     explainer = attribution.Explainer(
         lm, prompt, tokenizer, about["segmenter"], longest=about.get("prompt_tokens")
     )

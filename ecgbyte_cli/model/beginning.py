@@ -1,0 +1,135 @@
+"""What a training begins with: a base model with new ECG rows, or a model of one's own that goes on learning."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import ecg_lm, folder
+from ecgbyte_cli.model.kept import Growing, states_of
+from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.prompt import Prompt
+from ecgbyte_cli.model.samples import Samples, read_samples
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.workdir import read_json, read_table
+
+
+def begin(work, settings, device):
+    """Load what is to be trained, and make what turns questions into ids for it.
+
+    Parameters
+    ----------
+    work : WorkDir
+    settings : dict
+        Of the training.
+    device : str
+
+    Returns
+    -------
+    (ECGLM, text tokenizer, Samples, str)
+        And the name of the base model, as ecgbyte.json says it.
+
+    Raises
+    ------
+    Failure
+        If the model cannot be loaded, or belongs to another tokenizer.
+    """
+    model, method, seed = settings["base"], settings["method"], settings["seed"]
+    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    encoded = read_json(work.token_settings)
+    if tokenizer.sha256 != encoded["tokenizer_sha256"]:
+        raise Failure(
+            f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: run "
+            "`ecgbyte encode --overwrite`"
+        )
+    said, date = folder.about(model) if folder.is_own(model) else None, None
+    if said:
+        _check(model, said, tokenizer, encoded, settings)
+        lm, text_tokenizer, _, _ = ecg_lm.load(model, device, method=method, trainable=True)
+        name, date = said["base"] if said["method"] == method else str(Path(model) / "base"), said.get("date")
+    else:
+        base, text_tokenizer = ecg_lm.load_base(model, method, device)
+        offset = base.get_input_embeddings().num_embeddings
+        layout = Layout.of(offset, tokenizer, settings["positions"] or "token")
+        lm, name = ecg_lm.ECGLM(base, tokenizer.vocab_size, seed, layout), model
+        lm.init_rows(settings["ecg_init"], tokenizer, seed)
+    # the longest that the base model has positions for
+    most = getattr(lm.base.config, "max_position_embeddings", None) or settings["max_length"]
+    if lm.layout.unit and tokenizer.signal["samples"] // lm.layout.unit >= most:
+        raise Failure(f"{name} has {most} positions, too few for --positions time on segments of this length")
+    prompt, most = Prompt(text_tokenizer, lm.layout, date), min(settings["max_length"], most)
+    samples = Samples(work, prompt, tokenizer, most, settings["long"], settings["augment"])
+    return lm, text_tokenizer, samples, name
+
+
+def _check(model, said, tokenizer, encoded, settings):
+    """Refuse a model that reads other ids than those encoded."""
+    if said["ecg_tokenizer_sha256"] != tokenizer.sha256:
+        raise Failure(f"{model} was trained with another tokenizer: encode with its ecg_tokenizer.json")
+    segmenter = encoded.get("segmenter", "longest")
+    if said["segmenter"] != segmenter:
+        raise Failure(
+            f"{model} was trained on tokens of the segmenter {said['segmenter']}, these are of {segmenter}: run "
+            f"`ecgbyte encode --segmenter {said['segmenter']} --overwrite`"
+        )
+    by = "time" if said["position_letters"] else "token"
+    if settings["positions"] not in (None, by):
+        raise Failure(f"{model} was trained with --positions {by}, and goes on so")
+
+
+def shares(lm, samples, plans):
+    """Whether a model answers questions behind one reading of an ECG as it answers them alone: tried, not assumed.
+
+    Parameters
+    ----------
+    lm : ECGLM
+    samples : Samples
+    plans : list of Plan
+        The longest with several questions is tried.
+    """
+    several = [plan for plan in plans if len(plan.questions) > 1]
+    if not several or lm.base.config._attn_implementation not in ("sdpa", "eager"):
+        return not several
+    plan = max(several, key=lambda plan: plan.length)
+    for layer in states_of(lm.base).layers:
+        # a window leaves out what is far off by the count of ids, not by their positions
+        if type(layer) is not Growing and getattr(layer, "sliding_window", 0) < plan.length:
+            return False
+    alone = [plan._replace(questions=(question,)) for question in (plan.questions[0], plan.questions[-1])]
+    training = lm.training
+    lm.eval()
+    try:
+        with torch.no_grad():
+            first = [lm(*samples.batch([samples.reading(p)]).to(lm.device))[0].item() for p in alone]
+            made = samples.reading(plan)
+            # of all its questions, those two count
+            other = ~((made.owner == 1) | (made.owner == made.owner[-1]))
+            made.labels[other] = -100
+            both = lm(*samples.batch([made]).to(lm.device))[0].item()
+    except (RuntimeError, TypeError, ValueError):  # what takes no such mask
+        return False
+    finally:
+        lm.train(training)
+    exact = next(p.dtype for p in lm.base.parameters() if p.is_floating_point()) == torch.float32
+    return abs(sum(first) - both) <= (1e-3 if exact else 5e-2) * max(1.0, abs(sum(first)))
+
+
+def what_to_read(work, qa, lm, samples, settings, tell):
+    """The plans to train on, what to validate on, and how many samples were trimmed and left_out."""
+    if qa is None:
+        splits = np.asarray(read_table(work.symbol_segments)["split"])
+        sides = [samples.alone(np.flatnonzero(splits == split)) for split in ("train", "val")]
+        if not sides[0]:
+            raise Failure(f"{work.tokens} holds no recording of the training split: see `ecgbyte info`")
+        order = np.random.default_rng(settings["seed"]).permutation(len(sides[1]))
+        read = sides[0], [sides[1][i] for i in order], {"trimmed": 0, "left_out": 0}
+    else:
+        read = read_samples(work, qa, samples, settings["seed"], tell, settings["together"])
+        if not shares(lm, samples, read[0]):
+            tell("this base model cannot read an ECG for several questions at once: each gets one of its own")
+            settings["together"] = 1
+            read = read_samples(work, qa, samples, settings["seed"], lambda text: None, 1)
+    if settings["patience"] and not read[1]:
+        raise Failure(f"--patience needs validation questions, and {qa} holds none about an encoded record")
+    return read

@@ -1,0 +1,122 @@
+"""Which ids an ECG has in a prompt, and at which positions they stand.
+
+Behind the base model's own ids come <sig_start>, <sig_end>, since prompt version 2 a mark for each lead, and the ECG
+tokens. An ECG is <sig_start>, then of each lead its mark and its tokens, then <sig_end>.
+"""
+
+import numpy as np
+
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+
+PROMPT_VERSION = 2  # goes up when the same question would give other ids
+POSITION_SECONDS = 0.02  # of signal that a position stands for where positions follow time
+
+
+class Layout:
+    """The ids of ECGs for one base model.
+
+    Parameters
+    ----------
+    offset : int
+        Rows of the base model's embedding: <sig_start> is this id, <sig_end> the next.
+    marks : int
+        Leads that have a mark; 0 in prompts of version 1, and where a token may lie on two leads.
+    lengths : numpy.ndarray or None
+        int32, (vocab,): letters of each ECG token. Needed where leads have marks.
+    samples : int
+        Letters of a lead; 0 where leads have no marks.
+    unit : int
+        Letters that a position stands for, the same in all leads; 0: positions count ids.
+    version : int
+        Of the prompt.
+
+    Attributes
+    ----------
+    first : int
+        Id of ECG token 0.
+    """
+
+    def __init__(
+        self,
+        offset: int,
+        marks: int = 0,
+        lengths: np.ndarray | None = None,
+        samples: int = 0,
+        unit: int = 0,
+        version: int = PROMPT_VERSION,
+    ):
+        self.offset, self.marks, self.lengths, self.samples = offset, marks, lengths, samples
+        self.unit, self.version, self.first = unit, version, offset + 2 + marks
+
+    @classmethod
+    def of(
+        cls, offset: int, tokenizer: ECGTokenizer, positions: str = "token", version: int = PROMPT_VERSION
+    ) -> "Layout":
+        """The layout of a tokenizer's ECGs, with `positions` by `token` or by `time`."""
+        marks = len(tokenizer.signal["leads"]) if version > 1 and tokenizer.boundary == "lead" else 0
+        unit = max(1, round(POSITION_SECONDS * tokenizer.signal["fs"])) if positions == "time" else 0
+        return cls(offset, marks, tokenizer.lengths, tokenizer.signal["samples"], unit, version)
+
+    def block(self, ecg: np.ndarray, lead_of: np.ndarray | None = None) -> np.ndarray:
+        """The ids of an ECG, from <sig_start> to <sig_end>.
+
+        Parameters
+        ----------
+        ecg : int array
+            Its tokens (0 …), lead by lead; none is an ECG without a signal, which has no marks either.
+        lead_of : int array or None
+            The lead of each token, rising; None: the ECG is whole.
+        """
+        inside = np.asarray(ecg, np.int64) + self.first
+        if self.marks and len(inside):
+            lead_of = leads_of(ecg, self.lengths, self.samples) if lead_of is None else lead_of
+            leads = np.arange(self.marks)
+            inside = np.insert(inside, np.searchsorted(lead_of, leads), self.offset + 2 + leads)
+        return np.concatenate([[self.offset], inside, [self.offset + 1]])
+
+    def prefix(self, ids: np.ndarray) -> int:
+        """How many ids there are up to the end of the last ECG: what all questions about it begin with."""
+        ends = np.flatnonzero(ids == self.offset + 1)
+        return int(ends[-1]) + 1 if len(ends) else 0
+
+    def positions(self, ids: np.ndarray) -> np.ndarray:
+        """The position of each id of a prompt, int64.
+
+        Where positions follow time, an ECG token stands where it begins in its lead, in steps of `unit` letters, and
+        what comes behind an ECG goes on behind the largest.
+        """
+        ids = np.asarray(ids)
+        places = np.arange(len(ids))
+        if not self.unit or self.lengths is None:
+            return places
+        for start in np.flatnonzero(ids == self.offset):
+            end = start + 1 + int((ids[start + 1 :] > self.offset + 1).argmin())
+            inside = ids[start + 1 : end]
+            if not len(inside):
+                continue
+            is_token = inside >= self.first
+            letters = np.where(is_token, self.lengths[np.where(is_token, inside - self.first, 0)], 0)
+            begins = np.cumsum(letters) - letters
+            begins -= np.maximum.accumulate(np.where(is_token, 0, begins))  # since the lead's mark
+            # the marks of all leads stand in front of time 0
+            steps = np.where(is_token, 1 + begins // self.unit, 0)
+            moved = places[start] + 1 + steps
+            places[end:] += moved.max() + 1 - places[end]
+            places[start + 1 : end] = moved
+        return places
+
+
+def leads_of(ecg, lengths, samples):
+    """The lead that each token of an ECG begins on.
+
+    Parameters
+    ----------
+    ecg : int array
+        The tokens of one segment.
+    lengths : int array
+        Letters of each token of the vocabulary.
+    samples : int
+        Letters per lead.
+    """
+    ends = np.cumsum(lengths[ecg])
+    return (ends - lengths[ecg]) // samples
