@@ -5,10 +5,10 @@ quick and needs no PyTorch.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # type checkers know the name; the module `typing` takes longer than all else here
 if TYPE_CHECKING:
     from ecgbyte_cli.failure import Failure
     from ecgbyte_cli.model.conversation import Conversation

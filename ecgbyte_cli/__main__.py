@@ -1,6 +1,6 @@
 """The command table of `ecgbyte`, and nothing else."""
 
-from ecgbyte_cli.console import Toolkit
+from ecgbyte_cli.interrupts import EndingAtOnce
 
 COMMANDS = {
     "synth": "Write synthetic 12-lead records with questions and answers.",
@@ -21,7 +21,10 @@ COMMANDS = {
 }
 ALIASES = {"learn-merges": "learn"}
 
-main = Toolkit(COMMANDS, ALIASES)
+with EndingAtOnce():  # importing takes long enough for a Ctrl-C
+    from ecgbyte_cli.console import Toolkit
+
+    main = Toolkit(COMMANDS, ALIASES)
 
 if __name__ == "__main__":
     main()

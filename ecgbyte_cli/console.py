@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli import __version__
+from ecgbyte_cli import __version__, interrupts
 from ecgbyte_cli.failure import Failure as Failure
 from ecgbyte_cli.failure import printable as printable
 
@@ -83,17 +83,14 @@ class Toolkit(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Failure(
-                "stopped; what was finished is kept, and the same command goes on from there"
-            ) from None
+            raise Failure(interrupts.STOPPED) from None
 
     def __call__(self, *args, **kwargs):
         """Run as the program, whose signals and streams are its own."""
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.unraisablehook = _unraisable
         try:
-            return super().__call__(*args, **kwargs)
+            with interrupts.EndingAtOnce():  # until a stage begins
+                return super().__call__(*args, **kwargs)
         finally:
             # it is over: a signal now would only show where Python cleans up
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -171,6 +168,7 @@ class Stage(click.Command):
     def invoke(self, ctx):
         meta = ctx.find_root().meta
         try:
+            interrupts.raise_them()
             result = super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             if meta.get("debug"):

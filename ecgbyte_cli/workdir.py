@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.locks import clear_leftovers, held, lock, put_back
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MOST_JSON = 2**27  # bytes; the largest known file of a text tokenizer has 2^25
 VERIFY = ("changed", "all", "none")  # which files are hashed before they are used
 
 
@@ -350,9 +352,18 @@ def _unwritten(path, beside, error):
     return Failure(f"{path} cannot be written: {reason}{more}")
 
 
-def read_json(path):
-    """Read a JSON object; a file that is none fails in one line."""
+def regular(path):
+    """The path of a file; what is none is refused, as to open a FIFO would wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Failure(f"{path} is no regular file")
+    return path
+
+
+def read_json(path, most=MOST_JSON):
+    """Read a JSON object of `most` bytes; a file that is none fails in one line."""
     try:
+        if os.stat(regular(path)).st_size > most:
+            raise Failure(f"{path} is too large: more than {most} bytes")
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise Failure(f"{path} cannot be read: {error.strerror}") from error
@@ -378,7 +389,7 @@ def read_table(path):
 
     try:
         # not memory-mapped, and in one thread: a table is small
-        columns = pyarrow.parquet.read_table(path, use_threads=False)
+        columns = pyarrow.parquet.read_table(regular(path), use_threads=False)
         return {
             name: column.to_pylist() if pyarrow.types.is_string(column.type) else column.to_numpy()
             for name, column in zip(columns.column_names, columns.columns, strict=True)
@@ -436,7 +447,7 @@ def _texts(values):
 def read_array(path):
     """Memory-map a .npy file, read-only; a file that is none, or holds objects, fails in one line."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(regular(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise Failure(f"{path} cannot be read as a .npy array: {' '.join(str(error).split())}") from error
 
@@ -468,7 +479,7 @@ def new_array(path, dtype, size):
 
 def sha256_of(path):
     """The SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
+    with open(regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -302,5 +302,53 @@ def test_signals_end_it_in_one_line(number, code):
     time.sleep(0.1)
     process.send_signal(number)
     out, said = process.communicate(timeout=20)
-    assert said == "ecgbyte: stopped; what was finished is kept, and the same command goes on from there\n"
+    assert said == STOPPED
     assert process.returncode == 1 and ("tidied" in out) == ("finally" in code)
+
+
+STOPPED = "ecgbyte: stopped; what was finished is kept, and the same command goes on from there\n"
+# at which import after the first of ours a signal is sent; of more than there are, none
+INTERRUPTED = """
+import os, signal, sys
+left, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+def hook(event, args):
+    global left
+    if event == "import" and "ecgbyte_cli.interrupts" in sys.modules:
+        left -= 1
+        if left == 0:
+            os.write(1, b"sent ")
+            os.kill(os.getpid(), number)
+sys.addaudithook(hook)
+"""
+AS_SCRIPT = INTERRUPTED + "from ecgbyte_cli.__main__ import main\nsys.exit(main())"
+AS_MODULE = INTERRUPTED + "import runpy\nrunpy.run_module('ecgbyte_cli', run_name='__main__', alter_sys=True)"
+
+
+@pytest.mark.parametrize("code", [AS_SCRIPT, AS_MODULE])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [2, 10, 50, 150, 300])
+def test_signals_while_modules_are_imported_end_it_in_one_line(tmp_path, code, number, at):
+    """At an import, and not after a time: so each is where it should be on any machine."""
+    args = [at, int(number), "--work", tmp_path / "work", "symbolize", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("sent ", STOPPED, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [0.05, 0.1, 0.2, 0.4, 0.7, 1.0])
+def test_ctrl_c_soon_after_the_start_shows_nothing_of_ours(tmp_path, at):
+    """Before the first of our lines Python shows its own traceback, with none of our files in it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ecgbyte_cli", "--work", tmp_path / "work", "symbolize", tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    time.sleep(at)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert "Traceback" not in said or "ecgbyte_cli/" not in said
+    assert said.count("\n") == 1 or "Traceback" in said

@@ -292,13 +292,13 @@ def mutated(name, data, rng, folder):
     }[kind]()
 
 
-def read_mutated(folder, count, seed, queue):
-    """Read mutated inputs, and report what became of them, the longest time and the most memory."""
+def read_mutated(folder, count, seed, pipe):
+    """Read mutated inputs, and report what became of them, of each kind how many and the longest, and the memory."""
     (folder / "seeds").mkdir()
     originals = seeds(folder / "seeds")
     settings = {"fs": 250.0, "leads": LEADS, "segment_seconds": 2.0, "samples": 500, "fill_nan": None}
     rng = np.random.default_rng(seed)
-    outcomes, slowest = Counter(), (0.0, "")
+    outcomes, tried, slowest = Counter(), Counter(), {}
     place = folder / "mutated"
     place.mkdir()
     for i in range(count):
@@ -318,10 +318,11 @@ def read_mutated(folder, count, seed, queue):
             except Failure as error:
                 assert error.message and "\n" not in error.message, path
                 outcomes[error.message.partition(":")[0]] += 1
-        slowest = max(slowest, (time.process_time() - started, f"{first} ({i})"))
+        tried[first] += 1
+        slowest[first] = max(slowest.get(first, (0.0, 0)), (time.process_time() - started, i))
     # not getrusage: its peak is, after a fork, that of the parent if that is higher
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    queue.put((outcomes, *slowest, int(status["VmHWM"].split()[0]) / 1024))
+    pipe.send((outcomes, tried, slowest, int(status["VmHWM"].split()[0]) / 1024))
 
 
 def test_mutated_inputs_are_read_or_refused(tmp_path):
@@ -329,13 +330,18 @@ def test_mutated_inputs_are_read_or_refused(tmp_path):
     for package in ("edfio", "h5py", "pydicom"):
         pytest.importorskip(package)
     context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
+    # not a queue that is read when the process has ended: it waits until a long report is taken from it
+    report, pipe = context.Pipe(duplex=False)
     count = int(os.environ.get("ECGBYTE_MUTATIONS", 300))
-    process = context.Process(target=read_mutated, args=(tmp_path, count, 20, queue))
+    process = context.Process(target=read_mutated, args=(tmp_path, count, 20, pipe))
     process.start()
+    pipe.close()
+    outcomes, tried, slowest, megabytes = report.recv()  # EOFError if the process died
     process.join()
-    assert process.exitcode == 0
-    outcomes, longest, where, megabytes = queue.get()
-    print(outcomes, f"{longest:.2f} s at most, for {where}; {megabytes:.0f} MB")
+    print(outcomes)
+    for kind, (seconds, which) in slowest.items():
+        print(f"{kind}: {tried[kind]} inputs, {seconds:.2f} s at most, for number {which}")
+    longest, _ = max(slowest.values())
+    print(f"{tried.total()} inputs, {longest:.2f} s and {megabytes:.0f} MB at most")
     assert outcomes.total() >= count and longest < 5 and megabytes < 1000
     assert outcomes["read"] > count / 10 and len(outcomes) > 8

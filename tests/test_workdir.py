@@ -110,6 +110,24 @@ def test_any_text_goes_into_files_and_back(tmp_path_factory, text):
         assert read == text.encode(errors="backslashreplace").decode()
 
 
+@pytest.mark.parametrize(
+    "reads", [workdir.read_json, workdir.read_table, workdir.read_array, workdir.sha256_of]
+)
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, reads):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", tmp_path, "/dev/zero"):
+        with pytest.raises(Failure, match="no regular file"):
+            reads(path)
+
+
+def test_json_of_any_size_is_not_read(tmp_path):
+    with open(tmp_path / "t.json", "wb") as file:
+        file.truncate(workdir.MOST_JSON + 1)
+    with pytest.raises(Failure, match="too large"):
+        workdir.read_json(tmp_path / "t.json")
+
+
 # A full disk: a limit on the size of a file gives the same errors as no room
 
 

@@ -1,10 +1,7 @@
 """The tokenizer: signal in mV <-> letters <-> token ids."""
 
-import hashlib
-import json
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +9,7 @@ import numpy.typing as npt
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal import preprocess
-from ecgbyte_cli.workdir import read_json, write_json, write_table
+from ecgbyte_cli.workdir import read_json, tokenizer_sha256, write_json, write_table
 from ecgbyte_kernels import bpe, fewest, longest, tokens
 
 FORMAT, FORMAT_VERSION = "ecgbyte-tokenizer", 1
@@ -84,17 +81,15 @@ class ECGTokenizer:
             ) from error
         self.name, self.vocab_size = name, self.levels + len(self.merges)
         self.lengths = np.diff(self._starts).astype(np.int32)
-        what = {"signal": self.signal, "boundary": self.boundary, "merges": self.merges.tolist()}
-        self.sha256 = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        self.sha256 = tokenizer_sha256(
+            {"signal": self.signal, "boundary": self.boundary, "merges": self.merges.tolist()}
+        )
         self._tables: dict[str, tuple] = {}
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "ECGTokenizer":
         """Read an ecg_tokenizer.json."""
-        path = Path(path)
-        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_BYTES):
-            raise Failure(f"{path} is no regular file, or too large for a tokenizer")
-        return cls(read_json(path), str(path))
+        return cls(read_json(path, MOST_BYTES), str(path))
 
     @classmethod
     def from_dict(cls, about: dict) -> "ECGTokenizer":
