@@ -28,6 +28,10 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.model.kept import PromptCache, divisible, states_of
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.questions import wording
+from ecgbyte_cli.questions.facts import RANGES
+from ecgbyte_cli.questions.findings import STATEMENTS
+from ecgbyte_cli.signal.simulate import CONDITIONS
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import write_json
 from ecgbyte_kernels.tokens import spell
@@ -44,6 +48,7 @@ RUNNING_STATE = (
     *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "olmo_hybrid"),
     *("recurrent_gemma", "lfm2"),
 )
+WORDS = 1024  # tokens in the text vocabulary of `tiny`
 NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
 
 
@@ -414,27 +419,40 @@ def waveforms(ecg_tokenizer, points=16):
     return np.concatenate([part / max(np.sqrt((part**2).sum(1).mean()), 1e-9) for part in parts], 1)
 
 
-def tiny(seed=0):
-    """Build a small decoder over a byte-level text vocabulary, and its tokenizer, without any download.
+def tiny(seed=0, texts=()):
+    """Build a small decoder and its text tokenizer, without any download.
+
+    Parameters
+    ----------
+    seed : int
+        Of the weights.
+    texts : list of str
+        Whose words the text tokenizer has tokens for, beside the bytes that any text can be written in.
 
     Returns
     -------
     (transformers.LlamaForCausalLM, transformers.PreTrainedTokenizerFast)
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    special = ["<pad>", "<bos>", "<eos>"]
-    vocabulary = {word: i for i, word in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    text = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    special, alphabet = ["<pad>", "<bos>", "<eos>"], sorted(pre_tokenizers.ByteLevel.alphabet())
+    text = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate([*special, *alphabet])}, merges=[]))
+    text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(texts))
+    if texts:
+        text.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=WORDS, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+            ),
+        )
     text.decoder = decoders.ByteLevel()
     text_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=text, pad_token=special[0], bos_token=special[1], eos_token=special[2]
     )
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=text.get_vocab_size(),
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=3,
@@ -477,7 +495,9 @@ def load_base(
         own, or its weights are pickles, are damaged, or are not those that it needs.
     """
     if name == "tiny":
-        base, text_tokenizer = tiny()
+        words = [*(statement.words for statement in STATEMENTS.values()), *CONDITIONS]
+        ranges = [label for _, labels in RANGES.values() for label in labels]
+        base, text_tokenizer = tiny(texts=[*wording.texts(words), *ranges])
         return base.to(device), text_tokenizer
     local = folders.is_path(name)
     if local and not Path(name).is_dir():

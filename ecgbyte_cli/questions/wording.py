@@ -214,6 +214,13 @@ UNANSWERABLE = {
 }
 
 
+def texts(words: Sequence[str]) -> list[str]:
+    """What questions and answers are made of: all of the above, and questions about the words of findings."""
+    made = [text for of in (VERIFY_OWN, ALSO, QUERY, UNANSWERABLE) for some in of.values() for text in some]
+    asked = [form.format(is_there=is_there(what), what=what) for what in words for form in VERIFY]
+    return [CANNOT, *VERIFY, *CHOOSE, *made, *asked, *(sentence(what) for what in words), *words]
+
+
 def _one_of(rng, texts: Sequence[str]) -> str:
     return texts[int(rng.integers(len(texts)))]
 
