@@ -1,0 +1,108 @@
+"""Time answers: each prompt read whole, and one reading of each ECG for all its questions and those of the controls.
+
+    python examples/bench_generate.py                                # 40 made-up ECGs, 19 questions each
+    python examples/bench_generate.py quickstart/ecgbyte-work        # the test split of a work folder with a model
+
+Without a work folder: ECGs of 400 to 1,000 tokens, questions of about 16 tokens, answers of 4, a decoder shaped like
+`--model tiny` with random weights. Asked are the signal and the four controls. Counted is the answering alone, without
+loading and scoring; both ways give the same answers, which is checked.
+"""
+
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ecgbyte_cli.model import answering, controls, ecg_lm
+from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.prompt import Prompt
+from ecgbyte_cli.questions import files
+from ecgbyte_cli.stages import generate
+from ecgbyte_cli.workdir import WorkDir, read_table
+
+ECGS, QUESTIONS, VOCABULARY = 40, 19, 5000
+
+
+def made_up():
+    """A model, and prompts for the signal and its controls, by (name, question, 0)."""
+    base, text_tokenizer = ecg_lm.tiny()
+    lm = ecg_lm.ECGLM(base, VOCABULARY).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.mul_(3) if parameter.dim() > 1 else None
+    prompt, random = Prompt(text_tokenizer, Layout(lm.offset)), np.random.default_rng(0)
+    own, noise = (
+        [random.integers(0, VOCABULARY, n) for n in random.integers(400, 1000, ECGS)] for _ in range(2)
+    )
+    strangers = random.permutation(ECGS)
+    asked = {
+        "signal": own,
+        "no signal": [own[0][:0]] * ECGS,
+        "shuffled": [own[i] for i in strangers],
+        "flat line": [np.zeros(400, int)] * ECGS,
+        "noise": noise,
+    }
+    prompts = answering.Prompts(prompt)
+    for name, ecgs in asked.items():
+        for i in range(ECGS * QUESTIONS):
+            question = f"Finding {i % QUESTIONS:02d} there?"
+            prompts.add((name, i, 0), prompt.build([ecgs[i // QUESTIONS]], [(question, None)])[0])
+    return lm, prompts, 4
+
+
+def of_a_work_folder(path):
+    """The same of the test split, with its own model."""
+    work = WorkDir(path)
+    lm, text_tokenizer, tokenizer, about = ecg_lm.load(work.model)
+    questions, segments = files.read(Path(about["qa"])), read_table(work.symbol_segments)
+    chosen, _ = generate.choose(questions, segments, "test", None, 0)
+    signals = controls.Signals(work, tokenizer, about["segmenter"], chosen, 0)
+    prompts = answering.Prompts(
+        Prompt(text_tokenizer, lm.layout, about.get("date")), tokenizer, about["prompt_tokens"]
+    )
+    for name in ("signal", *controls.CONTROLS):
+        for i, ((question, *_), ecgs) in enumerate(zip(chosen, signals.of(name), strict=True)):
+            prompts.ask((name, i, 0), question, ecgs)
+    return lm, prompts, 64
+
+
+def timed(lm, prompts, batch, max_new, shared):
+    """Seconds, and the answers by key; not shared: as it was before, one name after the other."""
+    answers = {}
+
+    def keep(key, text, *_):
+        answers[key] = text
+
+    start = time.perf_counter()
+    if shared:
+        answering.answer_all(lm, prompts, batch, max_new, (), keep)
+    else:
+        sharing, lm._begin_alike = lm._begin_alike, lambda *_: False
+        for name in ("signal", *controls.CONTROLS):
+            others = {key for key in prompts.asked if key[0] != name}
+            answering.answer_all(lm, prompts, batch, max_new, others, keep)
+        lm._begin_alike = sharing
+    return time.perf_counter() - start, answers
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", nargs="?", help="a work folder with a model and its questions")
+    options = parser.parse_args()
+    lm, prompts, max_new = of_a_work_folder(options.work) if options.work else made_up()
+    first, before = timed(lm, prompts, 32, max_new, False)
+    second, after = timed(lm, prompts, 64, max_new, True)
+    count = len(prompts.asked)
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}")
+    print(
+        f"{count} answers, {len(prompts.beginnings)} ECGs; equal: {sum(before[k] == after[k] for k in before)}"
+    )
+    print(f"each prompt read whole      {count / first:8.1f} answers/s")
+    print(f"one reading of each ECG     {count / second:8.1f} answers/s, {first / second:.1f} times")
+
+
+if __name__ == "__main__":
+    main()
