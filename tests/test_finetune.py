@@ -387,7 +387,7 @@ def test_accumulated_batches_are_one_large_batch(small, tmp_path, ecgbyte):
     work = WorkDir(small / "ecgbyte-work")
     lm, samples = begun(work, 80)
     training, validation, _ = read_samples(work, small / "data" / "qa.jsonl", samples, 0, print)
-    settings = {**SETTINGS, "batch": 2, "accumulate": 2, "without_ecg": 0.5, "qa": "…", "together": None}
+    settings = {**SETTINGS, "batch": 2, "accumulate": 2, "without_ecg": 0.5, "qa": "…"}
     rows = []
     for groups in ([[(0, 0), (0, 1)], [(0, 2), (0, 3)]], [[(0, i) for i in range(4)]]):
         lm, samples = begun(work, 80)
@@ -419,7 +419,7 @@ def test_two_processes_are_one_with_twice_the_batches(small, tmp_path, ecgbyte):
 
 SETTINGS = {
     **{"base": "tiny", "method": "full", "seed": 0, "long": "trim", "ecg_init": "signal", "lr": 1e-3},
-    **{"positions": None, "augment": 0.0, "ecg_loss": 0.0},
+    **{"positions": None, "augment": 0.0, "ecg_loss": 0.0, "together": None},
 }
 
 
@@ -762,3 +762,47 @@ def test_qlora_on_a_published_model_and_real_recordings(real_data, tmp_path):
     assert json.loads(generated.stdout)["questions"] == 2
     answers = [json.loads(line) for line in (folder.parent / "answers" / "answers.jsonl").open()]
     assert all("<ecg" not in a["answer"] and "<sig" not in a["answer"] for a in answers)
+
+
+def test_a_base_model_that_cannot_share_a_reading_says_so_and_goes_on(small, tmp_path, ecgbyte, monkeypatch):
+    import transformers
+
+    _, text_tokenizer = ecg_lm.tiny()
+    config = transformers.MistralConfig(
+        **{
+            "vocab_size": len(text_tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+        },
+        **{"num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 24, "eos_token_id": 2},
+    )
+    base = as_tiny((transformers.MistralForCausalLM(config), text_tokenizer), tmp_path / "base")
+    work = untrained(small, tmp_path / "work")
+    args = [
+        "finetune",
+        "--qa",
+        small / "data" / "qa.jsonl",
+        "--model",
+        base,
+        "--method",
+        "full",
+        "--steps",
+        3,
+    ]
+    args += ["--batch", 2, "--json"]
+    update = Trainer.update
+
+    def interrupted(self, groups):
+        assert all(len(plan.questions) == 1 for plan in self.training)
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, groups)
+
+    monkeypatch.setattr(Trainer, "update", interrupted)
+    stopped = ecgbyte(*args, work=work)
+    monkeypatch.undo()
+    assert stopped.exit_code == 1 and "each gets one of its own" in stopped.stderr
+    result = ecgbyte(*args, work=work)
+    assert result.exit_code == 0 and "going on after step 2 of 3" in result.stderr
+    assert "nothing to do" in ecgbyte(*args, work=work).stderr

@@ -10,10 +10,12 @@ import transformers
 from test_ecg_lm import SHAPES
 from test_prompt import CHATML, prompt_with
 from torch.nn import functional
+from transformers.cache_utils import DynamicLayer
 
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model.beginning import shares
 from ecgbyte_cli.model.conversation import fit
+from ecgbyte_cli.model.kept import Growing
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import IGNORED, Prompt
 from ecgbyte_cli.model.samples import Plan, Samples
@@ -44,9 +46,10 @@ def signals(count, seed=0):
 class InMemory(Samples):
     """Samples over letters that no work folder holds."""
 
-    def __init__(self, prompt, letters, max_length=4096, augment=0.0, together=1):
+    def __init__(self, prompt, letters, max_length=4096, augment=0.0, segments=1):
         self.prompt, self.tokenizer, self.max_length, self.long = prompt, TOKENIZER, max_length, "trim"
-        self.longest, self.augment, self.segmenter, self.shape = max_length - 20, augment, "longest", (2, 100)
+        self.longest, self.augment, self.together = max_length - 20, augment, None
+        self.segmenter, self.shape = "longest", (2, 100)
         self.letters = np.concatenate([part.ravel() for part in letters])
         count = len(letters)
         tokens = [TOKENIZER.encode(part) for part in letters]
@@ -55,12 +58,12 @@ class InMemory(Samples):
         self.segments = {"offset": np.cumsum(lengths) - lengths, "length": lengths}
         self.recorded = {
             "offset": np.arange(count) * 200,
-            "start": np.arange(count) % together * 1.0,
+            "start": np.arange(count) % segments * 1.0,
             "lo": np.zeros(count),
             "hi": np.ones(count),
         }
-        self.first_of = np.arange(count) // together * together
-        self.count_of = np.full(count, together)
+        self.first_of = np.arange(count) // segments * segments
+        self.count_of = np.full(count, segments)
 
 
 def asked(*segments, turns):
@@ -98,7 +101,8 @@ def test_loss_and_gradients_are_those_of_separate_samples(base, template, positi
     ]
     together, trimmed, left_out = samples.plans(questions)
     assert [len(plan.questions) for plan in together] == [3, 2] and (trimmed, left_out) == (0, 0)
-    alone, _, _ = samples.plans(questions, 1)
+    samples.together = 1
+    alone, _, _ = samples.plans(questions)
     assert len(alone) == 5
     assert max(len(samples.reading(plan).ids) for plan in together) == max(plan.length for plan in together)
     batch = samples.batch([samples.reading(plan) for plan in together])
@@ -244,7 +248,7 @@ def test_letters_are_varied_by_random_numbers_alone():
     text, _ = prompt_with(None)
     letters = [TOKENIZER.letters(s) for s in signals(6)]
     samples = InMemory(
-        Prompt(text.text_tokenizer, Layout.of(259, TOKENIZER)), letters, augment=1.0, together=3
+        Prompt(text.text_tokenizer, Layout.of(259, TOKENIZER)), letters, augment=1.0, segments=3
     )
     plan = Plan((0,), (asked(0, turns=[("?", "yes")]),), 0)
     read = [samples.reading(plan, None, np.random.default_rng([1, 2, k])).ids for k in (0, 0, 1)]
@@ -269,7 +273,7 @@ def test_letters_are_varied_by_random_numbers_alone():
 def test_every_segment_of_a_recording_takes_part():
     text, _ = prompt_with(None)
     letters = [TOKENIZER.letters(s) for s in signals(6)]
-    samples = InMemory(Prompt(text.text_tokenizer, Layout.of(259, TOKENIZER)), letters, together=3)
+    samples = InMemory(Prompt(text.text_tokenizer, Layout.of(259, TOKENIZER)), letters, segments=3)
     plan = Plan((3,), (asked(3, turns=[("?", "yes")]),), 0)
     read = {samples.reading(plan, None, np.random.default_rng(k)).ids.tobytes() for k in range(40)}
     wanted = {samples.reading(plan._replace(segments=(k,))).ids.tobytes() for k in (3, 4, 5)}
@@ -312,3 +316,21 @@ def test_a_model_of_prompt_version_1_answers_as_before():
         prompts.append(ids)
     assert len({case["lost"] > 0 for case in cases}) == 2
     assert lm.answer(prompts, prompt.end_ids, 10) == [case["answer"] for case in cases]
+
+
+def test_kept_keys_and_values_are_those_given():
+    """Against Transformers' own layer: new ids, rows taken out, last ids taken back, and new ids again."""
+    random, ours, theirs = np.random.default_rng(0), Growing(), DynamicLayer()
+    for step in range(60):
+        rows = 5 if step < 20 else 3
+        new = [torch.from_numpy(random.normal(size=(rows, 2, 1 + step % 9, 4))) for _ in range(2)]
+        got, wanted = ours.update(*new), theirs.update(*new)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+        if step == 19:
+            for layer in (ours, theirs):
+                layer.batch_select_indices(torch.tensor([4, 0, 2]))
+        if step % 13 == 12:
+            kept = int(random.integers(1, ours.get_seq_length() + 1))
+            for layer in (ours, theirs):
+                layer.keys, layer.values = layer.keys[..., :kept, :], layer.values[..., :kept, :]
+        assert ours.get_seq_length() == theirs.get_seq_length()

@@ -59,7 +59,9 @@ def begin(work, settings, device):
     if lm.layout.unit and tokenizer.signal["samples"] // lm.layout.unit >= most:
         raise Failure(f"{name} has {most} positions, too few for --positions time on segments of this length")
     prompt, most = Prompt(text_tokenizer, lm.layout, date), min(settings["max_length"], most)
-    samples = Samples(work, prompt, tokenizer, most, settings["long"], settings["augment"])
+    samples = Samples(
+        work, prompt, tokenizer, most, settings["long"], settings["augment"], settings["together"]
+    )
     return lm, text_tokenizer, samples, name
 
 
@@ -125,11 +127,11 @@ def what_to_read(work, qa, lm, samples, settings, tell):
         order = np.random.default_rng(settings["seed"]).permutation(len(sides[1]))
         read = sides[0], [sides[1][i] for i in order], {"trimmed": 0, "left_out": 0}
     else:
-        read = read_samples(work, qa, samples, settings["seed"], tell, settings["together"])
+        read = read_samples(work, qa, samples, settings["seed"], tell)
         if not shares(lm, samples, read[0]):
             tell("this base model cannot read an ECG for several questions at once: each gets one of its own")
-            settings["together"] = 1
-            read = read_samples(work, qa, samples, settings["seed"], lambda text: None, 1)
+            samples.together = 1
+            read = read_samples(work, qa, samples, settings["seed"], lambda text: None)
     if settings["patience"] and not read[1]:
         raise Failure(f"--patience needs validation questions, and {qa} holds none about an encoded record")
     return read

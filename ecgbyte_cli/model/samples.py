@@ -62,6 +62,8 @@ class Samples:
         `trim` or `skip`: what becomes of questions whose prompts are longer.
     augment : float
         How much the letters of a segment are varied in training.
+    together : int or None
+        Questions behind one reading of their ECGs, at most; None: as many as fit into `max_length`.
 
     Attributes
     ----------
@@ -69,9 +71,9 @@ class Samples:
         Ids that a prompt may have, whatever its answer: `max_length` less the room of the longest answer.
     """
 
-    def __init__(self, work, prompt, tokenizer, max_length, long, augment=0.0):
+    def __init__(self, work, prompt, tokenizer, max_length, long, augment=0.0, together=None):
         self.prompt, self.tokenizer, self.max_length, self.long = prompt, tokenizer, max_length, long
-        self.longest, self.augment = max_length, augment
+        self.longest, self.augment, self.together = max_length, augment, together
         self.tokens, self.segments = read_array(work.tokens), read_table(work.token_segments)
         self.letters, self.recorded = read_array(work.symbols), read_table(work.symbol_segments)
         self.segmenter = read_json(work.token_settings).get("segmenter", "longest")
@@ -204,14 +206,8 @@ class Samples:
                 "or leave out such answers"
             )
 
-    def plans(self, questions, together=None):
+    def plans(self, questions):
         """Put questions about the same ECGs together.
-
-        Parameters
-        ----------
-        questions : list of Question
-        together : int or None
-            At most so many; None: as many as fit into `max_length`.
 
         Returns
         -------
@@ -240,7 +236,7 @@ class Samples:
             begin = len(head) + tokens + len(segments) * (2 + self.prompt.layout.marks)
             plan, length = [], begin
             for question, own in asked:
-                if plan and (length + own > self.max_length or len(plan) == together):
+                if plan and (length + own > self.max_length or len(plan) == self.together):
                     plans.append(Plan(segments, tuple(plan), length))
                     plan, length = [], begin
                 plan.append(question)
@@ -269,7 +265,7 @@ def runs(recorded):
     return first, np.bincount(first, minlength=len(names))[first]
 
 
-def read_samples(work, qa, samples, seed, tell, together=None):
+def read_samples(work, qa, samples, seed, tell):
     """The questions of the training and of the validation split; this fixes how long prompts may be.
 
     Returns
@@ -293,7 +289,7 @@ def read_samples(work, qa, samples, seed, tell, together=None):
     counts = {"trimmed": 0, "left_out": 0}
     plans = {}
     for side, name in (("train", "training"), ("val", "validation")):
-        plans[side], trimmed, left_out = samples.plans(sides[side], together)
+        plans[side], trimmed, left_out = samples.plans(sides[side])
         of = (
             f"of {len(sides[side])} {name} samples have prompts of more than {samples.longest} tokens "
             f"(--max-length {samples.max_length}, less the longest answer)"

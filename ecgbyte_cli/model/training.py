@@ -249,7 +249,7 @@ class Trainer:
     def validated(self, most, bar=None):
         """`validation_loss` of the first so many questions, or segments."""
         some = self.validation[:most]
-        plans = self.samples.plans(some, self.settings["together"])[0] if self.settings["qa"] else some
+        plans = self.samples.plans(some)[0] if self.settings["qa"] else some
         learn = self.settings["ecg_loss"] > 0
         return validation_loss(self.lm, self.samples, plans, self.settings["batch"], learn, bar)
 

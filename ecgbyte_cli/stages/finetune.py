@@ -279,7 +279,7 @@ def _train(work, qa, settings, checkpointing, going_on):
         # a broken evaluation should show now, and not after the last step
         start, learn = time.perf_counter(), settings["ecg_loss"] > 0
         some = validation[: 2 * batch]
-        some = some if qa is None else samples.plans(some, settings["together"])[0]
+        some = some if qa is None else samples.plans(some)[0]
         text, ecg, bits = validation_loss(lm, samples, some, batch, learn)
         questions = sum(len(plan.questions) for plan in training)
         what = (
