@@ -78,7 +78,10 @@ class ECGLM(torch.nn.Module):
         )
         rows = torch.randn(self.ecg_rows.weight.shape, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            self.ecg_rows.weight.copy_(rows * self.text_rows().std().cpu())
+            text = self.text_rows()
+            self.ecg_rows.weight.copy_(rows * text.std().cpu())
+            # some models scale what they look up, and the rows with it: as an output layer they are as large as its own
+            self.scale = (text.norm() / embedding.weight[: len(text)].float().norm()).item()
         self.ecg_rows.to(embedding.weight.device)
 
     @torch.no_grad()
@@ -206,7 +209,7 @@ class ECGLM(torch.nn.Module):
         if ecg.any():
             states = hidden[:, :-1][ecg]
             rows = self.ecg_rows.weight[self.layout.first - self.offset :].to(states.dtype)
-            scores = (states @ rows.T).float()
+            scores = (states @ rows.T).float() / self.scale
             losses.append(functional.cross_entropy(scores, wanted[ecg] - self.layout.first, reduction="sum"))
         else:
             losses.append(torch.zeros_like(losses[0]))
