@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import uvicorn
 
 from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.web import app, guard, shelf
 
@@ -21,7 +22,7 @@ from ecgbyte_cli.web import app, guard, shelf
 class StandIn:
     """A model that writes `text`, a byte at a time, and waits before each."""
 
-    offset = 259
+    offset, layout = 259, Layout(259)
     base = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=16384))
 
     def __init__(self, text_tokenizer, text, pause=0.0):

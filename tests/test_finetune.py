@@ -75,8 +75,8 @@ def test_the_schedule_rises_and_falls_to_zero():
 
 def test_a_second_run_is_done_already_and_other_settings_are_refused(small, ecgbyte):
     work, qa = small / "ecgbyte-work", small / "data" / "qa.jsonl"
-    args = ["finetune", "--qa", qa, "--model", "tiny", "--together", 1, "--json", "--steps"]
-    again = ecgbyte(*args, 10, work=work)
+    args = ["finetune", "--qa", qa, "--model", "tiny", "--lr", 5e-3, "--json", "--steps"]
+    again = ecgbyte(*args, 60, work=work)
     assert again.exit_code == 0 and "nothing to do" in again.stderr
     assert {
         "steps",
@@ -87,7 +87,7 @@ def test_a_second_run_is_done_already_and_other_settings_are_refused(small, ecgb
         "peak_gpu_mb",
         "model",
     } <= set(json.loads(again.stdout))
-    other = ecgbyte(*args, 11, work=work)
+    other = ecgbyte(*args, 61, work=work)
     assert other.exit_code == 1 and "other settings (steps)" in other.stderr
 
 
