@@ -3,6 +3,7 @@
 ECGBYTE_MUTATIONS says how many are tried (300).
 """
 
+import faulthandler
 import io
 import multiprocessing
 import os
@@ -293,12 +294,12 @@ def mutated(name, data, rng, folder):
 
 
 def read_mutated(folder, count, seed, queue):
-    """Read mutated inputs, and report what became of them, the longest time and the most memory."""
+    """Read mutated inputs, and report what became of them, of each kind how many and the longest, and the memory."""
     (folder / "seeds").mkdir()
     originals = seeds(folder / "seeds")
     settings = {"fs": 250.0, "leads": LEADS, "segment_seconds": 2.0, "samples": 500, "fill_nan": None}
     rng = np.random.default_rng(seed)
-    outcomes, slowest = Counter(), (0.0, "")
+    outcomes, tried, slowest = Counter(), Counter(), {}
     place = folder / "mutated"
     place.mkdir()
     for i in range(count):
@@ -307,6 +308,7 @@ def read_mutated(folder, count, seed, queue):
             changed = rng.random() < 1 / len(group) + 0.2
             (place / name).write_bytes(mutated(name, data, rng, folder) if changed else data)
         first = next(iter(group))
+        faulthandler.dump_traceback_later(120, exit=True)  # a hang is an end, too
         started = time.process_time()
         for path in readers.find(place / first)[0][:5]:
             try:
@@ -318,10 +320,12 @@ def read_mutated(folder, count, seed, queue):
             except Failure as error:
                 assert error.message and "\n" not in error.message, path
                 outcomes[error.message.partition(":")[0]] += 1
-        slowest = max(slowest, (time.process_time() - started, f"{first} ({i})"))
+        tried[first] += 1
+        slowest[first] = max(slowest.get(first, (0.0, 0)), (time.process_time() - started, i))
     # not getrusage: its peak is, after a fork, that of the parent if that is higher
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    queue.put((outcomes, *slowest, int(status["VmHWM"].split()[0]) / 1024))
+    faulthandler.cancel_dump_traceback_later()
+    queue.put((outcomes, tried, slowest, int(status["VmHWM"].split()[0]) / 1024))
 
 
 def test_mutated_inputs_are_read_or_refused(tmp_path):
@@ -334,8 +338,12 @@ def test_mutated_inputs_are_read_or_refused(tmp_path):
     process = context.Process(target=read_mutated, args=(tmp_path, count, 20, queue))
     process.start()
     process.join()
-    assert process.exitcode == 0
-    outcomes, longest, where, megabytes = queue.get()
-    print(outcomes, f"{longest:.2f} s at most, for {where}; {megabytes:.0f} MB")
+    assert process.exitcode == 0, f"the input is in {tmp_path}"
+    outcomes, tried, slowest, megabytes = queue.get()
+    print(outcomes)
+    for kind, (seconds, which) in slowest.items():
+        print(f"{kind}: {tried[kind]} inputs, {seconds:.2f} s at most, for number {which}")
+    longest, _ = max(slowest.values())
+    print(f"{tried.total()} inputs, {longest:.2f} s and {megabytes:.0f} MB at most")
     assert outcomes.total() >= count and longest < 5 and megabytes < 1000
     assert outcomes["read"] > count / 10 and len(outcomes) > 8
