@@ -12,6 +12,7 @@ from ecgbyte_cli.readers import limits
 from ecgbyte_cli.readers.recording import Unusable, read_regular, text_of
 
 RATE = re.compile(r"(\d{1,9}(?:\.\d{0,20})?(?:[eE][+-]?\d{1,3})?)(?:/[^/]*)?")
+FIRST_WORDS = re.compile(rb"^[ \t\f\v]*([^\s#]\S*)", re.MULTILINE)  # of lines that are no comments
 # file, format, samples in a frame, skew, offset; gain, baseline, unit; and, as far as they are there, resolution,
 # zero, initial value, checksum, block size; a name. Every part is bounded or ends with the line: time is linear.
 INTEGER = r"(?:\s+([+-]?\d{1,12})(?!\S)%s)?+"
@@ -113,8 +114,7 @@ def _named(path):
         data = read_regular(path, limits.HEADER_BYTES)
     except (Unusable, OSError, ValueError):
         return False, []
-    firsts = [line.split(None, 1)[0] for line in data.splitlines() if line and not line.isspace()]
-    names = dict.fromkeys(name for name in firsts if not name.startswith(b"#"))
+    names = dict.fromkeys(FIRST_WORDS.findall(data.replace(b"\r", b"\n")))
     several = b"/" in next(iter(names), b"")
     return several, [os.fsdecode(name) for name in [*names][1:] if b"/" not in name and name not in NOT_NAMES]
 

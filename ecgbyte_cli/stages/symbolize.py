@@ -347,7 +347,7 @@ def _join(work, parts, found, skipped, known, asked, started):
                     for row in here:
                         row[5:] = lo, hi
                     lost += lost_leads([row[0] for row in here], signals, block, asked["leads"])
-                used += np.bincount(block.reshape(-1), minlength=256)
+                used += np.bincount(block[..., ::4].reshape(-1), minlength=256)  # as telling as all
                 write_letters(block)
                 at += len(block)
                 bar.update(done + at)
