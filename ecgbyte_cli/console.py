@@ -88,6 +88,8 @@ class Toolkit(click.Group):
     def __call__(self, *args, **kwargs):
         """Run as the program, whose signals and streams are its own."""
         sys.unraisablehook = _unraisable
+        # Python's helpers, such as multiprocessing's, else look for modules in the current folder first
+        os.environ["PYTHONSAFEPATH"] = "1"
         try:
             with interrupts.EndingAtOnce():  # until a stage begins
                 return super().__call__(*args, **kwargs)

@@ -327,6 +327,23 @@ def test_workers_end_with_their_parent(many, tmp_path, how):
     assert not session(process.pid)
 
 
+def test_python_files_in_the_current_folder_do_not_run(many, tmp_path):
+    """Such as in a data set that was downloaded: Python's helpers look there for what they import."""
+    names = ("multiprocessing", "pywt", "scipy", "numpy", "pickle", "ecgbyte_cli", "ecgbyte_kernels")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(f"open('ran-{name}', 'w')")
+    # as the installed script does, which does not look there itself
+    code = "import sys; del sys.path[0]; from ecgbyte_cli.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "symbolize", many, *map(str, SHORT), "--jobs", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert not list(tmp_path.glob("ran-*"))
+
+
 def session(leader):
     """The processes of a session that are alive."""
     lines = subprocess.run(
