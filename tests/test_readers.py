@@ -675,6 +675,9 @@ def test_an_archive_of_many_entries_is_refused_at_once(tmp_path):
         for i in range(2000):
             archive.writestr(f"{i}.npy", b"")
     assert "too large" in reason(tmp_path / "a.npz", fs=250)
+    for empty in ((2**40, 0), (0, 2**40)):
+        np.savez(tmp_path / "b.npz", signal=wave(), leads=np.zeros(empty))
+        assert "too large" in reason(tmp_path / "b.npz", fs=250)
     np.savez(tmp_path / "b.npz", signal=wave(), leads=np.array(["x" * 10**6] * 12))
     assert "too large" in reason(tmp_path / "b.npz", fs=250)
 

@@ -190,7 +190,7 @@ def _check_array(file, most):
     if version != (1, 0):
         read_header = np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(file)
-    numbers = np.prod(shape, dtype=float)
+    numbers = np.prod([side or 1 for side in shape], dtype=float)  # 2^40 rows of nothing are a long loop
     if min(shape, default=0) < 0 or numbers > most or numbers * dtype.itemsize > 8 * max(most, 2**16):
         raise Unusable(f"too large: an array of {shape} of {str(dtype)[:30]}")
 
