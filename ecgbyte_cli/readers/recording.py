@@ -78,6 +78,7 @@ class Recording:
         return None
 
 
+@lru_cache(256)
 def lead_name(name: str) -> str:
     """A lead's name in its usual spelling.
 
