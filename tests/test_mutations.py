@@ -3,6 +3,7 @@
 ECGBYTE_MUTATIONS says how many are tried (300).
 """
 
+import faulthandler
 import io
 import multiprocessing
 import os
@@ -292,7 +293,7 @@ def mutated(name, data, rng, folder):
     }[kind]()
 
 
-def read_mutated(folder, count, seed, pipe):
+def read_mutated(folder, count, seed, queue):
     """Read mutated inputs, and report what became of them, of each kind how many and the longest, and the memory."""
     (folder / "seeds").mkdir()
     originals = seeds(folder / "seeds")
@@ -307,6 +308,7 @@ def read_mutated(folder, count, seed, pipe):
             changed = rng.random() < 1 / len(group) + 0.2
             (place / name).write_bytes(mutated(name, data, rng, folder) if changed else data)
         first = next(iter(group))
+        faulthandler.dump_traceback_later(120, exit=True)  # a hang is an end, too
         started = time.process_time()
         for path in readers.find(place / first)[0][:5]:
             try:
@@ -322,7 +324,8 @@ def read_mutated(folder, count, seed, pipe):
         slowest[first] = max(slowest.get(first, (0.0, 0)), (time.process_time() - started, i))
     # not getrusage: its peak is, after a fork, that of the parent if that is higher
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    pipe.send((outcomes, tried, slowest, int(status["VmHWM"].split()[0]) / 1024))
+    faulthandler.cancel_dump_traceback_later()
+    queue.put((outcomes, tried, slowest, int(status["VmHWM"].split()[0]) / 1024))
 
 
 def test_mutated_inputs_are_read_or_refused(tmp_path):
@@ -330,14 +333,13 @@ def test_mutated_inputs_are_read_or_refused(tmp_path):
     for package in ("edfio", "h5py", "pydicom"):
         pytest.importorskip(package)
     context = multiprocessing.get_context("spawn")
-    # not a queue that is read when the process has ended: it waits until a long report is taken from it
-    report, pipe = context.Pipe(duplex=False)
+    queue = context.SimpleQueue()
     count = int(os.environ.get("ECGBYTE_MUTATIONS", 300))
-    process = context.Process(target=read_mutated, args=(tmp_path, count, 20, pipe))
+    process = context.Process(target=read_mutated, args=(tmp_path, count, 20, queue))
     process.start()
-    pipe.close()
-    outcomes, tried, slowest, megabytes = report.recv()  # EOFError if the process died
     process.join()
+    assert process.exitcode == 0, f"the input is in {tmp_path}"
+    outcomes, tried, slowest, megabytes = queue.get()
     print(outcomes)
     for kind, (seconds, which) in slowest.items():
         print(f"{kind}: {tried[kind]} inputs, {seconds:.2f} s at most, for number {which}")
