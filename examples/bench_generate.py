@@ -80,11 +80,11 @@ def timed(lm, prompts, batch, max_new, shared):
     if shared:
         answering.answer_all(lm, prompts, batch, max_new, (), keep)
     else:
-        sharing, lm._begin_alike = lm._begin_alike, lambda *_: False
+        sharing, lm._can_share = lm._can_share, lambda *_: False
         for name in ("signal", *controls.CONTROLS):
             others = {key for key in prompts.asked if key[0] != name}
             answering.answer_all(lm, prompts, batch, max_new, others, keep)
-        lm._begin_alike = sharing
+        lm._can_share = sharing
     return time.perf_counter() - start, answers
 
 

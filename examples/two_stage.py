@@ -199,7 +199,7 @@ def two_stage(work, epochs, batch, seed):
         features = torch.cat([encoder(part) for part in inputs.split(256)])
     frames = features.shape[1]
 
-    base, text_tokenizer = ecg_lm.tiny(seed)
+    base, text_tokenizer = ecg_lm.tiny(seed, ecg_lm.tiny_texts())
     lm = ecg_lm.ECGLM(base, 0, seed)
     lm.ecg_rows = Projection(features, base.config.hidden_size)
     prompt = Prompt(text_tokenizer, lm.layout)

@@ -10,7 +10,7 @@ import numpy as np
 from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.controls import CONTROLS
-from ecgbyte_cli.model.layout import leads_of
+from ecgbyte_cli.model.conversation import fit
 from ecgbyte_cli.workdir import whole
 
 
@@ -54,11 +54,9 @@ class Prompts:
 
     def ask(self, key, question, ecgs):
         """Add a question about the tokens of ECGs."""
-        tokenizer = self.tokenizer
-        leads = [leads_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
         turns = [*question.earlier, (question.question, None)]
         try:
-            ids, _, lost = self.prompt.fitted(ecgs, leads, turns, self.longest)
+            ids, _, lost = fit(self.prompt, self.tokenizer, ecgs, turns, self.longest)
         except Failure as error:
             raise Failure(
                 f"a question about record {question.record}: {error.message}: leave it out of the question file"
@@ -127,6 +125,8 @@ def answer_all(lm, prompts, batch, max_new, known, keep, pick=None, name=str):
     name : callable
         What to call the question of a key, where the model fails.
     """
+    from ecgbyte_cli.model.ecg_lm import Counted
+
     prompt = prompts.prompt
     for together in prompts.batches([key for key in prompts.asked if key not in known], batch, pick is None):
         began, ask = time.perf_counter(), [prompts.ids(group[0]) for group in together]
@@ -143,31 +143,10 @@ def answer_all(lm, prompts, batch, max_new, known, keep, pick=None, name=str):
                 "before it are kept"
             ) from error
         took = (time.perf_counter() - began) / sum(map(len, together))
-        for group, ids, log in zip(together, answers, counted.logs, strict=True):
+        for group, ids, logs in zip(together, answers, counted.logs, strict=True):
             text = prompt.text(ids)
             for key in group:
-                keep(key, text, math.exp(log), took)
-
-
-class Counted:
-    """Picks ids as another does, greedily if that is None, and counts how likely each answer is, its end included.
-
-    Attributes
-    ----------
-    logs : list of float
-        Logarithm of the probability of each answer.
-    """
-
-    def __init__(self, pick, end_ids, count):
-        self.pick, self.end_ids, self.logs, self.ended = pick, end_ids, [0.0] * count, set()
-
-    def __call__(self, logits, rows):
-        ids = self.pick(logits, rows) if self.pick else logits.argmax(-1)
-        logs = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-        for row, i, log in zip(rows, ids.tolist(), logs.tolist(), strict=True):
-            self.logs[row] += log if row not in self.ended else 0.0
-            self.ended.update([row] if i in self.end_ids else [])
-        return ids
+                keep(key, text, math.exp(sum(logs)), took)
 
 
 class Sampler:

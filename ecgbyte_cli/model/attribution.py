@@ -145,7 +145,7 @@ class Explainer:
         if case.decided is None:
             shape = len(self.tokenizer.signal["leads"]), self.tokenizer.signal["samples"]
             flat, layout = self.tokenizer.encode(np.zeros(shape, np.float32), self.segmenter), self.lm.layout
-            block = layout.block(flat, leads_of(flat, self.tokenizer.lengths, shape[1]))
+            block = layout.block(flat)
             first = np.flatnonzero(case.ids[: case.ecg[0]] == layout.offset)[-1]
             ids = np.concatenate([case.ids[:first], block, case.ids[case.ecg[-1] + 2 :]])
             places = first + np.flatnonzero(block >= layout.first)

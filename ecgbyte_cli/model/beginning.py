@@ -131,7 +131,8 @@ def what_to_read(work, qa, lm, samples, settings, tell):
         if not shares(lm, samples, read[0]):
             tell("this base model cannot read an ECG for several questions at once: each gets one of its own")
             samples.together = 1
-            read = read_samples(work, qa, samples, settings["seed"], lambda text: None)
+            asked = [question for plan in read[0] for question in plan.questions]
+            read = samples.plans(asked)[0], *read[1:]
     if settings["patience"] and not read[1]:
         raise Failure(f"--patience needs validation questions, and {qa} holds none about an encoded record")
     return read

@@ -174,6 +174,8 @@ class Conversation:
         Failure
             If the conversation is longer than the model can read, or memory does not suffice.
         """
+        from ecgbyte_cli.model.ecg_lm import Counted
+
         start, shown = time.perf_counter(), ""
         tokens, asked = [ecg.tokens for ecg in self.ecgs], [*self.turns, (question, None)]
         longest = self.about.get("prompt_tokens")
@@ -194,14 +196,8 @@ class Conversation:
                     f"too long: the model reads {most} tokens, and this makes {len(ids)}; {shorter}"
                 )
             room = min(self.max_new, most - len(ids))
-            logs: list[float] = []  # of the probability of each id that was written
-
-            def likeliest(logits, _rows):
-                best = logits.argmax(-1)
-                logs.append(logits[0].float().log_softmax(-1)[best[0]].item())
-                return best
-
-            for (i,) in self.lm.stream([ids], self.prompt.end_ids, room, self.cache, likeliest):
+            counted = Counted(None, self.prompt.end_ids, 1)
+            for (i,) in self.lm.stream([ids], self.prompt.end_ids, room, self.cache, counted):
                 turn.first = turn.first or time.perf_counter() - start
                 turn.written.append(i)
                 turn.answer = self.prompt.text(turn.written)
@@ -210,7 +206,7 @@ class Conversation:
                     show(turn.answer[len(shown) :])
                     shown = turn.answer
             show(turn.answer[len(shown) :])
-            turn.probability = math.exp(sum(logs)) if logs else None
+            turn.probability = math.exp(sum(counted.logs[0])) if counted.logs[0] else None
         except KeyboardInterrupt:
             turn.stopped = True
         except RuntimeError as error:  # such as torch's out of memory
@@ -257,7 +253,7 @@ def fit(
     from ecgbyte_cli.model.layout import leads_of
 
     leads = [leads_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
-    return prompt.fitted(ecgs, leads, turns, longest or sys.maxsize)
+    return prompt.fitted(ecgs, leads, turns, sys.maxsize if longest is None else longest)
 
 
 def keeps_context(about: dict) -> bool:

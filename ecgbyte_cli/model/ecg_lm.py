@@ -246,10 +246,13 @@ class ECGLM(torch.nn.Module):
             Per prompt the next id, or None if its answer has ended.
         """
         states, open_ = states_of(self.base), [True] * len(prompts)
-        first = [min(self.layout.prefix(prompt), len(prompt) - 1) for prompt in prompts]
-        if not cache and self._begin_alike(prompts, first, states):
-            yield from self._from_shared(prompts, first, end_ids, max_new, pick or _likeliest, states)
-            return
+        if not cache:
+            beginnings, row_of = self._beginnings(prompts)
+            if self._can_share(beginnings, prompts, states):
+                yield from self._from_shared(
+                    prompts, beginnings, row_of, end_ids, max_new, pick or _likeliest, states
+                )
+                return
         if cache:
             states = cache.begin(prompts[0], states)
         ids, position, mask = self._padded(prompts, len(cache.ids) if cache else 0)
@@ -299,32 +302,39 @@ class ECGLM(torch.nn.Module):
             position[row, at], mask[row, at] = torch.from_numpy(place), 1
         return ids.to(self.device), position.to(self.device), mask.to(self.device)
 
-    def _begin_alike(self, prompts, first, states):
-        """Whether some prompts have the same ids up to `first`, and the layers' states can be shared."""
+    def _beginnings(self, prompts):
+        """What prompts begin with up to the end of their last ECGs, each once; and which of these each has."""
+        numbers: dict[bytes, int] = {}
+        beginnings, row_of = [], []
+        for prompt in prompts:
+            beginning = prompt[: min(self.layout.prefix(prompt), len(prompt) - 1)]
+            row_of.append(numbers.setdefault(beginning.tobytes(), len(numbers)))
+            if row_of[-1] == len(beginnings):
+                beginnings.append(beginning)
+        return beginnings, row_of
+
+    def _can_share(self, beginnings, prompts, states):
+        """Whether some prompts begin alike, with an ECG, and the layers' states can be shared."""
         return (
             self.base.config._attn_implementation in ("sdpa", "eager")
             and divisible(states)
-            and min(first) > 0
-            and len({ids[:n].tobytes() for ids, n in zip(prompts, first, strict=True)}) < len(prompts)
+            and min(map(len, beginnings)) > 0
+            and len(beginnings) < len(prompts)
         )
 
-    def _from_shared(self, prompts, first, end_ids, max_new, pick, states):
+    def _from_shared(self, prompts, beginnings, row_of, end_ids, max_new, pick, states):
         """`stream`, where a row is what several prompts begin with, and these follow it side by side.
 
         So what they share is read once, kept once and looked at once for all of them.
         """
-        numbers: dict[bytes, int] = {}
-        row_of = [
-            numbers.setdefault(ids[:n].tobytes(), len(numbers)) for ids, n in zip(prompts, first, strict=True)
-        ]
-        beginnings = [prompts[row_of.index(row)][: first[row_of.index(row)]] for row in range(len(numbers))]
         ids, owner, _ = self._side_by_side([[(1, ids, ids)] for ids in beginnings])
         owner -= 1  # 0 for what is there, -2 for padding on the right, which no real id sees
         self._outputs(lambda hidden: hidden[:, -1], states, **self.inputs(ids))
         places = [self.layout.positions(prompt) for prompt in prompts]
         # of each row the prompts still open: number, ids to be read, their positions
         following = [[] for _ in beginnings]
-        for prompt, (row, n) in enumerate(zip(row_of, first, strict=True)):
+        for prompt, row in enumerate(row_of):
+            n = len(beginnings[row])
             following[row].append((prompt + 1, prompts[prompt][n:], places[prompt][n:]))
         seen = owner
         for _ in range(max_new):
@@ -402,6 +412,30 @@ def _likeliest(logits, _rows):
     return logits.argmax(-1)
 
 
+class Counted:
+    """Picks ids as another does, greedily if that is None, and counts how likely each answer is, its end included.
+
+    Attributes
+    ----------
+    logs : list of lists of float
+        Of each answer, the logarithm of the probability of each of its ids.
+    """
+
+    def __init__(self, pick, end_ids, count):
+        self.pick, self.end_ids, self.ended = pick or _likeliest, end_ids, set()
+        self.logs: list[list[float]] = [[] for _ in range(count)]
+
+    def __call__(self, logits, rows):
+        ids = self.pick(logits, rows)
+        logs = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+        for row, i, log in zip(rows, ids.tolist(), logs.tolist(), strict=True):
+            if row not in self.ended:
+                self.logs[row].append(log)
+            if i in self.end_ids:
+                self.ended.add(row)
+        return ids
+
+
 def waveforms(ecg_tokenizer, points=16):
     """Describe the waveform of each ECG token by numbers: its shape, its level and its length.
 
@@ -469,6 +503,13 @@ def tiny(seed=0, texts=()):
     return LlamaForCausalLM(config), text_tokenizer
 
 
+def tiny_texts() -> list[str]:
+    """The texts that the text vocabulary of `--model tiny` is learned from: questions about ECGs, and answers."""
+    words = [*(statement.words for statement in STATEMENTS.values()), *CONDITIONS]
+    ranges = [label for _, labels in RANGES.values() for label in labels]
+    return [*wording.texts(words), *ranges]
+
+
 def bfloat16_here(device: str) -> bool:
     """Whether weights and autocast are in bfloat16 on a device: on a GPU, and on a CPU that has it in hardware."""
     has = torch.cpu.get_capabilities()
@@ -498,9 +539,7 @@ def load_base(
         own, or its weights are pickles, are damaged, or are not those that it needs.
     """
     if name == "tiny":
-        words = [*(statement.words for statement in STATEMENTS.values()), *CONDITIONS]
-        ranges = [label for _, labels in RANGES.values() for label in labels]
-        base, text_tokenizer = tiny(texts=[*wording.texts(words), *ranges])
+        base, text_tokenizer = tiny(texts=tiny_texts())
         return base.to(device), text_tokenizer
     local = folders.is_path(name)
     if local and not Path(name).is_dir():

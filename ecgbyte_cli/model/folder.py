@@ -12,12 +12,11 @@ from pathlib import Path
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.layout import PROMPT_VERSION
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS
-from ecgbyte_cli.workdir import read_json, sha256_of
+from ecgbyte_cli.workdir import MOST_JSON, read_json, sha256_of
 
 FORMAT_VERSION = 1
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-MOST_JSON = 2**27  # bytes of a configuration, or of a text tokenizer: the largest known has 2^25
 MOST_ALIKE = 1024  # layers, experts, heads: whatever makes a loop of objects and no number of a table
 MOST_NUMBER = 2**31
 # What a stored adapter may say: its numbers, and words that change nothing. All else must be unset.

@@ -27,6 +27,10 @@ IGNORED = -100  # the label of a token that the loss does not count
 ECG_MARK, ANSWER_MARK, CUT = "\ue000", "\ue001", "\ue002"
 
 
+Stretches = list[tuple[np.ndarray, np.ndarray]]  # of text: ids and labels
+Parts = tuple[tuple[int, ...], Stretches, Stretches]  # see `Prompt.parts`
+
+
 class Prompt:
     """Turns ECG ids and turns of question and answer into ids and labels for one base model.
 
@@ -158,7 +162,11 @@ class Prompt:
         (int64 array, int64 array)
             The ids, and the labels: an id where the model wrote (answer and what closes it), -100 elsewhere.
         """
-        head, tail, answer = self.parts(turns)
+        return self._joined(self.parts(turns), ecgs, leads)
+
+    def _joined(self, parts, ecgs, leads):
+        """Ids and labels of the text in `parts`, with ECGs in it."""
+        head, tail, answer = parts
         ids, labels = zip(_ignored(self.reading(head, ecgs, leads)), *tail, *answer, strict=True)
         return np.concatenate(ids), np.concatenate(labels)
 
@@ -204,14 +212,15 @@ class Prompt:
         Failure
             If the text alone is longer.
         """
-        room = self.room(turns, len(ecgs), longest)
+        parts = self.parts(turns)
+        room = self.room(parts, len(ecgs), longest)
         lost = max(0, sum(map(len, ecgs)) - room)
         if lost:
             ecgs, leads = trim(ecgs, leads, room)
-        return *self.build(ecgs, turns, leads), lost
+        return *self._joined(parts, ecgs, leads), lost
 
-    def room(self, turns: Sequence[tuple[str, str | None]], ecgs: int, longest: int) -> int:
-        """How many ECG tokens, of so many ECGs together, a prompt of `longest` ids has room for.
+    def room(self, parts: Parts, ecgs: int, longest: int) -> int:
+        """How many ECG tokens, of so many ECGs together, a prompt of `longest` ids has room for beside its text.
 
         Since version 2 the text counts as somewhat longer than it is, so that questions of about the same length get
         the same ECG, and share one reading of it.
@@ -221,7 +230,7 @@ class Prompt:
         Failure
             If the text alone is longer.
         """
-        head, tail, _ = self.parts(turns)
+        head, tail, _ = parts
         text = len(head) + sum(len(ids) for ids, _ in tail) + ecgs * (2 + self.layout.marks)
         if text > longest:
             raise Failure(f"the prompt has {text} tokens of text alone, and may have {longest}")
@@ -232,9 +241,7 @@ class Prompt:
         """How many ids the last answer has, with what closes it."""
         return sum(len(ids) for ids, _ in self.parts(turns)[2])
 
-    def parts(
-        self, turns: Sequence[tuple[str, str | None]]
-    ) -> tuple[tuple[int, ...], list[tuple[np.ndarray, np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]:
+    def parts(self, turns: Sequence[tuple[str, str | None]]) -> Parts:
         """The text of a conversation as ids.
 
         Returns
@@ -247,7 +254,7 @@ class Prompt:
         before, *after = self.rendered(tuple(self._unmarked(q) for q, _ in turns)).split(ANSWER_MARK)
         head, text = before.split(ECG_MARK)
         tail = [_ignored(self._text_ids(text))]
-        answer: list[tuple[np.ndarray, np.ndarray]] = []
+        answer: Stretches = []
         for (_, words), text in zip(turns, after, strict=True):
             tail, answer = tail + answer, []
             if words is None:

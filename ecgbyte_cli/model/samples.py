@@ -171,10 +171,10 @@ class Samples:
         prompt, layout = self.prompt, self.prompt.layout
         ecgs, leads = self._read(plan.segments, instead, random)
         turns = [question.turns for question in plan.questions] or [NOTHING_ASKED]
-        room = min(prompt.room(asked, len(ecgs), self.longest) for asked in turns)
+        parts = [prompt.parts(asked) for asked in turns]
+        room = min(prompt.room(part, len(ecgs), self.longest) for part in parts)
         if sum(map(len, ecgs)) > room:
             ecgs, leads = trim(ecgs, leads, room)
-        parts = [prompt.parts(asked) for asked in turns]
         begin = prompt.reading(parts[0][0], ecgs, leads)  # the same of all: see `plans`
         learned = (begin >= layout.first) & learn_ecg & (instead is None)
         ids, labels, places = [begin], [np.where(learned, begin, IGNORED)], [layout.positions(begin)]
@@ -217,8 +217,9 @@ class Samples:
         alike: dict[tuple, list] = {}
         trimmed = left_out = 0
         for question in questions:
+            head, tail, answer = parts = self.prompt.parts(question.turns)
             try:
-                room = self.prompt.room(question.turns, len(question.segments), self.longest)
+                room = self.prompt.room(parts, len(question.segments), self.longest)
             except Failure:
                 left_out += 1
                 continue
@@ -227,7 +228,6 @@ class Samples:
                 left_out += 1
                 continue
             trimmed += tokens > room
-            head, tail, answer = self.prompt.parts(question.turns)
             own = sum(len(ids) for ids, _ in tail + answer)
             key = question.segments, min(tokens, room), head
             alike.setdefault(key, []).append((question, own))
@@ -246,11 +246,8 @@ class Samples:
 
     def alone(self, segments):
         """Plans that learn ECGs by themselves, one for each of some segments."""
-        head, _, _ = self.prompt.parts(NOTHING_ASKED)
-        text, room = (
-            len(head) + 2 + self.prompt.layout.marks,
-            self.prompt.room(NOTHING_ASKED, 1, self.longest),
-        )
+        parts = self.prompt.parts(NOTHING_ASKED)
+        text, room = len(parts[0]) + 2 + self.prompt.layout.marks, self.prompt.room(parts, 1, self.longest)
         lengths = np.minimum(np.asarray(self.segments["length"])[segments], room)
         return [Plan((int(i),), (), text + int(n)) for i, n in zip(segments, lengths, strict=True)]
 
