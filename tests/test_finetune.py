@@ -220,6 +220,8 @@ def test_a_model_that_learned_ecgs_goes_on_to_learn_answers(small, tmp_path, ecg
     record = sorted((small / "data").rglob("*.hea"))[0]
     neither = ecgbyte("finetune", "--model", "tiny", work=work)
     assert neither.exit_code == 1 and "--pretrain" in neither.stderr
+    shown = ecgbyte("finetune", "--model", "tiny", "--pretrain", "--show", 1, work=work)
+    assert shown.exit_code == 1 and shown.stderr.count("\n") == 1 and "give --qa alone" in shown.stderr
     args = [
         "finetune",
         "--pretrain",

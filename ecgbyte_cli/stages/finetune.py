@@ -348,6 +348,8 @@ def show_samples(work, count, *, qa, pretrain, model, method, **options):
     """Print training samples with what the loss counts in green, and return them."""
     from ecgbyte_cli.model.beginning import begin
 
+    if pretrain:
+        raise Failure("--show prints questions as they are trained, and --pretrain has none: give --qa alone")
     settings = options | {"base": model, "method": check(work, qa, pretrain, model, method)}
     with work.checked("tokens"):
         _, _, samples, _ = begin(work, settings, "cpu")
