@@ -126,6 +126,23 @@ def ask(page, question):
     page.keyboard.press("Enter")
 
 
+def test_a_sheet_that_comes_late_is_not_taken_for_the_newest(visit, address):
+    page, held = ready(visit(address)), []
+    page.route("**/sheet.svg?*speed=50&gain=10*", lambda route: held.append(route))
+    page.select_option("#speed", "50")
+    page.select_option("#gain", "20")
+    page.locator("svg[data-speed='50'][data-gain='20']").wait_for()
+    with page.expect_response("**/sheet.svg?*speed=50&gain=10*") as late:
+        held[0].continue_()
+    late.value.finished()
+    page.wait_for_timeout(200)
+    sheet = page.locator("svg.sheet")
+    assert sheet.get_attribute("data-gain") == "20"
+    width = sheet.bounding_box()["width"]
+    page.click("#in")
+    assert sheet.bounding_box()["width"] == pytest.approx(1.5 * width, abs=2)
+
+
 def test_a_record_is_drawn(visit, address, folder):
     page = ready(visit(address))
     name = sorted(folder.glob("*.hea"))[0].stem

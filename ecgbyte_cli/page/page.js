@@ -116,7 +116,7 @@ async function show(id, beside) {
   if (beside && ecgs.some((ecg) => ecg.id === id)) throw new Error("This ECG is open already.");
   const ecg = { id, about: null, start: 0, tokens: new Map(), looked: null };
   const turn = ++opened;
-  const [told] = await Promise.all([get(`api/records/${id}`), sheetOf(ecg)]);
+  const [told, svg] = await Promise.all([get(`api/records/${id}`), sheetOf(ecg)]);
   if (turn !== opened) return; // another one was chosen meanwhile
   ecg.about = told;
   if (!beside) {
@@ -129,7 +129,7 @@ async function show(id, beside) {
   location.replace("#" + ecgs.map((one) => one.id).join("+"));
   layouts();
   $("ecgs").replaceChildren(...ecgs.map((one) => one.box || panel(one)));
-  place(ecg);
+  place(ecg, svg);
   if (ecgs.length > 1) place(ecgs[0]); // it is narrower now
   mark();
   if (narrow.matches) $("list").open = false;
@@ -215,12 +215,11 @@ async function sheetOf(ecg) {
   const text = await (await api(`api/records/${ecg.id}/sheet.svg?${asked}`)).text();
   const drawn = new DOMParser().parseFromString(text, "image/svg+xml").documentElement;
   if (drawn.nodeName !== "svg") throw new Error("The sheet cannot be shown.");
-  ecg.svg = document.adoptNode(drawn);
-  return ecg.svg;
+  return document.adoptNode(drawn);
 }
 
-function place(ecg) {
-  const { svg } = ecg;
+function place(ecg, svg = ecg.svg) {
+  ecg.svg = svg;
   ecg.scroll.replaceChildren(svg);
   ecg.scroll.classList.remove("busy");
   svg.style.setProperty("--mm", svg.getAttribute("width"));
@@ -251,8 +250,8 @@ function later(ecg, start) {
 
 async function redraw(ecg) {
   const wanted = (ecg.wanted = (ecg.wanted || 0) + 1);
-  await sheetOf(ecg);
-  if (wanted === ecg.wanted) place(ecg);
+  const svg = await sheetOf(ecg);
+  if (wanted === ecg.wanted) place(ecg, svg); // an older answer may come after a newer one
 }
 
 const redrawAll = doing(() => Promise.all(ecgs.map((ecg) => {
