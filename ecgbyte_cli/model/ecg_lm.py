@@ -209,7 +209,7 @@ class ECGLM(torch.nn.Module):
         if ecg.any():
             states = hidden[:, :-1][ecg]
             rows = self.ecg_rows.weight[self.layout.first - self.offset :].to(states.dtype)
-            scores = (states @ rows.T).float() / self.scale
+            scores = (states / self.scale @ rows.T).float()
             losses.append(functional.cross_entropy(scores, wanted[ecg] - self.layout.first, reduction="sum"))
         else:
             losses.append(torch.zeros_like(losses[0]))
