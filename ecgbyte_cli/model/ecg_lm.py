@@ -48,6 +48,7 @@ RUNNING_STATE = (
     *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "olmo_hybrid"),
     *("recurrent_gemma", "lfm2"),
 )
+MOST_BESIDE, MOST_LOGITS = 512, 2**26  # ids that are read behind a beginning at a time, and logits
 WORDS = 1024  # tokens in the text vocabulary of `tiny`
 NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
 
@@ -313,10 +314,14 @@ class ECGLM(torch.nn.Module):
                 beginnings.append(beginning)
         return beginnings, row_of
 
+    def _takes_masks(self):
+        """Whether the attention takes a mask of what each id sees."""
+        return self.base.config._attn_implementation in ("sdpa", "eager")
+
     def _can_share(self, beginnings, prompts, states):
         """Whether some prompts begin alike, with an ECG, and the layers' states can be shared."""
         return (
-            self.base.config._attn_implementation in ("sdpa", "eager")
+            self._takes_masks()
             and divisible(states)
             and min(map(len, beginnings)) > 0
             and len(beginnings) < len(prompts)
@@ -406,6 +411,126 @@ class ECGLM(torch.nn.Module):
                 if i is not None:
                     answer.append(i)
         return answers
+
+    @torch.no_grad()
+    def weigh(
+        self,
+        prompts: Sequence[np.ndarray],
+        answers: Sequence[Sequence[np.ndarray]],
+        cache: PromptCache | None = None,
+    ) -> list[np.ndarray]:
+        """How likely answers are behind prompts.
+
+        Parameters
+        ----------
+        prompts : list of int arrays
+            An ECG that several begin with is read once.
+        answers : list of lists of int arrays
+            The answers to each prompt, with the id that ends them.
+        cache : PromptCache or None
+            With one prompt: what was read of an earlier one that begins alike is not read again.
+
+        Returns
+        -------
+        list of float64 arrays
+            The logarithm of the probability of each answer to each prompt.
+        """
+        states = states_of(self.base)
+        if not (self._takes_masks() and divisible(states)):
+            return [
+                np.array([self._weigh_alone(prompt, answer) for answer in some])
+                for prompt, some in zip(prompts, answers, strict=True)
+            ]
+        if cache:
+            states = cache.begin(prompts[0], states)
+            beginnings, row_of, read = [prompts[0][:-1]], [0], len(cache.ids)
+        else:
+            beginnings, row_of = self._beginnings(prompts)
+            read = 0
+        ids, owner, _ = self._side_by_side([[(1, ids, ids)] for ids in beginnings])
+        owner -= 1  # 0 for what is there, -2 for padding on the right
+        if read < ids.shape[1]:
+            given = self.inputs(ids)
+            if read:
+                places = torch.from_numpy(self.layout.positions(beginnings[0])[None, read:]).to(self.device)
+                given = {"inputs_embeds": self.embed(ids[:, read:]), "position_ids": places}
+                given["attention_mask"] = torch.ones_like(ids)
+            self._outputs(lambda hidden: hidden[:, -1], states, **given)
+        if cache:
+            cache.ids = beginnings[0].tolist()
+        made: list[np.ndarray] = [np.zeros(0)] * len(prompts)
+        for some in self._passes(prompts, answers, beginnings, row_of):
+            self._weigh_side_by_side(some, prompts, answers, beginnings, row_of, owner, states, made)
+            for layer in states.layers:
+                layer.keys, layer.values = (
+                    held[..., : owner.shape[1], :] for held in (layer.keys, layer.values)
+                )
+        return made
+
+    def _passes(self, prompts, answers, beginnings, row_of):
+        """Numbers of prompts in lists whose answers are weighed together: not too many ids in a row, or logits."""
+        of_row, most = [0] * len(beginnings), MOST_LOGITS // self.offset
+        order = []
+        for number, row in enumerate(row_of):
+            order.append((of_row[row], number))
+            of_row[row] += 1
+        passes: list[list[int]] = []
+        counted, in_row = 0, [0] * len(beginnings)
+        for _, number in sorted(order):
+            row = row_of[number]
+            logits = sum(map(len, answers[number]))
+            ids = len(prompts[number]) - len(beginnings[row]) + logits
+            if not passes or counted + logits > most or in_row[row] + ids > MOST_BESIDE:
+                passes.append([])
+                counted, in_row = 0, [0] * len(beginnings)
+            passes[-1].append(number)
+            counted += logits
+            in_row[row] += ids
+        return passes
+
+    def _weigh_side_by_side(self, some, prompts, answers, beginnings, row_of, owner, states, made):
+        """Weigh the answers to some prompts behind their beginnings: each prompt's rest once, then its answers."""
+        rows = [[] for _ in beginnings]  # of (owner, owner of what it goes on from, ids, positions)
+        widths, counted, wanted, lengths = [0] * len(rows), [], [], []
+        for number in some:
+            row, prompt = row_of[number], prompts[number]
+            places, n, asks = self.layout.positions(prompt), len(beginnings[row]), len(rows[row]) + 1
+            rows[row].append((asks, asks, prompt[n:], places[n:]))
+            widths[row] += len(prompt) - n
+            last = widths[row] - 1
+            for answer in answers[number]:
+                own = len(answer) - 1  # the id that ends it is predicted, and predicts nothing
+                rows[row].append((len(rows[row]) + 1, asks, answer[:-1], places[-1] + 1 + np.arange(own)))
+                counted += [(row, last), *((row, widths[row] + i) for i in range(own))]
+                wanted.append(answer)
+                lengths.append(len(answer))
+                widths[row] += own
+        ids, of, position = self._side_by_side([[(own, *rest) for own, _, *rest in row] for row in rows])
+        _, parent, _ = self._side_by_side([[(above, *rest) for _, above, *rest in row] for row in rows])
+        seen = torch.cat([owner, of], 1)[:, None]
+        sees = (seen == 0) | (seen == of[..., None]) | (seen == parent[..., None])
+        sees &= torch.ones(sees.shape[1:], dtype=torch.bool, device=ids.device).tril(owner.shape[1])
+        flat = np.array(counted) @ [ids.shape[1], 1]
+        places, at = np.unique(flat, return_inverse=True)
+        places = torch.from_numpy(places).to(ids.device)
+        logits, _ = self._outputs(
+            lambda hidden: hidden.flatten(0, 1)[places],
+            states,
+            inputs_embeds=self.embed(ids),
+            position_ids=position,
+            attention_mask=self._mask(sees),
+        )
+        logs = logits.float().log_softmax(-1)[at, np.concatenate(wanted)].double().cpu().numpy()
+        sums = np.add.reduceat(logs, np.cumsum(lengths) - lengths)
+        begin = 0
+        for number in some:
+            made[number] = sums[begin : begin + len(answers[number])]
+            begin += len(answers[number])
+
+    def _weigh_alone(self, prompt, answer):
+        ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None].to(self.device)
+        logits, _ = self._outputs(lambda hidden: hidden[0, len(prompt) - 1 : -1], **self.inputs(ids))
+        return float(logits.float().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None]).double().sum())
 
 
 def _likeliest(logits, _rows):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli.console import Stage, note, say, wants_json
+from ecgbyte_cli.console import Stage, note, progress, say, wants_json
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.model.folder import is_own, method_of
 from ecgbyte_cli.model.samples import read_samples
@@ -315,6 +315,14 @@ def _train(work, qa, settings, checkpointing, going_on):
             ) from error
         if rank != 0:
             return None
+        known = None
+        if qa is not None:
+            from ecgbyte_cli.model import calibration
+
+            some = validation[: calibration.WEIGHED]
+            with progress("certainty", len(some), "questions") as bar:
+                asked = [question for plan in training for question in plan.questions]
+                known = calibration.measure(lm, samples, asked, some, bar)
         result |= counts | {"model": str(work.model)}
         about = {
             "base": name,
@@ -330,6 +338,8 @@ def _train(work, qa, settings, checkpointing, going_on):
             "result": result,
         }
         with work.making("model"), new_folder(work.model) as folder:
+            if known:
+                known.write(folder)
             ecg_lm.save(folder, lm, text_tokenizer, work.ecg_tokenizer, about)
         for path in (*work.checkpoints("step"), *work.checkpoints("best")):
             shutil.rmtree(path)
