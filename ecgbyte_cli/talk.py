@@ -98,7 +98,7 @@ def markdown(conversation: Conversation, pictures: list[str], facts: Callable[[E
             lines += [f"*{printable(entry)}*", ""]
         elif not entry.error:
             stopped = " (stopped)" if entry.stopped else ""
-            question, answer = (printable(text, "\n\t") for text in (entry.question, entry.said()))
+            question, answer = (printable(text, "\n\t") for text in (entry.question, entry.answer))
             sure = f" ({printable(entry.certainty())})" if entry.certainty() else ""
             lines += [f"**{question}**", "", f"{answer}{stopped or sure}", ""]
     return "\n".join(lines)

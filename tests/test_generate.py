@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ecgbyte_cli.model import answering, controls, ecg_lm
+from ecgbyte_cli.model import answering, certainty, controls, ecg_lm
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.stages import generate
@@ -159,10 +159,12 @@ def test_the_answer_of_several_segments_is_the_one_that_they_make_likeliest():
     assert answering.likeliest(given)[:3] == ("yes", 0.3, 6.0)
     assert answering.likeliest([*given, answering.Given("no", 0.2, 0.0)])[:3] == ("no", 0.25, 6.0)
     assert answering.likeliest(given[:1]) == given[0]
-    sure = [answering.Given("no", p, 1.0, "yes", 1 - p, p > 0.8, 1 - p) for p in (0.9, 0.7)]
-    assert answering.likeliest(sure) == answering.Given(
-        "no", 0.8, 2.0, "yes", pytest.approx(0.1), False, pytest.approx(0.2)
-    )
+    sure = certainty.Certainty([], {}, {"more": 0.6}, None, None, *[np.zeros(0, int)] * 3)
+    three = [
+        answering.chosen(sure, ["a", "b", "c"], np.array(w), 1.0) for w in ((0.9, 0.1, 0), (0, 0.6, 0.4))
+    ]
+    together = answering.chosen_together(sure, ["a", "b", "c"], three)
+    assert together[:3] == ("a", pytest.approx(0.45), 2.0) and together.other == "b" and not together.sure
 
 
 def test_all_segments_of_a_recording_are_asked(small, tmp_path, ecgbyte):

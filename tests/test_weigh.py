@@ -39,6 +39,7 @@ def test_answers_are_weighed_as_if_each_were_read_alone(base, positions, monkeyp
     lm, prompts = made(base, positions)
     some = [ANSWERS[: 1 + i % 4] for i in range(len(prompts))]
     wanted = [[alone(lm, ids, answer) for answer in of] for ids, of in zip(prompts, some, strict=True)]
+    assert lm.beside
     read, look_up = [], lm.embed
     monkeypatch.setattr(lm, "embed", lambda ids: read.append(tuple(ids.shape)) or look_up(ids))
     found = lm.weigh(prompts, some)
@@ -59,13 +60,31 @@ def test_answers_are_weighed_as_if_each_were_read_alone(base, positions, monkeyp
         assert written == lm.answer([ids], {7}, 4)[0]
 
 
-def test_a_model_with_a_window_weighs_answers_one_by_one():
+SIZES = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+WITHOUT = {  # no texts side by side: windows, and attention whose bias takes no mask of four dimensions
+    "mistral": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, sliding_window=24)
+    ),
+    "bloom": lambda: transformers.BloomForCausalLM(
+        transformers.BloomConfig(vocab_size=259, hidden_size=32, n_layer=2, n_head=2)
+    ),
+    "gpt_neo": lambda: transformers.GPTNeoForCausalLM(
+        transformers.GPTNeoConfig(
+            **{"vocab_size": 259, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "window_size": 24},
+            attention_types=[[["global", "local"], 1]],
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT)
+def test_a_model_without_texts_side_by_side_weighs_answers_each_by_itself(kind):
     torch.manual_seed(0)
-    config = transformers.MistralConfig(
-        **{"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
-        **{"num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 24},
-    )
-    lm, prompts = made(transformers.MistralForCausalLM(config))
+    lm, prompts = made(WITHOUT[kind]())
+    assert not lm.beside
     found = lm.weigh(prompts[:2], [ANSWERS, ANSWERS[:1]])
     for ids, of, here in zip(prompts, (ANSWERS, ANSWERS[:1]), found, strict=False):
         np.testing.assert_allclose(here, [alone(lm, ids, answer) for answer in of], rtol=1e-4, atol=1e-4)
+    # nor does it answer so
+    together = lm.answer(prompts[:3], {7}, 5)
+    assert together == [lm.answer([ids], {7}, 5)[0] for ids in prompts[:3]]

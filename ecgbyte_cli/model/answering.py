@@ -26,6 +26,7 @@ class Given(NamedTuple):
     other_probability: float | None = None
     sure: bool | None = None
     yes: float | None = None  # the probability of yes, where yes and no are the answers
+    weights: list[float] | None = None  # the probability of each answer that it was chosen from
 
 
 def longest_prompt(lm, prompt, about, truths, max_new):
@@ -175,9 +176,21 @@ def choose_all(lm, prompts, batch, known, keep, answers, certainty, name=str):
             weighed = lm.weigh(ask, [[prompts.prompt.written(answer) for answer in of] for of in some])
         took = (time.perf_counter() - began) / sum(map(len, together))
         for group, of, logs in zip(together, some, weighed, strict=True):
-            chosen = certainty.choose(of, logs)
+            given = chosen(certainty, of, certainty.weights(of, logs), took)
             for key in group:
-                keep(key, Given(chosen.answer, chosen.probability, took, *chosen[2:]))
+                keep(key, given)
+
+
+def chosen(certainty, answers, weights, seconds):
+    """The likeliest of some answers, as a Given."""
+    best = certainty.choose(answers, weights)
+    return Given(best.answer, best.probability, seconds, *best[2:], weights.tolist())
+
+
+def chosen_together(certainty, answers, given):
+    """The answer to a question that was asked about several segments: by the mean of its probabilities in each."""
+    weights = np.mean([one.weights for one in given], axis=0)
+    return chosen(certainty, answers, weights, sum(one.seconds for one in given))
 
 
 @contextlib.contextmanager
@@ -232,24 +245,13 @@ def likeliest(given):
     -------
     Given
         The answer with the largest sum of probabilities (of several, the one that came first), its mean probability
-        over all segments, and the seconds together; sure if it is in all that gave it.
+        over all segments, and the seconds together.
     """
-    if len(given) == 1:
-        return given[0]
     sums: dict[str, float] = {}
     for one in given:
         sums[one.answer] = sums.get(one.answer, 0.0) + one.probability
     best = max(sums, key=sums.__getitem__)
-    mine = [one for one in given if one.answer == best]
-    return Given(
-        best,
-        sums[best] / len(given),
-        sum(one.seconds for one in given),
-        mine[0].other,
-        mine[0].other_probability,
-        None if mine[0].sure is None else all(one.sure for one in mine),
-        None if mine[0].yes is None else sum(one.yes for one in given) / len(given),
-    )
+    return Given(best, sums[best] / len(given), sum(one.seconds for one in given))
 
 
 class Partial:

@@ -8,15 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from ecgbyte_cli.model.answering import Prompts
-from ecgbyte_cli.model.certainty import Certainty, before_each, kind_of, moved, plain, softmax
+from ecgbyte_cli.model.certainty import Certainty, before_each, choosable, kind_of, moved, plain, softmax
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.model.samples import Samples
 from ecgbyte_cli.questions import Question
 
-MOST_ANSWERS = 40  # from which one is chosen; a question with more is answered freely
 MOST_TEXTS = 100_000  # a training with more questions in other words knows no list of them
 SEEN = 3  # times that each answer of a question stands in training, on average, if it is to be chosen from
-WEIGHED = 3000  # validation questions that the probabilities are calibrated on
+WEIGHED = 1500  # validation questions that the probabilities are calibrated on
+WEIGHED_ALONE = 100  # of a model that reads the ECG once for each answer
+LEAST = 50  # validation questions with as many answers: of fewer nothing is concluded
 SEGMENTS = 20_000  # of the training split that pairs of tokens are counted in
 RIGHT, COVERED = 0.9, 0.7  # "sure": so many of the answers are right, or else so many of all are given
 
@@ -26,7 +27,9 @@ def measure(
     samples: Samples,
     training: Sequence[Question],
     validation: Sequence[Question],
+    batch: int = 4,
     bar=None,
+    tell=print,
 ) -> Certainty:
     """Find out, after a training, what the model was trained to answer and how far it can be believed.
 
@@ -36,65 +39,75 @@ def measure(
     samples : Samples
     training, validation : list of Question
         Those of validation calibrate the probabilities.
+    batch : int
+        ECGs that are read together.
     bar : object or None
-        Shows how many of them are done.
+        Shows how many questions of validation are done.
+    tell : callable
+        Prints a remark.
     """
-    vocabulary = samples.tokenizer.vocab_size
-    pairs = count_pairs(samples, vocabulary)
+    pairs = count_pairs(samples, samples.tokenizer.vocab_size)
     made = Certainty(groups_of(training), {}, {}, None, None, *pairs)
     asked = []
     for question in validation:
         known = made.match(question.question)
-        alone = not question.earlier and len(question.segments) == 1
-        if alone and known and known.answers and len(known.answers) > 1:
+        if known and known.answers and not question.earlier and len(question.segments) == 1:
             asked.append((replace(question, question=known.text), known.answers))
-    asked = asked[:WEIGHED]
-    given = weighed(lm, samples, asked, bar)
+    asked = asked[: WEIGHED if lm.beside else WEIGHED_ALONE]
+    try:
+        given = weighed(lm, samples, asked, batch, bar)
+    except RuntimeError as error:  # the model is there, and is to be kept
+        tell(f"its probabilities are not calibrated: {' '.join(str(error).split())[:200]}")
+        given = []
     for kind in ("two", "more"):
         mine = [
             (logs, answers, question)
-            for (question, answers), logs in zip(asked, given, strict=True)
+            for (question, answers), logs in zip(asked, given, strict=False)
             if kind_of(answers) == kind
         ]
-        if mine:
+        if len(mine) >= LEAST:
             made.temperature[kind], made.sure[kind] = calibrate(mine)
-    split = np.asarray(samples.recorded["split"])
-    places = np.flatnonzero(split == "val")[:2000]
-    if len(places) >= 20:
+    places = np.flatnonzero(np.asarray(samples.recorded["split"]) == "val")[:2000]
+    if len(places) >= LEAST:
         made.bits, made.amplitude = _usual(made, samples, places)
     return made
 
 
 def groups_of(questions: Sequence[Question]) -> list[dict]:
-    """Questions that ask the same, with the answers that they can have."""
+    """Questions that ask the same, with the answers that they can have.
+
+    Those of a question file that says so (`closed`, and the same `topic`) ask the same in other words.
+    """
     texts: dict[tuple[str, str] | str, dict[str, None]] = {}
     answers: dict[tuple[str, str] | str, Counter] = {}
-    closed: dict[tuple[str, str] | str, bool] = {}
     for question in questions:
         if question.earlier or len(question.segments) > 1:
             continue
-        key = (question.type, question.topic) if question.topic else plain(question.question)
+        of_topic = question.closed and question.topic
+        key = (question.type, str(question.topic)) if of_topic else plain(question.question)
         texts.setdefault(key, {})[question.question] = None
         answers.setdefault(key, Counter())[question.answer] += 1
-        closed[key] = closed.get(key, True) and question.closed
     if sum(map(len, texts.values())) > MOST_TEXTS:
         return []
     made = []
     for key, some in texts.items():
         counted = answers[key]
-        few = len(counted) <= MOST_ANSWERS and (closed[key] or counted.total() >= SEEN * len(counted))
-        made.append({"texts": [*some], "answers": [a for a, _ in counted.most_common()] if few else None})
+        known = [answer for answer, _ in counted.most_common()]
+        if {*known} < {"yes", "no"}:
+            known += {"yes", "no"} - {*known}
+        often = isinstance(key, tuple) or counted.total() >= SEEN * len(counted)
+        made.append({"texts": [*some], "answers": known if often and choosable(known) else None})
     return made
 
 
-def weighed(lm, samples, asked, bar=None, batch=32):
+def weighed(lm, samples, asked, batch, bar=None):
     """The logarithms of the probabilities of answers, of (Question, list of str) each."""
     prompts = Prompts(samples.prompt, samples.tokenizer, samples.longest)
     for number, (question, _) in enumerate(asked):
         prompts.ask(number, question, [samples.own(segment) for segment in question.segments])
     made = [np.zeros(0)] * len(asked)
     lm.eval()
-    for together in prompts.batches(range(len(asked)), batch, False):
+    for together in prompts.batches(range(len(asked)), 4 * batch, False):
         numbers = [number for (number,) in together]
         answers = [[samples.prompt.written(a) for a in asked[number][1]] for number in numbers]
         for number, logs in zip(numbers, lm.weigh([prompts.ids(n) for n in numbers], answers), strict=True):

@@ -4,7 +4,6 @@ calibration.py finds it out at the end of a training, and it is kept in the mode
 ecg_pairs.safetensors with how often one ECG token follows another.
 """
 
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.workdir import read_json, write_json
 
 FILE, PAIRS = "certainty.json", "ecg_pairs.safetensors"
+MOST_ANSWERS, MOST_LETTERS = 40, 2000  # from which one is chosen; a question with more is answered freely
 BACK_OFF = 20.0  # how many times a token counts as seen behind any other, by its own frequency
 FLAT = 0.01  # mV; a lead that moves less is flat
 # words that say nothing of what is asked
@@ -28,9 +28,10 @@ EMPTY = frozenset(
 
 
 def plain(text: str) -> str:
-    """A question without case and punctuation."""
+    """A question without case and punctuation; signs that change what a number says stay."""
     text = unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")
-    return " ".join(re.findall(r"[^\W_]+", re.sub(r"'s\b", " is", text).replace("'", "")))
+    text = re.sub(r"'s\b", " is", text).replace("'", "")
+    return " ".join(re.findall(r"\d+[.,]\d+|[^\W_]+|[<>=\u2264\u2265+\u00b1%]", text))
 
 
 def gist(text: str) -> tuple[str, ...]:
@@ -52,8 +53,8 @@ class Chosen(NamedTuple):
     probability: float  # calibrated
     other: str  # the second likeliest
     other_probability: float
-    sure: bool
-    yes: float | None  # the probability of yes, where that is one of the answers
+    sure: bool | None  # None where nothing says from which probability on it is
+    yes: float | None  # the probability of yes, where yes and no are the answers
 
 
 @dataclass
@@ -85,14 +86,16 @@ class Certainty:
     single: np.ndarray
 
     def __post_init__(self):
-        self._texts: dict[str, tuple[int, str]] = {}
-        self._gists: dict[tuple[str, ...], tuple[int, str] | None] = {}
+        self._exact: dict[str, int] = {}
+        # plain texts and gists; those that fit two questions fit none
+        self._alike: dict[str | tuple[str, ...], tuple[int, str] | None] = {}
         for number, group in enumerate(self.groups):
             for text in group["texts"]:
-                self._texts.setdefault(plain(text), (number, text))
-                found = self._gists.setdefault(gist(text), (number, text))
-                if found and found[0] != number:  # two questions of the same words
-                    self._gists[gist(text)] = None
+                self._exact.setdefault(text, number)
+                for key in (plain(text), gist(text)):
+                    found = self._alike.setdefault(key, (number, text))
+                    if not key or (found and found[0] != number):
+                        self._alike[key] = None
         vocabulary = len(self.single)
         self._before = np.zeros(vocabulary + 1)
         np.add.at(self._before, self.keys // max(1, vocabulary), self.counts)
@@ -100,7 +103,9 @@ class Certainty:
 
     def match(self, question: str) -> Asked | None:
         """The question of the training that asks the same, up to case, punctuation and words that say nothing."""
-        found = self._texts.get(plain(question)) or self._gists.get(gist(question))
+        if question in self._exact:
+            return Asked(question, self.groups[self._exact[question]]["answers"])
+        found = self._alike.get(plain(question)) or self._alike.get(gist(question))
         if not found:
             return None
         number, text = found
@@ -115,21 +120,22 @@ class Certainty:
             scored.append((-share, number, text))
         return [text for *_, text in sorted(scored)[:count]]
 
-    def choose(self, answers: Sequence[str], logs: np.ndarray) -> Chosen:
-        """The likeliest of some answers, by the logarithms of their probabilities."""
-        kind = kind_of(answers)
-        weights = softmax(logs / self.temperature.get(kind, 1.0))
-        order = np.argsort(-weights, kind="stable")
-        best, other = order[0], order[min(1, len(order) - 1)]
+    def weights(self, answers: Sequence[str], logs: np.ndarray) -> np.ndarray:
+        """The calibrated probabilities of some answers, by the logarithms of those that the model gives them."""
+        return softmax(logs / self.temperature.get(kind_of(answers), 1.0))
+
+    def choose(self, answers: Sequence[str], weights: np.ndarray) -> Chosen:
+        """The likeliest of two answers or more."""
+        best, other = np.argsort(-weights, kind="stable")[:2]
         lowered = [answer.casefold() for answer in answers]
-        yes = float(weights[lowered.index("yes")]) if {*lowered} == {"yes", "no"} else None
+        least = self.sure.get(kind_of(answers))
         return Chosen(
             answers[best],
             float(weights[best]),
             answers[other],
-            float(weights[other]) if len(answers) > 1 else 0.0,
-            bool(weights[best] >= self.sure.get(kind, 0.0)),
-            yes,
+            float(weights[other]),
+            None if least is None else bool(weights[best] >= least),
+            float(weights[lowered.index("yes")]) if {*lowered} == {"yes", "no"} else None,
         )
 
     def bits_of(self, ecg: np.ndarray, lengths: np.ndarray, samples: int) -> float:
@@ -142,7 +148,7 @@ class Certainty:
         share = (seen + BACK_OFF * self._share[ecg]) / (self._before[before] + BACK_OFF)
         return float(-np.log2(share).mean())
 
-    def unlike(self, ecg: np.ndarray, signal: np.ndarray, tokenizer, fs: float | None = None) -> list[str]:
+    def unlike(self, ecg: np.ndarray, signal: np.ndarray, tokenizer) -> list[str]:
         """In what an ECG is unlike those trained on; nothing where it is like them.
 
         Parameters
@@ -152,21 +158,16 @@ class Certainty:
         signal : numpy.ndarray
             (leads, samples), mV, as it was made into letters.
         tokenizer : ECGTokenizer
-        fs : float or None
-            Hz that it was recorded at.
         """
-        said = []
-        moves = moved(signal)
-        names = [name for name, mv in zip(tokenizer.signal["leads"], moves, strict=True) if mv < FLAT]
+        said, leads = [], zip(tokenizer.signal["leads"], moved(signal), strict=True)
+        names = [name for name, mv in leads if mv < FLAT]
         if names:
             said.append(f"lead{'s' if len(names) > 1 else ''} {', '.join(names)} flat")
         elif self.amplitude:
             low, high = self.amplitude
-            usual = float(np.median(moves))
+            usual = float(np.median(moved(tokenizer.to_mv(*tokenizer.quantize(signal)))))
             if not low <= usual <= high:
                 said.append(f"its leads move {usual:.2f} mV, those {low:.2f} to {high:.2f}")
-        if fs is not None and fs < 0.99 * tokenizer.signal["fs"]:
-            said.append(f"recorded at {fs:g} Hz, and read as {tokenizer.signal['fs']:g} Hz")
         if self.bits and len(ecg):
             bits = self.bits_of(ecg, tokenizer.lengths, tokenizer.signal["samples"])
             usual, limit = self.bits
@@ -181,9 +182,8 @@ class Certainty:
         from safetensors.numpy import save_file
 
         parts = {"keys": self.keys, "counts": self.counts, "single": self.single}
-        save_file(
-            {name: np.ascontiguousarray(part, np.uint32) for name, part in parts.items()}, folder / PAIRS
-        )
+        large = np.uint64 if (len(self.single) + 1) * len(self.single) >= 2**32 else np.uint32
+        save_file({name: np.ascontiguousarray(part, large) for name, part in parts.items()}, folder / PAIRS)
         said = {key: getattr(self, key) for key in ("groups", "temperature", "sure", "bits", "amplitude")}
         write_json(folder / FILE, said)
 
@@ -212,9 +212,13 @@ def read(folder: str | Path, vocabulary: int) -> Certainty | None:
         {*found} != {"keys", "counts", "single"}
         or found["single"] != [vocabulary]
         or found["keys"] != found["counts"]
+        or len(found["keys"]) != 1
     ):
         raise Failure(f"{pairs} is not of this model: copy the model folder anew")
-    held = {name: part.astype(np.int64) for name, part in load_file(pairs).items()}
+    held = load_file(pairs)
+    if any(part.dtype not in (np.uint32, np.uint64) or (part >= 2**62).any() for part in held.values()):
+        raise Failure(f"{pairs} is damaged: copy the model folder anew")
+    held = {name: part.astype(np.int64) for name, part in held.items()}
     keys = held["keys"]
     if keys.size and (np.any(np.diff(keys) <= 0) or keys[-1] >= (vocabulary + 1) * vocabulary):
         raise Failure(f"{pairs} is damaged: copy the model folder anew")
@@ -230,13 +234,13 @@ def _problem(said):
         return isinstance(value, list) and value and all(isinstance(text, str) for text in value)
 
     def numbers(value):
-        return all(type(x) in (int, float) and math.isfinite(x) for x in value)
+        return all(type(x) in (int, float) and -1e6 < x < 1e6 for x in value)
 
     groups = said.get("groups")
     if not isinstance(groups, list) or not all(
         isinstance(group, dict)
         and texts(group.get("texts"))
-        and (group.get("answers") is None or texts(group["answers"]))
+        and (group.get("answers") is None or (texts(group["answers"]) and choosable(group["answers"])))
         for group in groups
     ):
         return "groups"
@@ -244,13 +248,24 @@ def _problem(said):
         value = said.get(key)
         if not isinstance(value, dict) or not numbers(value.values()):
             return key
-    if any(value <= 0 for value in said["temperature"].values()):
+    if any(not 0.01 <= value <= 100 for value in said["temperature"].values()):
         return "temperature"
     for key in ("bits", "amplitude"):
         value = said.get(key, 0)
         if value is not None and not (isinstance(value, list) and len(value) == 2 and numbers(value)):
             return key
     return None
+
+
+def choosable(answers: Sequence[str]) -> bool:
+    """Whether answers are few and short enough that one can be chosen from them."""
+    known = {*answers}
+    return (
+        2 <= len(answers) <= MOST_ANSWERS
+        and len(known) == len(answers)
+        and sum(map(len, answers)) <= MOST_LETTERS
+        and not any("\ud800" <= letter <= "\udfff" for answer in answers for letter in answer)
+    )
 
 
 def moved(signal: np.ndarray) -> np.ndarray:

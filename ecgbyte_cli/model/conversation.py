@@ -32,6 +32,7 @@ class ECG:
     number: int  # of the segment that is read
     tokens: np.ndarray
     signal: dict  # the tokenizer's settings
+    compared: bool = False  # whether it was said in what it is unlike those that the model was trained on
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -110,16 +111,12 @@ class Turn:
     stopped: bool = False
     error: str | None = None
 
-    def said(self) -> str:
-        """The answer as it is shown."""
-        return f"not sure, perhaps: {self.answer}" if self.sure is False else self.answer
-
     def certainty(self) -> str:
-        """How sure the answer is, in words; nothing where that is not known."""
-        if self.declined or self.probability is None:
+        """How sure an answer is that was chosen from several, in words."""
+        if self.probability is None or self.other is None:
             return ""
-        other = f"; or {self.other[0]}, {100 * self.other[1]:.0f} %" if self.other else ""
-        return f"{100 * self.probability:.0f} %{other}"
+        unsure = "not sure: " if self.sure is False else ""
+        return f"{unsure}{100 * self.probability:.0f} %; or {self.other[0]}, {100 * self.other[1]:.0f} %"
 
     def about(self) -> dict:
         """What --json says about it."""
@@ -179,7 +176,6 @@ class Conversation:
         self.lm, self.reader, self.about, self.ecgs, self.max_new = lm, reader, about, ecgs, max_new
         self.prompt, self.cache = Prompt(text_tokenizer, lm.layout, about.get("date")), PromptCache()
         self.certainty = certainty
-        self._looked: set[int] = set()  # ids of ECGs that were compared with those trained on
         self.turns: list[tuple[str, str]] = []
         self.log: list[Turn | str] = []
 
@@ -213,13 +209,13 @@ class Conversation:
         most = getattr(self.lm.base.config, "max_position_embeddings", None) or sys.maxsize
         turn = Turn(question, ecgs=list(self.ecgs), earlier=list(self.turns))
         self.log.append(turn)
-        if self.certainty and len(self.ecgs) == 1 and not known and not keeps_context(self.about):
-            return self._decline(turn, show)
         turn.asked_as = known and known.text
         shorter = "ask a shorter question"
         if self.turns or len(self.ecgs) > 1:
             shorter += ", or /clear the conversation"
         try:
+            if self._untrained(known):
+                return self._decline(turn, show)
             try:
                 ids, _, turn.lost = fit(self.prompt, self.reader.tokenizer, tokens, asked, longest)
             except Failure as error:  # the text alone is longer
@@ -266,12 +262,17 @@ class Conversation:
         """Choose one of the answers that a question can have."""
         written = [self.prompt.written(answer) for answer in answers]
         (logs,) = self.lm.weigh([turn.prompt], [written], self.cache)
-        chosen = self.certainty.choose(answers, logs)
+        chosen = self.certainty.choose(answers, self.certainty.weights(answers, logs))
         turn.answer, turn.probability, turn.sure = chosen.answer, chosen.probability, chosen.sure
-        turn.other = (chosen.other, chosen.other_probability) if len(answers) > 1 else None
+        turn.other = chosen.other, chosen.other_probability
         turn.written = written[answers.index(chosen.answer)][:-1].tolist()
         turn.first = time.perf_counter() - start
-        show(turn.said())
+        show(turn.answer)
+
+    def _untrained(self, known):
+        """Whether the model was trained from nothing, on questions that are known, and this is none of them."""
+        listed = self.certainty and self.certainty.groups and len(self.ecgs) == 1
+        return bool(listed) and not known and not keeps_context(self.about)
 
     def _decline(self, turn, show):
         """Say what can be asked instead."""
@@ -287,11 +288,9 @@ class Conversation:
         """Lines about the open recordings that are unlike those that the model was trained on, each said once."""
         lines = []
         for ecg in self.ecgs:
-            if self.certainty and id(ecg) not in self._looked:
-                self._looked.add(id(ecg))
-                said = self.certainty.unlike(
-                    ecg.tokens, ecg.segments[ecg.number][1], self.reader.tokenizer, ecg.recording.fs
-                )
+            if self.certainty and not ecg.compared:
+                ecg.compared = True
+                said = self.certainty.unlike(ecg.tokens, ecg.segments[ecg.number][1], self.reader.tokenizer)
                 if said:
                     lines.append(
                         f"{ecg.recording.name} is unlike the recordings that the model was trained on: "

@@ -7,6 +7,7 @@ ECG tokens are an output layer too, where the ECG itself is to be predicted.
 """
 
 import contextlib
+import functools
 import hashlib
 import inspect
 import io
@@ -314,17 +315,13 @@ class ECGLM(torch.nn.Module):
                 beginnings.append(beginning)
         return beginnings, row_of
 
-    def _takes_masks(self):
-        """Whether the attention takes a mask of what each id sees."""
-        return self.base.config._attn_implementation in ("sdpa", "eager")
-
     def _can_share(self, beginnings, prompts, states):
         """Whether some prompts begin alike, with an ECG, and the layers' states can be shared."""
         return (
-            self._takes_masks()
-            and divisible(states)
+            divisible(states)
             and min(map(len, beginnings)) > 0
             and len(beginnings) < len(prompts)
+            and self.beside
         )
 
     def _from_shared(self, prompts, beginnings, row_of, end_ids, max_new, pick, states):
@@ -435,12 +432,12 @@ class ECGLM(torch.nn.Module):
         list of float64 arrays
             The logarithm of the probability of each answer to each prompt.
         """
+        if not self.beside:
+            return [self._weigh_alone(prompt, some) for prompt, some in zip(prompts, answers, strict=True)]
+        return self._weigh(prompts, answers, cache)
+
+    def _weigh(self, prompts, answers, cache=None):
         states = states_of(self.base)
-        if not (self._takes_masks() and divisible(states)):
-            return [
-                np.array([self._weigh_alone(prompt, answer) for answer in some])
-                for prompt, some in zip(prompts, answers, strict=True)
-            ]
         if cache:
             states = cache.begin(prompts[0], states)
             beginnings, row_of, read = [prompts[0][:-1]], [0], len(cache.ids)
@@ -527,10 +524,51 @@ class ECGLM(torch.nn.Module):
             made[number] = sums[begin : begin + len(answers[number])]
             begin += len(answers[number])
 
-    def _weigh_alone(self, prompt, answer):
-        ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None].to(self.device)
-        logits, _ = self._outputs(lambda hidden: hidden[0, len(prompt) - 1 : -1], **self.inputs(ids))
-        return float(logits.float().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None]).double().sum())
+    def _weigh_alone(self, prompt, answers):
+        """Weigh the answers to a prompt, each behind a prompt of its own; padded on the right, where nothing looks."""
+        sums = []
+        for start in range(0, len(answers), 8):
+            some = answers[start : start + 8]
+            ids = np.zeros((len(some), len(prompt) + max(map(len, some))), np.int64)
+            ids[:, : len(prompt)] = prompt
+            for row, answer in enumerate(some):
+                ids[row, len(prompt) : len(prompt) + len(answer)] = answer
+            given = torch.from_numpy(ids).to(self.device)
+            here = slice(len(prompt) - 1, -1)
+            logits, _ = self._outputs(
+                lambda hidden, here=here: hidden[:, here].flatten(0, 1), **self.inputs(given)
+            )
+            logs = logits.float().log_softmax(-1).unflatten(0, (len(some), -1))
+            logs = logs.gather(-1, given[:, len(prompt) :, None])[..., 0].double().cpu().numpy()
+            sums += [row[: len(answer)].sum() for row, answer in zip(logs, some, strict=True)]
+        return np.array(sums)
+
+    @functools.cached_property
+    def beside(self) -> bool:
+        """Whether texts can stand side by side behind one beginning, with a mask: tried, not assumed."""
+        config = self.base.config
+        if config._attn_implementation not in ("sdpa", "eager") or getattr(config, "window_size", None):
+            return False
+        if not divisible(states_of(self.base)):
+            return False
+        tokens = min(8, len(self.ecg_rows.weight) - (self.layout.first - self.offset))
+        begin = [self.offset, *range(self.layout.first, self.layout.first + tokens), self.offset + 1]
+        prompts = [np.array([*begin, *rest]) for rest in ((3, 4), (5, 6, 7))]
+        answers = [[np.array([8, 9, 10]), np.array([11, 12])]] * 2
+        exact = next(p.dtype for p in self.base.parameters() if p.is_floating_point()) == torch.float32
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                found = np.concatenate(self._weigh(prompts, answers))
+                alone = np.concatenate(
+                    [self._weigh_alone(p, a) for p, a in zip(prompts, answers, strict=True)]
+                )
+        except (RuntimeError, TypeError, ValueError):  # what takes no such mask
+            return False
+        finally:
+            self.train(training)
+        return bool(np.allclose(found, alone, rtol=1e-3 if exact else 5e-2, atol=1e-3 if exact else 0.3))
 
 
 def _likeliest(logits, _rows):

@@ -545,11 +545,13 @@ async function ask(question) {
         if (event.error) throw new Error(event.error);
         if (event.done) {
           over = true;
-          told.textContent = event.done.said || "(no answer)";
+          told.textContent = event.done.answer || "(no answer)";
           told.classList.toggle("empty", !event.done.answer);
+          const sure = event.done.probability;
           const said = [
             ...(event.done.stopped ? ["stopped"] : []),
-            ...(event.done.certainty ? [`certainty ${event.done.certainty}`] : []),
+            ...(event.done.certainty ? [event.done.certainty]
+              : typeof sure === "number" ? [`probability of this answer ${(100 * sure).toFixed(0)} %`] : []),
             `${event.done.seconds.toFixed(2)} s`,
           ];
           if (told.isConnected) note(said.join(", "));

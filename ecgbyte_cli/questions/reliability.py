@@ -5,7 +5,7 @@ Intervals hold 95 % of a bootstrap over patients, as those of metrics.py.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -52,11 +52,25 @@ def score(
     whole = not_split([q.truth for q in questions])
     right = np.array([exact(g.answer, q.truth, whole) for q, g in zip(questions, given, strict=True)])
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
-    drawn = list(_draws(len(names), seed))
-    result = {"balanced": _balanced(questions, given, patient, drawn, whole)}
     asked = [i for i, g in enumerate(given) if g.yes is not None]
+    topics, kinds = _topics(questions, given, asked), _kinds(questions, given, whole)
+    some = [topic.some for topic in topics] + [r.some for kind in kinds for r in kind.recalls]
+    areas: list[list[np.ndarray]] = [[] for _ in topics]
+    hits: list[list[np.ndarray]] = [[] for kind in kinds for _ in kind.recalls]
+    for times in _draws(len(names), max(map(len, some), default=1), seed):
+        for topic, made in zip(topics, areas, strict=True):
+            area = auroc(topic.values, topic.truth, times[:, patient[topic.some]])
+            made.append(
+                np.where(np.isnan(area), topic.auroc, area)
+            )  # a draw without a yes, or a no, says nothing
+        for recall, made in zip((r for kind in kinds for r in kind.recalls), hits, strict=True):
+            drawn = times[:, patient[recall.some]]
+            count = drawn.sum(1)
+            made.append(np.where(count > 0, drawn @ recall.hit / np.maximum(count, 1), recall.hit.mean()))
+    result: dict = {"balanced": _balanced(kinds, [np.concatenate(of) for of in hits])}
+    if topics:
+        result |= _discrimination(topics, [np.concatenate(of) for of in areas])
     if asked:
-        result |= _discrimination(questions, given, patient, drawn, asked)
         sure = np.array([given[i].probability for i in asked])
         result["calibration_error"] = calibration_error(sure, right[asked])
     chosen = np.array([i for i, g in enumerate(given) if g.sure is not None], int)
@@ -75,9 +89,35 @@ def score(
     return result
 
 
-def _draws(patients, seed):
-    """How often each patient is drawn: arrays (some draws, patients)."""
-    random, chunk = np.random.default_rng(seed), max(1, 4_000_000 // patients)
+class Topic(NamedTuple):
+    """Questions with yes and no about one thing."""
+
+    name: str
+    some: list[int]
+    values: np.ndarray  # P(yes)
+    truth: np.ndarray
+    auroc: float
+
+
+class Recall(NamedTuple):
+    """The questions whose true answer has a label, and of which the answer has it too."""
+
+    label: str
+    some: list[int]
+    hit: np.ndarray
+
+
+class Kind(NamedTuple):
+    """A type of question with few labels, one in each answer."""
+
+    name: str
+    recalls: list[Recall]
+    confusion: dict[str, Counter]
+
+
+def _draws(patients, questions, seed):
+    """How often each patient is drawn: arrays (some draws, patients), so many that memory suffices."""
+    random, chunk = np.random.default_rng(seed), max(1, 4_000_000 // max(patients, questions))
     for start in range(0, DRAWS, chunk):
         size = min(chunk, DRAWS - start)
         yield random.multinomial(patients, np.full(patients, 1 / patients), size=size)
@@ -110,29 +150,30 @@ def auroc(values: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndar
     return np.where(pairs > 0, (yes * below).sum(1) / np.maximum(pairs, 1), np.nan)
 
 
-def _discrimination(questions, given, patient, drawn, asked):
-    """AUROC of the probability of yes, by topic and in the mean."""
+def _topics(questions, given, asked):
     groups: dict[str, list[int]] = {}
     for i in asked:
         groups.setdefault(questions[i].topic or questions[i].type, []).append(i)
-    areas, resampled = {}, {}
+    topics = []
     for name, some in groups.items():
         truth = np.array([labels(questions[i].truth) == {"yes"} for i in some])
-        if truth.all() or not truth.any():
-            continue
-        values, whose = np.array([given[i].yes for i in some]), patient[some]
-        areas[name] = float(auroc(values, truth, np.ones((1, len(some))))[0])
-        drawn_areas = np.concatenate([auroc(values, truth, times[:, whose]) for times in drawn])
-        # a draw without a yes, or without a no, says nothing
-        resampled[name] = np.where(np.isnan(drawn_areas), areas[name], drawn_areas)
-    if not areas:
-        return {}
+        if truth.any() and not truth.all():
+            values = np.array([given[i].yes for i in some])
+            area = float(auroc(values, truth, np.ones((1, len(some))))[0])
+            topics.append(Topic(name, some, values, truth, area))
+    return topics
+
+
+def _discrimination(topics, resampled):
+    """AUROC of the probability of yes, by topic and in the mean."""
+    areas = {topic.name: topic.auroc for topic in topics}
+    drawn = dict(zip(areas, resampled, strict=True))
     mine = [name for name in FINDINGS if name in areas] or [*areas]
     return {
         "auroc": areas,
-        "auroc_intervals": {name: _interval(values) for name, values in resampled.items()},
+        "auroc_intervals": {name: _interval(values) for name, values in drawn.items()},
         "mean_auroc": float(np.mean([areas[name] for name in mine])),
-        "mean_auroc_interval": _interval(np.mean([resampled[name] for name in mine], axis=0)),
+        "mean_auroc_interval": _interval(np.mean([drawn[name] for name in mine], axis=0)),
         "mean_of": len(mine),
     }
 
@@ -145,35 +186,39 @@ def calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
     return float(np.abs(off).sum() / count.sum())
 
 
-def _balanced(questions, given, patient, drawn, whole):
-    """Mean recall, and what was answered for what, of question types with few labels and one in each answer."""
-    result = {}
-    for kind in sorted({q.type for q in questions}):
-        some = [i for i, q in enumerate(questions) if q.type == kind]
+def _kinds(questions, given, whole):
+    kinds = []
+    for name in sorted({q.type for q in questions}):
+        some = [i for i, q in enumerate(questions) if q.type == name]
         truths = [labels(questions[i].truth, whole) for i in some]
         support = Counter(label for of in truths for label in of)
-        alone = sum(len(of) == 1 for of in truths)
         kept = sorted(label for label, n in support.items() if n >= SUPPORT)
-        if answer_set(kind, questions[some[0]].truth) == "verify" or len(kept) < 2:
-            continue
-        if alone < 0.8 * len(some) or len(support) > MOST_LABELS:
+        few = 2 <= len(kept) and len(support) <= MOST_LABELS
+        alone = sum(len(of) == 1 for of in truths) >= 0.8 * len(some)
+        if not (few and alone) or answer_set(name, questions[some[0]].truth) == "verify":
             continue
         answered = [labels(given[i].answer, whole) for i in some]
-        of_draws, recall = [], {}
+        recalls, confusion = [], {}
         for label in kept:
             mine = [n for n, of in enumerate(truths) if label in of]
             hit = np.array([label in answered[n] for n in mine], float)
-            recall[label] = float(100 * hit.mean())
-            times = [t[:, patient[[some[n] for n in mine]]] for t in drawn]
-            of_draws.append(np.concatenate([t @ hit / np.maximum(t.sum(1), 1) for t in times]))
-        confusion: dict[str, Counter] = {}
+            recalls.append(Recall(label, [some[n] for n in mine], hit))
         for of, got in zip(truths, answered, strict=True):
             confusion.setdefault(", ".join(sorted(of)), Counter())[", ".join(sorted(got))] += 1
-        result[kind] = {
+        kinds.append(Kind(name, recalls, confusion))
+    return kinds
+
+
+def _balanced(kinds, hits):
+    """Mean recall, and what was answered for what."""
+    result, drawn = {}, iter(hits)
+    for kind in kinds:
+        recall = {one.label: float(100 * one.hit.mean()) for one in kind.recalls}
+        result[kind.name] = {
             "accuracy": float(np.mean([*recall.values()])),
-            "interval": _interval(100 * np.mean(of_draws, axis=0)),
+            "interval": _interval(100 * np.mean([next(drawn) for _ in kind.recalls], axis=0)),
             "recall": recall,
-            "confusion": {name: dict(row.most_common()) for name, row in sorted(confusion.items())},
+            "confusion": {name: dict(row.most_common()) for name, row in sorted(kind.confusion.items())},
         }
     return result
 

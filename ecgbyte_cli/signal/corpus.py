@@ -1,6 +1,7 @@
 """What many recordings have in common: the range of their values, and their letters as texts to learn from."""
 
 import mmap
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.workdir import sha256_of, whole
 from ecgbyte_kernels import quantize as kernels
 
 FIXED = ("minmax", "mulaw", "trellis")  # quantizers that need not know the corpus
@@ -33,6 +35,18 @@ def as_read_by(model):
     if signal["quantizer"]["name"] == "paper" and signal["quantizer"]["lo"] is None:
         raise Failure(f"{path} does not say what range in mV its letters stand for: no signal can be read so")
     return path, signal
+
+
+def take_merges(work, merges, result):
+    """Put an ecg_tokenizer.json, if there is one, into a work folder in the place of its own; return `result`."""
+    if merges is not None and not (
+        work.ecg_tokenizer.exists() and sha256_of(work.ecg_tokenizer) == sha256_of(merges)
+    ):
+        for left in work.ecg_tokenizer.parent.glob("[!.]*.*"):
+            left.unlink()  # what else was made of the merges that were there
+        with whole(work.ecg_tokenizer) as beside:
+            shutil.copyfile(merges, beside)
+    return result
 
 
 def fit_quantizer(quantizer, counts, blocks):

@@ -18,6 +18,7 @@ from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.workdir import finished, new_folder, read_json, sha256_of
 
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
+ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has the trials
 
 
 @click.command(
@@ -69,9 +70,7 @@ LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 @click.option(
     "--ecg-loss",
     type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    help="Weight of predicting the ECG's own tokens, beside the answers.",
+    help="Weight of predicting the ECG's own tokens, beside the answers.  [default: 0.3 for full, else 0]",
 )
 @click.option(
     "--augment",
@@ -176,7 +175,7 @@ def finetune(
     ecg_rows="train",
     ecg_init="signal",
     positions=None,
-    ecg_loss=0.0,
+    ecg_loss=None,
     augment=0.0,
     steps=None,
     batch=4,
@@ -222,7 +221,7 @@ def finetune(
         "ecg_rows": ecg_rows,
         "ecg_init": ecg_init,
         "positions": positions,
-        "ecg_loss": 1.0 if pretrain else ecg_loss,
+        "ecg_loss": 1.0 if pretrain else ECG_LOSS[method] if ecg_loss is None else ecg_loss,
         "augment": augment,
         "steps": steps,
         "batch": batch,
@@ -322,7 +321,7 @@ def _train(work, qa, settings, checkpointing, going_on):
             some = validation[: calibration.WEIGHED]
             with progress("certainty", len(some), "questions") as bar:
                 asked = [question for plan in training for question in plan.questions]
-                known = calibration.measure(lm, samples, asked, some, bar)
+                known = calibration.measure(lm, samples, asked, some, batch, bar, tell)
         result |= counts | {"model": str(work.model)}
         about = {
             "base": name,

@@ -17,6 +17,7 @@ from ecgbyte_cli.model.answering import (
     Sampler,
     answer_all,
     choose_all,
+    chosen_together,
     likeliest,
     longest_prompt,
 )
@@ -280,12 +281,14 @@ def answer(work, model, base, chosen, settings, batch):
         there, told = partial.answers.keys(), lambda key: f"record {asked[key[1]].record}"
         choose_all(*(lm, closed, batch, there, keep, lambda key: found[key[1]].answers, known), told)
         answer_all(lm, free, batch, max_new, there, keep, pick, told)
-        return {
-            name: [
-                likeliest([partial.answers[name, i, part] for part in range(n)]) for i, n in enumerate(parts)
+        made = {}
+        for name in names:
+            of_each = [[partial.answers[name, i, part] for part in range(n)] for i, n in enumerate(parts)]
+            made[name] = [
+                chosen_together(known, f.answers, some) if f and f.answers else likeliest(some)
+                for f, some in zip(found, of_each, strict=True)
             ]
-            for name in names
-        }
+        return made
 
 
 def write(work, chosen, answers, given, settings, result):
@@ -305,8 +308,9 @@ def write(work, chosen, answers, given, settings, result):
                 "topic": question.topic,
                 "probability": round(given[i].probability, 6),
                 "sure": given[i].sure,
-                "runner_up": given[i].other,
-                "p_yes": given[i].yes and round(given[i].yes, 6),
+                "runner_up": given[i].other
+                and {"answer": given[i].other, "probability": round(given[i].other_probability, 6)},
+                "p_yes": None if given[i].yes is None else round(given[i].yes, 6),
                 "seconds": round(given[i].seconds, 4),
                 "control": {
                     name: a if isinstance(a, str) else question_files.BETWEEN.join(a)

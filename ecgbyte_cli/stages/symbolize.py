@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import time
 from collections import Counter
 from contextlib import closing
@@ -34,7 +33,6 @@ from ecgbyte_cli.workdir import (
     read_table,
     sealed,
     sha256_of,
-    whole,
     write_json,
     write_table,
 )
@@ -89,7 +87,7 @@ PART = 64  # recordings that are done together, and lost together if the run is 
     "--like",
     type=click.Path(path_type=Path),
     help="Read recordings as a model does (its folder, or an ecg_tokenizer.json), and take its merges: in the place "
-    "of all options above and of `learn`.",
+    "of `learn` and of all options that say what the letters are.",
 )
 @click.option(
     "--fill-nan",
@@ -206,7 +204,7 @@ def symbolize(
         If there is no usable recording, or other letters or merges are there already.
     """
     started = time.perf_counter()
-    asked_quantizer = corpus.asked_quantizer(quantizer, levels, bounds, mu)
+    merges, asked_quantizer = None, corpus.asked_quantizer(quantizer, levels, bounds, mu)
     if like:
         merges, signal = corpus.as_read_by(like)
         fs, segment, profile, fill_nan = (signal[k] for k in ("fs", "segment_seconds", "profile", "fill_nan"))
@@ -250,16 +248,13 @@ def symbolize(
     if before:
         with work.checked("symbols"):
             note(f"{work.symbols.parent} holds these letters already (--overwrite makes them again)")
-        return before
+        return corpus.take_merges(work, merges, before)
     with work.making("symbols"):
         finished(work.symbol_settings, asked, overwrite, "letters")  # another run may just have ended
         parts = Parts(work.symbol_parts, asked, overwrite)
         _make_parts(parts, found, asked, patient_salt or work.salt(), jobs or os.cpu_count())
-        result = _join(work, parts, found, skipped, known, asked, started)
-        if like:
-            with whole(work.ecg_tokenizer) as beside:
-                shutil.copyfile(merges, beside)
-        return result
+        made = _join(work, parts, found, skipped, known, asked, started)
+        return corpus.take_merges(work, merges, made)
 
 
 def _make_parts(parts, found, asked, salt, jobs):

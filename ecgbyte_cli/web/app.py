@@ -455,8 +455,8 @@ class Service:
         return {"conversation": made.id, "ecgs": ecgs, "turns": turns, "unlike": conversation.unlike()}
 
     def _turn(self, made, turn):
-        told = {"said": turn.said(), "certainty": turn.certainty(), "stopped": turn.stopped}
-        return turn.about() | told | {"conversation": made.id}
+        told = {"certainty": turn.certainty(), "stopped": turn.stopped, "conversation": made.id}
+        return turn.about() | told
 
 
 def build(
