@@ -51,8 +51,9 @@ def drew_on(conversation: Conversation, method: str = "integrated") -> DrewOn:
     """
     from ecgbyte_cli.model import attribution
 
-    turn = next((t for t in reversed(conversation.log) if isinstance(t, Turn) and t.answer), None)
-    if turn is None or turn.prompt is None:
+    turns = [t for t in conversation.log if isinstance(t, Turn) and t.answer and t.prompt is not None]
+    turn = turns[-1] if turns else None
+    if turn is None:
         raise Failure("there is no answer yet: ask something first")
     ecg, reader = turn.ecgs[-1], conversation.reader
     explainer: Explainer = attribution.Explainer(
@@ -66,9 +67,10 @@ def drew_on(conversation: Conversation, method: str = "integrated") -> DrewOn:
         if len(turn.ecgs) > 1 or turn.earlier:
             raise Failure("occlusion asks about one ECG and one question: /clear, and ask again")
         letters = reader.tokenizer.letters(ecg.segments[ecg.number][1])
-        density = explainer.density(letters, turn.question, turn.answer, method)
+        density = explainer.density(letters, turn.asked_as or turn.question, turn.answer, method)
         return DrewOn(turn, ecg, density, [], np.zeros(0))
-    case = explainer.case_of([e.tokens for e in turn.ecgs], [*turn.earlier, (turn.question, turn.answer)])
+    asked = turn.asked_as or turn.question
+    case = explainer.case_of([e.tokens for e in turn.ecgs], [*turn.earlier, (asked, turn.answer)])
     scores = explainer.scores(case, method)
     return DrewOn(turn, ecg, explainer.spread(case, scores), *explainer.on_words(case, scores))
 
@@ -97,5 +99,6 @@ def markdown(conversation: Conversation, pictures: list[str], facts: Callable[[E
         elif not entry.error:
             stopped = " (stopped)" if entry.stopped else ""
             question, answer = (printable(text, "\n\t") for text in (entry.question, entry.answer))
-            lines += [f"**{question}**", "", f"{answer}{stopped}", ""]
+            sure = f" ({printable(entry.certainty())})" if entry.certainty() else ""
+            lines += [f"**{question}**", "", f"{answer}{stopped or sure}", ""]
     return "\n".join(lines)

@@ -31,7 +31,9 @@ def main():
                 if not (root / part).exists():
                     shutil.copytree(options.folder / "ecgbyte-work" / part, root / part)
             work, qa = WorkDir(root), options.folder / "data" / "qa.jsonl"
-            model = finetune(work, qa=qa, model="tiny", steps=options.steps, ecg_rows=trained, ecg_init=init)
+            model = finetune(
+                work, qa=qa, model="tiny", steps=options.steps, ecg_rows=trained, ecg_init=init, ecg_loss=0
+            )
             scores = generate(work, limit=options.questions)
             control = scores["control"]["no signal"]["exact_match"]
             rows.append(

@@ -13,7 +13,7 @@ ecgbyte synth data --records 10400 --fs 250 --seed 1
 ecgbyte symbolize data --profile resample --fs 100 --leads II,V1
 ecgbyte learn --vocab 2000
 ecgbyte encode
-ecgbyte finetune --qa data/qa.jsonl --model tiny --steps 3800 --batch 4
+ecgbyte finetune --qa data/qa.jsonl --model tiny --steps 3800 --batch 4 --ecg-loss 0
 
 # a recording that no stage has seen
 ecgbyte synth new --records 8 --fs 500 --seed 2

@@ -58,7 +58,8 @@ def small(tmp_path_factory):
         ["symbolize", root / "data", "--profile", "resample", "--fs", 100, "--leads", "II,V1"],
         ["learn", "--vocab", 200],
         ["encode"],
-        ["finetune", "--qa", root / "data" / "qa.jsonl", "--model", "tiny", "--steps", 60, "--lr", 5e-3],
+        ["finetune", "--qa", root / "data" / "qa.jsonl", "--model", "tiny", "--steps", 60, "--lr", 5e-3]
+        + ["--ecg-loss", 0],
         ["generate", "--limit", 6, "--max-new", 8],
     ]
     for args in commands:

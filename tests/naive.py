@@ -149,28 +149,17 @@ def least_cost_of_letters(signal, centres, penalty):
     return min(cost_of_letters(signal, letters, centres, penalty) for letters in ways)
 
 
-def splitmix(seed, number):
-    """The number-th of the numbers in 0 .. 1 that splitmix64 makes of a seed."""
-    mask = 2**64 - 1
-    z = (seed + (number + 1) * 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return ((z ^ (z >> 31)) >> 11) / 2**53
-
-
 def varied(letters, levels, random, strength):
-    """Letters with a gain, an offset of each lead, noise and missing leads: ecgbyte_kernels.augment.varied."""
+    """Letters with a gain, an offset of each lead, and missing leads: ecgbyte_kernels.augment.varied."""
     leads, samples = letters.shape
     gain = float(np.exp(strength * random.uniform(-0.25, 0.25)))
     offsets = strength * 0.5 * random.standard_normal(leads)
     dropped = random.random(leads) < strength * 0.05
-    seed = int(random.integers(2**63))
     out = np.zeros_like(letters)
     for lead in range(leads):
         centre = np.median(letters[lead])
         for i in range(samples):
             value = letters[lead, i] * gain + (centre * (1 - gain) + offsets[lead])
-            value += strength * 0.2 * (splitmix(seed, lead * samples + i) - 0.5)
             rounded = int(centre) if dropped[lead] else int(np.floor(value + 0.5))
             out[lead, i] = min(max(rounded, 0), levels - 1)
     return out

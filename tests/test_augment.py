@@ -40,9 +40,3 @@ def test_leads_are_missing_now_and_then_and_then_flat():
         made = kernels.varied(letters(samples=50), 26, np.random.default_rng(seed))
         flat += (made == made[:, :1]).all(axis=1).sum()
     assert 0.03 < flat / 1200 < 0.07
-
-
-def test_the_noise_is_uniform():
-    made = np.array([kernels._uniform(np.int64(7), i) for i in range(4000)])
-    assert 0 <= made.min() and made.max() < 1
-    assert abs(made.mean() - 0.5) < 0.03 and abs(made.var() - 1 / 12) < 0.01

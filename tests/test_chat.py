@@ -399,17 +399,32 @@ def test_one_question(small, record, ecgbyte):
     assert plain.exit_code == 0, plain.stderr
     result = json.loads(ecgbyte(*args, "--json", work=small / "ecgbyte-work").stdout)
     (turn,) = result["turns"]
-    assert plain.stdout == turn["answer"] + "\n" and plain.stderr == ""
+    assert plain.stdout == turn["answer"] + "\n" and not turn["declined"]
+    other = turn["runner_up"]
+    unsure, sure = "not sure: " if turn["sure"] is False else "", 100 * turn["probability"]
+    assert (
+        plain.stderr == f"({unsure}{sure:.0f} %; or {other['answer']}, {100 * other['probability']:.0f} %)\n"
+    )
     assert result["ecg_tokens"] > 0 and turn["question"] == QUESTION
     assert 0 < turn["tokens"] <= 5 and 0 < turn["first_token_seconds"] <= turn["seconds"]
 
 
 def test_questions_from_standard_input(small, record, ecgbyte):
-    lines = f"{QUESTION}\n\n/ecg none\nIs there left bundle branch block?\n{'x' * 20_000}"
+    lines = f"{QUESTION}\n\n/ecg none\nis there LEFT bundle branch block\nHow old is my dog?\n{'x' * 20_000}"
     result = ecgbyte("chat", record, "--json", "--max-new", 5, work=small / "ecgbyte-work", input=lines)
     turns = json.loads(result.stdout)["turns"]
-    assert [turn["question"] for turn in turns[:2]] == [QUESTION, "Is there left bundle branch block?"]
-    assert "too long" in turns[2]["error"]
+    assert [turn["asked_as"] for turn in turns] == [
+        QUESTION,
+        "Is there left bundle branch block?",
+        None,
+        None,
+    ]
+    assert turns[1]["answer"] in ("yes", "no") and turns[1]["probability"] >= 0.5
+    assert [turn["declined"] for turn in turns] == [False, False, True, True]
+    assert (
+        turns[2]["answer"].startswith("I was not trained on this question") and QUESTION in turns[3]["answer"]
+    )
+    assert turns[2]["probability"] is None and turns[2]["sure"] is None
     assert "none cannot be used" in result.stderr and result.exit_code == 0
 
 
@@ -418,6 +433,7 @@ def test_the_probability_is_that_of_the_whole_answer(small, record):
     import torch
 
     conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=200)
+    conversation.certainty = None  # of a model that has no list of answers to choose from
     turn = conversation.ask(QUESTION)
     lm, ids = conversation.lm, np.concatenate([turn.prompt, turn.written]).astype(np.int64)
     with torch.no_grad():
@@ -465,7 +481,7 @@ def test_a_model_folder_says_what_a_conversation_has_to_know(small):
 
 def test_answers_with_context_equal_those_of_the_whole_prompt(small, record):
     conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=12)
-    conversation.about["conversations"] = True
+    conversation.about["conversations"], conversation.certainty = True, None
     for question in (QUESTION, "Is there left bundle branch block?", QUESTION):
         turn = conversation.ask(question)
         assert turn.written == conversation.lm.answer([turn.prompt], conversation.prompt.end_ids, 12)[0]
@@ -525,7 +541,6 @@ def test_what_cannot_be_read_is_one_line(small, record, tmp_path, ecgbyte):
     wfdb.wrsamp("two", 250, ["mV"] * 2, ["I", "V6"], np.zeros((2500, 2)), fmt=["16"] * 2, write_dir=str(tmp_path),
                 adc_gain=[1000.0] * 2, baseline=[0] * 2)  # fmt: skip
     lacking = ecgbyte("chat", two_leads, "-q", "x", work=work)
-    long = ecgbyte("chat", record, "-q", "x" * 20_000, work=work)
     shutil.copytree(work, tmp_path / "other")
     tokenizer = tmp_path / "other" / "model" / "ecg_tokenizer.json"
     changed = json.loads(tokenizer.read_text())
@@ -536,7 +551,6 @@ def test_what_cannot_be_read_is_one_line(small, record, tmp_path, ecgbyte):
         (missing, "none.hea"),
         (no_model, "`ecgbyte finetune`, or see `make quickstart`"),
         (lacking, "two cannot be used: leads missing: II, V1"),
-        (long, "too long"),
         (mismatch, "not the tokenizer"),
     ]:
         assert result.exit_code == 1 and result.stdout == ""

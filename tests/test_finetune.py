@@ -290,10 +290,11 @@ def test_bits_per_second_are_those_of_the_tokens(small):
 def test_the_ecgs_own_loss_is_weighed_and_told(small, tmp_path, ecgbyte):
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 2, "--json"]
     results = []
-    for weight in (0, 0.5):
+    for more, weight in ((["--ecg-loss", 0], 0), ([], 0.3)):  # as a model trained in full has it
         work = untrained(small, tmp_path / str(weight))
-        result = ecgbyte(*args, "--ecg-loss", weight, work=work)
+        result = ecgbyte(*args, *more, work=work)
         assert result.exit_code == 0, result.stderr
+        assert json.loads((work / "model" / "ecgbyte.json").read_text())["settings"]["ecg_loss"] == weight
         results.append(json.loads(result.stdout))
     without, with_it = results
     assert without["ecg_loss"] is None and without["bits_per_second"] is None

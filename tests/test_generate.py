@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ecgbyte_cli.model import answering, controls, ecg_lm
+from ecgbyte_cli.model import answering, certainty, controls, ecg_lm
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.stages import generate
@@ -127,7 +127,7 @@ def test_answers_together_equal_answers_alone_for_lengths_that_differ_ten_times(
         made = answering.Prompts(prompt)
         for i, ids in enumerate(prompts):
             made.add(i, ids)
-        answering.answer_all(lm, made, batch, 8, set(), lambda i, text, *_: answers.__setitem__(i, text))
+        answering.answer_all(lm, made, batch, 8, set(), lambda i, given: answers.__setitem__(i, given.answer))
         return [answers[i] for i in range(len(prompts))]
 
     assert answer(batch) == answer(1)
@@ -146,7 +146,7 @@ def test_drawn_answers_depend_on_the_seed_and_not_on_the_batch(parts):
         for i, ids in enumerate(prompts):
             made.add(("signal", i, 0), ids)
         answering.answer_all(
-            *(lm, made, batch, 8, set(), lambda key, text, *_: answers.__setitem__(key[1], text)),
+            *(lm, made, batch, 8, set(), lambda key, given: answers.__setitem__(key[1], given.answer)),
             answering.Sampler(1.0, seed),
         )
         return [answers[i] for i in range(len(prompts))]
@@ -155,10 +155,16 @@ def test_drawn_answers_depend_on_the_seed_and_not_on_the_batch(parts):
 
 
 def test_the_answer_of_several_segments_is_the_one_that_they_make_likeliest():
-    given = [("no", 0.6, 1.0), ("yes", 0.9, 2.0), ("no", 0.2, 3.0)]
-    assert answering.likeliest(given) == ("yes", 0.3, 6.0)
-    assert answering.likeliest([*given, ("no", 0.2, 0.0)]) == ("no", 0.25, 6.0)
+    given = [answering.Given(*one) for one in (("no", 0.6, 1.0), ("yes", 0.9, 2.0), ("no", 0.2, 3.0))]
+    assert answering.likeliest(given)[:3] == ("yes", 0.3, 6.0)
+    assert answering.likeliest([*given, answering.Given("no", 0.2, 0.0)])[:3] == ("no", 0.25, 6.0)
     assert answering.likeliest(given[:1]) == given[0]
+    sure = certainty.Certainty([], {}, {"more": 0.6}, None, None, *[np.zeros(0, int)] * 3)
+    three = [
+        answering.chosen(sure, ["a", "b", "c"], np.array(w), 1.0) for w in ((0.9, 0.1, 0), (0, 0.6, 0.4))
+    ]
+    together = answering.chosen_together(sure, ["a", "b", "c"], three)
+    assert together[:3] == ("a", pytest.approx(0.45), 2.0) and together.other == "b" and not together.sure
 
 
 def test_all_segments_of_a_recording_are_asked(small, tmp_path, ecgbyte):
@@ -226,15 +232,15 @@ def test_the_json_keys_and_the_table(small, ecgbyte):
 def test_an_interrupted_run_goes_on(copied, ecgbyte, monkeypatch):
     before = answers_of(copied)
     shutil.rmtree(copied / "answers")
-    answer, asked = ecg_lm.ECGLM.answer, []
+    weigh, asked = ecg_lm.ECGLM.weigh, []
 
     def breaks(self, prompts, *args):
         if len(asked) == 3:
             raise RuntimeError("the lights went out")
         asked.append(len(prompts))
-        return answer(self, prompts, *args)
+        return weigh(self, prompts, *args)
 
-    monkeypatch.setattr(ecg_lm.ECGLM, "answer", breaks)
+    monkeypatch.setattr(ecg_lm.ECGLM, "weigh", breaks)
     result = ecgbyte(*ASK, "--batch", 2, work=copied)
     # the cause and the place, in one line; no score was made of it
     assert result.exit_code == 1 and "the lights went out" in result.stderr and "synth" in result.stderr
@@ -245,9 +251,7 @@ def test_an_interrupted_run_goes_on(copied, ecgbyte, monkeypatch):
     with open(partial, "a") as file:
         file.write('{"name": "signal", "i": 9, "an')  # cut off in the middle of a line
     again = []
-    monkeypatch.setattr(
-        ecg_lm.ECGLM, "answer", lambda s, p, *args: again.append(len(p)) or answer(s, p, *args)
-    )
+    monkeypatch.setattr(ecg_lm.ECGLM, "weigh", lambda s, p, *args: again.append(len(p)) or weigh(s, p, *args))
     result = ecgbyte(*ASK, work=copied)
     assert result.exit_code == 0 and f"going on: {done} answers" in result.stderr
     assert [{**a, "seconds": 0} for a in answers_of(copied)] == [{**b, "seconds": 0} for b in before]
@@ -304,11 +308,11 @@ def test_long_prompts_lose_ecg_tokens_as_in_training(copied, ecgbyte, monkeypatc
         written = {k: v for k, v in about.items() if known or k != "prompt_tokens"}
         (copied / "model" / "ecgbyte.json").write_text(json.dumps(written))
 
-    asked, answer = [], ecg_lm.ECGLM.answer
+    asked, weigh = [], ecg_lm.ECGLM.weigh
     monkeypatch.setattr(
         ecg_lm.ECGLM,
-        "answer",
-        lambda self, prompts, *args: asked.extend(map(len, prompts)) or answer(self, prompts, *args),
+        "weigh",
+        lambda self, prompts, *args: asked.extend(map(len, prompts)) or weigh(self, prompts, *args),
     )
     limit(100)
     result = ecgbyte(*ASK, "--overwrite", work=copied)

@@ -20,7 +20,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install ecg
 
 from serving import running, service, stand_in  # noqa: E402
 
-from ecgbyte_cli.model import ecg_lm  # noqa: E402
+from ecgbyte_cli.model import certainty, ecg_lm  # noqa: E402
 from ecgbyte_cli.model.conversation import Conversation, Reader  # noqa: E402
 from ecgbyte_cli.signal.preprocess import LEADS  # noqa: E402
 from ecgbyte_cli.web import app, shelf  # noqa: E402
@@ -217,6 +217,20 @@ def test_a_token_tells_what_it_is(visit, address):
     assert page.locator("#token").inner_text() != told
     page.keyboard.press("t")
     assert bands.count() == 0
+
+
+def test_how_sure_an_answer_is_stands_below_it(visit, folder, tiny, small, monkeypatch):
+    known = certainty.read(small / "ecgbyte-work" / "model", tiny.reader.tokenizer.vocab_size)
+    monkeypatch.setattr(certainty.Certainty, "unlike", lambda *_: ["lead II flat"])
+    with running(service(folder, tiny._replace(certainty=known))) as address:
+        page = ready(visit(address))
+        assert "unlike the recordings" in page.locator("#log .note").first.inner_text()
+        for i, question in enumerate((QUESTION, "How old is the dog?")):
+            ask(page, question)
+            page.locator("#log .note").nth(i + 1).wait_for()
+        notes = page.locator("#log .note").all_text_contents()
+        assert re.search(r"\d+ %; or .+, \d+ %", notes[1]) and "%" not in notes[2]
+        assert page.locator("#log .a").last.inner_text().startswith("I was not trained on this question")
 
 
 def test_a_question_is_answered_as_in_chat(visit, folder, tiny):

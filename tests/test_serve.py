@@ -27,7 +27,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 import ecgbyte_cli  # noqa: E402
 from ecgbyte_cli import readers, sheet  # noqa: E402
-from ecgbyte_cli.model import ecg_lm  # noqa: E402
+from ecgbyte_cli.model import certainty, ecg_lm  # noqa: E402
 from ecgbyte_cli.model.conversation import Conversation, Reader, Turn  # noqa: E402
 from ecgbyte_cli.web import app, guard, shelf  # noqa: E402
 
@@ -377,6 +377,34 @@ def test_an_answer_is_stopped_and_what_there_is_is_kept(small, folder):
 def test_the_probability_is_told(client):
     told = client.post("/api/ask", json={"record": ids(client)[0], "question": QUESTION}).json()
     assert 0 < told["probability"] <= 1
+
+
+@pytest.fixture
+def sure(tiny, small):
+    """The same model, with what it was trained to answer."""
+    known = certainty.read(small / "ecgbyte-work" / "model", tiny.reader.tokenizer.vocab_size)
+    return tiny._replace(certainty=known)
+
+
+def test_it_is_told_how_sure_an_answer_is(sure, folder):
+    with client_of(service(folder, sure)) as client:
+        told = client.post("/api/ask", json={"record": ids(client)[0], "question": QUESTION}).json()
+        assert 0 < told["runner_up"]["probability"] <= told["probability"] <= 1
+        assert f"{100 * told['probability']:.0f} %; or " in told["certainty"]
+        assert told["certainty"].startswith("not sure: ") is (told["sure"] is False)
+        asked = {"record": ids(client)[0], "question": "How old is the dog?"}
+        told = client.post("/api/ask", json=asked).json()
+        assert told["declined"] and "not trained" in told["answer"] and told["probability"] is None
+
+
+def test_a_recording_unlike_those_trained_on_is_said_to_be(sure, folder, monkeypatch):
+    with client_of(service(folder, sure)) as client:
+        one = {"record": ids(client)[0]}
+        monkeypatch.setattr(certainty.Certainty, "unlike", lambda *_: [])
+        assert client.post("/api/conversation", json=one).json()["unlike"] == []
+        monkeypatch.setattr(certainty.Certainty, "unlike", lambda *_: ["lead II flat"])
+        (line,) = client.post("/api/conversation", json=one).json()["unlike"]
+        assert "lead II flat" in line and "unlike the recordings" in line
 
 
 @pytest.mark.parametrize("method", app.METHODS)

@@ -164,6 +164,7 @@ def test_answers_from_one_reading_are_those_of_prompts_read_alone(base, position
     prompts = [prompt.build([ecg], [(q, None)])[0] for ecg in ecgs for q in questions]
     prompts.append(prompt.build([ecgs[0], ecgs[1]], [("Both?", None)])[0])
     alone = [lm.answer([ids], {7, 8}, 10)[0] for ids in prompts]
+    assert lm.beside
     read, inputs = [], lm.embed
     monkeypatch.setattr(lm, "embed", lambda ids: read.append(tuple(ids.shape)) or inputs(ids))
     assert lm.answer(prompts, {7, 8}, 10) == alone

@@ -13,6 +13,7 @@ from test_readers import wave, write_edf, write_wfdb
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
 
 LEADS = preprocess.LEADS
@@ -567,3 +568,43 @@ def test_scripts_for_public_data(tmp_path, name):
     segments = read_table(WorkDir(tmp_path / "work").symbol_segments)
     assert dict(zip(segments["patient"], segments["split"], strict=True)) == expected
     assert WorkDir(tmp_path / "work").token_settings.exists()
+
+
+@pytest.mark.parametrize("quantizer", ["paper", "minmax", "mulaw", "lloyd", "trellis"])
+def test_recordings_of_another_hospital_are_read_as_a_model_reads_them(many, tmp_path, ecgbyte, quantizer):
+    here, there = tmp_path / "here", tmp_path / "there"
+    others = tmp_path / "others"
+    others.mkdir()
+    for i in range(5):
+        write_wfdb(others, f"s{i}", 1.5 * wave(3, 1100, 500 + i), ["V1", "I", "II"], fs=250)
+    for args in (["symbolize", many, *SHORT, "--quantizer", quantizer], ["learn", "--vocab", 60], ["encode"]):
+        assert ecgbyte(*args, work=here).exit_code == 0
+    merges = WorkDir(here).ecg_tokenizer
+    result = ecgbyte("symbolize", others, "--like", merges, "encode", work=there)
+    assert result.exit_code == 0, result.stderr
+    assert WorkDir(there).ecg_tokenizer.read_bytes() == merges.read_bytes()
+    tokenizer = ECGTokenizer.from_file(merges)
+    tokens, places = read_array(WorkDir(there).tokens), read_table(WorkDir(there).token_segments)
+    table = read_table(WorkDir(there).symbol_segments)
+    for i, path in enumerate(table["path"]):
+        start, signal = preprocess.segments(readers.read(path), tokenizer.signal)[i % 2]
+        assert start == table["start"][i]
+        wanted = tokenizer.encode(signal)
+        assert np.array_equal(tokens[places["offset"][i] :][: places["length"][i]], wanted)
+    again = ecgbyte("symbolize", others, "--like", merges, work=there)
+    assert again.exit_code == 0 and "already" in again.stderr
+
+
+def test_what_like_cannot_be(many, tmp_path, ecgbyte):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for args in (["symbolize", many, *SHORT], ["learn", "--vocab", 60]):
+        assert ecgbyte(*args, work=here).exit_code == 0
+        assert ecgbyte(*args[:2], *args[2:], work=there).exit_code == 0
+    assert ecgbyte("learn", "--vocab", 40, "--overwrite", work=there).exit_code == 0
+    merges = WorkDir(here).ecg_tokenizer
+    result = ecgbyte("symbolize", many, "--like", tmp_path, work=tmp_path / "new")
+    assert result.exit_code == 1 and "is no tokenizer" in result.stderr
+    result = ecgbyte("symbolize", many, "--like", merges, "--fs", 100, work=tmp_path / "new")
+    assert result.exit_code == 2 and "--like says all of the signal" in result.stderr
+    result = ecgbyte("symbolize", many, "--like", merges, work=there)
+    assert result.exit_code == 1 and "another tokenizer" in result.stderr

@@ -1,9 +1,11 @@
 """Prompts trimmed as in training, and their answers, in batches, kept as they come."""
 
+import contextlib
 import itertools
 import json
 import math
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +14,19 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.controls import CONTROLS
 from ecgbyte_cli.model.conversation import fit
 from ecgbyte_cli.workdir import whole
+
+
+class Given(NamedTuple):
+    """An answer to a question about one segment."""
+
+    answer: str
+    probability: float  # of the whole answer; calibrated where it was chosen from several
+    seconds: float
+    other: str | None = None  # the second likeliest, where it was chosen
+    other_probability: float | None = None
+    sure: bool | None = None
+    yes: float | None = None  # the probability of yes, where yes and no are the answers
+    weights: list[float] | None = None  # the probability of each answer that it was chosen from
 
 
 def longest_prompt(lm, prompt, about, truths, max_new):
@@ -119,7 +134,7 @@ def answer_all(lm, prompts, batch, max_new, known, keep, pick=None, name=str):
     known : set
         Keys of the prompts that are answered already.
     keep : callable
-        Called with key, text, probability and seconds of each answer, a batch at a time.
+        Called with key and Given of each answer, a batch at a time.
     pick : Sampler or None
         None answers greedily; then equal prompts are answered once.
     name : callable
@@ -131,22 +146,63 @@ def answer_all(lm, prompts, batch, max_new, known, keep, pick=None, name=str):
     for together in prompts.batches([key for key in prompts.asked if key not in known], batch, pick is None):
         began, ask = time.perf_counter(), [prompts.ids(group[0]) for group in together]
         counted = Counted(pick, prompt.end_ids, len(ask))
-        try:
+        with _said(ask, name(together[0][0])):
             if pick:
                 pick.begin([group[0] for group in together])
             room = max(1, min(max_new, positions(lm) - max(map(len, ask))))
             answers = lm.answer(ask, prompt.end_ids, room, counted)
-        except Exception as error:
-            raise Failure(
-                f"the model failed on {len(ask)} questions of up to {max(map(len, ask))} tokens "
-                f"({name(together[0][0])}, …): {type(error).__name__}: {' '.join(str(error).split())}; the answers "
-                "before it are kept"
-            ) from error
         took = (time.perf_counter() - began) / sum(map(len, together))
         for group, ids, logs in zip(together, answers, counted.logs, strict=True):
             text = prompt.text(ids)
             for key in group:
-                keep(key, text, math.exp(sum(logs)), took)
+                keep(key, Given(text, math.exp(sum(logs)), took))
+
+
+def choose_all(lm, prompts, batch, known, keep, answers, certainty, name=str):
+    """Answer prompts by the likeliest of the answers that each can have.
+
+    Parameters
+    ----------
+    lm, prompts, batch, known, keep, name
+        As in `answer_all`.
+    answers : callable
+        The answers, a list of str, that the prompt of a key can have.
+    certainty : Certainty
+    """
+    for together in prompts.batches([key for key in prompts.asked if key not in known], batch, True):
+        began, some = time.perf_counter(), [answers(group[0]) for group in together]
+        ask = [prompts.ids(group[0]) for group in together]
+        with _said(ask, name(together[0][0])):
+            weighed = lm.weigh(ask, [[prompts.prompt.written(answer) for answer in of] for of in some])
+        took = (time.perf_counter() - began) / sum(map(len, together))
+        for group, of, logs in zip(together, some, weighed, strict=True):
+            given = chosen(certainty, of, certainty.weights(of, logs), took)
+            for key in group:
+                keep(key, given)
+
+
+def chosen(certainty, answers, weights, seconds):
+    """The likeliest of some answers, as a Given."""
+    best = certainty.choose(answers, weights)
+    return Given(best.answer, best.probability, seconds, *best[2:], weights.tolist())
+
+
+def chosen_together(certainty, answers, given):
+    """The answer to a question that was asked about several segments: by the mean of its probabilities in each."""
+    weights = np.mean([one.weights for one in given], axis=0)
+    return chosen(certainty, answers, weights, sum(one.seconds for one in given))
+
+
+@contextlib.contextmanager
+def _said(ask, first):
+    """Say in one line on which questions the model failed."""
+    try:
+        yield
+    except Exception as error:
+        raise Failure(
+            f"the model failed on {len(ask)} questions of up to {max(map(len, ask))} tokens "
+            f"({first}, …): {type(error).__name__}: {' '.join(str(error).split())}; the answers before it are kept"
+        ) from error
 
 
 class Sampler:
@@ -182,20 +238,20 @@ def likeliest(given):
 
     Parameters
     ----------
-    given : list of (str, float, float)
-        Answer, probability and seconds of each segment.
+    given : list of Given
+        Of each segment.
 
     Returns
     -------
-    (str, float, float)
+    Given
         The answer with the largest sum of probabilities (of several, the one that came first), its mean probability
         over all segments, and the seconds together.
     """
     sums: dict[str, float] = {}
-    for text, probability, _ in given:
-        sums[text] = sums.get(text, 0.0) + probability
+    for one in given:
+        sums[one.answer] = sums.get(one.answer, 0.0) + one.probability
     best = max(sums, key=sums.__getitem__)
-    return best, sums[best] / len(given), sum(seconds for *_, seconds in given)
+    return Given(best, sums[best] / len(given), sum(one.seconds for one in given))
 
 
 class Partial:
@@ -211,7 +267,7 @@ class Partial:
     Attributes
     ----------
     answers : dict
-        (name, number, segment) to (text, probability, seconds).
+        (name, number, segment) to Given.
     """
 
     def __init__(self, path, settings):
@@ -222,7 +278,7 @@ class Partial:
             for line in lines[1:-1]:
                 item = json.loads(line)
                 key = item["name"], item["i"], item["segment"]
-                self.answers[key] = item["answer"], item["probability"], item["seconds"]
+                self.answers[key] = Given(*map(item.get, Given._fields))
             note(f"going on: {len(self.answers)} answers are there")
             whole_lines = "\n".join(lines[:-1]) + "\n"
         else:
@@ -237,10 +293,9 @@ class Partial:
     def __exit__(self, *_):
         self.file.close()
 
-    def add(self, key, answer, probability, seconds):
+    def add(self, key, given):
         """Keep an answer."""
-        self.answers[key] = answer, probability, seconds
-        line = dict(zip(("name", "i", "segment"), key, strict=True))
-        line |= {"answer": answer, "probability": probability, "seconds": seconds}
+        self.answers[key] = given
+        line = dict(zip(("name", "i", "segment"), key, strict=True)) | given._asdict()
         self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.file.flush()

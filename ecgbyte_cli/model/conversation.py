@@ -18,6 +18,7 @@ from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ecgbyte_cli.model.certainty import Certainty
     from ecgbyte_cli.model.ecg_lm import ECGLM
     from ecgbyte_cli.model.prompt import Prompt
 
@@ -31,6 +32,7 @@ class ECG:
     number: int  # of the segment that is read
     tokens: np.ndarray
     signal: dict  # the tokenizer's settings
+    compared: bool = False  # whether it was said in what it is unlike those that the model was trained on
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -96,11 +98,25 @@ class Turn:
     prompt: np.ndarray | None = None  # ids
     lost: int = 0  # ECG tokens that the prompt had no room for
     written: list = field(default_factory=list)  # ids of the answer
-    probability: float | None = None  # of the whole answer, its end included; None of one that was stopped
+    # of the whole answer, its end included; calibrated where it was chosen; None of one that was stopped
+    probability: float | None = None
+    asked_as: str | None = None  # the question of the training that it was found to be
+    other: tuple[str, float] | None = (
+        None  # the second likeliest answer, of those that there are to choose from
+    )
+    sure: bool | None = None  # None where nothing says so
+    declined: bool = False  # the model was not trained on this question
     first: float | None = None  # s to the first token
     seconds: float = 0.0
     stopped: bool = False
     error: str | None = None
+
+    def certainty(self) -> str:
+        """How sure an answer is that was chosen from several, in words."""
+        if self.probability is None or self.other is None:
+            return ""
+        unsure = "not sure: " if self.sure is False else ""
+        return f"{unsure}{100 * self.probability:.0f} %; or {self.other[0]}, {100 * self.other[1]:.0f} %"
 
     def about(self) -> dict:
         """What --json says about it."""
@@ -108,6 +124,10 @@ class Turn:
             "question": self.question,
             "answer": self.answer,
             "probability": self.probability,
+            "sure": self.sure,
+            "runner_up": self.other and {"answer": self.other[0], "probability": self.other[1]},
+            "declined": self.declined,
+            "asked_as": self.asked_as,
             "tokens": len(self.written),
             "first_token_seconds": self.first,
             "seconds": self.seconds,
@@ -129,6 +149,8 @@ class Conversation:
     ecgs : list of ECG
     max_new : int
         Longest answer in tokens.
+    certainty : Certainty or None
+        What the model was trained to answer, and how far it can be believed; None of older models.
 
     Attributes
     ----------
@@ -146,17 +168,22 @@ class Conversation:
         about: dict,
         ecgs: list[ECG],
         max_new: int = 256,
+        certainty: "Certainty | None" = None,
     ):
         from ecgbyte_cli.model.kept import PromptCache
         from ecgbyte_cli.model.prompt import Prompt
 
         self.lm, self.reader, self.about, self.ecgs, self.max_new = lm, reader, about, ecgs, max_new
         self.prompt, self.cache = Prompt(text_tokenizer, lm.layout, about.get("date")), PromptCache()
+        self.certainty = certainty
         self.turns: list[tuple[str, str]] = []
         self.log: list[Turn | str] = []
 
     def ask(self, question: str, show: Callable[[str], object] = lambda piece: None) -> Turn:
-        """Answer a question, greedily.
+        """Answer a question: by the likeliest of the answers that it can have, where training has a list of these.
+
+        Else greedily, token by token; a model that was trained from nothing says of other questions that it was not
+        trained on them.
 
         Parameters
         ----------
@@ -174,18 +201,21 @@ class Conversation:
         Failure
             If the conversation is longer than the model can read, or memory does not suffice.
         """
-        from ecgbyte_cli.model.ecg_lm import Counted
-
-        start, shown = time.perf_counter(), ""
-        tokens, asked = [ecg.tokens for ecg in self.ecgs], [*self.turns, (question, None)]
+        start = time.perf_counter()
+        known = self.certainty.match(question) if self.certainty and len(self.ecgs) == 1 else None
+        words = known.text if known else question
+        tokens, asked = [ecg.tokens for ecg in self.ecgs], [*self.turns, (words, None)]
         longest = self.about.get("prompt_tokens")
         most = getattr(self.lm.base.config, "max_position_embeddings", None) or sys.maxsize
         turn = Turn(question, ecgs=list(self.ecgs), earlier=list(self.turns))
         self.log.append(turn)
+        turn.asked_as = known and known.text
         shorter = "ask a shorter question"
         if self.turns or len(self.ecgs) > 1:
             shorter += ", or /clear the conversation"
         try:
+            if self._untrained(known):
+                return self._decline(turn, show)
             try:
                 ids, _, turn.lost = fit(self.prompt, self.reader.tokenizer, tokens, asked, longest)
             except Failure as error:  # the text alone is longer
@@ -195,18 +225,10 @@ class Conversation:
                 raise Failure(
                     f"too long: the model reads {most} tokens, and this makes {len(ids)}; {shorter}"
                 )
-            room = min(self.max_new, most - len(ids))
-            counted = Counted(None, self.prompt.end_ids, 1)
-            for (i,) in self.lm.stream([ids], self.prompt.end_ids, room, self.cache, counted):
-                turn.first = turn.first or time.perf_counter() - start
-                turn.written.append(i)
-                turn.answer = self.prompt.text(turn.written)
-                # a character of several bytes is not whole before its last one
-                if turn.answer.startswith(shown) and not turn.answer.endswith("\ufffd"):
-                    show(turn.answer[len(shown) :])
-                    shown = turn.answer
-            show(turn.answer[len(shown) :])
-            turn.probability = math.exp(sum(counted.logs[0])) if counted.logs[0] else None
+            if known and known.answers:
+                self._choose(turn, known.answers, show, start)
+            else:
+                self._write(turn, min(self.max_new, most - len(ids)), show, start)
         except KeyboardInterrupt:
             turn.stopped = True
         except RuntimeError as error:  # such as torch's out of memory
@@ -219,6 +241,62 @@ class Conversation:
         if turn.answer and keeps_context(self.about):
             self.turns.append((question, turn.answer))
         return turn
+
+    def _write(self, turn, room, show, start):
+        """Write an answer token by token, the likeliest each time."""
+        from ecgbyte_cli.model.ecg_lm import Counted
+
+        counted, shown = Counted(None, self.prompt.end_ids, 1), ""
+        for (i,) in self.lm.stream([turn.prompt], self.prompt.end_ids, room, self.cache, counted):
+            turn.first = turn.first or time.perf_counter() - start
+            turn.written.append(i)
+            turn.answer = self.prompt.text(turn.written)
+            # a character of several bytes is not whole before its last one
+            if turn.answer.startswith(shown) and not turn.answer.endswith("\ufffd"):
+                show(turn.answer[len(shown) :])
+                shown = turn.answer
+        show(turn.answer[len(shown) :])
+        turn.probability = math.exp(sum(counted.logs[0])) if counted.logs[0] else None
+
+    def _choose(self, turn, answers, show, start):
+        """Choose one of the answers that a question can have."""
+        written = [self.prompt.written(answer) for answer in answers]
+        (logs,) = self.lm.weigh([turn.prompt], [written], self.cache)
+        chosen = self.certainty.choose(answers, self.certainty.weights(answers, logs))
+        turn.answer, turn.probability, turn.sure = chosen.answer, chosen.probability, chosen.sure
+        turn.other = chosen.other, chosen.other_probability
+        turn.written = written[answers.index(chosen.answer)][:-1].tolist()
+        turn.first = time.perf_counter() - start
+        show(turn.answer)
+
+    def _untrained(self, known):
+        """Whether the model was trained from nothing, on questions that are known, and this is none of them."""
+        listed = self.certainty and self.certainty.groups and len(self.ecgs) == 1
+        return bool(listed) and not known and not keeps_context(self.about)
+
+    def _decline(self, turn, show):
+        """Say what can be asked instead."""
+        like = "; ".join(self.certainty.like(turn.question))
+        turn.declined, turn.answer = (
+            True,
+            f"I was not trained on this question. I can answer, for example: {like}",
+        )
+        show(turn.answer)
+        return turn
+
+    def unlike(self) -> list[str]:
+        """Lines about the open recordings that are unlike those that the model was trained on, each said once."""
+        lines = []
+        for ecg in self.ecgs:
+            if self.certainty and not ecg.compared:
+                ecg.compared = True
+                said = self.certainty.unlike(ecg.tokens, ecg.segments[ecg.number][1], self.reader.tokenizer)
+                if said:
+                    lines.append(
+                        f"{ecg.recording.name} is unlike the recordings that the model was trained on: "
+                        f"{'; '.join(said)}. Its answers may be wrong, whatever their probability"
+                    )
+        return lines
 
     def open(self, path: str | os.PathLike) -> ECG:
         """Open another recording beside those open, and return its ECG."""

@@ -7,6 +7,7 @@ ECG tokens are an output layer too, where the ECG itself is to be predicted.
 """
 
 import contextlib
+import functools
 import hashlib
 import inspect
 import io
@@ -48,6 +49,7 @@ RUNNING_STATE = (
     *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "olmo_hybrid"),
     *("recurrent_gemma", "lfm2"),
 )
+MOST_BESIDE, MOST_LOGITS = 512, 2**26  # ids that are read behind a beginning at a time, and logits
 WORDS = 1024  # tokens in the text vocabulary of `tiny`
 NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
 
@@ -316,10 +318,10 @@ class ECGLM(torch.nn.Module):
     def _can_share(self, beginnings, prompts, states):
         """Whether some prompts begin alike, with an ECG, and the layers' states can be shared."""
         return (
-            self.base.config._attn_implementation in ("sdpa", "eager")
-            and divisible(states)
+            divisible(states)
             and min(map(len, beginnings)) > 0
             and len(beginnings) < len(prompts)
+            and self.beside
         )
 
     def _from_shared(self, prompts, beginnings, row_of, end_ids, max_new, pick, states):
@@ -406,6 +408,167 @@ class ECGLM(torch.nn.Module):
                 if i is not None:
                     answer.append(i)
         return answers
+
+    @torch.no_grad()
+    def weigh(
+        self,
+        prompts: Sequence[np.ndarray],
+        answers: Sequence[Sequence[np.ndarray]],
+        cache: PromptCache | None = None,
+    ) -> list[np.ndarray]:
+        """How likely answers are behind prompts.
+
+        Parameters
+        ----------
+        prompts : list of int arrays
+            An ECG that several begin with is read once.
+        answers : list of lists of int arrays
+            The answers to each prompt, with the id that ends them.
+        cache : PromptCache or None
+            With one prompt: what was read of an earlier one that begins alike is not read again.
+
+        Returns
+        -------
+        list of float64 arrays
+            The logarithm of the probability of each answer to each prompt.
+        """
+        if not self.beside:
+            return [self._weigh_alone(prompt, some) for prompt, some in zip(prompts, answers, strict=True)]
+        return self._weigh(prompts, answers, cache)
+
+    def _weigh(self, prompts, answers, cache=None):
+        states = states_of(self.base)
+        if cache:
+            states = cache.begin(prompts[0], states)
+            beginnings, row_of, read = [prompts[0][:-1]], [0], len(cache.ids)
+        else:
+            beginnings, row_of = self._beginnings(prompts)
+            read = 0
+        ids, owner, _ = self._side_by_side([[(1, ids, ids)] for ids in beginnings])
+        owner -= 1  # 0 for what is there, -2 for padding on the right
+        if read < ids.shape[1]:
+            given = self.inputs(ids)
+            if read:
+                places = torch.from_numpy(self.layout.positions(beginnings[0])[None, read:]).to(self.device)
+                given = {"inputs_embeds": self.embed(ids[:, read:]), "position_ids": places}
+                given["attention_mask"] = torch.ones_like(ids)
+            self._outputs(lambda hidden: hidden[:, -1], states, **given)
+        if cache:
+            cache.ids = beginnings[0].tolist()
+        made: list[np.ndarray] = [np.zeros(0)] * len(prompts)
+        for some in self._passes(prompts, answers, beginnings, row_of):
+            self._weigh_side_by_side(some, prompts, answers, beginnings, row_of, owner, states, made)
+            for layer in states.layers:
+                layer.keys, layer.values = (
+                    held[..., : owner.shape[1], :] for held in (layer.keys, layer.values)
+                )
+        return made
+
+    def _passes(self, prompts, answers, beginnings, row_of):
+        """Numbers of prompts in lists whose answers are weighed together: not too many ids in a row, or logits."""
+        of_row, most = [0] * len(beginnings), MOST_LOGITS // self.offset
+        order = []
+        for number, row in enumerate(row_of):
+            order.append((of_row[row], number))
+            of_row[row] += 1
+        passes: list[list[int]] = []
+        counted, in_row = 0, [0] * len(beginnings)
+        for _, number in sorted(order):
+            row = row_of[number]
+            logits = sum(map(len, answers[number]))
+            ids = len(prompts[number]) - len(beginnings[row]) + logits
+            if not passes or counted + logits > most or in_row[row] + ids > MOST_BESIDE:
+                passes.append([])
+                counted, in_row = 0, [0] * len(beginnings)
+            passes[-1].append(number)
+            counted += logits
+            in_row[row] += ids
+        return passes
+
+    def _weigh_side_by_side(self, some, prompts, answers, beginnings, row_of, owner, states, made):
+        """Weigh the answers to some prompts behind their beginnings: each prompt's rest once, then its answers."""
+        rows = [[] for _ in beginnings]  # of (owner, owner of what it goes on from, ids, positions)
+        widths, counted, wanted, lengths = [0] * len(rows), [], [], []
+        for number in some:
+            row, prompt = row_of[number], prompts[number]
+            places, n, asks = self.layout.positions(prompt), len(beginnings[row]), len(rows[row]) + 1
+            rows[row].append((asks, asks, prompt[n:], places[n:]))
+            widths[row] += len(prompt) - n
+            last = widths[row] - 1
+            for answer in answers[number]:
+                own = len(answer) - 1  # the id that ends it is predicted, and predicts nothing
+                rows[row].append((len(rows[row]) + 1, asks, answer[:-1], places[-1] + 1 + np.arange(own)))
+                counted += [(row, last), *((row, widths[row] + i) for i in range(own))]
+                wanted.append(answer)
+                lengths.append(len(answer))
+                widths[row] += own
+        ids, of, position = self._side_by_side([[(own, *rest) for own, _, *rest in row] for row in rows])
+        _, parent, _ = self._side_by_side([[(above, *rest) for _, above, *rest in row] for row in rows])
+        seen = torch.cat([owner, of], 1)[:, None]
+        sees = (seen == 0) | (seen == of[..., None]) | (seen == parent[..., None])
+        sees &= torch.ones(sees.shape[1:], dtype=torch.bool, device=ids.device).tril(owner.shape[1])
+        flat = np.array(counted) @ [ids.shape[1], 1]
+        places, at = np.unique(flat, return_inverse=True)
+        places = torch.from_numpy(places).to(ids.device)
+        logits, _ = self._outputs(
+            lambda hidden: hidden.flatten(0, 1)[places],
+            states,
+            inputs_embeds=self.embed(ids),
+            position_ids=position,
+            attention_mask=self._mask(sees),
+        )
+        logs = logits.float().log_softmax(-1)[at, np.concatenate(wanted)].double().cpu().numpy()
+        sums = np.add.reduceat(logs, np.cumsum(lengths) - lengths)
+        begin = 0
+        for number in some:
+            made[number] = sums[begin : begin + len(answers[number])]
+            begin += len(answers[number])
+
+    def _weigh_alone(self, prompt, answers):
+        """Weigh the answers to a prompt, each behind a prompt of its own; padded on the right, where nothing looks."""
+        sums = []
+        for start in range(0, len(answers), 8):
+            some = answers[start : start + 8]
+            ids = np.zeros((len(some), len(prompt) + max(map(len, some))), np.int64)
+            ids[:, : len(prompt)] = prompt
+            for row, answer in enumerate(some):
+                ids[row, len(prompt) : len(prompt) + len(answer)] = answer
+            given = torch.from_numpy(ids).to(self.device)
+            here = slice(len(prompt) - 1, -1)
+            logits, _ = self._outputs(
+                lambda hidden, here=here: hidden[:, here].flatten(0, 1), **self.inputs(given)
+            )
+            logs = logits.float().log_softmax(-1).unflatten(0, (len(some), -1))
+            logs = logs.gather(-1, given[:, len(prompt) :, None])[..., 0].double().cpu().numpy()
+            sums += [row[: len(answer)].sum() for row, answer in zip(logs, some, strict=True)]
+        return np.array(sums)
+
+    @functools.cached_property
+    def beside(self) -> bool:
+        """Whether texts can stand side by side behind one beginning, with a mask: tried, not assumed."""
+        config = self.base.config
+        if config._attn_implementation not in ("sdpa", "eager") or getattr(config, "window_size", None):
+            return False
+        if not divisible(states_of(self.base)):
+            return False
+        tokens = min(8, len(self.ecg_rows.weight) - (self.layout.first - self.offset))
+        begin = [self.offset, *range(self.layout.first, self.layout.first + tokens), self.offset + 1]
+        prompts = [np.array([*begin, *rest]) for rest in ((3, 4), (5, 6, 7))]
+        answers = [[np.array([8, 9, 10]), np.array([11, 12])]] * 2
+        exact = next(p.dtype for p in self.base.parameters() if p.is_floating_point()) == torch.float32
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                found = np.concatenate(self._weigh(prompts, answers))
+                alone = np.concatenate(
+                    [self._weigh_alone(p, a) for p, a in zip(prompts, answers, strict=True)]
+                )
+        except (RuntimeError, TypeError, ValueError):  # what takes no such mask
+            return False
+        finally:
+            self.train(training)
+        return bool(np.allclose(found, alone, rtol=1e-3 if exact else 5e-2, atol=1e-3 if exact else 0.3))
 
 
 def _likeliest(logits, _rows):

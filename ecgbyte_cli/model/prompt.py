@@ -264,6 +264,11 @@ class Prompt:
             answer = [(np.array([*written, *closing], np.int64), np.array(labels, np.int64))]
         return self._text_ids(head, True), tail, answer
 
+    def written(self, answer: str) -> np.ndarray:
+        """The ids that a model writes for an answer, with the one that ends it."""
+        ((ids, labels),) = self.parts([("", answer)])[2]
+        return ids[labels != IGNORED]
+
     def text(self, ids: Sequence[int]) -> str:
         """The text of an answer's ids."""
         return self.text_tokenizer.decode(ids, skip_special_tokens=True).strip()

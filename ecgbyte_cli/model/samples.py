@@ -98,10 +98,15 @@ class Samples:
                     self._window(first, count, random), self.tokenizer.levels, random, self.augment
                 )
                 return self.tokenizer.encode(letters, self.segmenter)
+        return self.own(segment)
+
+    def own(self, segment):
+        """The tokens of a segment, as it was encoded."""
         start, length = self.segments["offset"][segment], self.segments["length"][segment]
         return self.tokens[start : start + length]
 
-    def _letters_of(self, segment):
+    def letters_of(self, segment):
+        """The letters of a segment, (leads, samples)."""
         at = self.recorded["offset"][segment]
         return self.letters[at : at + self.shape[0] * self.shape[1]].reshape(self.shape)
 
@@ -109,12 +114,12 @@ class Samples:
         """Letters of a stretch of a recording that begins anywhere; of one of a single segment, turned in time."""
         samples = self.shape[1]
         if count == 1:
-            return np.roll(self._letters_of(first), -int(random.integers(samples)), axis=1)
+            return np.roll(self.letters_of(first), -int(random.integers(samples)), axis=1)
         at = int(random.integers((count - 1) * samples + 1))
         segment, start = first + at // samples, at % samples
         if not start or not self._follows(segment):
-            return self._letters_of(segment)
-        both = np.concatenate([self._letters_of(segment), self._letters_of(segment + 1)], axis=1)
+            return self.letters_of(segment)
+        both = np.concatenate([self.letters_of(segment), self.letters_of(segment + 1)], axis=1)
         return both[:, start : start + samples]
 
     def _follows(self, segment):

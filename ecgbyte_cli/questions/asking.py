@@ -149,13 +149,14 @@ def _choose(rng, columns, sides, cap):
                 # pairs are many, as their number grows with the square: they share the cap
                 n = min(len(only_a), len(only_b), max(1, cap // len(pairs)))
                 words = STATEMENTS[a].words, STATEMENTS[b].words
+                pair = {"topic": " or ".join(words)}
                 for answer, places in zip(
                     (*words, "both", "none"), (only_a, only_b, both, none), strict=True
                 ):
                     for i in _drawn(rng, places, n):
                         first, second = words if rng.random() < 0.5 else words[::-1]
                         question = wording.choose(rng, first, second)
-                        asked.append((i, question, answer, f"{group}-choose", {"closed": True}))
+                        asked.append((i, question, answer, f"{group}-choose", {**pair, "closed": True}))
     return asked
 
 
@@ -170,7 +171,7 @@ def _query(rng, facts, sides, cap):
     asked = []
     for (topic, what, key, _), places in found.items():
         answer = key if isinstance(key, str) else list(key) if len(key) > 1 else key[0]
-        more = {} if topic in MANY else {"closed": True}
+        more = {"topic": f"{topic} {what}".strip()} | ({} if topic in MANY else {"closed": True})
         for i in _drawn(rng, np.array(places), cap):
             asked.append((i, wording.query(rng, topic, what), answer, f"{topic}-query", more))
     return asked
@@ -238,4 +239,7 @@ def _decline(rng, sides, asked, facts, share):
             i, topic = int(rng.choice(places)), topics[int(rng.integers(len(topics)))]
             # a record is asked the same once: where chance would have it twice, once less
             made[i, topic] = wording.unanswerable(rng, topic)
-    return [(i, text, wording.CANNOT, "cannot-query", {"closed": True}) for (i, _), text in made.items()]
+    return [
+        (i, text, wording.CANNOT, "cannot-query", {"topic": topic, "closed": True})
+        for (i, topic), text in made.items()
+    ]

@@ -46,6 +46,8 @@ class Question:
     labels: tuple[str, ...] = ()  # of the answer, where it was given as a list
     template_id: int | None = None  # ECG-QA's
     attribute_type: str | None = None
+    topic: str | None = None  # what is asked about, in whatever words: `ecgbyte questions` says it
+    closed: bool = False  # whether there are few answers to choose from, and training has them all
     segments: tuple[int, ...] = ()  # of the records, in their order: `join` fills them in
     problem: str = ""  # why the question cannot be asked, from `join`
 
@@ -228,6 +230,8 @@ def _question(item, split):
         labels if isinstance(labels, tuple) else (),
         item.get("template_id"),
         item.get("attribute_type"),
+        next((item[k] for k in ("topic", "finding") if item.get(k) and isinstance(item[k], str)), None),
+        item.get("closed") in (True, "true", "True"),
     )
 
 

@@ -1,11 +1,15 @@
 """What many recordings have in common: the range of their values, and their letters as texts to learn from."""
 
 import mmap
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.workdir import sha256_of, whole
 from ecgbyte_kernels import quantize as kernels
 
 FIXED = ("minmax", "mulaw", "trellis")  # quantizers that need not know the corpus
@@ -22,13 +26,36 @@ def asked_quantizer(name, levels, bounds, mu):
     return asked | {"mu": 2.0, "limit": 16.0, "penalty": 0.25} if name == "trellis" else asked
 
 
+def as_read_by(model):
+    """The ecg_tokenizer.json of a model folder, or such a file itself, and what it says of the signal."""
+    path = Path(model) / "ecg_tokenizer.json" if Path(model).is_dir() else Path(model)
+    if not path.is_file():
+        raise Failure(f"{path} is no tokenizer: --like names a model folder, or an ecg_tokenizer.json")
+    signal = ECGTokenizer.from_file(path).signal
+    if signal["quantizer"]["name"] == "paper" and signal["quantizer"]["lo"] is None:
+        raise Failure(f"{path} does not say what range in mV its letters stand for: no signal can be read so")
+    return path, signal
+
+
+def take_merges(work, merges, result):
+    """Put an ecg_tokenizer.json, if there is one, into a work folder in the place of its own; return `result`."""
+    if merges is not None and not (
+        work.ecg_tokenizer.exists() and sha256_of(work.ecg_tokenizer) == sha256_of(merges)
+    ):
+        for left in work.ecg_tokenizer.parent.glob("[!.]*.*"):
+            left.unlink()  # what else was made of the merges that were there
+        with whole(work.ecg_tokenizer) as beside:
+            shutil.copyfile(merges, beside)
+    return result
+
+
 def fit_quantizer(quantizer, counts, blocks):
     """Complete a quantizer with what the corpus says.
 
     Parameters
     ----------
     quantizer : dict
-        From `asked_quantizer`.
+        From `asked_quantizer`; one that is complete stays as it is.
     counts : numpy.ndarray
         From `ecgbyte_kernels.quantize.count_upper`, over all signals.
     blocks : callable
@@ -37,7 +64,7 @@ def fit_quantizer(quantizer, counts, blocks):
     if quantizer["name"] == "paper" and quantizer["lo"] is None:
         p1, p99 = _percentiles(blocks, counts, (1, 99))
         return quantizer | {"lo": p1 - 0.5, "hi": p99 + 0.5}
-    if quantizer["name"] == "lloyd":
+    if quantizer["name"] == "lloyd" and "edges" not in quantizer:
         try:
             edges, centroids = kernels.fit_lloyd(counts, quantizer["levels"])
         except ValueError as error:

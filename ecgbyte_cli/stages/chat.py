@@ -128,6 +128,7 @@ def open_chat(
     Failure
         If there is no model, or the recording cannot be read or lacks leads that the model needs.
     """
+    from ecgbyte_cli.model import certainty
     from ecgbyte_cli.model import folder as folders
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
@@ -146,8 +147,9 @@ def open_chat(
     with busy(f"loading the model from {model}"):
         from ecgbyte_cli.model import ecg_lm
 
-        lm, text_tokenizer, _, _ = ecg_lm.load(model, base=base)
-    return Conversation(lm, text_tokenizer, reader, about, [ecg], max_new)
+        lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model, base=base)
+    known = certainty.read(model, tokenizer.vocab_size)
+    return Conversation(lm, text_tokenizer, reader, about, [ecg], max_new, known)
 
 
 def talk(conversation, read, *, strict=False, interactive=False):
@@ -201,6 +203,8 @@ def answer(conversation, question, interactive):
     def show(piece):
         click.echo(printable(piece, "\n\t"), nl=False, err=wants_json())
 
+    for line in conversation.unlike():
+        note(line)
     turn = conversation.ask(question, show if interactive or not wants_json() else lambda piece: None)
     if interactive:
         click.echo(err=wants_json())
@@ -212,6 +216,8 @@ def answer(conversation, question, interactive):
         note("(stopped)")
     elif not turn.answer:
         note("(no answer)")
+    elif turn.certainty():
+        note(f"({turn.certainty()})")
     return turn.stopped
 
 

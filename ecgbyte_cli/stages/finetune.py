@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli.console import Stage, note, say, wants_json
+from ecgbyte_cli.console import Stage, note, progress, say, wants_json
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.model.folder import is_own, method_of
 from ecgbyte_cli.model.samples import read_samples
@@ -18,6 +18,7 @@ from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.workdir import finished, new_folder, read_json, sha256_of
 
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
+ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has the trials
 
 
 @click.command(
@@ -69,9 +70,7 @@ LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 @click.option(
     "--ecg-loss",
     type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    help="Weight of predicting the ECG's own tokens, beside the answers.",
+    help="Weight of predicting the ECG's own tokens, beside the answers.  [default: 0.3 for full, else 0]",
 )
 @click.option(
     "--augment",
@@ -176,7 +175,7 @@ def finetune(
     ecg_rows="train",
     ecg_init="signal",
     positions=None,
-    ecg_loss=0.0,
+    ecg_loss=None,
     augment=0.0,
     steps=None,
     batch=4,
@@ -222,7 +221,7 @@ def finetune(
         "ecg_rows": ecg_rows,
         "ecg_init": ecg_init,
         "positions": positions,
-        "ecg_loss": 1.0 if pretrain else ecg_loss,
+        "ecg_loss": 1.0 if pretrain else ECG_LOSS[method] if ecg_loss is None else ecg_loss,
         "augment": augment,
         "steps": steps,
         "batch": batch,
@@ -315,6 +314,14 @@ def _train(work, qa, settings, checkpointing, going_on):
             ) from error
         if rank != 0:
             return None
+        known = None
+        if qa is not None:
+            from ecgbyte_cli.model import calibration
+
+            some = validation[: calibration.WEIGHED]
+            with progress("certainty", len(some), "questions") as bar:
+                asked = [question for plan in training for question in plan.questions]
+                known = calibration.measure(lm, samples, asked, some, batch, bar, tell)
         result |= counts | {"model": str(work.model)}
         about = {
             "base": name,
@@ -330,6 +337,8 @@ def _train(work, qa, settings, checkpointing, going_on):
             "result": result,
         }
         with work.making("model"), new_folder(work.model) as folder:
+            if known:
+                known.write(folder)
             ecg_lm.save(folder, lm, text_tokenizer, work.ecg_tokenizer, about)
         for path in (*work.checkpoints("step"), *work.checkpoints("best")):
             shutil.rmtree(path)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -9,12 +10,21 @@ import numpy as np
 
 from ecgbyte_cli.console import Stage, note, progress, say, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import folder
-from ecgbyte_cli.model.answering import Partial, Prompts, Sampler, answer_all, likeliest, longest_prompt
+from ecgbyte_cli.model import certainty, folder
+from ecgbyte_cli.model.answering import (
+    Partial,
+    Prompts,
+    Sampler,
+    answer_all,
+    choose_all,
+    chosen_together,
+    likeliest,
+    longest_prompt,
+)
 from ecgbyte_cli.model.controls import CONTROLS, Signals
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files as question_files
-from ecgbyte_cli.questions import metrics
+from ecgbyte_cli.questions import metrics, reliability
 from ecgbyte_cli.workdir import finished, read_json, read_table, sha256_of, whole, write_json
 
 
@@ -94,6 +104,8 @@ def command(work, **options):
     )
     say(metrics.headline(result))
     say(metrics.texts(result))
+    for line in reliability.lines(result):
+        say(line)
     return result
 
 
@@ -181,7 +193,8 @@ def generate(
         for line in question_files.crossings(joined, table_of, qa):
             note(line)
         asked = [question for question, *_ in chosen]
-        answers, probabilities, seconds = answer(work, model, base, chosen, settings, batch)
+        given = answer(work, model, base, chosen, settings, batch)
+        answers = {name: [one.answer for one in some] for name, some in given.items()}
         result = {}
         if controls:
             training = [question for question, *_, side in joined if side == "train"]
@@ -195,9 +208,10 @@ def generate(
             [question.attribute_type for question in asked],
         )
         result |= metrics.overlap(answers["signal"], [question.answer for question in asked], bertscore)
+        result |= reliability.score(asked, given["signal"], [patient for *_, patient, _ in chosen], seed)
         result |= {"split": split, "seen_in_training": question_files.seen_in_training(joined)}
         result["seconds"] = time.perf_counter() - start
-        write(work, chosen, answers, probabilities["signal"], seconds["signal"], settings, result)
+        write(work, chosen, answers, given["signal"], settings, result)
         return result
 
 
@@ -224,8 +238,8 @@ def answer(work, model, base, chosen, settings, batch):
 
     Returns
     -------
-    (dict, dict, dict)
-        Lists of answers, of their probabilities, and of seconds, by `signal` or the control's name.
+    dict of str to list of Given
+        By `signal` or the control's name.
     """
     from ecgbyte_cli.model import ecg_lm
 
@@ -235,7 +249,12 @@ def answer(work, model, base, chosen, settings, batch):
     signals = Signals(work, ecg_tokenizer, about["segmenter"], chosen, seed)
     names = ("signal", *CONTROLS) if settings["controls"] else ("signal",)
     longest = longest_prompt(lm, prompt, about, [question.answer for question in asked], max_new)
-    answers, probabilities, seconds = {}, {}, {}
+    known = certainty.read(model, ecg_tokenizer.vocab_size) if not settings["temperature"] else None
+    found = [
+        known.match(q.question) if known and not q.earlier and len(q.records) == 1 else None for q in asked
+    ]
+    # the words that the model was trained on
+    asked = [replace(q, question=f.text) if f else q for q, f in zip(asked, found, strict=True)]
     parts = [signals.parts(i, settings["segments"] == "all") for i in range(len(asked))]
     with (
         Partial(work.partial_answers, settings) as partial,
@@ -243,31 +262,36 @@ def answer(work, model, base, chosen, settings, batch):
     ):
         bar.update(len(partial.answers))
         # all together: the ECGs of the questions are those of strangers' questions too
-        prompts = Prompts(prompt, ecg_tokenizer, longest)
+        free, closed = Prompts(prompt, ecg_tokenizer, longest), Prompts(prompt, ecg_tokenizer, longest)
         for name in names:
             for part in range(max(parts)):
                 for i, (question, ecgs) in enumerate(zip(asked, signals.of(name, part), strict=True)):
                     if part < parts[i]:
+                        prompts = closed if found[i] and found[i].answers else free
                         prompts.ask((name, i, part), question, ecgs)
-            if prompts.trimmed and name == "signal":
-                note(f"{prompts.trimmed} prompts were longer than in training, and lost ECG tokens")
+            trimmed = free.trimmed + closed.trimmed
+            if trimmed and name == "signal":
+                note(f"{trimmed} prompts were longer than in training, and lost ECG tokens")
 
         def keep(*answer):
             partial.add(*answer)
             bar.advance()
 
         pick = Sampler(settings["temperature"], seed) if settings["temperature"] else None
-        answer_all(
-            *(lm, prompts, batch, max_new, partial.answers.keys(), keep, pick),
-            lambda key: f"record {asked[key[1]].record}",
-        )
+        there, told = partial.answers.keys(), lambda key: f"record {asked[key[1]].record}"
+        choose_all(*(lm, closed, batch, there, keep, lambda key: found[key[1]].answers, known), told)
+        answer_all(lm, free, batch, max_new, there, keep, pick, told)
+        made = {}
         for name in names:
             of_each = [[partial.answers[name, i, part] for part in range(n)] for i, n in enumerate(parts)]
-            answers[name], probabilities[name], seconds[name] = zip(*map(likeliest, of_each), strict=True)
-    return answers, probabilities, seconds
+            made[name] = [
+                chosen_together(known, f.answers, some) if f and f.answers else likeliest(some)
+                for f, some in zip(found, of_each, strict=True)
+            ]
+        return made
 
 
-def write(work, chosen, answers, probabilities, seconds, settings, result):
+def write(work, chosen, answers, given, settings, result):
     """Write the answers, their scores as a table, and at last the settings and scores as JSON."""
     with whole(work.answers) as beside, open(beside, "w", encoding="utf-8") as file:
         for i, (question, _, patient, _) in enumerate(chosen):
@@ -281,8 +305,13 @@ def write(work, chosen, answers, probabilities, seconds, settings, result):
                 "type": question.type,
                 "template_id": question.template_id,
                 "attribute_type": question.attribute_type,
-                "probability": round(probabilities[i], 6),
-                "seconds": round(seconds[i], 4),
+                "topic": question.topic,
+                "probability": round(given[i].probability, 6),
+                "sure": given[i].sure,
+                "runner_up": given[i].other
+                and {"answer": given[i].other, "probability": round(given[i].other_probability, 6)},
+                "p_yes": None if given[i].yes is None else round(given[i].yes, 6),
+                "seconds": round(given[i].seconds, 4),
                 "control": {
                     name: a if isinstance(a, str) else question_files.BETWEEN.join(a)
                     for name, a in controls.items()
@@ -291,7 +320,8 @@ def write(work, chosen, answers, probabilities, seconds, settings, result):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     title = f"Exact match in %, {result['questions']} questions of split {result['split']}"
     with whole(work.metrics_table) as beside:
-        beside.write_text(metrics.markdown(result, title), encoding="utf-8")
+        more = "".join(f"- {line}\n" for line in reliability.lines(result))
+        beside.write_text(metrics.markdown(result, title) + (more and "\n" + more), encoding="utf-8")
     write_json(work.metrics, {"settings": settings, "result": result}, indent=1)
     work.partial_answers.unlink(missing_ok=True)
 

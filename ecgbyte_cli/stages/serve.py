@@ -190,6 +190,7 @@ def listen(host, port):
 
 def load(work, model, base, max_new, told):
     """The model (None where there is none) and the reader whose tokens are shown (None without a tokenizer)."""
+    from ecgbyte_cli.model import certainty
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
     from ecgbyte_cli.web.app import Model
     from ecgbyte_cli.web.shelf import SharedReader
@@ -205,4 +206,5 @@ def load(work, model, base, max_new, told):
 
         lm, text_tokenizer, tokenizer, about = ecg_lm.load(folder, base=base)
     reader = SharedReader(tokenizer, about.get("segmenter", "longest"), **told)
-    return Model(lm, text_tokenizer, reader, {**about, "folder": str(folder)}, max_new), reader
+    known = certainty.read(folder, tokenizer.vocab_size)
+    return Model(lm, text_tokenizer, reader, {**about, "folder": str(folder)}, max_new, known), reader

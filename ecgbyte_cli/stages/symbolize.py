@@ -40,6 +40,7 @@ from ecgbyte_kernels import quantize as kernels
 
 PRELOAD = ("ecgbyte_cli.signal.letters", "scipy.signal", "pywt")
 PATIENTS = 5  # so many recordings are not of one patient, whatever they say
+OF_SIGNAL = ("fs", "leads", "segment", "profile", "quantizer", "levels", "bounds", "mu", "fill_nan")
 PART = 64  # recordings that are done together, and lost together if the run is killed
 
 
@@ -82,6 +83,12 @@ PART = 64  # recordings that are done together, and lost together if the run is 
     help="Range of the quantizer `paper`, in mV.",
 )
 @click.option("--mu", default=20.0, show_default=True, help="Companding of the quantizer `mulaw`.")
+@click.option(
+    "--like",
+    type=click.Path(path_type=Path),
+    help="Read recordings as a model does (its folder, or an ecg_tokenizer.json), and take its merges: in the place "
+    "of `learn` and of all options that say what the letters are.",
+)
 @click.option(
     "--fill-nan",
     type=click.Choice(["linear"]),
@@ -138,6 +145,12 @@ def command(work, **options):
 
     DATA is a folder, a RECORDS file, a pattern in quotes, or one recording with or without its extension.
     """
+    told = click.get_current_context().get_parameter_source
+    given = [name for name in OF_SIGNAL if told(name) is click.core.ParameterSource.COMMANDLINE]
+    if options["like"] and given:
+        raise click.UsageError(
+            "--like says all of the signal: leave the other options out that would, as --fs"
+        )
     result = symbolize(work, **options)
     rate = result["records"] / max(result["seconds"], 1e-9)
     say(
@@ -165,6 +178,7 @@ def symbolize(
     levels=26,
     bounds=None,
     mu=20.0,
+    like=None,
     fill_nan=None,
     patients=None,
     input_fs=None,
@@ -177,37 +191,7 @@ def symbolize(
 ):
     """Turn recordings into letters.
 
-    Parameters
-    ----------
-    work : WorkDir
-    data : str or Path
-        A folder, a RECORDS file, a glob pattern or one recording.
-    fs : float
-        Sampling rate to resample to, Hz.
-    leads : str
-        Lead names with commas between them.
-    segment : float
-        Length of a segment, s.
-    profile : {"paper", "resample"}
-    quantizer : {"paper", "minmax", "mulaw", "lloyd", "trellis"}
-    levels : int
-        2 to 256.
-    bounds : tuple of float or None
-        Range of the quantizer `paper` in mV; None takes the corpus' percentiles 1 and 99, 0.5 mV wider.
-    mu : float
-        Companding of `mulaw`, over +-5 mV.
-    fill_nan : {"linear", None}
-    patients : str or Path or None
-        Table of records and patients; see `ecgbyte_cli.readers.read_patients`.
-    keep_identity : bool
-        Whether what hospital files say of whose they are is kept.
-    patient_salt : str or None
-        Key of the hash that stands for a patient's number; None is one made and kept in the work folder.
-    input_fs, lead_names, units : float, str and {"uV", "mV", "V"}, or None
-        Sampling rate, lead names and units of files that do not say them.
-    jobs : int or None
-        Processes; None means one for each processor.
-    overwrite : bool
+    The parameters are the options of the command, which says what they do; `bounds` is its --range.
 
     Returns
     -------
@@ -217,9 +201,17 @@ def symbolize(
     Raises
     ------
     Failure
-        If there is no usable recording, or other letters are there already.
+        If there is no usable recording, or other letters or merges are there already.
     """
     started = time.perf_counter()
+    merges, asked_quantizer = None, corpus.asked_quantizer(quantizer, levels, bounds, mu)
+    if like:
+        merges, signal = corpus.as_read_by(like)
+        fs, segment, profile, fill_nan = (signal[k] for k in ("fs", "segment_seconds", "profile", "fill_nan"))
+        leads, bounds, asked_quantizer = ",".join(signal["leads"]), None, signal["quantizer"]
+        there = work.ecg_tokenizer
+        if there.exists() and not overwrite and sha256_of(there) != sha256_of(merges):
+            raise Failure(f"{there} is another tokenizer: take another --work, or --overwrite")
     names = [readers.lead_name(lead) for lead in leads.split(",") if lead.strip()]
     samples = round(fs * segment) if fs > 0 and segment > 0 else 0
     if not names or len(set(names)) < len(names):
@@ -250,18 +242,19 @@ def symbolize(
         "samples": samples,
         "profile": profile,
         "fill_nan": fill_nan,
-        "quantizer": corpus.asked_quantizer(quantizer, levels, bounds, mu),
+        "quantizer": asked_quantizer,
     }
     before = finished(work.symbol_settings, asked, overwrite, "letters")
     if before:
         with work.checked("symbols"):
             note(f"{work.symbols.parent} holds these letters already (--overwrite makes them again)")
-        return before
+        return corpus.take_merges(work, merges, before)
     with work.making("symbols"):
         finished(work.symbol_settings, asked, overwrite, "letters")  # another run may just have ended
         parts = Parts(work.symbol_parts, asked, overwrite)
         _make_parts(parts, found, asked, patient_salt or work.salt(), jobs or os.cpu_count())
-        return _join(work, parts, found, skipped, known, asked, started)
+        made = _join(work, parts, found, skipped, known, asked, started)
+        return corpus.take_merges(work, merges, made)
 
 
 def _make_parts(parts, found, asked, salt, jobs):

@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from ecgbyte_cli import __version__, readers, sheet, talk, terminal
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model.certainty import Certainty
 from ecgbyte_cli.model.conversation import Conversation, Reader, Turn, keeps_context
 from ecgbyte_cli.signal.tokenizer import character
 from ecgbyte_cli.web.guard import Guard, Refused
@@ -63,6 +64,7 @@ class Model(NamedTuple):
     reader: Reader
     about: dict
     max_new: int = 256
+    certainty: Certainty | None = None
 
 
 @dataclass
@@ -410,7 +412,8 @@ class Service:
         else:
             ecg = model.reader.read(path)
             conversation = Conversation(
-                model.lm, model.text_tokenizer, model.reader, model.about, [ecg], model.max_new
+                *(model.lm, model.text_tokenizer, model.reader, model.about, [ecg]),
+                *(model.max_new, model.certainty),
             )
             if self.shared:
                 conversation.prompt, conversation.cache = self.shared
@@ -449,11 +452,11 @@ class Service:
             for ecg in conversation.ecgs
         ]
         turns = [self._turn(made, turn) for turn in conversation.log if isinstance(turn, Turn)]
-        return {"conversation": made.id, "ecgs": ecgs, "turns": turns}
+        return {"conversation": made.id, "ecgs": ecgs, "turns": turns, "unlike": conversation.unlike()}
 
     def _turn(self, made, turn):
-        told = turn.about() | {"stopped": turn.stopped, "conversation": made.id}
-        return told
+        told = {"certainty": turn.certainty(), "stopped": turn.stopped, "conversation": made.id}
+        return turn.about() | told
 
 
 def build(
