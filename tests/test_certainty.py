@@ -12,6 +12,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import certainty
 from ecgbyte_cli.model.calibration import calibrate, count_pairs, groups_of
 from ecgbyte_cli.model.certainty import Certainty, gist, plain
+from ecgbyte_cli.model.conversation import percent
 from ecgbyte_cli.questions import Question
 
 
@@ -176,7 +177,7 @@ def test_a_recording_that_is_unlike_says_in_what():
     assert made.unlike(ecgs[0], same, TOKENIZER) == []
     noise = np.random.default_rng(1).normal(0, 0.6, (2, 100)).astype(np.float32)
     (said,) = made.unlike(TOKENIZER.encode(noise), noise, TOKENIZER)
-    assert "bits" in said
+    assert "bits a token" in said
     flat = same.copy()
     flat[1] = 0.3
     assert made.unlike(ecgs[0], flat, TOKENIZER) == ["lead V1 flat"]
@@ -237,3 +238,9 @@ def test_pairs_of_a_large_vocabulary_are_kept(tmp_path):
     keys = np.array([5, 70_000 * 65_540 + 7, 70_000 * 70_000 + 1])
     Certainty([], {}, {}, None, None, keys, np.array([2, 3, 4]), single).write(tmp_path)
     assert np.array_equal(certainty.read(tmp_path, 70_000).keys, keys)
+
+
+def test_no_answer_is_certain():
+    assert [percent(p) for p in (0, 0.0099, 0.01, 0.5, 0.987, 0.99, 0.9901, 1)] == [
+        *("under 1 %", "under 1 %", "1 %", "50 %", "99 %", "99 %", "over 99 %", "over 99 %")
+    ]

@@ -17,7 +17,7 @@ import wfdb
 from ecgbyte_cli import readers, terminal
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm
-from ecgbyte_cli.model.conversation import Conversation, Reader, Turn
+from ecgbyte_cli.model.conversation import Conversation, Reader, Turn, percent
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
@@ -401,10 +401,9 @@ def test_one_question(small, record, ecgbyte):
     (turn,) = result["turns"]
     assert plain.stdout == turn["answer"] + "\n" and not turn["declined"]
     other = turn["runner_up"]
-    unsure, sure = "not sure: " if turn["sure"] is False else "", 100 * turn["probability"]
-    assert (
-        plain.stderr == f"({unsure}{sure:.0f} %; or {other['answer']}, {100 * other['probability']:.0f} %)\n"
-    )
+    unsure = "not sure: " if turn["sure"] is False else ""
+    first, second = (percent(p) for p in (turn["probability"], other["probability"]))
+    assert plain.stderr == f"({unsure}{first}; or {other['answer']}, {second})\n"
     assert result["ecg_tokens"] > 0 and turn["question"] == QUESTION
     assert 0 < turn["tokens"] <= 5 and 0 < turn["first_token_seconds"] <= turn["seconds"]
 

@@ -28,7 +28,7 @@ from starlette.testclient import TestClient  # noqa: E402
 import ecgbyte_cli  # noqa: E402
 from ecgbyte_cli import readers, sheet  # noqa: E402
 from ecgbyte_cli.model import certainty, ecg_lm  # noqa: E402
-from ecgbyte_cli.model.conversation import Conversation, Reader, Turn  # noqa: E402
+from ecgbyte_cli.model.conversation import Conversation, Reader, Turn, percent  # noqa: E402
 from ecgbyte_cli.web import app, guard, shelf  # noqa: E402
 
 QUESTION = "What is the rhythm?"
@@ -390,7 +390,7 @@ def test_it_is_told_how_sure_an_answer_is(sure, folder):
     with client_of(service(folder, sure)) as client:
         told = client.post("/api/ask", json={"record": ids(client)[0], "question": QUESTION}).json()
         assert 0 < told["runner_up"]["probability"] <= told["probability"] <= 1
-        assert f"{100 * told['probability']:.0f} %; or " in told["certainty"]
+        assert f"{percent(told['probability'])}; or " in told["certainty"]
         assert told["certainty"].startswith("not sure: ") is (told["sure"] is False)
         asked = {"record": ids(client)[0], "question": "How old is the dog?"}
         told = client.post("/api/ask", json=asked).json()

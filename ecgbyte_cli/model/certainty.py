@@ -167,13 +167,13 @@ class Certainty:
             low, high = self.amplitude
             usual = float(np.median(moved(tokenizer.to_mv(*tokenizer.quantize(signal)))))
             if not low <= usual <= high:
-                said.append(f"its leads move {usual:.2f} mV, those {low:.2f} to {high:.2f}")
+                said.append(f"its leads move {usual:.2f} mV, and 99 in 100 of those {low:.2f} to {high:.2f}")
         if self.bits and len(ecg):
             bits = self.bits_of(ecg, tokenizer.lengths, tokenizer.signal["samples"])
-            usual, limit = self.bits
-            if bits > limit:
+            if bits > self.bits[1]:
                 said.append(
-                    f"its tokens take {bits:.1f} bits each, those {usual:.1f}, 995 of 1,000 up to {limit:.1f}"
+                    f"its waves are put together otherwise ({bits:.1f} bits a token, and 995 in 1,000 of those up to "
+                    f"{self.bits[1]:.1f})"
                 )
         return said
 

@@ -116,7 +116,7 @@ class Turn:
         if self.probability is None or self.other is None:
             return ""
         unsure = "not sure: " if self.sure is False else ""
-        return f"{unsure}{100 * self.probability:.0f} %; or {self.other[0]}, {100 * self.other[1]:.0f} %"
+        return f"{unsure}{percent(self.probability)}; or {self.other[0]}, {percent(self.other[1])}"
 
     def about(self) -> dict:
         """What --json says about it."""
@@ -134,6 +134,13 @@ class Turn:
             "trimmed": self.lost,
         }
         return {**known, **({"error": self.error} if self.error else {})}
+
+
+def percent(probability: float) -> str:
+    """A probability in words: never 0 or 100 %."""
+    if 0.01 <= probability <= 0.99:
+        return f"{100 * probability:.0f} %"
+    return "over 99 %" if probability > 0.5 else "under 1 %"
 
 
 class Conversation:
@@ -294,7 +301,7 @@ class Conversation:
                 if said:
                     lines.append(
                         f"{ecg.recording.name} is unlike the recordings that the model was trained on: "
-                        f"{'; '.join(said)}. Its answers may be wrong, whatever their probability"
+                        f"{'; '.join(said)}. Answers may be wrong, however probable they look"
                     )
         return lines
 
