@@ -485,7 +485,7 @@ async function converse(told) {
       }
       overlay(ecg);
     });
-    state.unlike.forEach((line) => note(line));
+    state.unlike.forEach((line) => note(line, "bad"));
     const many = state.ecgs.length > about.model.most_ecgs;
     $("state").textContent = (state.ecgs.length > 1 ? "Questions are about both ECGs, in this order. " : "")
       + (state.ecgs.length < ecgs.length ? `Questions are about ${state.ecgs[0].name} alone. ` : "")
@@ -554,7 +554,7 @@ async function ask(question) {
               : typeof sure === "number" ? [`probability of this answer ${(100 * sure).toFixed(0)} %`] : []),
             `${event.done.seconds.toFixed(2)} s`,
           ];
-          if (told.isConnected) note(said.join(", "));
+          if (told.isConnected) note(said.join(" · "));
         }
       }
     }
