@@ -73,8 +73,8 @@ def timed(lm, prompts, batch, max_new, shared):
     """Seconds, and the answers by key; not shared: as it was before, one name after the other."""
     answers = {}
 
-    def keep(key, text, *_):
-        answers[key] = text
+    def keep(key, given):
+        answers[key] = given.answer
 
     start = time.perf_counter()
     if shared:

@@ -234,8 +234,8 @@ def two_stage(work, epochs, batch, seed):
                 prompts.add(i, prompt.build([ecg], [(q.question, None)])[0])
             given = {}
 
-            def keep(i, text, *_, given=given):
-                given[i] = text
+            def keep(i, made, given=given):
+                given[i] = made.answer
                 bar.advance()
 
             answering.answer_all(lm, prompts, 64, 64, set(), keep)
