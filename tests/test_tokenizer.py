@@ -72,6 +72,21 @@ def test_signal_to_letters_and_back_is_within_half_a_level():
     assert np.array_equal(ours.encode(signal), ours.encode(letters))
 
 
+@pytest.mark.parametrize("segmenter", ["longest", "bpe", "fewest"])
+def test_a_flat_line_takes_few_tokens(segmenter):
+    ours = tokenizer()
+    zero = ours.encode(np.zeros(LETTERS.shape, np.float32), segmenter)
+    assert np.array_equal(ours.flat_line(segmenter), zero)
+    relative = tokenizer(
+        signal={**ours.signal, "quantizer": {"name": "minmax", "levels": 4, "lo": None, "hi": None}}
+    )
+    letters = [np.full(LETTERS.shape, i, np.uint8) for i in range(4)]
+    made = relative.flat_line(segmenter)
+    assert len(np.unique(relative.decode(made))) == 1
+    assert len(made) == min(len(relative.encode(line, segmenter)) for line in letters)
+    assert len(made) < max(len(relative.encode(line, segmenter)) for line in letters)
+
+
 def test_the_hash_tells_what_decides_ids_and_nothing_else():
     assert tokenizer().sha256 == tokenizer(counts=[1, 2, 3]).sha256
     assert len({tokenizer(**c).sha256 for c in ({}, {"merges": []}, {"boundary": "none"})}) == 3

@@ -143,8 +143,7 @@ class Explainer:
     def decided(self, case):
         """Which of the answer's ids the signal decided: its number in the answer."""
         if case.decided is None:
-            shape = len(self.tokenizer.signal["leads"]), self.tokenizer.signal["samples"]
-            flat, layout = self.tokenizer.encode(np.zeros(shape, np.float32), self.segmenter), self.lm.layout
+            flat, layout = self.tokenizer.flat_line(self.segmenter), self.lm.layout
             block = layout.block(flat)
             first = np.flatnonzero(case.ids[: case.ecg[0]] == layout.offset)[-1]
             ids = np.concatenate([case.ids[:first], block, case.ids[case.ecg[-1] + 2 :]])

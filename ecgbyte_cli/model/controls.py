@@ -28,8 +28,7 @@ class Signals:
         segments = read_table(work.symbol_segments)
         self.first_of, self.count_of = runs(segments)
         self.lo, self.hi = segments["lo"], segments["hi"]
-        shape = (len(tokenizer.signal["leads"]), tokenizer.signal["samples"])
-        self.flat = tokenizer.encode(np.zeros(shape, np.float32), segmenter)
+        self.flat = tokenizer.flat_line(segmenter)
 
     def own(self, segment):
         """The ids of a segment."""

@@ -83,7 +83,7 @@ class Samples:
     @cached_property
     def flat(self):
         """The ids of a flat line."""
-        return self.tokenizer.encode(np.zeros(self.shape, np.float32), self.segmenter)
+        return self.tokenizer.flat_line(self.segmenter)
 
     def _ecg(self, segment, instead=None, random=None):
         """The tokens of a segment, or what stands in its place; or, by random numbers, of its recording."""

@@ -149,6 +149,18 @@ class ECGTokenizer:
             )
         return quantizer
 
+    def flat_line(self, segmenter: str = "longest") -> np.ndarray:
+        """Token ids of a segment on which nothing happens.
+
+        It is at 0 mV; with the quantizers `minmax` and `trellis`, whose letters have no size of their own, at the
+        letter that takes fewest tokens: one that recordings never rest at would take a token for each sample.
+        """
+        shape = (len(self.signal["leads"]), self.signal["samples"])
+        if self.signal["quantizer"]["name"] not in ("minmax", "trellis"):
+            return self.encode(np.zeros(shape, np.float32), segmenter)
+        lines = (self.encode(np.full(shape, i, np.uint8), segmenter) for i in range(self.levels))
+        return min(lines, key=len)
+
     def encode(self, signal_or_letters: np.ndarray, segmenter: str = "longest") -> np.ndarray:
         """Token ids of one segment.
 
