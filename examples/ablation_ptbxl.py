@@ -22,6 +22,7 @@ from ecgbyte_cli.model.answering import Prompts
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files, findings, ptbxl
+from ecgbyte_cli.questions.reliability import auroc
 from ecgbyte_cli.stages.finetune import finetune
 from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
 
@@ -147,14 +148,9 @@ def scores(work, qa):
         mine = [number for number, question in enumerate(asked) if question.type == name]
         truth = np.array([asked[number].answer == "yes" for number in mine])
         if truth.sum() >= 5:
-            found[name] = auroc(np.array([odds[number] for number in mine]), truth)
+            values = np.array([odds[number] for number in mine])
+            found[name] = float(auroc(values, truth, np.ones((1, len(mine))))[0])
     return found
-
-
-def auroc(values, truth):
-    """Area under the receiver operating characteristic: how often a yes has more than a no (ties count half)."""
-    yes, no = values[truth], values[~truth]
-    return float(np.mean((yes[:, None] > no[None]) + 0.5 * (yes[:, None] == no[None])))
 
 
 def main():

@@ -157,7 +157,7 @@ def score(
     def scores(name):
         return {
             "exact_match": 100 * right[name].mean(),
-            "interval": _interval(drawn[name]),
+            "interval": interval(drawn[name]),
             "by_type": by_group(right[name], types),
             "by_answer_set": by_group(right[name], sets),
             "by_attribute": by_group(right[name], attributes),
@@ -179,7 +179,7 @@ def score(
         result |= {
             "best_control": best,
             "difference": result["exact_match"] - controls[best]["exact_match"],
-            "difference_interval": _interval(difference),
+            "difference_interval": interval(difference),
             "difference_by_type": {
                 kind: value - max(control["by_type"][kind] for control in controls.values())
                 for kind, value in result["by_type"].items()
@@ -204,23 +204,29 @@ def bootstrap(right, patients, seed=0, draws=DRAWS):
     dict of str to array (draws,)
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
-    random = np.random.default_rng(seed)
-    # how often each patient is drawn: (draws, patients), a few million numbers at a time
     totals = {name: np.empty(draws) for name in right}
     asked = np.bincount(patient, minlength=len(names))
     sums = {name: np.bincount(patient, weights=values) for name, values in right.items()}
-    chunk = max(1, 4_000_000 // len(names))
-    for start in range(0, draws, chunk):
-        here = slice(start, min(start + chunk, draws))
-        times = random.multinomial(
-            len(names), np.full(len(names), 1 / len(names)), size=here.stop - here.start
-        )
+    start = 0
+    for times in resampled(len(names), seed, draws):
+        here = slice(start, start := start + len(times))
         for name, per_patient in sums.items():
             totals[name][here] = 100 * (times @ per_patient) / (times @ asked)
     return totals
 
 
-def _interval(values):
+def resampled(patients, seed=0, draws=DRAWS, at_a_time=0):
+    """How often each patient is drawn: arrays (some draws, patients), a few million numbers at a time.
+
+    `at_a_time`: how many numbers a draw is turned into, where that is more than there are patients.
+    """
+    random, chunk = np.random.default_rng(seed), max(1, 4_000_000 // max(patients, at_a_time))
+    for start in range(0, draws, chunk):
+        size = min(chunk, draws - start)
+        yield random.multinomial(patients, np.full(patients, 1 / patients), size=size)
+
+
+def interval(values):
     return [float(v) for v in np.percentile(values, [2.5, 97.5])]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ecgbyte_cli.questions.findings import FINDINGS
-from ecgbyte_cli.questions.metrics import DRAWS, answer_set, exact, labels, not_split
+from ecgbyte_cli.questions.metrics import answer_set, exact, interval, labels, not_split, resampled
 
 if TYPE_CHECKING:
     from ecgbyte_cli.model.answering import Given
@@ -57,7 +57,7 @@ def score(
     some = [topic.some for topic in topics] + [r.some for kind in kinds for r in kind.recalls]
     areas: list[list[np.ndarray]] = [[] for _ in topics]
     hits: list[list[np.ndarray]] = [[] for kind in kinds for _ in kind.recalls]
-    for times in _draws(len(names), max(map(len, some), default=1), seed):
+    for times in resampled(len(names), seed, at_a_time=max(map(len, some), default=1)):
         for topic, made in zip(topics, areas, strict=True):
             area = auroc(topic.values, topic.truth, times[:, patient[topic.some]])
             made.append(
@@ -115,18 +115,6 @@ class Kind(NamedTuple):
     confusion: dict[str, Counter]
 
 
-def _draws(patients, questions, seed):
-    """How often each patient is drawn: arrays (some draws, patients), so many that memory suffices."""
-    random, chunk = np.random.default_rng(seed), max(1, 4_000_000 // max(patients, questions))
-    for start in range(0, DRAWS, chunk):
-        size = min(chunk, DRAWS - start)
-        yield random.multinomial(patients, np.full(patients, 1 / patients), size=size)
-
-
-def _interval(values):
-    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
-
-
 def auroc(values: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Areas under the receiver operating characteristic: how often a yes has more than a no (ties count half).
 
@@ -171,9 +159,9 @@ def _discrimination(topics, resampled):
     mine = [name for name in FINDINGS if name in areas] or [*areas]
     return {
         "auroc": areas,
-        "auroc_intervals": {name: _interval(values) for name, values in drawn.items()},
+        "auroc_intervals": {name: interval(values) for name, values in drawn.items()},
         "mean_auroc": float(np.mean([areas[name] for name in mine])),
-        "mean_auroc_interval": _interval(np.mean([drawn[name] for name in mine], axis=0)),
+        "mean_auroc_interval": interval(np.mean([drawn[name] for name in mine], axis=0)),
         "mean_of": len(mine),
     }
 
@@ -216,7 +204,7 @@ def _balanced(kinds, hits):
         recall = {one.label: float(100 * one.hit.mean()) for one in kind.recalls}
         result[kind.name] = {
             "accuracy": float(np.mean([*recall.values()])),
-            "interval": _interval(100 * np.mean([next(drawn) for _ in kind.recalls], axis=0)),
+            "interval": interval(100 * np.mean([next(drawn) for _ in kind.recalls], axis=0)),
             "recall": recall,
             "confusion": {name: dict(row.most_common()) for name, row in sorted(kind.confusion.items())},
         }
