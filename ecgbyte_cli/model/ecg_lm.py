@@ -125,6 +125,27 @@ class ECGLM(torch.nn.Module):
             )
         rows.copy_(first)
 
+    def drop(self, share: float) -> None:
+        """Leave out a share of what attention and MLP add to the hidden states, drawn anew at each training step.
+
+        Residual dropout (Vaswani et al. 2017, Attention Is All You Need, 5.4), for models whose projections are named
+        as a Llama's.
+
+        Raises
+        ------
+        Failure
+            If there are no such projections.
+        """
+
+        def dropped(module, _given, made):
+            return functional.dropout(made, share, module.training)
+
+        into = [m for name, m in self.base.named_modules() if name.endswith((".o_proj", ".down_proj"))]
+        if not into:
+            raise Failure("--dropout knows no layers of this base model: leave it out")
+        for module in into:
+            module.register_forward_hook(dropped)
+
     @property
     def device(self) -> torch.device:
         return self.ecg_rows.weight.device
@@ -998,6 +1019,9 @@ def load(
         about["position_letters"] or 0,
         about["prompt_version"],
     )
+    text_tokenizer.first_ecg_id = (
+        layout.first
+    )  # for callers that know the offset alone: ecgbyte_cli/prompt.py
     model = ECGLM(loaded, ecg_tokenizer.vocab_size, layout=layout)
     with torch.no_grad():
         model.ecg_rows.weight.copy_(_read_rows(folder / "ecg_rows.safetensors", model.ecg_rows.weight.shape))

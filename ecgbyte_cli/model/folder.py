@@ -9,12 +9,14 @@ import os
 import re
 from pathlib import Path
 
+from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.layout import PROMPT_VERSION
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS
-from ecgbyte_cli.workdir import MOST_JSON, read_json, sha256_of
+from ecgbyte_cli.workdir import MOST_JSON, WorkDir, read_json, sha256_of
 
 FORMAT_VERSION = 1
+SHIPPED = Path(__file__).resolve().parent.parent / "models" / "ptbxl"  # comes with the package
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 MOST_ALIKE = 1024  # layers, experts, heads: whatever makes a loop of objects and no number of a table
@@ -23,6 +25,24 @@ MOST_NUMBER = 2**31
 ADAPTER = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type"}
 SAID_ONLY = {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"}
 SAID_ONLY |= {"megatron_core", "qalora_group_size", "init_lora_weights", "fan_in_fan_out"}
+
+
+def named(model: str | os.PathLike) -> Path:
+    """The folder of a model: `ptbxl` is the one that comes with the package, where no folder here has that name."""
+    return SHIPPED if str(model) == SHIPPED.name and not Path(model).exists() else Path(model)
+
+
+def chosen(work: WorkDir, model: str | os.PathLike | None) -> Path:
+    """The model folder that is asked: the one named, else the work folder's, else the one that comes with the package.
+
+    Says so where it is the last.
+    """
+    if model is not None or work.model.exists() or not SHIPPED.exists():
+        return named(model or work.model)
+    note(
+        f"{work.model} holds no model: asking the one that comes with ecgbyte (`ecgbyte info --model ptbxl`)"
+    )
+    return SHIPPED
 
 
 def about(folder: str | os.PathLike) -> dict:

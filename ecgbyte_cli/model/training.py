@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import threading
@@ -62,6 +63,20 @@ def process_group():
         torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def enough_memory(batch, longest):
+    """Make what comes where memory does not suffice a line that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
+            raise
+        raise Failure(
+            f"out of memory at --batch {batch} with samples of up to {longest} tokens: lower --batch "
+            "(and raise --accumulate), or lower --max-length"
+        ) from error
 
 
 def unfinished(work, settings, overwrite):
@@ -230,7 +245,7 @@ class Trainer:
 
     def validate(self):
         """Validate on some questions, say how it went, and keep the weights if they are the best so far."""
-        val = self.validated(VALIDATED)
+        val = self.validated(self.held_out(VALIDATED))
         text, ecg, bits = val
         loss = ecg if text is None else text
         trained = f"training loss {self.recent(self.every):.4f}, " if self.rows else ""
@@ -246,10 +261,13 @@ class Trainer:
                     self.save_weights(folder)
         return val
 
-    def validated(self, most, bar=None):
-        """`validation_loss` of the first so many questions, or segments."""
+    def held_out(self, most):
+        """The first so many questions of validation, read together where they can be, or segments."""
         some = self.validation[:most]
-        plans = self.samples.plans(some)[0] if self.settings["qa"] else some
+        return self.samples.plans(some)[0] if self.settings["qa"] else some
+
+    def validated(self, plans, bar=None):
+        """`validation_loss` of what was held out."""
         learn = self.settings["ecg_loss"] > 0
         return validation_loss(self.lm, self.samples, plans, self.settings["batch"], learn, bar)
 
@@ -262,10 +280,10 @@ class Trainer:
             self.tell(f"the model kept is that of step {self.best[0]}, the best on validation")
         if self.rank == 0:
             self.draw()
-        some = self.validation[:AT_THE_END]
-        shown = progress("validation", len(some), "questions") if self.rank == 0 else contextlib.nullcontext()
+        count, some = min(len(self.validation), AT_THE_END), self.held_out(AT_THE_END)
+        shown = progress("validation", count, "questions") if self.rank == 0 else contextlib.nullcontext()
         with shown as bar:
-            text, ecg, bits = self.validated(AT_THE_END, bar) if some else (None, None, None)
+            text, ecg, bits = self.validated(some, bar)
         cuda = self.lm.device.type == "cuda"
         return {
             "steps": self.step,

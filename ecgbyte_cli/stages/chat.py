@@ -26,7 +26,7 @@ from ecgbyte_cli.workdir import whole
     "--model",
     type=click.Path(path_type=Path),
     default=None,
-    show_default="the work folder's",
+    show_default="the work folder's, or the one that comes with ecgbyte",
     help="Model folder.",
 )
 @click.option(
@@ -132,7 +132,7 @@ def open_chat(
     from ecgbyte_cli.model import folder as folders
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
-    model = Path(model or work.model)
+    model = folders.chosen(work, model)
     # the recording first: it is read in a moment, and the model is not
     about = {**folders.about(model), "folder": str(model)}
     folders.base_of(model, about, base)

@@ -1,7 +1,6 @@
 """ecgbyte finetune: questions and ECG tokens to an adapted language model."""
 
 import math
-import re
 import shutil
 import time
 from pathlib import Path
@@ -12,12 +11,13 @@ from ecgbyte_cli.console import Stage, note, progress, say, wants_json
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.model.folder import is_own, method_of
 from ecgbyte_cli.model.samples import read_samples
-from ecgbyte_cli.model.training import Trainer, process_group, too_large, unfinished
-from ecgbyte_cli.model.validation import said_of_ecg, this_process, validation_loss
+from ecgbyte_cli.model.training import Trainer, enough_memory, process_group, too_large, unfinished
+from ecgbyte_cli.model.validation import said_of_ecg, this_process
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.workdir import finished, new_folder, read_json, sha256_of
 
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
+DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
 ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has the trials
 
 
@@ -79,6 +79,11 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     show_default=True,
     help="How much the letters of a recording are varied each time that it is read in training: shifted in time, "
     "scaled, moved, a lead left out; 1 is moderate.",
+)
+@click.option(
+    "--dropout",
+    type=click.FloatRange(0, 0.9),
+    help="Share of what each layer adds that is left out at each step.  [default: 0 for full, else LoRA's 0.05]",
 )
 @click.option("--steps", type=click.IntRange(1), help="Updates of the weights.  [default: one epoch]")
 @click.option(
@@ -177,6 +182,7 @@ def finetune(
     positions=None,
     ecg_loss=None,
     augment=0.0,
+    dropout=None,
     steps=None,
     batch=4,
     accumulate=1,
@@ -223,6 +229,7 @@ def finetune(
         "positions": positions,
         "ecg_loss": 1.0 if pretrain else ECG_LOSS[method] if ecg_loss is None else ecg_loss,
         "augment": augment,
+        "dropout": DROPOUT[method] if dropout is None else dropout,
         "steps": steps,
         "batch": batch,
         "accumulate": accumulate,
@@ -271,15 +278,16 @@ def _train(work, qa, settings, checkpointing, going_on):
             if hasattr(lm.base, "peft_config"):
                 ecg_lm.prepare(lm.base, again)
             else:
-                lm.base = ecg_lm.add_adapter(lm.base, checkpointing=again)
+                lm.base = ecg_lm.add_adapter(lm.base, dropout=settings["dropout"], checkpointing=again)
+        elif settings["dropout"]:
+            lm.drop(settings["dropout"])
         lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
         steps = settings["steps"] or math.ceil(len(training) / a_step)
         every = settings["every"] or max(1, steps // 5)
+        trainer = Trainer(work, lm, samples, settings, steps, every, training, validation, tell)
         # a broken evaluation should show now, and not after the last step
-        start, learn = time.perf_counter(), settings["ecg_loss"] > 0
-        some = validation[: 2 * batch]
-        some = some if qa is None else samples.plans(some)[0]
-        text, ecg, bits = validation_loss(lm, samples, some, batch, learn)
+        start, some = time.perf_counter(), trainer.held_out(2 * batch)
+        text, ecg, bits = trainer.validated(some)
         questions = sum(len(plan.questions) for plan in training)
         what = (
             f"{questions} training and {len(validation)} validation questions"
@@ -296,8 +304,7 @@ def _train(work, qa, settings, checkpointing, going_on):
             length = sum(plan.length for plan in training) / len(training)
             minutes = (4 if again else 3) * forward * length * a_step * steps / processes / 60
             tell(f"no GPU: this training will take about {minutes:.1f} minutes")
-        trainer = Trainer(work, lm, samples, settings, steps, every, training, validation, tell)
-        try:
+        with enough_memory(batch, longest):
             if going_on is not None:
                 trainer.restore(going_on)
                 tell(f"going on after step {trainer.step} of {steps}, from {going_on}")
@@ -305,13 +312,6 @@ def _train(work, qa, settings, checkpointing, going_on):
                 shutil.rmtree(work.training, ignore_errors=True)
             trainer.run()
             result = trainer.result()
-        except RuntimeError as error:
-            if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
-                raise
-            raise Failure(
-                f"out of memory at --batch {batch} with samples of up to {longest} tokens: lower --batch "
-                "(and raise --accumulate), or lower --max-length"
-            ) from error
         if rank != 0:
             return None
         known = None

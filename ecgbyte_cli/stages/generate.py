@@ -168,7 +168,7 @@ def generate(
     """
     start = time.perf_counter()
     with work.checked("tokens", "model"), work.making("answers"):
-        model = Path(model or work.model)
+        model = folder.chosen(work, model)
         about, encoded = check(work, model)
         qa = Path(qa or about["qa"])
         settings = {
@@ -217,8 +217,6 @@ def generate(
 
 def check(work, model):
     """Check that model and tokens belong together, and return what the settings of both say."""
-    if not (model / "ecgbyte.json").exists():
-        raise Failure(f"{model} holds no model: run `ecgbyte finetune` first, or name one with --model")
     about, encoded = folder.about(model), read_json(work.token_settings)
     if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(

@@ -1,10 +1,13 @@
 """ecgbyte info: what the work folder holds, and what to run next."""
 
+from pathlib import Path
+
 import click
 
 from ecgbyte_cli.console import Stage, say, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.workdir import read_json
+from ecgbyte_cli.model import folder
+from ecgbyte_cli.workdir import read_json, read_text
 
 
 @click.command(
@@ -12,9 +15,18 @@ from ecgbyte_cli.workdir import read_json
     short_help="Tell what the work folder holds, and what to run next.",
     epilog="Example: ecgbyte info",
 )
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Print the card of a model folder instead; `ptbxl` is the model that comes with ecgbyte.",
+)
 @click.pass_obj
-def command(work):
-    """Tell what the work folder holds, stage by stage, and which command comes next."""
+def command(work, model):
+    """Tell what the work folder holds, stage by stage, and which command comes next; or what a model is."""
+    if model:
+        result = card(model)
+        say(result["card"])
+        return result
     result = info(work)
     if result["stages"]:
         rows = [
@@ -35,6 +47,30 @@ def command(work):
 
 def _short(value):
     return f"{value:.4g}" if isinstance(value, float) else str(value)[:40]
+
+
+def card(model):
+    """What a model folder says of itself.
+
+    Parameters
+    ----------
+    model : Path
+        A model folder, or `ptbxl` for the one that comes with the package.
+
+    Returns
+    -------
+    dict
+        `model` (path), `base` (its base model), `method` and `card` (Markdown).
+
+    Raises
+    ------
+    Failure
+        If it is no model folder, or its card cannot be read.
+    """
+    path = folder.named(model)
+    said = folder.about(path)
+    text = read_text(path / "README.md").rstrip()
+    return {"model": str(path), "base": said["base"], "method": said["method"], "card": text}
 
 
 def info(work):

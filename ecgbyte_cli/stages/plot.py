@@ -8,6 +8,7 @@ import numpy as np
 from ecgbyte_cli import readers, sheet
 from ecgbyte_cli.console import Stage, say
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.workdir import read_array, read_json, read_table, whole
 
@@ -184,7 +185,8 @@ def token_picture(work, recording, lead, start, model):
     from ecgbyte_cli import pictures
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
-    path = Path(model) / "ecg_tokenizer.json" if model else work.need(work.ecg_tokenizer, "learn")
+    model = model and folders.named(model)
+    path = model / "ecg_tokenizer.json" if model else work.need(work.ecg_tokenizer, "learn")
     tokenizer = ECGTokenizer.from_file(path)
     segmenter = segmenter_of(work, tokenizer, model)
     leads, fs = tokenizer.signal["leads"], tokenizer.signal["fs"]
@@ -207,7 +209,7 @@ def token_picture(work, recording, lead, start, model):
 def segmenter_of(work, tokenizer, model):
     """The segmenter that a model was trained with, or that the work folder's tokens were made with."""
     if model:
-        path = Path(model) / "ecgbyte.json"
+        path = model / "ecgbyte.json"
         about = read_json(path)
         # models older than this entry know one segmenter alone
         segmenter = about.get("segmenter", "longest" if about.get("format") == "ecgbyte-model" else None)
@@ -268,7 +270,7 @@ def attention_picture(work, recording, start, model, base, question, method):
     from ecgbyte_cli.model import attribution, ecg_lm
     from ecgbyte_cli.model.prompt import Prompt
 
-    lm, text_tokenizer, tokenizer, about = ecg_lm.load(Path(model or work.model), base=base)
+    lm, text_tokenizer, tokenizer, about = ecg_lm.load(folders.chosen(work, model), base=base)
     begin, signal = segment_at(recording, tokenizer, start)
     prompt, letters = Prompt(text_tokenizer, lm.layout, about.get("date")), tokenizer.letters(signal)
     explainer = attribution.Explainer(

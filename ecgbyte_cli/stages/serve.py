@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 import webbrowser
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -26,7 +27,7 @@ BACKLOG, MOST_CONNECTIONS = 128, 256
     "--model",
     type=click.Path(path_type=Path),
     default=None,
-    show_default="the work folder's, if it has one",
+    show_default="the work folder's, or the one that comes with ecgbyte",
     help="Model folder.",
 )
 @click.option(
@@ -77,8 +78,8 @@ def command(work, source, **options):
     """Serve a page, on this machine, that shows ECGs and answers questions about them.
 
     It shows the recordings of the folder, and files dropped on it: the sheet, the tokens on it, calipers, and
-    what an answer drew on. Without a model it shows ECGs alone. Everything is loaded from this machine.
-    Ctrl-C ends it. Research use only: no medical device.
+    what an answer drew on. Everything is loaded from this machine. Ctrl-C ends it. Research use only: no
+    medical device.
     """
     return serve(work, source, **options)
 
@@ -106,7 +107,7 @@ def serve(
     source : Path or None
         A folder of recordings, or one; None shows what is dropped alone.
     model : Path or None
-        Model folder; None is the work folder's, if it has one.
+        Model folder; None is the work folder's, or the one that comes with the package.
     host, port
         What to listen at; port 0 takes a free one.
     open_page : bool
@@ -191,16 +192,17 @@ def listen(host, port):
 def load(work, model, base, max_new, told):
     """The model (None where there is none) and the reader whose tokens are shown (None without a tokenizer)."""
     from ecgbyte_cli.model import certainty
+    from ecgbyte_cli.model import folder as folders
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
     from ecgbyte_cli.web.app import Model
     from ecgbyte_cli.web.shelf import SharedReader
 
-    folder = Path(model or work.model)
-    if model is None and not (folder / "ecgbyte.json").exists():
-        note(f"{folder} holds no model: the page shows ECGs alone; --model names one")
+    if model is None and not find_spec("torch"):
+        note("the page shows ECGs alone: what a model needs is not installed (pip install ecgbyte[llm])")
         if not work.ecg_tokenizer.exists():
             return None, None
         return None, SharedReader(ECGTokenizer.from_file(work.ecg_tokenizer), "longest", **told)
+    folder = folders.chosen(work, model)
     with busy(f"loading the model from {folder}"):
         from ecgbyte_cli.model import ecg_lm
 

@@ -14,6 +14,7 @@ from ecgbyte_cli import __version__, readers
 from ecgbyte_cli.console import Stage, note, progress, say, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import in_parallel
+from ecgbyte_cli.model.folder import named
 from ecgbyte_cli.parts import Parts
 from ecgbyte_cli.signal import corpus, preprocess
 from ecgbyte_cli.signal.letters import (
@@ -206,7 +207,7 @@ def symbolize(
     started = time.perf_counter()
     merges, asked_quantizer = None, corpus.asked_quantizer(quantizer, levels, bounds, mu)
     if like:
-        merges, signal = corpus.as_read_by(like)
+        merges, signal = corpus.as_read_by(named(like))
         fs, segment, profile, fill_nan = (signal[k] for k in ("fs", "segment_seconds", "profile", "fill_nan"))
         leads, bounds, asked_quantizer = ",".join(signal["leads"]), None, signal["quantizer"]
         there = work.ecg_tokenizer

@@ -1,0 +1,169 @@
+"""The model that comes with ecgbyte: its folder as it ships, and its card from its scores.
+
+    python examples/ship_ptbxl.py model WORK/model OUT
+    python examples/ship_ptbxl.py card OUT WORK/answers/metrics.json [OTHER_WORK/answers/metrics.json]
+
+`model` copies a model folder, trained in full, with weights in bfloat16 and without the paths of the machine that
+trained it. `card` keeps the scores of fold 10, and those of recordings of other hospitals, in OUT/metrics.json and
+writes OUT/README.md from that file: a test compares the two.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from ecgbyte_cli.model import certainty, ecg_lm
+from ecgbyte_cli.model import folder as folders
+from ecgbyte_cli.questions.findings import FINDINGS
+from ecgbyte_cli.workdir import new_folder, read_json, write_json
+
+KEPT = ("questions", "patients", "exact_match", "interval", "control", "best_control", "difference")
+KEPT += (
+    "difference_interval",
+    "balanced",
+    "auroc",
+    "auroc_intervals",
+    "calibration_error",
+    "coverage",
+    "sure",
+)
+TRAINED = ("steps", "val_loss", "trainable_parameters", "ecg_perplexity", "bits_per_second")
+
+
+def model(folder, out):
+    """Copy a model folder: weights in bfloat16, nothing of where it was trained."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if out.exists():
+        shutil.rmtree(out)
+    with new_folder(out) as made:
+        shutil.copytree(folder, made, dirs_exist_ok=True)
+        for path in (made / "ecg_rows.safetensors", made / "base" / "model.safetensors"):
+            halved = {name: value.to(torch.bfloat16) for name, value in load_file(path).items()}
+            save_file(halved, path, {"format": "pt"})
+        said = read_json(made / "ecgbyte.json")
+        said["qa"] = Path(said["qa"]).name
+        said["settings"] = {k: v for k, v in said["settings"].items() if k not in ("base", "tokens")}
+        said["result"] = {key: said["result"][key] for key in TRAINED}
+        said["files"] = folders.sums(made)
+        write_json(made / "ecgbyte.json", said, indent=1)
+    lm, *_ = ecg_lm.load(out, "cpu")  # as whoever asks it would
+    certainty.read(out, len(lm.ecg_rows.weight))
+
+
+def card(folder, scores, others=None):
+    """Keep the scores in metrics.json, and write the card."""
+    kept = {
+        name: {key: found["result"].get(key) for key in KEPT}
+        for name, found in (("fold_10", read_json(scores)), ("other_hospitals", others and read_json(others)))
+        if found
+    }
+    for found in kept.values():  # of a control the card says the score alone
+        found["control"] = {name: control["exact_match"] for name, control in found["control"].items()}
+    write_json(folder / "metrics.json", kept, indent=1)
+    (folder / "README.md").write_text(text(folder), encoding="utf-8")
+
+
+def text(folder):
+    """The card of a model folder, from its metrics.json, ecgbyte.json and ecg_tokenizer.json."""
+    scores, said = read_json(folder / "metrics.json"), read_json(folder / "ecgbyte.json")
+    found, settings, trained = scores["fold_10"], said["settings"], said["result"]
+    signal = read_json(folder / "ecg_tokenizer.json")["signal"]
+    areas = [found["auroc"][name] for name in FINDINGS]
+    rhythm = found["balanced"]["rhythm"]
+    counts = {answer: sum(row.values()) for answer, row in rhythm["confusion"].items()}
+    often = [answer for answer, count in counts.items() if count >= 10]
+    surest = dict(found["coverage"])
+    lines = [
+        "# ptbxl: the ECG language model that comes with ecgbyte",
+        "",
+        f"**{ecg_lm.NOTICE}**",
+        "",
+        f"A decoder of {trained['trainable_parameters'] / 1e6:.2f} million parameters, trained from nothing on "
+        f"questions about real recordings. It reads {len(signal['leads'])} leads ({', '.join(signal['leads'])}), "
+        f"{signal['segment_seconds']:g} s at {signal['fs']:g} Hz.",
+        "",
+        "## Data, and what is owed to whom",
+        "",
+        "Trained on a part of PTB-XL 1.0.3 (2,980 of its 21,799 recordings, Schiller devices, one centre in Germany, "
+        "1989 to 1996): P. Wagner, N. Strodthoff, R.-D. Bousseljot, W. Samek, T. Schaeffer, PTB-XL, a large publicly "
+        "available electrocardiography dataset, PhysioNet 2022, licensed under CC BY 4.0. The weights are derived from "
+        "it and are under CC BY 4.0 too; the changes are those of `examples/train_ptbxl.sh`, which made them. "
+        "Questions and answers come from its table (`ecgbyte questions`). Splits are by patient, as its "
+        f"authors advise: folds 1 to 8 trained, fold 9 chose among {settings['steps']} steps and calibrated, fold 10 was scored once.",
+        "",
+        "## Fold 10",
+        "",
+        f"{found['questions']:,} questions about recordings of {found['patients']} patients. Exact match "
+        f"{found['exact_match']:.1f} % ({interval(found['interval'])}), "
+        + ", ".join(f"{name} {score:.1f}" for name, score in found["control"].items())
+        + f"; better than the best control ({found['best_control']}) by {found['difference']:.1f} points "
+        f"({interval(found['difference_interval'])}).",
+        "",
+        f"Mean area under the ROC curve of P(yes) over the {len(areas)} findings: {sum(areas) / len(areas):.3f}.",
+        "",
+        "| finding | AUROC | 95 % interval |",
+        "| --- | ---: | ---: |",
+        *(
+            f"| {finding.words} | {found['auroc'][name]:.3f} | "
+            + interval(found["auroc_intervals"][name], 3)
+            + " |"
+            for name, finding in FINDINGS.items()
+        ),
+        "",
+        f"Rhythm, balanced accuracy over the {len(often)} with ten or more recordings: "
+        f"{sum(rhythm['recall'][answer] for answer in often) / len(often):.1f} %.",
+        "",
+        "| rhythm | questions | right, % |",
+        "| --- | ---: | ---: |",
+        *(f"| {answer} | {count} | {rhythm['recall'][answer]:.0f} |" for answer, count in counts.items()),
+        "",
+        "## How sure it is",
+        "",
+        f"Calibration error of yes and no on fold 10: {found['calibration_error']:.3f}. Of all answers "
+        f"{surest[100]:.1f} % are right, of the surest 70 % {surest[70]:.1f} %, of the surest 50 % {surest[50]:.1f} %. "
+        f"It says to be sure of {found['sure']['share']:.0f} %, of which {found['sure']['right']:.1f} % are right.",
+        "",
+    ]
+    if "other_hospitals" in scores:
+        other = scores["other_hospitals"]
+        seen = other["balanced"]["rhythm"]["confusion"]
+        asked = sum(sum(row.values()) for row in seen.values())
+        right = sum(row.get(answer, 0) for answer, row in seen.items())
+        lines += [
+            "## Other hospitals",
+            "",
+            f"{other['patients']} recordings of three other sources of the PhysioNet/CinC Challenge 2021, against the "
+            f"codes in their headers: rhythm right in {right} of {asked}, all questions {other['exact_match']:.1f} % "
+            f"({interval(other['interval'])}; best control {other['best_control']}, "
+            f"{other['control'][other['best_control']]:.1f} %).",
+            "",
+        ]
+    lines += [
+        "## What it is for, and what not",
+        "",
+        "To try ecgbyte on a recording of one's own without training anything, to teach, and to start a training from. "
+        "Not for any decision about a patient.",
+        "",
+        "- It sees three leads. What shows in others alone (posterior or high lateral infarction, the axis) it can "
+        "only guess from these.",
+        "- Letters cut off what is above or below the range that most recordings stay in, so that heights of large "
+        "complexes are not seen whole.",
+        "- Rare findings had a handful of examples; those with fewer than ten in a fold have wide intervals above.",
+        "- Answers in free text (`Describe this ECG.`) are put together from words seen in training and can "
+        "contradict the answers about single findings, which are the ones that were measured.",
+        "- Children, pacemakers of today and devices with other filters were rare or absent. A recording that is "
+        "unlike those of the training is said to be; one that is not said to be may still be read wrongly.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def interval(bounds, digits=1):
+    """The bounds of an interval in words."""
+    return f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
+
+
+if __name__ == "__main__":
+    what, *paths = sys.argv[1:]
+    {"model": model, "card": card}[what](*map(Path, paths))
