@@ -59,7 +59,10 @@ def connected(address, root):
                 if not count.isdecimal() or not 0 < int(count) <= 1024:
                     raise Failure(f"--dask {address}: local:N starts N processes, as in local:4")
                 cluster = distributed.LocalCluster(
-                    n_workers=int(count), threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+                    n_workers=int(count),
+                    threads_per_worker=1,
+                    dashboard_address=None,
+                    silence_logs=logging.CRITICAL,
                 )
                 address = stack.enter_context(cluster)
             elif "://" not in address and not Path(address).is_file():
@@ -160,15 +163,17 @@ class Groups:
     Attributes
     ----------
     spent : dict
-        `calls`; `computing`, the seconds of the slowest worker of each call; `waiting`, the other seconds; and the
-        bytes of arrays `sent` and `received`, over all workers.
+        Seconds: `reading`, until all shards were there; `computing`, of the slowest worker of each call; `waiting`, the
+        rest of the calls. `calls`; and the bytes of arrays `sent` and `received`, over all workers.
     """
 
     def __init__(self, client, parts):
         self.client, self.parts = client, parts
         self.actors, self.workers = [None] * len(parts), [""] * len(parts)
-        self.spent = {"calls": 0, "computing": 0.0, "waiting": 0.0, "sent": 0, "received": 0}
+        start = time.perf_counter()
         self._fill()
+        self.spent = {"reading": time.perf_counter() - start, "calls": 0, "computing": 0.0, "waiting": 0.0}
+        self.spent |= {"sent": 0, "received": 0}
 
     def _alive(self):
         return sorted(self.client.scheduler_info(n_workers=-1)["workers"])

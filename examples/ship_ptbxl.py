@@ -91,7 +91,8 @@ def text(folder):
         "available electrocardiography dataset, PhysioNet 2022, licensed under CC BY 4.0. The weights are derived from "
         "it and are under CC BY 4.0 too; the changes are those of `examples/train_ptbxl.sh`, which made them. "
         "Questions and answers come from its table (`ecgbyte questions`). Splits are by patient, as its "
-        f"authors advise: folds 1 to 8 trained, fold 9 chose among {settings['steps']} steps and calibrated, fold 10 was scored once.",
+        f"authors advise: folds 1 to 8 trained, fold 9 chose among {settings['steps']} steps and calibrated, fold 10 "
+        "was scored once.",
         "",
         "## Fold 10",
         "",

@@ -1,6 +1,8 @@
 """Work on a Dask cluster: the same as on one machine, whatever the number of workers, and when one is lost."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +122,31 @@ def test_a_worker_lost_while_symbolizing_and_encoding(ecgbyte, small, tmp_path, 
         done(ecgbyte, *stage, *([] if stage[0] == "learn" else address))
     assert len(kill.killed) == 2
     assert same(tmp_path / "work", small / "ecgbyte-work")
+
+
+@pytest.mark.slow
+def test_decoded_and_answered_alike(ecgbyte, small, tmp_path, two, monkeypatch):
+    from ecgbyte_cli.stages import decode
+
+    monkeypatch.setattr(decode, "PART", 5)
+    address, work = ["--dask", two.scheduler_address], tmp_path / "work"
+    for folder in (work, tmp_path / "alone"):
+        shutil.copytree(small / "ecgbyte-work", folder)
+        more = address if folder == work else []
+        done(ecgbyte, "decode", "--limit", 24, *more, work=folder)
+        asked = ["generate", "--limit", 12, "--max-new", 8, "--batch", 4, "--overwrite", *more]
+        done(ecgbyte, *asked, work=folder)
+        done(ecgbyte, *asked, "--temperature", 0.7, "--split", "train", work=folder)
+    for name in ("decoded/decode.json", "answers/metrics.json"):
+        one, other = (read_json(folder / name)["result"] for folder in (work, tmp_path / "alone"))
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    names = sorted(path.name for path in (work / "decoded").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "alone" / "decoded").iterdir())
+    lines = [
+        (folder / "answers" / "answers.jsonl").read_text().splitlines()
+        for folder in (work, tmp_path / "alone")
+    ]
+    assert all(json.loads(a)["answer"] == json.loads(b)["answer"] for a, b in zip(*lines, strict=True))
 
 
 @pytest.mark.slow

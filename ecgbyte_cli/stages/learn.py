@@ -263,10 +263,12 @@ def _begun(work, settings, levels, segments, described, known, threads, dask):
     started = time.perf_counter()
     if dask:
         with cluster.connected(dask, work.root) as client:
+            starting = time.perf_counter() - started
             check_memory(segments, boundary, described, cluster.memory(client))
             shared = cluster.shared(work.symbols, segments, boundary, levels, merges, client.nthreads())
             groups = cluster.Groups(client, shared)
-            note(f"learn: read by {len(shared)} workers in {time.perf_counter() - started:.1f} s")
+            note(f"learn: read by {len(shared)} workers in {groups.spent['reading']:.1f} s")
+            groups.spent["starting"] = starting
             yield shards.learn(groups, levels, merges, min_count, longest, known), groups.spent
         return
     from ecgbyte_kernels.merges import learn_merges

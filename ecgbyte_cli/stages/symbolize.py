@@ -271,12 +271,9 @@ def _make_parts(work, parts, found, asked, salt, jobs, dask):
         tasks = ((parts, n, found[n * PART : (n + 1) * PART], asked, salt) for n in todo)
         start = time.perf_counter()
         fresh = 0
-        made = (
-            cluster.each(dask, work.root, make_part, tasks)
-            if dask
-            else in_parallel(make_part, tasks, min(jobs, len(todo)), PRELOAD)
-        )
-        with closing(made) as counts:
+        here = min(jobs, len(todo))
+        each = cluster.each(dask, work.root, make_part, tasks) if dask else None
+        with closing(each or in_parallel(make_part, tasks, here, PRELOAD)) as counts:
             for count in counts:
                 fresh += count
                 bar.update(done + fresh, f"{fresh / (time.perf_counter() - start):.0f} records/s")
