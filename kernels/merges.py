@@ -183,7 +183,6 @@ def _learn(
     cells = []
     while texts:  # one by one, so that no more than one shard is there twice
         cells.append(_widen(texts.pop(0), sizes[len(cells)], end, cell(0), np.iinfo(cell).max))
-    end = int(np.iinfo(cell).max)
     if made < len(known):
         for k in _independent(known[made:], levels + made):
             k = k + made
@@ -195,29 +194,48 @@ def _learn(
         cells = [np.concatenate([part[:size] for part, size in zip(cells, sizes, strict=True)])]
         letters, sizes = [sum(letters)], [sum(sizes)]
         counts = counts and [sum(counts)]
+    found = counts and [_pairs_of_letters(count) for count in counts]
     tokens = sum(sizes) - pieces
+    yield from _by_lists(
+        over, cells, letters, sizes, found, tokens, made, last, merges, levels, min_count, lengths, limit
+    )
 
+
+def _by_lists(
+    over, cells, letters, sizes, found, tokens, made, last, merges, levels, min_count, lengths, limit
+):
+    """Make the merges that are left by lists of positions, generation by generation.
+
+    `cells` are the shards' texts, `sizes` how much of each is in use, `letters` how long they were at first; `found`
+    the pairs of each, if they are known, as `_count_pairs` returns them; no pair is found more than `last` times.
+    """
+    end = int(np.iinfo(cells[0].dtype).max)
     while made < merges and last >= min_count:
         # counts fall with the rank to a power between 1 and 1.5: where the last merge will be
         threshold = max(min_count, int(last * ((made + 1) / merges) ** 1.4))
-        if counts:
-            found, counts = [_pairs_of_letters(count) for count in counts], None
-        else:
+        if not found:
             buckets = sum(over(_count_buckets, cells, sizes, repeat(end)))
             found = over(_count_pairs, cells, sizes, repeat(end), repeat(buckets >= threshold))
-        # Positions take four bytes. With two for each token, three for each letter are not exceeded, as
-        # long as the text has shrunk by a fifth
-        rooms = [max(n // 4, min(3 * n, (3 * m - 2 * n) // 4)) for n, m in zip(sizes, letters, strict=True)]
-        threshold, found = _frequent(found, threshold, lengths, limit, sum(rooms) // 2)
-        last = threshold - 1
-        if len(found[0]) == 0:
+        rooms = [_room(*each) for each in zip(sizes, letters, strict=True)]
+        threshold, frequent = _frequent(found, threshold, lengths, limit, sum(rooms) // 2)
+        last, found = threshold - 1, None
+        if len(frequent[0]) == 0:
             continue
         generation = _generation(
-            over, cells, sizes, rooms, end, found, threshold, made, merges, levels, lengths, limit
+            over, cells, sizes, rooms, end, frequent, threshold, made, merges, levels, lengths, limit
         )
         for rows, removed in generation:
             made, tokens, last = made + len(rows), tokens - removed, int(rows[-1, 2])
             yield rows, tokens
+
+
+def _room(size, letters):
+    """How many positions the lists of a shard may hold.
+
+    They take four bytes. With two for each token, three for each letter are not exceeded, as long as the text has
+    shrunk by a fifth.
+    """
+    return max(size // 4, min(3 * size, (3 * letters - 2 * size) // 4))
 
 
 def cut_pieces(letters, starts, lengths, text, at, ends=True):

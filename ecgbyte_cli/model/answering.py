@@ -1,6 +1,7 @@
 """Prompts trimmed as in training, and their answers, in batches, kept as they come."""
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -9,10 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ecgbyte_cli import cluster
 from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model.certainty import read as read_certainty
 from ecgbyte_cli.model.controls import CONTROLS
 from ecgbyte_cli.model.conversation import fit
+from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.workdir import whole
 
 
@@ -140,22 +144,34 @@ def answer_all(lm, prompts, batch, max_new, known, keep, pick=None, name=str):
     name : callable
         What to call the question of a key, where the model fails.
     """
+    for together in prompts.batches([key for key in prompts.asked if key not in known], batch, pick is None):
+        ask, keys = [prompts.ids(group[0]) for group in together], [group[0] for group in together]
+        with _said(ask, name(keys[0])):
+            _keep(keep, together, _answered(lm, prompts.prompt, ask, keys, max_new, pick))
+
+
+def _answered(lm, prompt, ask, keys, max_new, pick):
+    """The answers to prompts, as Given: one forward pass for all of them."""
     from ecgbyte_cli.model.ecg_lm import Counted
 
-    prompt = prompts.prompt
-    for together in prompts.batches([key for key in prompts.asked if key not in known], batch, pick is None):
-        began, ask = time.perf_counter(), [prompts.ids(group[0]) for group in together]
-        counted = Counted(pick, prompt.end_ids, len(ask))
-        with _said(ask, name(together[0][0])):
-            if pick:
-                pick.begin([group[0] for group in together])
-            room = max(1, min(max_new, positions(lm) - max(map(len, ask))))
-            answers = lm.answer(ask, prompt.end_ids, room, counted)
-        took = (time.perf_counter() - began) / sum(map(len, together))
-        for group, ids, logs in zip(together, answers, counted.logs, strict=True):
-            text = prompt.text(ids)
-            for key in group:
-                keep(key, Given(text, math.exp(sum(logs)), took))
+    began, counted = time.perf_counter(), Counted(pick, prompt.end_ids, len(ask))
+    if pick:
+        pick.begin(keys)
+    room = max(1, min(max_new, positions(lm) - max(map(len, ask))))
+    answers = lm.answer(ask, prompt.end_ids, room, counted)
+    took = (time.perf_counter() - began) / len(ask)
+    return [
+        Given(prompt.text(ids), math.exp(sum(logs)), took)
+        for ids, logs in zip(answers, counted.logs, strict=True)
+    ]
+
+
+def _keep(keep, together, given):
+    """Keep the answer to a prompt for all keys that it has."""
+    shared = len(together) / sum(map(len, together))
+    for group, one in zip(together, given, strict=True):
+        for key in group:
+            keep(key, one._replace(seconds=one.seconds * shared))
 
 
 def choose_all(lm, prompts, batch, known, keep, answers, certainty, name=str):
@@ -170,15 +186,72 @@ def choose_all(lm, prompts, batch, known, keep, answers, certainty, name=str):
     certainty : Certainty
     """
     for together in prompts.batches([key for key in prompts.asked if key not in known], batch, True):
-        began, some = time.perf_counter(), [answers(group[0]) for group in together]
-        ask = [prompts.ids(group[0]) for group in together]
+        ask, some = [prompts.ids(group[0]) for group in together], [answers(group[0]) for group in together]
         with _said(ask, name(together[0][0])):
-            weighed = lm.weigh(ask, [[prompts.prompt.written(answer) for answer in of] for of in some])
-        took = (time.perf_counter() - began) / sum(map(len, together))
-        for group, of, logs in zip(together, some, weighed, strict=True):
-            given = chosen(certainty, of, certainty.weights(of, logs), took)
-            for key in group:
-                keep(key, given)
+            _keep(keep, together, _weighed(lm, prompts.prompt, ask, some, certainty))
+
+
+def _weighed(lm, prompt, ask, some, certainty):
+    """The likeliest of the answers that each prompt can have, as Given."""
+    began = time.perf_counter()
+    weighed = lm.weigh(ask, [[prompt.written(answer) for answer in of] for of in some])
+    took = (time.perf_counter() - began) / len(ask)
+    return [
+        chosen(certainty, of, certainty.weights(of, logs), took)
+        for of, logs in zip(some, weighed, strict=True)
+    ]
+
+
+def on_cluster(dask, root, loaded, closed, free, batch, max_new, known, keep, answers, sampled):
+    """As `choose_all` and `answer_all`, on a Dask cluster: each worker loads the model once.
+
+    Parameters
+    ----------
+    dask : str
+        Address of the cluster.
+    root : Path
+        The work folder.
+    loaded : tuple
+        Model folder, folder of the base model or None, and SHA-256 of ecgbyte.json: which model it is.
+    closed, free : Prompts
+        Those whose answers are chosen, and the others.
+    batch, max_new, known, keep, answers
+        As there.
+    sampled : (float, int) or None
+        Temperature and seed; None answers greedily.
+    """
+    units = []
+    for prompts, choose in ((closed, True), (free, False)):
+        todo = [key for key in prompts.asked if key not in known]
+        for together in prompts.batches(todo, batch, choose or sampled is None):
+            units.append((prompts, together, [answers(group[0]) for group in together] if choose else None))
+    tasks = (
+        (number, loaded, [prompts.ids(group[0]) for group in together], [group[0] for group in together])
+        + (some, max_new, sampled)
+        for number, (prompts, together, some) in enumerate(units)
+    )
+    with contextlib.closing(cluster.each(dask, root, unit, tasks)) as results:
+        for number, given in results:
+            _keep(keep, units[number][1], given)
+
+
+def unit(number, loaded, ask, keys, some, max_new, sampled):
+    """What a worker does of `generate`: the answers to some prompts, as Given, with the number of the task."""
+    lm, prompt, known = _loaded(*loaded)
+    with _said(ask, f"question {keys[0][1]}"):
+        if some:
+            return number, _weighed(lm, prompt, ask, some, known)
+        return number, _answered(lm, prompt, ask, keys, max_new, Sampler(*sampled) if sampled else None)
+
+
+@functools.lru_cache(1)
+def _loaded(model, base, _sha256):
+    """A model, what makes its prompts, and its certainty: loaded once in a process."""
+    from ecgbyte_cli.model import ecg_lm
+
+    lm, text_tokenizer, tokenizer, about = ecg_lm.load(model, base=base)
+    known = read_certainty(model, tokenizer.vocab_size)
+    return lm, Prompt(text_tokenizer, lm.layout, about.get("date")), known
 
 
 def chosen(certainty, answers, weights, seconds):

@@ -2,17 +2,20 @@
 
 import re
 import time
+from itertools import starmap
 
 import click
 import numpy as np
 
-from ecgbyte_cli import readers
+from ecgbyte_cli import cluster, readers
 from ecgbyte_cli.console import Stage, interrupted, note, progress, say, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal import fidelity, preprocess
 from ecgbyte_cli.signal.records import record_files
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import finished, new_folder, read_array, read_json, read_table, write_json
+
+PART = 200  # segments that are decoded at a time
 
 
 @click.command(
@@ -28,6 +31,7 @@ from ecgbyte_cli.workdir import finished, new_folder, read_array, read_json, rea
     help="At most so many segments, drawn by seed.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draw.")
+@cluster.option
 @click.option(
     "--overwrite", is_flag=True, show_default=True, help="Replace recordings decoded with other settings."
 )
@@ -64,7 +68,7 @@ def command(work, **options):
     return result
 
 
-def decode(work, *, limit=1000, seed=0, overwrite=False):
+def decode(work, *, limit=1000, seed=0, dask=None, overwrite=False):
     """Turn token ids back into recordings.
 
     Parameters
@@ -74,6 +78,8 @@ def decode(work, *, limit=1000, seed=0, overwrite=False):
         At most so many segments.
     seed : int
         Of the draw.
+    dask : str or None
+        Decode on the Dask cluster at this address.
     overwrite : bool
 
     Returns
@@ -106,45 +112,29 @@ def decode(work, *, limit=1000, seed=0, overwrite=False):
             finished(
                 work.decode_settings, settings, overwrite, "decoded recordings"
             )  # another run may just have ended
-            return _decode(work, tokenizer, settings)
+            return _decode(work, tokenizer, settings, dask)
 
 
-def _decode(work, tokenizer, settings):
+def _decode(work, tokenizer, settings, dask):
     """Decode the segments drawn, and compare them with the recordings."""
     start = time.perf_counter()
-    tokens, places = read_array(work.tokens), read_table(work.token_segments)
-    segments, symbols = read_table(work.symbol_segments), read_array(work.symbols)
-    count, limit = len(places["offset"]), settings["limit"]
+    count, limit = len(read_table(work.token_segments)["offset"]), settings["limit"]
     draw = np.random.default_rng(settings["seed"])
     chosen = np.sort(draw.choice(count, min(limit, count), replace=False))
-    leads, fs = tokenizer.signal["leads"], tokenizer.signal["fs"]
-    each = len(leads) * tokenizer.signal["samples"]
-    original = Originals(tokenizer.signal, work.reading())
-    two = leads.index("II") if "II" in leads and fs >= fidelity.LEAST_FS else None
-    measured, beats, clipped, unread, changed = [], [np.zeros((0, 3))], 0, {}, {}
+    each = len(tokenizer.signal["leads"]) * tokenizer.signal["samples"]
     with new_folder(work.decoded) as folder, progress("decode", len(chosen), "segments") as bar:
-        for i in chosen:
-            first, lo, hi = places["offset"][i], segments["lo"][i], segments["hi"][i]
-            letters = tokenizer.decode(tokens[first : first + places["length"][i]])
-            if not np.array_equal(letters.ravel(), symbols[segments["offset"][i] :][:each]):
-                raise Failure(f"{work.tokens}: segment {i} does not decode to its letters; encode again")
-            signal = tokenizer.to_mv(letters, lo, hi)
-            path = segments["path"][i]
-            x, comments = original.of(path, segments["start"][i])
-            write_record(
-                folder, f"{file_name(segments['record'][i])}_{i:06d}", signal, tokenizer.signal, comments
-            )
-            if x is None:
-                unread[path] = original.why
-            elif not np.array_equal(tokenizer.letters(x), letters):
-                changed[path] = "other letters than those that were kept"
-            else:
-                measured.append(fidelity.differences(x, signal))
-                if two is not None:
-                    found = fidelity.beats(x[two], fs)
-                    beats.append(fidelity.beat_errors(x[two], signal[two], fs, found))
-                clipped += int(((x < lo) | (x > hi)).sum())
-            bar.advance()
+        parts = [chosen[i : i + PART] for i in range(0, len(chosen), PART)]
+        tasks = ((number, part, work, folder) for number, part in enumerate(parts))
+        made = cluster.each(dask, work.root, decode_part, tasks) if dask else starmap(decode_part, tasks)
+        found = {}
+        for number, *told in made:
+            found[number] = told
+            bar.advance(len(parts[number]))
+        measured, beats, clipped, unread, changed = [], [np.zeros((0, 3))], 0, {}, {}
+        for number in range(len(parts)):
+            compared, errors, beyond, not_read, other = found[number]
+            measured, beats, clipped = measured + compared, beats + errors, clipped + beyond
+            unread, changed = unread | not_read, changed | other
         for paths, what in (
             (unread, "cannot be read again"),
             (changed, "have changed since they were symbolized"),
@@ -169,6 +159,48 @@ def _decode(work, tokenizer, settings):
         }
         write_json(folder / work.decode_settings.name, {"settings": settings, "result": result}, indent=1)
     return result
+
+
+def decode_part(number, chosen, work, folder):
+    """Decode some segments into a folder, and compare them with the recordings.
+
+    Returns
+    -------
+    (int, list, list, int, dict, dict)
+        The number given; of each segment that could be compared what `fidelity.differences` and
+        `fidelity.beat_errors` return, and how many of their samples lie beyond the letters' range; paths that cannot
+        be read again, and that have changed, with why.
+    """
+    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    tokens, places = read_array(work.tokens), read_table(work.token_segments)
+    segments, symbols = read_table(work.symbol_segments), read_array(work.symbols)
+    leads, fs = tokenizer.signal["leads"], tokenizer.signal["fs"]
+    each = len(leads) * tokenizer.signal["samples"]
+    original = Originals(tokenizer.signal, work.reading())
+    two = leads.index("II") if "II" in leads and fs >= fidelity.LEAST_FS else None
+    measured, beats, clipped, unread, changed = [], [], 0, {}, {}
+    for i in chosen:
+        first, lo, hi = places["offset"][i], segments["lo"][i], segments["hi"][i]
+        letters = tokenizer.decode(tokens[first : first + places["length"][i]])
+        if not np.array_equal(letters.ravel(), symbols[segments["offset"][i] :][:each]):
+            raise Failure(f"{work.tokens}: segment {i} does not decode to its letters; encode again")
+        signal = tokenizer.to_mv(letters, lo, hi)
+        path = segments["path"][i]
+        x, comments = original.of(path, segments["start"][i])
+        write_record(
+            folder, f"{file_name(segments['record'][i])}_{i:06d}", signal, tokenizer.signal, comments
+        )
+        if x is None:
+            unread[path] = original.why
+        elif not np.array_equal(tokenizer.letters(x), letters):
+            changed[path] = "other letters than those that were kept"
+        else:
+            measured.append(fidelity.differences(x, signal))
+            if two is not None:
+                found = fidelity.beats(x[two], fs)
+                beats.append(fidelity.beat_errors(x[two], signal[two], fs, found))
+            clipped += int(((x < lo) | (x > hi)).sum())
+    return number, measured, beats, clipped, unread, changed
 
 
 def mean(values):

@@ -1,10 +1,13 @@
 """ecgbyte encode: letters to token ids."""
 
 import time
+from contextlib import closing
+from functools import lru_cache
 
 import click
 import numpy as np
 
+from ecgbyte_cli import cluster
 from ecgbyte_cli.console import Stage, note, progress, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import threads as pool_of_threads
@@ -36,6 +39,7 @@ LETTERS = 2**22  # letters that a thread encodes at a time, and that are lost if
 @click.option(
     "--threads", type=click.IntRange(1), default=None, show_default="all processors", help="Threads to use."
 )
+@cluster.option
 @click.option("--overwrite", is_flag=True, show_default=True, help="Replace ids made with other settings.")
 @click.pass_obj
 def command(work, **options):
@@ -49,7 +53,7 @@ def command(work, **options):
     return result
 
 
-def encode(work, *, segmenter="longest", threads=None, overwrite=False):
+def encode(work, *, segmenter="longest", threads=None, dask=None, overwrite=False):
     """Turn letters into token ids.
 
     Every thread writes the ids of its segments to a file of their own; a run that was interrupted goes on
@@ -61,6 +65,8 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
     segmenter : {"longest", "bpe", "fewest"}
     threads : int or None
         None means one for each processor. The ids do not depend on it.
+    dask : str or None
+        Encode on the Dask cluster at this address.
     overwrite : bool
 
     Returns
@@ -88,15 +94,32 @@ def encode(work, *, segmenter="longest", threads=None, overwrite=False):
             return done
         with work.making("tokens"):
             finished(work.token_settings, settings, overwrite, "token ids")  # another run may just have ended
-            return _encode(work, tokenizer, settings, segmenter, threads, overwrite)
+            return _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite)
 
 
-def _encode(work, tokenizer, settings, segmenter, threads, overwrite):
+def make_part(parts, number, files, first, last, segmenter):
+    """Encode the segments from `first` to before `last` into a part, and return how many these are."""
+    tokenizer, letters = _opened(*files, parts.made_with)
+    leads, samples = len(tokenizer.signal["leads"]), tokenizer.signal["samples"]
+    here = letters[first * leads * samples : last * leads * samples]
+    ids, lengths = tokenizer.encode_segments(here, last - first, leads, samples, segmenter)
+    with parts.new(number) as write:
+        write(lengths)
+        write(ids)
+    return last - first
+
+
+@lru_cache(1)
+def _opened(tokenizer, letters, _made_with):
+    """The tokenizer and the letters, opened once in a process for parts of the same settings."""
+    return ECGTokenizer.from_file(tokenizer), read_array(letters)
+
+
+def _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite):
     """Encode, and write the ids."""
     letters, segments = read_array(work.symbols), read_table(work.symbol_segments)
     start = time.perf_counter()
-    leads, samples = len(tokenizer.signal["leads"]), tokenizer.signal["samples"]
-    count, each = len(segments["offset"]), leads * samples
+    count, each = len(segments["offset"]), len(tokenizer.signal["leads"]) * tokenizer.signal["samples"]
     if letters.size != count * each:
         raise Failure(f"{work.symbols} does not hold the {count} segments of its table: symbolize again")
     step = max(1, LETTERS // each)
@@ -107,20 +130,18 @@ def _encode(work, tokenizer, settings, segmenter, threads, overwrite):
     if done:
         note(f"encode: goes on after {done} of {count} segments")
 
-    def make(k):
-        first, last = firsts[k], min(firsts[k] + step, count)
-        ids, lengths = tokenizer.encode_segments(
-            letters[first * each : last * each], last - first, leads, samples, segmenter
-        )
-        with parts.new(k) as write:
-            write(lengths)
-            write(ids)
-        return last - first
-
+    files = work.ecg_tokenizer, work.symbols
+    tasks = ((parts, k, files, firsts[k], min(firsts[k] + step, count), segmenter) for k in todo)
     with pool_of_threads(threads) as pool, progress("encode", count, "segments") as bar:
         bar.update(done)
-        for made in pool.map(make, todo):
-            bar.advance(made)
+        made = (
+            cluster.each(dask, work.root, make_part, tasks)
+            if dask
+            else pool.map(lambda task: make_part(*task), tasks)
+        )
+        with closing(made) as counts:
+            for segments_made in counts:
+                bar.advance(segments_made)
 
     lengths = np.concatenate([array for k in range(len(firsts)) for array in parts.read(k, slice(1))])
     total = int(lengths.sum())

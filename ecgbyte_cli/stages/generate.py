@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from ecgbyte_cli import cluster
 from ecgbyte_cli.console import Stage, note, progress, say, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import certainty, folder
@@ -20,6 +21,7 @@ from ecgbyte_cli.model.answering import (
     chosen_together,
     likeliest,
     longest_prompt,
+    on_cluster,
 )
 from ecgbyte_cli.model.controls import CONTROLS, Signals
 from ecgbyte_cli.model.prompt import Prompt
@@ -87,6 +89,7 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, sha256_of, whol
     show_default=True,
     help="Of the limit, the controls, and answers that are drawn.",
 )
+@cluster.option
 @click.option("--overwrite", is_flag=True, help="Replace answers made with other settings.")
 @click.pass_obj
 def command(work, **options):
@@ -124,6 +127,7 @@ def generate(
     segments="first",
     bertscore=None,
     seed=0,
+    dask=None,
     overwrite=False,
 ):
     """Answer the questions of a split with and without their signal.
@@ -152,6 +156,8 @@ def generate(
     bertscore : str or None
         Model for BERTScore.
     seed : int
+    dask : str or None
+        Answer on the Dask cluster at this address.
     overwrite : bool
 
     Returns
@@ -193,7 +199,7 @@ def generate(
         for line in question_files.crossings(joined, table_of, qa):
             note(line)
         asked = [question for question, *_ in chosen]
-        given = answer(work, model, base, chosen, settings, batch)
+        given = answer(work, model, base, chosen, settings, batch, dask)
         answers = {name: [one.answer for one in some] for name, some in given.items()}
         result = {}
         if controls:
@@ -231,7 +237,7 @@ def check(work, model):
     return about, encoded
 
 
-def answer(work, model, base, chosen, settings, batch):
+def answer(work, model, base, chosen, settings, batch, dask=None):
     """Ask the model each question, and each under every control.
 
     Returns
@@ -277,8 +283,16 @@ def answer(work, model, base, chosen, settings, batch):
 
         pick = Sampler(settings["temperature"], seed) if settings["temperature"] else None
         there, told = partial.answers.keys(), lambda key: f"record {asked[key[1]].record}"
-        choose_all(*(lm, closed, batch, there, keep, lambda key: found[key[1]].answers, known), told)
-        answer_all(lm, free, batch, max_new, there, keep, pick, told)
+
+        def answers(key):
+            return found[key[1]].answers
+
+        if dask:
+            loaded, sampled = (model, base, settings["model"]), pick and (settings["temperature"], seed)
+            on_cluster(dask, work.root, loaded, closed, free, batch, max_new, there, keep, answers, sampled)
+        else:
+            choose_all(lm, closed, batch, there, keep, answers, known, told)
+            answer_all(lm, free, batch, max_new, there, keep, pick, told)
         made = {}
         for name in names:
             of_each = [[partial.answers[name, i, part] for part in range(n)] for i, n in enumerate(parts)]

@@ -4,15 +4,17 @@ import hashlib
 import json
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import numpy as np
 
+from ecgbyte_cli import cluster
 from ecgbyte_cli.console import Stage, note, progress, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import free_memory, peak_rss_mb
-from ecgbyte_cli.signal import corpus
+from ecgbyte_cli.signal import corpus, shards
 from ecgbyte_cli.signal.tokenizer import write_tokenizer
 from ecgbyte_cli.workdir import (
     finished,
@@ -89,6 +91,7 @@ class Sample(click.ParamType):
     type=click.IntRange(1),
     help="Threads to work with; the merges do not depend on it.  [default: one per core]",
 )
+@cluster.option
 @click.option("--overwrite", is_flag=True, help="Replace a tokenizer learned with other settings.")
 @click.pass_obj
 def command(work, **options):
@@ -121,6 +124,7 @@ def learn(
     sample=None,
     seed=0,
     threads=None,
+    dask=None,
     overwrite=False,
 ):
     """Learn merges from the letters of a work folder and write the tokenizer.
@@ -145,6 +149,8 @@ def learn(
     seed : int
     threads : int or None
         None for one per core.
+    dask : str or None
+        Learn on the Dask cluster at this address; the merges are the same.
     overwrite : bool
         Replace a tokenizer learned with other settings.
 
@@ -153,7 +159,7 @@ def learn(
     dict
         `symbols` (letters learned from), `vocab`, `merges`, `tokens` (of the same letters), `compression`
         (letters per token), `seconds`, `compile_seconds`, `peak_rss_mb`, and `sha256`: of the merges as
-        pairs of little-endian int32.
+        pairs of little-endian int32. On a cluster also `cluster`: see `Groups.spent`.
 
     Raises
     ------
@@ -185,17 +191,14 @@ def learn(
             finished(
                 work.ecg_tokenizer, settings, overwrite, "a tokenizer"
             )  # another run may just have ended
-            return _learn(work, settings, signal, threads, overwrite)
+            return _learn(work, settings, signal, threads, dask, overwrite)
 
 
-def _learn(work, settings, signal, threads, overwrite):
+def _learn(work, settings, signal, threads, dask, overwrite):
     """Learn, and write the tokenizer."""
-    merges, boundary, min_count = settings["merges"], settings["boundary"], settings["min_count"]
-    max_token_length = settings["max_token_length"]
-    levels, letters = signal["quantizer"]["levels"], read_array(work.symbols)
+    merges, min_count, levels = settings["merges"], settings["min_count"], signal["quantizer"]["levels"]
     known = half_learned(work.half_learned, settings, overwrite)
     segments, described = choose_segments(work, settings["split"], settings["sample"], settings["seed"])
-    check_memory(segments, boundary, described)
 
     from ecgbyte_kernels import merges as kernels
 
@@ -208,15 +211,12 @@ def _learn(work, settings, signal, threads, overwrite):
     compile_seconds = time.perf_counter() - started
 
     started = time.perf_counter()
-    threads = threads or len(os.sched_getaffinity(0))
-    texts = corpus.read_texts(letters, segments, boundary, levels, threads, work.symbols)
     symbols = int((segments["leads"] * segments["samples"]).sum())
-    note(f"learn: read in {time.perf_counter() - started:.1f} s")
     # arrays, not lists: thousands of small objects would set off Python's garbage collector
     rows, tokens, saved = [known], symbols, time.perf_counter()
     made = len(known)
-    steps = kernels.learn_merges(texts, levels, merges, min_count, max_token_length, threads, known[:, :2])
-    with progress("learning", merges, "merges") as bar:
+    begun = _begun(work, settings, levels, segments, described, known, threads, dask)
+    with begun as (steps, spent), progress("learning", merges, "merges") as bar:
         for fresh, tokens in steps:
             rows.append(fresh)
             made += len(fresh)
@@ -239,19 +239,45 @@ def _learn(work, settings, signal, threads, overwrite):
         "compile_seconds": round(compile_seconds, 3),
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "sha256": hashlib.sha256(rows[:, :2].astype("<i4").tobytes()).hexdigest(),
+        **({"cluster": spent} if spent else {}),
     }
     about = {
         "settings": settings,
         "result": result,
         "signal": signal,
-        "boundary": boundary,
-        "max_token_length": max_token_length,
+        "boundary": settings["boundary"],
+        "max_token_length": settings["max_token_length"],
         "merges": rows[:, :2].tolist(),
         "counts": rows[:, 2].tolist(),
     }
     write_tokenizer(work, about)
     work.half_learned.unlink(missing_ok=True)
     return result
+
+
+@contextmanager
+def _begun(work, settings, levels, segments, described, known, threads, dask):
+    """What yields the merges, here or on a cluster, and what the cluster spends on it (None here)."""
+    names = ("merges", "boundary", "min_count", "max_token_length")
+    merges, boundary, min_count, longest = (settings[name] for name in names)
+    started = time.perf_counter()
+    if dask:
+        with cluster.connected(dask, work.root) as client:
+            starting = time.perf_counter() - started
+            check_memory(segments, boundary, described, cluster.memory(client))
+            shared = cluster.shared(work.symbols, segments, boundary, levels, merges, client.nthreads())
+            groups = cluster.Groups(client, shared)
+            note(f"learn: read by {len(shared)} workers in {groups.spent['reading']:.1f} s")
+            groups.spent["starting"] = starting
+            yield shards.learn(groups, levels, merges, min_count, longest, known), groups.spent
+        return
+    from ecgbyte_kernels.merges import learn_merges
+
+    check_memory(segments, boundary, described, free_memory())
+    threads = threads or len(os.sched_getaffinity(0))
+    texts = corpus.read_texts(read_array(work.symbols), segments, boundary, levels, threads, work.symbols)
+    note(f"learn: read in {time.perf_counter() - started:.1f} s")
+    yield learn_merges(texts, levels, merges, min_count, longest, threads, known[:, :2]), None
 
 
 def half_learned(path, settings, overwrite):
@@ -306,10 +332,10 @@ def choose_segments(work, split, sample, seed):
     return {name: segments[name][rows].astype(np.int64) for name in ("offset", "leads", "samples")}, described
 
 
-def check_memory(segments, boundary, described):
-    """Print what the work will need, and refuse what cannot fit."""
+def check_memory(segments, boundary, described, free):
+    """Print what the work will need, and refuse what cannot fit into `free` bytes."""
     symbols = int((segments["leads"] * segments["samples"]).sum())
-    needed, free = memory_needed(symbols), free_memory()
+    needed = memory_needed(symbols)
 
     def fitting(share):
         return max(1, int(0.95 * share * len(segments["leads"])))

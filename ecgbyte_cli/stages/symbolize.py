@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli import __version__, readers
+from ecgbyte_cli import __version__, cluster, readers
 from ecgbyte_cli.console import Stage, note, progress, say, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import in_parallel
@@ -137,6 +137,7 @@ PART = 64  # recordings that are done together, and lost together if the run is 
 @click.option(
     "--jobs", type=click.IntRange(1), default=None, show_default="all processors", help="Processes to use."
 )
+@cluster.option
 @click.option(
     "--overwrite", is_flag=True, show_default=True, help="Replace letters made with other settings."
 )
@@ -188,6 +189,7 @@ def symbolize(
     keep_identity=False,
     patient_salt=None,
     jobs=None,
+    dask=None,
     overwrite=False,
 ):
     """Turn recordings into letters.
@@ -253,12 +255,12 @@ def symbolize(
     with work.making("symbols"):
         finished(work.symbol_settings, asked, overwrite, "letters")  # another run may just have ended
         parts = Parts(work.symbol_parts, asked, overwrite)
-        _make_parts(parts, found, asked, patient_salt or work.salt(), jobs or os.cpu_count())
+        _make_parts(work, parts, found, asked, patient_salt or work.salt(), jobs or os.cpu_count(), dask)
         made = _join(work, parts, found, skipped, known, asked, started)
         return corpus.take_merges(work, merges, made)
 
 
-def _make_parts(parts, found, asked, salt, jobs):
+def _make_parts(work, parts, found, asked, salt, jobs, dask):
     """Do the recordings, `PART` at a time, each part into a file of its own; parts that are there stay."""
     todo = parts.missing(-(-len(found) // PART))
     done = len(found) - sum(len(found[n * PART : (n + 1) * PART]) for n in todo)
@@ -269,7 +271,9 @@ def _make_parts(parts, found, asked, salt, jobs):
         tasks = ((parts, n, found[n * PART : (n + 1) * PART], asked, salt) for n in todo)
         start = time.perf_counter()
         fresh = 0
-        with closing(in_parallel(make_part, tasks, min(jobs, len(todo)), PRELOAD)) as counts:
+        here = min(jobs, len(todo))
+        each = cluster.each(dask, work.root, make_part, tasks) if dask else None
+        with closing(each or in_parallel(make_part, tasks, here, PRELOAD)) as counts:
             for count in counts:
                 fresh += count
                 bar.update(done + fresh, f"{fresh / (time.perf_counter() - start):.0f} records/s")

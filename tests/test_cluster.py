@@ -1,0 +1,266 @@
+"""Work on a Dask cluster: the same as on one machine, whatever the number of workers, and when one is lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from ecgbyte_cli import cluster
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal import shards
+from ecgbyte_cli.workdir import read_json, read_table
+from ecgbyte_kernels import merges as kernels
+
+distributed = pytest.importorskip("distributed")
+
+SIGNAL = ("--fs", 100, "--leads", "II,V1", "--profile", "resample")
+
+
+@pytest.fixture(scope="module")
+def two():
+    """A cluster of two worker processes; a worker that is killed is replaced."""
+    made = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50, protocol="tcp"
+    )
+    with made:
+        yield made
+
+
+@pytest.fixture
+def kill(two, monkeypatch):
+    """Kill a worker when it has come to a point, `kill(owner, name, after)`: behind so many results of a generator,
+    or calls of a function."""
+    killed = []
+
+    def now():
+        number = sorted(two.workers)[0]
+        process = two.workers[number].process
+        if process is not None and process.pid:
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(process.pid)
+
+    def generator(owner, name, after):
+        before = getattr(owner, name)
+
+        def made(*arguments):
+            for number, result in enumerate(before(*arguments)):
+                if number == after:
+                    now()
+                yield result
+
+        monkeypatch.setattr(owner, name, made)
+
+    def calls(owner, name, *after):
+        before, count = getattr(owner, name), [0]
+
+        def called(*arguments):
+            count[0] += 1
+            if count[0] in after:
+                now()
+            return before(*arguments)
+
+        monkeypatch.setattr(owner, name, called)
+
+    now.generator, now.calls, now.killed = generator, calls, killed
+    return now
+
+
+def done(ecgbyte, *args, **options):
+    result = ecgbyte(*args, **options)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def same(one, other):
+    """Whether two work folders hold the same letters, merges and ids."""
+    for name in ("symbols/symbols.npy", "tokens/tokens.npy"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("symbols/segments.parquet", "tokens/segments.parquet"):
+        a, b = read_table(one / name), read_table(other / name)
+        assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a), name
+    a, b = (read_json(work / "tokenizer" / "ecg_tokenizer.json") for work in (one, other))
+    assert (a["merges"], a["counts"], a["result"]["tokens"]) == (
+        b["merges"],
+        b["counts"],
+        b["result"]["tokens"],
+    )
+    return True
+
+
+def chain(data, *more):
+    """All three stages on the data, in small parts."""
+    return [
+        ["symbolize", data, *SIGNAL, *more],
+        ["learn", "--vocab", 200, *more],
+        ["encode", *more],
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_the_same_on_any_number_of_workers(ecgbyte, small, tmp_path, workers):
+    for stage in chain(small / "data", "--dask", f"local:{workers}"):
+        done(ecgbyte, *stage)
+    assert same(tmp_path / "work", small / "ecgbyte-work")
+
+
+@pytest.mark.slow
+def test_a_worker_lost_while_symbolizing_and_encoding(ecgbyte, small, tmp_path, two, kill, monkeypatch):
+    from ecgbyte_cli.stages import encode, symbolize
+
+    monkeypatch.setattr(symbolize, "PART", 8)
+    monkeypatch.setattr(encode, "LETTERS", 16000)
+    kill.generator(cluster, "each", 1)
+    address = ["--dask", two.scheduler_address]
+    for stage in chain(small / "data"):
+        done(ecgbyte, *stage, *([] if stage[0] == "learn" else address))
+    assert len(kill.killed) == 2
+    assert same(tmp_path / "work", small / "ecgbyte-work")
+
+
+@pytest.mark.slow
+def test_decoded_and_answered_alike(ecgbyte, small, tmp_path, two, monkeypatch):
+    from ecgbyte_cli.stages import decode
+
+    monkeypatch.setattr(decode, "PART", 5)
+    address, work = ["--dask", two.scheduler_address], tmp_path / "work"
+    for folder in (work, tmp_path / "alone"):
+        shutil.copytree(small / "ecgbyte-work", folder)
+        more = address if folder == work else []
+        done(ecgbyte, "decode", "--limit", 24, *more, work=folder)
+        asked = ["generate", "--limit", 12, "--max-new", 8, "--batch", 4, "--overwrite", *more]
+        done(ecgbyte, *asked, work=folder)
+        done(ecgbyte, *asked, "--temperature", 0.7, "--split", "train", work=folder)
+    for name in ("decoded/decode.json", "answers/metrics.json"):
+        one, other = (read_json(folder / name)["result"] for folder in (work, tmp_path / "alone"))
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    names = sorted(path.name for path in (work / "decoded").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "alone" / "decoded").iterdir())
+    lines = [
+        (folder / "answers" / "answers.jsonl").read_text().splitlines()
+        for folder in (work, tmp_path / "alone")
+    ]
+    assert all(json.loads(a)["answer"] == json.loads(b)["answer"] for a, b in zip(*lines, strict=True))
+
+
+@pytest.mark.slow
+def test_a_worker_lost_while_learning(ecgbyte, small, tmp_path, two, kill, monkeypatch):
+    monkeypatch.setattr(shards, "GATHERED", 0)
+    monkeypatch.setattr(shards.learn, "__defaults__", (shards.NO_ROWS, 0))
+    kill.calls(cluster.Groups, "call", 4, 30)
+    for stage in chain(small / "data"):
+        done(ecgbyte, *stage, *(["--dask", two.scheduler_address] if stage[0] == "learn" else []))
+    assert len(kill.killed) == 2
+    assert same(tmp_path / "work", small / "ecgbyte-work")
+    spent = read_json(tmp_path / "work" / "tokenizer" / "ecg_tokenizer.json")["result"]["cluster"]
+    assert spent["calls"] > 30 and spent["received"] > 0
+
+
+def test_what_stands_in_the_way_is_one_line(ecgbyte, small, tmp_path, monkeypatch, two):
+    def refused(*args):
+        result = ecgbyte(*args)
+        assert result.exit_code == 1 and len(result.stderr.strip().splitlines()) == 1, result.stderr
+        return result.stderr
+
+    monkeypatch.setattr(cluster, "SECONDS", 1)
+    stage = ["symbolize", small / "data", *SIGNAL, "--dask"]
+    assert "no Dask scheduler answers" in refused(*stage, "tcp://127.0.0.1:9")
+    assert "no such scheduler file" in refused(*stage, tmp_path / "none.json")
+    assert "as in local:4" in refused(*stage, "local:many")
+    monkeypatch.setattr(cluster, "__version__", "9.9")
+    assert "here is 9.9" in refused(*stage, two.scheduler_address)
+    monkeypatch.undo()
+    monkeypatch.setattr(cluster.os, "urandom", lambda n: b"\0" * n)
+    monkeypatch.setattr(cluster.Path, "touch", lambda self: None)
+    monkeypatch.setattr(cluster.Path, "unlink", lambda self: None)
+    assert "does not see" in refused(*stage, two.scheduler_address)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert "pip install ecgbyte[cluster]" in refused(*stage, two.scheduler_address)
+
+
+def test_what_a_task_raises_ends_the_run(two, tmp_path):
+    with (
+        pytest.raises(Failure, match="of no use"),
+        closing(cluster.each(two.scheduler_address, tmp_path, fail, [("of no use",)])) as results,
+    ):
+        list(results)
+
+
+def fail(what):
+    raise Failure(what)
+
+
+def test_without_a_cluster_nothing_of_dask_is_imported():
+    code = "import sys; from ecgbyte_cli.stages import encode, learn, symbolize; print('dask' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+# Without Dask: groups of shards in this process -----------------------------------------------------------
+
+
+class Here:
+    """Groups of shards in this process, of which some are lost at some calls."""
+
+    def __init__(self, make, count, lose=()):
+        self.make, self.lose, self.calls = make, lose, 0
+        self.all = [make(number) for number in range(count)]
+
+    def call(self, name, *arguments):
+        self.calls += 1
+        lost = self.calls % len(self.all) if self.calls in self.lose else None
+        made = [group.do(name, *arguments)[0] for number, group in enumerate(self.all) if number != lost]
+        if lost is not None:
+            self.all[lost] = self.make(lost)
+            raise shards.LostError
+        return made
+
+
+def texts(letters, levels):
+    """One text of some pieces."""
+    text = np.empty(letters.size + len(letters) + 1, kernels.text_type(levels))
+    starts = np.arange(len(letters)) * letters.shape[1]
+    kernels.cut_pieces(letters.ravel(), starts, np.full(len(letters), letters.shape[1]), text, 0)
+    return [text]
+
+
+def compared(levels, merges, min_count, longest, count, gathered, lose, pieces=60, samples=400):
+    """Learn in one place and in groups, from the beginning and from known merges: all must be equal."""
+    random = np.random.default_rng(levels)
+    letters = (np.cumsum(random.integers(-1, 2, (pieces, samples)), 1) // 2 % levels).astype(np.uint8)
+    steps = list(kernels.learn_merges(texts(letters, levels), levels, merges, min_count, longest))
+    wanted = np.concatenate([rows for rows, _ in steps])
+    parts = np.array_split(letters, count)
+
+    def learned(known=shards.NO_ROWS):
+        groups = Here(lambda i: shards.Shards(texts(parts[i], levels), levels, merges), count, lose)
+        made = list(shards.learn(groups, levels, merges, min_count, longest, known, gathered))
+        return np.concatenate([known, *(rows for rows, _ in made)]), made[-1][1]
+
+    rows, tokens = learned()
+    np.testing.assert_array_equal(rows, wanted)
+    assert tokens == steps[-1][1] and len(wanted) > merges // 3
+    np.testing.assert_array_equal(learned(wanted[: len(wanted) // 3])[0], wanted)
+
+
+@pytest.mark.parametrize(
+    "levels, merges, min_count, longest",
+    [(26, 300, 2, 0), (3, 150, 2, 40), (200, 120, 3, 0), (256, 60, 2, 0), (5, 500, 1, 0)],
+)
+@pytest.mark.parametrize(
+    "count, gathered, lose",
+    [(1, 0, ()), (3, 0, ()), (3, 9000, ()), (3, 0, (2, 5, 6, 15, 30)), (2, 20000, (1, 4, 12))],
+)
+def test_merges_are_those_of_one_machine(levels, merges, min_count, longest, count, gathered, lose):
+    compared(levels, merges, min_count, longest, count, gathered, lose)
+
+
+@pytest.mark.kernels
+def test_merges_of_a_small_text_are_those_of_one_machine():
+    compared(5, 40, 2, 0, 2, 0, (3, 7), pieces=8, samples=60)
