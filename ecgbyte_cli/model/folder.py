@@ -32,6 +32,11 @@ def named(model: str | os.PathLike) -> Path:
     return SHIPPED if str(model) == SHIPPED.name and not Path(model).exists() else Path(model)
 
 
+def said_as(folder: Path) -> str:
+    """What people are told a model folder is."""
+    return f"{SHIPPED.name}, which comes with ecgbyte" if folder == SHIPPED else str(folder)
+
+
 def chosen(work: WorkDir, model: str | os.PathLike | None) -> Path:
     """The model folder that is asked: the one named, else the work folder's, else the one that comes with the package.
 

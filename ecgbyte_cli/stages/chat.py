@@ -134,7 +134,7 @@ def open_chat(
 
     model = folders.chosen(work, model)
     # the recording first: it is read in a moment, and the model is not
-    about = {**folders.about(model), "folder": str(model)}
+    about = {**folders.about(model), "folder": folders.said_as(model)}
     folders.base_of(model, about, base)
     told = {"fs": input_fs, "lead_names": lead_names and [name.strip() for name in lead_names.split(",")]}
     told = {**work.reading(), **{key: v for key, v in (told | {"units": units}).items() if v is not None}}
@@ -144,7 +144,7 @@ def open_chat(
     if show:
         show(ecg, about)
 
-    with busy(f"loading the model from {model}"):
+    with busy(f"loading the model {about['folder']}"):
         from ecgbyte_cli.model import ecg_lm
 
         lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model, base=base)

@@ -9,7 +9,7 @@ import click
 
 from ecgbyte_cli.console import Stage, note, progress, say, wants_json
 from ecgbyte_cli.failure import Failure, printable
-from ecgbyte_cli.model.folder import is_own, method_of
+from ecgbyte_cli.model.folder import SHIPPED, is_own, method_of, named
 from ecgbyte_cli.model.samples import read_samples
 from ecgbyte_cli.model.training import Trainer, enough_memory, process_group, too_large, unfinished
 from ecgbyte_cli.model.validation import said_of_ecg, this_process
@@ -39,7 +39,7 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     default="Qwen/Qwen2.5-0.5B-Instruct",
     show_default=True,
     help="Base model: a hub id, a local folder, or tiny (a small decoder, trained in full, no download); or a model "
-    "folder of ecgbyte, which goes on learning.",
+    "folder of ecgbyte, which goes on learning, or ptbxl, which comes with it.",
 )
 @click.option(
     "--method",
@@ -151,13 +151,15 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
 @click.option("--overwrite", is_flag=True, help="Replace a model made with other settings.")
 @click.pass_obj
 def command(work, show, **options):
-    """Train a language model to answer questions about ECGs (decoder-only, loss on the answer alone).
+    """Train a language model to answer questions about ECGs (decoder-only, loss on the answer).
 
     Reads the tokens that `ecgbyte encode` left and the questions; writes the folder model/, and in training/ the
     course of the losses (CSV, PNG, TensorBoard) and checkpoints. The model is that of the best validation. Run
     again after a stop, it goes on from the last checkpoint. On several GPUs: the same command under torchrun or
     accelerate launch. With --show, prints samples instead, the words that the loss counts in green.
     """
+    if options["model"] == SHIPPED.name:
+        options["model"] = str(named(options["model"]))
     if show:
         return show_samples(work, show, **options)
     result = finetune(work, **options)
@@ -289,11 +291,7 @@ def _train(work, qa, settings, checkpointing, going_on):
         start, some = time.perf_counter(), trainer.held_out(2 * batch)
         text, ecg, bits = trainer.validated(some)
         questions = sum(len(plan.questions) for plan in training)
-        what = (
-            f"{questions} training and {len(validation)} validation questions"
-            if questions
-            else "no questions"
-        )
+        what = f"{questions} training and {len(validation)} validation questions" if qa else "no questions"
         tell(
             f"{model} ({method}) on {device}: {len(training)} readings, {what}, {steps} steps of {a_step}; "
             f"validation loss before training {_loss(ecg if qa is None else text)}{said_of_ecg(ecg, bits)}"

@@ -203,10 +203,12 @@ def load(work, model, base, max_new, told):
             return None, None
         return None, SharedReader(ECGTokenizer.from_file(work.ecg_tokenizer), "longest", **told)
     folder = folders.chosen(work, model)
-    with busy(f"loading the model from {folder}"):
+    with busy(f"loading the model {folders.said_as(folder)}"):
         from ecgbyte_cli.model import ecg_lm
 
         lm, text_tokenizer, tokenizer, about = ecg_lm.load(folder, base=base)
     reader = SharedReader(tokenizer, about.get("segmenter", "longest"), **told)
     known = certainty.read(folder, tokenizer.vocab_size)
-    return Model(lm, text_tokenizer, reader, {**about, "folder": str(folder)}, max_new, known), reader
+    return Model(
+        lm, text_tokenizer, reader, {**about, "folder": folders.said_as(folder)}, max_new, known
+    ), reader

@@ -1,0 +1,144 @@
+"""The model that comes with the package: what it is said to be, and that a recording is all that it needs."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ecgbyte_cli.model import certainty, ecg_lm, folder
+from ecgbyte_cli.questions.findings import FINDINGS
+from ecgbyte_cli.workdir import WorkDir, read_json
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def ship():
+    """The script that made its card."""
+    spec = importlib.util.spec_from_file_location("ship_ptbxl", ROOT / "examples" / "ship_ptbxl.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def record():
+    """A twelve-lead ECG in DICOM that comes with pydicom."""
+    data = pytest.importorskip("pydicom.data")
+    return data.get_testdata_file("waveform_ecg.dcm")
+
+
+def test_it_is_small_whole_and_says_nothing_of_where_it_was_trained():
+    files = [path for path in folder.SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8e6
+    said = folder.about(folder.SHIPPED)
+    folder.check_files(folder.SHIPPED, said)
+    text = (folder.SHIPPED / "ecgbyte.json").read_text()
+    assert not re.search(r'"(/|[A-Za-z]:\\\\)', text) and "/tmp" not in text
+    lm, *_ = ecg_lm.load(folder.SHIPPED, "cpu")
+    tokens = lm.ecg_rows.num_embeddings - (lm.layout.first - lm.offset)
+    known = certainty.read(folder.SHIPPED, tokens)
+    assert known.sure.keys() == known.temperature.keys() == {"two", "more"}
+
+
+def test_the_card_says_what_the_scores_say(ship):
+    card = (folder.SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert card == ship.text(folder.SHIPPED)
+    scores = read_json(folder.SHIPPED / "metrics.json")["fold_10"]
+    mean = sum(scores["auroc"][name] for name in FINDINGS) / len(FINDINGS)
+    assert f"over the {len(FINDINGS)} findings: {mean:.3f}" in card
+    for name, finding in FINDINGS.items():
+        low, high = scores["auroc_intervals"][name]
+        assert f"| {finding.words} | {scores['auroc'][name]:.3f} | {low:.3f} to {high:.3f} |" in card
+    for name, score in scores["control"].items():
+        assert f"{name} {score:.1f}" in card
+    for words in ("PTB-XL", "CC BY 4.0", "Wagner", "Research use only", "fold 9", "Other hospitals"):
+        assert words in card
+
+
+def test_it_is_asked_where_there_is_no_other(tmp_path, capsys, monkeypatch):
+    work = WorkDir(tmp_path / "work")
+    assert folder.chosen(work, None) == folder.SHIPPED
+    [line] = capsys.readouterr().err.splitlines()
+    assert "comes with ecgbyte" in line and str(work.model) in line
+    assert folder.chosen(work, tmp_path / "other") == tmp_path / "other"
+    assert folder.chosen(work, "ptbxl") == folder.SHIPPED
+    work.model.mkdir(parents=True)
+    assert folder.chosen(work, None) == work.model
+    monkeypatch.chdir(tmp_path)
+    Path("ptbxl").mkdir()
+    assert folder.chosen(work, "ptbxl") == Path("ptbxl")
+    assert capsys.readouterr().err == ""
+
+
+def test_info_prints_the_card(ecgbyte, small):
+    result = ecgbyte("info", "--model", "ptbxl")
+    assert (
+        result.exit_code == 0 and result.stdout.strip() == (folder.SHIPPED / "README.md").read_text().strip()
+    )
+    result = ecgbyte("info", "--model", small / "ecgbyte-work" / "model", "--json")
+    assert "Research use only" in json.loads(result.stdout)["card"]
+    assert "holds no model" in ecgbyte("info", "--model", small / "data").stderr
+
+
+def test_a_recording_alone_is_answered(ecgbyte, record, tmp_path):
+    asked = ["-q", "What is the rhythm?", "-q", "How old is the patient's dog?", "--json"]
+    result = ecgbyte("chat", record, *asked)
+    assert result.exit_code == 0, result.stderr
+    rhythm, dog = json.loads(result.stdout)["turns"]
+    known = read_json(folder.SHIPPED / "metrics.json")["fold_10"]["balanced"]["rhythm"]["confusion"]
+    assert 0 < rhythm["probability"] <= 1 and rhythm["answer"] in known
+    assert dog["declined"]
+    assert "comes with ecgbyte" in result.stderr
+    picture = tmp_path / "attention.png"
+    result = ecgbyte("plot", "attention", record, "--out", picture)
+    assert result.exit_code == 0 and picture.stat().st_size > 10_000, result.stderr
+
+
+def test_other_recordings_are_read_as_it_reads_them_and_scored(ecgbyte, small):
+    """On synthetic records: symbolize as it does, encode, and ask questions of its own."""
+    lines = [json.loads(line) for line in (small / "data" / "qa.jsonl").read_text().splitlines()]
+    qa = small / "asked.jsonl"
+    qa.write_text(
+        "".join(json.dumps(line) + "\n" for line in lines if line["question"] == "What is the rhythm?")
+    )
+    chain = [
+        "symbolize",
+        small / "data",
+        "--like",
+        "ptbxl",
+        "encode",
+        "generate",
+        "--qa",
+        qa,
+        "--no-controls",
+    ]
+    result = ecgbyte(*chain, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["generate"]["questions"] > 3 and "comes with ecgbyte" in result.stderr
+
+
+def test_the_rhythm_of_a_recording_of_another_hospital(real_data, tmp_path):
+    """In a process of its own, as whoever tries it first would."""
+    path = real_data / "cinc2021" / "HR06002.hea"
+    command = [
+        sys.executable,
+        "-m",
+        "ecgbyte_cli",
+        "--work",
+        str(tmp_path / "none"),
+        "chat",
+        str(path),
+        "--json",
+    ]
+    asked = ["-q", "What is the rhythm?", "-q", "How old is the patient's dog?"]
+    start = time.perf_counter()
+    run = subprocess.run([*command, *asked], capture_output=True, text=True, timeout=300)
+    rhythm, dog = json.loads(run.stdout)["turns"]
+    assert rhythm["answer"] == "sinus bradycardia" and rhythm["probability"] > 0.5, run.stderr
+    assert dog["declined"] and time.perf_counter() - start < 120
