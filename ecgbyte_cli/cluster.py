@@ -1,28 +1,36 @@
 """Work on a Dask cluster: the same tasks as on one machine, on workers that see the same files.
 
 Dask is imported where `--dask` is given, and nowhere else. A task runs in the folder in which the command was started,
-so that paths mean there what they mean here; the work folder must be on storage that all share.
+so that paths mean there what they mean here; the work folder must be on storage that all share. A worker does one task
+at a time, whatever its threads: the folder is the process's, and models and libraries are not made for more.
 """
 
 import contextlib
 import itertools
 import logging
 import os
+import signal
+import threading
 import time
+from concurrent.futures import CancelledError
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import click
 import numpy as np
 
 from ecgbyte_cli import __version__
+from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal import corpus
 from ecgbyte_cli.signal.shards import LostError, Shards
 from ecgbyte_cli.workdir import read_array
 
-SECONDS = 10  # until a scheduler must have answered
+SECONDS = 10  # until a scheduler must have answered, and between looks at what does not
 AHEAD = 4  # tasks for each thread of the cluster that are handed out at a time
-AGAIN = 3  # times that a task is tried elsewhere when its worker is lost
+LOSSES = 4  # workers lost one after the other, without any progress, that end a command
+
+_alone = threading.Lock()  # of a worker: one task at a time
 
 option = click.option(
     "--dask",
@@ -51,42 +59,57 @@ def connected(address, root):
         import distributed
     except ImportError as error:
         raise Failure(f"{error.name} is not installed: pip install ecgbyte[cluster]") from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # losses are told in a line, or mended
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # losses are mended, or told in a line
     here, _, count = address.partition(":")
     with contextlib.ExitStack() as stack:
-        try:
-            if here == "local":
-                if not count.isdecimal() or not 0 < int(count) <= 1024:
-                    raise Failure(f"--dask {address}: local:N starts N processes, as in local:4")
-                cluster = distributed.LocalCluster(
-                    n_workers=int(count),
-                    threads_per_worker=1,
-                    dashboard_address=None,
-                    silence_logs=logging.CRITICAL,
-                )
-                address = stack.enter_context(cluster)
-            elif "://" not in address and not Path(address).is_file():
-                raise Failure(
-                    f"--dask {address}: there is no such scheduler file, and an address begins with tcp://"
-                )
-            told = (
-                {"scheduler_file": address}
-                if here != "local" and "://" not in address
-                else {"address": address}
+        if here == "local":
+            if not count.isdecimal() or not 0 < int(count) <= 1024:
+                raise Failure(f"--dask {address}: local:N starts N processes, as in local:4")
+            told = {"address": stack.enter_context(_processes(int(count)))}
+        elif "://" in address:
+            told = {"address": address}
+        elif Path(address).is_file():
+            told = {"scheduler_file": address}
+        else:
+            raise Failure(
+                f"--dask {address}: there is no such scheduler file, and an address begins with tcp://"
             )
-            client = distributed.Client(**told, timeout=SECONDS, direct_to_workers=True)
-        except (OSError, TimeoutError, ValueError) as error:
+        try:
+            client = stack.enter_context(distributed.Client(**told, timeout=SECONDS, direct_to_workers=True))
+        except (OSError, ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
             raise Failure(f"no Dask scheduler answers at {address} within {SECONDS} s") from error
-        stack.enter_context(client)
         _check(client, address, root)
         yield client
+
+
+@contextlib.contextmanager
+def _processes(count):
+    """A cluster of worker processes here, which Ctrl-C does not reach: ending them is this one's business."""
+    import distributed
+
+    resource_tracker.ensure_running()  # which otherwise lifts the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # what is started now inherits it
+    try:
+        cluster = distributed.LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        )
+    except (OSError, RuntimeError) as error:
+        raise Failure(f"--dask local:{count}: the processes do not start: {error}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with cluster:
+        yield cluster
 
 
 def _check(client, address, root):
     """Refuse a cluster without workers, or with one that has another version or does not see the work folder."""
     with contextlib.suppress(TimeoutError):
         client.wait_for_workers(1, timeout=SECONDS)
-    if not client.scheduler_info(n_workers=-1)["workers"]:
+    if not workers_of(client):
         raise Failure(f"the Dask scheduler at {address} has no workers")
     root.mkdir(parents=True, exist_ok=True)
     probe = root / f".seen-{os.urandom(6).hex()}"
@@ -98,57 +121,95 @@ def _check(client, address, root):
     for worker, told in found.items():
         if isinstance(told, Exception):
             raise Failure(f"the Dask worker {worker} cannot run ecgbyte {__version__}: {told}")
-        version, seen = told
+        version, *seen = told
         if version != __version__:
             raise Failure(f"the Dask worker {worker} has ecgbyte {version}, here is {__version__}")
-        if not seen:
-            raise Failure(
-                f"the Dask worker {worker} does not see {root.absolute()}: the work folder must be on storage that "
-                "all workers share"
-            )
+        for path, is_there in zip((os.getcwd(), root.absolute()), seen, strict=True):
+            if not is_there:
+                raise Failure(
+                    f"the Dask worker {worker} does not see {path}: the folder in which the command is started and "
+                    "the work folder must be on storage that all workers share"
+                )
 
 
 def look(folder, probe):
-    """What a worker is asked first: its version, and whether it sees a file."""
-    with contextlib.suppress(OSError):
-        os.chdir(folder)
-    return __version__, os.path.exists(os.path.join(folder, probe))
+    """What a worker is asked first: its version, and whether it sees the folder, and a file in the work folder."""
+    return __version__, os.path.isdir(folder), os.path.exists(os.path.join(folder, probe))
 
 
-def there(folder, function, *task):
+def there(folder, version, function, *task):
     """What a worker does: a task, in the folder in which the command was started."""
-    os.chdir(folder)
-    return function(*task)
+    with _alone:
+        if version != __version__:  # a worker that came later
+            raise Failure(f"a Dask worker has ecgbyte {__version__}, and the command has {version}")
+        os.chdir(folder)
+        return function(*task)
+
+
+def workers_of(client):
+    """What the scheduler knows of its workers, by their addresses.
+
+    Raises
+    ------
+    Failure
+        If the scheduler is gone.
+    """
+    told = client.scheduler_info(n_workers=-1) if client.status == "running" else {}
+    if "workers" not in told:
+        raise Failure("the Dask scheduler is gone; what is finished is kept: run the same command again")
+    return told["workers"]
 
 
 def each(address, root, function, tasks):
     """Yield the results of `function(*task)`, in any order, from a cluster.
 
     A task whose worker is lost is done again by another. Put it into `contextlib.closing`.
+
+    Raises
+    ------
+    Failure
+        If a task fails, or takes several workers with it, or scheduler or workers are gone.
     """
     with connected(address, root) as client:
-        from distributed import as_completed
+        from distributed import wait
         from distributed.scheduler import KilledWorker
 
-        def handed_out(task):
-            return client.submit(there, os.getcwd(), function, *task, pure=False, retries=0)
+        tasks, running = iter(tasks), set()
+        while True:
+            room = AHEAD * max(1, sum(client.nthreads().values())) - len(running)
+            for task in itertools.islice(tasks, max(0, room)):
+                running.add(client.submit(there, os.getcwd(), __version__, function, *task, pure=False))
+            if not running:
+                return
+            try:
+                ready, running = wait(running, SECONDS, "FIRST_COMPLETED")
+                results = [future.result() for future in ready]
+            except TimeoutError:
+                _wait_for_workers(client, 1)
+                continue
+            except KilledWorker as error:
+                raise Failure(
+                    "one task took several Dask workers with it, perhaps for want of memory; what is finished is kept"
+                ) from error
+            except CancelledError as error:
+                workers_of(client)
+                raise Failure(f"the Dask cluster cancelled a task: {error}") from error
+            yield from results
 
-        tasks = iter(tasks)
-        ahead = AHEAD * max(1, sum(client.nthreads().values()))
-        running = as_completed([handed_out(task) for task in itertools.islice(tasks, ahead)])
-        try:
-            for future in running:
-                yield future.result()
-                for task in itertools.islice(tasks, 1):
-                    running.add(handed_out(task))
-        except KilledWorker as error:
-            raise Failure(f"the Dask cluster lost {AGAIN + 1} workers at one task: {error}") from error
+
+def _wait_for_workers(client, count):
+    """Wait a while until there are so many workers, and fail if there are none then."""
+    end = time.monotonic() + SECONDS
+    while len(workers_of(client)) < count and time.monotonic() < end:
+        time.sleep(0.1)  # a nanny starts another
+    if not workers_of(client):
+        raise Failure("the Dask cluster has lost all its workers; what is finished is kept")
 
 
 def memory(client):
-    """The bytes that all workers together may use; infinite where none is told."""
-    limits = [told["memory_limit"] for told in client.scheduler_info(n_workers=-1)["workers"].values()]
-    return sum(limits) if all(limits) else float("inf")
+    """The bytes that the smallest worker may use, of which Dask lets it take four fifths; infinite if none is told."""
+    limits = [told["memory_limit"] for told in workers_of(client).values()]
+    return 0.8 * min(limits) if all(limits) else float("inf")
 
 
 class Groups:
@@ -170,34 +231,31 @@ class Groups:
     def __init__(self, client, parts):
         self.client, self.parts = client, parts
         self.actors, self.workers = [None] * len(parts), [""] * len(parts)
+        self.losses = 0  # since the last call that all answered
         start = time.perf_counter()
         self._fill()
         self.spent = {"reading": time.perf_counter() - start, "calls": 0, "computing": 0.0, "waiting": 0.0}
         self.spent |= {"sent": 0, "received": 0}
 
-    def _alive(self):
-        return sorted(self.client.scheduler_info(n_workers=-1)["workers"])
-
     def _fill(self):
         """Give each group without an actor one, on the workers that hold the fewest."""
-        empty = [number for number, actor in enumerate(self.actors) if actor is None]
-        futures = {}
-        for number in empty:
-            alive = self._alive()
-            for _ in range(10 * SECONDS):
-                if alive:
-                    break
-                time.sleep(0.1)  # a nanny starts another
-                alive = self._alive()
-            else:
-                raise Failure("the Dask cluster has lost all its workers")
-            self.workers[number] = min(alive, key=lambda worker: (self.workers.count(worker), worker))
-            futures[number] = self.client.submit(
-                there, os.getcwd(), hold, *self.parts[number], actor=True, pure=False,
-                workers=[self.workers[number]], allow_other_workers=True,
-            )  # fmt: skip
-        for number, future in futures.items():
-            self.actors[number] = future.result()
+        while None in self.actors:
+            _wait_for_workers(self.client, len(self.parts))
+            futures = {}
+            for number in [number for number, actor in enumerate(self.actors) if actor is None]:
+                alive = workers_of(self.client)
+                worker = min(alive, key=lambda worker: (self.workers.count(worker), worker))
+                self.workers[number] = worker
+                futures[number] = self.client.submit(
+                    there, os.getcwd(), __version__, hold, *self.parts[number], actor=True, pure=False,
+                    workers=[worker],
+                )  # fmt: skip
+            for number, future in futures.items():
+                try:
+                    self.actors[number] = self._waited_for(number, future)
+                    self.workers[number] = self.actors[number]._address
+                except _LostOneError:
+                    self._lost(number)
 
     def call(self, name, *arguments):
         """Call a method of all groups at once; a list of what they return.
@@ -211,20 +269,18 @@ class Groups:
         waiting = [self._begun(actor, name, arguments) for actor in self.actors]
         for number, future in enumerate(waiting):
             try:
-                result, seconds = future.result()
-            except Exception as error:
-                if not self._gone(number, error):
-                    raise
+                result, seconds = self._waited_for(number, future)
+            except _LostOneError:
                 lost.append(number)
-                continue
-            made.append(result)
-            slowest = max(slowest, seconds)
+            else:
+                made.append(result)
+                slowest = max(slowest, seconds)
         if lost:
             for number in lost:
-                self.actors[number] = None
+                self._lost(number)
             self._fill()
             raise LostError
-        spent = self.spent
+        spent, self.losses = self.spent, 0
         spent["calls"] += 1
         spent["computing"] += slowest
         spent["waiting"] += time.perf_counter() - start - slowest
@@ -236,28 +292,52 @@ class Groups:
     def _begun(actor, name, arguments):
         try:
             return actor.do(name, *arguments)
-        except RuntimeError as error:  # it is known already that the worker is gone
-            return _Failed(error)
+        except RuntimeError:  # it is known already that the worker is gone
+            return None
 
-    def _gone(self, number, error):
-        """Whether a call failed as its worker is gone."""
-        if not isinstance(error, (OSError, RuntimeError)):
-            return False
-        for _ in range(10 * SECONDS):
-            if self.workers[number] not in self._alive():
+    def _lost(self, number):
+        """A group's worker is gone: say so, and give up if that is all that happens."""
+        self.actors[number], self.losses = None, self.losses + 1
+        if self.losses >= LOSSES:
+            raise Failure(
+                f"the Dask cluster lost {LOSSES} workers one after the other, perhaps for want of memory; the merges "
+                "saved so far are kept"
+            )
+        note(f"the Dask worker {self.workers[number]} is gone: others take over")
+
+    def _waited_for(self, number, future):
+        """What a future of a group's worker gives, looking now and then whether the worker is there."""
+        from distributed.scheduler import KilledWorker
+
+        while True:
+            try:
+                if future is None:
+                    raise RuntimeError
+                return future.result(timeout=SECONDS)
+            except TimeoutError as error:
+                if self._gone(number):
+                    raise _LostOneError from error
+            except KilledWorker as error:
+                raise _LostOneError from error
+            except (OSError, RuntimeError, CancelledError) as error:
+                if not self._gone(number, SECONDS):
+                    raise
+                raise _LostOneError from error
+
+    def _gone(self, number, seconds=0.0):
+        """Whether a group's worker is gone, or its actor, or will be known to be within some seconds."""
+        end, actor = time.monotonic() + seconds, self.actors[number]
+        while True:
+            held = actor is None or actor._future.status == "finished"
+            if self.workers[number] not in workers_of(self.client) or not held:
                 return True
+            if time.monotonic() > end:
+                return False
             time.sleep(0.1)
-        return False
 
 
-class _Failed:
-    """The future of a call that could not be made."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def result(self):
-        raise self.error
+class _LostOneError(Exception):
+    """The worker of one group is gone."""
 
 
 def hold(path, segments, boundary, levels, merges, threads):
@@ -283,7 +363,7 @@ def shared(path, segments, boundary, levels, merges, workers):
     """
     count = 1 if boundary == "none" else min(len(workers), len(segments["offset"]))
     ends = np.cumsum(segments["leads"] * segments["samples"])
-    bounds = np.searchsorted(ends, np.linspace(0, ends[-1], count + 1)[1:-1])
+    bounds = np.searchsorted(ends, np.linspace(0, ends[-1], count + 1)[1:-1], side="right")
     columns = {name: np.split(column, bounds) for name, column in segments.items()}
     threads = max(1, min(workers.values()))
     return [

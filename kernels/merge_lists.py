@@ -171,7 +171,7 @@ def opened(cells, ends, room, most):
 def settle(pairs, told, rows, n, done, new, lengths, limit, threshold, sums):
     """As `_settle`, from what shards elsewhere told of the last `n` merges: bounds, neighbours and numbers of each."""
     most = max(len(neighbour) for _, neighbour, _ in told)
-    bounds = np.zeros((len(told), 2 * (done + n) + 1), np.int64)
+    bounds = np.zeros((len(told), 2 * (done + n) + 1), np.int64)  # those of earlier merges are not looked at
     neighbour, number = np.zeros((2, len(told), most), np.int32)
     for s, (places, ids, counts) in enumerate(told):
         bounds[s, 2 * done :] = places

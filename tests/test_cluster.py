@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 
 import numpy as np
@@ -26,7 +27,7 @@ SIGNAL = ("--fs", 100, "--leads", "II,V1", "--profile", "resample")
 def two():
     """A cluster of two worker processes; a worker that is killed is replaced."""
     made = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50, protocol="tcp"
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50, protocol="tcp"
     )
     with made:
         yield made
@@ -160,6 +161,96 @@ def test_a_worker_lost_while_learning(ecgbyte, small, tmp_path, two, kill, monke
     assert same(tmp_path / "work", small / "ecgbyte-work")
     spent = read_json(tmp_path / "work" / "tokenizer" / "ecg_tokenizer.json")["result"]["cluster"]
     assert spent["calls"] > 30 and spent["received"] > 0
+
+
+@pytest.mark.slow
+def test_workers_lost_while_reading_and_one_after_the_other(ecgbyte, small, tmp_path, two, kill, monkeypatch):
+    for stage in chain(small / "data")[:1]:
+        done(ecgbyte, *stage)
+    kill.calls(cluster.Groups, "_waited_for", 1, 2)
+    result = done(ecgbyte, "learn", "--vocab", 200, "--dask", two.scheduler_address)
+    assert kill.killed and "others take over" in result.stderr
+    rows = [
+        read_json(work / "tokenizer" / "ecg_tokenizer.json")["merges"]
+        for work in (tmp_path / "work", small / "ecgbyte-work")
+    ]
+    assert rows[0] == rows[1]
+    monkeypatch.undo()
+    kill.calls(cluster.Groups, "call", *range(100))
+    monkeypatch.setattr(shards.learn, "__defaults__", (shards.NO_ROWS, 0))
+    result = ecgbyte("learn", "--vocab", 200, "--dask", two.scheduler_address, "--overwrite")
+    assert result.exit_code == 1 and "workers one after the other" in result.stderr.splitlines()[-1], (
+        result.stderr
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["learn", "encode"])
+def test_a_scheduler_that_dies_is_one_line(ecgbyte, small, tmp_path, stage, monkeypatch):
+    shutil.copytree(
+        small / "ecgbyte-work", tmp_path / "work", ignore=shutil.ignore_patterns(stage + "*", "tokens")
+    )
+    monkeypatch.setattr(cluster, "SECONDS", 2)
+    made = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50, protocol="tcp"
+    )
+    before, closed = cluster.Groups.call, []
+
+    def call(self, name, *arguments):
+        if name == "scan" and not closed:
+            closed.append(made.close())
+        return before(self, name, *arguments)
+
+    def submit(self, function, folder, version, run, *task, **options):
+        closed.append(made.close())
+        return submitted(self, function, folder, version, run, *task, **options)
+
+    submitted = distributed.Client.submit
+    if stage == "learn":
+        monkeypatch.setattr(cluster.Groups, "call", call)
+    else:
+        monkeypatch.setattr(distributed.Client, "submit", submit)
+    more = ["--overwrite", "--vocab", 150] if stage == "learn" else []
+    result = ecgbyte(stage, *more, "--dask", made.scheduler_address)
+    assert closed and result.exit_code == 1, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ecgbyte: ") and "Dask" in last and "Traceback" not in result.stderr, result.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_leaves_no_process(small, tmp_path):
+    code = """from ecgbyte_cli.stages import symbolize
+symbolize.PART = 1
+from ecgbyte_cli.__main__ import main
+main()"""
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "--work",
+        tmp_path / "work",
+        "symbolize",
+        small / "data",
+        "--dask",
+        "local:2",
+    ]
+    with subprocess.Popen(
+        [*map(str, command)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while not list(tmp_path.rglob("*.part")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode not in (0, None) and "Traceback" not in said and "stopped" in said, said
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def test_what_stands_in_the_way_is_one_line(ecgbyte, small, tmp_path, monkeypatch, two):

@@ -17,7 +17,7 @@ from ecgbyte_cli.model.certainty import read as read_certainty
 from ecgbyte_cli.model.controls import CONTROLS
 from ecgbyte_cli.model.conversation import fit
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.workdir import whole
+from ecgbyte_cli.workdir import sha256_of, whole
 
 
 class Given(NamedTuple):
@@ -245,10 +245,12 @@ def unit(number, loaded, ask, keys, some, max_new, sampled):
 
 
 @functools.lru_cache(1)
-def _loaded(model, base, _sha256):
+def _loaded(model, base, sha256):
     """A model, what makes its prompts, and its certainty: loaded once in a process."""
     from ecgbyte_cli.model import ecg_lm
 
+    if sha256_of(model / "ecgbyte.json") != sha256:
+        raise Failure(f"{model} was replaced while it was asked: run `ecgbyte generate` again")
     lm, text_tokenizer, tokenizer, about = ecg_lm.load(model, base=base)
     known = read_certainty(model, tokenizer.vocab_size)
     return lm, Prompt(text_tokenizer, lm.layout, about.get("date")), known

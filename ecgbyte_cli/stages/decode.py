@@ -2,7 +2,9 @@
 
 import re
 import time
+from contextlib import closing, nullcontext
 from itertools import starmap
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -123,13 +125,15 @@ def _decode(work, tokenizer, settings, dask):
     chosen = np.sort(draw.choice(count, min(limit, count), replace=False))
     each = len(tokenizer.signal["leads"]) * tokenizer.signal["samples"]
     with new_folder(work.decoded) as folder, progress("decode", len(chosen), "segments") as bar:
-        parts = [chosen[i : i + PART] for i in range(0, len(chosen), PART)]
+        rows = _rows(work, chosen)
+        parts = [rows[i : i + PART] for i in range(0, len(rows), PART)]
         tasks = ((number, part, work, folder) for number, part in enumerate(parts))
         made = cluster.each(dask, work.root, decode_part, tasks) if dask else starmap(decode_part, tasks)
         found = {}
-        for number, *told in made:
-            found[number] = told
-            bar.advance(len(parts[number]))
+        with closing(made) if dask else nullcontext():
+            for number, *told in made:
+                found[number] = told
+                bar.advance(len(parts[number]))
         measured, beats, clipped, unread, changed = [], [np.zeros((0, 3))], 0, {}, {}
         for number in range(len(parts)):
             compared, errors, beyond, not_read, other = found[number]
@@ -161,7 +165,29 @@ def _decode(work, tokenizer, settings, dask):
     return result
 
 
-def decode_part(number, chosen, work, folder):
+class Row(NamedTuple):
+    """What decoding a segment needs of the tables."""
+
+    segment: int
+    record: str
+    path: str
+    start: float
+    lo: float
+    hi: float
+    letters: int  # where its letters begin, and its tokens, and how many these are
+    tokens: int
+    length: int
+
+
+def _rows(work, chosen):
+    """The rows of segments."""
+    places, segments = read_table(work.token_segments), read_table(work.symbol_segments)
+    columns = [segments[name] for name in ("record", "path", "start", "lo", "hi", "offset")]
+    columns += [places["offset"], places["length"]]
+    return [Row(int(i), *(column[i] for column in columns)) for i in chosen]
+
+
+def decode_part(number, rows, work, folder):
     """Decode some segments into a folder, and compare them with the recordings.
 
     Returns
@@ -172,34 +198,31 @@ def decode_part(number, chosen, work, folder):
         be read again, and that have changed, with why.
     """
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
-    tokens, places = read_array(work.tokens), read_table(work.token_segments)
-    segments, symbols = read_table(work.symbol_segments), read_array(work.symbols)
+    tokens, symbols = read_array(work.tokens), read_array(work.symbols)
     leads, fs = tokenizer.signal["leads"], tokenizer.signal["fs"]
     each = len(leads) * tokenizer.signal["samples"]
     original = Originals(tokenizer.signal, work.reading())
     two = leads.index("II") if "II" in leads and fs >= fidelity.LEAST_FS else None
     measured, beats, clipped, unread, changed = [], [], 0, {}, {}
-    for i in chosen:
-        first, lo, hi = places["offset"][i], segments["lo"][i], segments["hi"][i]
-        letters = tokenizer.decode(tokens[first : first + places["length"][i]])
-        if not np.array_equal(letters.ravel(), symbols[segments["offset"][i] :][:each]):
-            raise Failure(f"{work.tokens}: segment {i} does not decode to its letters; encode again")
-        signal = tokenizer.to_mv(letters, lo, hi)
-        path = segments["path"][i]
-        x, comments = original.of(path, segments["start"][i])
-        write_record(
-            folder, f"{file_name(segments['record'][i])}_{i:06d}", signal, tokenizer.signal, comments
-        )
+    for row in rows:
+        letters = tokenizer.decode(tokens[row.tokens : row.tokens + row.length])
+        if not np.array_equal(letters.ravel(), symbols[row.letters :][:each]):
+            raise Failure(
+                f"{work.tokens}: segment {row.segment} does not decode to its letters; encode again"
+            )
+        signal = tokenizer.to_mv(letters, row.lo, row.hi)
+        x, comments = original.of(row.path, row.start)
+        write_record(folder, f"{file_name(row.record)}_{row.segment:06d}", signal, tokenizer.signal, comments)
         if x is None:
-            unread[path] = original.why
+            unread[row.path] = original.why
         elif not np.array_equal(tokenizer.letters(x), letters):
-            changed[path] = "other letters than those that were kept"
+            changed[row.path] = "other letters than those that were kept"
         else:
             measured.append(fidelity.differences(x, signal))
             if two is not None:
                 found = fidelity.beats(x[two], fs)
                 beats.append(fidelity.beat_errors(x[two], signal[two], fs, found))
-            clipped += int(((x < lo) | (x > hi)).sum())
+            clipped += int(((x < row.lo) | (x > row.hi)).sum())
     return number, measured, beats, clipped, unread, changed
 
 

@@ -1,5 +1,6 @@
 """ecgbyte encode: letters to token ids."""
 
+import os
 import time
 from contextlib import closing
 from functools import lru_cache
@@ -99,7 +100,9 @@ def encode(work, *, segmenter="longest", threads=None, dask=None, overwrite=Fals
 
 def make_part(parts, number, files, first, last, segmenter):
     """Encode the segments from `first` to before `last` into a part, and return how many these are."""
-    tokenizer, letters = _opened(*files, parts.made_with)
+    path, sha256, letters = files
+    about = os.stat(letters)
+    tokenizer, letters = _opened(path, sha256, letters, about.st_ino, about.st_mtime_ns)
     leads, samples = len(tokenizer.signal["leads"]), tokenizer.signal["samples"]
     here = letters[first * leads * samples : last * leads * samples]
     ids, lengths = tokenizer.encode_segments(here, last - first, leads, samples, segmenter)
@@ -110,9 +113,12 @@ def make_part(parts, number, files, first, last, segmenter):
 
 
 @lru_cache(1)
-def _opened(tokenizer, letters, _made_with):
-    """The tokenizer and the letters, opened once in a process for parts of the same settings."""
-    return ECGTokenizer.from_file(tokenizer), read_array(letters)
+def _opened(path, sha256, letters, *_which):
+    """The tokenizer and the letters, opened once in a process."""
+    tokenizer = ECGTokenizer.from_file(path)
+    if tokenizer.sha256 != sha256:
+        raise Failure(f"{path} was replaced while it was used: run `ecgbyte encode` again")
+    return tokenizer, read_array(letters)
 
 
 def _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite):
@@ -130,7 +136,7 @@ def _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite):
     if done:
         note(f"encode: goes on after {done} of {count} segments")
 
-    files = work.ecg_tokenizer, work.symbols
+    files = work.ecg_tokenizer, tokenizer.sha256, work.symbols
     tasks = ((parts, k, files, firsts[k], min(firsts[k] + step, count), segmenter) for k in todo)
     with pool_of_threads(threads) as pool, progress("encode", count, "segments") as bar:
         bar.update(done)

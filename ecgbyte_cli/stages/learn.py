@@ -264,8 +264,13 @@ def _begun(work, settings, levels, segments, described, known, threads, dask):
     if dask:
         with cluster.connected(dask, work.root) as client:
             starting = time.perf_counter() - started
-            check_memory(segments, boundary, described, cluster.memory(client))
             shared = cluster.shared(work.symbols, segments, boundary, levels, merges, client.nthreads())
+            needed = max(memory_needed(int((of["leads"] * of["samples"]).sum())) for _, of, *_ in shared)
+            if needed > cluster.memory(client):
+                raise Failure(
+                    f"{described}: a worker needs about {needed / 1e9:.1f} GB of memory and may use "
+                    f"{cluster.memory(client) / 1e9:.1f} GB: take more workers, or a --sample"
+                )
             groups = cluster.Groups(client, shared)
             note(f"learn: read by {len(shared)} workers in {groups.spent['reading']:.1f} s")
             groups.spent["starting"] = starting
