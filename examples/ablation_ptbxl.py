@@ -15,14 +15,13 @@ import sys
 import time
 from pathlib import Path
 
-import letters
 import numpy as np
 
 from ecgbyte_cli.model import ecg_lm, training
 from ecgbyte_cli.model.answering import Prompts
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.questions import files, findings
+from ecgbyte_cli.questions import files, findings, ptbxl
 from ecgbyte_cli.questions.reliability import auroc
 from ecgbyte_cli.stages.finetune import finetune
 from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
@@ -30,6 +29,7 @@ from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
 THREE, EIGHT = "II,V1,V5", "I,II,V1,V2,V3,V4,V5,V6"
 TWELVE = "I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6"
 TOKENS = {"leads": THREE, "fs": 100, "quantizer": "paper", "vocab": 2000}
+LETTERS = "ABCDEFGHIJKLMNOPQR"  # one for each finding
 MODEL = {"ecg_loss": 0.3, "augment": 1.0, "batch": 16}
 # name, what differs in the tokens, what differs in the training, whether it decides a default
 ROWS = [
@@ -66,6 +66,23 @@ def tokens(out, data, leads, fs, quantizer, vocab):
     ):
         subprocess.run([*run, *stage], check=True, capture_output=True)
     return WorkDir(root)
+
+
+def ask(out, data):
+    """A question file with every finding of every recording that the table is certain of."""
+    path = out / "qa.jsonl"
+    if not path.exists():
+        lines = []
+        for facts in ptbxl.read(data / "ptbxl_database.csv").facts:
+            for letter, (name, finding) in zip(LETTERS, findings.FINDINGS.items(), strict=True):
+                known = [facts.known[code] for code in finding.statements if code in facts.known]
+                if None in known and True not in known:
+                    continue
+                answer = "yes" if True in known else "no"
+                more = {"record": facts.record, "split": facts.split, "type": name}
+                lines.append(json.dumps({**more, "question": letter, "answer": answer}) + "\n")
+        path.write_text("".join(lines))
+    return path
 
 
 def train(work, qa, seconds, seed, marks=True, pretrain=False, **options):
@@ -146,7 +163,7 @@ def main():
     )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    kept, qa = options.out / "rows.jsonl", letters.write(options.data, options.out / "qa.jsonl")
+    kept, qa = options.out / "rows.jsonl", ask(options.out, options.data)
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     for seed in map(int, options.seeds.split(",")):
         for name, of_tokens, of_model, decides in ROWS:

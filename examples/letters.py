@@ -1,36 +1,70 @@
-"""The eighteen findings of examples/findings.csv as questions of one letter, A to R, on PTB-XL or a part of it.
+"""Questions of one letter on PTB-XL or a part of it, and what they are in words.
 
-    python examples/letters.py ptb-xl/ letters.jsonl
+    python examples/letters.py WORDS.jsonl LETTERS.jsonl ASKED.jsonl
 
-Every finding of every recording that the table is certain of, yes or no. A question costs three ids instead of ten, so
-that a training learns what the findings look like in half of the time; words come after it.
+WORDS.jsonl is what `ecgbyte questions ptb-xl/ --every-finding` writes. LETTERS.jsonl, to train on, asks for the
+eighteen findings of examples/findings.csv (A to R, yes or no), for the rhythm (S) and for a list of the findings (T): a
+question costs three ids instead of ten, and a model of half a million parameters need not learn that many words mean
+the same.
+ASKED.jsonl, to score, has the same questions in words; `wordings` says which words mean which letter.
 """
 
 import json
+import string
 import sys
 from pathlib import Path
 
-from ecgbyte_cli.questions import findings, ptbxl
+from ecgbyte_cli.questions.findings import FINDINGS
+from ecgbyte_cli.workdir import whole
 
-LETTERS = "ABCDEFGHIJKLMNOPQR"
+OF = dict(zip([*FINDINGS, "rhythm", "findings"], string.ascii_uppercase, strict=False))
 
 
-def write(data, path):
-    """Write the question file, if it is not there."""
-    if path.exists():
-        return path
-    lines = []
-    for facts in ptbxl.read(data / "ptbxl_database.csv").facts:
-        for letter, (name, finding) in zip(LETTERS, findings.FINDINGS.items(), strict=True):
-            known = [facts.known[code] for code in finding.statements if code in facts.known]
-            if None in known and True not in known:
-                continue
-            answer = "yes" if True in known else "no"
-            more = {"record": facts.record, "split": facts.split, "type": name}
-            lines.append(json.dumps({**more, "question": letter, "answer": answer}) + "\n")
-    path.write_text("".join(lines))
-    return path
+def letter(line):
+    """The letter of a question, or None."""
+    if line["type"] == "finding-verify":
+        return OF.get(line.get("finding"))
+    return {"rhythm-query": OF["rhythm"], "findings-query": OF["findings"]}.get(line["type"])
+
+
+def wordings(lines):
+    """Of each letter the words that ask for it in training."""
+    made = {each: {} for each in OF.values()}
+    for line in lines:
+        if letter(line) and line["split"] == "train":
+            made[letter(line)][line["question"]] = None
+    return {each: [*texts] for each, texts in made.items()}
+
+
+def listed(found):
+    """A list of the findings of a recording, in words: `mi` only where no wall of it is named."""
+    names = [name for name, answer in found.items() if answer == "yes"]
+    names = [name for name in names if name != "mi" or not {"imi", "ami"} & {*names}]
+    return [FINDINGS[name].words for name in names] or ["none of them"]
+
+
+def main(words, letters, asked):
+    lines = [json.loads(text) for text in words.read_text(encoding="utf-8").splitlines()]
+    found, made, kept = {}, [], []
+    for line in lines:
+        if not letter(line):
+            continue
+        if line["type"] == "finding-verify":
+            found.setdefault(line["record"], {})[line["finding"]] = line["answer"]
+        if line["type"] != "findings-query":
+            made.append({**line, "question": letter(line), "type": line.get("finding", "rhythm")})
+            kept.append(line)
+    about = {line["record"]: line for line in lines}
+    for record, each in found.items():
+        more = {key: about[record][key] for key in ("record", "patient", "split")}
+        more |= {"answer": listed(each), "type": "findings"}
+        made.append({**more, "question": OF["findings"]})
+        kept.append({**more, "question": "What are the findings?"})
+    for path, some in ((letters, made), (asked, kept)):
+        some.sort(key=lambda line: line["record"])
+        with whole(path) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in some), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

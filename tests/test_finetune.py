@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model import training as loop
 from ecgbyte_cli.model.beginning import begin
@@ -26,7 +27,6 @@ from ecgbyte_cli.model.samples import batches, left_out, read_samples, spread
 from ecgbyte_cli.model.training import Trainer, warmup_cosine
 from ecgbyte_cli.model.validation import validation_loss
 from ecgbyte_cli.questions import Question
-from ecgbyte_cli.stages import finetune
 from ecgbyte_cli.workdir import WorkDir, sha256_of
 
 
@@ -361,8 +361,7 @@ def test_the_best_weights_are_kept(small, tmp_path, ecgbyte, monkeypatch):
     """Validation losses are given, the weights are real: those after step 4, whatever came later."""
     losses = iter([9.0, 3.0, 1.0, 2.0, 3.0, 7.0])  # before training, after steps 2, 4, 6, 8, and the last one
 
-    for module in (finetune, loop):
-        monkeypatch.setattr(module, "validation_loss", lambda *_: (next(losses), None, None))
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: (next(losses), None, None))
     work, kept = untrained(small, tmp_path / "work"), {}
     update = Trainer.update
 
@@ -383,6 +382,36 @@ def test_the_best_weights_are_kept(small, tmp_path, ecgbyte, monkeypatch):
     monkeypatch.undo()
     rows = ecg_lm.load(work / "model", "cpu")[0].ecg_rows.weight.detach().numpy()
     assert (rows == kept[4]).all() and (rows != kept[8]).any()
+
+
+def test_a_validation_takes_all_questions_about_the_ecgs_that_it_reads(small):
+    work = WorkDir(small / "ecgbyte-work")
+    lm, samples = begun(work, 4096)
+    training, validation, _ = read_samples(work, small / "data" / "qa.jsonl", samples, 0, print)
+    settings = {**SETTINGS, "batch": 2, "accumulate": 1, "qa": "…"}
+    trainer = Trainer(work, lm, samples, settings, 9, 9, training, validation, print)
+    plans, read = trainer.held_out(2), {question.segments for question in validation[:2]}
+    asked = [question for plan in plans for question in plan.questions]
+    assert {*asked} == {question for question in validation if question.segments in read}
+    assert len(plans) == len(read) < len(asked)
+    samples.together = 1
+    assert [plan.questions[0] for plan in trainer.held_out(2)] == validation[:2]
+
+
+def test_dropout_leaves_out_a_share_in_training_alone(small):
+    lm, samples = begun(WorkDir(small / "ecgbyte-work"), 400)
+    training, _, _ = read_samples(
+        WorkDir(small / "ecgbyte-work"), small / "data" / "qa.jsonl", samples, 0, print
+    )
+    batch = samples.batch([samples.reading(training[0])])
+    plain = lm.eval()(*batch)[0].item()
+    lm.drop(0.5)
+    assert lm(*batch)[0].item() == plain
+    lm.train()
+    assert lm(*batch)[0].item() != lm(*batch)[0].item()
+    lm.base.named_modules = lambda: iter(())
+    with pytest.raises(Failure, match="leave it out"):
+        lm.drop(0.1)
 
 
 def test_accumulated_batches_are_one_large_batch(small, tmp_path, ecgbyte):

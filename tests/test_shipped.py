@@ -40,9 +40,8 @@ def test_it_is_small_whole_and_says_nothing_of_where_it_was_trained():
     folder.check_files(folder.SHIPPED, said)
     text = (folder.SHIPPED / "ecgbyte.json").read_text()
     assert not re.search(r'"(/|[A-Za-z]:\\\\)', text) and "/tmp" not in text
-    lm, *_ = ecg_lm.load(folder.SHIPPED, "cpu")
-    tokens = lm.ecg_rows.num_embeddings - (lm.layout.first - lm.offset)
-    known = certainty.read(folder.SHIPPED, tokens)
+    _, _, tokenizer, _ = ecg_lm.load(folder.SHIPPED, "cpu")
+    known = certainty.read(folder.SHIPPED, tokenizer.vocab_size)
     assert known.sure.keys() == known.temperature.keys() == {"two", "more"}
 
 
@@ -91,7 +90,7 @@ def test_a_recording_alone_is_answered(ecgbyte, record, tmp_path):
     result = ecgbyte("chat", record, *asked)
     assert result.exit_code == 0, result.stderr
     rhythm, dog = json.loads(result.stdout)["turns"]
-    known = read_json(folder.SHIPPED / "metrics.json")["fold_10"]["balanced"]["rhythm"]["confusion"]
+    known = read_json(folder.SHIPPED / "metrics.json")["fold_10"]["balanced"]["rhythm-query"]["confusion"]
     assert 0 < rhythm["probability"] <= 1 and rhythm["answer"] in known
     assert dog["declined"]
     assert "comes with ecgbyte" in result.stderr

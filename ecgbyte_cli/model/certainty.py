@@ -40,10 +40,11 @@ def gist(text: str) -> tuple[str, ...]:
 
 
 class Asked(NamedTuple):
-    """What a question was found to be: as it stands in training, and the answers that it can have."""
+    """What a question was found to be: as the model is asked, the answers that it can have, and its known words."""
 
     text: str
     answers: list[str] | None  # None: it is answered freely
+    said: str
 
 
 class Chosen(NamedTuple):
@@ -64,7 +65,8 @@ class Certainty:
     Attributes
     ----------
     groups : list of dict
-        `texts`: questions that ask the same; `answers`: those that they can have, the most frequent first, or None.
+        `texts`: questions that ask the same; `answers`: those that they can have, the most frequent first, or None;
+        `asked`, if it is there: how the model was trained to be asked, where that is in none of these words.
     temperature, sure : dict of str to float
         By `two` and `more` answers to choose from: what the logarithms of probabilities are divided by, and the
         calibrated probability from which on an answer is sure.
@@ -104,12 +106,13 @@ class Certainty:
     def match(self, question: str) -> Asked | None:
         """The question of the training that asks the same, up to case, punctuation and words that say nothing."""
         if question in self._exact:
-            return Asked(question, self.groups[self._exact[question]]["answers"])
-        found = self._alike.get(plain(question)) or self._alike.get(gist(question))
-        if not found:
+            number, text = self._exact[question], question
+        elif found := self._alike.get(plain(question)) or self._alike.get(gist(question)):
+            number, text = found
+        else:
             return None
-        number, text = found
-        return Asked(text, self.groups[number]["answers"])
+        group = self.groups[number]
+        return Asked(group.get("asked", text), group["answers"], text)
 
     def like(self, question: str, count: int = 3) -> list[str]:
         """Questions of the training that have most words in common with another, each asking something else."""
@@ -240,6 +243,7 @@ def _problem(said):
     if not isinstance(groups, list) or not all(
         isinstance(group, dict)
         and texts(group.get("texts"))
+        and isinstance(group.get("asked", ""), str)
         and (group.get("answers") is None or (texts(group["answers"]) and choosable(group["answers"])))
         for group in groups
     ):

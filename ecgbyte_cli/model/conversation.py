@@ -216,7 +216,7 @@ class Conversation:
         most = getattr(self.lm.base.config, "max_position_embeddings", None) or sys.maxsize
         turn = Turn(question, ecgs=list(self.ecgs), earlier=list(self.turns))
         self.log.append(turn)
-        turn.asked_as = known and known.text
+        turn.asked_as = known and known.said
         shorter = "ask a shorter question"
         if self.turns or len(self.ecgs) > 1:
             shorter += ", or /clear the conversation"

@@ -267,10 +267,14 @@ def segment_at(recording, tokenizer, start):
 def attention_picture(work, recording, start, model, base, question, method):
     """The picture of what a model's answer to a question drew on, in the segment that `start` lies in."""
     from ecgbyte_cli import pictures
-    from ecgbyte_cli.model import attribution, ecg_lm
+    from ecgbyte_cli.model import attribution, certainty, ecg_lm
     from ecgbyte_cli.model.prompt import Prompt
 
-    lm, text_tokenizer, tokenizer, about = ecg_lm.load(folders.chosen(work, model), base=base)
+    folder = folders.chosen(work, model)
+    lm, text_tokenizer, tokenizer, about = ecg_lm.load(folder, base=base)
+    known = certainty.read(folder, tokenizer.vocab_size)
+    found = known and known.match(question)
+    asked, question = question, found.text if found else question  # as the model was trained to be asked
     begin, signal = segment_at(recording, tokenizer, start)
     prompt, letters = Prompt(text_tokenizer, lm.layout, about.get("date")), tokenizer.letters(signal)
     explainer = attribution.Explainer(
@@ -284,12 +288,12 @@ def attention_picture(work, recording, start, model, base, question, method):
     else:
         scores = explainer.scores(case, method)
         density, (words, values) = explainer.spread(case, scores), explainer.on_words(case, scores)
-    title = f"{recording.name}: {question} {answer}   ({method}; research use only)"
+    title = f"{recording.name}: {asked} {answer}   ({method}; research use only)"
     signal_settings = tokenizer.signal
     figure = pictures.attention(
         signal, signal_settings["fs"], signal_settings["leads"], density, words, values, title, begin
     )
     on_text = float(100 * values.sum()) if words else None
-    more = {"question": question, "answer": answer, "method": method, "on_text": on_text}
+    more = {"question": asked, "answer": answer, "method": method, "on_text": on_text}
     more["completeness_gap"] = case.gap
     return figure, more
