@@ -10,7 +10,7 @@ cd quickstart
 # a 12-lead ECG that comes with the library pydicom
 real=$(python -c 'from pydicom.data import get_testdata_file; print(get_testdata_file("waveform_ecg.dcm"))')
 echo "A real recording, $(basename "$real"), and what the model that comes with ecgbyte says of it:"
-ecgbyte chat "$real" --model ptbxl -q "What are the findings?" -q "What is the rhythm?"
+ecgbyte chat "$real" --model ptbxl -q "Is this ECG normal?" -q "What is the rhythm?"
 echo
 
 # 10 s, 12 leads: 9,360 records to train, 520 each to validate and to test
