@@ -22,7 +22,11 @@ def ship():
     """The script that made its card."""
     spec = importlib.util.spec_from_file_location("ship_ptbxl", ROOT / "examples" / "ship_ptbxl.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / "examples"))  # where it finds letters.py, as when it is run
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 
