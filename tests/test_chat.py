@@ -535,7 +535,7 @@ def test_a_recording_that_does_not_say_its_rate(small, record, tmp_path, ecgbyte
 def test_what_cannot_be_read_is_one_line(small, record, tmp_path, ecgbyte):
     work = small / "ecgbyte-work"
     missing = ecgbyte("chat", tmp_path / "none.hea", "-q", "x", work=work)
-    no_model = ecgbyte("chat", record, "-q", "x", work=tmp_path / "empty")
+    no_model = ecgbyte("chat", record, "-q", "x", "--model", tmp_path / "empty", work=work)
     two_leads = tmp_path / "two"
     wfdb.wrsamp("two", 250, ["mV"] * 2, ["I", "V6"], np.zeros((2500, 2)), fmt=["16"] * 2, write_dir=str(tmp_path),
                 adc_gain=[1000.0] * 2, baseline=[0] * 2)  # fmt: skip
