@@ -227,7 +227,7 @@ def check(work, model):
     if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(
             f"{model} was trained with another tokenizer than {work.tokens} was encoded with: "
-            "encode with the model's, or train again"
+            "encode with the model's, or train one with `ecgbyte finetune`"
         )
     if encoded.get("segmenter", about["segmenter"]) != about["segmenter"]:
         raise Failure(
