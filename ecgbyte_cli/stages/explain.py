@@ -132,7 +132,7 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
     start = time.perf_counter()
     from ecgbyte_cli.model import folder as folders
 
-    model = folders.chosen(work, model)
+    model = folders.named(model or work.model)
     about, encoded = folders.about(model), read_json(work.need(work.token_settings, "encode"))
     if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(f"{model} was trained with another tokenizer than {work.tokens} was encoded with")

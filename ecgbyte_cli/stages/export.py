@@ -70,7 +70,7 @@ def export(work, out, *, model=None, base=None, overwrite=False):
         If there is no model, OUT holds something, or what would be written could not be loaded, or not be asked
         as the model was trained.
     """
-    out, folder, start = Path(out), folders.chosen(work, model), time.perf_counter()
+    out, folder, start = Path(out), folders.named(model or work.model), time.perf_counter()
     about_file = out / "ecgbyte.json"
     ours = about_file.exists() and read_json(about_file).get("format") == "ecgbyte-export"
     if out.exists() and not (ours and overwrite) and (not out.is_dir() or any(out.iterdir())):
