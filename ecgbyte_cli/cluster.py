@@ -22,8 +22,6 @@ import numpy as np
 from ecgbyte_cli import __version__
 from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.signal import corpus
-from ecgbyte_cli.signal.shards import LostError, Shards
 from ecgbyte_cli.workdir import read_array
 
 SECONDS = 10  # until a scheduler must have answered, and between looks at what does not
@@ -265,6 +263,8 @@ class Groups:
         LostError
             If workers are gone; the others hold their shards now, as these were at first.
         """
+        from ecgbyte_cli.signal.shards import LostError
+
         start, made, slowest, lost = time.perf_counter(), [], 0.0, []
         waiting = [self._begun(actor, name, arguments) for actor in self.actors]
         for number, future in enumerate(waiting):
@@ -342,6 +342,9 @@ class _LostOneError(Exception):
 
 def hold(path, segments, boundary, levels, merges, threads):
     """The shards of some segments, read by a worker."""
+    from ecgbyte_cli.signal import corpus
+    from ecgbyte_cli.signal.shards import Shards
+
     texts = corpus.read_texts(read_array(path), segments, boundary, levels, threads, path)
     return Shards(texts, levels, merges, threads)
 

@@ -42,7 +42,7 @@ def chosen(work: WorkDir, model: str | os.PathLike | None) -> Path:
 
     Says so where it is the last.
     """
-    if model is not None or work.model.exists() or not SHIPPED.exists():
+    if model is not None or work.model.exists():
         return named(model or work.model)
     note(
         f"{work.model} holds no model: asking the one that comes with ecgbyte (`ecgbyte info --model ptbxl`)"

@@ -308,7 +308,7 @@ class _Driver:
     def _generation(self, size, pairs, threshold, machines):
         """Merges of pairs found at least `threshold` times; yields the size after each step."""
         ids, opened = len(self.lengths), len(self.rows)
-        width, marks, sums = np.ones(ids, np.int64), *np.zeros((2, 2, ids), np.int64)
+        width, (marks, sums) = np.ones(ids, np.int64), np.zeros((2, 2, ids), np.int64)
         rows, where = np.zeros((2, scans.BATCH, 3), np.int64)
         least, full = max(1, threshold // (2 * machines)), False
         while len(self.rows) < self.merges and not full:

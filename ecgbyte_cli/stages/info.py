@@ -6,7 +6,6 @@ import click
 
 from ecgbyte_cli.console import Stage, say, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import folder
 from ecgbyte_cli.workdir import read_json, read_text
 
 
@@ -67,6 +66,8 @@ def card(model):
     Failure
         If it is no model folder, or its card cannot be read.
     """
+    from ecgbyte_cli.model import folder
+
     path = folder.named(model)
     said = folder.about(path)
     text = read_text(path / "README.md").rstrip()

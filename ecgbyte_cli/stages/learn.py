@@ -14,7 +14,7 @@ from ecgbyte_cli import cluster
 from ecgbyte_cli.console import Stage, note, progress, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import free_memory, peak_rss_mb
-from ecgbyte_cli.signal import corpus, shards
+from ecgbyte_cli.signal import corpus
 from ecgbyte_cli.signal.tokenizer import write_tokenizer
 from ecgbyte_cli.workdir import (
     finished,
@@ -262,6 +262,8 @@ def _begun(work, settings, levels, segments, described, known, threads, dask):
     merges, boundary, min_count, longest = (settings[name] for name in names)
     started = time.perf_counter()
     if dask:
+        from ecgbyte_cli.signal import shards
+
         with cluster.connected(dask, work.root) as client:
             starting = time.perf_counter() - started
             shared = cluster.shared(work.symbols, segments, boundary, levels, merges, client.nthreads())
