@@ -13,6 +13,8 @@ COMMANDS = {
     "generate": "Answer many questions, and score the answers.",
     "explain": "Measure which attribution points at the true cause.",
     "chat": "Talk about one recording.",
+    "continue": "Let a model go on where a recording is cut.",
+    "draw": "Draw ECGs from words.",
     "serve": "Show ECGs on a page, and answer there.",
     "export": "Write the model as a plain Transformers folder.",
     "plot": "Draw an ECG, its tokens, or what a model looked at.",

@@ -6,6 +6,7 @@ Results go to standard output; progress, notes and errors go to standard error.
 import errno
 import importlib
 import json
+import keyword
 import os
 import signal
 import sys
@@ -65,7 +66,8 @@ class Toolkit(click.Group):
         name = self.aliases.get(name, name)
         if name not in self.table:
             return None
-        return importlib.import_module(f"ecgbyte_cli.stages.{name.replace('-', '_')}").command
+        module = name.replace("-", "_") + "_" * keyword.iskeyword(name)
+        return importlib.import_module(f"ecgbyte_cli.stages.{module}").command
 
     def format_commands(self, ctx, formatter):
         # from the table, so that --help imports no stage

@@ -74,7 +74,16 @@ def sheet(signal, fs, leads, title, start=0.0, seconds=10.0):
             )  # fmt: skip
     _time_axis(axes, start, seconds)
     axes.set_title(printable(title), loc="left", fontsize=10, **LITERAL)
-    axes.text(1, -0.062, "25 mm/s   10 mm/mV", transform=axes.transAxes, ha="right", va="top", fontsize=8)
+    axes.annotate(
+        "25 mm/s   10 mm/mV",
+        (1, 0),
+        (0, -20),
+        "axes fraction",
+        "offset points",
+        ha="right",
+        va="top",
+        fontsize=8,
+    )
     return figure
 
 
@@ -261,6 +270,51 @@ def attention(signal, fs, leads, density, words, values, title, start=0.0):
             *(second * MM_PER_S, bars + 0.5, f"{start + second:g} s"),
             fontsize=7, ha="center", va="bottom", color=INK, **_halo(),
         )  # fmt: skip
+    axes.set_title(printable(title), loc="left", fontsize=10, **LITERAL)
+    return figure
+
+
+def continued(signal, made, cut, fs, leads, title, start=0.0):
+    """Draw a recording and how it might go on: what was given in black, what is true in grey, the rest in colour.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (leads, samples), mV: the true one.
+    made : numpy.ndarray
+        (continuations, leads, samples), mV; drawn one under another below the true one, three at most.
+    cut : int
+        The first sample that was not given.
+    fs : float
+        Hz.
+    leads : list of str
+    title : str
+    start : float
+        Time of the first sample, s.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    shown = [signal, *(np.hstack([signal[:, :cut], one[:, cut:]]) for one in made[:3])]
+    rows = [(lead, i, number) for i, lead in enumerate(leads) for number in range(len(shown))]
+    extents = [_extent(shown[number][i], least=5) for _, i, number in rows]
+    baselines, height = _stack(extents, gap=3)
+    figure, axes = _paper(signal.shape[1] / fs * MM_PER_S, height, left=12)
+    x = np.arange(signal.shape[1]) / fs * MM_PER_S
+    for (lead, i, number), y, (_, high) in zip(rows, baselines, extents, strict=True):
+        row, colour = shown[number][i] * MM_PER_MV + y, COLOURS[number - 1] if number else "#9a9a9a"
+        axes.plot(x[:cut], row[:cut], color=INK, lw=0.7, solid_joinstyle="round")
+        # from the last sample given on, so that the line does not break
+        axes.plot(x[cut - 1 :], row[cut - 1 :], color=colour, lw=0.8, solid_joinstyle="round")
+        name = f"generated {number}" if number else f"{printable(lead)}: recorded"
+        axes.text(
+            *((x[cut] if number else 0) + 1, y + high - 1, name),
+            fontsize=8, weight="normal" if number else "bold", color=colour if number else INK,
+            **_halo(), **LITERAL,
+        )  # fmt: skip
+    axes.vlines(x[cut], 0, height, color=INK, lw=0.8, linestyle="--")
+    _time_axis(axes, start, signal.shape[1] / fs)
     axes.set_title(printable(title), loc="left", fontsize=10, **LITERAL)
     return figure
 

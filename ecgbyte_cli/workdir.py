@@ -68,6 +68,7 @@ class WorkDir:
         self.explained = self.root / "explained" / "explain.json"
         self.explained_table = self.root / "explained" / "explain.md"
         self.pictures = self.root / "pictures"
+        self.continued = self.root / "continued"
         self.chat_history = self.root / "chat_history"  # the lines typed in earlier chats
 
     def checkpoint(self, kind: str, step: int) -> Path:

@@ -1,12 +1,13 @@
 """Questions of one letter on PTB-XL or a part of it, and what they are in words.
 
-    python examples/letters.py WORDS.jsonl LETTERS.jsonl RHYTHM.jsonl ASKED.jsonl
+    python examples/letters.py WORDS.jsonl LETTERS.jsonl RHYTHM.jsonl LONG.jsonl ASKED.jsonl
 
 WORDS.jsonl is what `ecgbyte questions ptb-xl/ --every-finding` writes. LETTERS.jsonl, to train on, asks for the
 eighteen findings of examples/findings.csv (A to R, yes or no), for the rhythm (S) and for a list of the findings (T): a
 question costs three ids instead of ten, and a model of half a million parameters need not learn that many words mean
-the same. RHYTHM.jsonl has the recordings whose rhythm is asked for alone, and S four times in training. ASKED.jsonl, to
-score, has A to S in words; `wordings` says which words mean which letter.
+the same. RHYTHM.jsonl has the recordings whose rhythm is asked for alone, and S four times in training; LONG.jsonl has
+all recordings, without T, and S three times. ASKED.jsonl, to score, has A to S in words; `wordings` says which words
+mean which letter.
 """
 
 import json
@@ -43,7 +44,7 @@ def listed(found):
     return [FINDINGS[name].words for name in names] or ["none of them"]
 
 
-def main(words, letters, rhythm, asked):
+def main(words, letters, rhythm, long, asked):
     lines = [json.loads(text) for text in words.read_text(encoding="utf-8").splitlines()]
     found, made, kept = {}, [], []
     for line in lines:
@@ -60,12 +61,14 @@ def main(words, letters, rhythm, asked):
         more |= {"answer": listed(each), "type": "findings"}
         made.append({**more, "question": OF["findings"]})
     single = {line["record"] for line in made if line["type"] == "rhythm" and isinstance(line["answer"], str)}
-    often = []
+    often, thrice = [], []
     for line in made:
         is_rhythm = line["type"] == "rhythm"
+        if line["type"] != "findings" and (not is_rhythm or isinstance(line["answer"], str)):
+            thrice += [line] * (3 if is_rhythm and line["split"] == "train" else 1)
         if line["record"] in single and line["type"] != "findings":
             often += [line] * (4 if is_rhythm and line["split"] == "train" else 1)
-    for path, some in ((letters, made), (rhythm, often), (asked, kept)):
+    for path, some in ((letters, made), (rhythm, often), (long, thrice), (asked, kept)):
         some.sort(key=lambda line: line["record"])
         with whole(path) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in some), encoding="utf-8")

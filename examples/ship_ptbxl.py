@@ -51,6 +51,9 @@ def model(folder, out, words):
         for group in known["groups"]:
             [group["asked"]] = group["texts"]
             group["texts"] = asked[group["asked"]]
+        # a list of findings is put together from the answers about each
+        parts = {letters.OF[name]: finding.words for name, finding in FINDINGS.items()}
+        known["groups"].append({"texts": asked[letters.OF["findings"]], "answers": None, "parts": parts})
         write_json(made / certainty.FILE, known, indent=1)
         said = read_json(made / "ecgbyte.json")
         said["qa"] = Path(said["qa"]).name
@@ -174,7 +177,7 @@ def text(folder):
         "complexes are not seen whole.",
         "- Rare findings had a handful of examples; those with fewer than ten in a fold have wide intervals above.",
         "- It answers these questions, in several wordings each, and says of others that it was not trained on them.",
-        "- A list of the findings is not among them: it wrote that worse than the most frequent answer would be.",
+        "- A list of the findings is put together from its answers about each of the eighteen, not asked for as such.",
         "- Children, pacemakers of today and devices with other filters were rare or absent. A recording that is "
         "unlike those of the training is said to be; one that is not said to be may still be read wrongly.",
     ]

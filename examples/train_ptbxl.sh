@@ -8,10 +8,10 @@
 # scored once, at the end.
 #
 # Measured on the 2,980 recordings of the package's model, one thread of an AMD EPYC without AVX-512, which other work
-# shared: 76, 12 and 6 minutes for the three trainings, 2.4 GB of memory; two minutes for the rest. (That model was made
-# by these steps one by one, with the weights of the last step of the first training, not by one run of this script.)
-# All of PTB-XL has seven times the recordings: give STEPS_FINDINGS, STEPS_ALL and STEPS_RHYTHM
-# more steps, or a GPU.
+# shared: 76, 12, 6 and MINUTES minutes for the four trainings, 2.4 GB of memory; two minutes for the rest. (That model
+# was made by these steps one by one, with the weights of the last step of the first training, and half of the bytes
+# before the last one, not by one run of this script.) All of PTB-XL has seven times the recordings: give STEPS_FINDINGS,
+# STEPS_ALL, STEPS_RHYTHM and STEPS_LONG more steps, or a GPU.
 set -eu
 data=${1:?"usage: sh examples/train_ptbxl.sh FOLDER [OUT]"}
 out=${2:-ptbxl-model}
@@ -25,9 +25,11 @@ run learn --vocab 2000
 run encode
 # questions of a letter each, and what they are in words: see letters.py
 ecgbyte questions "$data" --every-finding --cap 200 --out "$out/words.jsonl"
-python "$here/letters.py" "$out/words.jsonl" "$out/letters.jsonl" "$out/rhythm.jsonl" "$out/asked.jsonl"
+python "$here/letters.py" "$out/words.jsonl" "$out/letters.jsonl" "$out/rhythm.jsonl" "$out/long.jsonl" \
+    "$out/asked.jsonl"
 
-# first the findings alone, then the rhythm and a list of findings too, then the rhythm more than all else
+# first the findings alone, then the rhythm and a list of findings too, then the rhythm more than all else, then all of it
+# once more from a high learning rate
 if [ ! -d "$out/findings" ]; then
     grep -v '"question": "[ST]"' "$out/letters.jsonl" >"$out/findings.jsonl"
     run finetune --qa "$out/findings.jsonl" --model tiny --batch 16 --augment 1 --dropout 0.1 \
@@ -39,8 +41,13 @@ if [ ! -d "$out/all" ]; then
         --steps "${STEPS_ALL:-600}" --every 100 --overwrite
     cp -R "$out/work/model" "$out/all.part" && mv "$out/all.part" "$out/all"
 fi
-run finetune --qa "$out/rhythm.jsonl" --model "$out/all" --batch 16 --augment 1 --dropout 0.1 --lr 7e-4 \
-    --steps "${STEPS_RHYTHM:-280}" --every 70 --overwrite
+if [ ! -d "$out/rhythm" ]; then
+    run finetune --qa "$out/rhythm.jsonl" --model "$out/all" --batch 16 --augment 1 --dropout 0.1 --lr 7e-4 \
+        --steps "${STEPS_RHYTHM:-280}" --every 70 --overwrite
+    cp -R "$out/work/model" "$out/rhythm.part" && mv "$out/rhythm.part" "$out/rhythm"
+fi
+run finetune --qa "$out/long.jsonl" --model "$out/rhythm" --batch 16 --augment 1 --dropout 0.1 --lr 1.5e-3 \
+    --steps "${STEPS_LONG:-3600}" --every 300 --overwrite
 
 # in half of the bytes, with its questions in words, then scored as it ships
 python "$here/ship_ptbxl.py" model "$out/work/model" "$out/ptbxl" "$out/words.jsonl"

@@ -13,7 +13,7 @@ from test_readers import LEADS, wave, write_wfdb
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.signal import preprocess
-from ecgbyte_cli.stages.decode import file_name
+from ecgbyte_cli.signal.records import file_name
 from ecgbyte_cli.workdir import WorkDir, read_json, read_table
 
 

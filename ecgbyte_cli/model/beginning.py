@@ -60,7 +60,14 @@ def begin(work, settings, device):
         raise Failure(f"{name} has {most} positions, too few for --positions time on segments of this length")
     prompt, most = Prompt(text_tokenizer, lm.layout, date), min(settings["max_length"], most)
     samples = Samples(
-        work, prompt, tokenizer, most, settings["long"], settings["augment"], settings["together"]
+        work,
+        prompt,
+        tokenizer,
+        most,
+        settings["long"],
+        settings["augment"],
+        settings["together"],
+        settings["draw"],
     )
     return lm, text_tokenizer, samples, name
 
@@ -133,6 +140,9 @@ def what_to_read(work, qa, lm, samples, settings, tell):
             samples.together = 1
             asked = [question for plan in read[0] for question in plan.questions]
             read = samples.plans(asked)[0], *read[1:]
+    kind = settings["draw"]
+    if kind and not any(plan.words for plan in read[0]):
+        raise Failure(f"--draw {kind}: {qa} holds no training question of this type about one recording")
     if settings["patience"] and not read[1]:
         raise Failure(f"--patience needs validation questions, and {qa} holds none about an encoded record")
     return read

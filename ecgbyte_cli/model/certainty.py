@@ -45,6 +45,8 @@ class Asked(NamedTuple):
     text: str
     answers: list[str] | None  # None: it is answered freely
     said: str
+    # of a list of findings: the questions with yes and no that it is put together from, and what each one finds
+    parts: dict[str, str] | None = None
 
 
 class Chosen(NamedTuple):
@@ -67,6 +69,8 @@ class Certainty:
     groups : list of dict
         `texts`: questions that ask the same; `answers`: those that they can have, the most frequent first, or None;
         `asked`, if it is there: how the model was trained to be asked, where that is in none of these words.
+        `parts`, if it is there: the questions with yes and no, as the model is asked, whose answers make a list, and
+        what each finds, in words.
     temperature, sure : dict of str to float
         By `two` and `more` answers to choose from: what the logarithms of probabilities are divided by, and the
         calibrated probability from which on an answer is sure.
@@ -112,7 +116,7 @@ class Certainty:
         else:
             return None
         group = self.groups[number]
-        return Asked(group.get("asked", text), group["answers"], text)
+        return Asked(group.get("asked", text), group["answers"], text, group.get("parts"))
 
     def like(self, question: str, count: int = 3) -> list[str]:
         """Questions of the training that have most words in common with another, each asking something else."""
@@ -244,6 +248,10 @@ def _problem(said):
         isinstance(group, dict)
         and texts(group.get("texts"))
         and isinstance(group.get("asked", ""), str)
+        and (
+            group.get("parts") is None
+            or (isinstance(group["parts"], dict) and texts([*group["parts"].values()]))
+        )
         and (group.get("answers") is None or (texts(group["answers"]) and choosable(group["answers"])))
         for group in groups
     ):

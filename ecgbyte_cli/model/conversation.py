@@ -105,6 +105,7 @@ class Turn:
         None  # the second likeliest answer, of those that there are to choose from
     )
     sure: bool | None = None  # None where nothing says so
+    findings: dict[str, float] | None = None  # of a list: all that might stand in it, and how likely each is
     declined: bool = False  # the model was not trained on this question
     first: float | None = None  # s to the first token
     seconds: float = 0.0
@@ -113,6 +114,12 @@ class Turn:
 
     def certainty(self) -> str:
         """How sure an answer is that was chosen from several, in words."""
+        if self.findings:
+            likely = sorted(self.findings.items(), key=lambda item: -item[1])
+            count = sum(chance > 0.5 for _, chance in likely)
+            said = [f"{name} {percent(chance)}" for name, chance in likely]
+            unlisted = f"; next {said[count]}" if count < len(said) else ""
+            return f"{'' if self.sure else 'not sure: '}{', '.join(said[:count]) or 'none'}{unlisted}"
         if self.probability is None or self.other is None:
             return ""
         unsure = "not sure: " if self.sure is False else ""
@@ -126,6 +133,7 @@ class Turn:
             "probability": self.probability,
             "sure": self.sure,
             "runner_up": self.other and {"answer": self.other[0], "probability": self.other[1]},
+            "findings": self.findings,
             "declined": self.declined,
             "asked_as": self.asked_as,
             "tokens": len(self.written),
@@ -232,7 +240,9 @@ class Conversation:
                 raise Failure(
                     f"too long: the model reads {most} tokens, and this makes {len(ids)}; {shorter}"
                 )
-            if known and known.answers:
+            if known and known.parts:
+                self._list(turn, known.parts, show, start)
+            elif known and known.answers:
                 self._choose(turn, known.answers, show, start)
             else:
                 self._write(turn, min(self.max_new, most - len(ids)), show, start)
@@ -273,6 +283,21 @@ class Conversation:
         turn.answer, turn.probability, turn.sure = chosen.answer, chosen.probability, chosen.sure
         turn.other = chosen.other, chosen.other_probability
         turn.written = written[answers.index(chosen.answer)][:-1].tolist()
+        turn.first = time.perf_counter() - start
+        show(turn.answer)
+
+    def _list(self, turn, parts, show, start):
+        """Put a list together from questions with yes and no."""
+        answers, ecgs = ["no", "yes"], [ecg.tokens for ecg in turn.ecgs]
+        longest = self.about.get("prompt_tokens")
+        asked = [fit(self.prompt, self.reader.tokenizer, ecgs, [(part, None)], longest)[0] for part in parts]
+        weighed = self.lm.weigh(asked, [[self.prompt.written(answer) for answer in answers]] * len(asked))
+        chosen = [self.certainty.choose(answers, self.certainty.weights(answers, logs)) for logs in weighed]
+        turn.findings = {words: one.yes for words, one in zip(parts.values(), chosen, strict=True)}
+        turn.sure = all(one.sure is not False for one in chosen)
+        turn.prompt = None  # there is no one prompt to attribute the answer to
+        found = [words for words, one in zip(parts.values(), chosen, strict=True) if one.answer == "yes"]
+        turn.answer = "; ".join(found) or "none of those that I know"
         turn.first = time.perf_counter() - start
         show(turn.answer)
 

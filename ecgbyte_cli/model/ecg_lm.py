@@ -2,8 +2,8 @@
 
 The ids from `offset` on, the number of rows of the base model's embedding, are those of `layout`: <sig_start>,
 <sig_end>, a mark for each lead, and the ECG tokens. They are looked up in `ecg_rows`; the base model's embedding and
-output layer keep their size, so it answers in text only and its weights stay as published. In training the rows of the
-ECG tokens are an output layer too, where the ECG itself is to be predicted.
+output layer keep their size, so it answers in text only and its weights stay as published. Inside an ECG the
+rows of the ECG tokens are an output layer too: where the ECG itself is to be predicted, or written.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from ecgbyte_kernels.tokens import spell
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 LIKENESS = 0.75  # how far apart two waveforms (their variance is 3) still start alike: a third of the usual
 # Kinds of models whose state the prompts here cannot be read into: they take no cache, or no embeddings, or another.
@@ -230,13 +230,40 @@ class ECGLM(torch.nn.Module):
         )
         losses = [functional.cross_entropy(logits.float(), wanted[text], reduction="sum")]
         if ecg.any():
-            states = hidden[:, :-1][ecg]
-            rows = self.ecg_rows.weight[self.layout.first - self.offset :].to(states.dtype)
-            scores = (states / self.scale @ rows.T).float()
+            scores = self._ecg_scores(hidden[:, :-1][ecg])
             losses.append(functional.cross_entropy(scores, wanted[ecg] - self.layout.first, reduction="sum"))
         else:
             losses.append(torch.zeros_like(losses[0]))
         return torch.stack(losses)
+
+    def _ecg_scores(self, states):
+        """The logits of all ECG tokens at hidden states, (n, d): the rows that they are looked up in, tied."""
+        rows = self.ecg_rows.weight[self.layout.first - self.offset :].to(states.dtype)
+        return (states / self.scale @ rows.T).float()
+
+    @torch.no_grad()
+    def following(
+        self, ids: torch.Tensor, positions: torch.Tensor, states: "DynamicCache", read: int
+    ) -> torch.Tensor:
+        """Read ids behind those that were read, and say which ECG token comes next.
+
+        Parameters
+        ----------
+        ids, positions : int64 tensor (batch, n)
+        states : transformers.DynamicCache
+            What was read before; it grows.
+        read : int
+            How many ids that was.
+
+        Returns
+        -------
+        float32 tensor (batch, ECG tokens)
+            Logits.
+        """
+        mask = ids.new_ones(len(ids), read + ids.shape[1])
+        given = {"inputs_embeds": self.embed(ids), "position_ids": positions, "attention_mask": mask}
+        _, hidden = self._outputs(lambda hidden: hidden[:1, -1], states, **given)
+        return self._ecg_scores(hidden[:, -1])
 
     @torch.no_grad()
     def stream(

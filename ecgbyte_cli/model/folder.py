@@ -50,6 +50,11 @@ def chosen(work: WorkDir, model: str | os.PathLike | None) -> Path:
     return SHIPPED
 
 
+def sha256(folder: Path) -> str:
+    """Which model a folder holds: the SHA-256 of its ecgbyte.json, which has those of its files."""
+    return sha256_of(folder / "ecgbyte.json")
+
+
 def about(folder: str | os.PathLike) -> dict:
     """What the ecgbyte.json of a model folder says.
 
@@ -130,6 +135,7 @@ _FITS = {
     "lead_marks": lambda value: value is None or value == 0 or (_count(value) and value <= 12),
     "position_letters": lambda value: value is None or value == 0 or _count(value),
     "segmenter": lambda value: value is None or (_text(value) and value in SEGMENTERS),
+    "draws": lambda value: value is None or (isinstance(value, list) and all(map(_text, value))),
     "prompt_tokens": lambda value: value is None or _count(value),
     "date": lambda value: value is None or (_text(value) and re.fullmatch(r"\d{4}-\d\d-\d\d", value)),
     "files": lambda value: value is None or (isinstance(value, dict) and all(map(_text, value.values()))),

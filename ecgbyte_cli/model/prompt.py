@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SYSTEM = "You read electrocardiograms. The ECG is given as tokens. Answer the question about it in few words."
+DRAW = "Draw an ECG: {}"  # what a model is told to write an ECG
 IGNORED = -100  # the label of a token that the loss does not count
 # private-use characters, which no template changes: where the ECGs and the answers go in the rendered text,
 # and where a special word of the text tokenizer is cut in two, so that it is text and no token
@@ -180,6 +181,11 @@ class Prompt:
         of_each = leads if leads is not None else [None] * len(ecgs)
         blocks = [self.layout.block(ecg, lead_of) for ecg, lead_of in zip(ecgs, of_each, strict=True)]
         return np.concatenate([np.array(head, np.int64), *blocks])
+
+    def drawing(self, words: str) -> tuple[int, ...]:
+        """The ids before an ECG that is to be written from words: it stands where an answer would."""
+        before, *_ = self.rendered((self._unmarked(DRAW.format(words)),)).split(ANSWER_MARK)
+        return self._text_ids(before.replace(ECG_MARK, ""), True)
 
     def fitted(
         self,

@@ -25,6 +25,7 @@ class Plan(NamedTuple):
     segments: tuple[int, ...]
     questions: tuple  # of Question; none: the ECG itself is what is learned
     length: int  # in ids
+    words: str | None = None  # from which the ECG is to be drawn
 
 
 class Reading(NamedTuple):
@@ -64,6 +65,8 @@ class Samples:
         How much the letters of a segment are varied in training.
     together : int or None
         Questions behind one reading of their ECGs, at most; None: as many as fit into `max_length`.
+    draw : str or None
+        The type of the questions whose answers are turned round too: from the answer to the ECG.
 
     Attributes
     ----------
@@ -71,9 +74,10 @@ class Samples:
         Ids that a prompt may have, whatever its answer: `max_length` less the room of the longest answer.
     """
 
-    def __init__(self, work, prompt, tokenizer, max_length, long, augment=0.0, together=None):
+    def __init__(self, work, prompt, tokenizer, max_length, long, augment=0.0, together=None, draw=None):
         self.prompt, self.tokenizer, self.max_length, self.long = prompt, tokenizer, max_length, long
         self.longest, self.augment, self.together = max_length, augment, together
+        self.draw = draw
         self.tokens, self.segments = read_array(work.tokens), read_table(work.token_segments)
         self.letters, self.recorded = read_array(work.symbols), read_table(work.symbol_segments)
         self.segmenter = read_json(work.token_settings).get("segmenter", "longest")
@@ -174,6 +178,8 @@ class Samples:
         Reading
         """
         prompt, layout = self.prompt, self.prompt.layout
+        if plan.words is not None:
+            return self._drawn(plan)
         ecgs, leads = self._read(plan.segments, instead, random)
         turns = [question.turns for question in plan.questions] or [NOTHING_ASKED]
         parts = [prompt.parts(asked) for asked in turns]
@@ -190,6 +196,13 @@ class Samples:
             places.append(places[0][-1] + 1 + np.arange(len(text)))
         owner = np.repeat(np.arange(len(ids)), [len(part) for part in ids])
         return Reading(*map(np.concatenate, (ids, labels, places)), owner)
+
+    def _drawn(self, plan):
+        """A plan to draw an ECG from words: as it was encoded, since what is varied would be drawn so."""
+        (ecg,), leads = self._read(plan.segments)
+        begin = self.prompt.reading(self.prompt.drawing(plan.words), [ecg], leads)
+        labels = np.where(begin >= self.prompt.layout.first, begin, IGNORED)
+        return Reading(begin, labels, self.prompt.layout.positions(begin), np.zeros(len(begin), np.int64))
 
     def batch(self, readings):
         """Readings as a Batch."""
@@ -247,7 +260,25 @@ class Samples:
                 plan.append(question)
                 length += own
             plans.append(Plan(segments, tuple(plan), length))
-        return plans, trimmed, left_out
+        drawn, too_long = self.to_draw(questions)
+        return plans + drawn, trimmed, left_out + too_long
+
+    def to_draw(self, questions):
+        """Plans to draw the ECGs of questions from their answers; and how many ECGs are too long, and left out."""
+        plans, too_long = {}, 0
+        for question in questions:
+            if self.draw is None or question.type != self.draw or len(question.segments) != 1:
+                continue
+            head = self.prompt.drawing(question.answer)
+            length = (
+                len(head) + 2 + self.prompt.layout.marks + int(self.segments["length"][question.segments[0]])
+            )
+            too_long += length > self.max_length
+            if length <= self.max_length:
+                plans[question.segments, question.answer] = Plan(
+                    question.segments, (), length, question.answer
+                )
+        return [*plans.values()], too_long
 
     def alone(self, segments):
         """Plans that learn ECGs by themselves, one for each of some segments."""

@@ -170,6 +170,15 @@ class Trainer:
         if self.out_of_patience():
             self.tell(f"stopped at step {self.step}: {self.waited} validations were no better")
 
+    def minutes(self, forward, again):
+        """About how long the training will take, by the seconds that an id takes forward.
+
+        Backward takes twice as long, and with gradient checkpoints all is computed `again`.
+        """
+        ids = np.mean([plan.length for plan in self.training]) * self.steps
+        ids *= self.settings["batch"] * self.settings["accumulate"]
+        return (4 if again else 3) * forward * ids / 60
+
     def out_of_patience(self):
         """Whether as many validations in a row were no better as `--patience` allows."""
         return bool(self.settings["patience"]) and self.waited >= self.settings["patience"]
@@ -247,7 +256,9 @@ class Trainer:
         """Validate on some questions, say how it went, and keep the weights if they are the best so far."""
         val = self.validated(self.held_out(VALIDATED))
         text, ecg, bits = val
-        loss = ecg if text is None else text
+        # what is to be drawn counts as it does in training; else the ECG is a teacher, and answers are the aim
+        drawn = self.settings["ecg_loss"] * ecg if self.settings.get("draw") else 0.0
+        loss = ecg if text is None else text + drawn
         trained = f"training loss {self.recent(self.every):.4f}, " if self.rows else ""
         self.tell(f"step {self.step}: {trained}validation loss {loss:.4f}{said_of_ecg(ecg, bits)}")
         if self.rank == 0 and self.settings["qa"]:

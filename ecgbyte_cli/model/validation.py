@@ -85,6 +85,11 @@ def validation_loss(lm, samples, plans, batch, learn_ecg=False, bar=None):
     return sums[0] / text if text else None, sums[1] / ecg if ecg else None, bits
 
 
+def said(loss):
+    """A loss in words."""
+    return "none" if loss is None else f"{loss:.4f}"
+
+
 def said_of_ecg(loss, bits):
     """Words for the loss of the ECG's own tokens, if there is one."""
     if loss is None:

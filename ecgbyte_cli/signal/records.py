@@ -1,4 +1,6 @@
-"""WFDB records of format 16 as bytes: a header and a signal file."""
+"""WFDB records of format 16: a header and a signal file."""
+
+import re
 
 import numpy as np
 
@@ -33,3 +35,27 @@ def record_files(name, steps, fs, gain, leads, comments):
         header.append(f"{name}.dat 16 {gain:g}(0)/mV 16 0 {steps[0, i]} {checksums[i]} 0 {lead}")
     header += [f"# {printable(comment)}" for comment in comments]
     return ("\n".join(header) + "\n").encode(), steps.astype("<i2", copy=False).tobytes()
+
+
+def file_name(record):
+    """A record's name as WFDB allows it for a file: letters, digits, "-" and "_"."""
+    return re.sub(r"[^-A-Za-z0-9_]", "_", record)[:100]
+
+
+def write_record(folder, name, signal, settings, comments):
+    """Write a segment in mV as a WFDB record, 1 µV a step.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+    signal : numpy.ndarray
+        (leads, samples), mV.
+    settings : dict
+        Of a tokenizer: `fs` and `leads` are used.
+    comments : list of str
+    """
+    steps = np.round(signal.T.astype(np.float64) * 1000).clip(-32767, 32767).astype(np.int64)
+    header, samples = record_files(name, steps, settings["fs"], 1000, settings["leads"], comments)
+    (folder / f"{name}.dat").write_bytes(samples)
+    (folder / f"{name}.hea").write_bytes(header)

@@ -1,6 +1,5 @@
 """ecgbyte decode: token ids to recordings, and how faithful they are."""
 
-import re
 import time
 from contextlib import closing, nullcontext
 from itertools import starmap
@@ -13,7 +12,7 @@ from ecgbyte_cli import cluster, readers
 from ecgbyte_cli.console import Stage, interrupted, note, progress, say, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal import fidelity, preprocess
-from ecgbyte_cli.signal.records import record_files
+from ecgbyte_cli.signal.records import file_name, write_record
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import finished, new_folder, read_array, read_json, read_table, write_json
 
@@ -212,6 +211,7 @@ def decode_part(number, rows, work, folder):
             )
         signal = tokenizer.to_mv(letters, row.lo, row.hi)
         x, comments = original.of(row.path, row.start)
+        comments = [*comments, "Decoded from ECG tokens by ecgbyte"]
         write_record(folder, f"{file_name(row.record)}_{row.segment:06d}", signal, tokenizer.signal, comments)
         if x is None:
             unread[row.path] = original.why
@@ -273,17 +273,3 @@ class Originals:
                     raise KeyboardInterrupt from None
                 self.why = error.message
         return self.parts.get(start), self.comments
-
-
-def file_name(record):
-    """A record's name as WFDB allows it for a file: letters, digits, "-" and "_"."""
-    return re.sub(r"[^-A-Za-z0-9_]", "_", record)[:100]
-
-
-def write_record(folder, name, signal, settings, comments):
-    """Write a segment in mV as a WFDB record of format 16, 1 µV a step."""
-    steps = np.round(signal.T.astype(np.float64) * 1000).clip(-32767, 32767).astype(np.int64)
-    comments = [*comments, "Decoded from ECG tokens by ecgbyte"]
-    header, samples = record_files(name, steps, settings["fs"], 1000, settings["leads"], comments)
-    (folder / f"{name}.dat").write_bytes(samples)
-    (folder / f"{name}.hea").write_bytes(header)

@@ -9,10 +9,10 @@ import click
 
 from ecgbyte_cli.console import Stage, note, progress, say, wants_json
 from ecgbyte_cli.failure import Failure, printable
-from ecgbyte_cli.model.folder import SHIPPED, is_own, method_of, named
+from ecgbyte_cli.model.folder import is_own, method_of, named
 from ecgbyte_cli.model.samples import read_samples
 from ecgbyte_cli.model.training import Trainer, enough_memory, process_group, too_large, unfinished
-from ecgbyte_cli.model.validation import said_of_ecg, this_process
+from ecgbyte_cli.model.validation import said, said_of_ecg, this_process
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.workdir import finished, new_folder, read_json, sha256_of
 
@@ -71,6 +71,11 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     "--ecg-loss",
     type=click.FloatRange(0),
     help="Weight of predicting the ECG's own tokens, beside the answers.  [default: 0.3 for full, else 0]",
+)
+@click.option(
+    "--draw",
+    metavar="TYPE",
+    help="Learn to draw ECGs too: the questions of this type (such as rhythm) turned round, from answer to ECG.",
 )
 @click.option(
     "--augment",
@@ -158,15 +163,14 @@ def command(work, show, **options):
     again after a stop, it goes on from the last checkpoint. On several GPUs: the same command under torchrun or
     accelerate launch. With --show, prints samples instead, the words that the loss counts in green.
     """
-    if options["model"] == SHIPPED.name:
-        options["model"] = str(named(options["model"]))
+    options["model"] = str(named(options["model"]))
     if show:
         return show_samples(work, show, **options)
     result = finetune(work, **options)
     if result:
         say(
             f"{result['model']}: {result['steps']} steps, training loss {result['train_loss']:.4f}, "
-            f"validation loss {_loss(result['val_loss'])}, {result['trainable_parameters']:,} parameters trained, "
+            f"validation loss {said(result['val_loss'])}, {result['trainable_parameters']:,} parameters trained, "
             f"{result['tokens_per_second']:.0f} tokens/s"
         )
     return result
@@ -183,6 +187,7 @@ def finetune(
     ecg_init="signal",
     positions=None,
     ecg_loss=None,
+    draw=None,
     augment=0.0,
     dropout=None,
     steps=None,
@@ -206,11 +211,10 @@ def finetune(
     Returns
     -------
     dict or None
-        steps, train_loss (mean of the last tenth), val_loss (of the model that is kept; None without
-        validation questions), ecg_loss, ecg_perplexity and bits_per_second (of validation; None without --ecg-loss
-        or --pretrain), best_step, tokens_per_second, trainable_parameters, trimmed and left_out (samples
-        that were too long), peak_gpu_mb (None without a GPU), seconds, model (path). None on all processes but
-        the first.
+        steps, train_loss (mean of the last tenth), val_loss (of the model that is kept; None without validation
+        questions), ecg_loss, ecg_perplexity and bits_per_second (of validation; None without --ecg-loss or
+        --pretrain), best_step, tokens_per_second, trainable_parameters, trimmed and left_out (samples that were too
+        long), peak_gpu_mb (None without a GPU), seconds, model (path). None on all processes but the first.
 
     Raises
     ------
@@ -220,6 +224,11 @@ def finetune(
     """
     rank, processes = this_process()
     method = check(work, qa, pretrain, model, method)
+    weight = 1.0 if pretrain else ECG_LOSS[method] if ecg_loss is None else ecg_loss
+    if draw and not (qa and weight):
+        raise Failure(
+            "--draw learns by the ECG's own loss, from the answers of --qa: give --ecg-loss 0.3 too, or more"
+        )
     settings = {
         "qa": None if pretrain else question_files.sha256(qa),
         "tokens": [read_json(work.token_settings)[key] for key in ("tokenizer_sha256", "settings")],
@@ -229,7 +238,8 @@ def finetune(
         "ecg_rows": ecg_rows,
         "ecg_init": ecg_init,
         "positions": positions,
-        "ecg_loss": 1.0 if pretrain else ECG_LOSS[method] if ecg_loss is None else ecg_loss,
+        "ecg_loss": weight,
+        "draw": draw,
         "augment": augment,
         "dropout": DROPOUT[method] if dropout is None else dropout,
         "steps": steps,
@@ -264,15 +274,12 @@ def _train(work, qa, settings, checkpointing, going_on):
     rank, processes = this_process()
     model, method, seed, batch = (settings[key] for key in ("base", "method", "seed", "batch"))
     a_step = batch * settings["accumulate"] * processes
-    if method == "qlora" and ecg_lm.best_device() == "cpu":
-        note("no GPU: 4-bit training on the CPU takes seconds per step for 0.1 B parameters, minutes for 1 B")
     with process_group() as device:
         torch.manual_seed(seed)
         lm, text_tokenizer, samples, name = begin(work, settings, device)
         tell = note if rank == 0 else lambda text: None
         training, validation, counts = what_to_read(work, qa, lm, samples, settings, tell)
-        longest = max(plan.length for plan in training)
-        again = checkpointing == "on"
+        longest, again = max(plan.length for plan in training), checkpointing == "on"
         if method != "full":
             if checkpointing == "auto" and too_large(lm, batch * longest):
                 again = True
@@ -294,13 +301,12 @@ def _train(work, qa, settings, checkpointing, going_on):
         what = f"{questions} training and {len(validation)} validation questions" if qa else "no questions"
         tell(
             f"{model} ({method}) on {device}: {len(training)} readings, {what}, {steps} steps of {a_step}; "
-            f"validation loss before training {_loss(ecg if qa is None else text)}{said_of_ecg(ecg, bits)}"
+            f"validation loss before training {said(ecg if qa is None else text)}{said_of_ecg(ecg, bits)}"
         )
         if some and method != "full" and device == "cpu":
-            # forward and backward, and forward once more for the gradient checkpoints
-            forward = (time.perf_counter() - start) / sum(plan.length for plan in some)
-            length = sum(plan.length for plan in training) / len(training)
-            minutes = (4 if again else 3) * forward * length * a_step * steps / processes / 60
+            minutes = trainer.minutes(
+                (time.perf_counter() - start) / sum(plan.length for plan in some), again
+            )
             tell(f"no GPU: this training will take about {minutes:.1f} minutes")
         with enough_memory(batch, longest):
             if going_on is not None:
@@ -325,12 +331,12 @@ def _train(work, qa, settings, checkpointing, going_on):
             "base": name,
             "method": method,
             "qa": qa and str(Path(qa).resolve()),
-            # what whoever asks the model has to know
             "segmenter": samples.segmenter,
             "prompt_tokens": samples.longest,
             "date": samples.prompt.date,
             "conversations": any(question.earlier for plan in training for question in plan.questions),
             "most_ecgs": max(len(plan.segments) for plan in training),
+            "draws": sorted({plan.words for plan in training} - {None}),
             "settings": settings,
             "result": result,
         }
@@ -364,14 +370,11 @@ def show_samples(work, count, *, qa, pretrain, model, method, **options):
         shown = []
         for question in [question for plan in training for question in plan.questions][:count]:
             ids, labels, lost = samples(question)
-            length = len(ids)
             line, counted = samples.prompt.shown(ids, labels)
             if not wants_json():
                 records = printable(", ".join(question.records))
-                click.echo(f"{records} ({length} tokens, {lost} trimmed)\n{line}\nloss on: {counted}\n")
-            shown.append({"records": question.records, "tokens": length, "trimmed": lost, "loss_on": counted})
+                click.echo(f"{records} ({len(ids)} tokens, {lost} trimmed)\n{line}\nloss on: {counted}\n")
+            shown.append(
+                {"records": question.records, "tokens": len(ids), "trimmed": lost, "loss_on": counted}
+            )
     return {"samples": shown}
-
-
-def _loss(value):
-    return "none" if value is None else f"{value:.4f}"

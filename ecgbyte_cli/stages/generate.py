@@ -257,6 +257,7 @@ def answer(work, model, base, chosen, settings, batch, dask=None):
     found = [
         known.match(q.question) if known and not q.earlier and len(q.records) == 1 else None for q in asked
     ]
+    found = [None if f and f.parts else f for f in found]  # a list is put together in a conversation alone
     # the words that the model was trained on
     asked = [replace(q, question=f.text) if f else q for q, f in zip(asked, found, strict=True)]
     parts = [signals.parts(i, settings["segments"] == "all") for i in range(len(asked))]

@@ -1,0 +1,249 @@
+"""ecgbyte continue: how a model thinks that a recording goes on."""
+
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from ecgbyte_cli.console import Stage, note, progress, say, table
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import folder as folders
+from ecgbyte_cli.model.conversation import Reader
+from ecgbyte_cli.signal import fidelity
+from ecgbyte_cli.signal.records import file_name, write_record
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.workdir import finished, new_folder, write_json
+
+
+@click.command(
+    cls=Stage,
+    short_help="Let a model go on where a recording is cut.",
+    epilog="Example: ecgbyte continue data/synth00001 --from 5 --samples 2 --model ptbxl",
+)
+@click.argument("record", type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "since",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Second at which the recording is cut; the model goes on to the end of the segment that this is in.",
+)
+@click.option(
+    "--samples", type=click.IntRange(1), default=4, show_default=True, help="How many continuations."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The folder to write to.  [default: continued/ in the work folder]",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    default=None,
+    show_default="the work folder's, or the one that comes with ecgbyte",
+    help="Model folder.",
+)
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Below 1 the likelier tokens become likelier still.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest tokens that have so much of the probability together.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, other continuations."
+)
+@click.option("--overwrite", is_flag=True, help="Replace continuations made with other settings.")
+@click.pass_obj
+def command(work, record, **options):
+    """Cut a RECORD, and let the model write how it goes on, from what it learned of ECGs (`finetune --ecg-loss`).
+
+    Writes each continuation as a WFDB record, a picture of them over the true one, and how far they are from it,
+    beside two plain guesses: that the last beat repeats, and a flat line.
+    """
+    result = go_on(work, record, **options)
+    rows = [(name, f"{value:.0f}") for name, value in result["rmse_uv"].items() if value is not None]
+    table(rows, ("from the true recording", "RMSE, µV"))
+    say(f"{result['records']} generated continuations in {result['files']}, {result['seconds']:.1f} s")
+    return result
+
+
+def go_on(
+    work,
+    record,
+    *,
+    since=5.0,
+    samples=4,
+    out=None,
+    model=None,
+    base=None,
+    temperature=1.0,
+    top_p=1.0,
+    seed=0,
+    overwrite=False,
+):
+    """Cut a recording and let a model go on.
+
+    Parameters
+    ----------
+    work : WorkDir
+    record : Path
+        A recording, with or without its extension.
+    since : float
+        Where it is cut, s.
+    samples : int
+        How many continuations.
+    out : Path or None
+        The folder to write to; None is one in the work folder.
+    model, base : Path or None
+        Model folder, and where its base model is, if that has moved.
+    temperature, top_p : float
+    seed : int
+    overwrite : bool
+
+    Returns
+    -------
+    dict
+        records (how many), files (the folder), picture (path), rmse_uv and seconds. rmse_uv is the root of the mean
+        squared difference from the recording over all leads behind the cut, in µV: of the continuations (the mean of
+        theirs), of their mean, of the repeated beat (None where fewer than two are found) and of a flat line.
+
+    Raises
+    ------
+    Failure
+        If there is no model, it was not trained to predict ECGs, or the recording cannot be read or is too short.
+    """
+    start = time.perf_counter()
+    folder = folders.chosen(work, model)
+    about = folders.about(folder)
+    if not about["settings"].get("ecg_loss"):
+        raise Failure(
+            f"{folders.said_as(folder)} was not trained to predict ECGs: train with `ecgbyte finetune --ecg-loss 0.3`"
+        )
+    tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
+    if tokenizer.boundary != "lead":
+        raise Failure(
+            f"the tokens of {folder} may lie on two leads, so none can be cut at a time: learn with --boundary lead"
+        )
+    out = Path(out) if out else work.continued
+    settings = {"record": str(record), "from": since, "samples": samples, "model": folders.sha256(folder)}
+    settings |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+    done = finished(
+        out / "continue.json", settings, overwrite, "continuations", "name another folder with --out"
+    )
+    if done:
+        note(f"{out} holds these continuations already: nothing to do")
+        return done
+    if out.exists() and not (out / "continue.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Failure(f"{out} holds other things than continuations: name another folder")
+    ecg = Reader(tokenizer, about["segmenter"], **work.reading()).read(record)
+    seconds, fs = tokenizer.signal["segment_seconds"], tokenizer.signal["fs"]
+    number = int(since // seconds)
+    if number >= len(ecg.segments):
+        raise Failure(
+            f"{record} has no whole segment of {seconds:g} s around {since:g} s: cut it earlier with --from"
+        )
+    began, truth = ecg.segments[number]
+    cut = round((since - began) * fs)
+    if not 0 < cut < truth.shape[1]:
+        raise Failure(
+            f"nothing is left of the segment from {began:g} s on: choose another --from than {since:g}"
+        )
+
+    from ecgbyte_cli.model import ecg_lm, writing
+    from ecgbyte_cli.model.prompt import Prompt
+    from ecgbyte_cli.model.samples import NOTHING_ASKED
+
+    lm, text_tokenizer, _, _ = ecg_lm.load(folder, base=base, trainable=True)
+    head, *_ = Prompt(text_tokenizer, lm.layout, about.get("date")).parts(NOTHING_ASKED)
+    # the letters' range is that of what is given, or it would tell of what is not
+    letters, lo, hi = tokenizer.quantize(truth[:, :cut])
+    given = [tokenizer.encode(row[None], about["segmenter"]) for row in letters]
+    how, wanted = writing.Draw(temperature, top_p, seed), (truth.shape[1] - cut) * len(truth)
+    with progress("continue", samples * wanted, "letters") as bar:
+        written = writing.write(lm, tokenizer, head, range(samples), how, given, bar)
+    made = np.stack([tokenizer.to_mv(tokenizer.decode(ids), lo, hi) for ids in written])
+    signal, name = tokenizer.signal, file_name(ecg.recording.name)
+    said = [f"Generated by ecgbyte from {since:g} s on: no recording of a patient. {ecg_lm.NOTICE}"]
+    said += [
+        f"Goes on from: {ecg.recording.name}, {began:g} to {since:g} s",
+        f"Model: {folder.resolve().name} {settings['model'][:16]}",
+    ]
+    with new_folder(out) as beside:
+        for i, mv in enumerate(made):
+            more = [f"Seed: {seed}, number {i + 1}, temperature {temperature:g}, top-p {top_p:g}"]
+            write_record(beside, f"{name}_{i + 1:02d}", mv, signal, said + more)
+        picture(
+            beside / "continued.png",
+            truth,
+            made,
+            cut,
+            signal,
+            f"{ecg.recording.name}, generated from {since:g} s on",
+            began,
+        )
+        result = {"records": samples, "files": str(out), "picture": str(out / "continued.png")}
+        result["rmse_uv"] = errors(truth, made, cut, fs)
+        result["seconds"] = round(time.perf_counter() - start, 3)
+        write_json(beside / "continue.json", {"settings": settings, "result": result}, indent=1)
+    return result
+
+
+def errors(truth, made, cut, fs):
+    """How far continuations and plain guesses are from a recording behind the cut: RMSE over all leads, µV.
+
+    Parameters
+    ----------
+    truth : numpy.ndarray
+        (leads, samples), mV.
+    made : numpy.ndarray
+        (continuations, leads, samples), mV.
+    cut : int
+        In samples.
+    fs : float
+        Hz.
+    """
+    behind = truth[:, cut:]
+
+    def rmse(guess):
+        return 1000 * float(np.sqrt(np.square(guess - behind).mean()))
+
+    flat = np.median(truth[:, :cut], axis=1, keepdims=True)
+    beat = last_beat(truth[:, :cut], fs)
+    repeated = (
+        None if beat is None else np.tile(beat, -(-behind.shape[1] // beat.shape[1]))[:, : behind.shape[1]]
+    )
+    return {
+        "continuations": float(np.mean([rmse(mv[:, cut:]) for mv in made])),
+        "mean of the continuations": rmse(made[..., cut:].mean(0)),
+        "last beat repeated": None if repeated is None else rmse(repeated),
+        "flat line": rmse(flat),
+    }
+
+
+def last_beat(signal, fs):
+    """What would repeat: as much of the end of a signal as lies between its last two R peaks; None without two.
+
+    The peaks are those of the lead that spans most.
+    """
+    peaks = fidelity.beats(signal[np.ptp(signal, axis=1).argmax()], fs)[:, 0]
+    return signal[:, -int(peaks[-1] - peaks[-2]) :] if len(peaks) > 1 else None
+
+
+def picture(path, truth, made, cut, signal, title, began):
+    """Draw what was given in black, what is true behind it in grey, and continuations in colour, lead by lead."""
+    from ecgbyte_cli import pictures
+
+    pictures.save(pictures.continued(truth, made, cut, signal["fs"], signal["leads"], title, began), path)

@@ -1,0 +1,344 @@
+"""ECGs that a model writes: in their grammar, as the slow way writes them, from words and behind a cut."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_ecg_lm import SHAPES
+from test_sharing import MERGES, SIGNAL, TOKENIZER, signals
+
+from ecgbyte_cli import readers
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import ecg_lm, writing
+from ecgbyte_cli.model.answering import Sampler
+from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.writing import Draw, write
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.stages import draw as draw_stage
+
+HEAD = [5, 6, 7]
+ANYWHERE = ECGTokenizer.from_dict(
+    {
+        "format": "ecgbyte-tokenizer",
+        "format_version": 1,
+        "signal": SIGNAL,
+        "boundary": "none",
+        "merges": MERGES,
+    }
+)
+
+
+def model(positions="token", kind="llama", tokenizer=TOKENIZER):
+    torch.manual_seed(0)
+    base = SHAPES[kind]()
+    layout = Layout.of(base.get_input_embeddings().num_embeddings, tokenizer, positions)
+    return ecg_lm.ECGLM(base, tokenizer.vocab_size, layout=layout).eval()
+
+
+@pytest.fixture(params=["token", "time"])
+def lm(request):
+    return model(request.param)
+
+
+def slowly(lm, head, draw, number):
+    """An ECG written with the whole prompt read anew for every token, and one number drawn for each."""
+    random, layout = np.random.default_rng([draw.seed, number]), lm.layout
+    block, written = [layout.offset], []
+    for lead in range(2):
+        block.append(layout.offset + 2 + lead)
+        left = 100
+        while left:
+            ids = np.array([*head, *block])
+            places = layout.positions(np.append(ids, layout.offset + 1))[: len(ids)]
+            given = lm.inputs(torch.tensor(ids)[None], torch.from_numpy(places)[None])
+            hidden = lm.base(**given, output_hidden_states=True).hidden_states[-1][0, -1]
+            rows = lm.ecg_rows.weight[layout.first - layout.offset :]
+            scores = (hidden / lm.scale @ rows.T).double()
+            chances = (scores / draw.temperature).softmax(-1).detach().numpy()
+            chances[TOKENIZER.lengths > left] = 0
+            kept, order = np.zeros(len(chances)), np.argsort(-chances, kind="stable")
+            before = 0.0
+            for token in order:
+                if before < draw.top_p * chances.sum():
+                    kept[token] = chances[token]
+                before += chances[token]
+            token = int(np.searchsorted(np.cumsum(kept), random.random() * kept.sum(), side="right"))
+            left -= int(TOKENIZER.lengths[token])
+            block.append(layout.first + token)
+            written.append(token)
+    return written
+
+
+@pytest.mark.parametrize("draw", [Draw(seed=3), Draw(0.7, 0.6, 1)])
+def test_what_is_written_is_what_the_slow_way_writes(lm, draw):
+    made = write(lm, TOKENIZER, HEAD, range(3), draw)
+    assert [ids.tolist() for ids in made] == [slowly(lm, HEAD, draw, number) for number in range(3)]
+    assert len({ids.tobytes() for ids in made}) == 3
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_every_lead_has_its_length_whatever_the_model(kind):
+    for ids in write(model(kind=kind), TOKENIZER, HEAD, range(4), Draw(3.0)):
+        assert TOKENIZER.decode(ids).shape == (2, 100)
+        assert TOKENIZER.encode(TOKENIZER.decode(ids)).max() < TOKENIZER.vocab_size
+        # no token lies on two leads
+        assert 100 in np.cumsum(TOKENIZER.lengths[ids])
+
+
+def test_tokens_that_may_lie_on_two_leads_fill_the_segment():
+    for ids in write(model(tokenizer=ANYWHERE), ANYWHERE, HEAD, range(4), Draw(2.0)):
+        assert ANYWHERE.decode(ids).shape == (2, 100)
+
+
+def test_an_ecg_does_not_depend_on_those_beside_it(lm):
+    both = write(lm, TOKENIZER, HEAD, [0, 1, 7], Draw())
+    (alone,) = write(lm, TOKENIZER, HEAD, [7], Draw())
+    assert both[2].tolist() == alone.tolist()
+    (other,) = write(lm, TOKENIZER, HEAD, [7], Draw(seed=1))
+    assert other.tolist() != alone.tolist()
+
+
+def test_what_is_given_stays(lm):
+    letters = np.stack([TOKENIZER.letters(signal) for signal in signals(1)])[0]
+    given = [TOKENIZER.encode(row[None, :60]) for row in letters]
+    for ids in write(lm, TOKENIZER, HEAD, range(3), Draw(), given):
+        assert np.array_equal(TOKENIZER.decode(ids)[:, :60], letters[:, :60])
+    whole = [TOKENIZER.encode(row[None]) for row in letters]
+    (ids,) = write(lm, TOKENIZER, HEAD, [0], Draw(), whole)
+    assert ids.tolist() == np.concatenate(whole).tolist()
+
+
+def test_an_ecg_longer_than_the_model_reads_is_a_failure(monkeypatch):
+    monkeypatch.setattr(writing, "positions", lambda lm: 40)
+    with pytest.raises(Failure, match="reads 40 tokens"):
+        write(model(), TOKENIZER, HEAD, [0], Draw())
+
+
+def test_a_token_of_no_chance_is_never_drawn():
+    scores = torch.tensor([[-torch.inf, 0.0, -torch.inf]] * 3)
+    assert writing._pick(scores, Draw(), [0.0, 0.5, 1 - 2**-53]).tolist() == [1, 1, 1]
+    scores = torch.log(torch.tensor([[0.3, 0.6, 0.1]] * 2))
+    assert writing._pick(scores, Draw(top_p=0.8), [0.0, 0.999]).tolist() == [0, 1]
+
+
+def test_answers_are_text_whatever_the_temperature(lm):
+    """A thousand answers, drawn so hot that all ids are about as likely: none is an ECG's."""
+    pick, drawn = Sampler(50.0, 0), []
+    for first in range(0, 1000, 100):
+        pick.begin([("signal", number, 0) for number in range(first, first + 100)])
+        ecg = lm.layout.block(TOKENIZER.encode(signals(1)[0]))
+        drawn += lm.answer([np.array([*HEAD, *ecg, 8, 9])] * 100, {2}, 12, pick)
+    assert len(drawn) == 1000
+    ids = np.concatenate([np.array(answer) for answer in drawn])
+    assert len(ids) > 5000 and len(np.unique(ids)) > 250 and ids.max() < lm.offset
+
+
+def test_limb_leads_agree():
+    random = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32)
+    leads = ["I", "II", "III", "aVR", "aVL", "V1"]
+    made = draw_stage.consistent(random, leads)
+    assert np.allclose(made[2], random[1] - random[0]) and np.allclose(
+        made[4], random[0] - random[1] / 2, atol=1e-6
+    )
+    assert np.array_equal(made[[0, 1, 5]], random[[0, 1, 5]])
+    assert draw_stage.consistent(random[2:], leads[2:]) is not None  # I and II are not there: as it is
+
+
+@pytest.fixture(scope="module")
+def drawing(small, tmp_path_factory):
+    """A work folder whose model was trained to draw, for a moment, beside the records of `small`."""
+    from click.testing import CliRunner
+
+    from ecgbyte_cli.__main__ import main
+
+    work = tmp_path_factory.mktemp("drawing") / "work"
+    for name in ("symbols", "tokenizer", "tokens"):
+        shutil.copytree(small / "ecgbyte-work" / name, work / name)
+    args = [
+        "finetune",
+        "--qa",
+        small / "data" / "qa.jsonl",
+        "--model",
+        "tiny",
+        "--steps",
+        6,
+        "--draw",
+        "rhythm",
+    ]
+    result = CliRunner().invoke(main, ["--work", str(work), *map(str, args), "--debug"])
+    assert result.exit_code == 0, result.stderr
+    return work
+
+
+def test_drawing_writes_records_that_say_what_they_are(ecgbyte, drawing, tmp_path):
+    out = tmp_path / "drawn"
+    args = ["draw", "atrial fibrillation", "--records", 3, "--out", out, "--json"]
+    result = ecgbyte(*args, work=drawing)
+    assert result.exit_code == 0, result.stderr
+    assert {"records", "files", "seconds"} <= json.loads(result.stdout).keys()
+    records = [readers.read(path) for path in sorted(out.glob("*.hea"))]
+    assert [record.signal.shape for record in records] == [(2, 1000)] * 3
+    said = "\n".join(records[0].comments)
+    assert "Generated by ecgbyte" in said and "atrial fibrillation" in said and "Model: model " in said
+    assert (out / "drawn.png").stat().st_size > 10_000
+    again = ecgbyte(*args, work=drawing)
+    assert again.exit_code == 0 and "already" in again.stderr
+    more = ecgbyte(*args[:2], "--records", 2, "--out", tmp_path / "two", work=drawing)
+    assert more.exit_code == 0
+    assert np.array_equal(readers.read(tmp_path / "two" / "drawn00002").signal, records[1].signal)
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "said"),
+    [
+        ("a broken heart", "new", 'not trained to draw "a broken heart"; it can draw: '),
+        ("atrial fibrillation", "full", "holds other things"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_a_line(ecgbyte, drawing, tmp_path, words, out, said):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    result = ecgbyte("draw", words, "--out", tmp_path / out, "--overwrite", work=drawing)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1) and said in result.stderr
+    assert not (tmp_path / "new").exists() and (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_model_that_was_not_trained_to_draw_says_so(ecgbyte, small, tmp_path):
+    for args in (
+        ["draw", "sinus rhythm", "--out", tmp_path / "out"],
+        ["continue", small / "data" / "synth00001"],  # its --ecg-loss was 0
+    ):
+        result = ecgbyte(*args, work=small / "ecgbyte-work")
+        assert result.exit_code == 1 and "was not trained to" in result.stderr and "finetune" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--draw", "weather"], "no training question of this type"),
+        (["--draw", "rhythm", "--ecg-loss", 0], "--ecg-loss"),
+    ],
+)
+def test_what_cannot_be_learned_is_said_in_a_line(ecgbyte, small, more, said):
+    args = [
+        "finetune",
+        "--qa",
+        small / "data" / "qa.jsonl",
+        "--model",
+        "tiny",
+        "--steps",
+        1,
+        "--overwrite",
+        *more,
+    ]
+    result = ecgbyte(*args, work=small / "ecgbyte-work")
+    assert result.exit_code == 1 and said in result.stderr and "Traceback" not in result.stderr
+
+
+def test_continuing_keeps_what_was_recorded(ecgbyte, drawing, small, tmp_path):
+    record = small / "data" / "synth00001"
+    args = ["continue", record, "--from", 6, "--samples", 2, "--out", tmp_path / "on", "--json"]
+    result = ecgbyte(*args, work=drawing)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["records"] == 2 and {*told["rmse_uv"]} == {
+        *("continuations", "mean of the continuations", "last beat repeated", "flat line")
+    }
+    tokenizer = ECGTokenizer.from_file(drawing / "model" / "ecg_tokenizer.json")
+    from ecgbyte_cli.signal.preprocess import segments
+
+    ((_, truth),) = segments(readers.read(record), tokenizer.signal)
+    two = [readers.read(path).signal for path in sorted((tmp_path / "on").glob("*.hea"))]
+    letters = tokenizer.to_mv(*tokenizer.quantize(truth))
+    for made in two:
+        assert made.shape == truth.shape and np.allclose(made[:, :600], letters[:, :600], atol=1e-3)
+    assert not np.array_equal(two[0][:, 600:], two[1][:, 600:])
+    assert (tmp_path / "on" / "continued.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("since", "said"), [(10, "no whole segment"), (9.999, "nothing is left"), (300, "no whole")]
+)
+def test_a_cut_where_nothing_is_left_is_a_line(ecgbyte, drawing, small, since, said):
+    result = ecgbyte("continue", small / "data" / "synth00001", "--from", since, work=drawing)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1) and said in result.stderr
+
+
+def test_guesses_are_what_they_say():
+    from importlib import import_module
+
+    stage = import_module("ecgbyte_cli.stages.continue_")
+    fs, t = 100, np.arange(1000) / 100
+    beat = np.exp(-(((t % 0.8) - 0.4) ** 2) / (2 * 0.012**2))  # repeats every 0.8 s, exactly
+    truth = np.stack([beat, -0.5 * beat])
+    told = stage.errors(truth, truth[None], 560, fs)
+    assert told["continuations"] == 0 and told["last beat repeated"] < 1e-3
+    assert told["flat line"] == pytest.approx(1000 * np.sqrt(np.square(truth[:, 560:]).mean()), rel=1e-3)
+    assert stage.errors(np.zeros((2, 1000)), np.zeros((1, 2, 1000)), 560, fs)["last beat repeated"] is None
+
+
+def test_an_adapter_learns_to_draw_and_is_exported_as_before(ecgbyte, small, tmp_path):
+    from test_finetune import as_tiny, untrained
+
+    base, work = as_tiny(ecg_lm.tiny(), tmp_path / "base"), untrained(small, tmp_path / "work")
+    args = [
+        "finetune",
+        "--qa",
+        small / "data" / "qa.jsonl",
+        "--model",
+        base,
+        "--method",
+        "lora",
+        "--steps",
+        2,
+    ]
+    assert (
+        "--ecg-loss" in ecgbyte(*args, "--draw", "rhythm", work=work).stderr
+    )  # its default is none for adapters
+    result = ecgbyte(*args, "--draw", "rhythm", "--ecg-loss", 0.3, work=work)
+    assert result.exit_code == 0, result.stderr
+    # a language model may know other words: it is told, and draws
+    result = ecgbyte("draw", "a slow heart", "--records", 1, "--out", tmp_path / "drawn", work=work)
+    assert result.exit_code == 0 and "may draw anything" in result.stderr
+    assert readers.read(tmp_path / "drawn" / "drawn00001").signal.shape == (2, 1000)
+    assert (
+        ecgbyte(
+            "chat", small / "data" / "synth00001", "-q", "What is the rhythm?", "--max-new", 2, work=work
+        ).exit_code
+        == 0
+    )
+    result = ecgbyte("export", tmp_path / "exported", work=work)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_what_is_learned_of_a_drawing_is_the_ecg_alone(small):
+    """Its words stand in front; every ECG token is a label, and nothing else is."""
+    from ecgbyte_cli.model.prompt import DRAW, IGNORED, Prompt
+    from ecgbyte_cli.model.samples import Samples
+    from ecgbyte_cli.questions import Question
+    from ecgbyte_cli.workdir import WorkDir
+
+    work = WorkDir(small / "ecgbyte-work")
+    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    base, text_tokenizer = ecg_lm.tiny(texts=ecg_lm.tiny_texts())
+    layout = Layout.of(base.get_input_embeddings().num_embeddings, tokenizer)
+    samples = Samples(work, Prompt(text_tokenizer, layout), tokenizer, 4096, "trim", 1.0, draw="rhythm")
+    asked = [
+        Question("r", "What is the rhythm?", "sinus rhythm", "rhythm", "train", segments=(3,)),
+        Question("r", "Is it fast?", "no", "rate", "train", segments=(3,)),
+        Question("r", "Which is faster?", "the first", "rhythm", "train", segments=(3, 4)),
+    ]
+    plans, _, _ = samples.plans(asked)
+    (drawn,) = [plan for plan in plans if plan.words is not None]
+    made = samples.reading(drawn, "no signal", np.random.default_rng(0))  # neither left out nor varied
+    block = layout.block(samples.own(3))
+    assert made.ids[-len(block) :].tolist() == block.tolist()
+    assert text_tokenizer.decode(made.ids[: -len(block)]) == f"<bos>{DRAW.format('sinus rhythm')}\n"
+    is_token = made.ids >= layout.first
+    assert (
+        np.array_equal(made.labels, np.where(is_token, made.ids, IGNORED)) and len(made.ids) == drawn.length
+    )
+    samples.max_length = drawn.length - 1
+    assert samples.to_draw(asked) == ([], 1)
