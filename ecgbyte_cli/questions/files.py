@@ -1,10 +1,6 @@
 """Question files, and the segments that the questions are about.
 
-A file is a JSON array, JSON Lines or CSV, and each of its items one of
-
-- record, question, answer, and perhaps type and split: ecgbyte's own form;
-- ecg_id, question, answer, question_type: ECG-QA (Oh et al., NeurIPS 2023), over PTB-XL or MIMIC-IV-ECG;
-- ecg or image, conversations: turns of human and gpt, as in LLaVA, ECG-Chat and PULSE.
+A file is a JSON array, JSON Lines or CSV, and each of its items has one of the forms of `forms`.
 
 A folder is all such files in it, as ECG-QA is laid out: train/000000.json, valid/…, test/…; a CSV file in it without
 columns for question and answer is none of them (ECG-QA's answers_for_each_template.csv).
@@ -19,17 +15,17 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.questions import forms
+from ecgbyte_cli.questions.forms import BETWEEN as BETWEEN
 from ecgbyte_cli.readers.formats import FORMATS
 from ecgbyte_cli.workdir import sha256_of
 
 FILES = (".json", ".jsonl", ".csv")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SIDES = {"train": "training", "val": "validation", "test": "test"}  # in words
-BETWEEN = "; "  # the labels of an answer: ECG-QA has one with commas in it
-ECG_PLACE = re.compile(r"\s*<(?:ecg|image|signal)>\s*")  # where LLaVA's form puts the ECG into the text
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ class Question:
     other_records: tuple[str, ...] = ()
     earlier: tuple[tuple[str, str], ...] = ()  # turns of question and answer before this one
     labels: tuple[str, ...] = ()  # of the answer, where it was given as a list
+    reasoning: str = ""  # that leads to the answer, where the file has one
     template_id: int | None = None  # ECG-QA's
     attribute_type: str | None = None
     topic: str | None = None  # what is asked about, in whatever words: `ecgbyte questions` says it
@@ -131,16 +128,15 @@ def _read_file(path, in_folder):
         raise Failure(f"question file {path} cannot be read: {error.strerror}; --qa names it") from error
     except UnicodeDecodeError as error:
         raise Failure(f"question file {path} is not UTF-8 text") from error
-    split = SPLITS.get(path.stem) or SPLITS.get(path.parent.name)
+    # ECG-QA's files are in folders called after the split, those of ECG-QA-CoT are themselves
+    names = (path.stem, path.parent.name, path.stem.rpartition("_")[2])
+    split = next((SPLITS[name] for name in names if name in SPLITS), None)
     questions = []
     for where, item in _items(path, text):
         try:
-            questions.append(_question(item, split if in_folder or "ecg_id" in item else None))
-        except (KeyError, TypeError, ValueError) as error:
-            raise Failure(
-                f"{path}, {where}: needs record, question and answer as text, or an item of ECG-QA, or "
-                f"conversations with ecg or image ({_problem(error)})"
-            ) from error
+            questions += _questions(item, split if in_folder or "ecg_id" in item else None)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise Failure(f"{path}, {where}: {forms.KNOWN} ({_problem(error)})") from error
     return questions
 
 
@@ -193,90 +189,37 @@ def _rows(path, text):
             yield f"line {line}", {name: value for name, value in zip(names, row, strict=False) if value}
 
 
-def _question(item, split):
-    """An item of any form as a Question; KeyError, TypeError or ValueError say what is wrong with it."""
-    if not isinstance(item, dict):
-        raise TypeError("is no JSON object")
+def _questions(item, split):
+    """An item of any form as Questions; KeyError, TypeError or ValueError say what is wrong with it."""
+    asked = forms.read(item)
     if "split" in item:
         split = SPLITS.get(item["split"])
         if split is None and item["split"]:
             raise ValueError(f"split {item['split']!r} is none of train, val, test")
-    if "conversations" in item:
-        records, kind = _paths(item), "conversation"
-        turns, labels = _turns(item["conversations"]), ""
-    else:
-        if "ecg_id" in item:
-            records, kind = _ecg_qa_records(item["ecg_id"]), item.get("question_type") or "question"
-        else:
-            records, kind = _list(item["record"]), "question"
-        # ECG-QA gives all right answers of a question as a list, in any order, and no answer at all where its
-        # own scoring has "none"
-        labels = item["answer"]
-        if isinstance(labels, list):
-            labels = tuple(sorted({_text(label).strip() for label in labels} - {""}) or ["none"])
-        turns = [
-            (_text(item["question"]), BETWEEN.join(labels) if isinstance(labels, tuple) else _text(labels))
-        ]
-    *earlier, (question, answer) = turns
-    record, *others = map(_text, records)
-    return Question(
-        record,
-        question,
-        answer,
-        str(item.get("type") or kind),
-        split,
-        tuple(others),
-        tuple(earlier),
-        labels if isinstance(labels, tuple) else (),
-        item.get("template_id"),
-        item.get("attribute_type"),
-        next((item[k] for k in ("topic", "finding") if item.get(k) and isinstance(item[k], str)), None),
-        item.get("closed") in (True, "true", "True"),
-    )
-
-
-def _ecg_qa_records(ids):
-    """The records of ECG-QA's ids: study numbers of MIMIC-IV-ECG (8 digits) are record names, PTB-XL's are not."""
-    numbers = [int(i) for i in _list(ids)]
-    return [f"{i:05d}_hr" if i < 100_000 else str(i) for i in numbers]
-
-
-def _paths(item):
-    """The records that a conversation's ecg or image names: `…/40689238-0.png` is a picture of 40689238."""
-    given = next((item[key] for key in ("ecg", "image", "image_path", "record") if item.get(key)), None)
-    if given is None:
-        raise KeyError("ecg")
-    return [
-        re.sub(r"\.(png|jpe?g|hea|dat|mat|npy)$|-\d+\.(png|jpe?g)$", "", PurePosixPath(_text(path)).name)
-        for path in _list(given)
-    ]
-
-
-def _turns(conversation):
-    """Pairs of what the human and the model said, without the marks for the ECG."""
-    words = [(turn["from"], ECG_PLACE.sub(" ", _joined(turn["value"])).strip()) for turn in conversation]
-    speakers = [speaker for speaker, _ in words]
-    if not words or speakers != ["human", "gpt"] * (len(words) // 2):
-        raise ValueError("the conversation does not alternate between human and gpt")
-    return [(words[i][1], words[i + 1][1]) for i in range(0, len(words), 2)]
-
-
-def _joined(value):
-    return value if isinstance(value, str) else "".join(value)  # PULSE's benchmark has lists of letters
-
-
-def _list(value):
-    if isinstance(value, list) and not value:
-        raise ValueError("an empty list")
-    return value if isinstance(value, list) else [value]
-
-
-def _text(value):
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError("half a surrogate pair")
-    return value
+    made = []
+    for one in asked:
+        *earlier, (question, answer) = one.turns
+        record, *others = map(forms.text, one.records)
+        made.append(
+            Question(
+                record,
+                question,
+                answer,
+                str(item.get("type") or one.type),
+                one.split or split,
+                tuple(others),
+                tuple(earlier),
+                one.labels,
+                one.reasoning,
+                item.get("template_id"),
+                item.get("attribute_type"),
+                next(
+                    (item[k] for k in ("topic", "finding") if item.get(k) and isinstance(item[k], str)), None
+                ),
+                item.get("closed") in (True, "true", "True"),
+            )
+        )
+    return made
 
 
 def _problem(error):
