@@ -134,7 +134,7 @@ def what_to_read(work, qa, lm, samples, settings, tell):
         order = np.random.default_rng(settings["seed"]).permutation(len(sides[1]))
         read = sides[0], [sides[1][i] for i in order], {"trimmed": 0, "left_out": 0}
     else:
-        read = read_samples(work, qa, samples, settings["seed"], tell)
+        read = read_samples(work, qa, samples, settings["seed"], tell, settings["think"])
         if not shares(lm, samples, read[0]):
             tell("this base model cannot read an ECG for several questions at once: each gets one of its own")
             samples.together = 1

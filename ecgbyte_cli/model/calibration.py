@@ -80,12 +80,15 @@ def groups_of(questions: Sequence[Question]) -> list[dict]:
     """
     texts: dict[tuple[str, str] | str, dict[str, None]] = {}
     answers: dict[tuple[str, str] | str, Counter] = {}
+    reasoned = set()
     for question in questions:
         if question.earlier or len(question.segments) > 1:
             continue
         of_topic = question.closed and question.topic
         key = (question.type, str(question.topic)) if of_topic else plain(question.question)
         texts.setdefault(key, {})[question.question] = None
+        if question.reasoning:
+            reasoned.add(key)  # no two reasonings are the same: there is nothing to choose from
         answers.setdefault(key, Counter())[question.answer] += 1
     if sum(map(len, texts.values())) > MOST_TEXTS:
         return []
@@ -96,7 +99,12 @@ def groups_of(questions: Sequence[Question]) -> list[dict]:
         if {*known} < {"yes", "no"}:
             known += {"yes", "no"} - {*known}
         often = isinstance(key, tuple) or counted.total() >= SEEN * len(counted)
-        made.append({"texts": [*some], "answers": known if often and choosable(known) else None})
+        made.append(
+            {
+                "texts": [*some],
+                "answers": known if often and choosable(known) and key not in reasoned else None,
+            }
+        )
     return made
 
 

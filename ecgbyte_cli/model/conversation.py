@@ -12,6 +12,7 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.questions.thinking import parted
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
@@ -106,6 +107,7 @@ class Turn:
     )
     sure: bool | None = None  # None where nothing says so
     findings: dict[str, float] | None = None  # of a list: all that might stand in it, and how likely each is
+    reasoning: str = ""  # before the answer, of a model that was trained to
     declined: bool = False  # the model was not trained on this question
     first: float | None = None  # s to the first token
     seconds: float = 0.0
@@ -134,6 +136,7 @@ class Turn:
             "sure": self.sure,
             "runner_up": self.other and {"answer": self.other[0], "probability": self.other[1]},
             "findings": self.findings,
+            "reasoning": self.reasoning,
             "declined": self.declined,
             "asked_as": self.asked_as,
             "tokens": len(self.written),
@@ -194,7 +197,12 @@ class Conversation:
         self.turns: list[tuple[str, str]] = []
         self.log: list[Turn | str] = []
 
-    def ask(self, question: str, show: Callable[[str], object] = lambda piece: None) -> Turn:
+    def ask(
+        self,
+        question: str,
+        show: Callable[[str], object] = lambda piece: None,
+        think: Callable[[str], object] = lambda reasoning: None,
+    ) -> Turn:
         """Answer a question: by the likeliest of the answers that it can have, where training has a list of these.
 
         Else greedily, token by token; a model that was trained from nothing says of other questions that it was not
@@ -205,6 +213,8 @@ class Conversation:
         question : str
         show : callable
             Called with each piece of the answer as soon as it is written.
+        think : callable
+            Called with the reasoning before the answer, if there is one.
 
         Returns
         -------
@@ -245,7 +255,7 @@ class Conversation:
             elif known and known.answers:
                 self._choose(turn, known.answers, show, start)
             else:
-                self._write(turn, min(self.max_new, most - len(ids)), show, start)
+                self._write(turn, min(self.max_new, most - len(ids)), show, think, start)
         except KeyboardInterrupt:
             turn.stopped = True
         except RuntimeError as error:  # such as torch's out of memory
@@ -259,19 +269,27 @@ class Conversation:
             self.turns.append((question, turn.answer))
         return turn
 
-    def _write(self, turn, room, show, start):
+    def _write(self, turn, room, show, think, start):
         """Write an answer token by token, the likeliest each time."""
         from ecgbyte_cli.model.ecg_lm import Counted
 
-        counted, shown = Counted(None, self.prompt.end_ids, 1), ""
+        counted, shown, tags = Counted(None, self.prompt.end_ids, 1), "", self.about.get("think")
         for (i,) in self.lm.stream([turn.prompt], self.prompt.end_ids, room, self.cache, counted):
             turn.first = turn.first or time.perf_counter() - start
             turn.written.append(i)
             turn.answer = self.prompt.text(turn.written)
+            if tags and not turn.reasoning:
+                if tags[1] not in turn.answer:
+                    continue
+                turn.reasoning = turn.answer.partition(tags[1])[0].removeprefix(tags[0]).strip()
+                think(turn.reasoning)
+            turn.answer = parted(turn.answer, tags).answer if tags else turn.answer
             # a character of several bytes is not whole before its last one
             if turn.answer.startswith(shown) and not turn.answer.endswith("\ufffd"):
                 show(turn.answer[len(shown) :])
                 shown = turn.answer
+        if tags and not turn.reasoning:  # it came to no end
+            turn.answer = parted(turn.answer, tags).answer
         show(turn.answer[len(shown) :])
         turn.probability = math.exp(sum(counted.logs[0])) if counted.logs[0] else None
 

@@ -135,6 +135,10 @@ _FITS = {
     "lead_marks": lambda value: value is None or value == 0 or (_count(value) and value <= 12),
     "position_letters": lambda value: value is None or value == 0 or _count(value),
     "segmenter": lambda value: value is None or (_text(value) and value in SEGMENTERS),
+    "think": lambda value: (
+        value is None
+        or (isinstance(value, list) and len(value) == 2 and all(map(_text, value)) and all(value))
+    ),
     "draws": lambda value: value is None or (isinstance(value, list) and all(map(_text, value))),
     "prompt_tokens": lambda value: value is None or _count(value),
     "date": lambda value: value is None or (_text(value) and re.fullmatch(r"\d{4}-\d\d-\d\d", value)),

@@ -1,15 +1,17 @@
 """Questions to ids and labels, and ids to batches."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.model.layout import leads_of
 from ecgbyte_cli.model.prompt import IGNORED, trim
 from ecgbyte_cli.questions import files as question_files
+from ecgbyte_cli.questions.thinking import joined
 from ecgbyte_cli.workdir import read_array, read_json, read_table
 from ecgbyte_kernels.augment import varied
 
@@ -159,6 +161,14 @@ class Samples:
             raise Failure(f"the prompt has {lost} tokens more than the {self.longest} that it may have")
         return ids, labels, lost
 
+    def shown(self, question):
+        """A question as it is trained: a text, with what the loss counts in green, and what --json says of it."""
+        ids, labels, lost = self(question)
+        line, counted = self.prompt.shown(ids, labels)
+        about = {"records": question.records, "tokens": len(ids), "trimmed": lost, "loss_on": counted}
+        records = printable(", ".join(question.records))
+        return f"{records} ({len(ids)} tokens, {lost} trimmed)\n{line}\nloss on: {counted}", about
+
     def reading(self, plan, instead=None, random=None, learn_ecg=False):
         """A plan as ids and labels.
 
@@ -298,8 +308,10 @@ def runs(recorded):
     return first, np.bincount(first, minlength=len(names))[first]
 
 
-def read_samples(work, qa, samples, seed, tell):
+def read_samples(work, qa, samples, seed, tell, think=False):
     """The questions of the training and of the validation split; this fixes how long prompts may be.
+
+    With `think` answers stand behind their reasoning, where the file has one.
 
     Returns
     -------
@@ -308,12 +320,22 @@ def read_samples(work, qa, samples, seed, tell):
         were trimmed and left_out.
     """
     read, segments = question_files.read(qa), read_table(work.symbol_segments)
-    joined, unmatched = question_files.join(read, segments)
+    if think:
+        if not any(question.reasoning for question in read):
+            raise Failure(
+                f"--think: no question of {qa} has a reasoning: `ecgbyte questions --think` writes some"
+            )
+        read = [
+            replace(q, answer=joined(q.reasoning, q.answer), labels=()) if q.reasoning else q for q in read
+        ]
+    else:
+        read = [replace(question, reasoning="") for question in read]
+    found, unmatched = question_files.join(read, segments)
     if unmatched:
         tell(question_files.describe(unmatched, len(read)))
-    for line in question_files.crossings(joined, segments, qa):
+    for line in question_files.crossings(found, segments, qa):
         tell(line)
-    sides = {name: [q for q, _, _, split in joined if split == name] for name in ("train", "val")}
+    sides = {name: [q for q, _, _, split in found if split == name] for name in ("train", "val")}
     if not sides["train"]:
         raise Failure(
             f"{qa} holds no question of the training split about an encoded record: see `ecgbyte info`"

@@ -18,6 +18,7 @@ OF_TOPIC = {
     topic: [name for name, statement in STATEMENTS.items() if statement.topic == topic]
     for topic in (*SEEN, "axis", "noise")
 }
+MEASURED = {"rate": "rate", "pr": "PR interval", "qrs": "QRS complex"}  # topics with a range, and their names
 MANY = ("findings", "form", "leads", "describe")  # topics with more answers than there are to choose from
 # statements that are asked about as one of the findings
 WITHIN = {finding.statements[0] for finding in FINDINGS.values() if len(finding.statements) == 1}
@@ -25,7 +26,12 @@ WITHIN |= {name for name in STATEMENTS if name.lower() in ASKED} | {"PRC", "TAB"
 
 
 def ask(
-    source: Source, seed: int = 1, cap: int = 500, every_finding: bool = False, cannot: float = 0.02
+    source: Source,
+    seed: int = 1,
+    cap: int = 500,
+    every_finding: bool = False,
+    cannot: float = 0.02,
+    think: bool = False,
 ) -> list[dict]:
     """Make questions with their answers.
 
@@ -39,6 +45,8 @@ def ask(
         Ask about the eighteen findings of every record, whatever the balance.
     cannot : float
         The share of questions that no ECG answers.
+    think : bool
+        Give each question that an ECG answers the reasoning that leads there, where there is something to reason from.
 
     Returns
     -------
@@ -56,7 +64,29 @@ def ask(
     asked += _query(query, source.facts, sides, cap)
     asked += _decline(decline, sides, asked, source.facts, cannot)
     asked.sort(key=lambda line: line[0])  # stable: the kinds stay in order
-    return [_line(source.facts[i], *rest) for i, *rest in asked]
+    lines = [_line(source.facts[i], *rest) for i, *rest in asked]
+    if think:
+        for (i, *_), line in zip(asked, lines, strict=True):
+            if line["type"] not in ("cannot-query", "age-query", "sex-query") and (
+                reasoning := _reasoning(source.facts[i])
+            ):
+                line["reasoning"] = reasoning
+    return lines
+
+
+def _reasoning(facts):
+    """What is measured and seen in a recording, in short sentences that an answer can be taken from."""
+    measured = [f"{name} {facts.said[topic][0]}" for topic, name in MEASURED.items() if facts.said.get(topic)]
+    seen = {topic: _seen(facts, topic) or [] for topic in (*SEEN, "axis")}
+    leads = [
+        f"{topic.removeprefix('leads of ')}{_where(found)}"
+        for topic, found in facts.said.items()
+        if topic.startswith("leads of ") and found
+    ]
+    other = [label for topic in (*DISEASES[1:], "form", "beats") for label in seen[topic]]
+    parts = [wording.joined(measured), wording.joined(seen["rhythm"]), wording.joined(seen["axis"])]
+    parts += [wording.joined(leads), wording.joined(other)]
+    return " ".join(wording.sentence(part) for part in parts if part)
 
 
 def _line(facts, question, answer, kind, more):

@@ -49,10 +49,11 @@ def read(item: object) -> list[Asked]:
 
 
 def _own(item):
-    """record, question, answer, and perhaps type."""
+    """record, question, answer, and perhaps type and reasoning."""
     records = as_list(item["record"])
     answer, labels = _answer(item["answer"])
-    return [Asked(records, [(text(item["question"]), answer)], "question", labels)]
+    reasoning = text(item.get("reasoning") or "")
+    return [Asked(records, [(text(item["question"]), answer)], "question", labels, reasoning)]
 
 
 def _ecg_qa(item):

@@ -203,9 +203,12 @@ def answer(conversation, question, interactive):
     def show(piece):
         click.echo(printable(piece, "\n\t"), nl=False, err=wants_json())
 
+    def think(reasoning):
+        click.echo(click.style(printable(reasoning, "\n\t"), dim=True), err=True)
+
     for line in conversation.unlike():
         note(line)
-    turn = conversation.ask(question, show if interactive or not wants_json() else lambda piece: None)
+    turn = conversation.ask(question, show if interactive or not wants_json() else lambda piece: None, think)
     if interactive:
         click.echo(err=wants_json())
     else:

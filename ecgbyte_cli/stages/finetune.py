@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 
 from ecgbyte_cli.console import Stage, note, progress, say, wants_json
-from ecgbyte_cli.failure import Failure, printable
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.folder import is_own, method_of, named
 from ecgbyte_cli.model.samples import read_samples
 from ecgbyte_cli.model.training import Trainer, enough_memory, process_group, too_large, unfinished
 from ecgbyte_cli.model.validation import said, said_of_ecg, this_process
 from ecgbyte_cli.questions import files as question_files
+from ecgbyte_cli.questions.thinking import TAGS
 from ecgbyte_cli.workdir import finished, new_folder, read_json, sha256_of
 
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
@@ -73,10 +74,9 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     help="Weight of predicting the ECG's own tokens, beside the answers.  [default: 0.3 for full, else 0]",
 )
 @click.option(
-    "--draw",
-    metavar="TYPE",
-    help="Learn to draw ECGs too: the questions of this type (such as rhythm) turned round, from answer to ECG.",
+    "--draw", metavar="TYPE", help="Learn to draw ECGs too: from answers to questions of this type."
 )
+@click.option("--think", is_flag=True, help="Reason before the answer, where the question file does.")
 @click.option(
     "--augment",
     type=click.FloatRange(0, 4),
@@ -188,6 +188,7 @@ def finetune(
     positions=None,
     ecg_loss=None,
     draw=None,
+    think=False,
     augment=0.0,
     dropout=None,
     steps=None,
@@ -240,6 +241,7 @@ def finetune(
         "positions": positions,
         "ecg_loss": weight,
         "draw": draw,
+        "think": think or None,
         "augment": augment,
         "dropout": DROPOUT[method] if dropout is None else dropout,
         "steps": steps,
@@ -336,6 +338,7 @@ def _train(work, qa, settings, checkpointing, going_on):
             "date": samples.prompt.date,
             "conversations": any(question.earlier for plan in training for question in plan.questions),
             "most_ecgs": max(len(plan.segments) for plan in training),
+            "think": TAGS if settings["think"] else None,
             "draws": sorted({plan.words for plan in training} - {None}),
             "settings": settings,
             "result": result,
@@ -366,15 +369,11 @@ def show_samples(work, count, *, qa, pretrain, model, method, **options):
     settings = options | {"base": model, "method": check(work, qa, pretrain, model, method)}
     with work.checked("tokens"):
         _, _, samples, _ = begin(work, settings, "cpu")
-        training, _, _ = read_samples(work, qa, samples, options["seed"], note)
+        training, _, _ = read_samples(work, qa, samples, options["seed"], note, options["think"])
         shown = []
         for question in [question for plan in training for question in plan.questions][:count]:
-            ids, labels, lost = samples(question)
-            line, counted = samples.prompt.shown(ids, labels)
+            text, about = samples.shown(question)
             if not wants_json():
-                records = printable(", ".join(question.records))
-                click.echo(f"{records} ({len(ids)} tokens, {lost} trimmed)\n{line}\nloss on: {counted}\n")
-            shown.append(
-                {"records": question.records, "tokens": len(ids), "trimmed": lost, "loss_on": counted}
-            )
+                click.echo(f"{text}\n")
+            shown.append(about)
     return {"samples": shown}

@@ -27,6 +27,7 @@ from ecgbyte_cli.model.controls import CONTROLS, Signals
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.questions import metrics, reliability
+from ecgbyte_cli.questions.thinking import parted
 from ecgbyte_cli.workdir import finished, read_json, read_table, sha256_of, whole, write_json
 
 
@@ -58,7 +59,11 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, sha256_of, whol
     "--batch", type=click.IntRange(1), default=64, show_default=True, help="Questions answered together."
 )
 @click.option(
-    "--max-new", type=click.IntRange(1), default=64, show_default=True, help="Longest answer in tokens."
+    "--max-new",
+    type=click.IntRange(1),
+    default=None,
+    show_default="64, or 512 of a model that reasons first",
+    help="Longest answer in tokens.",
 )
 @click.option(
     "--temperature",
@@ -106,6 +111,8 @@ def command(work, **options):
         lines, header, title=f"Exact match in %, {result['questions']} questions of split {result['split']}"
     )
     say(metrics.headline(result))
+    if "form_kept" in result:
+        say(f"reasoning, then answer: {100 * result['form_kept']:.1f} % of the answers have this form")
     say(metrics.texts(result))
     for line in reliability.lines(result):
         say(line)
@@ -121,7 +128,7 @@ def generate(
     split="test",
     limit=None,
     batch=64,
-    max_new=64,
+    max_new=None,
     temperature=0.0,
     controls=True,
     segments="first",
@@ -146,8 +153,8 @@ def generate(
         At most so many questions.
     batch : int
         Questions answered together; the answers do not depend on it.
-    max_new : int
-        Longest answer in tokens.
+    max_new : int or None
+        Longest answer in tokens; None is 64, or 512 of a model that reasons first.
     temperature : float
         0 is greedy.
     controls : bool
@@ -183,7 +190,7 @@ def generate(
             "tokens": encoded["settings"],
             "split": split,
             "limit": limit,
-            "max_new": max_new,
+            "max_new": max_new or (512 if about.get("think") else 64),
             "temperature": temperature,
             "controls": controls,
             "segments": segments,
@@ -200,8 +207,15 @@ def generate(
             note(line)
         asked = [question for question, *_ in chosen]
         given = answer(work, model, base, chosen, settings, batch, dask)
-        answers = {name: [one.answer for one in some] for name, some in given.items()}
+        answers, thoughts = {name: [one.answer for one in some] for name, some in given.items()}, None
         result = {}
+        if tags := about.get("think"):
+            parts = {name: [parted(text, tags) for text in some] for name, some in answers.items()}
+            answers, thoughts = (
+                {n: [part.answer for part in some] for n, some in parts.items()},
+                parts["signal"],
+            )
+            result["form_kept"] = sum(thought.kept for thought in thoughts) / len(thoughts)
         if controls:
             training = [question for question, *_, side in joined if side == "train"]
             answers["majority"], result["majority_by"] = metrics.guesses(training, asked)
@@ -217,7 +231,7 @@ def generate(
         result |= reliability.score(asked, given["signal"], [patient for *_, patient, _ in chosen], seed)
         result |= {"split": split, "seen_in_training": question_files.seen_in_training(joined)}
         result["seconds"] = time.perf_counter() - start
-        write(work, chosen, answers, given["signal"], settings, result)
+        write(work, chosen, answers, given["signal"], thoughts, settings, result)
         return result
 
 
@@ -304,7 +318,7 @@ def answer(work, model, base, chosen, settings, batch, dask=None):
         return made
 
 
-def write(work, chosen, answers, given, settings, result):
+def write(work, chosen, answers, given, thoughts, settings, result):
     """Write the answers, their scores as a table, and at last the settings and scores as JSON."""
     with whole(work.answers) as beside, open(beside, "w", encoding="utf-8") as file:
         for i, (question, _, patient, _) in enumerate(chosen):
@@ -325,6 +339,7 @@ def write(work, chosen, answers, given, settings, result):
                 and {"answer": given[i].other, "probability": round(given[i].other_probability, 6)},
                 "p_yes": None if given[i].yes is None else round(given[i].yes, 6),
                 "seconds": round(given[i].seconds, 4),
+                **({"reasoning": thoughts[i].reasoning, "form_kept": thoughts[i].kept} if thoughts else {}),
                 "control": {
                     name: a if isinstance(a, str) else question_files.BETWEEN.join(a)
                     for name, a in controls.items()

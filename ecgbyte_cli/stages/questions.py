@@ -61,6 +61,11 @@ KINDS = (
     help="The share of questions that no ECG can answer.",
 )
 @click.option(
+    "--think",
+    is_flag=True,
+    help="Add the reasoning that leads to each answer, from what is measured and seen.",
+)
+@click.option(
     "--seed", type=click.IntRange(0), default=1, show_default=True, help="Another seed, other questions."
 )
 @click.option("--overwrite", is_flag=True, help="Replace other questions in the file.")
@@ -86,7 +91,9 @@ def command(_work, source, **options):
     return result
 
 
-def questions(source, *, out="qa.jsonl", cap=500, every_finding=False, cannot=0.02, seed=1, overwrite=False):
+def questions(
+    source, *, out="qa.jsonl", cap=500, every_finding=False, cannot=0.02, think=False, seed=1, overwrite=False
+):
     """Write questions and answers about the recordings of a data set.
 
     Parameters
@@ -95,7 +102,7 @@ def questions(source, *, out="qa.jsonl", cap=500, every_finding=False, cannot=0.
         See the command.
     out : path
         The question file, JSON Lines in ecgbyte's own form.
-    cap, every_finding, cannot, seed
+    cap, every_finding, cannot, think, seed
         See `ecgbyte_cli.questions.asking.ask`.
     overwrite : bool
         Replace a file that holds anything else.
@@ -115,7 +122,7 @@ def questions(source, *, out="qa.jsonl", cap=500, every_finding=False, cannot=0.
     start = time.perf_counter()
     out = Path(out)
     known = _read(Path(source))
-    lines = ask(known, seed, cap, every_finding, cannot)
+    lines = ask(known, seed, cap, every_finding, cannot, think)
     if not lines:
         raise Failure(
             f"{source} says nothing that a question could be made of: each side needs a yes and a no"
