@@ -51,10 +51,16 @@ def drew_on(conversation: Conversation, method: str = "integrated") -> DrewOn:
     """
     from ecgbyte_cli.model import attribution
 
-    turns = [t for t in conversation.log if isinstance(t, Turn) and t.answer and t.prompt is not None]
+    turns = [
+        t
+        for t in conversation.log
+        if isinstance(t, Turn) and t.answer and (t.prompt is not None or t.findings)
+    ]
     turn = turns[-1] if turns else None
     if turn is None:
         raise Failure("there is no answer yet: ask something first")
+    if turn.findings:
+        raise Failure("a list is put together from many answers: ask about one of the findings first")
     ecg, reader = turn.ecgs[-1], conversation.reader
     explainer: Explainer = attribution.Explainer(
         conversation.lm,

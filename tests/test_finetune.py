@@ -451,7 +451,7 @@ def test_two_processes_are_one_with_twice_the_batches(small, tmp_path, ecgbyte):
 
 SETTINGS = {
     **{"base": "tiny", "method": "full", "seed": 0, "long": "trim", "ecg_init": "signal", "lr": 1e-3},
-    **{"positions": None, "augment": 0.0, "ecg_loss": 0.0, "together": None},
+    **{"positions": None, "augment": 0.0, "ecg_loss": 0.0, "together": None, "draw": None, "think": None},
 }
 
 

@@ -57,23 +57,27 @@ def slowly(lm, head, draw, number):
             rows = lm.ecg_rows.weight[layout.first - layout.offset :]
             scores = (hidden / lm.scale @ rows.T).double()
             chances = (scores / draw.temperature).softmax(-1).detach().numpy()
-            chances[TOKENIZER.lengths > left] = 0
-            kept, order = np.zeros(len(chances)), np.argsort(-chances, kind="stable")
-            before = 0.0
-            for token in order:
-                if before < draw.top_p * chances.sum():
-                    kept[token] = chances[token]
+            kept, before = np.zeros(len(chances)), 0.0
+            for token in np.argsort(-chances, kind="stable"):
+                kept[token] = chances[token] if before < draw.top_p else 0
                 before += chances[token]
             token = int(np.searchsorted(np.cumsum(kept), random.random() * kept.sum(), side="right"))
-            left -= int(TOKENIZER.lengths[token])
-            block.append(layout.first + token)
-            written.append(token)
+            # of a token that is too long the beginning, as it would be cut by itself
+            letters = TOKENIZER.letters_of(token)[:left]
+            some = (
+                [token]
+                if len(letters) == TOKENIZER.lengths[token]
+                else TOKENIZER.encode(letters[None]).tolist()
+            )
+            left -= len(letters)
+            block += [layout.first + i for i in some]
+            written += some
     return written
 
 
 @pytest.mark.parametrize("draw", [Draw(seed=3), Draw(0.7, 0.6, 1)])
 def test_what_is_written_is_what_the_slow_way_writes(lm, draw):
-    made = write(lm, TOKENIZER, HEAD, range(3), draw)
+    made = [*write(lm, TOKENIZER, HEAD, range(3), draw)]
     assert [ids.tolist() for ids in made] == [slowly(lm, HEAD, draw, number) for number in range(3)]
     assert len({ids.tobytes() for ids in made}) == 3
 
@@ -82,7 +86,6 @@ def test_what_is_written_is_what_the_slow_way_writes(lm, draw):
 def test_every_lead_has_its_length_whatever_the_model(kind):
     for ids in write(model(kind=kind), TOKENIZER, HEAD, range(4), Draw(3.0)):
         assert TOKENIZER.decode(ids).shape == (2, 100)
-        assert TOKENIZER.encode(TOKENIZER.decode(ids)).max() < TOKENIZER.vocab_size
         # no token lies on two leads
         assert 100 in np.cumsum(TOKENIZER.lengths[ids])
 
@@ -93,7 +96,7 @@ def test_tokens_that_may_lie_on_two_leads_fill_the_segment():
 
 
 def test_an_ecg_does_not_depend_on_those_beside_it(lm):
-    both = write(lm, TOKENIZER, HEAD, [0, 1, 7], Draw())
+    both = [*write(lm, TOKENIZER, HEAD, [0, 1, 7], Draw())]
     (alone,) = write(lm, TOKENIZER, HEAD, [7], Draw())
     assert both[2].tolist() == alone.tolist()
     (other,) = write(lm, TOKENIZER, HEAD, [7], Draw(seed=1))
@@ -113,7 +116,38 @@ def test_what_is_given_stays(lm):
 def test_an_ecg_longer_than_the_model_reads_is_a_failure(monkeypatch):
     monkeypatch.setattr(writing, "positions", lambda lm: 40)
     with pytest.raises(Failure, match="reads 40 tokens"):
-        write(model(), TOKENIZER, HEAD, [0], Draw())
+        list(write(model(), TOKENIZER, HEAD, [0], Draw()))
+
+
+def test_a_model_whose_marks_are_not_those_of_its_leads_writes_nothing():
+    lm = model()
+    lm.layout.marks = 1
+    with pytest.raises(Failure, match="marks for 1 leads"):
+        list(write(lm, TOKENIZER, HEAD, [0], Draw()))
+
+
+def test_weights_that_are_no_numbers_are_a_failure():
+    lm = model()
+    with torch.no_grad():
+        lm.ecg_rows.weight.fill_(torch.nan)
+    with pytest.raises(Failure, match="NaN"):
+        list(write(lm, TOKENIZER, HEAD, [0], Draw()))
+
+
+def test_the_end_of_a_lead_is_drawn_as_its_middle_is():
+    """A token that is too long gives its beginning: a model that draws one kind of token alone writes no other."""
+    tokenizer = ECGTokenizer.from_dict(
+        {
+            **{"format": "ecgbyte-tokenizer", "format_version": 1, "boundary": "lead"},
+            **{"signal": SIGNAL, "merges": [[3, 3], [8, 3]]},  # 3 3, and 3 3 3
+        }
+    )
+    lm = model(tokenizer=tokenizer)
+    likely = lm.layout.first - lm.layout.offset + 9
+    with torch.no_grad():  # whatever it reads, the longest token is by far the likeliest
+        lm.following = lambda ids, *_: torch.eye(10)[[9] * len(ids)] * 50
+    (ids,) = write(lm, tokenizer, HEAD, [0], Draw())
+    assert likely and (tokenizer.decode(ids) == 3).all() and 100 % 3
 
 
 def test_a_token_of_no_chance_is_never_drawn():
@@ -143,7 +177,8 @@ def test_limb_leads_agree():
         made[4], random[0] - random[1] / 2, atol=1e-6
     )
     assert np.array_equal(made[[0, 1, 5]], random[[0, 1, 5]])
-    assert draw_stage.consistent(random[2:], leads[2:]) is not None  # I and II are not there: as it is
+    # without I and II: as it is
+    assert np.array_equal(draw_stage.consistent(random[2:], leads[2:]), random[2:])
 
 
 @pytest.fixture(scope="module")
@@ -259,9 +294,16 @@ def test_continuing_keeps_what_was_recorded(ecgbyte, drawing, small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("since", "said"), [(10, "no whole segment"), (9.999, "nothing is left"), (300, "no whole")]
+    ("since", "said"),
+    [
+        (10, "no whole segment"),
+        (9.999, "leaves nothing"),
+        (0.001, "leaves nothing"),
+        ("nan", "no whole"),
+        (300, "no whole"),
+    ],
 )
-def test_a_cut_where_nothing_is_left_is_a_line(ecgbyte, drawing, small, since, said):
+def test_a_cut_that_leaves_nothing_is_a_line(ecgbyte, drawing, small, since, said):
     result = ecgbyte("continue", small / "data" / "synth00001", "--from", since, work=drawing)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1) and said in result.stderr
 
@@ -342,3 +384,90 @@ def test_what_is_learned_of_a_drawing_is_the_ecg_alone(small):
     )
     samples.max_length = drawn.length - 1
     assert samples.to_draw(asked) == ([], 1)
+
+
+def test_a_cut_so_early_that_no_beat_is_known_has_no_beat_to_repeat(ecgbyte, drawing, small, tmp_path):
+    args = [
+        "continue",
+        small / "data" / "synth00001",
+        "--from",
+        0.2,
+        "--samples",
+        1,
+        "--out",
+        tmp_path / "on",
+        "--json",
+    ]
+    result = ecgbyte(*args, work=drawing)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["rmse_uv"]["last beat repeated"] is None
+
+
+def test_another_recording_of_the_same_name_is_another(ecgbyte, drawing, small, tmp_path):
+    args = ["continue", tmp_path / "r", "--samples", 1, "--out", tmp_path / "on"]
+    for ending in (".hea", ".dat"):
+        source = (small / "data" / f"synth00001{ending}").read_bytes()
+        (tmp_path / f"r{ending}").write_bytes(source.replace(b"synth00001", b"r"))
+    assert ecgbyte(*args, work=drawing).exit_code == 0
+    assert "already" in ecgbyte(*args, work=drawing).stderr
+    (tmp_path / "r.dat").write_bytes((small / "data" / "synth00002.dat").read_bytes())
+    result = ecgbyte(*args, work=drawing)
+    assert result.exit_code == 1 and "other settings (record)" in result.stderr
+
+
+def test_drawing_goes_on_where_it_stopped(ecgbyte, drawing, tmp_path, monkeypatch):
+    args = ["draw", "sinus rhythm", "--records", 4, "--out"]
+    assert ecgbyte(*args, tmp_path / "whole", work=drawing).exit_code == 0
+    kept = draw_stage.write_record
+
+    def stops(folder, name, *rest):
+        if name == "drawn00003":
+            raise KeyboardInterrupt
+        kept(folder, name, *rest)
+
+    monkeypatch.setattr(draw_stage, "write_record", stops)
+    assert ecgbyte(*args, tmp_path / "parts", work=drawing).exit_code == 1
+    monkeypatch.undo()
+    assert sorted(p.name for p in (tmp_path / "parts").glob("*.hea")) == ["drawn00001.hea", "drawn00002.hea"]
+    other = ecgbyte(*args, tmp_path / "parts", "--seed", 1, work=drawing)
+    assert other.exit_code == 1 and "other settings (seed)" in other.stderr
+    result = ecgbyte(*args, tmp_path / "parts", work=drawing)
+    assert result.exit_code == 0 and "going on, 2 of 4" in result.stderr
+    for path in (tmp_path / "whole").glob("*.dat"):
+        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--top-p"])
+def test_numbers_that_are_none_are_a_line(ecgbyte, drawing, small, tmp_path, option):
+    for command in (
+        ["draw", "sinus rhythm", "--out", tmp_path / "a"],
+        ["continue", small / "data" / "synth00001"],
+    ):
+        result = ecgbyte(*command, option, "nan", work=drawing)
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1 and "are numbers" in result.stderr
+
+
+def test_a_model_that_goes_on_learning_still_draws(ecgbyte, drawing, small, tmp_path):
+    from test_finetune import untrained
+
+    work = untrained(small, tmp_path / "work")
+    args = [
+        "finetune",
+        "--qa",
+        small / "data" / "qa.jsonl",
+        "--model",
+        drawing / "model",
+        "--steps",
+        1,
+        "--batch",
+        1,
+    ]
+    result = ecgbyte(*args, "--ecg-loss", 0, "--json", work=work)
+    assert result.exit_code == 0, result.stderr
+    assert ecgbyte("draw", "sinus rhythm", "--records", 1, "--out", tmp_path / "a", work=work).exit_code == 0
+    assert ecgbyte("continue", small / "data" / "synth00001", "--samples", 1, work=work).exit_code == 0
+    # a step of drawings alone has no loss of text, and says so as JSON has it
+    args[4] = "tiny"
+    result = ecgbyte(*args, "--draw", "rhythm", "--seed", 3, "--overwrite", "--json", work=work)
+    assert result.exit_code == 0, result.stderr
+    json.loads(result.stdout, parse_constant=lambda name: pytest.fail(name))

@@ -11,6 +11,7 @@ from ecgbyte_cli.model.kept import Growing, states_of
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.model.samples import Samples, read_samples
+from ecgbyte_cli.questions.thinking import TAGS
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.workdir import read_json, read_table
 
@@ -124,6 +125,19 @@ def shares(lm, samples, plans):
     return abs(sum(first) - both) <= (1e-3 if exact else 5e-2) * max(1.0, abs(sum(first)))
 
 
+def abilities(settings, training):
+    """What ecgbyte.json says that a model can do beside answering; what it could before, it still can."""
+    model = settings["base"]
+    before = folder.about(model) if folder.is_own(model) else {}
+    draws = {plan.words for plan in training} - {None}
+    writes = before.get("writes", before.get("settings", {}).get("ecg_loss"))
+    return {
+        "think": TAGS if settings["think"] else None,
+        "draws": sorted(draws.union(before.get("draws") or ())),
+        "writes": settings["ecg_loss"] > 0 or bool(writes),
+    }
+
+
 def what_to_read(work, qa, lm, samples, settings, tell):
     """The plans to train on, what to validate on, and how many samples were trimmed and left_out."""
     if qa is None:
@@ -141,8 +155,15 @@ def what_to_read(work, qa, lm, samples, settings, tell):
             asked = [question for plan in read[0] for question in plan.questions]
             read = samples.plans(asked)[0], *read[1:]
     kind = settings["draw"]
+    if kind and samples.tokenizer.signal["quantizer"]["name"] in ("minmax", "trellis"):
+        raise Failure(
+            "--draw needs letters that have a size in mV: symbolize with --quantizer paper, mulaw or lloyd"
+        )
     if kind and not any(plan.words for plan in read[0]):
-        raise Failure(f"--draw {kind}: {qa} holds no training question of this type about one recording")
+        raise Failure(
+            f"--draw {kind}: {qa} holds no training question of this type about one recording whose ECG fits into "
+            f"--max-length {samples.max_length}"
+        )
     if settings["patience"] and not read[1]:
         raise Failure(f"--patience needs validation questions, and {qa} holds none about an encoded record")
     return read

@@ -121,7 +121,9 @@ class Turn:
             count = sum(chance > 0.5 for _, chance in likely)
             said = [f"{name} {percent(chance)}" for name, chance in likely]
             unlisted = f"; next {said[count]}" if count < len(said) else ""
-            return f"{'' if self.sure else 'not sure: '}{', '.join(said[:count]) or 'none'}{unlisted}"
+            return (
+                f"{'not sure: ' if self.sure is False else ''}{', '.join(said[:count]) or 'none'}{unlisted}"
+            )
         if self.probability is None or self.other is None:
             return ""
         unsure = "not sure: " if self.sure is False else ""
@@ -312,7 +314,7 @@ class Conversation:
         weighed = self.lm.weigh(asked, [[self.prompt.written(answer) for answer in answers]] * len(asked))
         chosen = [self.certainty.choose(answers, self.certainty.weights(answers, logs)) for logs in weighed]
         turn.findings = {words: one.yes for words, one in zip(parts.values(), chosen, strict=True)}
-        turn.sure = all(one.sure is not False for one in chosen)
+        turn.sure = None if chosen[0].sure is None else all(one.sure for one in chosen)
         turn.prompt = None  # there is no one prompt to attribute the answer to
         found = [words for words, one in zip(parts.values(), chosen, strict=True) if one.answer == "yes"]
         turn.answer = "; ".join(found) or "none of those that I know"

@@ -139,6 +139,7 @@ _FITS = {
         value is None
         or (isinstance(value, list) and len(value) == 2 and all(map(_text, value)) and all(value))
     ),
+    "settings": lambda value: isinstance(value, dict),
     "draws": lambda value: value is None or (isinstance(value, list) and all(map(_text, value))),
     "prompt_tokens": lambda value: value is None or _count(value),
     "date": lambda value: value is None or (_text(value) and re.fullmatch(r"\d{4}-\d\d-\d\d", value)),

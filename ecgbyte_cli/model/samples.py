@@ -270,8 +270,7 @@ class Samples:
                 plan.append(question)
                 length += own
             plans.append(Plan(segments, tuple(plan), length))
-        drawn, too_long = self.to_draw(questions)
-        return plans + drawn, trimmed, left_out + too_long
+        return plans + self.to_draw(questions)[0], trimmed, left_out
 
     def to_draw(self, questions):
         """Plans to draw the ECGs of questions from their answers; and how many ECGs are too long, and left out."""
@@ -355,6 +354,9 @@ def read_samples(work, qa, samples, seed, tell, think=False):
             tell(f"{left_out} {of}: left out")
         counts["trimmed"] += trimmed
         counts["left_out"] += left_out
+    too_long = samples.to_draw(sides["train"])[1]
+    if too_long:
+        tell(f"{too_long} ECGs to draw are longer than --max-length {samples.max_length}: left out")
     if not plans["train"]:
         raise Failure(
             f"no prompt of a training question of {qa} is at most {samples.longest} tokens long: raise --max-length"

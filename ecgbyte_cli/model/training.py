@@ -22,6 +22,7 @@ from ecgbyte_cli.model.validation import (
     autocast,
     labelled,
     over_processes,
+    said,
     said_of_ecg,
     some_answers,
     this_process,
@@ -91,7 +92,12 @@ def unfinished(work, settings, overwrite):
     if overwrite or not checkpoints:
         return None
     state = checkpoints[-1] / "state.json"
-    if read_json(state)["settings"] == json.loads(json.dumps(settings)):
+    # as in `finished`: an option that is not used counts as one that there was not yet
+    had, asked = (
+        {key: value for key, value in told.items() if value is not None}
+        for told in (read_json(state)["settings"], json.loads(json.dumps(settings)))
+    )
+    if had == asked:
         return checkpoints[-1]
     if not work.model_settings.exists():
         finished(state, settings, overwrite, "an unfinished training")  # says what differs
@@ -160,7 +166,7 @@ class Trainer:
                 self.rows.append(row)
                 if first:
                     events.scalars(self.step, {TENSORBOARD[k]: v for k, v in row.items() if k != "step"})
-                    bar.update(self.step, f"loss {self.recent(50):.3f}")
+                    bar.update(self.step, f"loss {said(self.recent(50))}")
                 due = validate or stop.asked or time.monotonic() - saved > CHECKPOINT_SECONDS
                 if first and due:  # after the last step too: the validation then may be interrupted
                     self.save()
@@ -248,19 +254,21 @@ class Trainer:
         return tuple(x / n if n else None for x, n in zip(sums, totals, strict=True)), rate
 
     def recent(self, steps):
-        """The mean training loss of the last steps: that of the text, or of the ECG where that is all there is."""
+        """The mean training loss of the last steps: of the text, or of the ECG where that is all; None of none."""
         name = "train_loss" if self.settings["qa"] else "train_ecg_loss"
-        return float(np.mean([row[name] for row in self.rows[-steps:] if name in row] or [np.nan]))
+        # a step may have had drawings alone
+        some = [row[name] for row in self.rows if name in row][-steps:]
+        return float(np.mean(some)) if some else None
 
     def validate(self):
         """Validate on some questions, say how it went, and keep the weights if they are the best so far."""
         val = self.validated(self.held_out(VALIDATED))
         text, ecg, bits = val
-        # what is to be drawn counts as it does in training; else the ECG is a teacher, and answers are the aim
-        drawn = self.settings["ecg_loss"] * ecg if self.settings.get("draw") else 0.0
-        loss = ecg if text is None else text + drawn
-        trained = f"training loss {self.recent(self.every):.4f}, " if self.rows else ""
+        loss = ecg if text is None else text
+        trained = f"training loss {said(self.recent(self.every))}, " if self.rows else ""
         self.tell(f"step {self.step}: {trained}validation loss {loss:.4f}{said_of_ecg(ecg, bits)}")
+        if self.settings["draw"]:  # then the ECG is an aim too, and counts as it does in training
+            loss = text + self.settings["ecg_loss"] * ecg
         if self.rank == 0 and self.settings["qa"]:
             for line in some_answers(self.lm, self.samples, self.validation[:SHOWN]):
                 self.tell(line)

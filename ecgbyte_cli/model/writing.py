@@ -1,7 +1,8 @@
 """ECGs that a model writes, token by token, in the grammar that every ECG has.
 
 Of each lead comes its mark, then tokens of exactly as many letters as a lead has; <sig_end> comes when the last lead is
-full. So marks and ends are never drawn, and of the tokens only those that fit into what is left of the lead.
+full. So marks and ends are never drawn; and of a token longer than what is left of a lead its beginning is taken, cut
+into tokens of its own. Were such tokens left out, the ends of leads would be made of what is rare.
 """
 
 from typing import NamedTuple
@@ -12,6 +13,8 @@ import torch
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.answering import positions
 from ecgbyte_cli.model.kept import divisible, states_of
+
+BESIDE = 16  # ECGs that are written side by side, at most
 
 
 class Draw(NamedTuple):
@@ -32,31 +35,42 @@ def write(lm, tokenizer, head, numbers, draw, given=None, bar=None):
     head : sequence of int
         The ids in front of <sig_start>.
     numbers : sequence of int
-        Of each ECG, which are written side by side: each from random numbers of its own, whatever is beside it.
+        Of each ECG: each is written from random numbers of its own, whatever is beside it.
     draw : Draw
     given : list of int arrays or None
         Of each lead the tokens that it begins with.
     bar : object or None
-        Shows how many letters of all are written.
+        Shows how many ECGs are written.
 
-    Returns
-    -------
-    list of int arrays
-        The tokens (0 …) of each ECG.
+    Yields
+    ------
+    int array
+        The tokens (0 …) of each ECG, in order.
 
     Raises
     ------
     Failure
-        If an ECG has more tokens than the model has positions.
+        If the model cannot write ECGs of this tokenizer, or one has more tokens than the model has positions.
     """
+    for first in range(0, len(numbers), BESIDE):
+        some = numbers[first : first + BESIDE]
+        yield from _write(lm, tokenizer, head, some, draw, given)
+        if bar:
+            bar.advance(len(some))
+
+
+def _write(lm, tokenizer, head, numbers, draw, given):
     layout, samples = lm.layout, tokenizer.signal["samples"]
     leads = len(tokenizer.signal["leads"])
-    # without marks, tokens may lie on two leads, and an ECG is one stretch
+    # without marks an ECG is one stretch
     pieces, room = (leads, samples) if layout.marks else (1, leads * samples)
     given = given or [np.zeros(0, np.int64)] * pieces
+    if layout.marks not in (0, leads) or len(given) != pieces:
+        raise Failure(
+            f"the model has marks for {layout.marks} leads, and its ECGs have {leads}: it cannot write them"
+        )
     begins = [_begin(layout, piece, given[piece]) for piece in range(pieces)]
     left_of = [room - int(tokenizer.lengths[tokens].sum()) for tokens in given]
-    lengths = torch.from_numpy(tokenizer.lengths).to(lm.device)
     random, count = [np.random.default_rng([draw.seed, number]) for number in numbers], len(numbers)
     block = [layout.offset, *begins[0]]
     ecgs = [Row(list(block), begins, left_of) for _ in range(count)]
@@ -66,25 +80,21 @@ def write(lm, tokenizer, head, numbers, draw, given=None, bar=None):
     while True:
         if read + ids.shape[1] > most:
             raise Failure(
-                f"the model reads {most} tokens, and an ECG of its tokenizer can have more: take fewer leads"
+                f"the model reads {most} tokens, and an ECG of its tokenizer can have more: lower --top-p makes what "
+                "is usual likelier"
             )
         scores = lm.following(ids, places, states, read)
         read += ids.shape[1]
-        left = torch.tensor([ecgs[row].left for row in open_], device=lm.device)
-        scores.masked_fill_(lengths > left[:, None], -torch.inf)
         # where a lead is full there is none to draw: what comes next is known
-        free = left > 0
+        free = [ecgs[row].left > 0 for row in open_]
         drawn = torch.full((len(open_),), -1, device=lm.device)
-        if free.any():
-            chance = [
-                random[row].random() for row, wanted in zip(open_, free.tolist(), strict=True) if wanted
-            ]
+        if any(free):
+            chance = [random[row].random() for row, wanted in zip(open_, free, strict=True) if wanted]
             drawn[free] = _pick(scores[free], draw, chance)
         new = [
-            ecgs[row].go_on(token, layout, lengths) for row, token in zip(open_, drawn.tolist(), strict=True)
+            ecgs[row].go_on(token, layout, tokenizer)
+            for row, token in zip(open_, drawn.tolist(), strict=True)
         ]
-        if bar:
-            bar.advance(sum(0 if token < 0 else int(tokenizer.lengths[token]) for token in drawn.tolist()))
         going = [at for at, i in enumerate(new) if i is not None]
         if not going:
             break
@@ -104,21 +114,24 @@ class Row:
 
     def __init__(self, ids, begins, left_of):
         self.ids, self.begins, self.left_of = ids, begins, left_of
-        self.piece, self.left, self.waiting = 0, left_of[0], []
+        self.piece, self.left = 0, left_of[0]
+        self.waiting, self.then = [], 0  # ids that have to come, and what is left of the lead behind them
 
-    def go_on(self, token, layout, lengths):
+    def go_on(self, token, layout, tokenizer):
         """Take the token drawn, or what has to come; the next id, or None where the ECG is whole."""
-        if self.left == 0 and not self.waiting:
+        if not self.waiting and not self.left:
             self.piece += 1
             if self.piece >= len(self.begins):
                 return None
-            self.waiting = list(self.begins[self.piece])
+            self.waiting, self.then = list(self.begins[self.piece]), self.left_of[self.piece]
+        elif not self.waiting and tokenizer.lengths[token] > self.left:
+            letters = tokenizer.letters_of(token)[: self.left]
+            self.waiting, self.then = (tokenizer.encode(letters[None]) + layout.first).tolist(), 0
         if self.waiting:
             self.ids.append(self.waiting.pop(0))
-            if not self.waiting:
-                self.left = self.left_of[self.piece]
+            self.left = 0 if self.waiting else self.then
         else:
-            self.left -= int(lengths[token])
+            self.left -= int(tokenizer.lengths[token])
             self.ids.append(layout.first + token)
         return self.ids[-1]
 
@@ -145,7 +158,10 @@ def _places(layout, head, block, count):
 
 def _pick(scores, draw, numbers):
     """A token for each row of scores, (n,), by numbers from 0 to 1."""
-    chances = (scores.double() / draw.temperature).softmax(-1)
+    if scores.isnan().any():
+        raise Failure("the model's weights give no probabilities (NaN): train it again")
+    scores = scores.double()
+    chances = ((scores - scores.amax(-1, keepdim=True)) / draw.temperature).softmax(-1)
     if draw.top_p < 1:
         ordered, order = chances.sort(-1, descending=True)
         # the first that are needed to have so much together

@@ -231,6 +231,10 @@ class ECGTokenizer:
         letters = tokens.expand(np.asarray(ids), self._text, self._starts)
         return letters.reshape(len(self.signal["leads"]), self.signal["samples"])
 
+    def letters_of(self, token: int) -> np.ndarray:
+        """The letters that a token stands for, uint8 (letters,)."""
+        return np.asarray(self._text[self._starts[token] : self._starts[token + 1]], np.uint8)
+
     def spans(self, ids: npt.ArrayLike) -> np.ndarray:
         """Where each token of a segment lies.
 

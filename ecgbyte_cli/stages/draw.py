@@ -1,20 +1,23 @@
 """ecgbyte draw: recordings from words."""
 
+import math
 import time
 from pathlib import Path
 
 import click
 import numpy as np
 
+from ecgbyte_cli import readers
 from ecgbyte_cli.console import Stage, note, progress, say
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.locks import lock
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.records import write_record
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import finished, new_folder, write_json
+from ecgbyte_cli.workdir import finished, write_json
 
-BESIDE = 16  # ECGs that are written side by side
+SAID, PICTURE = "draw.json", "drawn.png"  # in the folder that is written
 SHOWN = 8  # in the picture
 
 
@@ -112,22 +115,32 @@ def draw(
         If there is no model, it was not trained to draw these words, or the folder holds other things.
     """
     start = time.perf_counter()
-    folder, out = folders.named(model or work.model), Path(out)
+    folder, out = folders.named(model or work.model), Path(out).resolve()
     about = folders.about(folder)
     check(words, about, folder)
+    if not (math.isfinite(temperature) and math.isfinite(top_p)):
+        raise Failure("--temperature and --top-p are numbers")
     settings = {"words": words, "model": folders.sha256(folder), "records": records}
     settings |= {"temperature": temperature, "top_p": top_p, "seed": seed}
-    done = finished(out / "draw.json", settings, overwrite, "ECGs", "name another folder")
-    if done:
-        note(f"{out} holds these ECGs already: nothing to do")
-        return done
-    if out.exists() and not (out / "draw.json").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Failure(f"{out} holds other things than drawn ECGs: name another folder")
+    with lock(out):
+        done = finished(out / SAID, settings, overwrite, "ECGs", "name another folder")
+        if done:
+            note(f"{out} holds these ECGs already: nothing to do")
+            return done
+        if out.exists() and not (out / SAID).exists() and (not out.is_dir() or any(out.iterdir())):
+            raise Failure(f"{out} holds other things than drawn ECGs: name another folder")
+        return _draw(folder, about, base, out, settings, overwrite, start)
 
+
+def _draw(folder, about, base, out, settings, overwrite, start):
+    """Draw the ECGs that are missing."""
     from ecgbyte_cli.model import ecg_lm, writing
     from ecgbyte_cli.model.prompt import Prompt
 
     lm, text_tokenizer, tokenizer, _ = ecg_lm.load(folder, base=base)
+    words, records, temperature, top_p, seed = map(
+        settings.get, ("words", "records", "temperature", "top_p", "seed")
+    )
     head = Prompt(text_tokenizer, lm.layout, about.get("date")).drawing(words)
     how, signal = writing.Draw(temperature, top_p, seed), tokenizer.signal
     said = [
@@ -135,24 +148,24 @@ def draw(
         f"Drawn from the words: {words}",
     ]
     said += [f"Model: {folder.resolve().name} {settings['model'][:16]}"]
-    drawn = []
-    with (
-        new_folder(out) as made,
-        progress("draw", records * signal["samples"] * len(signal["leads"]), "letters") as bar,
-    ):
-        for first in range(0, records, BESIDE):
-            numbers = range(first, min(first + BESIDE, records))
-            for number, ids in zip(
-                numbers, writing.write(lm, tokenizer, head, numbers, how, bar=bar), strict=True
-            ):
-                mv = consistent(tokenizer.to_mv(tokenizer.decode(ids)), signal["leads"])
-                more = [f"Seed: {seed}, number {number + 1}, temperature {temperature:g}, top-p {top_p:g}"]
-                write_record(made, f"drawn{number + 1:05d}", mv, signal, said + more)
-                drawn += [mv] if number < SHOWN else []
-        picture(made / "drawn.png", drawn, signal, words)
-        result = {"records": records, "files": str(out), "picture": str(out / "drawn.png")}
-        result["seconds"] = round(time.perf_counter() - start, 3)
-        write_json(made / "draw.json", {"settings": settings, "result": result}, indent=1)
+    paths = [out / f"drawn{number:05d}" for number in range(1, records + 1)]
+    if overwrite:
+        for path in [*out.glob("drawn*.hea"), *out.glob("drawn*.dat")]:
+            path.unlink()
+    # the settings first: what is drawn before a stop is kept, and is known for what it is
+    write_json(out / SAID, {"settings": settings, "result": None}, indent=1)
+    todo = [number for number, path in enumerate(paths) if not path.with_suffix(".hea").exists()]
+    if len(todo) < records:
+        note(f"{out}: going on, {records - len(todo)} of {records} ECGs are there")
+    with progress("draw", len(todo), "ECGs") as bar:
+        for number, ids in zip(todo, writing.write(lm, tokenizer, head, todo, how, bar=bar), strict=True):
+            mv = consistent(tokenizer.to_mv(tokenizer.decode(ids)), signal["leads"])
+            more = [f"Seed: {seed}, number {number + 1}, temperature {temperature:g}, top-p {top_p:g}"]
+            write_record(out, paths[number].name, mv, signal, said + more)
+    picture(out / PICTURE, paths[:SHOWN], words)
+    result = {"records": records, "files": str(out), "picture": str(out / PICTURE)}
+    result["seconds"] = round(time.perf_counter() - start, 3)
+    write_json(out / SAID, {"settings": settings, "result": result}, indent=1)
     return result
 
 
@@ -168,6 +181,8 @@ def check(words, about, folder):
         raise Failure(
             f"{folder} reads letters of the quantizer {name}, which have no size in mV of their own: none can be drawn"
         )
+    if not words.strip() or any("\ud800" <= letter <= "\udfff" for letter in words):
+        raise Failure("the words say nothing that can be drawn")
     if words not in known:
         first = "; ".join(known[:12]) + (f"; and {len(known) - 12} more" if len(known) > 12 else "")
         if about["base"] == "tiny":  # it knows no words but those
@@ -189,12 +204,14 @@ def consistent(signal, leads):
     return np.stack(rows).astype(np.float32)
 
 
-def picture(path, drawn, signal, words):
-    """Draw the first lead of some ECGs, one under another."""
+def picture(path, paths, words):
+    """Draw lead II, or the first, of some ECGs, one under another."""
     from ecgbyte_cli import pictures
 
-    lead = signal["leads"].index("II") if "II" in signal["leads"] else 0
-    names = [f"{number}: lead {signal['leads'][lead]}" for number in range(1, len(drawn) + 1)]
-    rows = np.stack([mv[lead] for mv in drawn])
+    drawn = [readers.read(f"{path}.hea") for path in paths]
+    leads, fs = drawn[0].leads, drawn[0].fs
+    at = leads.index("II") if "II" in leads else 0
+    rows = np.stack([recording.signal[at] for recording in drawn])
+    names = [f"{number}: lead {leads[at]}" for number in range(1, len(drawn) + 1)]
     title = f"{words}: generated by ecgbyte, no recording of a patient"
-    pictures.save(pictures.sheet(rows, signal["fs"], names, title, 0.0, signal["segment_seconds"]), path)
+    pictures.save(pictures.sheet(rows, fs, names, title, 0.0, rows.shape[1] / fs), path)

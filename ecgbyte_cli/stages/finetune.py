@@ -9,12 +9,11 @@ import click
 
 from ecgbyte_cli.console import Stage, note, progress, say, wants_json
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.folder import is_own, method_of, named
+from ecgbyte_cli.model.folder import SHIPPED, is_own, method_of, named
 from ecgbyte_cli.model.samples import read_samples
 from ecgbyte_cli.model.training import Trainer, enough_memory, process_group, too_large, unfinished
 from ecgbyte_cli.model.validation import said, said_of_ecg, this_process
 from ecgbyte_cli.questions import files as question_files
-from ecgbyte_cli.questions.thinking import TAGS
 from ecgbyte_cli.workdir import finished, new_folder, read_json, sha256_of
 
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
@@ -163,13 +162,14 @@ def command(work, show, **options):
     again after a stop, it goes on from the last checkpoint. On several GPUs: the same command under torchrun or
     accelerate launch. With --show, prints samples instead, the words that the loss counts in green.
     """
-    options["model"] = str(named(options["model"]))
+    if options["model"] == SHIPPED.name:
+        options["model"] = str(named(options["model"]))
     if show:
         return show_samples(work, show, **options)
     result = finetune(work, **options)
     if result:
         say(
-            f"{result['model']}: {result['steps']} steps, training loss {result['train_loss']:.4f}, "
+            f"{result['model']}: {result['steps']} steps, training loss {said(result['train_loss'])}, "
             f"validation loss {said(result['val_loss'])}, {result['trainable_parameters']:,} parameters trained, "
             f"{result['tokens_per_second']:.0f} tokens/s"
         )
@@ -271,7 +271,7 @@ def _train(work, qa, settings, checkpointing, going_on):
     import torch
 
     from ecgbyte_cli.model import ecg_lm
-    from ecgbyte_cli.model.beginning import begin, what_to_read
+    from ecgbyte_cli.model.beginning import abilities, begin, what_to_read
 
     rank, processes = this_process()
     model, method, seed, batch = (settings[key] for key in ("base", "method", "seed", "batch"))
@@ -338,8 +338,7 @@ def _train(work, qa, settings, checkpointing, going_on):
             "date": samples.prompt.date,
             "conversations": any(question.earlier for plan in training for question in plan.questions),
             "most_ecgs": max(len(plan.segments) for plan in training),
-            "think": TAGS if settings["think"] else None,
-            "draws": sorted({plan.words for plan in training} - {None}),
+            **abilities(settings, training),
             "settings": settings,
             "result": result,
         }
