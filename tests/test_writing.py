@@ -18,7 +18,7 @@ from ecgbyte_cli.model.writing import Draw, write
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import draw as draw_stage
 
-HEAD = [5, 6, 7]
+HEAD, PLAIN = [5, 6, 7], [4]
 ANYWHERE = ECGTokenizer.from_dict(
     {
         "format": "ecgbyte-tokenizer",
@@ -42,6 +42,16 @@ def lm(request):
     return model(request.param)
 
 
+def next_scores(lm, ids):
+    """The logits of the ECG token behind some ids, read all at once."""
+    layout = lm.layout
+    places = layout.positions(np.array([*ids, layout.offset + 1]))[: len(ids)]
+    given = lm.inputs(torch.tensor(ids)[None], torch.from_numpy(places)[None])
+    hidden = lm.base(**given, output_hidden_states=True).hidden_states[-1][0, -1]
+    rows = lm.ecg_rows.weight[layout.first - layout.offset :]
+    return (hidden / lm.scale @ rows.T).double()
+
+
 def slowly(lm, head, draw, number):
     """An ECG written with the whole prompt read anew for every token, and one number drawn for each."""
     random, layout = np.random.default_rng([draw.seed, number]), lm.layout
@@ -50,12 +60,10 @@ def slowly(lm, head, draw, number):
         block.append(layout.offset + 2 + lead)
         left = 100
         while left:
-            ids = np.array([*head, *block])
-            places = layout.positions(np.append(ids, layout.offset + 1))[: len(ids)]
-            given = lm.inputs(torch.tensor(ids)[None], torch.from_numpy(places)[None])
-            hidden = lm.base(**given, output_hidden_states=True).hidden_states[-1][0, -1]
-            rows = lm.ecg_rows.weight[layout.first - layout.offset :]
-            scores = (hidden / lm.scale @ rows.T).double()
+            scores = next_scores(lm, [*head, *block])
+            if draw.guidance != 1:
+                without = next_scores(lm, [*PLAIN, *block])
+                scores = without + draw.guidance * (scores - without)
             chances = (scores / draw.temperature).softmax(-1).detach().numpy()
             kept, before = np.zeros(len(chances)), 0.0
             for token in np.argsort(-chances, kind="stable"):
@@ -75,9 +83,9 @@ def slowly(lm, head, draw, number):
     return written
 
 
-@pytest.mark.parametrize("draw", [Draw(seed=3), Draw(0.7, 0.6, 1)])
+@pytest.mark.parametrize("draw", [Draw(seed=3), Draw(0.7, 0.6, 1), Draw(1.0, 0.9, 2, 2.5)])
 def test_what_is_written_is_what_the_slow_way_writes(lm, draw):
-    made = [*write(lm, TOKENIZER, HEAD, range(3), draw)]
+    made = [*write(lm, TOKENIZER, HEAD, range(3), draw, plain=PLAIN)]
     assert [ids.tolist() for ids in made] == [slowly(lm, HEAD, draw, number) for number in range(3)]
     assert len({ids.tobytes() for ids in made}) == 3
 
@@ -444,7 +452,7 @@ def test_numbers_that_are_none_are_a_line(ecgbyte, drawing, small, tmp_path, opt
         ["continue", small / "data" / "synth00001"],
     ):
         result = ecgbyte(*command, option, "nan", work=drawing)
-        assert result.exit_code == 1 and result.stderr.count("\n") == 1 and "are numbers" in result.stderr
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1 and " are numbers" in result.stderr
 
 
 def test_a_model_that_goes_on_learning_still_draws(ecgbyte, drawing, small, tmp_path):

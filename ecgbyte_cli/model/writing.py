@@ -23,9 +23,12 @@ class Draw(NamedTuple):
     temperature: float = 1.0  # above 0
     top_p: float = 1.0  # Holtzman et al. 2020, The Curious Case of Neural Text Degeneration
     seed: int = 0
+    # above 1, what is likelier behind the words than without them becomes so much likelier (classifier-free guidance:
+    # Sanchez et al. 2023, Stay on Topic)
+    guidance: float = 1.0
 
 
-def write(lm, tokenizer, head, numbers, draw, given=None, bar=None):
+def write(lm, tokenizer, head, numbers, draw, given=None, bar=None, plain=()):
     """Write ECGs.
 
     Parameters
@@ -41,6 +44,8 @@ def write(lm, tokenizer, head, numbers, draw, given=None, bar=None):
         Of each lead the tokens that it begins with.
     bar : object or None
         Shows how many ECGs are written.
+    plain : sequence of int
+        The ids in front of an ECG of which nothing is said, from which guidance leads away.
 
     Yields
     ------
@@ -52,14 +57,15 @@ def write(lm, tokenizer, head, numbers, draw, given=None, bar=None):
     Failure
         If the model cannot write ECGs of this tokenizer, or one has more tokens than the model has positions.
     """
+    heads = [head] if draw.guidance == 1 else [head, plain]
     for first in range(0, len(numbers), BESIDE):
         some = numbers[first : first + BESIDE]
-        yield from _write(lm, tokenizer, head, some, draw, given)
+        yield from _write(lm, tokenizer, heads, some, draw, given)
         if bar:
             bar.advance(len(some))
 
 
-def _write(lm, tokenizer, head, numbers, draw, given):
+def _write(lm, tokenizer, heads, numbers, draw, given):
     layout, samples = lm.layout, tokenizer.signal["samples"]
     leads = len(tokenizer.signal["leads"])
     # without marks an ECG is one stretch
@@ -74,39 +80,55 @@ def _write(lm, tokenizer, head, numbers, draw, given):
     random, count = [np.random.default_rng([draw.seed, number]) for number in numbers], len(numbers)
     block = [layout.offset, *begins[0]]
     ecgs = [Row(list(block), begins, left_of) for _ in range(count)]
-    ids = torch.tensor([[*head, *block]] * count, device=lm.device)
-    places = _places(layout, head, block, len(ids[0])).expand(count, -1).to(lm.device)
-    open_, states, read, most = [*range(count)], states_of(lm.base), 0, positions(lm)
+    open_, most, readings = [*range(count)], positions(lm), [Reading(lm, head) for head in heads]
+    new = [block] * count  # the ids that follow
     while True:
-        if read + ids.shape[1] > most:
+        written = [ecgs[row].ids for row in open_]
+        scores = [reading.go_on(new, written) for reading in readings]
+        if max(reading.count for reading in readings) > most:
             raise Failure(
                 f"the model reads {most} tokens, and an ECG of its tokenizer can have more: lower --top-p makes what "
                 "is usual likelier"
             )
-        scores = lm.following(ids, places, states, read)
-        read += ids.shape[1]
         # where a lead is full there is none to draw: what comes next is known
         free = [ecgs[row].left > 0 for row in open_]
         drawn = torch.full((len(open_),), -1, device=lm.device)
         if any(free):
             chance = [random[row].random() for row, wanted in zip(open_, free, strict=True) if wanted]
-            drawn[free] = _pick(scores[free], draw, chance)
-        new = [
+            drawn[free] = _pick(
+                scores[-1][free] + draw.guidance * (scores[0] - scores[-1])[free], draw, chance
+            )
+        follows = [
             ecgs[row].go_on(token, layout, tokenizer)
             for row, token in zip(open_, drawn.tolist(), strict=True)
         ]
-        going = [at for at, i in enumerate(new) if i is not None]
+        going = [at for at, i in enumerate(follows) if i is not None]
         if not going:
             break
         if len(going) < len(open_):
-            if divisible(states):
-                states.batch_select_indices(torch.tensor(going, device=lm.device))
-                open_, new = [open_[at] for at in going], [new[at] for at in going]
+            if all(divisible(reading.states) for reading in readings):
+                for reading in readings:
+                    reading.states.batch_select_indices(torch.tensor(going, device=lm.device))
+                open_, follows = [open_[at] for at in going], [follows[at] for at in going]
             else:  # what is done is read on, and not looked at
-                new = [layout.offset + 1 if i is None else i for i in new]
-        ids = torch.tensor(new, device=lm.device)[:, None]
-        places = torch.stack([_places(layout, head, ecgs[row].ids, 1) for row in open_]).to(lm.device)
+                follows = [layout.offset + 1 if i is None else i for i in follows]
+        new = [[i] for i in follows]
     return [row.tokens(layout) for row in ecgs]
+
+
+class Reading:
+    """What a model has read of some ECGs behind the same ids."""
+
+    def __init__(self, lm, head):
+        self.lm, self.head, self.states, self.count = lm, head, states_of(lm.base), 0
+
+    def go_on(self, new, blocks):
+        """Read on: lists of ids, of ECGs that are `blocks` by now; the logits of the tokens that may follow."""
+        new = new if self.count else [[*self.head, *ids] for ids in new]
+        ids = torch.tensor(new, device=self.lm.device)
+        places = torch.stack([_places(self.lm.layout, self.head, block, ids.shape[1]) for block in blocks])
+        before, self.count = self.count, self.count + ids.shape[1]
+        return self.lm.following(ids, places.to(ids.device), self.states, before)
 
 
 class Row:
