@@ -99,7 +99,7 @@ def test_words_can_stand_for_what_the_model_is_asked():
     groups = [{"asked": "S", "texts": ["What is the rhythm?", "Name the rhythm."], "answers": ["a", "b"]}]
     known = certain(groups)
     assert known.match("what IS the rhythm") == ("S", ["a", "b"], "What is the rhythm?", None)
-    assert known.match("Name the rhythm.") == ("S", ["a", "b"], "Name the rhythm.")
+    assert known.match("Name the rhythm.") == ("S", ["a", "b"], "Name the rhythm.", None)
     assert known.match("S") is None and known.like("What rhythm?") == ["What is the rhythm?"]
 
 

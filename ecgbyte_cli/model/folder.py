@@ -86,7 +86,15 @@ def about(folder: str | os.PathLike) -> dict:
     wrong = [key for key, fits in _FITS.items() if not fits(said.get(key))]
     if wrong:
         raise Failure(f"{path} is damaged: {', '.join(wrong)}")
-    return {"segmenter": "longest", "notice": "", "lead_marks": 0, "position_letters": 0, **said}
+    said = {key: value for key, value in said.items() if key != "settings" or value is not None}
+    return {
+        "segmenter": "longest",
+        "notice": "",
+        "lead_marks": 0,
+        "position_letters": 0,
+        "settings": {},
+        **said,
+    }
 
 
 def is_own(name: str | os.PathLike) -> bool:
@@ -139,7 +147,7 @@ _FITS = {
         value is None
         or (isinstance(value, list) and len(value) == 2 and all(map(_text, value)) and all(value))
     ),
-    "settings": lambda value: isinstance(value, dict),
+    "settings": lambda value: value is None or isinstance(value, dict),
     "draws": lambda value: value is None or (isinstance(value, list) and all(map(_text, value))),
     "prompt_tokens": lambda value: value is None or _count(value),
     "date": lambda value: value is None or (_text(value) and re.fullmatch(r"\d{4}-\d\d-\d\d", value)),
