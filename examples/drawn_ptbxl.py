@@ -113,7 +113,9 @@ def main():
             "--out",
             folder,
             "--top-p",
-            0.95,
+            0.9,
+            "--guidance",
+            3,
         )
 
     where = {path.stem: path for path in data.rglob("*.hea")}

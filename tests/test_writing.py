@@ -112,13 +112,23 @@ def test_an_ecg_does_not_depend_on_those_beside_it(lm):
 
 
 def test_what_is_given_stays(lm):
-    letters = np.stack([TOKENIZER.letters(signal) for signal in signals(1)])[0]
-    given = [TOKENIZER.encode(row[None, :60]) for row in letters]
-    for ids in write(lm, TOKENIZER, HEAD, range(3), Draw(), given):
+    letters = TOKENIZER.letters(signals(1)[0])
+    for ids in write(lm, TOKENIZER, HEAD, range(3), Draw(), letters[:, :60]):
         assert np.array_equal(TOKENIZER.decode(ids)[:, :60], letters[:, :60])
-    whole = [TOKENIZER.encode(row[None]) for row in letters]
-    (ids,) = write(lm, TOKENIZER, HEAD, [0], Draw(), whole)
-    assert ids.tolist() == np.concatenate(whole).tolist()
+    (ids,) = write(lm, TOKENIZER, HEAD, [0], Draw(), letters)
+    assert np.array_equal(TOKENIZER.decode(ids), letters)
+
+
+def test_a_cut_does_not_end_a_token_that_would_go_on():
+    """Tokens are 3 4, 4 3, 3 3, 4 4 and 3 3 3 3: a 3 at the end may be the beginning of one of three."""
+    tokens, rest = writing.begin(TOKENIZER, np.array([1, 3, 4, 3], np.uint8), "longest")
+    assert tokens.tolist() == [1, 8] and rest.tolist() == [3]
+    tokens, rest = writing.begin(TOKENIZER, np.array([1, 3, 3, 3], np.uint8), "longest")
+    assert tokens.tolist() == [1] and rest.tolist() == [3, 3, 3]  # not 3 3, 3
+    tokens, rest = writing.begin(TOKENIZER, np.array([3, 4, 7, 1], np.uint8), "longest")
+    assert rest.tolist() == [] and tokens.tolist() == [8, 7, 1]  # no token begins with 1
+    fits = writing.fits(TOKENIZER, np.array([3, 4], np.uint8))
+    assert np.flatnonzero(fits).tolist() == [3, 8]  # 3 alone, and 3 4
 
 
 def test_an_ecg_longer_than_the_model_reads_is_a_failure(monkeypatch):

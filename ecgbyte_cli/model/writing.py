@@ -5,6 +5,7 @@ full. So marks and ends are never drawn; and of a token longer than what is left
 into tokens of its own. Were such tokens left out, the ends of leads would be made of what is rare.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.answering import positions
 from ecgbyte_cli.model.kept import divisible, states_of
 
+NONE = np.zeros(0, np.int64)
+BEHIND = -1  # no letter: a token is shorter
 BESIDE = 16  # ECGs that are written side by side, at most
 
 
@@ -28,7 +31,7 @@ class Draw(NamedTuple):
     guidance: float = 1.0
 
 
-def write(lm, tokenizer, head, numbers, draw, given=None, bar=None, plain=()):
+def write(lm, tokenizer, head, numbers, draw, given=None, segmenter="longest", bar=None, plain=()):
     """Write ECGs.
 
     Parameters
@@ -40,8 +43,10 @@ def write(lm, tokenizer, head, numbers, draw, given=None, bar=None, plain=()):
     numbers : sequence of int
         Of each ECG: each is written from random numbers of its own, whatever is beside it.
     draw : Draw
-    given : list of int arrays or None
-        Of each lead the tokens that it begins with.
+    given : uint8 array (leads, n) or None
+        The letters that each lead begins with.
+    segmenter : str
+        Which cuts them into tokens.
     bar : object or None
         Shows how many ECGs are written.
     plain : sequence of int
@@ -60,26 +65,28 @@ def write(lm, tokenizer, head, numbers, draw, given=None, bar=None, plain=()):
     heads = [head] if draw.guidance == 1 else [head, plain]
     for first in range(0, len(numbers), BESIDE):
         some = numbers[first : first + BESIDE]
-        yield from _write(lm, tokenizer, heads, some, draw, given)
+        yield from _write(lm, tokenizer, heads, some, draw, given, segmenter)
         if bar:
             bar.advance(len(some))
 
 
-def _write(lm, tokenizer, heads, numbers, draw, given):
+def _write(lm, tokenizer, heads, numbers, draw, given, segmenter):
     layout, samples = lm.layout, tokenizer.signal["samples"]
     leads = len(tokenizer.signal["leads"])
     # without marks an ECG is one stretch
     pieces, room = (leads, samples) if layout.marks else (1, leads * samples)
-    given = given or [np.zeros(0, np.int64)] * pieces
-    if layout.marks not in (0, leads) or len(given) != pieces:
+    if layout.marks not in (0, leads) or (given is not None and len(given) != pieces):
         raise Failure(
             f"the model has marks for {layout.marks} leads, and its ECGs have {leads}: it cannot write them"
         )
-    begins = [_begin(layout, piece, given[piece]) for piece in range(pieces)]
-    left_of = [room - int(tokenizer.lengths[tokens].sum()) for tokens in given]
+    begun = [(NONE, NONE)] * pieces if given is None else [begin(tokenizer, row, segmenter) for row in given]
+    starts = [
+        Start(_ids(layout, piece, tokens), room - int(tokenizer.lengths[tokens].sum()), rest)
+        for piece, (tokens, rest) in enumerate(begun)
+    ]
     random, count = [np.random.default_rng([draw.seed, number]) for number in numbers], len(numbers)
-    block = [layout.offset, *begins[0]]
-    ecgs = [Row(list(block), begins, left_of) for _ in range(count)]
+    block = [layout.offset, *starts[0].ids]
+    ecgs = [Row(list(block), starts) for _ in range(count)]
     open_, most, readings = [*range(count)], positions(lm), [Reading(lm, head) for head in heads]
     new = [block] * count  # the ids that follow
     while True:
@@ -95,9 +102,11 @@ def _write(lm, tokenizer, heads, numbers, draw, given):
         drawn = torch.full((len(open_),), -1, device=lm.device)
         if any(free):
             chance = [random[row].random() for row, wanted in zip(open_, free, strict=True) if wanted]
-            drawn[free] = _pick(
-                scores[-1][free] + draw.guidance * (scores[0] - scores[-1])[free], draw, chance
-            )
+            led = scores[-1] + draw.guidance * (scores[0] - scores[-1])
+            for at, row in enumerate(open_):
+                if len(ecgs[row].rest):
+                    led[at, torch.from_numpy(~fits(tokenizer, ecgs[row].rest))] = -torch.inf
+            drawn[free] = _pick(led[free], draw, chance)
         follows = [
             ecgs[row].go_on(token, layout, tokenizer)
             for row, token in zip(open_, drawn.tolist(), strict=True)
@@ -131,24 +140,35 @@ class Reading:
         return self.lm.following(ids, places.to(ids.device), self.states, before)
 
 
+class Start(NamedTuple):
+    """What a lead begins with."""
+
+    ids: list[int]
+    left: int  # letters behind them
+    rest: np.ndarray  # those that are given of these
+
+
 class Row:
     """An ECG as far as it is written."""
 
-    def __init__(self, ids, begins, left_of):
-        self.ids, self.begins, self.left_of = ids, begins, left_of
-        self.piece, self.left = 0, left_of[0]
+    def __init__(self, ids, starts):
+        self.ids, self.starts, self.piece = ids, starts, 0
         self.waiting, self.then = [], 0  # ids that have to come, and what is left of the lead behind them
+        _, self.left, self.rest = starts[0]
 
     def go_on(self, token, layout, tokenizer):
         """Take the token drawn, or what has to come; the next id, or None where the ECG is whole."""
         if not self.waiting and not self.left:
             self.piece += 1
-            if self.piece >= len(self.begins):
+            if self.piece >= len(self.starts):
                 return None
-            self.waiting, self.then = list(self.begins[self.piece]), self.left_of[self.piece]
-        elif not self.waiting and tokenizer.lengths[token] > self.left:
-            letters = tokenizer.letters_of(token)[: self.left]
-            self.waiting, self.then = (tokenizer.encode(letters[None]) + layout.first).tolist(), 0
+            ids, self.then, self.rest = self.starts[self.piece]
+            self.waiting = list(ids)
+        elif not self.waiting:
+            self.rest = self.rest[tokenizer.lengths[token] :]
+            if tokenizer.lengths[token] > self.left:
+                letters = tokenizer.letters_of(token)[: self.left]
+                self.waiting, self.then = (tokenizer.encode(letters[None]) + layout.first).tolist(), 0
         if self.waiting:
             self.ids.append(self.waiting.pop(0))
             self.left = 0 if self.waiting else self.then
@@ -163,8 +183,45 @@ class Row:
         return ids[ids >= layout.first] - layout.first
 
 
-def _begin(layout, piece, tokens):
-    """The ids that a piece begins with: its mark and the tokens given."""
+def begin(tokenizer, letters, segmenter):
+    """Cut the letters that a lead begins with into tokens, up to where one might go on behind them.
+
+    A cut lead ends in a token that is shorter than it would be otherwise, which to the model says that something new
+    begins there. So what is behind the last sure place is given as letters, which the next tokens must have.
+
+    Returns
+    -------
+    (int array, uint8 array)
+        Tokens, and the letters behind them.
+    """
+    tokens = tokenizer.encode(letters[None], segmenter)
+    starts = np.cumsum(tokenizer.lengths[tokens]) - tokenizer.lengths[tokens]
+    for at, start in enumerate(starts):
+        rest = letters[start:]
+        if (fits(tokenizer, rest) & (tokenizer.lengths > len(rest))).any():
+            return tokens[:at], rest
+    return tokens, letters[:0]
+
+
+def fits(tokenizer, letters):
+    """Which tokens begin with some letters, or are what these begin with: bool (vocabulary,)."""
+    if len(letters) >= tokenizer.lengths.max():
+        letters = letters[: tokenizer.lengths.max()]
+    spelled = spelling(tokenizer)[:, : len(letters)]
+    return ((spelled == letters) | (spelled == BEHIND)).all(1)
+
+
+@lru_cache(2)
+def spelling(tokenizer):
+    """The letters of all tokens, int16 (vocabulary, longest); BEHIND behind their ends."""
+    made = np.full((tokenizer.vocab_size, tokenizer.lengths.max()), BEHIND, np.int16)
+    for token, length in enumerate(tokenizer.lengths):
+        made[token, :length] = tokenizer.letters_of(token)
+    return made
+
+
+def _ids(layout, piece, tokens):
+    """The ids that a lead begins with: its mark and the tokens given."""
     return [
         *([layout.offset + 2 + piece] if layout.marks else []),
         *(np.asarray(tokens) + layout.first).tolist(),
