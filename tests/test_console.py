@@ -128,7 +128,7 @@ def test_plain_progress_lines_go_to_standard_error(capsys, monkeypatch):
 
 def test_every_command_is_in_the_table_and_in_the_readme():
     stages = Path(main.get_command.__code__.co_filename).parent / "stages"
-    names = {p.stem.replace("_", "-") for p in stages.glob("*.py")} - {"--init--"}
+    names = {p.stem.rstrip("_").replace("_", "-") for p in stages.glob("*.py")} - {"--init"}
     assert names == set(COMMANDS)
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     for name, line in COMMANDS.items():

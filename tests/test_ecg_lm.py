@@ -147,11 +147,10 @@ def test_a_saved_model_loads_again(small, tmp_path, method):
     ecg_lm.save(tmp_path / "model", lm, text_tokenizer, tokenizer, {"base": name, "method": method})
     again, _, ecg_tokenizer, about = ecg_lm.load(tmp_path / "model", "cpu")
     ids = torch.tensor(np.stack(sample([40])))
-    assert torch.allclose(
-        lm.base(inputs_embeds=lm.embed(ids)).logits,
-        again.base(inputs_embeds=again.embed(ids)).logits,
-        atol=1e-5,
-    )
+    written, loaded = (one.base(inputs_embeds=one.embed(ids)).logits for one in (lm, again))
+    # an adapter's base model is loaded in bfloat16 where the CPU has it
+    exact = loaded.dtype == torch.float32
+    assert torch.allclose(written, loaded.float(), atol=1e-5 if exact else 0.03 * float(written.abs().max()))
     assert ecg_tokenizer.vocab_size == vocab and "no medical device" in about["notice"]
     assert not [p for p in (tmp_path / "model").rglob("*") if p.suffix in (".bin", ".pkl", ".pt")]
 

@@ -24,7 +24,7 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
 @click.command(
     cls=Stage,
     short_help="Train a language model on questions and ECG tokens.",
-    epilog="Example: ecgbyte finetune --qa data/qa.jsonl --model tiny --steps 20",
+    epilog="Example: ecgbyte finetune --qa data/qa.jsonl --model tiny --draw rhythm --steps 20",
 )
 @click.option(
     "--qa",
