@@ -145,3 +145,21 @@ def test_the_rhythm_of_a_recording_of_another_hospital(real_data, tmp_path):
     rhythm, dog = json.loads(run.stdout)["turns"]
     assert rhythm["answer"] == "sinus bradycardia" and rhythm["probability"] > 0.5, run.stderr
     assert dog["declined"] and time.perf_counter() - start < 120
+
+
+def test_a_list_of_findings_is_put_together_from_answers_yes_and_no(ecgbyte, record, tmp_path):
+    single = [f"Is there {finding.words}?" for name, finding in FINDINGS.items() if name in ("afib", "pvc")]
+    asked = ["What are the findings?", *single]
+    result = ecgbyte("chat", record, *(word for text in asked for word in ("-q", text)), "--json")
+    listed, *each = json.loads(result.stdout)["turns"]
+    assert [*listed["findings"]] == [finding.words for finding in FINDINGS.values()]
+    likely = [words for words, chance in listed["findings"].items() if chance > 0.5]
+    assert listed["answer"] == ("; ".join(likely) or "none of those that I know") and not listed["declined"]
+    for turn, name in zip(each, ("afib", "pvc"), strict=True):
+        yes = turn["probability"] if turn["answer"] == "yes" else 1 - turn["probability"]
+        (words,) = [f.words for n, f in FINDINGS.items() if n == name]
+        assert listed["findings"][words] == pytest.approx(yes, abs=1e-3)
+    # what it drew on cannot be asked: there is no one question behind it
+    lines = f"What are the findings?\n/attention {tmp_path / 'a.png'}\n"
+    result = ecgbyte("chat", record, input=lines)
+    assert "put together from many answers" in result.stderr and not (tmp_path / "a.png").exists()
