@@ -192,6 +192,38 @@ class Stage(click.Command):
         return ctx.info_name, result
 
 
+# options that several commands have alike
+model_option = click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    default=None,
+    show_default="the work folder's, or the one that comes with ecgbyte",
+    help="Model folder.",
+)
+base_option = click.option(
+    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
+)
+
+
+def sampling_options(command):
+    """Of commands that write ECGs: how their tokens are drawn."""
+    top_p = click.option(
+        "--top-p",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="Draw from the likeliest tokens that have so much of the probability together.",
+    )
+    temperature = click.option(
+        "--temperature",
+        type=click.FloatRange(0, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="Below 1 the likelier tokens become likelier still.",
+    )
+    return temperature(top_p(command))
+
+
 def interrupted(error):
     """Whether an error came of Ctrl-C: compiled code and imports make other errors of it."""
     while error is not None and not isinstance(error, KeyboardInterrupt):

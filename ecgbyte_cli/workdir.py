@@ -294,11 +294,7 @@ def finished(path, settings, overwrite, what, elsewhere="use another --work fold
     if overwrite or not path.exists():
         return None
     before = read_json(path)
-    # an option that is not used counts as one that there was not yet
-    asked, had = (
-        {key: value for key, value in told.items() if value is not None}
-        for told in (json.loads(json.dumps(settings)), before.get("settings", {}))
-    )
+    asked, had = used(settings), used(before.get("settings", {}))
     if asked == had:
         return before.get("result")
     changed = sorted(key for key in asked | had if asked.get(key) != had.get(key))
@@ -306,6 +302,30 @@ def finished(path, settings, overwrite, what, elsewhere="use another --work fold
         f"{path.parent} holds {what} made with other settings ({', '.join(changed)}): "
         f"add --overwrite, or {elsewhere}"
     )
+
+
+def used(settings):
+    """Settings as JSON has them. An option that is not used counts as one that there was not yet."""
+    return {key: value for key, value in json.loads(json.dumps(settings)).items() if value is not None}
+
+
+def refuse_others(folder, path, what):
+    """Refuse a folder that somebody named, if it holds anything and not the settings file of a stage.
+
+    Parameters
+    ----------
+    folder : Path
+    path : Path
+        The settings file that the stage writes there.
+    what : str
+        Comes out of the stage.
+
+    Raises
+    ------
+    Failure
+    """
+    if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Failure(f"{folder} holds other things than {what}: name another folder")
 
 
 @contextmanager

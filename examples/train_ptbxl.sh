@@ -28,33 +28,24 @@ ecgbyte questions "$data" --every-finding --cap 200 --out "$out/words.jsonl"
 python "$here/letters.py" "$out/words.jsonl" "$out/letters.jsonl" "$out/rhythm.jsonl" "$out/long.jsonl" \
     "$out/asked.jsonl"
 
+# a training whose model is kept, so that it goes on after a stop, and is not made twice: NAME, and what differs
+train() {
+    name=$1
+    shift
+    [ -d "$out/$name" ] && return
+    run finetune --batch 16 --augment 1 --dropout 0.1 "$@"
+    mv "$out/work/model" "$out/$name"
+}
 # first the findings alone, then the rhythm and a list of findings too, then the rhythm more than all else, then all of it
 # once more from a high learning rate, and the rhythm once more
-if [ ! -d "$out/findings" ]; then
-    grep -v '"question": "[ST]"' "$out/letters.jsonl" >"$out/findings.jsonl"
-    run finetune --qa "$out/findings.jsonl" --model tiny --batch 16 --augment 1 --dropout 0.1 \
-        --steps "${STEPS_FINDINGS:-4200}" --every 420
-    cp -R "$out/work/model" "$out/findings.part" && mv "$out/findings.part" "$out/findings"
-fi
-if [ ! -d "$out/all" ]; then
-    run finetune --qa "$out/letters.jsonl" --model "$out/findings" --batch 16 --augment 1 --dropout 0.1 --lr 7e-4 \
-        --steps "${STEPS_ALL:-600}" --every 100 --overwrite
-    cp -R "$out/work/model" "$out/all.part" && mv "$out/all.part" "$out/all"
-fi
-if [ ! -d "$out/rhythm" ]; then
-    run finetune --qa "$out/rhythm.jsonl" --model "$out/all" --batch 16 --augment 1 --dropout 0.1 --lr 7e-4 \
-        --steps "${STEPS_RHYTHM:-280}" --every 70 --overwrite
-    cp -R "$out/work/model" "$out/rhythm.part" && mv "$out/rhythm.part" "$out/rhythm"
-fi
-if [ ! -d "$out/long" ]; then
-    run finetune --qa "$out/long.jsonl" --model "$out/rhythm" --batch 16 --augment 1 --dropout 0.1 --lr 1.5e-3 \
-        --steps "${STEPS_LONG:-3600}" --every 300 --overwrite
-    cp -R "$out/work/model" "$out/long.part" && mv "$out/long.part" "$out/long"
-fi
-run finetune --qa "$out/rhythm.jsonl" --model "$out/long" --batch 16 --augment 1 --dropout 0.1 --lr 7e-4 \
-    --steps "${STEPS_LAST:-350}" --every 70 --overwrite
+grep -v '"question": "[ST]"' "$out/letters.jsonl" >"$out/findings.jsonl"
+train findings --qa "$out/findings.jsonl" --model tiny --steps "${STEPS_FINDINGS:-4200}" --every 420
+train all --qa "$out/letters.jsonl" --model "$out/findings" --lr 7e-4 --steps "${STEPS_ALL:-600}" --every 100
+train rhythm --qa "$out/rhythm.jsonl" --model "$out/all" --lr 7e-4 --steps "${STEPS_RHYTHM:-280}" --every 70
+train long --qa "$out/long.jsonl" --model "$out/rhythm" --lr 1.5e-3 --steps "${STEPS_LONG:-3600}" --every 300
+train last --qa "$out/rhythm.jsonl" --model "$out/long" --lr 7e-4 --steps "${STEPS_LAST:-350}" --every 70
 
 # in half of the bytes, with its questions in words, then scored as it ships
-python "$here/ship_ptbxl.py" model "$out/work/model" "$out/ptbxl" "$out/words.jsonl"
+python "$here/ship_ptbxl.py" model "$out/last" "$out/ptbxl" "$out/words.jsonl"
 run generate --model "$out/ptbxl" --qa "$out/asked.jsonl" --split test
 python "$here/ship_ptbxl.py" card "$out/ptbxl" "$out/work/answers/metrics.json"

@@ -13,11 +13,12 @@ import numpy as np
 from ecgbyte_cli import cluster
 from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import folder
 from ecgbyte_cli.model.certainty import read as read_certainty
 from ecgbyte_cli.model.controls import CONTROLS
 from ecgbyte_cli.model.conversation import fit
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.workdir import sha256_of, whole
+from ecgbyte_cli.workdir import whole
 
 
 class Given(NamedTuple):
@@ -249,7 +250,7 @@ def _loaded(model, base, sha256):
     """A model, what makes its prompts, and its certainty: loaded once in a process."""
     from ecgbyte_cli.model import ecg_lm
 
-    if sha256_of(model / "ecgbyte.json") != sha256:
+    if folder.sha256(model) != sha256:
         raise Failure(f"{model} was replaced while it was asked: run `ecgbyte generate` again")
     lm, text_tokenizer, tokenizer, about = ecg_lm.load(model, base=base)
     known = read_certainty(model, tokenizer.vocab_size)

@@ -128,13 +128,12 @@ def shares(lm, samples, plans):
 def abilities(settings, training):
     """What ecgbyte.json says that a model can do beside answering; what it could before, it still can."""
     model = settings["base"]
-    before = folder.about(model) if folder.is_own(model) else {}
+    before = folder.about(model) if folder.is_own(model) else {"draws": None, "writes": False}
     draws = {plan.words for plan in training} - {None}
-    writes = before.get("writes", before.get("settings", {}).get("ecg_loss"))
     return {
         "think": TAGS if settings["think"] else None,
-        "draws": sorted(draws.union(before.get("draws") or ())),
-        "writes": settings["ecg_loss"] > 0 or bool(writes),
+        "draws": sorted(draws.union(before["draws"] or ())),
+        "writes": settings["ecg_loss"] > 0 or before["writes"],
     }
 
 
@@ -155,7 +154,7 @@ def what_to_read(work, qa, lm, samples, settings, tell):
             asked = [question for plan in read[0] for question in plan.questions]
             read = samples.plans(asked)[0], *read[1:]
     kind = settings["draw"]
-    if kind and samples.tokenizer.signal["quantizer"]["name"] in ("minmax", "trellis"):
+    if kind and not samples.tokenizer.has_size:
         raise Failure(
             "--draw needs letters that have a size in mV: symbolize with --quantizer paper, mulaw or lloyd"
         )

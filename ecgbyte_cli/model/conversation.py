@@ -276,13 +276,15 @@ class Conversation:
         from ecgbyte_cli.model.ecg_lm import Counted
 
         counted, shown, tags = Counted(None, self.prompt.end_ids, 1), "", self.about.get("think")
+        reasoned = not tags
         for (i,) in self.lm.stream([turn.prompt], self.prompt.end_ids, room, self.cache, counted):
             turn.first = turn.first or time.perf_counter() - start
             turn.written.append(i)
             turn.answer = self.prompt.text(turn.written)
-            if tags and not turn.reasoning:
+            if not reasoned:
                 if tags[1] not in turn.answer:
                     continue
+                reasoned = True
                 turn.reasoning = turn.answer.partition(tags[1])[0].removeprefix(tags[0]).strip()
                 think(turn.reasoning)
             turn.answer = parted(turn.answer, tags).answer if tags else turn.answer
@@ -290,7 +292,7 @@ class Conversation:
             if turn.answer.startswith(shown) and not turn.answer.endswith("\ufffd"):
                 show(turn.answer[len(shown) :])
                 shown = turn.answer
-        if tags and not turn.reasoning:  # it came to no end
+        if not reasoned:  # it came to no end
             turn.answer = parted(turn.answer, tags).answer
         show(turn.answer[len(shown) :])
         turn.probability = math.exp(sum(counted.logs[0])) if counted.logs[0] else None

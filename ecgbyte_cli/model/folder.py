@@ -86,14 +86,10 @@ def about(folder: str | os.PathLike) -> dict:
     wrong = [key for key, fits in _FITS.items() if not fits(said.get(key))]
     if wrong:
         raise Failure(f"{path} is damaged: {', '.join(wrong)}")
-    said = {key: value for key, value in said.items() if key != "settings" or value is not None}
+    settings = said.get("settings") or {}
     return {
-        "segmenter": "longest",
-        "notice": "",
-        "lead_marks": 0,
-        "position_letters": 0,
-        "settings": {},
-        **said,
+        **{"segmenter": "longest", "notice": "", "lead_marks": 0, "position_letters": 0, "draws": None},
+        **{"writes": bool(settings.get("ecg_loss")), **said, "settings": settings},
     }
 
 

@@ -328,7 +328,7 @@ def read_samples(work, qa, samples, seed, tell, think=False):
             replace(q, answer=joined(q.reasoning, q.answer), labels=()) if q.reasoning else q for q in read
         ]
     else:
-        read = [replace(question, reasoning="") for question in read]
+        read = [replace(q, reasoning="") if q.reasoning else q for q in read]
     found, unmatched = question_files.join(read, segments)
     if unmatched:
         tell(question_files.describe(unmatched, len(read)))

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import re
@@ -28,7 +27,7 @@ from ecgbyte_cli.model.validation import (
     this_process,
     validation_loss,
 )
-from ecgbyte_cli.workdir import finished, new_folder, read_json, write_json
+from ecgbyte_cli.workdir import finished, new_folder, read_json, used, write_json
 
 TENSORBOARD = {
     "train_loss": "loss/training",
@@ -92,12 +91,7 @@ def unfinished(work, settings, overwrite):
     if overwrite or not checkpoints:
         return None
     state = checkpoints[-1] / "state.json"
-    # as in `finished`: an option that is not used counts as one that there was not yet
-    had, asked = (
-        {key: value for key, value in told.items() if value is not None}
-        for told in (read_json(state)["settings"], json.loads(json.dumps(settings)))
-    )
-    if had == asked:
+    if used(read_json(state)["settings"]) == used(settings):
         return checkpoints[-1]
     if not work.model_settings.exists():
         finished(state, settings, overwrite, "an unfinished training")  # says what differs

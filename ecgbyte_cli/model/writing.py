@@ -62,15 +62,6 @@ def write(lm, tokenizer, head, numbers, draw, given=None, segmenter="longest", b
     Failure
         If the model cannot write ECGs of this tokenizer, or one has more tokens than the model has positions.
     """
-    heads = [head] if draw.guidance == 1 else [head, plain]
-    for first in range(0, len(numbers), BESIDE):
-        some = numbers[first : first + BESIDE]
-        yield from _write(lm, tokenizer, heads, some, draw, given, segmenter)
-        if bar:
-            bar.advance(len(some))
-
-
-def _write(lm, tokenizer, heads, numbers, draw, given, segmenter):
     layout, samples = lm.layout, tokenizer.signal["samples"]
     leads = len(tokenizer.signal["leads"])
     # without marks an ECG is one stretch
@@ -84,6 +75,17 @@ def _write(lm, tokenizer, heads, numbers, draw, given, segmenter):
         Start(_ids(layout, piece, tokens), room - int(tokenizer.lengths[tokens].sum()), rest)
         for piece, (tokens, rest) in enumerate(begun)
     ]
+    heads = [head] if draw.guidance == 1 else [head, plain]
+    for first in range(0, len(numbers), BESIDE):
+        some = numbers[first : first + BESIDE]
+        yield from _write(lm, tokenizer, heads, starts, some, draw)
+        if bar:
+            bar.advance(len(some))
+
+
+def _write(lm, tokenizer, heads, starts, numbers, draw):
+    """Write some ECGs side by side."""
+    layout = lm.layout
     random, count = [np.random.default_rng([draw.seed, number]) for number in numbers], len(numbers)
     block = [layout.offset, *starts[0].ids]
     ecgs = [Row(list(block), starts) for _ in range(count)]
@@ -205,10 +207,8 @@ def begin(tokenizer, letters, segmenter):
 
 def fits(tokenizer, letters):
     """Which tokens begin with some letters, or are what these begin with: bool (vocabulary,)."""
-    if len(letters) >= tokenizer.lengths.max():
-        letters = letters[: tokenizer.lengths.max()]
     spelled = spelling(tokenizer)[:, : len(letters)]
-    return ((spelled == letters) | (spelled == BEHIND)).all(1)
+    return ((spelled == letters[: spelled.shape[1]]) | (spelled == BEHIND)).all(1)
 
 
 @lru_cache(2)

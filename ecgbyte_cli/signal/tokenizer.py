@@ -149,6 +149,11 @@ class ECGTokenizer:
             )
         return quantizer
 
+    @property
+    def has_size(self) -> bool:
+        """Whether a letter stands for mV by itself, and not by the range of its segment."""
+        return self.signal["quantizer"]["name"] not in ("minmax", "trellis")
+
     def flat_line(self, segmenter: str = "longest") -> np.ndarray:
         """Token ids of a segment on which nothing happens.
 
@@ -156,7 +161,7 @@ class ECGTokenizer:
         letter that takes fewest tokens: one that recordings never rest at would take a token for each sample.
         """
         shape = (len(self.signal["leads"]), self.signal["samples"])
-        if self.signal["quantizer"]["name"] not in ("minmax", "trellis"):
+        if self.has_size:
             return self.encode(np.zeros(shape, np.float32), segmenter)
         lines = (self.encode(np.full(shape, i, np.uint8), segmenter) for i in range(self.levels))
         return min(lines, key=len)

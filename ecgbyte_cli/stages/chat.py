@@ -8,7 +8,7 @@ import click
 
 from ecgbyte_cli import readers
 from ecgbyte_cli import talk as talk_of
-from ecgbyte_cli.console import Stage, note, printable, say, wants_json
+from ecgbyte_cli.console import Stage, base_option, model_option, note, printable, say, wants_json
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.conversation import Conversation, Reader, Turn
 from ecgbyte_cli.terminal import COMMANDS, busy, draw, facts, greet, panel, typing
@@ -22,16 +22,8 @@ from ecgbyte_cli.workdir import whole
 )
 @click.argument("record", type=click.Path(path_type=Path))
 @click.option("-q", "--question", multiple=True, help="Ask this and leave; may be given several times.")
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=None,
-    show_default="the work folder's, or the one that comes with ecgbyte",
-    help="Model folder.",
-)
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
-)
+@model_option
+@base_option
 @click.option(
     "--max-new", type=click.IntRange(1), default=256, show_default=True, help="Longest answer in tokens."
 )

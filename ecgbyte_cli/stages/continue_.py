@@ -8,14 +8,14 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli.console import Stage, note, progress, say, table
+from ecgbyte_cli.console import Stage, base_option, model_option, note, progress, sampling_options, say, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.model.conversation import Reader
 from ecgbyte_cli.signal import fidelity
 from ecgbyte_cli.signal.records import file_name, write_record
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import finished, new_folder, write_json
+from ecgbyte_cli.workdir import finished, new_folder, refuse_others, write_json
 
 SAID, PICTURE = "continue.json", "continued.png"  # in the folder that is written
 
@@ -42,30 +42,9 @@ SAID, PICTURE = "continue.json", "continued.png"  # in the folder that is writte
     type=click.Path(path_type=Path),
     help="The folder to write to.  [default: continued/ in the work folder]",
 )
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=None,
-    show_default="the work folder's, or the one that comes with ecgbyte",
-    help="Model folder.",
-)
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Below 1 the likelier tokens become likelier still.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Draw from the likeliest tokens that have so much of the probability together.",
-)
+@model_option
+@base_option
+@sampling_options
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, other continuations."
 )
@@ -132,7 +111,7 @@ def go_on(
     start = time.perf_counter()
     folder = folders.chosen(work, model)
     about = folders.about(folder)
-    if not about.get("writes", about["settings"].get("ecg_loss")):
+    if not about["writes"]:
         raise Failure(
             f"{folders.said_as(folder)} was not trained to predict ECGs: train with `ecgbyte finetune --ecg-loss 0.3`"
         )
@@ -154,8 +133,7 @@ def go_on(
     if done:
         note(f"{out} holds these continuations already: nothing to do")
         return done
-    if out.exists() and not (out / SAID).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Failure(f"{out} holds other things than continuations: name another folder")
+    refuse_others(out, out / SAID, "continuations")
 
     from ecgbyte_cli import pictures
     from ecgbyte_cli.model import ecg_lm, writing

@@ -8,14 +8,14 @@ import click
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import Stage, note, progress, say
+from ecgbyte_cli.console import Stage, base_option, note, progress, sampling_options, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.locks import lock
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.records import write_record
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import finished, write_json
+from ecgbyte_cli.workdir import finished, refuse_others, write_json
 
 SAID, PICTURE = "draw.json", "drawn.png"  # in the folder that is written
 SHOWN = 8  # in the picture
@@ -41,23 +41,8 @@ SHOWN = 8  # in the picture
     show_default="the work folder's",
     help="Model folder.",
 )
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Below 1 the likelier tokens become likelier still.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Draw from the likeliest tokens that have so much of the probability together.",
-)
+@base_option
+@sampling_options
 @click.option(
     "--guidance",
     type=click.FloatRange(1),
@@ -135,8 +120,7 @@ def draw(
         if done:
             note(f"{out} holds these ECGs already: nothing to do")
             return done
-        if out.exists() and not (out / SAID).exists() and (not out.is_dir() or any(out.iterdir())):
-            raise Failure(f"{out} holds other things than drawn ECGs: name another folder")
+        refuse_others(out, out / SAID, "drawn ECGs")
         return _draw(folder, about, base, out, settings, overwrite, start)
 
 
@@ -186,8 +170,9 @@ def check(words, about, folder):
         raise Failure(
             f"{folders.said_as(folder)} was not trained to draw: train one with `ecgbyte finetune --draw TYPE`"
         )
-    name = ECGTokenizer.from_file(folder / "ecg_tokenizer.json").signal["quantizer"]["name"]
-    if name in ("minmax", "trellis"):
+    tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
+    if not tokenizer.has_size:
+        name = tokenizer.signal["quantizer"]["name"]
         raise Failure(
             f"{folder} reads letters of the quantizer {name}, which have no size in mV of their own: none can be drawn"
         )
@@ -204,14 +189,8 @@ def consistent(signal, leads):
     """A signal whose limb leads agree: III, aVR, aVL and aVF are derived, where I and II are there too."""
     if not {"I", "II"} <= {*leads}:
         return signal
-    one, two = (signal[leads.index(lead)] for lead in ("I", "II"))
-    rows = [
-        preprocess.DERIVED[lead][0] * one + preprocess.DERIVED[lead][1] * two
-        if lead in preprocess.DERIVED
-        else row
-        for lead, row in zip(leads, signal, strict=True)
-    ]
-    return np.stack(rows).astype(np.float32)
+    own = [i for i, lead in enumerate(leads) if lead not in preprocess.DERIVED]
+    return preprocess.pick(readers.Recording(signal[own], 0, [leads[i] for i in own], "", ""), leads)
 
 
 def picture(path, paths, words):

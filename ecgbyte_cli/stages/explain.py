@@ -7,9 +7,9 @@ import click
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import Stage, note, progress, say, table
+from ecgbyte_cli.console import Stage, base_option, note, progress, say, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.workdir import finished, read_array, read_json, read_table, sha256_of, whole, write_json
+from ecgbyte_cli.workdir import finished, read_array, read_json, read_table, whole, write_json
 
 QUESTION = "What is the rhythm?"
 STRETCH = 0.1  # seconds: what a method points at, and what the curves delete and insert
@@ -59,9 +59,7 @@ CAUSES = {
     help="How many, as many of each cause.",
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
-)
+@base_option
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
@@ -137,7 +135,7 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
     if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(f"{model} was trained with another tokenizer than {work.tokens} was encoded with")
     settings = {
-        "model": sha256_of(model / "ecgbyte.json"),
+        "model": folders.sha256(model),
         "tokens": encoded["settings"],
         "records": count,
         "split": split,

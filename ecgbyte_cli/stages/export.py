@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from ecgbyte_cli import __version__
-from ecgbyte_cli.console import Stage, say
+from ecgbyte_cli.console import Stage, base_option, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.workdir import new_folder, read_json, write_json
@@ -25,9 +25,7 @@ QUESTION = "What is the rhythm?"
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
-)
+@base_option
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @click.pass_obj
 def command(work, out, **options):

@@ -9,12 +9,12 @@ import click
 
 from ecgbyte_cli.console import Stage, note, progress, say, wants_json
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.folder import SHIPPED, is_own, method_of, named
+from ecgbyte_cli.model.folder import SHIPPED, is_own, method_of, named, sha256
 from ecgbyte_cli.model.samples import read_samples
 from ecgbyte_cli.model.training import Trainer, enough_memory, process_group, too_large, unfinished
 from ecgbyte_cli.model.validation import said, said_of_ecg, this_process
 from ecgbyte_cli.questions import files as question_files
-from ecgbyte_cli.workdir import finished, new_folder, read_json, sha256_of
+from ecgbyte_cli.workdir import finished, new_folder, read_json
 
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
@@ -234,7 +234,7 @@ def finetune(
         "qa": None if pretrain else question_files.sha256(qa),
         "tokens": [read_json(work.token_settings)[key] for key in ("tokenizer_sha256", "settings")],
         "base": model,
-        "begun_with": sha256_of(Path(model) / "ecgbyte.json") if is_own(model) else None,
+        "begun_with": sha256(Path(model)) if is_own(model) else None,
         "method": method,
         "ecg_rows": ecg_rows,
         "ecg_init": ecg_init,

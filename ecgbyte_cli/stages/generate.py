@@ -28,7 +28,7 @@ from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.questions import metrics, reliability
 from ecgbyte_cli.questions.thinking import parted
-from ecgbyte_cli.workdir import finished, read_json, read_table, sha256_of, whole, write_json
+from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_json
 
 
 @click.command(
@@ -185,7 +185,7 @@ def generate(
         about, encoded = check(work, model)
         qa = Path(qa or about["qa"])
         settings = {
-            "model": sha256_of(model / "ecgbyte.json"),
+            "model": folder.sha256(model),
             "qa": question_files.sha256(qa),
             "tokens": encoded["settings"],
             "split": split,

@@ -6,7 +6,7 @@ import click
 import numpy as np
 
 from ecgbyte_cli import readers, sheet
-from ecgbyte_cli.console import Stage, say
+from ecgbyte_cli.console import Stage, base_option, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.signal import preprocess
@@ -27,9 +27,7 @@ from ecgbyte_cli.workdir import read_array, read_json, read_table, whole
     type=click.Path(path_type=Path),
     help="Model folder; for tokens, its tokenizer.  [default: the work folder's]",
 )
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
-)
+@base_option
 @click.option(
     "--input-fs",
     type=click.FloatRange(0, min_open=True),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli.console import Stage, note, say, wants_json
+from ecgbyte_cli.console import Stage, base_option, model_option, note, say, wants_json
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.terminal import busy
 
@@ -23,13 +23,7 @@ BACKLOG, MOST_CONNECTIONS = 128, 256
     epilog="Example: ecgbyte serve data/ --open",
 )
 @click.argument("source", metavar="[RECORD or FOLDER]", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    default=None,
-    show_default="the work folder's, or the one that comes with ecgbyte",
-    help="Model folder.",
-)
+@model_option
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one."
 )
@@ -39,9 +33,7 @@ BACKLOG, MOST_CONNECTIONS = 128, 256
     show_default=True,
     help="Address to listen at. Where others reach it, a token in the page's address is needed.",
 )
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
-)
+@base_option
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
 @click.option(
     "--max-new", type=click.IntRange(1), default=256, show_default=True, help="Longest answer in tokens."
