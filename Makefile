@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-web lint clean
+.PHONY: quickstart test test-web evidence lint clean
 
 # A real recording, read by the model that comes with ecgbyte, and the whole pipeline on synthetic ones, on the CPU.
 quickstart: .venv/llm
@@ -20,6 +20,12 @@ test-web: .venv/test browser
 .PHONY: browser
 browser:
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy chromium; } >/dev/null 2>&1 || true
+
+# The experiments of docs/evidence.md, its tables and charts: hours on one core; run again it goes on
+PTBXL ?= ../shared/data/ptbxl
+CHALLENGE ?= ../shared/data/cinc2021
+evidence: .venv/test
+	$(BIN)/python examples/evidence.py "$(PTBXL)" "$(CHALLENGE)" $(EVIDENCE)
 
 lint: .venv/test
 	$(BIN)/ruff check .

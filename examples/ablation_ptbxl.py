@@ -28,7 +28,7 @@ from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
 
 THREE, EIGHT = "II,V1,V5", "I,II,V1,V2,V3,V4,V5,V6"
 TWELVE = "I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6"
-TOKENS = {"leads": THREE, "fs": 100, "quantizer": "paper", "vocab": 2000}
+TOKENS = {"leads": THREE, "fs": 100, "quantizer": "paper", "levels": 26, "vocab": 2000}
 LETTERS = "ABCDEFGHIJKLMNOPQR"  # one for each finding
 MODEL = {"ecg_loss": 0.3, "augment": 1.0, "batch": 16}
 # name, what differs in the tokens, what differs in the training, whether it decides a default
@@ -43,7 +43,7 @@ ROWS = [
     ("--pretrain for half of the time", {}, {"pretrain": True}, True),
     ("--together 1", {}, {"together": 1}, True),
     ("--quantizer mulaw", {"quantizer": "mulaw"}, {}, False),
-    ("--quantizer trellis", {"quantizer": "trellis"}, {}, False),
+    ("--quantizer trellis", {"quantizer": "trellis", "levels": 43}, {}, False),
     ("--vocab 500", {"vocab": 500}, {}, False),
     ("--vocab 5000", {"vocab": 5000}, {}, False),
     ("8 leads", {"leads": EIGHT}, {}, False),
@@ -52,15 +52,15 @@ ROWS = [
 ]
 
 
-def tokens(out, data, leads, fs, quantizer, vocab):
+def tokens(out, data, leads, fs, quantizer, levels, vocab):
     """A work folder with the tokens of all recordings."""
     count = len(leads.split(","))
-    root = out / f"{count}-{fs}-{quantizer}-{vocab}"
+    root = out / f"{count}-{fs}-{quantizer}-{levels}-{vocab}"
     run = [sys.executable, "-m", "ecgbyte_cli", "--work", str(root)]
-    levels = ["--levels", "43"] if quantizer == "trellis" else []
     for stage in (
         ["symbolize", str(data), "--profile", "paper", "--fs", str(fs), "--leads", leads]
-        + ["--quantizer", quantizer, *levels, "--patients", str(data / "ptbxl_database.csv"), "--jobs", "1"],
+        + ["--quantizer", quantizer, "--levels", str(levels)]
+        + ["--patients", str(data / "ptbxl_database.csv"), "--jobs", "1"],
         ["learn", "--vocab", str(vocab), "--threads", "1"],
         ["encode", "--threads", "1"],
     ):
@@ -70,16 +70,20 @@ def tokens(out, data, leads, fs, quantizer, vocab):
 
 def ask(out, data):
     """A question file with every finding of every recording that the table is certain of."""
-    path = out / "qa.jsonl"
+    return ask_about(out / "qa.jsonl", ptbxl.read(data / "ptbxl_database.csv").facts)
+
+
+def ask_about(path, facts):
+    """Write the question file, if it is not there: a letter for each finding that is known to be there or not."""
     if not path.exists():
         lines = []
-        for facts in ptbxl.read(data / "ptbxl_database.csv").facts:
+        for of in facts:
             for letter, (name, finding) in zip(LETTERS, findings.FINDINGS.items(), strict=True):
-                known = [facts.known[code] for code in finding.statements if code in facts.known]
-                if None in known and True not in known:
+                known = [of.known[code] for code in finding.statements if code in of.known]
+                if not known or (None in known and True not in known):
                     continue
                 answer = "yes" if True in known else "no"
-                more = {"record": facts.record, "split": facts.split, "type": name}
+                more = {"record": of.record, "split": of.split, "type": name}
                 lines.append(json.dumps({**more, "question": letter, "answer": answer}) + "\n")
         path.write_text("".join(lines))
     return path
