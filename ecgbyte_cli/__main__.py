@@ -10,6 +10,7 @@ COMMANDS = {
     "encode": "Turn letters into token ids.",
     "decode": "Turn token ids back into recordings, and say how faithful they are.",
     "finetune": "Train a language model on questions and ECG tokens.",
+    "reinforce": "Train a model on answers of its own, by what they are worth.",
     "generate": "Answer many questions, and score the answers.",
     "explain": "Measure which attribution points at the true cause.",
     "chat": "Talk about one recording.",

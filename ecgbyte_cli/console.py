@@ -8,6 +8,7 @@ import importlib
 import json
 import keyword
 import os
+import re
 import signal
 import sys
 import threading
@@ -151,15 +152,22 @@ class Stage(click.Command):
     def parse_args(self, ctx, args):
         # In chain mode Click ends a command at its first argument, and would take an option behind it
         # for the next command. So the options up to the next command are put before the arguments.
+        # An argument of any number of words ends at a command's name: a folder of that name is ./learn.
         values = {
             name: 0 if p.is_flag or p.count else p.nargs
             for p in self.get_params(ctx)
             if isinstance(p, click.Option)
             for name in (*p.opts, *p.secondary_opts)
         }
-        wanted = sum(isinstance(p, click.Argument) for p in self.params)
+        wanted = [p.nargs for p in self.params if isinstance(p, click.Argument)]
+        group = ctx.find_root().command
+        commands = {*group.table, *group.aliases} if -1 in wanted else ()
         options, arguments, rest = [], [], list(args)
-        while rest and not (len(arguments) == wanted and not rest[0].startswith("-")):
+        while rest and not (
+            len(arguments) >= len(wanted)
+            and not rest[0].startswith("-")
+            and (-1 not in wanted or rest[0] in commands)
+        ):
             word = rest.pop(0)
             if not word.startswith("-") or word == "-":
                 arguments.append(word)
@@ -167,7 +175,9 @@ class Stage(click.Command):
             options.append(word)
             for _ in range(min(values.get(word, 0), len(rest))):
                 options.append(rest.pop(0))
-        return super().parse_args(ctx, [*options, *(["--"] if arguments else []), *arguments, *rest])
+        super().parse_args(ctx, [*options, *(["--"] if arguments else []), *arguments])
+        ctx.args += rest
+        return ctx.args
 
     def invoke(self, ctx):
         meta = ctx.find_root().meta
@@ -192,6 +202,40 @@ class Stage(click.Command):
         return ctx.info_name, result
 
 
+class Words(click.ParamType):
+    """Words parted by commas, as a tuple."""
+
+    name = "a,b,…"
+
+    def convert(self, value, param, ctx):
+        return (
+            tuple(word.strip() for word in value.split(",") if word.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+
+class Weighted(click.ParamType):
+    """A name, or one of some, with a weight behind a colon; 1 where there is none: (str, float)."""
+
+    name = "name[:weight]"
+
+    def __init__(self, names=None):
+        self.names = names
+
+    def convert(self, value, param, ctx):
+        if not isinstance(value, str):
+            return value
+        name, _, weight = value.rpartition(":")
+        if not name or not re.fullmatch(r"\d*\.?\d+", weight):
+            name, weight = value, 1
+        if self.names and name not in self.names:
+            self.fail(f"{name!r} is none of {', '.join(self.names)}", param, ctx)
+        if float(weight) == 0:
+            self.fail(f"{value!r} has no weight: leave it out", param, ctx)
+        return name, float(weight)
+
+
 # options that several commands have alike
 model_option = click.option(
     "--model",
@@ -202,6 +246,20 @@ model_option = click.option(
 )
 base_option = click.option(
     "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
+)
+
+types_option = click.option(
+    "--types",
+    type=Words(),
+    default="",
+    help="Take questions of these types alone, parted by commas.  [default: all]",
+)
+seeds_option = click.option(
+    "--seeds",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="How many trainings, with as many seeds: the first in the usual place, the others in seeds/.",
 )
 
 

@@ -4,6 +4,7 @@ Arrays are .npy, tables Parquet, settings JSON; nothing is pickled. A file is wr
 renamed into it, so that a reader sees all of it or none.
 """
 
+import copy
 import errno
 import glob
 import hashlib
@@ -56,20 +57,40 @@ class WorkDir:
         self.token_parts = self.root / "tokens" / "parts"  # what an interrupted run has encoded
         self.decoded = self.root / "decoded"
         self.decode_settings = self.decoded / "decode.json"
-        self.training = self.root / "training"
-        self.loss_csv = self.training / "loss.csv"
-        self.loss_picture = self.training / "loss.png"
-        self.model = self.root / "model"
-        self.model_settings = self.model / "ecgbyte.json"
-        self.answers = self.root / "answers" / "answers.jsonl"
-        self.metrics = self.root / "answers" / "metrics.json"
-        self.metrics_table = self.root / "answers" / "metrics.md"
-        self.partial_answers = self.root / "answers" / "partial.jsonl"  # what an interrupted run has answered
+        self._train_in("training", "model", "answers")
         self.explained = self.root / "explained" / "explain.json"
         self.explained_table = self.root / "explained" / "explain.md"
         self.pictures = self.root / "pictures"
         self.continued = self.root / "continued"
         self.chat_history = self.root / "chat_history"  # the lines typed in earlier chats
+
+    def _train_in(self, training, model, answers):
+        self.training, self.model, answers = self.root / training, self.root / model, self.root / answers
+        self._folders = {"training": self.training, "model": self.model, "answers": answers}
+        self.loss_csv = self.training / "loss.csv"
+        self.loss_picture = self.training / "loss.png"
+        self.reward_csv = self.training / "reward.csv"
+        self.reward_picture = self.training / "reward.png"
+        self.model_settings = self.model / "ecgbyte.json"
+        self.answers = answers / "answers.jsonl"
+        self.metrics = answers / "metrics.json"
+        self.metrics_table = answers / "metrics.md"
+        self.partial_answers = answers / "partial.jsonl"  # what an interrupted run has answered
+
+    def reinforcing(self) -> "WorkDir":
+        """The same work folder, with the folders of `reinforce` for its training and its model."""
+        made = copy.copy(self)
+        made._train_in("reinforcing", "reinforced", "answers")
+        return made
+
+    def of_seed(self, number: int) -> "WorkDir":
+        """The same work folder, with folders of their own for the training, model and answers of a further seed."""
+        made = copy.copy(self)
+        made._train_in(*(f"seeds/{number}/{name}" for name in ("training", "model", "answers")))
+        return made
+
+    def _folder(self, name):
+        return self._folders.get(name, self.root / name)
 
     def checkpoint(self, kind: str, step: int) -> Path:
         """The folder of a training's checkpoint: `step` (to go on from) or `best` (the best weights so far)."""
@@ -123,13 +144,14 @@ class WorkDir:
             yield
             return
         with ExitStack() as stack:
-            for name in names:
-                stack.enter_context(lock(self.root / name))
+            folders = [self._folder(name) for name in names]
+            for folder in folders:
+                stack.enter_context(lock(folder))
             # whoever holds the lock knows that nobody writes these any more, and what writes then clears
             # its own; at the end, those of workers that were stopped
-            for name in names:
-                stack.callback(clear_leftovers, self.root / name)
-                clear_leftovers(self.root / name)
+            for folder in folders:
+                stack.callback(clear_leftovers, folder)
+                clear_leftovers(folder)
             yield
 
     @contextmanager
@@ -150,8 +172,8 @@ class WorkDir:
         names = ("symbols", *names) if "tokens" in names and "symbols" not in names else names
         with ExitStack() as stack:
             for name in names:
-                if (self.root / name).is_dir():
-                    stack.enter_context(lock(self.root / name, shared=True))
+                if self._folder(name).is_dir():
+                    stack.enter_context(lock(self._folder(name), shared=True))
             told = [self._compare(name) for name in names if name in ("symbols", "tokens")]
             if not all(told) and self.verify != "none":
                 click.echo(printable(f"{self.root}: made by a version that wrote no checksums"), err=True)

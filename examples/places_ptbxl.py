@@ -21,7 +21,7 @@ import numpy as np
 
 from ecgbyte_cli import read, segments
 from ecgbyte_cli.console import progress
-from ecgbyte_cli.model import attribution, ecg_lm
+from ecgbyte_cli.model import attribution, certainty, ecg_lm
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import findings, ptbxl
@@ -129,7 +129,7 @@ def main():
     model = folders.named(options.model)
     about = folders.about(model)
     lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model, "cpu")
-    prompt = Prompt(text_tokenizer, lm.layout, about.get("date"))
+    prompt, known = Prompt.of(about, text_tokenizer, lm.layout), certainty.read(model, tokenizer.vocab_size)
     explainer = attribution.Explainer(
         lm, prompt, tokenizer, about["segmenter"], 16, about.get("prompt_tokens")
     )
@@ -144,7 +144,7 @@ def main():
         for finding in PLACES:
             words, statements = findings.FINDINGS[finding]
             have = [of.record for of in facts if any(of.known.get(code) for code in statements)]
-            question = f"Is there {words}?"
+            question = known.match(f"Is there {words}?").text  # as chat asks it
             for record in [
                 have[i] for i in np.random.default_rng(0).permutation(len(have))[: options.records]
             ]:

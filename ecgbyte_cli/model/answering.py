@@ -254,7 +254,7 @@ def _loaded(model, base, sha256):
         raise Failure(f"{model} was replaced while it was asked: run `ecgbyte generate` again")
     lm, text_tokenizer, tokenizer, about = ecg_lm.load(model, base=base)
     known = read_certainty(model, tokenizer.vocab_size)
-    return lm, Prompt(text_tokenizer, lm.layout, about.get("date")), known
+    return lm, Prompt.of(about, text_tokenizer, lm.layout), known
 
 
 def chosen(certainty, answers, weights, seconds):

@@ -44,11 +44,14 @@ def begin(work, settings, device):
             f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: run "
             "`ecgbyte encode --overwrite`"
         )
-    said, date = folder.about(model) if folder.is_own(model) else None, None
+    said, system = folder.about(model) if folder.is_own(model) else {}, settings.get("system")
     if said:
         _check(model, said, tokenizer, encoded, settings)
         lm, text_tokenizer, _, _ = ecg_lm.load(model, device, method=method, trainable=True)
-        name, date = said["base"] if said["method"] == method else str(Path(model) / "base"), said.get("date")
+        name, system = (
+            said["base"] if said["method"] == method else str(Path(model) / "base"),
+            said.get("system"),
+        )
     else:
         base, text_tokenizer = ecg_lm.load_base(model, method, device)
         offset = base.get_input_embeddings().num_embeddings
@@ -59,7 +62,8 @@ def begin(work, settings, device):
     most = getattr(lm.base.config, "max_position_embeddings", None) or settings["max_length"]
     if lm.layout.unit and tokenizer.signal["samples"] // lm.layout.unit >= most:
         raise Failure(f"{name} has {most} positions, too few for --positions time on segments of this length")
-    prompt, most = Prompt(text_tokenizer, lm.layout, date), min(settings["max_length"], most)
+    prompt = Prompt(text_tokenizer, lm.layout, said.get("date"), system)
+    most = min(settings["max_length"], most)
     samples = Samples(
         work,
         prompt,
@@ -83,6 +87,10 @@ def _check(model, said, tokenizer, encoded, settings):
             f"{model} was trained on tokens of the segmenter {said['segmenter']}, these are of {segmenter}: run "
             f"`ecgbyte encode --segmenter {said['segmenter']} --overwrite`"
         )
+    if settings.get("system") not in (None, said.get("system")):
+        raise Failure(f"{model} goes on with the system prompt that it was trained with: leave out --system")
+    if said["method"] != "full" and (settings.get("rank") or settings.get("alpha")):
+        raise Failure(f"{model} goes on with the adapter that it has: leave out --rank and --alpha")
     by = "time" if said["position_letters"] else "token"
     if settings["positions"] not in (None, by):
         raise Failure(f"{model} was trained with --positions {by}, and goes on so")
@@ -147,7 +155,8 @@ def what_to_read(work, qa, lm, samples, settings, tell):
         order = np.random.default_rng(settings["seed"]).permutation(len(sides[1]))
         read = sides[0], [sides[1][i] for i in order], {"trimmed": 0, "left_out": 0}
     else:
-        read = read_samples(work, qa, samples, settings["seed"], tell, settings["think"])
+        think, types, weights = (settings.get(name) for name in ("think", "types", "weights"))
+        read = read_samples(work, qa, samples, settings["seed"], tell, think, types, weights)
         if not shares(lm, samples, read[0]):
             tell("this base model cannot read an ECG for several questions at once: each gets one of its own")
             samples.together = 1

@@ -194,7 +194,7 @@ class Conversation:
         from ecgbyte_cli.model.prompt import Prompt
 
         self.lm, self.reader, self.about, self.ecgs, self.max_new = lm, reader, about, ecgs, max_new
-        self.prompt, self.cache = Prompt(text_tokenizer, lm.layout, about.get("date")), PromptCache()
+        self.prompt, self.cache = Prompt.of(about, text_tokenizer, lm.layout), PromptCache()
         self.certainty = certainty
         self.turns: list[tuple[str, str]] = []
         self.log: list[Turn | str] = []

@@ -856,7 +856,7 @@ def _check_base(name, local, revision):
 def add_adapter(
     base: "PreTrainedModel",
     rank: int = 16,
-    alpha: int = 32,
+    alpha: float = 32,
     dropout: float = 0.05,
     checkpointing: bool = True,
 ) -> "PeftModel":
@@ -868,8 +868,8 @@ def add_adapter(
     Parameters
     ----------
     base : transformers.PreTrainedModel
-    rank, alpha : int
-    dropout : float
+    rank : int
+    alpha, dropout : float
     checkpointing : bool
         Compute the layers' states once more in the backward pass, and do not keep them: a third more time, for
         much less memory.

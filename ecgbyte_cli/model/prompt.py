@@ -42,6 +42,8 @@ class Prompt:
         Which ids ECGs have; a number is the `offset` of one without marks.
     date : str or None
         The date that a chat template is told, YYYY-MM-DD: the one of the training.
+    system : str or None
+        The system prompt that a chat template is told; None is `SYSTEM`.
 
     Attributes
     ----------
@@ -49,6 +51,8 @@ class Prompt:
         An answer ends before any of these.
     date : str or None
         None where the template asks for none.
+    told : str or None
+        The system prompt, if it is another.
 
     Raises
     ------
@@ -57,8 +61,17 @@ class Prompt:
     """
 
     def __init__(
-        self, text_tokenizer: "PreTrainedTokenizerBase", layout: Layout | int, date: str | None = None
+        self,
+        text_tokenizer: "PreTrainedTokenizerBase",
+        layout: Layout | int,
+        date: str | None = None,
+        system: str | None = None,
     ):
+        if system is not None and not text_tokenizer.chat_template:
+            raise Failure(
+                f"{text_tokenizer.name_or_path} has no chat template, and so no system prompt: leave out --system"
+            )
+        self.told = system
         self.text_tokenizer, self.name = text_tokenizer, text_tokenizer.name_or_path
         self.layout = layout if isinstance(layout, Layout) else Layout(layout)
         self._text_ids = lru_cache(100_000)(self._encoded)
@@ -92,6 +105,11 @@ class Prompt:
         if text_tokenizer.eos_token_id is not None:
             self.end_ids.add(text_tokenizer.eos_token_id)
 
+    @classmethod
+    def of(cls, about: dict, text_tokenizer: "PreTrainedTokenizerBase", layout: Layout) -> "Prompt":
+        """The prompts of a model, as its ecgbyte.json says."""
+        return cls(text_tokenizer, layout, about.get("date"), about.get("system"))
+
     def _encoded(self, text, first=False):
         """The ids of a stretch of the prompt's text."""
         ids = []
@@ -121,13 +139,13 @@ class Prompt:
         if self.template is None:
             bos, eos = self.text_tokenizer.bos_token or "", self.text_tokenizer.eos_token or ""
             return bos + "".join(f"{content}\n{ANSWER_MARK}{eos}" for content in contents)
-        turns = []
+        turns, system = [], self._unmarked(SYSTEM if self.told is None else self.told)
         for content in contents:
             turns += [{"role": "user", "content": content}, {"role": "assistant", "content": ANSWER_MARK}]
         try:
-            text = self.template.render([{"role": "system", "content": SYSTEM}, *turns])
+            text = self.template.render([{"role": "system", "content": system}, *turns])
         except TemplateError:  # some templates know no system role
-            turns[0]["content"] = f"{SYSTEM}\n\n{contents[0]}"
+            turns[0]["content"] = f"{system}\n\n{contents[0]}"
             try:
                 text = self.template.render(turns)
             except TemplateError as error:

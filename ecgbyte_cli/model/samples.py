@@ -307,10 +307,11 @@ def runs(recorded):
     return first, np.bincount(first, minlength=len(names))[first]
 
 
-def read_samples(work, qa, samples, seed, tell, think=False):
+def read_samples(work, qa, samples, seed, tell, think=False, types=(), weights=None):
     """The questions of the training and of the validation split; this fixes how long prompts may be.
 
-    With `think` answers stand behind their reasoning, where the file has one.
+    With `think` answers stand behind their reasoning, where the file has one. `types` are those of the questions that
+    are taken; none: all. Where `qa` is a list of files, `weights` say how often each is read in an epoch.
 
     Returns
     -------
@@ -318,34 +319,46 @@ def read_samples(work, qa, samples, seed, tell, think=False):
         The training questions, those to validate in an order drawn by seed (see `spread`); and how many samples
         were trimmed and left_out.
     """
-    read, segments = question_files.read(qa), read_table(work.symbol_segments)
-    if think:
-        if not any(question.reasoning for question in read):
-            raise Failure(
-                f"--think: no question of {qa} has a reasoning: `ecgbyte questions --think` writes some"
-            )
-        read = [
-            replace(q, answer=joined(q.reasoning, q.answer), labels=()) if q.reasoning else q for q in read
-        ]
-    else:
-        read = [replace(q, reasoning="") if q.reasoning else q for q in read]
-    found, unmatched = question_files.join(read, segments)
+    parts = [question_files.read(one) for one in qa] if weights else [question_files.read(qa)]
+    read = [question for part in parts for question in part]
+    kept = {question.type for question in question_files.of_types(read, types or ())}
+    if think and not any(question.reasoning for question in read if question.type in kept):
+        raise Failure(
+            f"--think: no question of {qa} has a reasoning: `ecgbyte questions --think` writes some"
+        )
+    segments, joined_parts, unmatched = read_table(work.symbol_segments), [], []
+    for part in parts:
+        asked = [_worded(question, think) for question in part if question.type in kept]
+        found, lost = question_files.join(asked, segments)
+        joined_parts.append(found)
+        unmatched += lost
+    found = [item for part in joined_parts for item in part]
     if unmatched:
-        tell(question_files.describe(unmatched, len(read)))
+        tell(question_files.describe(unmatched, len(found) + len(unmatched)))
     for line in question_files.crossings(found, segments, qa):
         tell(line)
-    sides = {name: [q for q, _, _, split in found if split == name] for name in ("train", "val")}
+
+    def side(items, name):
+        return [question for question, _, _, split in items if split == name]
+
+    sides = {name: side(found, name) for name in ("train", "val")}
     if not sides["train"]:
         raise Failure(
             f"{qa} holds no question of the training split about an encoded record: see `ecgbyte info`"
         )
     samples.make_room(sides["train"] + sides["val"])
     counts = {"trimmed": 0, "left_out": 0}
-    plans = {}
-    for side, name in (("train", "training"), ("val", "validation")):
-        plans[side], trimmed, left_out = samples.plans(sides[side])
+    plans: dict[str, list[Plan]] = {"train": [], "val": []}
+    for name, what in (("train", "training"), ("val", "validation")):
+        trimmed = left_out = 0
+        for number, part in enumerate(joined_parts):
+            some, shorter, fewer = samples.plans(side(part, name))
+            often = weights[number] if weights and name == "train" else 1
+            plans[name] += _often(some, often, [seed, number])
+            trimmed += shorter
+            left_out += fewer
         of = (
-            f"of {len(sides[side])} {name} samples have prompts of more than {samples.longest} tokens "
+            f"of {len(sides[name])} {what} samples have prompts of more than {samples.longest} tokens "
             f"(--max-length {samples.max_length}, less the longest answer)"
         )
         if trimmed:
@@ -364,6 +377,22 @@ def read_samples(work, qa, samples, seed, tell, think=False):
     fit = {question for plan in plans["val"] for question in plan.questions}
     validation = [question for question in spread(sides["val"], seed) if question in fit]
     return plans["train"], validation, counts
+
+
+def _worded(question, think):
+    """A question with the answer that is learned: with its reasoning, or without."""
+    if not question.reasoning:
+        return question
+    if think:
+        return replace(question, answer=joined(question.reasoning, question.answer), labels=())
+    return replace(question, reasoning="")
+
+
+def _often(plans, times, seed):
+    """Plans, so many times each; what is left of a whole number is drawn."""
+    whole, rest = divmod(times, 1)
+    drawn = np.random.default_rng(seed).permutation(len(plans))[: round(rest * len(plans))]
+    return plans * int(whole) + [plans[i] for i in sorted(drawn)]
 
 
 def spread(questions, seed):

@@ -37,6 +37,19 @@ TENSORBOARD = {
     "val_ecg_loss": "ECG loss/validation",
     "val_ecg_perplexity": "ECG perplexity/validation",
     "val_bits_per_second": "bits per second and lead/validation",
+    "reward": "reward/training",
+    "val_reward": "reward/validation",
+    "exact": "exact match/training",
+    "answer_tokens": "tokens an answer",
+    "kl": "KL to the model at the beginning",
+}
+# of the options that stand in the settings as they were given; the command's help explains None
+DEFAULTS = {
+    **{"ecg_rows": "train", "ecg_init": "signal", "positions": None, "ecg_loss": None, "draw": None},
+    **{"think": False, "types": (), "weights": None, "system": None, "augment": 0.0, "dropout": None},
+    **{"rank": None, "alpha": None, "steps": None, "batch": 4, "accumulate": 1, "together": None, "lr": None},
+    **{"rows_lr": None, "weight_decay": None, "max_length": 4096, "long": "trim", "without_ecg": 0.1},
+    **{"every": None, "patience": None, "seed": 0},
 }
 CHECKPOINT_SECONDS = 600  # a checkpoint at least so often
 SHOWN = 3  # answers generated at each validation
@@ -120,6 +133,8 @@ class Trainer:
         Prints a remark, on the first process.
     """
 
+    what = "finetune"
+
     def __init__(self, work, lm, samples, settings, steps, every, training, validation, tell):
         import torch
 
@@ -149,18 +164,18 @@ class Trainer:
                 events = stack.enter_context(
                     contextlib.closing(curves.Events(self.work.training, self.step + 1))
                 )
-                bar = stack.enter_context(progress("finetune", self.steps, "steps"))
+                bar = stack.enter_context(progress(self.what, self.steps, "steps"))
             while self.step < self.steps and not self.out_of_patience():
                 losses, rate = self.update([next(order) for _ in range(per_step)])
                 if not all(math.isfinite(loss) for loss in losses if loss is not None):
                     raise Failure(f"the loss is no longer finite at step {self.step}: try a smaller --lr")
                 validate = self.step % self.every == 0 or self.step == self.steps
                 val = self.validate() if validate and self.validation else None
-                row = curves.row(self.step, rate, losses, val)
+                row = self.row(rate, losses, val)
                 self.rows.append(row)
                 if first:
                     events.scalars(self.step, {TENSORBOARD[k]: v for k, v in row.items() if k != "step"})
-                    bar.update(self.step, f"loss {said(self.recent(50))}")
+                    bar.update(self.step, self.how())
                 due = validate or stop.asked or time.monotonic() - saved > CHECKPOINT_SECONDS
                 if first and due:  # after the last step too: the validation then may be interrupted
                     self.save()
@@ -169,6 +184,14 @@ class Trainer:
                     raise KeyboardInterrupt
         if self.out_of_patience():
             self.tell(f"stopped at step {self.step}: {self.waited} validations were no better")
+
+    def row(self, rate, losses, val):
+        """What is kept of a step."""
+        return curves.row(self.step, rate, losses, val)
+
+    def how(self):
+        """How it goes, in a word."""
+        return f"loss {said(self.recent(50))}"
 
     def minutes(self, forward, again):
         """About how long the training will take, by the seconds that an id takes forward.
@@ -201,7 +224,7 @@ class Trainer:
         start, device = time.perf_counter(), self.lm.device
         rate = self.settings["lr"] * self.factor(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("times", 1.0)
         seeds = np.random.SeedSequence([self.settings["seed"], self.step, self.rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         instead = iter(
@@ -264,15 +287,20 @@ class Trainer:
         if self.settings["draw"]:  # then the ECG is an aim too, and counts as it does in training
             loss = text + self.settings["ecg_loss"] * ecg
         if self.rank == 0 and self.settings["qa"]:
-            for line in some_answers(self.lm, self.samples, self.validation[:SHOWN]):
+            room = 128 if self.settings["think"] else 32
+            for line in some_answers(self.lm, self.samples, self.validation[:SHOWN], room):
                 self.tell(line)
+        self.weigh(loss)
+        return val
+
+    def weigh(self, loss):
+        """Keep the weights if they are the best so far."""
         self.waited += 1
         if self.best is None or loss < self.best[1]:
             self.best, self.waited = (self.step, loss), 0
             if self.rank == 0 and self.step < self.steps:
                 with new_folder(self.work.checkpoint("best", self.step)) as folder:
                     self.save_weights(folder)
-        return val
 
     def held_out(self, most):
         """The first so many questions of validation, with all others about their ECGs where these are read once for
@@ -291,14 +319,10 @@ class Trainer:
         return validation_loss(self.lm, self.samples, plans, self.settings["batch"], learn, bar)
 
     def result(self):
-        """Put the best weights back, draw the curves, and return what came out."""
+        """Put the best weights back, and return what came out."""
         import torch
 
-        if self.best and self.best[0] != self.step:
-            self.load_weights(self.work.checkpoint("best", self.best[0]))
-            self.tell(f"the model kept is that of step {self.best[0]}, the best on validation")
-        if self.rank == 0:
-            self.draw()
+        self.put_back()
         some = self.held_out(AT_THE_END)
         count = sum(max(1, len(plan.questions)) for plan in some)
         shown = progress("validation", count, "questions") if self.rank == 0 else contextlib.nullcontext()
@@ -318,6 +342,14 @@ class Trainer:
             "peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
             "seconds": self.seconds,
         }
+
+    def put_back(self):
+        """Put the best weights back, and draw the curves."""
+        if self.best and self.best[0] != self.step:
+            self.load_weights(self.work.checkpoint("best", self.best[0]))
+            self.tell(f"the model kept is that of step {self.best[0]}, the best on validation")
+        if self.rank == 0:
+            self.draw()
 
     def draw(self):
         """Write the course of the losses as CSV and as a picture."""
@@ -417,14 +449,25 @@ def too_large(lm, tokens):
 
 
 def make_optimizer(lm, settings):
-    """AdamW, in paged 8-bit form for QLoRA on a GPU; no weight decay on vectors."""
+    """AdamW, in paged 8-bit form for QLoRA on a GPU; no weight decay on vectors.
+
+    The ECG rows have a group of their own where their learning rate differs: `times` is by how much.
+    """
     import torch
 
+    decay, rate = settings.get("weight_decay"), settings.get("rows_lr")
+    decay = 0.05 if decay is None else decay
     trained = [p for p in lm.parameters() if p.requires_grad]
+    rows = [p for p in trained if rate and p is lm.ecg_rows.weight]
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.05},
+        {
+            "params": [p for p in trained if p.dim() > 1 and not any(p is row for row in rows)],
+            "weight_decay": decay,
+        },
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    if rows:
+        groups.append({"params": rows, "weight_decay": decay, "times": rate / settings["lr"]})
     if settings["method"] == "qlora" and lm.device.type == "cuda":
         import bitsandbytes
 

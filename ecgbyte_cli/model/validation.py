@@ -97,7 +97,7 @@ def said_of_ecg(loss, bits):
     return f", ECG perplexity {math.exp(min(loss, 700)):.1f}, {bits:.1f} bits per second and lead"
 
 
-def some_answers(lm, samples, questions, max_new=32):
+def some_answers(lm, samples, questions, max_new):
     """Lines with what the model answers to some questions, as it is now."""
     prompt, was_training, lines = samples.prompt, lm.training, []
     lm.eval()

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -64,8 +65,8 @@ class Question:
         return (*self.earlier, (self.question, self.answer))
 
 
-def read(path: str | os.PathLike) -> list[Question]:
-    """Read a question file, or all question files in a folder.
+def read(path: str | os.PathLike | list) -> list[Question]:
+    """Read a question file, all question files in a folder, or several of these.
 
     Returns
     -------
@@ -78,6 +79,8 @@ def read(path: str | os.PathLike) -> list[Question]:
     Failure
         If a file is missing or no text, or an item is none of the forms.
     """
+    if isinstance(path, list):
+        return [question for one in path for question in read(one)]
     path = Path(path)
     questions = [question for file in _files(path) for question in _read_file(file, path.is_dir())]
     if not questions:
@@ -85,8 +88,32 @@ def read(path: str | os.PathLike) -> list[Question]:
     return questions
 
 
+def of_types(questions: list[Question], types: Sequence[str]) -> list[Question]:
+    """The questions of some types; all where none is named.
+
+    Raises
+    ------
+    Failure
+        If there is no question of one of them.
+    """
+    there = {question.type for question in questions}
+    for kind in types:
+        if kind not in there:
+            raise Failure(
+                f"--types: no question is of type {kind}; there are {', '.join(sorted(there))[:500]}"
+            )
+    return [question for question in questions if question.type in types] if types else questions
+
+
+def resolved(path):
+    """The absolute path of a question file, or a list of those of several."""
+    return [resolved(one) for one in path] if isinstance(path, list) else str(Path(path).resolve())
+
+
 def sha256(path):
-    """The SHA-256 of a question file, or of the names and contents of those in a folder, in hex."""
+    """The SHA-256 of a question file, or of the names and contents of those in a folder, in hex; of several a list."""
+    if isinstance(path, list):
+        return [sha256(one) for one in path]
     path = Path(path)
     try:
         if not path.is_dir():

@@ -230,6 +230,47 @@ def interval(values):
     return [float(v) for v in np.percentile(values, [2.5, 97.5])]
 
 
+def over_seeds(results):
+    """Scores over trainings that differ in their seed.
+
+    Returns
+    -------
+    dict
+        For `exact_match`, `difference` (the gain over the best control) and each type of question: `values`, `mean`
+        and `interval` (95 % of the mean, by Student's t).
+    """
+    from scipy.stats import t
+
+    def of(values):
+        mean, count = float(np.mean(values)), len(values)
+        wide = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
+        return {"values": [float(v) for v in values], "mean": mean, "interval": [mean - wide, mean + wide]}
+
+    made = {
+        key: of([one[key] for one in results]) for key in ("exact_match", "difference") if key in results[0]
+    }
+    return made | {
+        "by_type": {kind: of([one["by_type"][kind] for one in results]) for kind in results[0]["by_type"]}
+    }
+
+
+def seed_rows(over):
+    """The lines of a table of `over_seeds`, and its header."""
+    named = {**over["by_type"], "all": over["exact_match"]}
+    if "difference" in over:
+        named["gain"] = over["difference"]
+    lines = [
+        [
+            name,
+            f"{of['mean']:.1f}",
+            "{:.1f} to {:.1f}".format(*of["interval"]),
+            ", ".join(f"{v:.1f}" for v in of["values"]),
+        ]
+        for name, of in named.items()
+    ]
+    return lines, ("questions", "mean", "95 %", "each")
+
+
 def by_group(right, groups):
     """Mean of each group in percent: a dict from the group's name; None is no group."""
     values = {}

@@ -237,3 +237,17 @@ def lines(result: dict) -> list[str]:
             f"{len(of['recall'])} answers)"
         )
     return made
+
+
+def confusions(result: dict) -> str:
+    """For each type of question with few labels, which answers were given to which truths, as Markdown."""
+    made = []
+    for kind, of in result["balanced"].items():
+        given = list(dict.fromkeys([*of["confusion"], *(a for row in of["confusion"].values() for a in row)]))
+        head = [f"| {kind}: truth | {' | '.join(given)} |", "| --- |" + " ---: |" * len(given)]
+        rows = [
+            f"| {truth} | {' | '.join(str(row.get(answer, 0)) for answer in given)} |"
+            for truth, row in of["confusion"].items()
+        ]
+        made.append("\n".join([*head, *rows]) + "\n")
+    return "\n".join(made)

@@ -1,5 +1,6 @@
 """Recordings in files: where they are, and what they hold, in millivolts. A file for each format."""
 
+from ecgbyte_cli.readers.data_sets import find_data_sets
 from ecgbyte_cli.readers.find import find, fingerprint
 from ecgbyte_cli.readers.formats import read
 from ecgbyte_cli.readers.patients import (
@@ -18,6 +19,7 @@ __all__ = [
     "Recording",
     "Unusable",
     "find",
+    "find_data_sets",
     "fingerprint",
     "is_placeholder",
     "lead_name",

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+from collections.abc import Iterable
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import header, limits
@@ -12,13 +13,13 @@ from ecgbyte_cli.readers.recording import HDF5, Unusable, open_regular, split_ro
 
 
 def find(
-    source: str | os.PathLike, without: str | os.PathLike | None = None
+    source: str | os.PathLike | Iterable[str | os.PathLike], without: str | os.PathLike | None = None
 ) -> tuple[list[str], list[tuple[str, str]]]:
     """List the recordings that a folder, a RECORDS file, a glob pattern or a record's name stands for.
 
     Parameters
     ----------
-    source : str or Path
+    source : str or Path, or several
     without : str or Path, optional
         A folder to leave out: the work folder, if it lies among the data.
 
@@ -34,22 +35,12 @@ def find(
     Raises
     ------
     Failure
-        If there is nothing at `source`.
+        If there is nothing at a `source`.
     """
-    source = os.fspath(source)
+    sources = [os.fspath(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
     skipped: list[tuple[str, str]] = []
-    if os.path.isdir(source):
-        paths = list(_walk(source, set()))
-    elif os.path.basename(source) == "RECORDS" and os.path.isfile(source):
-        paths = list(_follow(source, skipped, set()))
-    else:
-        paths = [file_of(source)]
-        if paths == [None] and glob.has_magic(source):
-            matches = sorted(glob.glob(source, recursive=True))
-            paths = [p for m in matches for p in (_walk(m, set()) if os.path.isdir(m) else [file_of(m)]) if p]
-        if not paths or paths == [None]:
-            raise Failure(f"{source}: no such folder or recording")
-    paths = list(dict.fromkeys(os.path.abspath(path) for path in paths))  # patterns overlap
+    paths = [os.path.abspath(path) for one in sources for path in _paths(one, skipped)]
+    paths = list(dict.fromkeys(paths))  # patterns overlap
     if without is not None:
         outside = os.path.join(os.path.realpath(without), "")
         inside = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path in paths}}
@@ -59,8 +50,23 @@ def find(
     found = [row for path in paths if path not in left_out for row in _rows(path)]
     if not found:
         why = f"; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise Failure(f"{_shown(source)} holds no recordings ({', '.join(FORMATS)}){why}")
+        raise Failure(f"{_shown(', '.join(sources))} holds no recordings ({', '.join(FORMATS)}){why}")
     return found, skipped
+
+
+def _paths(source, skipped):
+    """The files that one source names."""
+    if os.path.isdir(source):
+        return list(_walk(source, set()))
+    if os.path.basename(source) == "RECORDS" and os.path.isfile(source):
+        return list(_follow(source, skipped, set()))
+    paths = [file_of(source)]
+    if paths == [None] and glob.has_magic(source):
+        matches = sorted(glob.glob(source, recursive=True))
+        paths = [p for m in matches for p in (_walk(m, set()) if os.path.isdir(m) else [file_of(m)]) if p]
+    if not paths or paths == [None]:
+        raise Failure(f"{source}: no such folder or recording")
+    return paths
 
 
 def _rows(path):

@@ -122,8 +122,10 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
                 null_values=[""],
             )
             if names:
+                # in one thread: with several, Python at times aborts where it ends soon after
+                reading = pyarrow.csv.ReadOptions(use_threads=False)
                 lines = pyarrow.csv.ParseOptions(newlines_in_values=True)
-                columns = pyarrow.csv.read_csv(file, None, lines, options).to_pydict()
+                columns = pyarrow.csv.read_csv(file, reading, lines, options).to_pydict()
     except (OSError, Unusable, csv.Error, pyarrow.ArrowException) as error:
         raise Failure(f"{path} cannot be read as a CSV table: {' '.join(str(error).split())}") from error
     for record_columns, patient_column in KNOWN_TABLES:

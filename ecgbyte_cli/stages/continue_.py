@@ -141,7 +141,7 @@ def go_on(
     from ecgbyte_cli.model.samples import NOTHING_ASKED
 
     lm, text_tokenizer, _, _ = ecg_lm.load(folder, base=base, trainable=True)
-    head, *_ = Prompt(text_tokenizer, lm.layout, about.get("date")).parts(NOTHING_ASKED)
+    head, *_ = Prompt.of(about, text_tokenizer, lm.layout).parts(NOTHING_ASKED)
     # the letters' range is that of what is given, or it would tell of what is not
     letters, lo, hi = tokenizer.quantize(truth[:, :cut])
     how = writing.Draw(temperature, top_p, seed)

@@ -133,7 +133,7 @@ def _draw(folder, about, base, out, settings, overwrite, start):
     lm, text_tokenizer, tokenizer, _ = ecg_lm.load(folder, base=base)
     words, records, seed = settings["words"], settings["records"], settings["seed"]
     temperature, top_p, guidance = settings["temperature"], settings["top_p"], settings["guidance"]
-    prompt = Prompt(text_tokenizer, lm.layout, about.get("date"))
+    prompt = Prompt.of(about, text_tokenizer, lm.layout)
     head, plain = prompt.drawing(words), prompt.parts(NOTHING_ASKED)[0]
     how, signal = writing.Draw(temperature, top_p, seed, guidance), tokenizer.signal
     said = [

@@ -155,7 +155,7 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
     from ecgbyte_cli.model.prompt import Prompt
 
     lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model, base=base)
-    prompt = Prompt(text_tokenizer, lm.layout, about.get("date"))
+    prompt = Prompt.of(about, text_tokenizer, lm.layout)
     explainer = attribution.Explainer(
         lm, prompt, tokenizer, about["segmenter"], batch, about.get("prompt_tokens")
     )

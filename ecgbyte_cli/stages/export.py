@@ -86,7 +86,7 @@ def export(work, out, *, model=None, base=None, overwrite=False):
     if lm.layout.unit:
         raise Failure(f"{folder} was trained with --positions time, which other programs cannot be told")
     with ecg_lm.quiet():
-        prompt, leads = Prompt(text_tokenizer, lm.layout, about.get("date")), ecg_tokenizer.signal["leads"]
+        prompt, leads = Prompt.of(about, text_tokenizer, lm.layout), ecg_tokenizer.signal["leads"]
         plain = lm.base = merge(lm.base, about["method"], folder)
         widen(plain, lm, least_likely(lm, prompt))
         # whatever ends an answer here must end it elsewhere
@@ -98,9 +98,10 @@ def export(work, out, *, model=None, base=None, overwrite=False):
         name_tokens(text_tokenizer, lm.offset, names)
         with new_folder(out) as beside:
             plain.save_pretrained(beside)
-            save_tokenizer(beside, text_tokenizer, trained)
+            doubled = save_tokenizer(beside, text_tokenizer, trained)
             shutil.copyfile(folder / "ecg_tokenizer.json", beside / "ecg_tokenizer.json")
-            (beside / "README.md").write_text(readme(about, trained[0][0], prompt, leads), encoding="utf-8")
+            written = readme(about, trained[0][0], prompt, leads, doubled)
+            (beside / "README.md").write_text(written, encoding="utf-8")
             kept = ("notice", "prompt_version", "base", "base_revision", "method", "offset", "segmenter")
             kept += ("prompt_tokens", "date", "lead_marks")
             write_json(
@@ -157,6 +158,12 @@ def save_tokenizer(folder, text_tokenizer, trained):
     trained : list of (str, str, list of int)
         From `asked`.
 
+    Returns
+    -------
+    str or None
+        What a text begins with and the tokenizer adds by itself: to be left out where it does so; None if the ids are
+        others then too.
+
     Raises
     ------
     Failure
@@ -172,25 +179,38 @@ def save_tokenizer(folder, text_tokenizer, trained):
                 "the base model's tokenizer makes other ids of a whole prompt than of its parts, with which the "
                 "model was trained: it cannot be exported"
             )
+    for doubled in ("", again.bos_token or ""):
+        if all(again.encode(text.removeprefix(doubled)) == ids for _, text, ids in trained):
+            return doubled
+    return None
 
 
-def readme(about, text, prompt, leads):
-    """The README.md of an export."""
+def readme(about, text, prompt, leads, doubled):
+    """The README.md of an export; `doubled` is from `save_tokenizer`."""
     from ecgbyte_cli.model import ecg_lm
 
+    if doubled == "":
+        added = "This tokenizer adds no special tokens by itself: the default gives the same ids."
+    else:
+        added = "Where special tokens are added, as vLLM's completions do by default, "
+        added += (
+            f"leave out the first `{doubled}`, which would stand there twice."
+            if doubled
+            else "this text has other ids: send the ids."
+        )
     marks = [LEAD.format(lead) for lead in leads[: prompt.layout.marks]]
     shown = "".join(f"{mark}<ecg_12><ecg_7>…" for mark in marks[:2] or [""]) + ("…" if marks[2:] else "")
     before = f", before the tokens of each lead its mark ({', '.join(marks)})" if marks else ""
     lines = [
         f"# An ECG language model, exported by ecgbyte {__version__}",
         ecg_lm.NOTICE,
-        f"Base model: {about['base']}. A plain causal language model for Transformers and other servers. "
+        f"Base model: {about['base']}. A plain causal language model for Transformers 5 and other servers. "
         f"ECG_TOKENS below stands for `{shown}`{before}: the ids that "
         "`ecgbyte_cli.ECGTokenizer.from_file('ecg_tokenizer.json').encode(signal, "
         f"{about['segmenter']!r})` gives for a segment.",
         "The model was trained on this text and no other, here as a JSON string (`prompt` in ecgbyte.json). Give "
-        "it to the tokenizer with `add_special_tokens=False`; what the tokenizer's own chat template makes may "
-        "differ, as by a date or an empty thought.",
+        f"it to the tokenizer with `add_special_tokens=False`. {added} What the tokenizer's own chat template "
+        "makes may differ, as by a date or an empty thought.",
         f"```json\n{json.dumps(text, ensure_ascii=False)}\n```",
         f"An answer ends before any of the ids {', '.join(map(str, sorted(prompt.end_ids)))}.",
     ]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli.console import Stage, note, progress, say, wants_json
+from ecgbyte_cli.console import Stage, Weighted, note, progress, say, seeds_option, types_option, wants_json
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.folder import SHIPPED, is_own, method_of, named, sha256
 from ecgbyte_cli.model.samples import read_samples
-from ecgbyte_cli.model.training import Trainer, enough_memory, process_group, too_large, unfinished
+from ecgbyte_cli.model.training import DEFAULTS, Trainer, enough_memory, process_group, too_large, unfinished
 from ecgbyte_cli.model.validation import said, said_of_ecg, this_process
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.workdir import finished, new_folder, read_json
@@ -28,8 +28,10 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
 )
 @click.option(
     "--qa",
-    type=click.Path(path_type=Path),
-    help="Question file (JSONL, CSV, or JSON as of ECG-QA, ECG-Chat, PULSE, LLaVA), or a folder of them.",
+    type=Weighted(),
+    multiple=True,
+    help="Question file (JSONL, CSV, or JSON as of ECG-QA, ECG-Chat, PULSE, LLaVA), or a folder of them. Given several "
+    "times, all are learned, with a weight behind a colon (a.jsonl:2) that often.",
 )
 @click.option(
     "--pretrain", is_flag=True, help="Learn to predict the ECG tokens of all recordings, without questions."
@@ -76,6 +78,8 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     "--draw", metavar="TYPE", help="Learn to draw ECGs too: from answers to questions of this type."
 )
 @click.option("--think", is_flag=True, help="Reason before the answer, where the question file does.")
+@types_option
+@click.option("--system", help="System prompt, of models with a chat template.  [default: what ecgbyte has]")
 @click.option(
     "--augment",
     type=click.FloatRange(0, 4),
@@ -88,6 +92,10 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     "--dropout",
     type=click.FloatRange(0, 0.9),
     help="Share of what each layer adds that is left out at each step.  [default: 0 for full, else LoRA's 0.05]",
+)
+@click.option("--rank", type=click.IntRange(1, 4096), help="Of LoRA's matrices.  [default: 16]")
+@click.option(
+    "--alpha", type=click.FloatRange(0, min_open=True), help="LoRA's scale.  [default: twice the rank]"
 )
 @click.option("--steps", type=click.IntRange(1), help="Updates of the weights.  [default: one epoch]")
 @click.option(
@@ -110,6 +118,8 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     help="Questions behind one reading of their ECG, at most.  [default: as many as fit into --max-length]",
 )
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 2e-3 for full, else 2e-4]")
+@click.option("--rows-lr", type=float, help="That of the ECG tokens' embeddings.  [default: the same]")
+@click.option("--weight-decay", type=click.FloatRange(0), help="Of matrices.  [default: 0.05]")
 @click.option(
     "--max-length",
     type=click.IntRange(16),
@@ -151,6 +161,7 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     help="Stop when so many validations in a row were no better than the best.  [default: never]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of order and first values.")
+@seeds_option
 @click.option("--show", type=click.IntRange(1), help="Print so many training samples, and do not train.")
 @click.option("--overwrite", is_flag=True, help="Replace a model made with other settings.")
 @click.pass_obj
@@ -164,16 +175,23 @@ def command(work, show, **options):
     """
     if options["model"] == SHIPPED.name:
         options["model"] = str(named(options["model"]))
+    files, weights = zip(*options.pop("qa"), strict=True) if options["qa"] else ((), ())
+    options["qa"] = list(files) if len(files) > 1 else files[0] if files else None
+    options["weights"] = list(weights) if len(files) > 1 and {*weights} != {1.0} else None
     if show:
+        del options["seeds"]
         return show_samples(work, show, **options)
-    result = finetune(work, **options)
-    if result:
+    seeds, made = options.pop("seeds"), []
+    for number in range(seeds):
+        of = work.of_seed(number) if number else work
+        made.append(finetune(of, **options | {"seed": options["seed"] + number}))
+    for result in filter(None, made):
         say(
             f"{result['model']}: {result['steps']} steps, training loss {said(result['train_loss'])}, "
             f"validation loss {said(result['val_loss'])}, {result['trainable_parameters']:,} parameters trained, "
             f"{result['tokens_per_second']:.0f} tokens/s"
         )
-    return result
+    return made[0] if seeds == 1 or made[0] is None else made[0] | {"models": [one["model"] for one in made]}
 
 
 def finetune(
@@ -183,31 +201,13 @@ def finetune(
     pretrain=False,
     model="Qwen/Qwen2.5-0.5B-Instruct",
     method=None,
-    ecg_rows="train",
-    ecg_init="signal",
-    positions=None,
-    ecg_loss=None,
-    draw=None,
-    think=False,
-    augment=0.0,
-    dropout=None,
-    steps=None,
-    batch=4,
-    accumulate=1,
-    together=None,
-    lr=None,
-    max_length=4096,
-    long="trim",
-    without_ecg=0.1,
     checkpointing="auto",
-    every=None,
-    patience=None,
-    seed=0,
     overwrite=False,
+    **options,
 ):
     """Train a model on the training split and write it to the work folder.
 
-    The parameters are the options of the command, which says what they do.
+    The parameters are the options of the command, which says what they do; the others are those of `DEFAULTS`.
 
     Returns
     -------
@@ -225,38 +225,30 @@ def finetune(
     """
     rank, processes = this_process()
     method = check(work, qa, pretrain, model, method)
-    weight = 1.0 if pretrain else ECG_LOSS[method] if ecg_loss is None else ecg_loss
-    if draw and not (qa and weight):
+    if options.keys() - DEFAULTS.keys():
+        raise TypeError(f"no options of finetune: {', '.join(sorted(options.keys() - DEFAULTS.keys()))}")
+    options = DEFAULTS | options
+    if options["ecg_loss"] is None:
+        options["ecg_loss"] = ECG_LOSS[method]
+    if options["draw"] and not (qa and options["ecg_loss"]):
         raise Failure(
             "--draw learns by the ECG's own loss, from the answers of --qa: give --ecg-loss 0.3 too, or more"
         )
-    settings = {
+    if options["dropout"] is None:
+        options["dropout"] = DROPOUT[method]
+    settings = options | {
         "qa": None if pretrain else question_files.sha256(qa),
         "tokens": [read_json(work.token_settings)[key] for key in ("tokenizer_sha256", "settings")],
         "base": model,
         "begun_with": sha256(Path(model)) if is_own(model) else None,
         "method": method,
-        "ecg_rows": ecg_rows,
-        "ecg_init": ecg_init,
-        "positions": positions,
-        "ecg_loss": weight,
-        "draw": draw,
-        "think": think or None,
-        "augment": augment,
-        "dropout": DROPOUT[method] if dropout is None else dropout,
-        "steps": steps,
-        "batch": batch,
-        "accumulate": accumulate,
-        "together": together,
         "processes": processes,
-        "lr": lr or LEARNING_RATE[method],
-        "max_length": max_length,
-        "long": long,
-        "without_ecg": 0.0 if pretrain else without_ecg,
-        "every": every,
-        "patience": patience,
-        "seed": seed,
+        "lr": options["lr"] or LEARNING_RATE[method],
+        "think": options["think"] or None,
+        "types": list(options["types"]) or None,
     }
+    if pretrain:
+        settings |= {"ecg_loss": 1.0, "without_ecg": 0.0}
     with work.checked("tokens"), work.making("training"):
         going_on = unfinished(work, settings, overwrite)
         done = going_on is None and finished(work.model_settings, settings, overwrite, "a model")
@@ -289,7 +281,8 @@ def _train(work, qa, settings, checkpointing, going_on):
             if hasattr(lm.base, "peft_config"):
                 ecg_lm.prepare(lm.base, again)
             else:
-                lm.base = ecg_lm.add_adapter(lm.base, dropout=settings["dropout"], checkpointing=again)
+                r, dropout = settings["rank"] or 16, settings["dropout"]
+                lm.base = ecg_lm.add_adapter(lm.base, r, settings["alpha"] or 2 * r, dropout, again)
         elif settings["dropout"]:
             lm.drop(settings["dropout"])
         lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
@@ -332,10 +325,11 @@ def _train(work, qa, settings, checkpointing, going_on):
         about = {
             "base": name,
             "method": method,
-            "qa": qa and str(Path(qa).resolve()),
+            "qa": qa and question_files.resolved(qa),
             "segmenter": samples.segmenter,
             "prompt_tokens": samples.longest,
             "date": samples.prompt.date,
+            "system": samples.prompt.told,
             "conversations": any(question.earlier for plan in training for question in plan.questions),
             "most_ecgs": max(len(plan.segments) for plan in training),
             **abilities(settings, training),
@@ -368,7 +362,8 @@ def show_samples(work, count, *, qa, pretrain, model, method, **options):
     settings = options | {"base": model, "method": check(work, qa, pretrain, model, method)}
     with work.checked("tokens"):
         _, _, samples, _ = begin(work, settings, "cpu")
-        training, _, _ = read_samples(work, qa, samples, options["seed"], note, options["think"])
+        think, types, weights = (options[name] for name in ("think", "types", "weights"))
+        training, _, _ = read_samples(work, qa, samples, options["seed"], note, think, types, weights)
         shown = []
         for question in [question for plan in training for question in plan.questions][:count]:
             text, about = samples.shown(question)

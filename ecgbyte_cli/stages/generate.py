@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from ecgbyte_cli import cluster
-from ecgbyte_cli.console import Stage, note, progress, say, table
+from ecgbyte_cli.console import Stage, base_option, note, progress, say, seeds_option, table, types_option
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import certainty, folder
 from ecgbyte_cli.model.answering import (
@@ -42,11 +42,7 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_js
     help="Question file, or a folder of them.  [default: the one the model was trained on]",
 )
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
-@click.option(
-    "--base",
-    type=click.Path(path_type=Path),
-    help="Folder of the base model, if that has moved since the training.",
-)
+@base_option
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
@@ -54,6 +50,7 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_js
     show_default=True,
     help="Which questions.",
 )
+@types_option
 @click.option("--limit", type=click.IntRange(1), help="Answer only so many questions, drawn by seed.")
 @click.option(
     "--batch", type=click.IntRange(1), default=64, show_default=True, help="Questions answered together."
@@ -94,6 +91,7 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_js
     show_default=True,
     help="Of the limit, the controls, and answers that are drawn.",
 )
+@seeds_option
 @cluster.option
 @click.option("--overwrite", is_flag=True, help="Replace answers made with other settings.")
 @click.pass_obj
@@ -105,6 +103,9 @@ def command(work, **options):
     of the same type, or of the same words, whichever is better. A model that reads the ECG does much worse in
     all of them: what counts is the difference to the best. Intervals hold 95 % of a bootstrap over patients.
     """
+    seeds = options.pop("seeds")
+    if seeds > 1 and options["model"]:
+        raise click.UsageError("--seeds asks the models of `ecgbyte finetune --seeds`: leave out --model")
     result = generate(work, **options)
     header, lines = metrics.rows(result)
     table(
@@ -116,6 +117,11 @@ def command(work, **options):
     say(metrics.texts(result))
     for line in reliability.lines(result):
         say(line)
+    if seeds > 1:
+        every = [result, *(generate(work.of_seed(number), **options) for number in range(1, seeds))]
+        result = result | {"seeds": metrics.over_seeds(every)}
+        table(*metrics.seed_rows(result["seeds"]), title=f"Exact match in %, {seeds} trainings")
+        write_json(work.metrics, read_json(work.metrics) | {"result": result}, indent=1)
     return result
 
 
@@ -126,6 +132,7 @@ def generate(
     model=None,
     base=None,
     split="test",
+    types=(),
     limit=None,
     batch=64,
     max_new=None,
@@ -139,33 +146,7 @@ def generate(
 ):
     """Answer the questions of a split with and without their signal.
 
-    Parameters
-    ----------
-    work : WorkDir
-    qa : Path or None
-        Question file or folder; None is the one the model was trained on.
-    model : Path or None
-        Model folder; None is the work folder's.
-    base : Path or None
-        Folder of the base model, if that has moved.
-    split : str
-    limit : int or None
-        At most so many questions.
-    batch : int
-        Questions answered together; the answers do not depend on it.
-    max_new : int or None
-        Longest answer in tokens; None is 64, or 512 of a model that reasons first.
-    temperature : float
-        0 is greedy.
-    controls : bool
-    segments : {"first", "all"}
-        Of recordings with several.
-    bertscore : str or None
-        Model for BERTScore.
-    seed : int
-    dask : str or None
-        Answer on the Dask cluster at this address.
-    overwrite : bool
+    The parameters are the options of the command, which says what they do; the answers do not depend on `batch`.
 
     Returns
     -------
@@ -183,12 +164,13 @@ def generate(
     with work.checked("tokens", "model"), work.making("answers"):
         model = folder.chosen(work, model)
         about, encoded = check(work, model)
-        qa = Path(qa or about["qa"])
+        qa = qa or about["qa"]
         settings = {
             "model": folder.sha256(model),
             "qa": question_files.sha256(qa),
             "tokens": encoded["settings"],
             "split": split,
+            "types": list(types) or None,
             "limit": limit,
             "max_new": max_new or (512 if about.get("think") else 64),
             "temperature": temperature,
@@ -201,7 +183,8 @@ def generate(
         if done:
             note(f"{work.answers} is there already, made with these settings: nothing to do")
             return done
-        questions, table_of = question_files.read(qa), read_table(work.symbol_segments)
+        questions = question_files.of_types(question_files.read(qa), types)
+        table_of = read_table(work.symbol_segments)
         chosen, joined = choose(questions, table_of, split, limit, seed)
         for line in question_files.crossings(joined, table_of, qa):
             note(line)
@@ -263,7 +246,7 @@ def answer(work, model, base, chosen, settings, batch, dask=None):
 
     seed, max_new, asked = settings["seed"], settings["max_new"], [question for question, *_ in chosen]
     lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(model, base=base)
-    prompt = Prompt(text_tokenizer, lm.layout, about.get("date"))
+    prompt = Prompt.of(about, text_tokenizer, lm.layout)
     signals = Signals(work, ecg_tokenizer, about["segmenter"], chosen, seed)
     names = ("signal", *CONTROLS) if settings["controls"] else ("signal",)
     longest = longest_prompt(lm, prompt, about, [question.answer for question in asked], max_new)
@@ -349,7 +332,8 @@ def write(work, chosen, answers, given, thoughts, settings, result):
     title = f"Exact match in %, {result['questions']} questions of split {result['split']}"
     with whole(work.metrics_table) as beside:
         more = "".join(f"- {line}\n" for line in reliability.lines(result))
-        beside.write_text(metrics.markdown(result, title) + (more and "\n" + more), encoding="utf-8")
+        parts = [metrics.markdown(result, title), more, reliability.confusions(result)]
+        beside.write_text("\n".join(filter(None, parts)), encoding="utf-8")
     write_json(work.metrics, {"settings": settings, "result": result}, indent=1)
     work.partial_answers.unlink(missing_ok=True)
 

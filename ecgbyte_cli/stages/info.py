@@ -96,6 +96,7 @@ def info(work):
         ("learn", work.ecg_tokenizer, "ecgbyte learn --vocab 5000"),
         ("encode", work.token_settings, "ecgbyte encode"),
         ("finetune", work.model_settings, "ecgbyte finetune --qa data/qa.jsonl"),
+        ("reinforce", work.reinforcing().model_settings, None),  # who wants it asks for it
         ("generate", work.metrics, "ecgbyte generate"),
     ]
     stages, following = {}, None

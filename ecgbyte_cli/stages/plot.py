@@ -274,7 +274,7 @@ def attention_picture(work, recording, start, model, base, question, method):
     found = known and known.match(question)
     asked, question = question, found.text if found else question  # as the model was trained to be asked
     begin, signal = segment_at(recording, tokenizer, start)
-    prompt, letters = Prompt(text_tokenizer, lm.layout, about.get("date")), tokenizer.letters(signal)
+    prompt, letters = Prompt.of(about, text_tokenizer, lm.layout), tokenizer.letters(signal)
     explainer = attribution.Explainer(
         lm, prompt, tokenizer, about["segmenter"], longest=about.get("prompt_tokens")
     )

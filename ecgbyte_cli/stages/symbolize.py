@@ -40,7 +40,6 @@ from ecgbyte_cli.workdir import (
 from ecgbyte_kernels import quantize as kernels
 
 PRELOAD = ("ecgbyte_cli.signal.letters", "scipy.signal", "pywt")
-PATIENTS = 5  # so many recordings are not of one patient, whatever they say
 OF_SIGNAL = ("fs", "leads", "segment", "profile", "quantizer", "levels", "bounds", "mu", "fill_nan")
 PART = 64  # recordings that are done together, and lost together if the run is killed
 
@@ -50,7 +49,7 @@ PART = 64  # recordings that are done together, and lost together if the run is 
     short_help="Turn recordings into letters.",
     epilog="Example: ecgbyte symbolize data/ --profile resample --fs 100 --leads II,V1",
 )
-@click.argument("data")
+@click.argument("data", nargs=-1, required=True)
 @click.option("--fs", default=250.0, show_default=True, help="Sampling rate to resample to, in Hz.")
 @click.option(
     "--leads", default=",".join(preprocess.LEADS), show_default=True, help="Leads, in the order to keep."
@@ -99,10 +98,11 @@ PART = 64  # recordings that are done together, and lost together if the run is 
 )
 @click.option(
     "--patients",
+    multiple=True,
     type=click.Path(path_type=Path),
-    default=None,
     show_default="as the recordings say",
-    help="CSV table of records and patients, such as ptbxl_database.csv or record_list.csv.",
+    help="CSV table of records and patients, such as ptbxl_database.csv or record_list.csv. Of several data sets: one "
+    "for all, or one for each in their order, `none` for one without.",
 )
 @click.option(
     "--input-fs",
@@ -145,7 +145,8 @@ PART = 64  # recordings that are done together, and lost together if the run is 
 def command(work, **options):
     """Turn recordings into letters: pick leads, filter, resample, cut into segments, quantize.
 
-    DATA is a folder, a RECORDS file, a pattern in quotes, or one recording with or without its extension.
+    DATA is a folder, a RECORDS file, a pattern in quotes, or one recording with or without its extension; or
+    several of these. Several folders are several data sets, whose patients get the folder's name in front.
     """
     told = click.get_current_context().get_parameter_source
     given = [name for name in OF_SIGNAL if told(name) is click.core.ParameterSource.COMMANDLINE]
@@ -182,7 +183,7 @@ def symbolize(
     mu=20.0,
     like=None,
     fill_nan=None,
-    patients=None,
+    patients=(),
     input_fs=None,
     lead_names=None,
     units=None,
@@ -224,16 +225,9 @@ def symbolize(
     if bounds and not (quantizer == "paper" and -np.inf < bounds[0] < bounds[1] < np.inf):
         raise click.UsageError("--range needs --quantizer paper and two numbers, the smaller first")
 
-    found, skipped = readers.find(data, without=work.root)
-    if patients:
-        table_itself = os.path.realpath(patients)
-        found = [
-            p for p in found if not (p.endswith((".csv", ".tsv")) and os.path.realpath(p) == table_itself)
-        ]
-    known = readers.read_patients(patients, found) if patients else {}
+    sets, skipped, told = readers.find_data_sets(data, patients, without=work.root)
     asked = {
-        "input": readers.fingerprint(found),
-        "patients": sha256_of(patients) if patients else None,
+        **told,
         "input_fs": input_fs,
         "lead_names": [name.strip() for name in lead_names.split(",")] if lead_names else None,
         "units": units,
@@ -255,20 +249,24 @@ def symbolize(
     with work.making("symbols"):
         finished(work.symbol_settings, asked, overwrite, "letters")  # another run may just have ended
         parts = Parts(work.symbol_parts, asked, overwrite)
-        _make_parts(work, parts, found, asked, patient_salt or work.salt(), jobs or os.cpu_count(), dask)
-        made = _join(work, parts, found, skipped, known, asked, started)
+        if len(sets) > 1:
+            note(f"data sets: {', '.join(f'{its.name} ({len(its.found)} recordings)' for its in sets)}")
+        # a part is of one data set
+        lots = [(its, its.found[i : i + PART]) for its in sets for i in range(0, len(its.found), PART)]
+        _make_parts(work, parts, lots, asked, patient_salt or work.salt(), jobs or os.cpu_count(), dask)
+        made = _join(work, parts, sets, lots, skipped, asked, started)
         return corpus.take_merges(work, merges, made)
 
 
-def _make_parts(work, parts, found, asked, salt, jobs, dask):
-    """Do the recordings, `PART` at a time, each part into a file of its own; parts that are there stay."""
-    todo = parts.missing(-(-len(found) // PART))
-    done = len(found) - sum(len(found[n * PART : (n + 1) * PART]) for n in todo)
+def _make_parts(work, parts, lots, asked, salt, jobs, dask):
+    """Do the recordings, each lot into a part of its own; parts that are there stay."""
+    todo, total = parts.missing(len(lots)), sum(len(paths) for _, paths in lots)
+    done = total - sum(len(lots[n][1]) for n in todo)
     if done:
-        note(f"going on: {done} of {len(found)} recordings were done")
-    with progress("symbolizing", len(found), "records") as bar:
+        note(f"going on: {done} of {total} recordings were done")
+    with progress("symbolizing", total, "records") as bar:
         bar.update(done)
-        tasks = ((parts, n, found[n * PART : (n + 1) * PART], asked, salt) for n in todo)
+        tasks = ((parts, n, lots[n][1], asked, salt) for n in todo)
         start = time.perf_counter()
         fresh = 0
         here = min(jobs, len(todo))
@@ -279,25 +277,26 @@ def _make_parts(work, parts, found, asked, salt, jobs, dask):
                 bar.update(done + fresh, f"{fresh / (time.perf_counter() - start):.0f} records/s")
 
 
-def _join(work, parts, found, skipped, known, asked, started):
+def _join(work, parts, sets, lots, skipped, asked, started):
     """Make the symbols and tables of all parts, settings last, and clear the parts away."""
-    numbers = range(-(-len(found) // PART))
-    counts, segments, left_out, unlisted = np.zeros(2**16, np.int64), 0, Counter(), 0
-    placeholders, stated = 0, set()
-    for number in numbers:
+    counts, segments, left_out = np.zeros(2**16, np.int64), 0, Counter()
+    placeholders, unlisted = 0, 0
+    for number, (its, _) in enumerate(lots):
         about, (used, times) = about_part(parts, number)
         counts[used] += times
         segments += len(about["rows"])
         skipped = skipped + about["skipped"]
         left_out.update((fs, ", ".join(names)) for fs, names in about["remarks"] if names)
         placeholders += about["placeholders"]
-        for path, name in {row[3]: row[0] for row in about["rows"]}.items() if known else ():
-            told = readers.listed(name, known, path)
+        for path, name in {row[3]: row[0] for row in about["rows"]}.items() if its.known else ():
+            told = readers.listed(name, its.known, path)
             unlisted += told is None
             placeholders += told is not None and readers.is_placeholder(told[0])
-        stated.update(about["stated"])
-    records = len(set(found) - {path for path, _ in skipped})
-    if known and unlisted:
+        its.stated.update(about["stated"])
+    gone = {path for path, _ in skipped}
+    for its in sets:
+        its.settle(gone)
+    if unlisted:
         note(f"{unlisted} recordings are not in the table of patients: taken as their own files say")
     for (fs, names), times in sorted(left_out.items()):
         note(f"{times} recordings at {fs:g} Hz: left out {names}")
@@ -311,12 +310,16 @@ def _join(work, parts, found, skipped, known, asked, started):
         note(
             f"{placeholders} recordings name a placeholder as their patient: each counts as a patient of its own"
         )
-    everyone = stated.pop() if len(stated) == 1 and records >= PATIENTS and not known else None
-    if everyone:
-        note(f"all {records} recordings name the patient {everyone}: each counts as a patient of its own")
+    for its in sets:
+        if its.everyone:
+            where = its.name and f" of {its.name}"
+            note(
+                f"all {its.used} recordings{where} name the patient {its.everyone}: each counts as a patient of "
+                "its own"
+            )
 
     def blocks_of_parts():
-        return (block for number in numbers for block in blocks_of_part(parts, number))
+        return (block for number in range(len(lots)) for block in blocks_of_part(parts, number))
 
     quantizer = corpus.fit_quantizer(asked["quantizer"], counts, blocks_of_parts)
     shape = (len(asked["leads"]), asked["samples"])
@@ -330,15 +333,14 @@ def _join(work, parts, found, skipped, known, asked, started):
         progress("writing letters", segments, "segments") as bar,
     ):
         done = 0
-        for number in numbers:
+        for number, (its, _) in enumerate(lots):
             about, _ = about_part(parts, number)
             rows, at = about["rows"], 0
             lost += about["lost"]
             for block in blocks_of_part(parts, number):
                 here = rows[at : at + len(block)]
                 for row in here:
-                    patient = row[0] if row[1] == everyone else row[1]
-                    row[1], row[2] = readers.patient_and_split(row[0], patient, row[2], known, row[3])
+                    row[1], row[2] = its.whose(*row[:4])
                 if block.dtype != np.uint8:
                     signals = block
                     block, lo, hi = kernels.quantize(signals, quantizer)
@@ -357,7 +359,7 @@ def _join(work, parts, found, skipped, known, asked, started):
         work.skipped, {"path": [path for path, _ in skipped], "reason": [reason for _, reason in skipped]}
     )
     result = {
-        "records": records,
+        "records": sum(its.used for its in sets),
         "segments": segments,
         "skipped": len(skipped),
         "leads": len(asked["leads"]),
