@@ -99,7 +99,7 @@ def think(source, out):
         if not (work / "model").exists():
             learn = ["finetune", "--qa", thought, "--model", "tiny", "--batch", 4, "--ecg-loss", 0]
             run(work, *learn, "--steps", THOUGHT, *option)
-        more.append(answers(work, out / f"{name}.jsonl", "--limit", 500))
+        more.append(answers(work, out / f"{name}.jsonl", "--qa", thought, "--limit", 500))
     kept = np.mean([line["form_kept"] for line in more[1]])
     print(f"\nplain, and reasoning first ({100 * kept:.1f} % of its answers have the form):\n")
     compared(*more)
