@@ -483,17 +483,21 @@ def speed(arm, made):
             spent.append(time.process_time() - start)
         return float(np.mean(spent[4:]))
 
-    first = timed(lambda: model.first(1.0)) if model.first else None
+    first = None
+    if model.first:
+        model.lm.ecg_rows.encode.requires_grad_(True)
+        first = timed(lambda: model.first(1.0))
+        model.lm.ecg_rows.encode.requires_grad_(False)
     numbers = itertools.count(1)
     return {"first": first, "second": timed(lambda: model.train(next(numbers), lambda step: 1.0))}
 
 
-def run(arm, seed, share, seconds, speeds, made, more):
-    """Train to each budget, and yield a row for each."""
+def run(arm, seed, share, seconds, first, speeds, made, more):
+    """Train to each budget, `first` seconds of it for stage 1 where there is one, and yield a row for each."""
     model, questions, patients = made(arm, seed, share)
     spent, about = 0.0, {}
     if model.first:
-        spent = seconds[0] / 2
+        spent = first
         steps = round(spent / speeds["first"])
         about = {"first_steps": steps, "first_loss": model.pretrain(steps)}
     for budget in seconds:
@@ -563,7 +567,9 @@ def main():
             lines = path.read_text().splitlines() if path.exists() else []
             keys = [[row[k] for k in ("arm", "seed", "share", "seconds")] for row in map(json.loads, lines)]
             left = [budget for budget in budgets if [arm, seed, share, budget] not in keys]
-            for row in run(arm, seed, share, budgets, speeds[arm], made, more) if left else ():
+            for row in (
+                run(arm, seed, share, budgets, min(seconds) / 2, speeds[arm], made, more) if left else ()
+            ):
                 if row["seconds"] in left:
                     with open(path, "a") as file:
                         file.write(json.dumps(row) + "\n")

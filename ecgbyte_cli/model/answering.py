@@ -49,6 +49,11 @@ def positions(lm):
     return getattr(lm.base.config, "max_position_embeddings", None) or 2**31
 
 
+def room(lm, prompts, max_new):
+    """How many ids the answers to prompts may have: `max_new`, or what the model has positions for."""
+    return max(1, min(max_new, positions(lm) - max(map(len, prompts))))
+
+
 class Prompts:
     """The ids of prompts, each as its beginning up to the last ECG, held once for all that share it, and the rest.
 
@@ -158,8 +163,7 @@ def _answered(lm, prompt, ask, keys, max_new, pick):
     began, counted = time.perf_counter(), Counted(pick, prompt.end_ids, len(ask))
     if pick:
         pick.begin(keys)
-    room = max(1, min(max_new, positions(lm) - max(map(len, ask))))
-    answers = lm.answer(ask, prompt.end_ids, room, counted)
+    answers = lm.answer(ask, prompt.end_ids, room(lm, ask, max_new), counted)
     took = (time.perf_counter() - began) / len(ask)
     return [
         Given(prompt.text(ids), math.exp(sum(logs)), took)

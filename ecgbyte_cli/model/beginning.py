@@ -37,6 +37,8 @@ def begin(work, settings, device):
         If the model cannot be loaded, or belongs to another tokenizer.
     """
     model, method, seed = settings["base"], settings["method"], settings["seed"]
+    if method == "full" and (settings.get("rank") or settings.get("alpha")):
+        raise Failure("--rank and --alpha are of adapters, and --method full has none: leave them out")
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
     encoded = read_json(work.token_settings)
     if tokenizer.sha256 != encoded["tokenizer_sha256"]:
@@ -53,7 +55,7 @@ def begin(work, settings, device):
             said.get("system"),
         )
     else:
-        base, text_tokenizer = ecg_lm.load_base(model, method, device)
+        base, text_tokenizer = ecg_lm.load_base(model, method, device, seed=seed)
         offset = base.get_input_embeddings().num_embeddings
         layout = Layout.of(offset, tokenizer, settings["positions"] or "token")
         lm, name = ecg_lm.ECGLM(base, tokenizer.vocab_size, seed, layout), model
@@ -148,6 +150,8 @@ def abilities(settings, training):
 def what_to_read(work, qa, lm, samples, settings, tell):
     """The plans to train on, what to validate on, and how many samples were trimmed and left_out."""
     if qa is None:
+        if settings.get("types"):
+            raise Failure("--types takes questions, and --pretrain has none: leave one of them out")
         splits = np.asarray(read_table(work.symbol_segments)["split"])
         sides = [samples.alone(np.flatnonzero(splits == split)) for split in ("train", "val")]
         if not sides[0]:

@@ -728,7 +728,7 @@ def bfloat16_here(device: str) -> bool:
 
 
 def load_base(
-    name: str, method: str, device: str, revision: str | None = None
+    name: str, method: str, device: str, revision: str | None = None, seed: int = 0
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its text tokenizer, and run nothing of theirs.
 
@@ -742,6 +742,8 @@ def load_base(
         `cuda`, `cuda:1`, … or `cpu`.
     revision : str or None
         The commit of a hub id; None is the newest.
+    seed : int
+        Of the weights of `tiny`.
 
     Raises
     ------
@@ -750,7 +752,7 @@ def load_base(
         own, or its weights are pickles, are damaged, or are not those that it needs.
     """
     if name == "tiny":
-        base, text_tokenizer = tiny(texts=tiny_texts())
+        base, text_tokenizer = tiny(seed, tiny_texts())
         return base.to(device), text_tokenizer
     local = folders.is_path(name)
     if local and not Path(name).is_dir():

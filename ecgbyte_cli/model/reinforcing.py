@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ecgbyte_cli.model.answering import Sampler
+from ecgbyte_cli.model.answering import Sampler, room
 from ecgbyte_cli.model.prompt import IGNORED
 from ecgbyte_cli.model.samples import Reading
 from ecgbyte_cli.model.training import Trainer
@@ -120,7 +120,7 @@ class Reinforcer(Trainer):
             end_ids,
         )
         with autocast(self.lm):
-            self.lm.answer(prompts, end_ids, self.settings["max_new"], drawn)
+            self.lm.answer(prompts, end_ids, room(self.lm, asked, self.settings["max_new"]), drawn)
         rewards, right = np.empty((2, len(questions), copies))
         for i, ids in enumerate(drawn.ids):
             at = divmod(i, copies)
@@ -145,8 +145,8 @@ class Reinforcer(Trainer):
         end_ids = self.samples.prompt.end_ids
         text = self.samples.prompt.text([i for i in ids if i not in end_ids])
         thought = parted(text, self.tags) if self.tags else Thought("", text, True)
-        room = min(1.0, len(ids) / self.settings["max_new"])
-        reward = worth(self.settings["rewards"], thought, question, self.whole, room)
+        share = min(1.0, len(ids) / self.settings["max_new"])
+        reward = worth(self.settings["rewards"], thought, question, self.whole, share)
         return reward, exact(thought.answer, question.truth, self.whole)
 
     def readings(self, sampled):
@@ -231,7 +231,9 @@ class Reinforcer(Trainer):
             some = questions[start : start + size]
             asked = [self.samples(question, asked=True)[0] for question in some]
             with autocast(self.lm):
-                answers = self.lm.answer(asked, prompt.end_ids, self.settings["max_new"])
+                answers = self.lm.answer(
+                    asked, prompt.end_ids, room(self.lm, asked, self.settings["max_new"])
+                )
             rewards += [self.rated(q, ids)[0] for q, ids in zip(some, answers, strict=True)]
             if bar:
                 bar.advance(len(some))

@@ -79,7 +79,7 @@ def process_group():
 
 
 @contextlib.contextmanager
-def enough_memory(batch, longest):
+def enough_memory(batch, longest, less="--batch (and raise --accumulate), or lower --max-length"):
     """Make what comes where memory does not suffice a line that says what to do."""
     try:
         yield
@@ -87,8 +87,7 @@ def enough_memory(batch, longest):
         if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
             raise
         raise Failure(
-            f"out of memory at --batch {batch} with samples of up to {longest} tokens: lower --batch "
-            "(and raise --accumulate), or lower --max-length"
+            f"out of memory at --batch {batch} with samples of up to {longest} tokens: lower {less}"
         ) from error
 
 

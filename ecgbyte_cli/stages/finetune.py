@@ -118,7 +118,11 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     help="Questions behind one reading of their ECG, at most.  [default: as many as fit into --max-length]",
 )
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 2e-3 for full, else 2e-4]")
-@click.option("--rows-lr", type=float, help="That of the ECG tokens' embeddings.  [default: the same]")
+@click.option(
+    "--rows-lr",
+    type=click.FloatRange(0, min_open=True),
+    help="That of the ECG tokens' embeddings.  [default: the same]",
+)
 @click.option("--weight-decay", type=click.FloatRange(0), help="Of matrices.  [default: 0.05]")
 @click.option(
     "--max-length",
@@ -176,6 +180,8 @@ def command(work, show, **options):
     if options["model"] == SHIPPED.name:
         options["model"] = str(named(options["model"]))
     files, weights = zip(*options.pop("qa"), strict=True) if options["qa"] else ((), ())
+    if len(files) == 1 and weights != (1.0,):
+        raise click.UsageError("a weight is that of one --qa among several: leave it out")
     options["qa"] = list(files) if len(files) > 1 else files[0] if files else None
     options["weights"] = list(weights) if len(files) > 1 and {*weights} != {1.0} else None
     if show:

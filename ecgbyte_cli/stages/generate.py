@@ -106,6 +106,16 @@ def command(work, **options):
     seeds = options.pop("seeds")
     if seeds > 1 and options["model"]:
         raise click.UsageError("--seeds asks the models of `ecgbyte finetune --seeds`: leave out --model")
+    others = [work.of_seed(number) for number in range(1, seeds)]
+    paths = (
+        [work.need(of.model_settings, f"finetune --seeds {seeds}") for of in (work, *others)]
+        if others
+        else []
+    )
+    if len({json.dumps(read_json(path)["settings"] | {"seed": None}, sort_keys=True) for path in paths}) > 1:
+        raise Failure(
+            f"models of {work.root} differ in more than their seed: run `ecgbyte finetune --seeds {seeds}`"
+        )
     result = generate(work, **options)
     header, lines = metrics.rows(result)
     table(
@@ -118,7 +128,7 @@ def command(work, **options):
     for line in reliability.lines(result):
         say(line)
     if seeds > 1:
-        every = [result, *(generate(work.of_seed(number), **options) for number in range(1, seeds))]
+        every = [result, *(generate(of, **options) for of in others)]
         result = result | {"seeds": metrics.over_seeds(every)}
         table(*metrics.seed_rows(result["seeds"]), title=f"Exact match in %, {seeds} trainings")
         write_json(work.metrics, read_json(work.metrics) | {"result": result}, indent=1)

@@ -153,16 +153,24 @@ def reinforce(
         raise Failure("reinforce trains on one process: run it without torchrun or accelerate launch")
     begun, work = folder.named(model or work.need(work.model, "finetune")), work.reinforcing()
     about, encoded = folder.about(begun), read_json(work.need(work.token_settings, "encode"))
-    qa = qa or about.get("qa")
+    given, qa = qa, qa or about.get("qa")
     if not qa:
         raise Failure(f"{begun} does not say which questions it was trained on: give --qa")
+    had = about["settings"]  # of its training
+    if not about.get("think") and any(name == "form" for name, _ in rewards):
+        raise Failure(f"--reward form: {begun} does not reason first, so its answers have no form to keep")
+    if begun.resolve() == work.model.resolve():
+        raise Failure(f"{begun} is where the new model goes: move it, and name it with --model")
     settings = {
         "qa": question_files.sha256(qa),
+        "types": None if given else had.get("types"),
+        "weights": None if given else had.get("weights"),
+        "ecg_rows": had.get("ecg_rows", "train"),
         "tokens": [encoded[key] for key in ("tokenizer_sha256", "settings")],
         "base": str(begun),
         "begun_with": folder.sha256(begun),
         "method": about["method"],
-        "rewards": dict(rewards),
+        "rewards": {name: sum(w for other, w in rewards if other == name) for name, _ in rewards},
         "answers": answers,
         "temperature": temperature,
         "max_new": max_new or (512 if about.get("think") else 64),
@@ -176,7 +184,8 @@ def reinforce(
         "patience": None,
         "seed": seed,
         # as Samples and the model are made
-        **{"positions": None, "max_length": 4096, "long": "trim", "augment": 0.0, "draw": None},
+        **{"positions": None, "augment": 0.0, "draw": None, "long": had.get("long") or "trim"},
+        "max_length": had.get("max_length") or 4096,
     }
     with work.checked("tokens"), work.making("training"):
         going_on = unfinished(work, settings, overwrite)
@@ -197,9 +206,13 @@ def _train(work, qa, about, settings, going_on):
     with process_group() as device:
         lm, text_tokenizer, samples, name = begin(work, settings, device)
         # what is compared is the answer alone, also of a model that reasons first
-        training, validation, counts = read_samples(work, qa, samples, settings["seed"], note)
-        samples.longest = about.get("prompt_tokens") or samples.longest
-        if not shares(lm, samples, training):
+        types, weights = settings["types"], settings["weights"]
+        training, validation, counts = read_samples(
+            work, qa, samples, settings["seed"], note, types=types, weights=weights
+        )
+        lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
+        # several answers stand behind a reading even where there is one question
+        if not shares(lm, samples, [plan._replace(questions=2 * plan.questions) for plan in training]):
             note("this base model cannot read an ECG for several answers at once: each gets one of its own")
             samples.together = 1
         trainer = Reinforcer(
@@ -214,7 +227,8 @@ def _train(work, qa, about, settings, going_on):
             note,
             about.get("think"),
         )
-        with enough_memory(settings["batch"], max(plan.length for plan in training)):
+        longest = max(plan.length for plan in training)
+        with enough_memory(settings["batch"], longest, "--batch, --together or --answers"):
             if going_on is not None:
                 trainer.restore(going_on)
                 note(f"going on after step {trainer.step} of {trainer.steps}, from {going_on}")
@@ -232,19 +246,14 @@ def _train(work, qa, about, settings, going_on):
             with progress("certainty", len(some), "questions") as bar:
                 known = calibration.measure(lm, samples, asked, some, settings["batch"], bar, note)
         result |= counts | {"seconds": time.perf_counter() - start, "model": str(work.model)}
-        kept = (
-            "segmenter",
-            "prompt_tokens",
-            "date",
-            "conversations",
-            "most_ecgs",
-            "think",
-            "draws",
-            "writes",
-            "system",
-        )
-        made = {key: about[key] for key in (*kept, "writes") if key in about}
-        made |= {"base": name, "method": settings["method"], "qa": question_files.resolved(qa)}
+        kept = ("segmenter", "date", "system", "conversations", "most_ecgs", "think", "draws", "writes")
+        made = {key: about[key] for key in kept if key in about}
+        made |= {
+            "prompt_tokens": samples.longest,
+            "base": name,
+            "method": settings["method"],
+            "qa": question_files.resolved(qa),
+        }
         with work.making("model"), new_folder(work.model) as path:
             if known:
                 known.write(path)
