@@ -81,6 +81,8 @@ def scores(found):
 def two_stage(folder):
     """Tables of the comparison: by time, at the longest time with controls, by share of the recordings, elsewhere."""
     made = rows(folder, "two_stage")
+    if not any(row["share"] == 1 for row in made):
+        return {}
     whole = grouped([row for row in made if row["share"] == 1], "arm", "seconds")
     budgets = sorted({seconds for _, seconds in whole})
     time = [
@@ -121,6 +123,10 @@ def two_stage(folder):
         "time": grid(["AUROC, fold 10 (by seed)", *(f"{s:.0f} s" for s in budgets)], time),
         "controls": grid([f"after {budgets[-1]:.0f} s", "steps, stage 1", "stage 2", *head], controls),
         "elsewhere": grid([f"after {budgets[-1]:.0f} s, other hospitals", *head], elsewhere),
+        "headline": grid(
+            ["what reads the ECG", "AUROC", "95 %", "best control", "gain"],
+            [[name, *cells] for name, _, _, *cells in controls],
+        ),
         "shares": grid(
             [f"AUROC, fold 10, after {middle:.0f} s", *(f"{100 * s:.0f} %" for s in shares)], data
         ),
@@ -131,6 +137,8 @@ def chart(folder, path, wide):
     """AUROC against seconds, or against the share of the recordings."""
     made = rows(folder, "two_stage")
     budgets = sorted({row["seconds"] for row in made if row["share"] == 1})
+    if not budgets:
+        return
     middle = budgets[len(budgets) // 2]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for axis, key, some in (
@@ -171,6 +179,8 @@ def ranks(values):
 def tradeoff(folder):
     """The table of tokenizers, and how well each cheap figure predicts AUROC (Spearman's rank correlation)."""
     groups = grouped(rows(folder, "tradeoff"), "key")
+    if not groups:
+        return {}
     lines, figures = [], []
     for ((quantizer, levels, vocab),), of in groups.items():
         one, bits = of[0], np.mean([row["bits"] for row in of])
@@ -222,6 +232,8 @@ def hospitals(folder):
     groups = defaultdict(list)
     for row in rows(folder, "hospitals"):
         groups[row["source"], tuple(row["key"])].append(row)
+    if not groups:
+        return {}
     lines = [
         [source, f"`{quantizer}`, {levels}, {vocab:,}", len(of)]
         + [mean_span([row[key] for row in of]) for key in ("tokens", "noise", "prd")]
@@ -256,6 +268,8 @@ def places(folder):
         if "share" in row:
             groups[row["finding"]].append(row)
             groups["all"].append(row)
+    if not groups:
+        return {}
     lines = []
     for finding in [*PLACES, "all"]:
         of = groups.get(finding)
@@ -273,6 +287,8 @@ def places_chart(folder, path, wide):
     from places_ptbxl import PLACES
 
     made = [row for row in rows(folder, "places") if "share" in row]
+    if not made:
+        return
     figure, axis = pyplot.subplots(figsize=(10, 3.6), layout="constrained")
     names = [finding for finding in PLACES if any(row["finding"] == finding for row in made)]
     for number, method in enumerate(METHODS):
@@ -290,19 +306,22 @@ def places_chart(folder, path, wide):
     pyplot.close(figure)
 
 
-def write(folder, page):
-    """Put every table that can be made into the page, and draw the charts beside it."""
-    text = page.read_text(encoding="utf-8")
+def write(folder, pages):
+    """Put every table that can be made into the pages that have a place for it, and draw the charts by the first."""
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
     for make in (two_stage, tradeoff, hospitals, places):
         for name, made in make(folder).items():
             begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-            if begin not in text:
-                raise SystemExit(f"{page} has no place for the table {name}: {begin}")
-            before, rest = text.split(begin, 1)
-            text = f"{before}{begin}\n\n{made}\n\n{end}{rest.split(end, 1)[1]}"
-    page.write_text(text, encoding="utf-8")
-    chart(folder, page.with_name("evidence.png"), 110)
-    places_chart(folder, page.with_name("evidence-places.png"), 110)
+            if not any(begin in text for text in texts.values()):
+                raise SystemExit(f"{pages[0]} has no place for the table {name}: {begin}")
+            for page, text in texts.items():
+                if begin in text:
+                    before, rest = text.split(begin, 1)
+                    texts[page] = f"{before}{begin}\n\n{made}\n\n{end}{rest.split(end, 1)[1]}"
+    for page, text in texts.items():
+        page.write_text(text, encoding="utf-8")
+    chart(folder, pages[0].with_name("evidence.png"), 110)
+    places_chart(folder, pages[0].with_name("evidence-places.png"), 110)
 
 
 def main():
@@ -310,7 +329,9 @@ def main():
     parser.add_argument("data", type=Path, nargs="?", help="PTB-XL's folder, or a part of it")
     parser.add_argument("elsewhere", type=Path, nargs="?", help="recordings of the PhysioNet Challenge 2021")
     parser.add_argument("--out", type=Path, default=Path("build/evidence"))
-    parser.add_argument("--page", type=Path, default=ROOT.parent / "docs" / "evidence.md")
+    parser.add_argument(
+        "--page", type=Path, help="where the tables go  [default: docs/evidence.md, and README.md]"
+    )
     parser.add_argument("--seconds", default="80,160,320", help="budgets of two_stage.py")
     parser.add_argument("--shares", default="0.12,0.25,0.48")
     parser.add_argument("--seeds", default="0,1")
@@ -318,8 +339,10 @@ def main():
     parser.add_argument("--tokenizers", default="8", help="the first so many of tradeoff_ptbxl.py")
     parser.add_argument("--tables", type=Path, help="make the tables alone, from what is in this folder")
     options = parser.parse_args()
+    root = ROOT.parent
+    pages = [options.page] if options.page else [root / "docs" / "evidence.md", root / "README.md"]
     if options.tables:
-        write(options.tables, options.page)
+        write(options.tables, pages)
         return
     if not (options.data and options.elsewhere):
         parser.error("give PTB-XL's folder and that of the Challenge, or --tables")
@@ -332,7 +355,7 @@ def main():
     ):
         command = [sys.executable, ROOT / f"{script}.py", options.data, *same, *given]
         subprocess.run(list(map(str, command)), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    write(options.out, options.page)
+    write(options.out, pages)
 
 
 if __name__ == "__main__":
