@@ -78,6 +78,16 @@ def scores(found):
     ]
 
 
+def brief(made):
+    """A cell: AUROC by seed, or with its interval where there is one, and the gain over the best control."""
+    found = [row["test"] for row in made]
+    if len(found) > 1:
+        area = by_seed([part["auroc"] for part in found])
+    else:
+        area = f"{found[0]['auroc']:.3f} ({span(found)})" if found else ""
+    return f"{area}<br>gain {np.mean([part['gain'] for part in found]):+.3f}" if found else ""
+
+
 def two_stage(folder):
     """Tables of the comparison: by time, at the longest time with controls, by share of the recordings, elsewhere."""
     made = rows(folder, "two_stage")
@@ -86,13 +96,7 @@ def two_stage(folder):
     whole = grouped([row for row in made if row["share"] == 1], "arm", "seconds")
     budgets = sorted({seconds for _, seconds in whole})
     time = [
-        [
-            NAMES[arm],
-            *(
-                by_seed([r["test"]["auroc"] for r in whole[arm, s]]) if (arm, s) in whole else ""
-                for s in budgets
-            ),
-        ]
+        [NAMES[arm], *(brief(whole.get((arm, s), [])) for s in budgets)]
         for arm in NAMES
         if any((arm, s) in whole for s in budgets)
     ]
@@ -108,13 +112,7 @@ def two_stage(folder):
     part = grouped([row for row in made if row["seconds"] == middle], "arm", "share")
     shares = sorted({share for _, share in part})
     data = [
-        [
-            NAMES[arm],
-            *(
-                by_seed([r["test"]["auroc"] for r in part[arm, s]]) if (arm, s) in part else ""
-                for s in shares
-            ),
-        ]
+        [NAMES[arm], *(brief(part.get((arm, s), [])) for s in shares)]
         for arm in NAMES
         if any((arm, s) in part for s in shares if s < 1)
     ]
