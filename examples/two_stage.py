@@ -477,7 +477,7 @@ def speed(arm, made):
 
     def timed(step):
         spent = []
-        for _ in range(20):
+        for _ in range(12):
             start = time.process_time()
             step()
             spent.append(time.process_time() - start)
