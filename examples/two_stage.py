@@ -301,7 +301,7 @@ class Answerer:
             inputs = self.lm.inputs(batch.ids, batch.positions, batch.owner)
             logits, _ = self.lm._outputs(lambda states, at=begins: states[:, :-1][at], **inputs)
             made.append(logits[:, self.words[0]] - logits[:, self.words[1]])
-        return torch.cat(made).numpy()
+        return np.round(torch.cat(made).double().numpy(), 4)  # what is alike but for the last digits is a tie
 
 
 class Classifier:
@@ -356,7 +356,7 @@ class Classifier:
     def odds(self, plans, instead=None):
         made = [self.logits(plans[at : at + 100], instead).numpy() for at in range(0, len(plans), 100)]
         rows = np.concatenate(made)
-        return np.concatenate([rows[k, places(plan)] for k, plan in enumerate(plans)])
+        return np.round(np.concatenate([rows[k, places(plan)] for k, plan in enumerate(plans)]), 4)
 
 
 def places(plan):
