@@ -51,7 +51,9 @@ def part(real_data, tmp_path_factory):
 
 def test_every_table_and_chart_comes_out_and_goes_on(part, real_data, tmp_path):
     page, out = tmp_path / "evidence.md", tmp_path / "out"
-    page.write_text("".join(f"BEFORE\n<!-- {name} -->\nto be replaced\n<!-- /{name} -->\nAFTER\n" for name in TABLES))
+    page.write_text(
+        "".join(f"BEFORE\n<!-- {name} -->\nto be replaced\n<!-- /{name} -->\nAFTER\n" for name in TABLES)
+    )
     command = [sys.executable, EXAMPLES / "evidence.py", part, real_data / "cinc2021", "--out", out]
     command += ["--page", page, "--seconds", "1,2", "--shares", "0.5", "--seeds", "0", "--records", "1"]
     command += ["--tokenizers", "2"]
