@@ -248,6 +248,13 @@ base_option = click.option(
     "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
 )
 
+max_new_option = click.option(
+    "--max-new",
+    type=click.IntRange(1),
+    default=None,
+    show_default="64, or 512 of a model that reasons first",
+    help="Longest answer in tokens.",
+)
 types_option = click.option(
     "--types",
     type=Words(),

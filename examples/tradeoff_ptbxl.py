@@ -24,7 +24,6 @@ from ecgbyte_cli import ECGTokenizer, read, segments
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.controls import same_spectrum
 from ecgbyte_cli.model.validation import validation_loss
-from ecgbyte_cli.questions import files
 from ecgbyte_cli.signal.fidelity import differences
 from ecgbyte_cli.workdir import read_json, read_table, write_json
 
@@ -97,15 +96,7 @@ def main():
     speeds = read_json(measured) if measured.exists() else {}
 
     def made(key):
-        def asked(work):
-            table = read_table(work.symbol_segments)
-            joined, _ = files.join(files.read(qa), table)
-            sides = {
-                name: [q for q, *_, split in joined if split == name] for name in ("train", "val", "test")
-            }
-            return sides, table["patient"]
-
-        return lambda arm, seed, share: make(arm, {"3": works[key]}, asked, seed, share)
+        return lambda arm, seed, share: make(arm, {"3": works[key]}, qa, seed, share)
 
     chosen = ROWS[: options.rows]
     for key in chosen:

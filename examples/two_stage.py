@@ -454,10 +454,18 @@ def elsewhere(folder, work, path):
 # ---- the runs
 
 
-def make(arm, works, asked, seed, share):
+def sides(work, qa):
+    """The questions of each side of the split, and the patient of each segment."""
+    table = read_table(work.symbol_segments)
+    joined, _ = files.join(files.read(qa), table)
+    asked = {name: [q for q, *_, split in joined if split == name] for name in ("train", "val", "test")}
+    return asked, table["patient"]
+
+
+def make(arm, works, qa, seed, share):
     """A new model for an arm, with a share of the training recordings, by patient."""
     work = works["8" if arm.endswith("8 leads") else "3"]
-    questions, patients = asked(work)
+    questions, patients = sides(work, qa)
     order = np.random.default_rng([seed, 2]).permutation(
         np.unique([patients[q.segments[0]] for q in questions["train"]])
     )
@@ -540,14 +548,8 @@ def main():
     qa = ask(options.out, options.data)
     more = options.elsewhere and elsewhere(options.elsewhere, works["3"], options.out / "elsewhere.jsonl")
 
-    def asked(work):
-        table = read_table(work.symbol_segments)
-        joined, _ = files.join(files.read(qa), table)
-        sides = {name: [q for q, *_, split in joined if split == name] for name in ("train", "val", "test")}
-        return sides, table["patient"]
-
     def made(arm, seed, share):
-        return make(arm, works, asked, seed, share)
+        return make(arm, works, qa, seed, share)
 
     measured = options.out / "speed.json"
     speeds = read_json(measured) if measured.exists() else {}

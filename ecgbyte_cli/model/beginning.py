@@ -50,10 +50,9 @@ def begin(work, settings, device):
     if said:
         _check(model, said, tokenizer, encoded, settings)
         lm, text_tokenizer, _, _ = ecg_lm.load(model, device, method=method, trainable=True)
-        name, system = (
-            said["base"] if said["method"] == method else str(Path(model) / "base"),
-            said.get("system"),
-        )
+        name, system = said["base"], said.get("system")
+        if said["method"] != method:
+            name = str(Path(model) / "base")
     else:
         base, text_tokenizer = ecg_lm.load_base(model, method, device, seed=seed)
         offset = base.get_input_embeddings().num_embeddings

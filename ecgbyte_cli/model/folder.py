@@ -93,6 +93,11 @@ def about(folder: str | os.PathLike) -> dict:
     }
 
 
+def longest_answer(said: dict, asked: int | None) -> int:
+    """Tokens that an answer may have: as asked for, or as many as a model's answers need."""
+    return asked or (512 if said.get("think") else 64)
+
+
 def is_own(name: str | os.PathLike) -> bool:
     """Whether a name is that of a folder that `ecgbyte finetune` or `ecgbyte export` wrote."""
     return (Path(name) / "ecgbyte.json").is_file()

@@ -80,9 +80,7 @@ class Reinforcer(Trainer):
         """One update from answers to the questions of the plans in `groups`; as `Trainer.update`."""
         settings, lm = self.settings, self.lm
         lm.eval()  # what is learned from is what was sampled: nothing is left out
-        rate = settings["lr"] * self.factor(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("times", 1.0)
+        rate = self.set_rate()
         questions = [q for group in groups for _, i in group for q in self.training[i].questions]
         sampled = self.sample(questions)
         readings = self.readings(sampled)
@@ -101,10 +99,7 @@ class Reinforcer(Trainer):
             part = (settings["kl"] * far - advantage[:, 1:][wanted] * now).sum() / total
             part.backward()
             loss, kl = loss + part.item(), kl + far.sum().item() / total
-        torch.nn.utils.clip_grad_norm_([p for p in lm.parameters() if p.requires_grad], 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
+        self.move()
         self.told["kl"] = kl
         return (loss, None), rate
 

@@ -221,9 +221,7 @@ class Trainer:
         import torch
 
         start, device = time.perf_counter(), self.lm.device
-        rate = self.settings["lr"] * self.factor(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("times", 1.0)
+        rate = self.set_rate()
         seeds = np.random.SeedSequence([self.settings["seed"], self.step, self.rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         instead = iter(
@@ -260,14 +258,27 @@ class Trainer:
                     losses = self.model(*part.to(device))
                 (losses * factors).sum().backward()
             sums += losses.detach().double().cpu()
-        torch.nn.utils.clip_grad_norm_([p for p in self.lm.parameters() if p.requires_grad], 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
+        self.move()
         *sums, seen = over_processes([*sums.tolist(), sum(part.ids.numel() for part in parts)], device)
         self.seen += int(seen)
         self.seconds += time.perf_counter() - start
         return tuple(x / n if n else None for x, n in zip(sums, totals, strict=True)), rate
+
+    def set_rate(self):
+        """Set the learning rate of the step that comes, and return it."""
+        rate = self.settings["lr"] * self.factor(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("times", 1.0)
+        return rate
+
+    def move(self):
+        """Take the step that the gradients say, if they are not too large, and forget them."""
+        import torch
+
+        torch.nn.utils.clip_grad_norm_([p for p in self.lm.parameters() if p.requires_grad], 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
 
     def recent(self, steps):
         """The mean training loss of the last steps: of the text, or of the ECG where that is all; None of none."""

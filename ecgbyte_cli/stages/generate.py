@@ -9,7 +9,17 @@ import click
 import numpy as np
 
 from ecgbyte_cli import cluster
-from ecgbyte_cli.console import Stage, base_option, note, progress, say, seeds_option, table, types_option
+from ecgbyte_cli.console import (
+    Stage,
+    base_option,
+    max_new_option,
+    note,
+    progress,
+    say,
+    seeds_option,
+    table,
+    types_option,
+)
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import certainty, folder
 from ecgbyte_cli.model.answering import (
@@ -55,13 +65,7 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_js
 @click.option(
     "--batch", type=click.IntRange(1), default=64, show_default=True, help="Questions answered together."
 )
-@click.option(
-    "--max-new",
-    type=click.IntRange(1),
-    default=None,
-    show_default="64, or 512 of a model that reasons first",
-    help="Longest answer in tokens.",
-)
+@max_new_option
 @click.option(
     "--temperature",
     type=click.FloatRange(0),
@@ -182,7 +186,7 @@ def generate(
             "split": split,
             "types": list(types) or None,
             "limit": limit,
-            "max_new": max_new or (512 if about.get("think") else 64),
+            "max_new": folder.longest_answer(about, max_new),
             "temperature": temperature,
             "controls": controls,
             "segments": segments,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli.console import Stage, Weighted, note, progress, say
+from ecgbyte_cli.console import Stage, Weighted, max_new_option, note, progress, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder
 from ecgbyte_cli.model.samples import read_samples
@@ -57,13 +57,7 @@ VALIDATED = 256  # questions
     show_default=True,
     help="Of the sampled answers.",
 )
-@click.option(
-    "--max-new",
-    type=click.IntRange(1),
-    default=None,
-    show_default="64, or 512 of a model that reasons first",
-    help="Longest answer in tokens.",
-)
+@max_new_option
 @click.option(
     "--kl",
     type=click.FloatRange(0),
@@ -173,7 +167,7 @@ def reinforce(
         "rewards": {name: sum(w for other, w in rewards if other == name) for name, _ in rewards},
         "answers": answers,
         "temperature": temperature,
-        "max_new": max_new or (512 if about.get("think") else 64),
+        "max_new": folder.longest_answer(about, max_new),
         "kl": kl,
         "steps": steps,
         "batch": batch,
