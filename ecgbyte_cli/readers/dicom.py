@@ -5,7 +5,9 @@ import math
 import os
 import re
 import struct
+from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +23,9 @@ from ecgbyte_cli.readers.recording import (
     stem,
 )
 
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 AT_END, WITHIN = 0.01, 0.2  # s: stretches of the padding value are longer than this
 # the last part of a lead's code, in SCPECG (5.6.3-9-N) as in MDC (2:N)
 CODES = {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF"} | {n + 2: f"V{n}" for n in range(1, 7)}
@@ -31,11 +36,45 @@ IMPLICIT, DEFLATED, BIG_ENDIAN = (
 )  # transfer syntaxes
 LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 SAMPLES = (0x5400, 0x1010)
+# interpretation and bits of a sample to its type, whose byte order is the file's (PS3.3, C.10.9.1.5)
+TYPES = {
+    ("SB", 8): "i1",
+    ("UB", 8): "u1",
+    ("SS", 16): "i2",
+    ("US", 16): "u2",
+    ("SL", 32): "i4",
+    ("UL", 32): "u4",
+}
+BEAT = re.compile(r"beat|median|average|template", re.IGNORECASE)  # in the label of a group that is no rhythm
 LOOKED_AT = (0x0008, 0x0010, 0x003A, 0x5400)  # the groups of what is read here
 
 
-def read(path, fs, lead_names, units):
-    """DICOM waveforms (PS3.3 C.10.9) through pydicom; of several groups the longest, in the time it covers."""
+@dataclass
+class _Group:
+    """A multiplex group: its channels share a rate, a length and a start.
+
+    `begin` is in samples, None where the file does not say it. `leads` has (name, place) of the channels in volts.
+    """
+
+    item: "Dataset"
+    fs: float
+    samples: int
+    begin: int | None
+    leads: list[tuple[str, int]]
+
+    @property
+    def key(self) -> tuple[float, int, int | None]:
+        """What groups of one piece of the recording have in common."""
+        return self.fs, self.samples, self.begin
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the leads in their usual spelling."""
+        return {lead_name(name) for name, _ in self.leads}
+
+
+def read(path: str, fs: float | None, lead_names: list[str] | None, units: str | None) -> Recording:
+    """Read DICOM waveforms (PS3.3 C.10.9) through pydicom; leads in several multiplex groups become one recording."""
     import pydicom
 
     with open_regular(path) as file:
@@ -44,35 +83,137 @@ def read(path, fs, lead_names, units):
         content = file.read()
     _check_elements(content)
     data = pydicom.dcmread(io.BytesIO(content))
-    groups = data.get("WaveformSequence") or []
-    if not groups:
+    items = data.get("WaveformSequence") or []
+    if not items:
         raise Unusable("not an ECG: the DICOM file holds no waveform")
-    seconds = [_number(g.NumberOfWaveformSamples) / _number(g.SamplingFrequency) for g in groups]
-    index = int(np.argmax(seconds))
-    group = groups[index]
-    check_promise(group.NumberOfWaveformChannels, group.NumberOfWaveformSamples)
-    if group.get("WaveformSampleInterpretation") in ("MB", "AB"):
-        raise Unusable("not a known format: companded DICOM waveform")
-    raw = pydicom.waveforms.multiplex_array(data, index, as_raw=True)
-    padding = group.get("WaveformPaddingValue")
-    fs = float(group.SamplingFrequency)
-    rows, leads = [], []
-    for values, channel in zip(raw.T, group.ChannelDefinitionSequence, strict=True):
-        units = channel.get("ChannelSensitivityUnitsSequence")
-        scale = millivolts(units[0].CodeValue) if units else None
-        if scale is None:
-            continue
-        lead = _lead(channel)
-        step = _calibration(channel, lead)
-        row = ((values * step + _number(channel.get("ChannelBaseline") or 0)) * scale).astype(np.float32)
-        if padding is not None:
-            row[_padded(values == np.frombuffer(padding, raw.dtype)[0], fs)] = np.nan
-        rows.append(row)
-        leads.append(lead)
-    signal = np.array(rows, np.float32).reshape(len(rows), raw.shape[0])
+    rhythm = [item for item in items if not BEAT.search(str(item.get("MultiplexGroupLabel") or ""))]
+    if not rhythm:
+        raise Unusable("not a recording: the DICOM file holds representative beats alone")
+    groups = _together([_group(item) for item in rhythm])
+    order = "<" if data.original_encoding[1] else ">"
+    leads, signal = _joined(groups, order)
     return Recording(
-        signal, fs, leads, stem(path), path, _comments(data), _start(data), identity=_identity(data)
+        signal, groups[0].fs, leads, stem(path), path, _comments(data), _start(data), identity=_identity(data)
     )
+
+
+def _group(item: "Dataset") -> _Group:
+    """Read what a multiplex group says of itself; its samples are left for later."""
+    check_promise(item.NumberOfWaveformChannels, item.NumberOfWaveformSamples)
+    fs, offset = _number(item.SamplingFrequency), item.get("MultiplexGroupTimeOffset")
+    if fs <= 0:
+        raise Unusable(f"header refused: a sampling rate of {fs:g} Hz")
+    leads = []
+    for place, channel in enumerate(item.ChannelDefinitionSequence):
+        unit = channel.get("ChannelSensitivityUnitsSequence")
+        if unit and millivolts(unit[0].CodeValue) is not None:
+            leads.append((_lead(channel), place))
+    begin = None if offset is None else round(_number(offset) / 1000 * fs)  # the file says it in ms
+    return _Group(item, fs, int(item.NumberOfWaveformSamples), begin, leads)
+
+
+def _together(groups: list[_Group]) -> list[_Group]:
+    """Choose the groups that make up the recording.
+
+    These are the groups of one rate, length and start that have the most leads between them, of two such the longest.
+    If leads of the same rate are in no such group, all groups of that rate are taken. What was derived from another
+    group (a beat, a report's excerpt) only counts where it has the rate, length and start of an original.
+    """
+    original = {group.key for group in groups if group.item.get("WaveformOriginality") != "DERIVED"}
+    groups = [group for group in groups if group.key in original or not original]
+    pieces: dict[tuple, list[_Group]] = {}
+    for group in groups:
+        pieces.setdefault(group.key, []).append(group)
+    best = max(pieces.values(), key=lambda piece: (_count(piece), piece[0].samples / piece[0].fs))
+    alike = [group for group in groups if group.fs == best[0].fs]
+    if _count(alike) == _count(best):
+        return best
+    if any(group.begin is None for group in alike):
+        raise Unusable("header refused: the leads are in several groups that do not say when they begin")
+    return alike
+
+
+def _count(groups: list[_Group]) -> int:
+    """How many leads several groups have between them."""
+    return len(set().union(*(group.names for group in groups)))
+
+
+def _joined(groups: list[_Group], order: str) -> tuple[list[str], np.ndarray]:
+    """Place the leads of several groups at their times.
+
+    Returns
+    -------
+    tuple
+        The names, and float32 (leads, samples) in mV, NaN where a lead was not recorded. A lead that is in several
+        groups is taken from the longest.
+    """
+    first = min(group.begin or 0 for group in groups)
+    width = max((group.begin or 0) - first + group.samples for group in groups)
+    check_promise(_count(groups), width)
+    names: list[str] = []
+    rows: list[np.ndarray] = []
+    known: set[str] = set()
+    for group in sorted(groups, key=lambda group: -group.samples):
+        at, stored = (group.begin or 0) - first, _stored(group.item, order)
+        padding = _padding(group.item, order)
+        for name, place in group.leads:
+            if lead_name(name) in known:
+                continue
+            row = np.full(width, np.nan, np.float32)
+            row[at : at + group.samples] = _scaled(group, name, place, stored[:, place], padding)
+            names.append(name)
+            rows.append(row)
+        known |= group.names
+    return names, np.array(rows, np.float32).reshape(len(rows), width)
+
+
+def _scaled(group: _Group, name: str, place: int, values: np.ndarray, padding: int | None) -> np.ndarray:
+    """A channel in mV, NaN where it is padded."""
+    channel = group.item.ChannelDefinitionSequence[place]
+    step = _calibration(channel, name, group.fs)
+    unit = millivolts(channel.ChannelSensitivityUnitsSequence[0].CodeValue)
+    row = ((values * step + _number(channel.get("ChannelBaseline") or 0)) * unit).astype(np.float32)
+    if padding is not None:
+        row[_padded(values == padding, group.fs)] = np.nan
+    return row
+
+
+def _stored(item: "Dataset", order: str) -> np.ndarray:
+    """The samples of a group as integers: (samples, channels)."""
+    kind, bits = str(item.WaveformSampleInterpretation), item.WaveformBitsAllocated
+    if kind in ("MB", "AB"):
+        raise Unusable("not a known format: companded DICOM waveform")
+    if (kind, bits) not in TYPES:
+        raise Unusable(f"header refused: samples of {bits} bits as {kind[:8]}")
+    _check_words(item["WaveformData"], bits, order)
+    shape = (item.NumberOfWaveformSamples, item.NumberOfWaveformChannels)
+    if shape[1] != len(item.ChannelDefinitionSequence):
+        raise Unusable(
+            f"header refused: {len(item.ChannelDefinitionSequence)} of {shape[1]} channels are defined"
+        )
+    size = shape[0] * shape[1] * bits // 8
+    # a byte may be there to make the length even
+    if not size <= len(item.WaveformData) <= size + size % 2:
+        raise Unusable(f"signal truncated: {len(item.WaveformData)} of {size} bytes")
+    return np.frombuffer(item.WaveformData[:size], order + TYPES[kind, bits]).reshape(shape)
+
+
+def _padding(item: "Dataset", order: str) -> int | None:
+    """The value that stands for no sample, or None."""
+    value: Any = item.get("WaveformPaddingValue")
+    if value is None or isinstance(value, int):
+        return value
+    kind, bits = str(item.WaveformSampleInterpretation), item.WaveformBitsAllocated
+    _check_words(item["WaveformPaddingValue"], bits, order)
+    if len(value) < bits // 8:
+        raise Unusable("header refused: the padding value is shorter than a sample")
+    return int(np.frombuffer(value[: bits // 8], order + TYPES[kind, bits])[0])
+
+
+def _check_words(element: Any, bits: int, order: str) -> None:
+    """Refuse bytes in words of big endian: some writers swap them, some do not."""
+    if bits == 8 and order == ">" and element.VR != "OB":
+        raise Unusable("not a known format: samples of 8 bits in big-endian words")
 
 
 def _padded(same, fs):
@@ -125,8 +266,8 @@ def _start(data):
         return None
 
 
-def _calibration(channel, lead):
-    """The units that a step of a channel stands for (PS3.3 C.10.9.1.4.1)."""
+def _calibration(channel: "Dataset", lead: str, fs: float) -> float:
+    """The units that a step of a channel stands for (PS3.3 C.10.9.1.4.1); a channel that is late is refused."""
     if channel.get("ChannelSensitivity") is None:
         raise Unusable(f"header refused: lead {lead} has no sensitivity")
     step = _number(channel.ChannelSensitivity)
@@ -135,8 +276,11 @@ def _calibration(channel, lead):
     step *= 1.0 if correction is None else _number(correction)
     if not step:
         raise Unusable(f"header refused: the sensitivity of lead {lead} is 0")
-    if abs(_number(channel.get("ChannelSampleSkew") or 0)) >= 1:
-        raise Unusable(f"header refused: lead {lead} is skewed by {channel.ChannelSampleSkew} samples")
+    # the file says one of the two: samples, or seconds
+    late = _number(channel.get("ChannelSampleSkew") or 0)
+    late = late or _number(channel.get("ChannelTimeSkew") or 0) * fs
+    if abs(late) >= 1:
+        raise Unusable(f"header refused: lead {lead} is skewed by {late:g} samples")
     return step
 
 

@@ -6,6 +6,7 @@ import warnings
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import hospital
+from ecgbyte_cli.readers.pulse import without_pulse
 from ecgbyte_cli.readers.recording import Recording, Unusable, check_regular, open_regular, split_row
 
 # extension to the module beside this one whose `read(path, fs, lead_names, units)` returns the Recording
@@ -70,7 +71,7 @@ def read(
         reader = importlib.import_module(f"ecgbyte_cli.readers.{form}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            recording = reader.read(path, fs, lead_names, units)
+            recording = without_pulse(reader.read(path, fs, lead_names, units))
     except Failure:
         raise
     except FileNotFoundError as error:

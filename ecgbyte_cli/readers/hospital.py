@@ -5,10 +5,22 @@ GE MUSE, HL7 aECG, Philips Sierra and Mortara ELI XML; SCP-ECG, ISHNE and MFER.
 
 import re
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ecgbyte_cli.readers.recording import Recording, Unusable, stem
+from ecgbyte_cli.readers.recording import (
+    DERIVED,
+    Recording,
+    Unusable,
+    check_promise,
+    lead_name,
+    open_regular,
+    stem,
+)
+
+if TYPE_CHECKING:
+    from ecgdatakit.models import ECGRecord, Lead
 
 HEAD = 4096  # bytes by which a format is recognised
 ROOTS = (  # of the XML formats, the first that fits
@@ -17,8 +29,25 @@ ROOTS = (  # of the XML formats, the first that fits
     ("HL7 aECG", r"<([\w.-]+:)?AnnotatedECG\b"),
     ("Mortara ELI XML", r"<ECG\b[^>]*>.*(MORTARA|TYPICAL_CYCLE|<CHANNEL\b)"),
 )
-# ecgdatakit reads on after these, and what it gives then is not what the file says
-WRONG = re.compile(r"not applied|not an integer|truncated|no reference|scale .* not stated", re.IGNORECASE)
+# warnings of ecgdatakit after which the rhythm is all there, in the units, at the times and with the gaps that the file
+# says; any other warning refuses the file, one of a later release too
+HARMLESS = re.compile(
+    r"Unit .* not recognised; value ignored"  # of a measurement
+    r"|Sampling rate .* Hz is not an integer; rounded"  # the exact one is read
+    r"|Unrecognised sequences ignored"  # channels of something else
+    r"|\d+ (representative beat series|sequence sets in the median series)"
+    r"|Additional (?!rhythm )"  # a second median beat
+    r"|Leads .* are not in a voltage unit"
+    r"|MFER: (invalid (birth date|measurement time)|no sampling interval)"  # for the latter the standard has a default
+    r"|MFER: waveform data shorter than the frame definition, \d+ missing sample"
+    r"|SCP-ECG: Section 1 has a wrong tag length"
+    r"|SCP-ECG: Section ([1789]|1[01]) length is"  # of a section without samples
+    r"|SCP-ECG: (Section 4 QRS subtraction zones are truncated, ignored|reference beat length|Section 5 )"
+    r"|ISHNE: variable block offset"  # of the comments
+    r"|Sierra XML: (representative beats compressed|<repbeats> has no)"
+    r"|Mortara TYPICAL_CYCLE"
+)
+FAULT = -32768  # the sample with which ISHNE marks a lead that had come off
 SEX = {"M": "Male", "F": "Female"}
 
 
@@ -42,12 +71,12 @@ def form_of(head: bytes) -> str | None:
     return next((name for name, root in ROOTS if re.search(root, text, re.IGNORECASE | re.DOTALL)), None)
 
 
-def read(path, fs, lead_names, units=None):
+def read(path: str, fs: float | None, lead_names: list[str] | None, units: str | None = None) -> Recording:
     """Read an export. The rhythm is read, and neither representative beats nor measurements.
 
     What names a person (patient, physician, technician, hospital) stays in `Recording.identity`.
     """
-    from ecgdatakit import ChecksumWarning, ECGDataKitError, FileParser
+    from ecgdatakit import ECGDataKitError, FileParser
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -55,26 +84,22 @@ def read(path, fs, lead_names, units=None):
             record = FileParser.parse(path)
         except ECGDataKitError as error:
             raise Unusable(f"cannot be read: {' '.join(str(error).split())[:200]}") from error
-    for warning in caught:
-        text = " ".join(str(warning.message).split())[:200]
-        if issubclass(warning.category, ChecksumWarning):
-            raise Unusable(f"checksum wrong: {text}")
-        if WRONG.search(text):
-            raise Unusable(f"cannot be read as it is meant: {text}")
     raw = [lead.label for lead in record.leads if lead.is_raw]
     if raw:
         raise Unusable(
             f"unit missing: {', '.join(raw)} are numbers of the recorder, and the file does not say of what"
         )
+    _check_warnings(caught)
     leads = [lead for lead in record.leads if lead.units == "mV"]
-    if len({(lead.sampling_rate, len(lead.samples)) for lead in leads}) > 1:
-        raise Unusable("leads at unlike rates, or of unlike length")
     if not leads:
         raise Unusable("no leads in volts")
-    signal = np.array([lead.samples for lead in leads], np.float32)
+    rate = _rate(record, leads)
+    if record.source_format == "hl7_aecg":
+        _check_sequence_sets(path)
+    _check_together(record, leads, rate)
     return Recording(
-        signal,
-        float(leads[0].sampling_rate),
+        _placed(record, leads),
+        rate,
         [lead.label for lead in leads],
         stem(path),
         path,
@@ -82,6 +107,84 @@ def read(path, fs, lead_names, units=None):
         record.recording.date,
         identity=_identity(record),
     )
+
+
+def _check_warnings(caught: list[warnings.WarningMessage]) -> None:
+    """Refuse a file of which ecgdatakit says that what it read is not what the file says."""
+    from ecgdatakit import ChecksumWarning
+
+    for warning in caught:
+        text = " ".join(str(warning.message).split())
+        if issubclass(warning.category, ChecksumWarning):
+            raise Unusable(f"checksum wrong: {text[:200]}")
+        # others than UserWarning are about the code, not the file
+        if issubclass(warning.category, UserWarning) and not HARMLESS.match(text):
+            raise Unusable(f"cannot be read as it is meant: {text[:200]}")
+
+
+def _rate(record: "ECGRecord", leads: list["Lead"]) -> float:
+    """The sampling rate as the file says it, Hz: ecgdatakit rounds that of a lead to an integer."""
+    raw = record.raw_metadata
+    rates = {float(lead.sampling_rate) for lead in leads}
+    if raw.get("rhythm_sample_interval_us"):
+        rates = {1e6 / raw["rhythm_sample_interval_us"]}
+    elif "sampling_rate_exact" in raw.get("rhythm_time", {}):
+        rates = {raw["rhythm_time"]["sampling_rate_exact"]}
+    elif raw.get("sampling_rates"):
+        rates = set(raw["sampling_rates"])
+    if len(rates) > 1:
+        raise Unusable("leads at unlike rates, or of unlike length")
+    return round(rates.pop(), 6)
+
+
+def _check_sequence_sets(path: str) -> None:
+    """Refuse an aECG with two time axes of a kind in a sequence set: ecgdatakit uses the first for all leads."""
+    with open_regular(path) as file:
+        content = file.read()
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    text = content.decode(encoding, "ignore")
+    for found in re.finditer(r"<(?:[\w.-]+:)?sequenceSet\b(.*?)</(?:[\w.-]+:)?sequenceSet", text, re.DOTALL):
+        codes = re.findall(r"""code\s*=\s*["'](TIME_\w+)["']""", found[1], re.IGNORECASE)
+        if len(set(map(str.upper, codes))) < len(codes):
+            raise Unusable("leads not together: a sequence set has more than one time axis")
+
+
+def _check_together(record: "ECGRecord", leads: list["Lead"], rate: float) -> None:
+    """Refuse leads that the file itself says were not recorded at the same time, without saying when."""
+    # MUSE; in which unit is written nowhere
+    late = {lead.annotations.get("LeadTimeOffset", "0").strip() for lead in leads}
+    if len(late) > 1:
+        raise Unusable(f"leads not together: their LeadTimeOffset is {' or '.join(sorted(late))[:80]}")
+    skew = max(record.raw_metadata.get("sample_skew_ns", [0]))  # MFER: from each channel to the next
+    if skew * 1e-9 * rate * (len(leads) - 1) >= 1:
+        raise Unusable(f"leads not together: each channel is {skew} ns later than the one before")
+    # SCP-ECG; derived leads need no recording
+    recorded = [lead for lead in leads if lead_name(lead.label) not in DERIVED]
+    starts = [lead.annotations.get("start_sample") for lead in recorded]
+    most = max(map(starts.count, starts), default=0)
+    if 0 < record.raw_metadata.get("simultaneous_leads", 0) < most:
+        count = record.raw_metadata["simultaneous_leads"]
+        raise Unusable(f"leads not together: {most} begin at one sample, and {count} at a time were recorded")
+
+
+def _placed(record: "ECGRecord", leads: list["Lead"]) -> np.ndarray:
+    """The leads at their times: float32 (leads, samples), mV, NaN where one was not recorded.
+
+    SCP-ECG says the first and the last sample of each lead (EN 1064, 5.6); in the other formats all leads begin and
+    end together.
+    """
+    starts = [int(lead.annotations.get("start_sample", 1)) for lead in leads]
+    ends = [start + len(lead.samples) for start, lead in zip(starts, leads, strict=True)]
+    if record.source_format != "scp_ecg" and len(set(ends)) > 1:
+        raise Unusable("leads at unlike rates, or of unlike length")
+    first = min(starts)
+    check_promise(len(leads), max(ends) - first)
+    signal = np.full((len(leads), max(ends) - first), np.nan, np.float32)
+    for row, start, end, lead in zip(signal, starts, ends, leads, strict=True):
+        row[start - first : end - first] = lead.samples
+        if record.source_format == "ishne_holter":
+            row[np.isclose(lead.samples, FAULT * lead.resolution / 1000)] = np.nan  # the resolution is in uV
+    return signal
 
 
 def _identity(record):

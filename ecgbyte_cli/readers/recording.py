@@ -19,6 +19,7 @@ from ecgbyte_cli.readers import limits
 STANDARD = {
     lead.lower(): lead for lead in ("I", "II", "III", "aVR", "aVL", "aVF", *(f"V{i}" for i in range(1, 7)))
 }
+DERIVED = ("III", "aVR", "aVL", "aVF")  # what I and II determine
 # case-folded, which makes one letter of both signs for micro
 MILLIVOLTS = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "μv": 1e-3, "nv": 1e-6}
 MILLIVOLTS |= {"volt": 1e3, "millivolt": 1.0, "microvolt": 1e-3, "nanovolt": 1e-6}

@@ -1,0 +1,56 @@
+"""The calibration pulse that some recorders write before or after the ECG."""
+
+from datetime import timedelta
+
+import numpy as np
+
+from ecgbyte_cli.readers.recording import DERIVED, Recording, lead_name
+
+LONGEST = 2.0  # s
+HELD = 0.02  # s, of each of its two levels
+LOWEST = 0.2  # mV; pulses are of 0.5, 1 or 2 mV
+APART = 0.025  # mV between leads that hold the same pulse: five of the usual steps of 5 uV
+LEVEL, FLAT = (
+    0.1,
+    0.8,
+)  # of the pulse's height, and of the samples that are no further than that from their level
+
+
+def without_pulse(recording: Recording) -> Recording:
+    """Cut off the calibration pulse at either end of a recording, if there is one.
+
+    A pulse is a course of two levels (0, 1 mV, 0) that all recorded leads share. Leads of one heart never do: they
+    differ, or all of them are flat. So recordings of a single lead stay as they are.
+    """
+    signal = recording.signal
+    recorded = [i for i, lead in enumerate(recording.leads) if lead_name(lead) not in DERIVED]
+    rows = signal[recorded] if len(recorded) > 1 else signal
+    if len(rows) < 2:
+        return recording
+    before = _pulse(rows[:, ::-1], recording.fs)
+    after = _pulse(rows[:, before:], recording.fs)
+    if before and recording.start is not None:
+        recording.start += timedelta(seconds=before / recording.fs)
+    if before or after:
+        recording.signal = np.ascontiguousarray(signal[:, before : signal.shape[1] - after])
+    return recording
+
+
+def _pulse(signal: np.ndarray, fs: float) -> int:
+    """How many samples at the end of a signal (leads, samples) are a calibration pulse."""
+    # one sample more, for the leads to differ in: else they are one and the same for longer
+    end = signal[:, -int(LONGEST * fs) - 1 :]
+    differ = np.flatnonzero(~(np.ptp(end, axis=0) <= APART))
+    held = max(int(HELD * fs), 2)
+    if not differ.size or end.shape[1] - 1 - differ[-1] < 2 * held:
+        return 0
+    course = np.median(end[:, differ[-1] + 1 :], axis=0)
+    height = np.ptp(course)
+    high = course > course.min() + height / 2
+    if height < LOWEST:
+        return 0
+    for part in (course[high], course[~high]):
+        near = np.abs(part - np.median(part)) <= LEVEL * height
+        if part.size < held or near.mean() < FLAT:
+            return 0
+    return course.size
