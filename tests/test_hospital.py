@@ -4,6 +4,7 @@ import base64
 import os
 import random
 import re
+import struct
 import time
 import warnings
 from pathlib import Path
@@ -281,6 +282,208 @@ def test_mutated_exports_are_read_or_refused(tmp_path, real_data):
     assert slowest < 5
 
 
+# ---- a file's own times
+
+
+CODES = dict(zip(LEADS, [1, 2, *range(3, 9)], strict=True))  # of SCP-ECG and of MFER
+
+
+def scp(rows, starts, flags=None, interval=2000):
+    """An SCP-ECG record (EN 1064) with sections 0, 1, 3 and 6, 1 uV a step; `starts` are the first samples."""
+
+    def with_crc(data):
+        crc = 0xFFFF
+        for byte in data:
+            crc ^= byte << 8
+            for _ in range(8):
+                crc = (crc << 1 ^ 0x1021 if crc & 0x8000 else crc << 1) & 0xFFFF
+        return struct.pack("<H", crc) + data
+
+    def section(number, body, mark=bytes(6)):
+        body += bytes(len(body) % 2)
+        return with_crc(struct.pack("<HIBB6s", number, 16 + len(body), 13, 13, mark) + body)
+
+    flags = len(rows) << 3 | 4 * (len(set(starts)) == 1) if flags is None else flags
+    defined = b"".join(
+        struct.pack("<IIB", start, start + len(row) - 1, CODES[name])
+        for name, row, start in zip(LEADS, rows, starts, strict=False)
+    )
+    sections = {
+        1: section(1, b"\xff\0\0"),
+        3: section(3, bytes([len(rows), flags]) + defined),
+        6: section(
+            6,
+            struct.pack("<HHBB", 1000, interval, 0, 0)
+            + struct.pack(f"<{len(rows)}H", *(2 * len(row) for row in rows))
+            + b"".join(np.round(row * 1000).astype("<i2").tobytes() for row in rows),
+        ),
+    }
+    pointers, at = struct.pack("<HII", 0, 136, 7), 6 + 136 + 1
+    for number in range(1, 12):
+        size = len(sections.get(number, b""))
+        pointers += struct.pack("<HII", number, size, at if size else 0)
+        at += size
+    body = section(0, pointers, b"SCPECG") + b"".join(sections.values())
+    return with_crc(struct.pack("<I", len(body) + 6) + body)
+
+
+def mfer(frames, pointers, skew=0, step=(0, -6, 1)):
+    """An MFER file (ISO 22077-1) of 500 Hz: a frame of each signal, and where it begins in samples."""
+
+    def entry(tag, value):
+        length = bytes([len(value)]) if len(value) < 128 else b"\x84" + struct.pack(">I", len(value))
+        return bytes([tag]) + length + value
+
+    data = entry(0x40, b"MFR made".ljust(32)) + entry(1, b"\1") + entry(8, b"\1") + entry(10, b"\0")
+    data += entry(11, b"\1\xfd" + struct.pack("<H", 2)) + entry(0x43, struct.pack("<I", skew))
+    for number, (rows, pointer) in enumerate(zip(frames, pointers, strict=True)):
+        unit, exponent, mantissa = (0, -6, 1) if number == 0 else step
+        data += entry(12, struct.pack("<BbH", unit, exponent, mantissa))
+        data += entry(7, struct.pack("<I", pointer)) + entry(4, struct.pack("<I", rows.shape[1]))
+        data += entry(5, bytes([len(rows)])) + entry(6, struct.pack("<I", 1))
+        for i, name in zip(range(len(rows)), LEADS, strict=False):
+            data += b"\x3f" + bytes([i, 3]) + entry(9, bytes([CODES[name]]))
+        data += entry(0x1E, np.round(rows * 1000).astype("<i2").tobytes())
+    return data + b"\x80\0"
+
+
+def test_scp_leads_are_at_their_own_times(tmp_path):
+    """Recorded one group after the other, of unlike lengths; together; later than the file begins."""
+    signal, path = wave(4, 4), tmp_path / "r.scp"
+    parts = [signal[0, :500], signal[1, :500], signal[2, 500:1200], signal[3, 600:1000]]
+    path.write_bytes(scp(parts, [1, 1, 501, 601]))
+    read = readers.read(path)
+    assert read.signal.shape == (4, 1200) and read.leads == LEADS[:4]
+    for row, whole, (begin, end) in zip(
+        read.signal, signal, [(0, 500), (0, 500), (500, 1200), (600, 1000)], strict=True
+    ):
+        assert np.flatnonzero(np.isfinite(row)).tolist() == list(range(begin, end))
+        assert np.abs(row[begin:end] - whole[begin:end]).max() < 6e-4
+    path.write_bytes(scp(list(signal), [301] * 4))
+    assert np.isfinite(readers.read(path).signal).all()
+    path.write_bytes(scp([row[:10] for row in signal], [1, 1, 1, 2**31]))
+    assert reason(path).startswith("too large")
+    # three at a time, says the file, and not which
+    path.write_bytes(scp(list(signal), [1] * 4, flags=3 << 3))
+    assert reason(path).startswith("leads not together")
+
+
+def test_rates_are_read_as_the_file_says_them(tmp_path):
+    (tmp_path / "r.scp").write_bytes(scp(list(wave(2, 2)), [1, 1], interval=3000))
+    assert readers.read(tmp_path / "r.scp").fs == pytest.approx(1000 / 3)
+    (tmp_path / "r.xml").write_bytes(aecg(wave(), fs=250.5))
+    assert readers.read(tmp_path / "r.xml").fs == pytest.approx(250.5)
+
+
+@pytest.mark.parametrize("second", [4000, 5000, 400, 0])
+def test_mfer_frames_that_do_not_follow_each_other_are_refused(tmp_path, second):
+    signal, path = wave(8, 4), tmp_path / "r.mwf"
+    path.write_bytes(mfer([signal[:, :1000], signal[:, 1000:]], [0, second]))
+    assert "without a gap" in reason(path)
+
+
+def test_mfer_frames(tmp_path):
+    signal, path = wave(8, 4), tmp_path / "r.mwf"
+    path.write_bytes(mfer([signal[:, :1000], signal[:, 1000:]], [0, 1000]))
+    read = readers.read(path)
+    assert read.fs == 500 and np.abs(read.signal - signal).max() < 6e-4
+    path.write_bytes(mfer([signal[:, :1000], signal[:, 1000:]], [0, 1000], step=(0, -6, 2)))
+    assert "are not loaded" in reason(path)
+    path.write_bytes(mfer([signal], [0], skew=1000))
+    assert readers.read(path).signal.shape == signal.shape
+    path.write_bytes(mfer([signal], [0], skew=500_000))
+    assert reason(path).startswith("leads not together")
+
+
+@pytest.mark.parametrize("tag", ["FirstSampleBaseline", "LeadOffsetFirstSample"])
+@pytest.mark.parametrize("leads", [1, 8])
+def test_an_offset_of_muse_is_refused_however_many_leads_have_it(tmp_path, tag, leads):
+    text = muse(wave(), median=wave(seconds=1)).decode("latin-1")
+    for name in LEADS[:leads]:
+        text = text.replace(f"<LeadID>{name}<", f"<{tag}>205</{tag}><LeadID>{name}<")
+    (tmp_path / "m.xml").write_text(text)
+    assert "cannot be read as it is meant" in reason(tmp_path / "m.xml")
+
+
+def test_leads_of_muse_at_unlike_times(tmp_path):
+    text = muse(wave()).decode("latin-1")
+    late = text.replace("<LeadID>V", "<LeadTimeOffset>2500</LeadTimeOffset><LeadID>V")
+    (tmp_path / "m.xml").write_text(late)
+    assert reason(tmp_path / "m.xml").startswith("leads not together")
+    (tmp_path / "m.xml").write_text(text.replace("<LeadID>", "<LeadTimeOffset>0</LeadTimeOffset><LeadID>"))
+    assert readers.read(tmp_path / "m.xml").signal.shape == (8, 5000)
+    both = text.replace("</RestingECG>", text[text.index("<Waveform>") : text.index("</RestingECG>") + 13])
+    (tmp_path / "m.xml").write_text(both)
+    assert "Additional rhythm" in reason(tmp_path / "m.xml")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("(?s)<component><series>.*</series></component>", "rhythm series"),
+        ("(?s)<component><sequenceSet>.*</sequenceSet></component>", "sequence sets"),
+    ],
+)
+def test_an_aecg_of_several_parts_is_refused(tmp_path, pattern, expected):
+    text = aecg(wave(seconds=2)).decode()
+    (tmp_path / "a.xml").write_text(re.sub(pattern, lambda found: 2 * found[0], text))
+    assert expected in reason(tmp_path / "a.xml") and "only the first is read" in reason(tmp_path / "a.xml")
+
+
+def test_an_aecg_with_a_second_time_axis_is_refused(tmp_path):
+    text = aecg(wave(seconds=2)).decode()
+    axis = re.search("<component><sequence><code code='TIME_ABSOLUTE'.*?</component>", text)[0]
+    chest = "<component><sequence><code code='MDC_ECG_LEAD_V1'"
+    (tmp_path / "a.xml").write_text(text.replace(chest, axis.replace("101112", "101122") + chest))
+    assert "more than one time axis" in reason(tmp_path / "a.xml")
+    (tmp_path / "a.xml").write_text(text.replace(chest, axis.replace("ABSOLUTE", "RELATIVE") + chest))
+    assert readers.read(tmp_path / "a.xml").signal.shape == (8, 1000)
+
+
+def test_warnings_that_are_not_known_refuse_a_file(tmp_path, monkeypatch):
+    """Those of a later ecgdatakit, too; what concerns no sample does not, nor what is about the code."""
+    from ecgdatakit import FileParser
+
+    (tmp_path / "m.xml").write_bytes(muse(wave()))
+    parse = FileParser.parse
+
+    def warn(text, category=UserWarning):
+        def warned(path):
+            warnings.warn(text, category, stacklevel=1)
+            return parse(path)
+
+        monkeypatch.setattr(FileParser, "parse", staticmethod(warned))
+
+    warn("GE MUSE: something of a new kind")
+    assert "of a new kind" in reason(tmp_path / "m.xml")
+    for text in (
+        "Unit 'bmp' of MDC_ECG_HEART_RATE not recognised; value ignored",
+        "Mortara TYPICAL_CYCLE has no scale",
+    ):
+        warn(text)
+        assert readers.read(tmp_path / "m.xml").fs == 500
+    warn("soon to go", DeprecationWarning)
+    assert readers.read(tmp_path / "m.xml").fs == 500
+
+
+def test_samples_of_a_lead_that_came_off_are_missing(tmp_path):
+    """ISHNE marks them with -32768."""
+    counts = np.round(wave(2, 2) * 1000).astype("<i2").T.copy()
+    counts[100:300, 1] = -32768
+    head = bytearray(522)
+    head[:8] = b"ISHNE1.0"
+    struct.pack_into("<iiii", head, 10, 0, len(counts), 522, 522)
+    struct.pack_into("<h12h12h12h", head, 156, 2, 1, 2, *[-9] * 10, *[1] * 12, *[1000] * 12)
+    struct.pack_into("<h", head, 272, 500)
+    (tmp_path / "h.ecg").write_bytes(bytes(head) + counts.tobytes())
+    read = readers.read(tmp_path / "h.ecg")
+    assert np.flatnonzero(np.isnan(read.signal[1])).tolist() == list(range(100, 300))
+    assert (
+        np.abs(np.delete(read.signal, range(100, 300), 1) - np.delete(wave(2, 2), range(100, 300), 1)).max()
+        < 6e-4
+    )
+
+
 # ---- whose they are
 
 
@@ -359,6 +562,152 @@ def test_leads_are_named_by_their_codes_where_words_are_missing(dicom, form):
             channel.ChannelSourceSequence[0].CodeValue = form.format(number)
 
     assert readers.read(dicom(change)).leads == [*"I II III aVR aVL aVF V1 V2 V3 V4 V5 V6".split()]
+
+
+TWELVE = "I II III aVR aVL aVF V1 V2 V3 V4 V5 V6".split()
+
+
+@pytest.fixture
+def grouped(tmp_path):
+    """Write a DICOM file: a function of groups (leads, signal in mV, elements of the group or of all its channels)."""
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
+
+    def coded(value):
+        item = pydicom.Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "UCUM", value
+        return item
+
+    def write(groups, big=False, kind="SS", form="i2", vr="OW", zero=0):
+        sequence = []
+        for leads, rows, more in groups:
+            group = pydicom.Dataset()
+            group.WaveformOriginality, group.SamplingFrequency = "ORIGINAL", "500"
+            group.NumberOfWaveformChannels, group.NumberOfWaveformSamples = rows.shape
+            group.WaveformSampleInterpretation, group.WaveformBitsAllocated = (
+                kind,
+                8 * np.dtype(form).itemsize,
+            )
+            group.ChannelDefinitionSequence = []
+            for lead in leads:
+                channel = pydicom.Dataset()
+                channel.ChannelSourceSequence, channel.ChannelSensitivityUnitsSequence = (
+                    [coded(lead)],
+                    [coded("uV")],
+                )
+                step = 1 if np.dtype(form).itemsize > 1 else 20
+                channel.ChannelSensitivity, channel.ChannelBaseline = str(step), str(-zero * step)
+                group.ChannelDefinitionSequence.append(channel)
+            for name, value in more.items():
+                for item in group.ChannelDefinitionSequence if name.startswith("Channel") else [group]:
+                    setattr(item, name, value)
+            counts = np.round(rows.T * 1000 / step) + zero
+            data = np.where(np.isnan(counts), 7, counts).astype((">" if big else "<") + form).tobytes()
+            group.add_new(0x54001010, vr, data + bytes(len(data) % 2))
+            if np.isnan(counts).any():
+                padding = np.array([7, 7], (">" if big else "<") + form)
+                group.add_new(0x5400100A, vr, padding.tobytes()[: max(2, padding.itemsize)])
+            sequence.append(group)
+        data = pydicom.Dataset()
+        data.WaveformSequence, data.PatientID = sequence, "p"
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRBigEndian if big else ExplicitVRLittleEndian
+        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.9.1.1"
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+        pydicom.dcmwrite(tmp_path / "g.dcm", data, implicit_vr=False, little_endian=not big)
+        return tmp_path / "g.dcm"
+
+    return write
+
+
+def test_leads_in_several_groups_are_one_recording(grouped):
+    signal = wave(12, 4)
+    at = {"MultiplexGroupTimeOffset": "0"}
+    path = grouped([(TWELVE[:6], signal[:6], at), (TWELVE[6:], signal[6:], at)])
+    read = readers.read(path)
+    assert read.leads == TWELVE and np.abs(read.signal - signal).max() < 6e-4
+    path = grouped([(TWELVE[:6], signal[:6], {}), (TWELVE[6:], signal[6:], {})])  # no group says when
+    assert readers.read(path).leads == TWELVE
+    # a longer strip of one lead, and beats under their name or as what is derived, are left out
+    strip, beat = np.tile(signal[1:2], 3), signal[:, :600]
+    for other in (
+        (["II"], strip, {"MultiplexGroupLabel": "RHYTHM STRIP"}),
+        (TWELVE, beat, {"MultiplexGroupLabel": "MEDIAN BEAT"}),
+        ([*TWELVE, "X"], beat.repeat(2, 0)[:13], {"WaveformOriginality": "DERIVED"}),
+    ):
+        for groups in ([(TWELVE, signal, at), other], [other, (TWELVE, signal, at)]):
+            read = readers.read(grouped(groups))
+            assert read.leads == TWELVE and np.abs(read.signal - signal).max() < 6e-4
+    assert "representative beats" in reason(grouped([(TWELVE, beat, {"MultiplexGroupLabel": "Median Beat"})]))
+
+
+def test_groups_are_at_their_own_times(grouped):
+    """Three leads after another, and a strip of all the time."""
+    signal = wave(12, 4)
+    groups = [
+        (
+            TWELVE[i : i + 3],
+            signal[i : i + 3, 500 * j : 500 * (j + 1)],
+            {"MultiplexGroupTimeOffset": f"{1000 * j}"},
+        )
+        for j, i in enumerate(range(0, 12, 3))
+    ]
+    read = readers.read(grouped([*groups, (["II"], signal[1:2], {"MultiplexGroupTimeOffset": "0.3"})]))
+    assert sorted(read.leads) == sorted(TWELVE) and read.signal.shape == signal.shape
+    for name, row in zip(read.leads, read.signal, strict=True):
+        place = TWELVE.index(name)
+        begin, end = (0, 2000) if name == "II" else (place // 3 * 500, place // 3 * 500 + 500)
+        assert np.flatnonzero(np.isfinite(row)).tolist() == list(range(begin, end))
+        assert np.abs(row[begin:end] - signal[place, begin:end]).max() < 6e-4
+    for late in ("0.001", "1e12"):
+        path = grouped([groups[0], (groups[1][0], groups[1][1][:, :300], {"MultiplexGroupTimeOffset": late})])
+        assert late == "0.001" and readers.read(path).signal.shape == (6, 500) or "too large" in reason(path)
+    path = grouped([groups[0], (groups[1][0], groups[1][1], {})])
+    assert "do not say when they begin" in reason(path)
+
+
+@pytest.mark.parametrize(
+    "skew", [{"ChannelSampleSkew": "10"}, {"ChannelTimeSkew": "0.02"}, {"ChannelTimeSkew": "-0.002"}]
+)
+def test_a_channel_that_is_late_is_refused(grouped, skew):
+    signal = wave(12, 1)
+    assert "skewed by" in reason(grouped([(TWELVE, signal, skew)]))
+    small = {key: str(float(value) / 20) for key, value in skew.items()}
+    assert readers.read(grouped([(TWELVE, signal, small)])).signal.shape == signal.shape
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "form", "vr", "zero"),
+    [
+        ("SS", "i2", "OW", 0),
+        ("US", "u2", "OW", 30000),
+        ("SB", "i1", "OB", 0),
+        ("UB", "u1", "OB", 100),
+        ("SL", "i4", "OW", 0),
+    ],
+)
+def test_samples_in_either_byte_order(grouped, big, kind, form, vr, zero):
+    signal = wave(12, 1)
+    signal[3, 300:500] = np.nan  # as the padding value
+    read = readers.read(grouped([(TWELVE, signal, {})], big=big, kind=kind, form=form, vr=vr, zero=zero))
+    assert np.array_equal(np.isnan(read.signal), np.isnan(signal))
+    assert np.nanmax(np.abs(read.signal - signal)) < (6e-4 if form[1] == "2" else 0.011)
+
+
+def test_samples_of_no_known_kind_are_refused(grouped):
+    signal = wave(12, 1)
+    for kind, form, vr, big in (
+        ("SS", "i1", "OB", False),
+        ("MB", "u1", "OB", False),
+        ("UB", "u1", "OW", True),
+    ):
+        assert re.search(
+            "samples of|companded",
+            reason(grouped([(TWELVE, signal, {})], big, kind, form, vr, 100 if form == "u1" else 0)),
+        )
+    path = grouped([(TWELVE, signal, {"NumberOfWaveformSamples": 501})])
+    assert "truncated" in reason(path)
 
 
 def test_dicom_names_nobody(dicom):

@@ -579,6 +579,30 @@ def test_numpy(tmp_path):
     assert "cannot be read" in reason(tmp_path / "e.npy", fs=250)
 
 
+@pytest.mark.parametrize(
+    ("times", "fine"),
+    [
+        (np.arange(1500) / 250 + 7, True),
+        (np.round(np.arange(1500) * 1000 / 300), True),  # whole ms
+        (np.datetime64("2020-01-01", "ms") + 4 * np.arange(1500), True),
+        (np.r_[0:700, 701:1501], False),  # a sample is missing
+        (np.r_[0:700, 1000:1800], False),
+        (np.r_[0:750, 749:1499], False),  # a part comes twice
+        (np.r_[0:750, 750:1650:1.2], False),  # another rate
+        (np.arange(1500)[::-1], False),
+        (np.r_[0:1499, np.nan], False),
+        (np.arange(1499), False),
+        (np.zeros(1500), False),
+    ],
+)
+def test_times_of_an_array_must_be_evenly_spaced(tmp_path, times, fine):
+    np.savez(tmp_path / "a.npz", ecg=wave(), time=times)
+    if fine:
+        assert readers.read(tmp_path / "a.npz", fs=250).signal.shape == (12, 1500)
+    else:
+        assert re.match("samples missing|header refused", reason(tmp_path / "a.npz", fs=250))
+
+
 def test_hdf5_as_code15(tmp_path):
     h5py = pytest.importorskip("h5py")
     signal = wave(12, 2800, 3).astype(np.float32)

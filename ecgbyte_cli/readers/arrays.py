@@ -15,6 +15,7 @@ from ecgbyte_cli.readers.recording import (
     Unusable,
     check_promise,
     check_regular,
+    check_times,
     lead_name,
     millivolts,
     need_fs,
@@ -25,6 +26,7 @@ from ecgbyte_cli.readers.recording import (
 )
 
 BRACKETS = re.compile(r"(.+)[\[({]([^\[\](){}]*)[\])}]")
+TIMES = ("time", "times", "t", "timestamp", "timestamps")  # arrays of an .npz file that are not the signal
 # what stands in brackets behind a lead's name and is no unit
 NO_UNIT = {
     "einthoven",
@@ -138,8 +140,9 @@ def _numpy(path, fs, lead_names, units):
 
     An .npz file may also hold `fs`, `leads` and `units` (one, or one for each lead); else `--input-fs`,
     `--lead-names` and `--units` say them. The axis that is as long as the list of names is that of the leads.
+    A time for each sample, under one of the names in `TIMES`, must be evenly spaced.
     """
-    names = lead_names
+    names, times = lead_names, None
     with open_regular(path) as file:
         if path.lower().endswith(".npz"):
             _check_directory(file)
@@ -152,7 +155,9 @@ def _numpy(path, fs, lead_names, units):
                     for key in ("fs", "leads", "units", "unit")
                     if key in keys
                 }
-                keys = [key for key in keys if key not in small]
+                stamps = next((key for key in keys if key.lower() in TIMES), None)
+                times = _array(archive, stamps, limits.SAMPLES) if stamps else None
+                keys = [key for key in keys if key not in small and key != stamps]
                 if "signal" not in keys and len(keys) != 1:
                     raise Unusable("not a recording: the .npz file has no array called `signal`")
                 array = _array(archive, "signal" if "signal" in keys else keys[0], limits.SAMPLES)
@@ -172,6 +177,8 @@ def _numpy(path, fs, lead_names, units):
         )
     signal = array if array.shape[0] == len(names) else array.T
     check_promise(*signal.shape)
+    if times is not None:
+        check_times(times, signal.shape[1])
     return _scaled(signal, fs, names, units, stem(path), path)
 
 
@@ -271,6 +278,10 @@ def _kept_hdf5(path):
             except Unusable:  # the signals can do without names, which must not come from elsewhere
                 exams = None
             unit = _attribute(tracings, "units") or _attribute(tracings, "unit")
+            times = _data_set(file, "time")
+            if times is not None and times.ndim == 1:
+                check_promise(1, times.shape[0])
+                check_times(times[:], tracings.shape[1])
         except BaseException:
             file.close()
             raise

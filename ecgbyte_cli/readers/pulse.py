@@ -6,14 +6,12 @@ import numpy as np
 
 from ecgbyte_cli.readers.recording import DERIVED, Recording, lead_name
 
-LONGEST = 2.0  # s
-HELD = 0.02  # s, of each of its two levels
-LOWEST = 0.2  # mV; pulses are of 0.5, 1 or 2 mV
+LONGEST = 2.0  # s, of a pulse
+HELD, SAMPLES = 0.02, 5  # s, and samples, that each of its two levels has at least
+LOWEST = 0.35  # mV; pulses are of 0.5, 1 or 2 mV
 APART = 0.025  # mV between leads that hold the same pulse: five of the usual steps of 5 uV
-LEVEL, FLAT = (
-    0.1,
-    0.8,
-)  # of the pulse's height, and of the samples that are no further than that from their level
+LEVEL = 0.06  # of the pulse's height, around each level
+FLAT = 0.9  # of the samples are at their level
 
 
 def without_pulse(recording: Recording) -> Recording:
@@ -41,13 +39,15 @@ def _pulse(signal: np.ndarray, fs: float) -> int:
     # one sample more, for the leads to differ in: else they are one and the same for longer
     end = signal[:, -int(LONGEST * fs) - 1 :]
     differ = np.flatnonzero(~(np.ptp(end, axis=0) <= APART))
-    held = max(int(HELD * fs), 2)
+    held = max(int(HELD * fs), SAMPLES)
     if not differ.size or end.shape[1] - 1 - differ[-1] < 2 * held:
         return 0
     course = np.median(end[:, differ[-1] + 1 :], axis=0)
     height = np.ptp(course)
     high = course > course.min() + height / 2
-    if height < LOWEST:
+    # the first may be cut short by samples of ECG that happen to be alike
+    lengths = np.diff([0, *np.flatnonzero(np.diff(high)) + 1, high.size])[1:]
+    if height < LOWEST or lengths.size == 0 or lengths.min() < held:
         return 0
     for part in (course[high], course[~high]):
         near = np.abs(part - np.median(part)) <= LEVEL * height

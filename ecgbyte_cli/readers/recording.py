@@ -150,6 +150,29 @@ def check_promise(leads, samples):
         raise Unusable(f"too large: {leads} leads of {samples} samples are promised")
 
 
+def check_times(times: np.ndarray, samples: int) -> None:
+    """Refuse a signal whose own times have gaps, or are not evenly spaced to half a sample.
+
+    Parameters
+    ----------
+    times : numpy.ndarray
+        One of each sample, in any unit; numbers or `datetime64`.
+    samples : int
+    """
+    if times.shape != (samples,) or times.dtype.kind not in "fiuM":
+        raise Unusable(f"header refused: times of shape {times.shape} for {samples} samples")
+    stamps = times.astype("int64" if times.dtype.kind == "M" else float)
+    steps = np.diff(stamps)
+    if not steps.size:
+        return
+    step = float((stamps[-1] - stamps[0]) / steps.size)
+    off = np.abs(stamps - stamps[0] - step * np.arange(samples)).max()
+    if not (step > 0 and np.abs(steps - step).max() <= step / 2 and off <= step):
+        raise Unusable(
+            f"samples missing: the file's own times have steps of {steps.min():g} to {steps.max():g}"
+        )
+
+
 def need_fs(fs):
     if fs is None:
         raise Unusable("sampling rate unknown: give it with --input-fs")
