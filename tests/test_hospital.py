@@ -327,8 +327,8 @@ def scp(rows, starts, flags=None, interval=2000):
     return with_crc(struct.pack("<I", len(body) + 6) + body)
 
 
-def mfer(frames, pointers, skew=0, step=(0, -6, 1)):
-    """An MFER file (ISO 22077-1) of 500 Hz: a frame of each signal, and where it begins in samples."""
+def mfer(frames, pointers, skew=0, step=(0, -6, 1), kinds=(1, 1, 1)):
+    """An MFER file (ISO 22077-1) of 500 Hz: a frame of each signal, where it begins in samples, and its type."""
 
     def entry(tag, value):
         length = bytes([len(value)]) if len(value) < 128 else b"\x84" + struct.pack(">I", len(value))
@@ -339,6 +339,7 @@ def mfer(frames, pointers, skew=0, step=(0, -6, 1)):
     for number, (rows, pointer) in enumerate(zip(frames, pointers, strict=True)):
         unit, exponent, mantissa = (0, -6, 1) if number == 0 else step
         data += entry(12, struct.pack("<BbH", unit, exponent, mantissa))
+        data += entry(8, bytes([kinds[number]]))
         data += entry(7, struct.pack("<I", pointer)) + entry(4, struct.pack("<I", rows.shape[1]))
         data += entry(5, bytes([len(rows)])) + entry(6, struct.pack("<I", 1))
         for i, name in zip(range(len(rows)), LEADS, strict=False):
@@ -389,6 +390,9 @@ def test_mfer_frames(tmp_path):
     assert read.fs == 500 and np.abs(read.signal - signal).max() < 6e-4
     path.write_bytes(mfer([signal[:, :1000], signal[:, 1000:]], [0, 1000], step=(0, -6, 2)))
     assert "are not loaded" in reason(path)
+    three = [signal[:, :1000], signal[:, :300], signal[:, 1000:]]  # the second is of a beat
+    path.write_bytes(mfer(three, [0, 1000, 1300], kinds=(1, 9, 1)))
+    assert reason(path).startswith("samples missing")
     path.write_bytes(mfer([signal], [0], skew=1000))
     assert readers.read(path).signal.shape == signal.shape
     path.write_bytes(mfer([signal], [0], skew=500_000))
@@ -614,6 +618,7 @@ def grouped(tmp_path):
         data.file_meta.TransferSyntaxUID = ExplicitVRBigEndian if big else ExplicitVRLittleEndian
         data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.9.1.1"
         data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+        data.preamble = bytes(128)
         pydicom.dcmwrite(tmp_path / "g.dcm", data, implicit_vr=False, little_endian=not big)
         return tmp_path / "g.dcm"
 

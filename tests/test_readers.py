@@ -596,7 +596,16 @@ def test_numpy(tmp_path):
     ],
 )
 def test_times_of_an_array_must_be_evenly_spaced(tmp_path, times, fine):
+    import h5py
+
     np.savez(tmp_path / "a.npz", ecg=wave(), time=times)
+    if times.dtype.kind != "M":
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["tracings"], file["time"] = wave().T[None], times
+        if fine:
+            assert readers.read(tmp_path / "a.h5").signal.shape == (12, 1500)
+        else:
+            assert re.match("samples missing|header refused", reason(tmp_path / "a.h5"))
     if fine:
         assert readers.read(tmp_path / "a.npz", fs=250).signal.shape == (12, 1500)
     else:

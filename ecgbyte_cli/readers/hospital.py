@@ -3,6 +3,7 @@
 GE MUSE, HL7 aECG, Philips Sierra and Mortara ELI XML; SCP-ECG, ISHNE and MFER.
 """
 
+import itertools
 import re
 import warnings
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ HARMLESS = re.compile(
     r"|Sierra XML: (representative beats compressed|<repbeats> has no)"
     r"|Mortara TYPICAL_CYCLE"
 )
+BEAT = 9  # the waveform type of MFER's representative beats
 FAULT = -32768  # the sample with which ISHNE marks a lead that had come off
 SEX = {"M": "Male", "F": "Female"}
 
@@ -158,6 +160,7 @@ def _check_together(record: "ECGRecord", leads: list["Lead"], rate: float) -> No
     skew = max(record.raw_metadata.get("sample_skew_ns", [0]))  # MFER: from each channel to the next
     if skew * 1e-9 * rate * (len(leads) - 1) >= 1:
         raise Unusable(f"leads not together: each channel is {skew} ns later than the one before")
+    _check_frames([f for f in record.raw_metadata.get("frames", []) if f["waveform_type"] != BEAT])
     # SCP-ECG; derived leads need no recording
     recorded = [lead for lead in leads if lead_name(lead.label) not in DERIVED]
     starts = [lead.annotations.get("start_sample") for lead in recorded]
@@ -165,6 +168,15 @@ def _check_together(record: "ECGRecord", leads: list["Lead"], rate: float) -> No
     if 0 < record.raw_metadata.get("simultaneous_leads", 0) < most:
         count = record.raw_metadata["simultaneous_leads"]
         raise Unusable(f"leads not together: {most} begin at one sample, and {count} at a time were recorded")
+
+
+def _check_frames(frames: list[dict]) -> None:
+    """Refuse MFER frames of the rhythm with a gap that frames of a beat fill: ecgdatakit counts all frames as one."""
+    for before, after in itertools.pairwise(frames):
+        if after["pointer"] != before["pointer"] + before["samples"]:
+            raise Unusable(
+                f"samples missing: a frame that begins at sample {after['pointer']} follows another"
+            )
 
 
 def _placed(record: "ECGRecord", leads: list["Lead"]) -> np.ndarray:
