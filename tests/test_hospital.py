@@ -7,6 +7,7 @@ import re
 import struct
 import time
 import warnings
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -614,6 +615,7 @@ def grouped(tmp_path):
             sequence.append(group)
         data = pydicom.Dataset()
         data.WaveformSequence, data.PatientID = sequence, "p"
+        data.AcquisitionDateTime = "20200101000000"
         data.file_meta = pydicom.dataset.FileMetaDataset()
         data.file_meta.TransferSyntaxUID = ExplicitVRBigEndian if big else ExplicitVRLittleEndian
         data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.9.1.1"
@@ -667,6 +669,8 @@ def test_groups_are_at_their_own_times(grouped):
     for late in ("0.001", "1e12"):
         path = grouped([groups[0], (groups[1][0], groups[1][1][:, :300], {"MultiplexGroupTimeOffset": late})])
         assert late == "0.001" and readers.read(path).signal.shape == (6, 500) or "too large" in reason(path)
+    read = readers.read(grouped([groups[3]]))
+    assert read.start == datetime(2020, 1, 1, 0, 0, 3) and np.isfinite(read.signal).all()
     path = grouped([groups[0], (groups[1][0], groups[1][1], {})])
     assert "do not say when they begin" in reason(path)
 

@@ -6,7 +6,7 @@ import os
 import re
 import struct
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,8 +92,9 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
     groups = _together([_group(item) for item in rhythm])
     order = "<" if data.original_encoding[1] else ">"
     leads, signal = _joined(groups, order)
+    start = _start(data, min(group.begin or 0 for group in groups) / groups[0].fs)
     return Recording(
-        signal, groups[0].fs, leads, stem(path), path, _comments(data), _start(data), identity=_identity(data)
+        signal, groups[0].fs, leads, stem(path), path, _comments(data), start, identity=_identity(data)
     )
 
 
@@ -255,14 +256,14 @@ def _identity(data):
     return {key: text for key, text in known.items() if text}
 
 
-def _start(data):
-    """The start of the recording, where the file says one that there was."""
+def _start(data: "Dataset", seconds: float) -> datetime | None:
+    """The start of the recording, so many seconds after the one of the file, if the file says one that there was."""
     text = str(data.get("AcquisitionDateTime") or "")
     if not text and data.get("AcquisitionDate") and data.get("AcquisitionTime"):
         text = f"{data.AcquisitionDate}{data.AcquisitionTime}"
     try:
-        return datetime.strptime(text[:14], "%Y%m%d%H%M%S")
-    except ValueError:
+        return datetime.strptime(text[:14], "%Y%m%d%H%M%S") + timedelta(seconds=seconds)
+    except (ValueError, OverflowError):
         return None
 
 

@@ -145,8 +145,9 @@ def _check_sequence_sets(path: str) -> None:
         content = file.read()
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
     text = content.decode(encoding, "ignore")
-    for found in re.finditer(r"<(?:[\w.-]+:)?sequenceSet\b(.*?)</(?:[\w.-]+:)?sequenceSet", text, re.DOTALL):
-        codes = re.findall(r"""code\s*=\s*["'](TIME_\w+)["']""", found[1], re.IGNORECASE)
+    for after in re.split(r"<(?:[\w.-]+:)?sequenceSet\b", text)[1:]:
+        inside = re.split(r"</(?:[\w.-]+:)?sequenceSet\b", after, maxsplit=1)[0]
+        codes = re.findall(r"""code\s*=\s*["'](TIME_\w+)["']""", inside, re.IGNORECASE)
         if len(set(map(str.upper, codes))) < len(codes):
             raise Unusable("leads not together: a sequence set has more than one time axis")
 

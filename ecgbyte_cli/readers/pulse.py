@@ -21,12 +21,15 @@ def without_pulse(recording: Recording) -> Recording:
     differ, or all of them are flat. So recordings of a single lead stay as they are.
     """
     signal = recording.signal
-    recorded = [i for i, lead in enumerate(recording.leads) if lead_name(lead) not in DERIVED]
-    rows = signal[recorded] if len(recorded) > 1 else signal
+    rows = [i for i, lead in enumerate(recording.leads) if lead_name(lead) not in DERIVED]
+    if len(rows) < 2:
+        rows = list(range(len(signal)))
     if len(rows) < 2:
         return recording
-    before = _pulse(rows[:, ::-1], recording.fs)
-    after = _pulse(rows[:, before:], recording.fs)
+    # one sample more than a pulse can have, for the leads to differ in: else they are one and the same for longer
+    longest = int(LONGEST * recording.fs) + 1
+    before = _pulse(signal[rows, :longest][:, ::-1], recording.fs)
+    after = _pulse(signal[rows, max(before, signal.shape[1] - longest) :], recording.fs)
     if before and recording.start is not None:
         recording.start += timedelta(seconds=before / recording.fs)
     if before or after:
@@ -35,14 +38,12 @@ def without_pulse(recording: Recording) -> Recording:
 
 
 def _pulse(signal: np.ndarray, fs: float) -> int:
-    """How many samples at the end of a signal (leads, samples) are a calibration pulse."""
-    # one sample more, for the leads to differ in: else they are one and the same for longer
-    end = signal[:, -int(LONGEST * fs) - 1 :]
-    differ = np.flatnonzero(~(np.ptp(end, axis=0) <= APART))
+    """How many samples at the end of a short signal (leads, samples) are a calibration pulse."""
+    differ = np.flatnonzero(~(np.ptp(signal, axis=0) <= APART))
     held = max(int(HELD * fs), SAMPLES)
-    if not differ.size or end.shape[1] - 1 - differ[-1] < 2 * held:
+    if not differ.size or signal.shape[1] - 1 - differ[-1] < 2 * held:
         return 0
-    course = np.median(end[:, differ[-1] + 1 :], axis=0)
+    course = np.median(signal[:, differ[-1] + 1 :], axis=0)
     height = np.ptp(course)
     high = course > course.min() + height / 2
     # the first may be cut short by samples of ECG that happen to be alike
