@@ -60,8 +60,8 @@ PART = 64  # recordings that are done together, and lost together if the run is 
     type=click.Choice(list(preprocess.PROFILES)),
     default="paper",
     show_default=True,
-    help="Filters of the published code; or none, as ECG-Bench and ELM do (cubic interpolation); or none, with a "
-    "low-pass before resampling.",
+    help="`paper`: the published filters. `elm`: no filters, cubic interpolation, as ECG-Bench and ELM do. `resample`: "
+    "no filters, resampling with a low-pass.",
 )
 @click.option(
     "--quantizer",
@@ -201,7 +201,8 @@ def symbolize(
 ):
     """Turn recordings into letters.
 
-    The parameters are the options of the command, which says what they do; `bounds` is its --range.
+    The parameters are the options of the command, which says what they do; `bounds` is its --range. A tokenizer in the
+    work folder is used only if `like` names it.
 
     Returns
     -------
