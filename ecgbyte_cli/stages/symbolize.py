@@ -149,8 +149,7 @@ def command(work, **options):
     DATA is a folder, a RECORDS file, a pattern in quotes, or one recording with or without its extension; or
     several of these. Several folders are several data sets, whose patients get the folder's name in front.
 
-    Without options that describe the letters, a tokenizer that `ecgbyte import-tokenizer` put into the work folder
-    describes them.
+    An imported tokenizer in the work folder describes the letters, unless an option such as --profile does.
     """
     told = click.get_current_context().get_parameter_source
     given = [name for name in OF_SIGNAL if told(name) is click.core.ParameterSource.COMMANDLINE]
