@@ -102,29 +102,20 @@ def import_tokenizer(
         If the file is no such tokenizer, if reading it would run code, or another tokenizer is there.
     """
     file = Path(file)
-    if bounds and not -math.inf < bounds[0] < bounds[1] < math.inf:
-        raise click.UsageError("--range needs two numbers, the smaller first")
-    if bounds and like == "elm":
-        raise click.UsageError("--range does not go with --like elm: each segment has its own range")
-    signal = signal_like(like, leads)
+    signal = signal_like(like, leads, bounds)
     if not file.is_file():
         raise Failure(f"{file} is no file")
     if file.stat().st_size > MOST_BYTES:
         raise Failure(f"{file} is too large for a tokenizer")
     settings = {"imported": sha256_of(file), "range": bounds}
     # as before, where there were no such options
-    settings |= {"like": None if like == "ecg-byte" else like}
-    settings |= {"leads": None if signal["leads"] == preprocess.LEADS else signal["leads"]}
+    settings["like"] = None if like == "ecg-byte" else like
+    settings["leads"] = None if signal["leads"] == preprocess.LEADS else signal["leads"]
     done = finished(work.ecg_tokenizer, settings, overwrite, "a tokenizer")
     if done:
         note(f"{work.ecg_tokenizer} was imported from this file already: nothing to do")
         return done
-    if file.read_bytes()[:1] == b"{":
-        listed, bounds = from_json(file, bounds)
-    else:
-        listed = from_pickle(file)
-    tokens = check(file, listed)
-    merges = pairs(file, tokens)
+    tokens, merges, bounds = merges_of(file, bounds)
     result = {
         "vocab": LETTERS + len(merges),
         "merges": len(merges),
@@ -150,8 +141,18 @@ def import_tokenizer(
     return result
 
 
-def signal_like(like: str, leads: str) -> dict:
-    """Describe the letters of an implementation, as `signal` of an ecg_tokenizer.json: 250 Hz, 10 s, lead by lead."""
+def signal_like(like: str, leads: str, bounds: tuple[float, float] | None) -> dict:
+    """Describe the letters of an implementation, as `signal` of an ecg_tokenizer.json: 250 Hz, 10 s, lead by lead.
+
+    Raises
+    ------
+    click.UsageError
+        If the options do not fit together.
+    """
+    if bounds and not -math.inf < bounds[0] < bounds[1] < math.inf:
+        raise click.UsageError("--range needs two numbers, the smaller first")
+    if bounds and like == "elm":
+        raise click.UsageError("--range does not go with --like elm: each segment has its own range")
     profile, quantizer = LIKE[like]
     signal = {
         "fs": 250.0,
@@ -167,6 +168,18 @@ def signal_like(like: str, leads: str) -> dict:
     except (TypeError, ValueError) as error:
         raise click.UsageError(f"--leads: {error}") from error
     return signal
+
+
+def merges_of(
+    file: Path, bounds: tuple[float, float] | None
+) -> tuple[list[bytes], list[list[int]], tuple[float, float] | None]:
+    """Read the tokens of a file, the pairs that make them, and the range in mV where the file or `bounds` has it."""
+    if file.read_bytes()[:1] == b"{":
+        listed, bounds = from_json(file, bounds)
+    else:
+        listed = from_pickle(file)
+    tokens = check(file, listed)
+    return tokens, pairs(file, tokens), bounds
 
 
 def from_pickle(file):
