@@ -19,7 +19,7 @@ COMMANDS = {
     "serve": "Show ECGs on a page, and answer there.",
     "export": "Write the model as a plain Transformers folder.",
     "plot": "Draw an ECG, its tokens, or what a model looked at.",
-    "import-tokenizer": "Take over a tokenizer of the reference implementation.",
+    "import-tokenizer": "Import a tokenizer of ECG-Byte, ECG-Bench or ELM.",
     "info": "Tell what the work folder holds, and what to run next.",
 }
 ALIASES = {"learn-merges": "learn"}

@@ -4,7 +4,9 @@ Five quantizers, all of them described by a dict that travels in the settings an
 
 paper   `lo`, `hi`: equal steps between two bounds, clipped (ECG-Byte, arXiv 2412.14373, section 3.1, takes
         the corpus' 1st percentile - 0.5 mV and 99th percentile + 0.5 mV).
-minmax  equal steps between each segment's own extremes.
+minmax  equal steps between each segment's own extremes. With `margin` (mV; 0 if absent) the last step is wider by
+        that much: floor(levels * ((x - min) / (max - min + margin))), at most levels - 1. ECG-Bench and ELM
+        (github.com/willxxy/ECG-Bench, github.com/ELM-Research) take 1e-6, in units of mV.
 mulaw   `mu`, `limit`: equal steps of sign(x) ln(1 + mu |x| / limit) / ln(1 + mu) (ITU-T G.711's law).
 lloyd   `edges`, `centroids`: the levels of least mean squared error (Lloyd, IEEE Trans. Inf. Theory 28,
         1982; Max, IRE Trans. Inf. Theory 6, 1960), fitted to the corpus.
@@ -59,7 +61,10 @@ def quantize(signal, quantizer):
         _trellis(leads, centres, cost, letters.reshape(leads.shape))
     elif name in ("paper", "minmax"):
         lo, hi = span(quantizer) if name == "paper" else (float(values.min()), float(values.max()))
-        _uniform(values, lo, hi, levels, letters)
+        if margin := _margin(quantizer):
+            _with_margin(values, lo, hi - lo + margin, levels, letters)
+        else:
+            _uniform(values, lo, hi, levels, letters)
     else:
         raise ValueError(f"no quantizer is called {name!r}")
     return letters.reshape(np.shape(signal)), lo, hi
@@ -118,7 +123,11 @@ def values_of_levels(quantizer, lo=None, hi=None):
         raise ValueError(f"{name} needs the segment's own range (lo, hi)")
     if name == "trellis":
         return hi * _expand(2 * middles - 1, {**quantizer, "limit": 1})
-    return lo + (hi - lo) * middles
+    return lo + (hi - lo + _margin(quantizer)) * middles
+
+
+def _margin(quantizer: dict) -> float:
+    return float(quantizer.get("margin", 0.0)) if quantizer["name"] == "minmax" else 0.0
 
 
 def span(quantizer):
@@ -156,6 +165,13 @@ def _uniform(values, lo, hi, levels, letters):
             letters[i] = np.uint8(level)
         else:
             letters[i] = 0
+
+
+@jit
+def _with_margin(values, lo, width, levels, letters):
+    for i in range(values.size):
+        # floor(levels * ((x - lo) / width)): in this order, as ECG-Bench and ELM round
+        letters[i] = np.uint8(min(levels * ((float(values[i]) - lo) / width), levels - 1))
 
 
 @jit

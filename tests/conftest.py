@@ -33,6 +33,12 @@ def golden():
     return _needed(GOLDEN, "the reference's results")
 
 
+@pytest.fixture(scope="session")
+def golden_elm():
+    """What ECG-Bench and ELM make of the real recordings; skips where it is absent."""
+    return _needed(GOLDEN.parent / "elm", "ELM's results")
+
+
 @pytest.fixture
 def ecgbyte(tmp_path):
     """Run `ecgbyte` in this process: ecgbyte("learn", "--vocab", 40) returns Click's result."""

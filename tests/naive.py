@@ -67,6 +67,22 @@ def letters_by_steps(signal, lo, hi, levels):
     return np.clip(places, 0, levels - 1).astype(np.uint8)
 
 
+def letters_by_own_range(signal, levels, margin):
+    """Letters of ECG-Bench and ELM: (x - min) / (max - min + margin), in equal steps."""
+    x = np.asarray(signal, float)
+    scaled = np.clip((x - x.min()) / (x.max() - x.min() + margin), 0, 1)
+    return np.minimum(np.floor(scaled * levels), levels - 1).astype(np.uint8)
+
+
+def elm_preprocessing(signal, fs, target):
+    """Profile `elm` with scipy, a lead at a time, on grids in seconds: float64 (leads, made)."""
+    from scipy import interpolate
+
+    duration, made = signal.shape[1] / fs, int(signal.shape[1] * target / fs)
+    before, after = np.linspace(0, duration, signal.shape[1]), np.linspace(0, duration, made)
+    return np.stack([interpolate.interp1d(before, row, kind="cubic")(after) for row in signal.astype(float)])
+
+
 def paper_preprocessing(signal, fs, target):
     """Profile `paper` with scipy and PyWavelets, a filter and a lead at a time: float64 (leads, made)."""
     import pywt

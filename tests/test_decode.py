@@ -121,8 +121,10 @@ def test_recordings_that_changed_are_named_and_left_out(tmp_path, ecgbyte):
     assert result.exit_code == 1 and "nothing to compare with" in result.stderr
 
 
-@pytest.mark.parametrize("quantizer", ["paper", "minmax", "lloyd", "trellis"])
-def test_recordings_are_read_again_as_they_were_read(tmp_path, ecgbyte, quantizer):
+@pytest.mark.parametrize(
+    "how", ["--quantizer paper", "--profile elm", "--quantizer lloyd", "--quantizer trellis"]
+)
+def test_recordings_are_read_again_as_they_were_read(tmp_path, ecgbyte, how):
     """Rates, lead names and units that only the command line said; the figures are those of WFDB files."""
     import h5py
 
@@ -147,7 +149,7 @@ def test_recordings_are_read_again_as_they_were_read(tmp_path, ecgbyte, quantize
         "npz": ("--lead-names", names, "--units", "uV"),
         "hdf5": ("--input-fs", 500, "--lead-names", names, "--units", "V"),
     }.items():
-        args = ("symbolize", tmp_path / name, "--quantizer", quantizer, *options, "--jobs", 1, *TOKENS)
+        args = ("symbolize", tmp_path / name, *how.split(), *options, "--jobs", 1, *TOKENS)
         result = ecgbyte(*args, work=tmp_path / f"work {name}")
         assert result.exit_code == 0, result.stderr
         figures[name] = json.loads(result.stdout)["decode"]

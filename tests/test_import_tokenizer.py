@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import import_tokenizer as stage
-from ecgbyte_cli.workdir import WorkDir, read_json, read_table
+from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
 from ecgbyte_kernels.bpe import bpe, bpe_tables
 
 SPELLED = ["nn", "nnn", "no", "nnnn", "nnno"]  # "nnn" is nn + n, "nnnn" nn + nn, "nnno" nnn + o
@@ -104,6 +104,111 @@ def test_the_references_ids_are_given_to_every_recording(golden, ecgbyte, work):
     ids, _ = bpe(corpus, [0, corpus.size], bpe_tables(tokenizer.merges, 26))
     assert len(ids) == about["trained_length"]
     assert tokenizer.signal["quantizer"]["lo"] == about["percentile_1"] - 0.5
+
+
+def ids_of_the_file(ids):
+    """Ids as the pickle has them: letters are bytes."""
+    return np.where(ids < 26, ids + 97, ids.astype(int) - 26 + 256).tolist()
+
+
+def test_elms_letters_and_ids_come_out_with_no_further_options(real_data, golden_elm, ecgbyte, work):
+    path = real_data / "reference-tokenizers" / "elm_10000.pkl"
+    result = ecgbyte("import-tokenizer", path, "--like", "elm")
+    assert result.exit_code == 0 and "range" not in result.stderr
+    result = ecgbyte("symbolize", real_data / "cinc2021", "--jobs", 1, "encode")
+    assert result.exit_code == 0 and "profile elm, quantizer minmax" in result.stderr, result.stderr
+    theirs, encoded = (
+        np.load(golden_elm / "symbols.npz"),
+        json.loads((golden_elm / "encoded.json").read_text()),
+    )
+    ranges = json.loads((golden_elm / "ranges.json").read_text())
+    letters, segments = read_array(work.symbols), read_table(work.symbol_segments)
+    tokens, places = read_array(work.tokens), read_table(work.token_segments)
+    equal = 0
+    for i, name in enumerate(segments["record"]):
+        mine = letters[segments["offset"][i] :][:30_000].reshape(12, 2500)
+        equal += (mine == theirs[name]).sum()
+        assert np.allclose([segments["lo"][i], segments["hi"][i]], ranges[name], atol=1e-6)
+        if np.array_equal(mine, theirs[name]):
+            ids = tokens[places["offset"][i] :][: places["length"][i]]
+            assert ids_of_the_file(ids) == encoded[name]
+    assert len(encoded) == len(segments["record"]) == 25 and equal >= 0.999 * letters.size
+    result = ecgbyte("decode", "--limit", 2, "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["compared"] == 2 and told["clipped_fraction"] == 0
+    assert told["rmse_uv"] < 1000 * max(high - low for low, high in ranges.values()) / 26 / 2
+
+
+def test_ecg_benchs_pickle_is_read_like_elms(real_data, golden_elm, ecgbyte, work):
+    path = real_data / "reference-tokenizers" / "tokenizer_5000_300000.pkl"
+    assert ecgbyte("import-tokenizer", path, "--like", "elm").exit_code == 0
+    tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    assert (tokenizer.vocab_size, tokenizer.boundary) == (5026, "none")
+    with np.load(golden_elm / "symbols.npz") as symbols:
+        for name in symbols.files[:3]:
+            ids = tokenizer.encode(symbols[name])
+            assert len(ids) < 5000 and np.array_equal(tokenizer.decode(ids), symbols[name])
+
+
+def test_the_leads_are_in_the_order_asked_for(ecgbyte, work, tmp_path):
+    order = "I,II,III,avl,AVR,aVF,V1,V2,V3,V4,V5,V6"
+    path = saved(tmp_path / "t.pkl", [2 * chr(97 + i) for i in range(26)])
+    ecgbyte("synth", tmp_path / "data", "--records", 8)
+    result = ecgbyte("import-tokenizer", path, "--like", "elm", "--leads", order)
+    assert result.exit_code == 0, result.stderr
+    result = ecgbyte("symbolize", tmp_path / "data", "--jobs", 1, "encode")
+    assert result.exit_code == 0, result.stderr
+    signal = read_json(work.symbol_settings)["signal"]
+    assert signal == ECGTokenizer.from_file(work.ecg_tokenizer).signal
+    assert signal["leads"][3:5] == ["aVL", "aVR"]
+    usual = WorkDir(tmp_path / "usual")
+    assert ecgbyte("symbolize", tmp_path / "data", "--profile", "elm", work=usual.root).exit_code == 0
+    mine, theirs = (read_array(one.symbols)[:30_000].reshape(12, 2500) for one in (work, usual))
+    assert np.array_equal(mine, theirs[[0, 1, 2, 4, 3, *range(5, 12)]])
+    again = ecgbyte("import-tokenizer", path, "--like", "elm", "--leads", order)
+    assert again.exit_code == 0 and "nothing to do" in again.stderr
+    other = ecgbyte("import-tokenizer", path, "--like", "elm")
+    assert other.exit_code == 1 and "other settings (leads)" in other.stderr
+
+
+def test_symbolize_does_as_the_imported_tokenizer_says_unless_told_otherwise(ecgbyte, work, tmp_path):
+    path = saved(tmp_path / "t.pkl")
+    ecgbyte("synth", tmp_path / "data", "--records", 8)
+    # one without a range does not say what the letters are
+    assert "--like elm" in ecgbyte("import-tokenizer", path).stderr
+    result = ecgbyte("symbolize", tmp_path / "data", "--jobs", 1, "encode")
+    assert result.exit_code == 1 and "(quantizer): it does not know their range" in result.stderr
+    assert read_json(work.symbol_settings)["signal"]["profile"] == "paper"
+    again = ("symbolize", tmp_path / "data", "--jobs", 1, "--overwrite", "encode", "--overwrite")
+    for options, quantizer in (
+        (("--range", -1.5, 1.25), {"name": "paper", "levels": 26, "lo": -1.5, "hi": 1.25}),
+        (("--like", "elm"), {"name": "minmax", "levels": 26, "lo": None, "hi": None, "margin": 1e-6}),
+    ):
+        assert ecgbyte("import-tokenizer", path, *options, "--overwrite").exit_code == 0
+        result = ecgbyte(*again)
+        assert result.exit_code == 0, result.stderr
+        assert read_json(work.symbol_settings)["signal"]["quantizer"] == quantizer
+    result = ecgbyte(*again[:-2], "--profile", "resample", "encode")
+    assert result.exit_code == 1
+    assert f"(profile, quantizer): learn again, or `ecgbyte symbolize DATA --like {work.ecg_tokenizer}" in (
+        result.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--like", "elm", "--range", -1, 1),
+        ("--like", "other"),
+        ("--leads", ""),
+        ("--leads", "I,I"),
+        ("--leads", "I,X"),
+    ],
+)
+def test_a_wrong_command_line(ecgbyte, work, tmp_path, options):
+    result = ecgbyte("import-tokenizer", saved(tmp_path / "t.pkl"), *options)
+    assert result.exit_code == 2 and not work.ecg_tokenizer.exists()
 
 
 def test_the_libraries_read_what_is_beside_it(real_data, golden, ecgbyte, work):

@@ -314,7 +314,7 @@ def read_mutated(folder, count, seed, queue):
             try:
                 read = readers.read(path, 250)
                 assert read.signal.dtype == np.float32 and read.signal.shape[0] == len(read.leads)
-                for profile in ("paper", "resample"):
+                for profile in preprocess.PROFILES:
                     preprocess.segments(read, settings | {"profile": profile})
                 outcomes["read"] += 1
             except Failure as error:

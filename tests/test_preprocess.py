@@ -68,6 +68,59 @@ def test_paper_is_the_slow_version(fs, seconds):
     assert np.abs(preprocess.paper(signal, fs, 250) - expected).max() < 1e-5
 
 
+def test_elm_agrees_with_elm(real_data, golden_elm):
+    theirs = np.load(golden_elm / "preprocessed.npz")
+    ranges = json.loads((golden_elm / "ranges.json").read_text())
+    assert len(theirs.files) == 3
+    for name in theirs.files:
+        recording = readers.read(real_data / "cinc2021" / f"{name}.hea")
+        [(_, segment)] = preprocess.segments(recording, SETTINGS | {"profile": "elm"})
+        assert segment.dtype == np.float32 and np.abs(segment - theirs[name]).max() < 1e-6
+        assert np.allclose([segment.min(), segment.max()], ranges[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("fs, seconds", [(100, 10), (360, 10), (400, 10.24), (500, 12), (1000, 10)])
+def test_elm_is_the_slow_version(fs, seconds):
+    made = recording(["I", "II", "V1"], seconds, fs)
+    expected = naive.elm_preprocessing(made.signal, fs, 250)[:, :2500]
+    wanted = SETTINGS | {"leads": ["I", "II", "V1"], "profile": "elm"}
+    [(_, segment)] = preprocess.segments(made, wanted)
+    assert np.abs(segment - expected).max() < 1e-6
+    if seconds == 10:  # both grids end with the recording
+        ends = made.signal[:, [0, -1]]
+        assert np.allclose(segment[:, [0, -1]], ends, atol=1e-6)
+
+
+def test_elm_at_its_own_rate_changes_nothing():
+    made = recording(["I", "II"], 23, 250)
+    cut = preprocess.segments(made, SETTINGS | {"leads": ["I", "II"], "profile": "elm"})
+    assert np.array_equal(np.hstack([signal for _, signal in cut]), made.signal[:, :5000])
+
+
+@pytest.mark.parametrize("profile", preprocess.PROFILES)
+def test_every_profile_refuses_what_cannot_be_read(profile):
+    wanted = SETTINGS | {"leads": ["I"], "profile": profile}
+    with pytest.raises(Unusable, match="shorter than a segment: 9.996 s"):
+        preprocess.segments(recording(["I"], 9.996), wanted)
+    made = recording(["I"])
+    made.signal[0, 7] = np.nan
+    with pytest.raises(Unusable, match="NaN"):
+        preprocess.segments(made, wanted)
+    assert len(preprocess.segments(made, wanted | {"fill_nan": "linear"})) == 1
+    flat = recording(["I"])
+    flat.signal[:] = 0
+    [(_, segment)] = preprocess.segments(flat, wanted)
+    assert not segment.any()
+
+
+def test_elm_says_when_there_are_too_few_samples():
+    wanted = SETTINGS | {"leads": ["I"], "profile": "elm", "segment_seconds": 0.1, "samples": 25}
+    made = recording(["I"], 0.12, 25)
+    made.signal *= 100
+    with pytest.raises(Unusable, match="too short.*4 samples"):
+        preprocess.segments(made, wanted)
+
+
 @pytest.mark.kernels
 @given(st.integers(40, 90), st.integers(1, 3), st.integers(0, 99))
 @settings(max_examples=10, deadline=None)

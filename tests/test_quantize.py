@@ -44,6 +44,37 @@ def test_a_flat_segment_survives_minmax():
     assert np.allclose(q.dequantize(letters, {"name": "minmax", "levels": 26}, lo, hi), 0.3)
 
 
+ELM = {"name": "minmax", "levels": 26, "margin": 1e-6}
+# values of a converter lie on the edges of levels, where the margin decides
+stepped = hnp.arrays(np.float32, st.integers(1, 60), elements=st.integers(-600, 600).map(lambda i: i / 200))
+narrow = hnp.arrays(np.float32, st.integers(1, 60), elements=st.integers(0, 60).map(lambda i: i * 1e-6))
+
+
+@given(st.one_of(signals, stepped, narrow), st.integers(2, 256))
+@settings(max_examples=150, deadline=None)
+def test_minmax_with_a_margin_is_elms_formula_to_the_bit(signal, levels):
+    quantizer = ELM | {"levels": levels}
+    letters, lo, hi = q.quantize(signal, quantizer)
+    assert letters.dtype == np.uint8 and (lo, hi) == (signal.min(), signal.max())
+    assert np.array_equal(letters, naive.letters_by_own_range(signal, levels, 1e-6))
+    back = q.dequantize(letters, quantizer, lo, hi)
+    assert np.abs(back - signal).max() <= (hi - lo + 1e-6) / levels / 2 * 1.0001 + 1e-6
+
+
+def test_the_margin_decides_on_an_edge():
+    """26 levels of 62.5 uV: a value on an edge has the letter above, and with the margin the letter below."""
+    signal = np.arange(27, dtype=np.float32) * np.float32(0.0625)
+    plain = q.quantize(signal, {"name": "minmax", "levels": 26})[0]
+    assert plain.tolist() == [*range(26), 25]
+    assert q.quantize(signal, ELM)[0].tolist() == [0, *range(26)]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -2.0])
+def test_a_flat_segment_survives_elms_formula(value):
+    letters, lo, hi = q.quantize(np.full((2, 5), value, np.float32), ELM)
+    assert not letters.any() and np.allclose(q.dequantize(letters, ELM, lo, hi), value, atol=1e-6)
+
+
 @given(signals, st.sampled_from([20.0, 255.0]))
 @settings(max_examples=60, deadline=None)
 def test_mulaw_is_equal_steps_of_the_companded_value(signal, mu):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_readers import wave, write_edf, write_wfdb
 
+import naive
 from ecgbyte_cli import readers
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
@@ -100,6 +101,21 @@ def test_other_quantizers(ecgbyte, many, tmp_path, quantizer):
         most = {"minmax": wide[k] / 127, "mulaw": 0.5, "lloyd": 0.3, "trellis": wide[k] / 30}
         assert np.abs(back - cut).max() < most[quantizer]
     assert (len(set(wide)) > 1) == (quantizer in ("minmax", "trellis"))
+
+
+def test_profile_elm_takes_each_segments_own_range(ecgbyte, many, tmp_path):
+    assert ecgbyte("symbolize", many, *SHORT, "--profile", "elm").exit_code == 0
+    symbols, segments, _, about = results(tmp_path / "work")
+    quantizer = {"name": "minmax", "levels": 26, "lo": None, "hi": None, "margin": 1e-6}
+    assert about["signal"]["quantizer"] == quantizer and about["signal"]["profile"] == "elm"
+    cut = dict(preprocess.segments(readers.read(segments["path"][0]), about["signal"]))[segments["start"][0]]
+    assert np.array_equal(naive.letters_by_own_range(cut, 26, 1e-6).ravel(), symbols[:400])
+    assert (segments["lo"][0], segments["hi"][0]) == (cut.min(), cut.max())
+    # another quantizer may follow the same profile, and the quantizer with another profile is as it always was
+    for options, quantizer in (("elm", "mulaw"), ("resample", "minmax")):
+        args = ("symbolize", many, *SHORT, "--profile", options, "--quantizer", quantizer, "--overwrite")
+        assert ecgbyte(*args).exit_code == 0
+        assert "margin" not in results(tmp_path / "work")[3]["signal"]["quantizer"]
 
 
 def test_every_input_ends_somewhere(ecgbyte, real_data, tmp_path):

@@ -120,7 +120,7 @@ def test_the_hash_tells_what_decides_ids_and_nothing_else():
                 "leads": [[], "II", ["I", "I"], ["I", 2], ["X"], None, ["I"] * 10_000],
                 "segment_seconds": [float("nan"), -2, "2", 1e30, None],
                 "samples": [0, -1, 10.0, 10**18, "10", True, None, 11_000],
-                "profile": [None, "golden", 5, []],
+                "profile": [None, "golden", 5, [], {}],
                 "fill_nan": ["zero", 0],
                 "quantizer": [
                     None,
@@ -138,6 +138,9 @@ def test_the_hash_tells_what_decides_ids_and_nothing_else():
                     {"name": "lloyd", "levels": 4, "edges": [0, 1, 2, 3, 4], "centroids": [0, 1, 2]},
                     {"name": "lloyd", "levels": 4, "edges": [0, 3, 2, 1, 4], "centroids": [0, 1, 2, 3]},
                     {"name": "trellis", "levels": 4, "mu": 2.0, "limit": 16.0, "penalty": "x"},
+                    {"name": "minmax", "levels": 4, "margin": -1},
+                    {"name": "minmax", "levels": 4, "margin": float("nan")},
+                    {"name": "minmax", "levels": 4, "margin": None},
                     {"name": "zigzag", "levels": 4},
                 ],
             }.items()

@@ -7,19 +7,25 @@ from pathlib import Path
 
 import numpy as np
 
+from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import sha256_of, whole
+from ecgbyte_cli.signal.tokenizer import MOST_BYTES, ECGTokenizer
+from ecgbyte_cli.workdir import WorkDir, read_json, sha256_of, whole
 from ecgbyte_kernels import quantize as kernels
 
 FIXED = ("minmax", "mulaw", "trellis")  # quantizers that need not know the corpus
+ELM_MARGIN = 1e-6  # mV; ECG-Bench and ELM divide by max - min + 1e-6
 LEAST_IN_SHARD = 500_000  # letters: less is not worth another thread
 
 
-def asked_quantizer(name, levels, bounds, mu):
-    """The quantizer as far as the command line decides it; the corpus decides the rest."""
+def asked_quantizer(name, levels, bounds=None, mu=20.0, profile="paper"):
+    """Describe the quantizer as far as the command line decides it; the corpus decides the rest."""
     lo, hi = bounds or (None, None)
     asked = {"name": name, "levels": levels, "lo": lo, "hi": hi}
+    if (
+        name == "minmax" and profile == "elm"
+    ):  # only there, so that letters of the other profiles stay as they were
+        return asked | {"margin": ELM_MARGIN}
     if name == "mulaw":
         return asked | {"mu": mu, "limit": 5.0}
     # what examples/rate_distortion.py found best
@@ -35,6 +41,31 @@ def as_read_by(model):
     if signal["quantizer"]["name"] == "paper" and signal["quantizer"]["lo"] is None:
         raise Failure(f"{path} does not say what range in mV its letters stand for: no signal can be read so")
     return path, signal
+
+
+def imported(work: WorkDir) -> Path | None:
+    """Find a work folder's tokenizer where it was imported and describes its letters completely; say so.
+
+    Returns
+    -------
+    Path or None
+        What `as_read_by` takes. None where there is no tokenizer, where it was learned from letters, or where it does
+        not know its range in mV.
+    """
+    if not work.ecg_tokenizer.exists():
+        return None
+    settings = read_json(work.ecg_tokenizer, MOST_BYTES).get("settings")
+    if not (isinstance(settings, dict) and "imported" in settings):
+        return None
+    signal = ECGTokenizer.from_file(work.ecg_tokenizer).signal
+    profile, quantizer = signal["profile"], signal["quantizer"]
+    if quantizer["name"] == "paper" and quantizer["lo"] is None:
+        return None
+    note(
+        f"letters as the imported tokenizer describes them: profile {profile}, quantizer {quantizer['name']}, leads "
+        f"{','.join(signal['leads'])}"
+    )
+    return work.ecg_tokenizer
 
 
 def take_merges(work, merges, result):

@@ -50,7 +50,7 @@ def segments(recording: Recording, settings: dict) -> list[tuple[float, np.ndarr
     # the rates of Holter recorders and of research amplifiers are well inside
     if not 25 <= fs <= 100_000:
         raise Unusable(f"sampling rate out of range: {fs:g} Hz")
-    made = int(recording.signal.shape[1] * Fraction(target) / Fraction(fs))
+    made = samples_made(recording.signal, fs, target)
     if made < settings["samples"]:
         seconds = recording.signal.shape[1] / fs
         raise Unusable(f"shorter than a segment: {seconds:.6g} s of {settings['segment_seconds']:g} s")
@@ -59,7 +59,7 @@ def segments(recording: Recording, settings: dict) -> list[tuple[float, np.ndarr
     signal = pick(recording, settings["leads"])
     signal = without_gaps(signal, fs, settings["fill_nan"], settings["leads"])
     check_range(signal, settings["leads"])
-    whole = paper(signal, fs, target) if settings["profile"] == "paper" else resample(signal, fs, target)
+    whole = PROFILES[settings["profile"]](signal, fs, target)
     # a wrong gain can make numbers that no filter survives
     if not np.isfinite(whole).all():
         raise Unusable("values out of range: wrong gain or unit")
@@ -158,6 +158,42 @@ def check_range(signal, leads):
             raise Unusable(f"values out of range: {lead} spans {spans.max():.0f} mV; a wrong unit or gain?")
 
 
+def elm(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
+    """Profile `elm`: what ECG-Bench and ELM do, cubic interpolation and nothing else.
+
+    Both grids run from 0 to the duration, ends included, so the first sample stays the first and the last the last
+    (ECG-Preprocess, `nsample_ecg`). At the target rate nothing is interpolated.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (leads, samples), mV, finite.
+    fs, target : float
+        Sampling rates before and after, in Hz.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (leads, floor(samples * target / fs)).
+
+    Raises
+    ------
+    Unusable
+        If there are fewer than 4 samples.
+    """
+    if fs == target:
+        return signal
+    try:
+        return kernels.cubic(signal.T.astype(float), samples_made(signal, fs, target)).T
+    except ValueError as error:
+        raise Unusable(f"too short: {error}") from error
+
+
+def samples_made(signal: np.ndarray, fs: float, target: float) -> int:
+    """Count the samples of a signal, (leads, samples), at the target rate: a part of a sample is dropped."""
+    return int(signal.shape[1] * Fraction(target) / Fraction(fs))
+
+
 def resample(signal, fs, target):
     """Profile `resample`: polyphase resampling with its anti-aliasing low-pass, and nothing else."""
     if fs == target:
@@ -191,8 +227,7 @@ def paper(signal, fs, target):
     try:
         filtered = kernels.zero_phase(signal.T, [f for f, _ in paper_filters(fs)[0]])
         denoised = kernels.denoise(filtered, db6(), 4)
-        made = int(signal.shape[1] * Fraction(target) / Fraction(fs))
-        return kernels.cubic(denoised, made).T
+        return kernels.cubic(denoised, samples_made(signal, fs, target)).T
     except ValueError as error:
         raise Unusable(f"too short for the filters: {error}") from error
 
@@ -233,3 +268,6 @@ def db6():
     import pywt
 
     return tuple(np.array(f) for f in pywt.Wavelet("db6").filter_bank)
+
+
+PROFILES = {"paper": paper, "elm": elm, "resample": resample}

@@ -286,7 +286,7 @@ def check_signal(signal: dict) -> None:
         raise TypeError(f"leads {str(leads)[:80]}")
     if len(set(leads) & set(preprocess.LEADS)) < len(leads):
         raise ValueError(f"leads {', '.join(leads)[:80]}: each once, of {', '.join(preprocess.LEADS)}")
-    if profile not in ("paper", "resample") or fill not in (None, "linear"):
+    if profile not in list(preprocess.PROFILES) or fill not in (None, "linear"):
         raise ValueError(f"profile {str(profile)[:80]}, fill_nan {str(fill)[:80]}")
     _check_quantizer(signal["quantizer"])
 
@@ -304,6 +304,8 @@ def _check_quantizer(quantizer):
         _number(quantizer["limit"], 1e-6, 1e6)
     if name == "trellis":
         _number(quantizer["penalty"], 0, 1e6)
+    if name == "minmax":
+        _number(quantizer.get("margin", 0), 0, 1)
     if name == "lloyd":
         for key, count in (("edges", levels + 1), ("centroids", levels)):
             values = [_number(v, -1e6, 1e6) for v in quantizer[key]]

@@ -15,6 +15,7 @@ from ecgbyte_cli.machine import threads as pool_of_threads
 from ecgbyte_cli.parts import Parts
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS, ECGTokenizer
 from ecgbyte_cli.workdir import (
+    WorkDir,
     described,
     finished,
     new_array,
@@ -84,9 +85,7 @@ def encode(work, *, segmenter="longest", threads=None, dask=None, overwrite=Fals
         tokenizer = ECGTokenizer.from_file(work.need(work.ecg_tokenizer, "learn"))
         symbols = read_json(work.symbol_settings)
         if symbols["signal"] != tokenizer.signal:
-            raise Failure(
-                f"{work.ecg_tokenizer} was learned from other letters than {work.symbols}: learn again"
-            )
+            raise Failure(_other_letters(work, tokenizer.signal, symbols["signal"]))
         settings = {"segmenter": segmenter, "tokenizer": tokenizer.sha256, "symbols": symbols["settings"]}
         done = finished(work.token_settings, settings, overwrite, "token ids")
         if done:
@@ -96,6 +95,15 @@ def encode(work, *, segmenter="longest", threads=None, dask=None, overwrite=Fals
         with work.making("tokens"):
             finished(work.token_settings, settings, overwrite, "token ids")  # another run may just have ended
             return _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite)
+
+
+def _other_letters(work: WorkDir, needed: dict, there: dict) -> str:
+    """Say that a tokenizer needs other letters than there are, in what they differ, and what to do."""
+    differ = ", ".join(key for key in needed if needed[key] != there.get(key))
+    said = f"{work.ecg_tokenizer} needs other letters than {work.symbols} ({differ})"
+    if needed["quantizer"]["name"] == "paper" and needed["quantizer"]["lo"] is None:
+        return f"{said}: it does not know their range in mV, import it again with --range LO HI, or with --like elm"
+    return f"{said}: learn again, or `ecgbyte symbolize DATA --like {work.ecg_tokenizer} --overwrite`"
 
 
 def make_part(parts, number, files, first, last, segmenter):

@@ -1,4 +1,4 @@
-"""ecgbyte import-tokenizer: a tokenizer of the reference implementation as an ecg_tokenizer.json."""
+"""ecgbyte import-tokenizer: a tokenizer of ECG-Byte, ECG-Bench or ELM as an ecg_tokenizer.json."""
 
 import math
 import pickletools
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from ecgbyte_cli import readers
 from ecgbyte_cli.console import Stage, note, say
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.signal import preprocess
-from ecgbyte_cli.signal.tokenizer import write_tokenizer
-from ecgbyte_cli.workdir import finished, read_json, sha256_of
+from ecgbyte_cli.signal import corpus, preprocess
+from ecgbyte_cli.signal.tokenizer import check_signal, write_tokenizer
+from ecgbyte_cli.workdir import WorkDir, finished, read_json, sha256_of
 
+LIKE = {"ecg-byte": ("paper", "paper"), "elm": ("elm", "minmax")}  # profile and quantizer
 LETTERS = 26  # of the reference: the bytes a to z
 # The reference's 5,000 merges make 0.4 MB, 0.16 million opcodes, and 0.1 million letters in all tokens, 512 in the
 # longest. The work grows with the square of some of these: all together it stays at seconds.
@@ -20,33 +22,55 @@ MOST_BYTES, MOST_OPCODES, MOST_LETTERS, MOST_STEPS = 2**25, 2**21, 2**21, 2**23
 
 @click.command(
     cls=Stage,
-    short_help="Take over a tokenizer of the reference implementation.",
+    short_help="Import a tokenizer of ECG-Byte, ECG-Bench or ELM.",
     epilog="Example: ecgbyte import-tokenizer tokenizer.pkl --overwrite",
 )
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--like",
+    type=click.Choice(list(LIKE)),
+    default="ecg-byte",
+    show_default=True,
+    help="Whose letters: `ecg-byte` for the paper's code (filters, one range for all recordings), `elm` for ECG-Bench "
+    "and ELM (no filters, each segment's own range).",
+)
+@click.option(
+    "--leads",
+    default=",".join(preprocess.LEADS),
+    show_default=True,
+    help="Order of the leads. ECG-Bench and ELM put aVL before aVR for MIMIC-IV, CODE-15 and EchoNext.",
+)
 @click.option(
     "--range",
     "bounds",
     type=(float, float),
     metavar="LO HI",
     show_default="as the file says; a pickle does not",
-    help="Range of the letters in mV: the corpus' 1st percentile - 0.5 and 99th + 0.5.",
+    help="Range of the letters in mV: the corpus' 1st percentile - 0.5 and 99th + 0.5. Not with --like elm.",
 )
 @click.option("--overwrite", is_flag=True, show_default=True, help="Replace another tokenizer.")
 @click.pass_obj
 def command(work, **options):
-    """Take over a tokenizer of the reference implementation (ECG-Byte): its pickle, or merges in JSON.
+    """Import a tokenizer of ECG-Byte, ECG-Bench or ELM: its pickle, or merges in JSON.
 
-    The pickle is read without running anything of it, by a reader of numbers, texts and lists. Its ids 97 to 122
-    (a to z) become 0 to 25, and 256 + k becomes 26 + k.
+    The pickle is read without running anything in it, by a reader of numbers, texts and lists. Ids 97 to 122 (a to z)
+    become 0 to 25, and 256 + k becomes 26 + k. `ecgbyte symbolize DATA` then makes the letters it needs.
     """
     result = import_tokenizer(work, **options)
     say(f"{result['merges']} merges, vocabulary {result['vocab']}, in {work.ecg_tokenizer.parent}")
     return result
 
 
-def import_tokenizer(work, file, *, bounds=None, overwrite=False):
-    """Write a tokenizer of the reference implementation as ecg_tokenizer.json and tokenizer.json.
+def import_tokenizer(
+    work: WorkDir,
+    file: Path,
+    *,
+    like: str = "ecg-byte",
+    leads: str = ",".join(preprocess.LEADS),
+    bounds: tuple[float, float] | None = None,
+    overwrite: bool = False,
+) -> dict:
+    """Write a tokenizer of ECG-Byte, ECG-Bench or ELM as ecg_tokenizer.json and tokenizer.json.
 
     The reference keeps the letters of each token and not the pair that made it. The pair is found by applying
     the merges before it to its letters; where that does not leave two tokens, any two that spell it are taken,
@@ -58,9 +82,13 @@ def import_tokenizer(work, file, *, bounds=None, overwrite=False):
     file : Path
         A pickle of (vocabulary, list of (bytes of the token, id)), or a JSON object whose `merges` are a list
         of [letters, id], with `percentile_1` and `percentile_99` (mV) if they are known.
+    like : {"ecg-byte", "elm"}
+        Whose preprocessing and quantizer made the letters.
+    leads : str
+        Order of the leads, commas between them.
     bounds : tuple of float or None
-        Range of the letters in mV; None takes what the file says. Without a range letters can be encoded, but
-        signals cannot.
+        Range of the letters in mV, with `like="ecg-byte"`; None takes what the file says. Without a range letters
+        can be encoded, but signals cannot.
     overwrite : bool
 
     Returns
@@ -74,50 +102,84 @@ def import_tokenizer(work, file, *, bounds=None, overwrite=False):
         If the file is no such tokenizer, if reading it would run code, or another tokenizer is there.
     """
     file = Path(file)
-    if bounds and not -math.inf < bounds[0] < bounds[1] < math.inf:
-        raise click.UsageError("--range needs two numbers, the smaller first")
+    signal = signal_like(like, leads, bounds)
     if not file.is_file():
         raise Failure(f"{file} is no file")
     if file.stat().st_size > MOST_BYTES:
         raise Failure(f"{file} is too large for a tokenizer")
     settings = {"imported": sha256_of(file), "range": bounds}
+    # as before, where there were no such options
+    settings["like"] = None if like == "ecg-byte" else like
+    settings["leads"] = None if signal["leads"] == preprocess.LEADS else signal["leads"]
     done = finished(work.ecg_tokenizer, settings, overwrite, "a tokenizer")
     if done:
         note(f"{work.ecg_tokenizer} was imported from this file already: nothing to do")
         return done
-    if file.read_bytes()[:1] == b"{":
-        listed, bounds = from_json(file, bounds)
-    else:
-        listed = from_pickle(file)
-    tokens = check(file, listed)
-    merges = pairs(file, tokens)
+    tokens, merges, bounds = merges_of(file, bounds)
     result = {
         "vocab": LETTERS + len(merges),
         "merges": len(merges),
         "longest": max(map(len, tokens), default=1),
     }
-    lo, hi = bounds or (None, None)
-    if bounds is None:
-        note("the file does not say what range in mV the letters stand for; --range LO HI does")
+    if like == "ecg-byte":
+        lo, hi = bounds or (None, None)
+        signal["quantizer"] |= {"lo": lo, "hi": hi}
+        if bounds is None:
+            note(
+                "the file does not say what range in mV the letters stand for: give --range LO HI, or --like elm for a "
+                "tokenizer of ECG-Bench or ELM"
+            )
     about = {
         "settings": settings,
         "result": result,
-        # the reference's preprocessing: 250 Hz, 10 s, 12 leads one after the other
-        "signal": {
-            "fs": 250.0,
-            "leads": preprocess.LEADS,
-            "segment_seconds": 10.0,
-            "samples": 2500,
-            "profile": "paper",
-            "fill_nan": None,
-            "quantizer": {"name": "paper", "levels": LETTERS, "lo": lo, "hi": hi},
-        },
+        "signal": signal,
         "boundary": "none",
         "max_token_length": 0,
         "merges": merges,
     }
     write_tokenizer(work, about)
     return result
+
+
+def signal_like(like: str, leads: str, bounds: tuple[float, float] | None) -> dict:
+    """Describe the letters of an implementation, as `signal` of an ecg_tokenizer.json: 250 Hz, 10 s, lead by lead.
+
+    Raises
+    ------
+    click.UsageError
+        If the options do not fit together.
+    """
+    if bounds and not -math.inf < bounds[0] < bounds[1] < math.inf:
+        raise click.UsageError("--range needs two numbers, the smaller first")
+    if bounds and like == "elm":
+        raise click.UsageError("--range does not go with --like elm: each segment has its own range")
+    profile, quantizer = LIKE[like]
+    signal = {
+        "fs": 250.0,
+        "leads": [readers.lead_name(lead) for lead in leads.split(",") if lead.strip()],
+        "segment_seconds": 10.0,
+        "samples": 2500,
+        "profile": profile,
+        "fill_nan": None,
+        "quantizer": corpus.asked_quantizer(quantizer, LETTERS, profile=profile),
+    }
+    try:
+        check_signal(signal)
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(f"--leads: {error}") from error
+    return signal
+
+
+def merges_of(
+    file: Path, bounds: tuple[float, float] | None
+) -> tuple[list[bytes], list[list[int]], tuple[float, float] | None]:
+    """Read the tokens of a file, the pairs that make them, and the range in mV where the file or `bounds` has it."""
+    if file.read_bytes()[:1] == b"{":
+        listed, bounds = from_json(file, bounds)
+    else:
+        listed = from_pickle(file)
+    tokens = check(file, listed)
+    return tokens, pairs(file, tokens), bounds
 
 
 def from_pickle(file):

@@ -57,16 +57,17 @@ PART = 64  # recordings that are done together, and lost together if the run is 
 @click.option("--segment", default=10.0, show_default=True, help="Length of a segment in seconds.")
 @click.option(
     "--profile",
-    type=click.Choice(["paper", "resample"]),
+    type=click.Choice(list(preprocess.PROFILES)),
     default="paper",
     show_default=True,
-    help="The published filters, or resampling alone.",
+    help="`paper`: the published filters. `elm`: no filters, cubic interpolation, as ECG-Bench and ELM do. `resample`: "
+    "no filters, resampling with a low-pass.",
 )
 @click.option(
     "--quantizer",
     type=click.Choice(["paper", "minmax", "mulaw", "lloyd", "trellis"]),
-    default="paper",
-    show_default=True,
+    default=None,
+    show_default="paper; with --profile elm, minmax",
     help="Equal steps over the corpus' range or each segment's own, companded steps, fitted levels, or "
     "steps of each segment's RMS with as few changes as pay (with 43 levels the most faithful for its tokens).",
 )
@@ -147,6 +148,8 @@ def command(work, **options):
 
     DATA is a folder, a RECORDS file, a pattern in quotes, or one recording with or without its extension; or
     several of these. Several folders are several data sets, whose patients get the folder's name in front.
+
+    An imported tokenizer in the work folder describes the letters, unless an option such as --profile does.
     """
     told = click.get_current_context().get_parameter_source
     given = [name for name in OF_SIGNAL if told(name) is click.core.ParameterSource.COMMANDLINE]
@@ -154,6 +157,8 @@ def command(work, **options):
         raise click.UsageError(
             "--like says all of the signal: leave the other options out that would, as --fs"
         )
+    if not options["like"] and not given:
+        options["like"] = corpus.imported(work)
     result = symbolize(work, **options)
     rate = result["records"] / max(result["seconds"], 1e-9)
     say(
@@ -177,7 +182,7 @@ def symbolize(
     leads="I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6",
     segment=10.0,
     profile="paper",
-    quantizer="paper",
+    quantizer=None,
     levels=26,
     bounds=None,
     mu=20.0,
@@ -195,7 +200,8 @@ def symbolize(
 ):
     """Turn recordings into letters.
 
-    The parameters are the options of the command, which says what they do; `bounds` is its --range.
+    The parameters are the options of the command, which says what they do; `bounds` is its --range. A tokenizer in the
+    work folder is used only if `like` names it.
 
     Returns
     -------
@@ -208,7 +214,8 @@ def symbolize(
         If there is no usable recording, or other letters or merges are there already.
     """
     started = time.perf_counter()
-    merges, asked_quantizer = None, corpus.asked_quantizer(quantizer, levels, bounds, mu)
+    quantizer = quantizer or ("minmax" if profile == "elm" else "paper")
+    merges, asked_quantizer = None, corpus.asked_quantizer(quantizer, levels, bounds, mu, profile)
     if like:
         merges, signal = corpus.as_read_by(named(like))
         fs, segment, profile, fill_nan = (signal[k] for k in ("fs", "segment_seconds", "profile", "fill_nan"))
