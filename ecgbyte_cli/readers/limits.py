@@ -21,7 +21,9 @@ DICOM_VALUE_BYTES = 2**16  # of every value that is looked at but the samples
 # CSV and TSV
 TABLE_BYTES = 8 * SAMPLES
 TABLE_CELLS = 5 * 2**22  # numbers written out take longer to read than any others
-TABLE_LINE_BYTES = 2**16  # of the line of names
+TABLE_LINE_BYTES = 2**16  # of the first lines, by which a table is recognised
+TABLE_HEAD_LINES = 128  # of which one must name the columns
+TABLE_ROWS_ONE_BY_ONE = 2**21  # where one cell is no plain number, to find it
 
 # NumPy
 UNPACKED_BYTES = 8 * SAMPLES
