@@ -15,6 +15,7 @@ from ecgbyte_cli.readers.dialect import (
     MISSING,
     NUMBER,
     SEPARATORS,
+    UNIT,
     Head,
     Layout,
     cells_of,
@@ -44,8 +45,10 @@ LOOKED_AT = 30  # rows by which it is decided which columns hold numbers
 # settings above the table, in the languages of the exports that we know
 RATE = re.compile(r"sampl|abtast|messrate|chantillon|muestr|campion|amostr|bemonster|vzork|próbk|^fs$|^hz$")
 FREQUENCY = re.compile(r"rate|fr[eé]q|fre[kc]|frekv|hz|fs|tax|tasso|vitesse")
-HERTZ = re.compile(r"(\d+(?:[.,]\d+)?)\s*(k?)(hz|hertz|hercios|hertzios)?(?:\W|$)", re.IGNORECASE)
-UNIT = re.compile(r"unit|einheit|unid|eenheid|enhe[td]|jednot")
+HERTZ = re.compile(
+    r"([0-9]+(?:[.,][0-9]+)?)\s*((k?)(?:hz|hertz|hercios|hertzios)|sps|samples ?(?:/|per) ?s(?:ec(?:ond)?)?)?\W*",
+    re.IGNORECASE,
+)
 LEAD = re.compile(r"lead|ableitung|d[eé]riva|afleiding|avledning|odprowadz|channel|kanal|canal")
 
 
@@ -100,6 +103,8 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
         rows, blank = _rows_of(file, size, head)
         if rows * len(layout.names) > limits.TABLE_CELLS:
             raise Unusable(f"too large: {rows} lines of {len(layout.names)} columns")
+        if times and times.text and rows > limits.TABLE_CLOCKS:
+            raise Unusable(f"too large: {rows} times, which are not plain numbers")
         columns = [*leads, *([times] if times else [])]
         data = _numbers(file, head, layout, columns, rows)
         data = [column[: len(column) - blank] for column in data]
@@ -129,12 +134,12 @@ def _stated(layout: Layout) -> tuple[float | None, str | None, str | None]:
     export = not layout.names  # a device's own, whose words may be of any language
     for name, value in settings(layout.above):
         key = name.casefold()
-        hertz = HERTZ.match(value)
-        if hertz and RATE.search(key) and (hertz[3] or FREQUENCY.search(key)):
-            rate = _hertz(hertz[1]) * (1000 if hertz[2] else 1)
-        elif export and hertz and hertz[3] and rate is None and hertz.end() >= len(value):
-            rate = _hertz(hertz[1])
-        if millivolts(value) and (export or UNIT.search(key)):
+        hertz = HERTZ.fullmatch(value)
+        if hertz and RATE.search(key) and (hertz[2] or FREQUENCY.search(key)):
+            rate = _hertz(hertz[1], 1000 if hertz[3] else 1)
+        elif hertz and export and hertz[2] and rate is None:
+            rate = _hertz(hertz[1], 1)
+        if millivolts(value) and UNIT.search(key):
             unit = value
         repeated = value.casefold().startswith(key + " ")  # "Ableitung,Ableitung I"
         bare = value[len(name) :].strip() if repeated else value
@@ -143,17 +148,14 @@ def _stated(layout: Layout) -> tuple[float | None, str | None, str | None]:
     return rate, unit, lead
 
 
-def _hertz(text: str) -> float:
-    """A rate; "511,562" is none in thousands, for no ECG has that, and "1,000" is."""
-    if "," not in text:
-        return float(text)
-    readings = [
-        float(text.replace(",", mark)) for mark in (("", ".") if re.search(r",\d{3}$", text) else ".")
-    ]
+def _hertz(text: str, factor: int) -> float:
+    """A rate in Hz. "511,562" is not 511562, for no ECG has that, and "1,000" is not 1."""
+    marks = [".", ""] if re.search(r",[0-9]{3}$", text) else ["."]
+    readings = [factor * float(text.replace(",", mark)) for mark in marks]
     possible = [rate for rate in readings if 25 <= rate <= 100_000]
-    if len(possible) != 1:
+    if len(possible) > 1:
         raise Unusable(f"the sampling rate {text} can be read in two ways: write it with a decimal point")
-    return possible[0]
+    return (possible or readings)[0]
 
 
 def _named_otherwise(layout: Layout, lead: str | None, lead_names: list[str] | None) -> Layout:
@@ -266,8 +268,8 @@ def _numbers(file: BinaryIO, head: Head, layout: Layout, columns: list[Column], 
     try:
         table = pyarrow.csv.read_csv(file, reading, lines, options)
     except pyarrow.ArrowInvalid as error:
-        if rows > limits.TABLE_ROWS_ONE_BY_ONE:
-            raise Unusable(f"a cell is not a number: {' '.join(str(error).split())[:200]}") from error
+        if rows * (len(columns) + 2) > limits.TABLE_CELLS_ONE_BY_ONE:
+            raise Unusable(f"not a plain table of numbers: {' '.join(str(error).split())[:200]}") from error
         return _one_by_one(file, head, layout, columns)
     return [
         data.to_pylist() if column.text else data.to_numpy()

@@ -9,12 +9,11 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from ecgbyte_cli.readers import limits
 from ecgbyte_cli.readers.recording import STANDARD, Unusable, lead_name, millivolts
-from ecgbyte_cli.readers.timing import is_time
 
 BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 SEPARATORS = ",;\t|"
@@ -29,6 +28,8 @@ NUMBER = {  # no step back over digits, or a long cell would take its length squ
     for mark in ".,"
 }
 THOUSANDS = re.compile(rf"{SIGN}[1-9][0-9]{{0,2}}(?:,[0-9]{{3}})+")  # which may also be decimals
+# the setting that states the unit, in the languages of the exports that we know
+UNIT = re.compile(r"unit|einheit|unid|eenheid|enhe[td]|jednos?t|yksik|単位|单位|單位")
 LONGEST_SETTING = 512
 SAMPLE = 8  # rows at the end of the first lines by which the columns of numbers are known
 PROOF = 5  # rows below a line of names that should be numbers
@@ -171,25 +172,25 @@ def layout_of(head: Head) -> Layout:
         columns = max(line.count(mark) for mark in forced or SEPARATORS)
         if columns > limits.LEADS:
             raise Unusable(f"too large: {columns} columns")
-    sample = [line for _, line in lines[-min(SAMPLE, -(-len(lines) // 2)) :] if not COMMENT.match(line)]
+    # in a short file few of the last lines, or the settings above the table would be among them
+    count = min(SAMPLE, max(len(lines) // 4, 1))
+    sample = [line for _, line in lines[-count:] if not COMMENT.match(line)]
     if not sample:
         raise Unusable("no samples")
-    unused = next(mark for mark in "\t;|\x1f" if not any(mark in line for line in sample))
-    alone = _reading(lines, sample, unused)
+    alone = _alone(lines, sample)
     if alone and not alone.names and _is_device_export(alone.above):
-        return _sure(alone, lines)
+        return alone
     used = [mark for mark in forced or SEPARATORS if any(mark in line for line in sample)]
-    readings = [each for mark in used if (each := _reading(lines, sample, mark))] + ([alone] if alone else [])
+    readings = [
+        each for mark in used or " " if (each := _reading(lines, sample, mark)) and len(each.numeric) > 1
+    ]
+    readings += [alone] if alone else []
     named = [each for each in readings if each.names]
-    wide = [each for each in named if len(each.numeric) > 1] or named
-
-    def rank(layout):
-        return sum(layout.numeric) / len(layout.numeric), sum(layout.numeric)
-
-    if not wide:
+    bare = [each for each in readings if all(map(COMMENT.match, each.above))]  # for `--lead-names`
+    best, *others = sorted(named or bare, key=_rank, reverse=True) or [None]
+    if best is None:
         raise _no_names(readings, lines)
-    best, *others = sorted(wide, key=rank, reverse=True)
-    if others and rank(others[0]) == rank(best):
+    if others and _rank(others[0]) == _rank(best):
         both = f"{called(best.separator)} or {called(others[0].separator)}"
         raise Unusable(
             f"line {best.first + 1} can be read with {both} between the cells: use only one of them"
@@ -197,18 +198,37 @@ def layout_of(head: Head) -> Layout:
     return _sure(best, lines)
 
 
+def _rank(layout):
+    """Columns before a single one, then the reading with the largest share of columns of numbers."""
+    width = len(layout.numeric)
+    return width > 1, sum(layout.numeric) / width, width
+
+
+def _alone(lines, sample):
+    """The layout of a single column, or None; a setting such as `Unit,mV` does not name it."""
+    unused = next(mark for mark in "\t;|\x1f" if not any(mark in line for line in sample))
+    layout = _reading(lines, sample, unused)
+    if layout and layout.names and UNIT.search(layout.names[0].casefold()):
+        above = [line for number, line in lines if number < layout.first]
+        layout = replace(layout, names=[], units=None, named=-1, above=above)
+    return layout
+
+
 def _is_device_export(above):
     """Whether the lines above a column of numbers are the settings of a device, with its rate and its unit."""
     stated = settings(above)
     return any(re.search(r"\d\s*k?h(z|ertz)\b", value, re.IGNORECASE) for _, value in stated) and any(
-        millivolts(value) and not is_time(name) for name, value in stated
+        millivolts(value) and UNIT.search(name.casefold()) for name, value in stated
     )
 
 
 def _no_names(readings, lines):
     """The reason why no line of names was found."""
     if not readings:
-        return Unusable("no columns of numbers: a line must name the leads, and the lines below hold numbers")
+        return Unusable(
+            "no columns of numbers: name the leads in one line, with commas, semicolons or tabs between them, and put "
+            "a row of numbers for each sample below"
+        )
     layout = readings[0]
     width, mark = len(layout.numeric), called(layout.separator)
     for number, line in reversed([each for each in lines if each[0] < layout.first]):
@@ -232,10 +252,9 @@ def _sure(layout, lines):
             for number, line in lines
             if number >= layout.first
             for cell in cells_of(line, layout.separator)
-            if "," in cell and is_number(cell.replace(",", "", cell.count(",") - 1), ",")
+            if "," in cell and (is_number(cell, ",") or THOUSANDS.fullmatch(cell))
         ]
-        device = not layout.names
-        if cells and not device and all(THOUSANDS.fullmatch(cell) for _, cell in cells):
+        if all(THOUSANDS.fullmatch(cell) for _, cell in cells):
             number, cell = cells[0]
             raise Unusable(
                 f"line {number + 1}: {cell} can be a decimal number or thousands: write it with a decimal point"
@@ -284,7 +303,7 @@ def _named(lines, separator, decimal, numeric):
         proof = sum(row.complete for row in rows)
         if rows and rows[0].numbers and proof > most and 2 * proof >= len(rows):
             found, most = (line, units, rows[0]), proof
-            if proof == PROOF:
+            if proof >= PROOF - 1:  # one row may hold a cell that is no number
                 break
     names, number, first = [], -1, None
     units = None
@@ -322,7 +341,7 @@ class _Line:
         match = COMMENT.match(line)
         self.comment = match is not None
         bare = line[match.end() :] if match else line
-        self.cells = cells = [cell.strip(" '\"") for cell in cells_of(bare, separator)]
+        self.cells = cells = [cell.strip(" '\"") for cell in cells_of(bare.strip(" "), separator)]
         masked = [cell for cell, is_numeric in zip(cells, numeric, strict=False) if is_numeric]
         numbers = sum(is_number(cell, decimal) for cell in masked)
         self.numbers = not match and 2 * numbers >= sum(numeric)

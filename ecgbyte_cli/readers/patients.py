@@ -113,7 +113,7 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
         else:
             cells = dict(zip(names, row, strict=False))
             for name, column in columns.items():
-                column.append(cells.get(name) or None)
+                column.append(cells.get(name, "").strip() or None)
     for record_columns, patient_column in KNOWN_TABLES:
         if patient_column in columns and all(name in columns for name in record_columns):
             break

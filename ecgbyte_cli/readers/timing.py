@@ -32,6 +32,8 @@ COUNTS = {
 CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+)(?:[.,](\d+))?")
 LONGEST = 64  # characters of a time
 SLOWEST, FASTEST = 25.0, 20_000.0  # Hz: between them, a step fits one unit alone
+ROUNDED = 1.25  # of the resolution: how far rounded times may be apart from even ones
+GAPS = 0.1  # of the steps: more are no gaps
 EVEN = 0.02  # of a step: how far times may be off that are not rounded
 
 
@@ -66,7 +68,7 @@ def resolution_of(cells: Sequence[str], decimal: str) -> float:
     for cell in cells:
         mantissa, _, exponent = cell.lower().partition("e")
         places.append(len(mantissa.partition(decimal)[2]) - int(exponent[:4] or 0))
-    return 10.0 ** -min(max(places, default=0), 99)
+    return 10.0 ** -max(min(max(places, default=0), 99), -99)
 
 
 def seconds_of_clocks(cells: Sequence[str | None]) -> tuple[np.ndarray, float]:
@@ -82,7 +84,7 @@ def seconds_of_clocks(cells: Sequence[str | None]) -> tuple[np.ndarray, float]:
     for row, cell in enumerate(cells):
         match = CLOCK.search((cell or "")[:LONGEST])
         if match is None:
-            raise TimeError(row, f"{cell!r} is no time" if cell else "the time is missing")
+            raise TimeError(row, f"{cell[:LONGEST]!r} is no time" if cell else "the time is missing")
         beside = cell[: match.start()], cell[match.end() :]
         if around not in (None, beside):
             raise TimeError(row, "the date changes")
@@ -168,7 +170,11 @@ def _even(times, steps, resolution):
         usual = np.abs(steps - typical) <= EVEN * typical
         step = float(steps[usual].mean())
         jumps = np.round(steps / step)
-        if usual.mean() >= 0.9 and (np.abs(steps - jumps * step) <= EVEN * step).all() and jumps.min() >= 1:
+        if (
+            usual.mean() >= 1 - GAPS
+            and (np.abs(steps - jumps * step) <= EVEN * step).all()
+            and jumps.min() >= 1
+        ):
             # few jumps among even steps are gaps; many that are evenly spread come of rounding
             if rounded is None or np.count_nonzero(jumps > 1) < 3:
                 return _fitted(times, np.concatenate([[0], np.cumsum(jumps)]).astype(np.int64))
@@ -179,8 +185,10 @@ def _even(times, steps, resolution):
         for _ in range(5):  # the step is better known with the places, and the places with the step
             places = np.concatenate([[0], np.cumsum(np.maximum(np.round(steps / step), 1))]).astype(np.int64)
             step = _fitted(times, places)[1]
-        off = np.abs(steps - np.diff(places) * step)
-        if (off <= resolution + EVEN * step).all() and np.ptp(times - places * step) <= 1.01 * resolution:
+        jumps = np.diff(places)
+        off = np.abs(steps - jumps * step)
+        fits = (off <= resolution + EVEN * step).all() and np.count_nonzero(jumps > 1) <= GAPS * len(jumps)
+        if fits and np.ptp(times - places * step) <= ROUNDED * resolution:
             return _fitted(times, places)
     else:
         off = np.abs(steps - times[-1] / len(steps))
@@ -191,7 +199,7 @@ def _uniform(times, steps, resolution):
     """The same for rows without gaps whose times are rounded; None if they are not."""
     places, step, slack = _fitted(times, np.arange(len(times)))
     close = np.abs(steps - step).max() <= 1.01 * resolution
-    return (places, step, slack) if close and np.ptp(times - places * step) <= 1.01 * resolution else None
+    return (places, step, slack) if close and np.ptp(times - places * step) <= ROUNDED * resolution else None
 
 
 def _fitted(times, places):
@@ -210,8 +218,10 @@ def _likely_unit(step, off, fs):
         if not fits and abs(step - 1) < EVEN:  # it counts the samples
             return 1 / fs
     else:
+        fits = []
+    if not fits:
         fits = [unit for unit in units if SLOWEST <= 1 / (step * unit) <= FASTEST]
-        if abs(step - 1) < 1e-9:
+        if fs is None and abs(step - 1) < EVEN:
             raise Unusable(
                 "the column of times rises by 1 and states no unit, so it may count samples or milliseconds: "
                 "give --input-fs, or write the unit behind its name, as in `time (ms)`"
