@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ DIALECTS = [
 VALUES = st.floats(-9, 9, allow_nan=False).map(lambda value: round(value, 6))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=12, max_size=30), st.booleans())
 def test_a_table_is_the_same_in_all_dialects(tmp_path_factory, rows, exponent):
     folder = tmp_path_factory.mktemp("dialects")
@@ -161,51 +162,56 @@ def test_a_table_without_names(tmp_path):
 @pytest.mark.parametrize(
     "line, cells, message",
     [
-        (201, "0.1,abc,0.3", "line 201, column II: 'abc' is not a number"),
-        (2, "0.1,abc,0.3", "line 2, column II: 'abc' is not a number"),
-        (401, "0.1,0.2,1.2.3", "line 401, column V1: '1.2.3' is not a number"),
-        (300, "0.1,0.2,1_000", "line 300, column V1: '1_000' is not a number"),
-        (300, '0.1,0.2,"0,3"', "line 300, column V1: '0,3' is not a number"),
-        (300, "0.1,0.2", "line 300 has 2 cells, but line 1 names 3"),
-        (300, "0.1,0.2,0.3,0.4", "line 300 has 4 cells, but line 1 names 3"),
-        (300, "the end", "line 300 has 1 cells, but line 1 names 3"),
+        (201, "0.1,abc,0.3", "not a number: 'abc' in line 201, column II"),
+        (2, "0.1,abc,0.3", "not a number: 'abc' in line 2, column II"),
+        (401, "0.1,0.2,1.2.3", "not a number: '1.2.3' in line 401, column V1"),
+        (300, "0.1,0.2,1_000", "not a number: '1_000' in line 300, column V1"),
+        (300, '0.1,0.2,"0,3"', "not a number: '0,3' in line 300, column V1"),
+        (300, "0.1,0.2", "rows uneven: line 300 has 2 cells, but line 1 names 3"),
+        (300, "0.1,0.2,0.3,0.4", "rows uneven: line 300 has 4 cells, but line 1 names 3"),
+        (300, "the end", "rows uneven: line 300 has 1 cells, but line 1 names 3"),
     ],
 )
 def test_a_cell_that_is_no_number_is_named(tmp_path, line, cells, message):
     lines = table().split("\n")
     lines[line - 1] = cells
     for end in ("\n", "\r\n", "\n\n"):
-        said = refusal(tmp_path, end.join(lines))
-        assert message.partition(" ")[2].partition(" ")[2] in said
-        if end != "\n\n":
-            assert said.startswith(message)
+        shift = line - 1 if end == "\n\n" else 0
+        assert message.replace(f"line {line}", f"line {line + shift}") in refusal(tmp_path, end.join(lines))
 
 
 def test_a_bad_cell_in_other_dialects(tmp_path):
     lines = table(";", ",", above="sep=;\n", times=lambda i: f"{i / 500:.3f}".replace(".", ",")).split("\n")
     lines[300] = "0,596;0,1;1.234,5;0,3"
-    assert refusal(tmp_path, "\n".join(lines)) == "line 301, column II: '1.234,5' is not a number"
+    assert refusal(tmp_path, "\n".join(lines)) == "not a number: '1.234,5' in line 301, column II"
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        (table(decimal=","), "line 2 has 6 cells and line 1 3 names: decimal commas .* cannot be told apart"),
-        ("I;II\n" + "1,234;5,678\n" * 50, "line 2: 1,234 can be a decimal number or thousands"),
-        ("ECG\n" + "1,234\n" * 50, "line 2: 1,234 can be a decimal number or thousands"),
-        ("I;II\n" + "0,1;0.2\n" * 50, "decimal points and decimal commas"),
+        (
+            table(decimal=","),
+            "separator unclear: line 2 has 6 cells and line 1 3 names; decimal commas .* cannot be told apart",
+        ),
+        (
+            "I;II\n" + "1,234;5,678\n" * 50,
+            "decimal mark unclear: 1,234 in line 2 can be a decimal number or thousands",
+        ),
+        (
+            "ECG\n" + "1,234\n" * 50,
+            "decimal mark unclear: 1,234 in line 2 can be a decimal number or thousands",
+        ),
+        ("I;II\n" + "0,1;0.2\n" * 50, "decimal mark unclear: line 51 has points and commas"),
         ("I,Lead I\n" + "0.1,0.2\n" * 50, "two columns are lead I"),
-        ("record,patient\na,b\nc,d\n", "no columns of numbers"),
-        ("I,II\n", "no columns of numbers"),
-        (b"PK\3\4 and more", "a spreadsheet or an archive: export it as CSV"),
+        ("record,patient\na,b\nc,d\n", "no table of numbers"),
+        ("I,II\n", "no table of numbers"),
+        (b"PK\3\4 and more", "a spreadsheet or an archive; export it as CSV"),
         (b"I,II\n1,\0\n", "NUL"),
         ("", "no samples"),
         ("\n\n", "no samples"),
     ],
 )
 def test_what_is_not_sure_is_refused(tmp_path, text, message):
-    import re
-
     assert re.search(message, refusal(tmp_path, text))
 
 
@@ -294,15 +300,15 @@ def test_gaps_in_the_numbers_of_the_samples(tmp_path):
         (clock(500, 3, lambda i: -50 * (i >= 150)), 500, "line 152, column time: the time goes back"),
         (clock(500, 3, lambda i: -1 * (i >= 150)), 500, "line 152, column time: the times are not evenly"),
         (lambda i: "" if i == 150 else f"{i / 500:.3f}", 500, "line 152, column time: the time is missing"),
-        (lambda i: "x" if i == 150 else f"{i / 500:.3f}", 500, "line 152, column time: 'x' is not a number"),
+        (lambda i: "x" if i == 150 else f"{i / 500:.3f}", 500, "not a number: 'x' in line 152, column time"),
         (
             lambda i: f"2024-01-0{1 + i // 200} 0:00:{i / 500:06.3f}",
             500,
             "line 202, column time: the date changes",
         ),
-        (clock(500, 3), 250, "says 500 Hz, but 250 Hz is given"),
-        (clock(500, 2), None, "too coarse for the sampling rate"),
-        (str, None, "may count samples or milliseconds"),
+        (clock(500, 3), 250, "500 Hz by the times, but 250 Hz is given"),
+        (clock(500, 2), None, "too coarse"),
+        (str, None, "may be samples or milliseconds"),
         (lambda i: str(10**9 * i), None, "no step of an ECG"),
         (lambda i: "0", 500, "does not advance"),
     ],
@@ -340,7 +346,7 @@ def test_exports_of_a_watch(tmp_path, head, decimal, fs, digits):
     assert np.allclose(recording.signal[0], values / 1000, atol=1e-7)
     cells[100] = "abc"
     line = head.count("\n") + 101
-    assert refusal(tmp_path, head + "\n".join(cells), None) == f"line {line}, column I: 'abc' is not a number"
+    assert refusal(tmp_path, head + "\n".join(cells), None) == f"not a number: 'abc' in line {line}, column I"
 
 
 def test_a_short_export_of_a_watch(tmp_path):

@@ -811,6 +811,34 @@ def test_records_names_nothing_outside_its_folder(tree):
         readers.find(tree / "a" / "RECORDS")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_records_file_of_another_system(tree, encoding, end):
+    write_wfdb(tree / "b", "é")
+    lines = [
+        "# all records",
+        "a\\r1 ",
+        "",
+        "b\\c\\r3.hea",
+        "b/é",
+        "  ",
+        "c:\\x\\r1",
+        "..\\r1",
+        "\\r1",
+        "b\\gone",
+    ]
+    (tree / "RECORDS").write_bytes(end.join(lines).encode(encoding))
+    found, skipped = readers.find(tree / "RECORDS")
+    assert names((found, None)) == ["r1", "r3", "é", "b\\gone"] and len(skipped) == 3
+    assert all("outside its folder" in why for _, why in skipped)
+
+
+def test_a_record_may_be_called_like_a_comment(tree):
+    os.rename(tree / "a" / "r1.hea", tree / "#1.hea")
+    (tree / "RECORDS").write_text("#1\n#2\n")
+    assert names(readers.find(tree / "RECORDS")) == ["#1"]
+
+
 def test_a_name_that_is_not_utf8_skips_that_file(tree):
     os.link(tree / "a" / "r1.hea", os.fsencode(tree / "a") + b"/bad\xffname.hea")
     found, skipped = readers.find(tree)

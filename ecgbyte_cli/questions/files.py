@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -143,7 +143,7 @@ def _regular(path):
     return path
 
 
-def _has_questions(path):
+def _has_questions(path: Path) -> bool:
     """False for a table whose line of names has no question and answer."""
     if path.suffix.lower() not in TABLES:
         return True
@@ -166,7 +166,7 @@ def _read_file(path, in_folder):
     return questions
 
 
-def _items(path):
+def _items(path: Path) -> Iterator[tuple[str, object]]:
     """Yield the items of a file, each with words that say where it stands."""
     if path.suffix.lower() in TABLES:
         yield from _rows(path)
@@ -196,7 +196,7 @@ def _items(path):
             yield f"line {number}", item
 
 
-def _rows(path):
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the rows of a table."""
     names: list[str] = []
     for line, row in read_rows(path, NAMES):

@@ -5,6 +5,7 @@ import io
 import os
 import re
 from array import array
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -116,7 +117,7 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
                 fs, places = _placed(head, layout, times, data.pop(), rate or fs)
             except timing.TimeError as error:
                 line = _line_of(file, head, layout, error.row)
-                raise Unusable(f"line {line}, column {times.name}: {error.reason}") from error
+                raise Unusable(f"times unclear: line {line}, column {times.name}: {error.reason}") from error
     samples = len(data[0]) if places is None else int(places[-1]) + 1
     check_promise(len(leads), samples)
     signal = np.full((len(leads), samples), np.nan, np.float32)
@@ -154,7 +155,9 @@ def _hertz(text: str, factor: int) -> float:
     readings = [factor * float(text.replace(",", mark)) for mark in marks]
     possible = [rate for rate in readings if 25 <= rate <= 100_000]
     if len(possible) > 1:
-        raise Unusable(f"the sampling rate {text} can be read in two ways: write it with a decimal point")
+        raise Unusable(
+            f"sampling rate unclear: {text} can be read in two ways; write it with a decimal point"
+        )
     return (possible or readings)[0]
 
 
@@ -198,7 +201,7 @@ def _columns(head: Head, layout: Layout, units: str | None) -> tuple[list[Column
         if a.place < b.place and lead_name(a.name) == lead_name(b.name)
     ]
     if twice:
-        raise Unusable(f"two columns are lead {twice[0]}: leave one out")
+        raise Unusable(f"leads unclear: two columns are lead {twice[0]}; leave one out")
     # a column that mixes numbers and words is a note where there are leads beside it
     leads = standard + [column for column, pure in others if pure or not standard]
     return sorted(leads), next(iter([*times, *counts]), None)
@@ -294,7 +297,7 @@ def _one_by_one(file: BinaryIO, head: Head, layout: Layout, columns: list[Column
                 if layout.named >= 0
                 else f"there are {width} columns"
             )
-            raise Unusable(f"line {line} has {len(row)} cells, but {named}: is the file whole?")
+            raise Unusable(f"rows uneven: line {line} has {len(row)} cells, but {named}; is the file whole?")
         for column, store in zip(columns, values, strict=True):
             cell = row[column.place].strip()
             if column.text:
@@ -305,11 +308,11 @@ def _one_by_one(file: BinaryIO, head: Head, layout: Layout, columns: list[Column
                 store.append(np.nan)
             else:
                 name = column.name or str(column.place + 1)
-                raise Unusable(f"line {line}, column {name}: {cell[:80]!r} is not a number")
+                raise Unusable(f"not a number: {cell[:80]!r} in line {line}, column {name}")
     return [store if column.text else np.array(store) for column, store in zip(columns, values, strict=True)]
 
 
-def _rows(file: BinaryIO, head: Head, layout: Layout):
+def _rows(file: BinaryIO, head: Head, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the line and the cells of each row of numbers."""
     file.seek(head.offset(layout.first))
     text = io.TextIOWrapper(file, head.encoding, "replace", newline="")
@@ -331,7 +334,7 @@ def _line_of(file: BinaryIO, head: Head, layout: Layout, place: int) -> int:
 
 
 def _placed(
-    head: Head, layout: Layout, column: Column, times, fs: float | None
+    head: Head, layout: Layout, column: Column, times: list | np.ndarray, fs: float | None
 ) -> tuple[float, np.ndarray | None]:
     """The sampling rate and the place of each row, None where no sample is missing."""
     count = not timing.is_time(column.name)

@@ -35,6 +35,9 @@ SAMPLE = 8  # rows at the end of the first lines by which the columns of numbers
 PROOF = 5  # rows below a line of names that should be numbers
 
 
+Lines = list[tuple[int, str]]  # that are not empty, each with its number from 0
+
+
 @dataclass(frozen=True)
 class Head:
     """The first lines of a text file, each perhaps with a carriage return at its end."""
@@ -117,10 +120,10 @@ def _encoding_of(data: bytes) -> tuple[str, int]:
         if data.startswith(mark):
             return encoding, len(mark)
     if data.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
-        raise Unusable("not a text table but a spreadsheet or an archive: export it as CSV")
+        raise Unusable("not a text table: it is a spreadsheet or an archive; export it as CSV")
     for high, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
         zeros, others = data[high::2].count(0), data[1 - high :: 2].count(0)
-        if zeros and not others and 20 * zeros > 9 * len(data):
+        if zeros > 4 * others and 4 * zeros > len(data):  # half of the characters are Latin
             return encoding, 0
     return "utf-8", 0
 
@@ -193,18 +196,18 @@ def layout_of(head: Head) -> Layout:
     if others and _rank(others[0]) == _rank(best):
         both = f"{called(best.separator)} or {called(others[0].separator)}"
         raise Unusable(
-            f"line {best.first + 1} can be read with {both} between the cells: use only one of them"
+            f"separator unclear: line {best.first + 1} can be read with {both} between the cells; use one of them"
         )
     return _sure(best, lines)
 
 
-def _rank(layout):
+def _rank(layout: Layout) -> tuple[bool, float, int]:
     """Columns before a single one, then the reading with the largest share of columns of numbers."""
     width = len(layout.numeric)
     return width > 1, sum(layout.numeric) / width, width
 
 
-def _alone(lines, sample):
+def _alone(lines: Lines, sample: list[str]) -> Layout | None:
     """The layout of a single column, or None; a setting such as `Unit,mV` does not name it."""
     unused = next(mark for mark in "\t;|\x1f" if not any(mark in line for line in sample))
     layout = _reading(lines, sample, unused)
@@ -214,7 +217,7 @@ def _alone(lines, sample):
     return layout
 
 
-def _is_device_export(above):
+def _is_device_export(above: list[str]) -> bool:
     """Whether the lines above a column of numbers are the settings of a device, with its rate and its unit."""
     stated = settings(above)
     return any(re.search(r"\d\s*k?h(z|ertz)\b", value, re.IGNORECASE) for _, value in stated) and any(
@@ -222,11 +225,11 @@ def _is_device_export(above):
     )
 
 
-def _no_names(readings, lines):
+def _no_names(readings: list[Layout], lines: Lines) -> Unusable:
     """The reason why no line of names was found."""
     if not readings:
         return Unusable(
-            "no columns of numbers: name the leads in one line, with commas, semicolons or tabs between them, and put "
+            "no table of numbers: name the leads in one line, with commas, semicolons or tabs between them, and put "
             "a row of numbers for each sample below"
         )
     layout = readings[0]
@@ -235,16 +238,17 @@ def _no_names(readings, lines):
         names = len(cells_of(line, layout.separator))
         if layout.separator == "," and width == 2 * names:
             return Unusable(
-                f"line {layout.first + 1} has {width} cells and line {number + 1} {names} names: decimal commas "
-                "and commas between the cells cannot be told apart; use semicolons, or decimal points"
+                f"separator unclear: line {layout.first + 1} has {width} cells and line {number + 1} {names} names; "
+                "decimal commas and commas between the cells cannot be told apart, so use semicolons or decimal points"
             )
         return Unusable(
-            f"line {layout.first + 1} has {width} cells with {mark} between them, line {number + 1} {names} names"
+            f"rows uneven: line {layout.first + 1} has {width} cells with {mark} between them, and line {number + 1} "
+            f"{names} names"
         )
-    return Unusable(f"no names of leads above the {width} columns of numbers: add a line with them")
+    return Unusable(f"leads unknown: no line names the {width} columns of numbers; add one")
 
 
-def _sure(layout, lines):
+def _sure(layout: Layout, lines: Lines) -> Layout:
     """A layout whose decimal commas are certain to be some."""
     if layout.decimal == ",":
         cells = [
@@ -257,12 +261,13 @@ def _sure(layout, lines):
         if all(THOUSANDS.fullmatch(cell) for _, cell in cells):
             number, cell = cells[0]
             raise Unusable(
-                f"line {number + 1}: {cell} can be a decimal number or thousands: write it with a decimal point"
+                f"decimal mark unclear: {cell} in line {number + 1} can be a decimal number or thousands; write it "
+                "with a decimal point"
             )
     return layout
 
 
-def _reading(lines, sample, separator):
+def _reading(lines: Lines, sample: list[str], separator: str) -> Layout | None:
     """The layout with one separator, or None if there are no numbers."""
     rows = [cells_of(line, separator) for line in sample]
     width = Counter(map(len, rows)).most_common(1)[0][0]
@@ -277,7 +282,7 @@ def _reading(lines, sample, separator):
         ]
         if sum(numeric) == sum(best) > 0 and numeric != best:
             raise Unusable(
-                f"line {lines[-1][0] + 1} has decimal points and decimal commas: use only one of them"
+                f"decimal mark unclear: line {lines[-1][0] + 1} has points and commas; use only one of them"
             )
         if sum(numeric) > sum(best):
             best, decimal = numeric, mark
@@ -286,7 +291,7 @@ def _reading(lines, sample, separator):
     return _named(lines, separator, decimal, best)
 
 
-def _named(lines, separator, decimal, numeric):
+def _named(lines: Lines, separator: str, decimal: str, numeric: list[bool]) -> Layout | None:
     """A layout with the line of names that most rows of numbers follow, if there is one."""
     kinds = _Lines(lines, separator, decimal, numeric)
     found, most = None, 0
@@ -320,11 +325,11 @@ def _named(lines, separator, decimal, numeric):
 class _Lines(Sequence):
     """The first lines as `_Line`, each made when it is looked at."""
 
-    def __init__(self, lines, *dialect):
+    def __init__(self, lines: Lines, *dialect):
         self.lines, self.dialect = lines[: limits.TABLE_HEAD_LINES], dialect
         self.made: dict[int, _Line] = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.lines)
 
     def __getitem__(self, place):
@@ -336,7 +341,7 @@ class _Lines(Sequence):
 class _Line:
     """What a line can be: names, units, or a row of numbers."""
 
-    def __init__(self, number, line, separator, decimal, numeric):
+    def __init__(self, number: int, line: str, separator: str, decimal: str, numeric: list[bool]):
         self.number = number
         match = COMMENT.match(line)
         self.comment = match is not None
@@ -355,11 +360,11 @@ class _Line:
         self.could_name = fits and self.is_words
 
     @property
-    def has_units(self):
+    def has_units(self) -> bool:
         return any(millivolts(without_brackets(cell)) for cell in self.cells)
 
     @property
-    def leads(self):
+    def leads(self) -> int:
         return sum(lead_name(cell) in STANDARD.values() for cell in self.cells)
 
 

@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import header, limits
@@ -130,7 +130,7 @@ def _follow(records, skipped, seen):
             yield file_of(path) or path + ".hea"
 
 
-def _listed(records):
+def _listed(records: str) -> Iterator[tuple[str, str | None]]:
     """Yield what each line of a RECORDS file names, and its path; None for a path outside the folder."""
     with open_regular(records) as file:
         data = file.read(limits.RECORDS_BYTES + 1)
@@ -151,7 +151,7 @@ def _listed(records):
         yield name, there or (inside[0] if len(inside) == len(spellings) else None)
 
 
-def _stays_inside(name):
+def _stays_inside(name: str) -> bool:
     """Whether a name in a RECORDS file names nothing outside its folder."""
     parts = name.replace("\\", "/").split("/")
     return not (parts[0].endswith(":") or parts[0] == "" or ".." in parts or "\0" in name)

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import BinaryIO, TextIO
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers.dialect import (
@@ -15,6 +16,7 @@ from ecgbyte_cli.readers.dialect import (
     SEP_LINE,
     SEPARATORS,
     THOUSANDS,
+    Head,
     called,
     cells_of,
     read_head,
@@ -65,7 +67,7 @@ def read_rows(
 
 
 @contextmanager
-def _failing(path):
+def _failing(path: str | os.PathLike) -> Iterator[None]:
     """Raise what goes wrong as a Failure that names the file."""
     try:
         yield
@@ -82,7 +84,7 @@ class _RowError(Exception):
         self.line, self.reason = line, reason
 
 
-def _encoding_of_all(file, head):
+def _encoding_of_all(file: BinaryIO, head: Head) -> str:
     """The encoding of a whole file; its first lines may all be ASCII."""
     encoding = "utf-8" if head.encoding == "latin-1" else head.encoding
     decoder = codecs.getincrementaldecoder(encoding)()
@@ -103,7 +105,7 @@ def _encoding_of_all(file, head):
     return "cp1252" if bad else encoding
 
 
-def _line_of_names(lines, wanted):
+def _line_of_names(lines: list[str], wanted: Sequence[Collection[str]]) -> tuple[int, str]:
     """The line of names, from 0, and the separator; if none is sure, the first line and what parts it most."""
     first = None
     forced = None
@@ -122,7 +124,7 @@ def _line_of_names(lines, wanted):
     return first, forced or max(SEPARATORS, key=lambda mark: len(cells_of(lines[first], mark)))
 
 
-def _rows(text, separator, skipped, points):
+def _rows(text: TextIO, separator: str, skipped: int, points: bool) -> Iterator[tuple[int, list[str]]]:
     """The rows of an open table, the names first; what is behind the last name must be empty."""
     rows = csv.reader(text, delimiter=separator, strict=True)
     width = 0
@@ -154,7 +156,7 @@ def _rows(text, separator, skipped, points):
             yield line, row[:width]
 
 
-def _with_point(cell):
+def _with_point(cell: str) -> str:
     """A cell, with a point for the comma of a decimal number; what may be thousands stays."""
     bare = cell.strip()
     is_decimal = "," in bare and NUMBER[","].fullmatch(bare) and not THOUSANDS.fullmatch(bare)

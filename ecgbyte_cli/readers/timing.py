@@ -143,7 +143,7 @@ def grid(
     if (steps < 0).any():
         raise TimeError(int(np.argmax(steps < 0)) + 1, "the time goes back")
     if not len(steps) or not times[-1]:
-        raise Unusable("the column of times does not advance: leave it out, and give --input-fs")
+        raise Unusable("times unclear: the column does not advance; leave it out, and give --input-fs")
     if count:
         if fs is None:
             raise Unusable("sampling rate unknown: give it with --input-fs")
@@ -153,7 +153,7 @@ def grid(
             )
         if steps.min() > 1:
             raise Unusable(
-                f"the numbers of the samples rise by {steps.min():g}: leave the column out, or count by 1"
+                f"times unclear: the numbers of the samples rise by {steps.min():g}; leave the column out"
             )
         return fs, times.astype(np.int64)
     places, step, slack = _even(times, steps, resolution)
@@ -162,7 +162,7 @@ def grid(
     return _rate(step * unit, slack * unit, fs), places
 
 
-def _even(times, steps, resolution):
+def _even(times: np.ndarray, steps: np.ndarray, resolution: float) -> tuple[np.ndarray, float, float]:
     """The place of each row, the step, and how far the step may be off."""
     typical = float(np.median(steps))
     rounded = _uniform(times, steps, resolution)
@@ -192,17 +192,21 @@ def _even(times, steps, resolution):
             return _fitted(times, places)
     else:
         off = np.abs(steps - times[-1] / len(steps))
-    raise TimeError(int(np.argmax(off)) + 1, "the times are not evenly spaced")
+    raise TimeError(
+        int(np.argmax(off)) + 1, "the times are not evenly spaced; if the rows are, leave the column out"
+    )
 
 
-def _uniform(times, steps, resolution):
+def _uniform(
+    times: np.ndarray, steps: np.ndarray, resolution: float
+) -> tuple[np.ndarray, float, float] | None:
     """The same for rows without gaps whose times are rounded; None if they are not."""
     places, step, slack = _fitted(times, np.arange(len(times)))
     close = np.abs(steps - step).max() <= 1.01 * resolution
     return (places, step, slack) if close and np.ptp(times - places * step) <= ROUNDED * resolution else None
 
 
-def _fitted(times, places):
+def _fitted(times: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, float, float]:
     """The places, the step by least squares, and how far that may be off."""
     centred = places - places.mean()
     step = float(centred @ times / (centred @ centred))
@@ -210,7 +214,7 @@ def _fitted(times, places):
     return places, step, slack
 
 
-def _likely_unit(step, off, fs):
+def _likely_unit(step: float, off: float, fs: float | None) -> float:
     """The unit of a column that states none."""
     units = [SECONDS[name] for name in ("s", "ms", "us", "ns")]
     if fs is not None:
@@ -223,29 +227,29 @@ def _likely_unit(step, off, fs):
         fits = [unit for unit in units if SLOWEST <= 1 / (step * unit) <= FASTEST]
         if fs is None and abs(step - 1) < EVEN:
             raise Unusable(
-                "the column of times rises by 1 and states no unit, so it may count samples or milliseconds: "
+                "sampling rate unclear: the times rise by 1 without a unit, so they may be samples or milliseconds; "
                 "give --input-fs, or write the unit behind its name, as in `time (ms)`"
             )
     if len(fits) != 1:
         known = f" at {fs:g} Hz" if fs is not None else ""
         raise Unusable(
-            f"the column of times rises by {step:g}, which is no step of an ECG{known}: check --input-fs, or "
-            "write the unit behind its name, as in `time (ms)`"
+            f"sampling rate unclear: the times rise by {step:g}, which is no step of an ECG{known}; check "
+            "--input-fs, or write the unit behind its name, as in `time (ms)`"
         )
     return fits[0]
 
 
-def _rate(step, slack, fs):
+def _rate(step: float, slack: float, fs: float | None) -> float:
     """The roundest rate (or step) that the times allow, or `fs` if it is one of those."""
     rate = 1 / step
     if fs is not None:
         if abs(step * fs - 1) > max(0.002, slack / step):
             raise Unusable(
-                f"the column of times says {rate:.6g} Hz, but {fs:g} Hz is given: check --input-fs"
+                f"sampling rate unclear: {rate:.6g} Hz by the times, but {fs:g} Hz is given; check --input-fs"
             )
         return fs
     if slack > 0.005 * step:
-        raise Unusable("the times are too coarse for the sampling rate: give it with --input-fs")
+        raise Unusable("sampling rate unknown: the times are too coarse for it; give it with --input-fs")
     for digits in range(7):
         for value in (round(rate, digits), 1000 / (round(1000 * step, digits) or np.inf)):
             if value and abs(1 / value - step) <= slack:
