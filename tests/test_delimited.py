@@ -154,6 +154,7 @@ def test_a_single_column(tmp_path, decimal):
 def test_a_table_without_names(tmp_path):
     text = table().partition("\n")[2]
     assert same(read(tmp_path, text, lead_names=LEADS), SIGNAL)
+    assert same(read(tmp_path, "0,1,2\n" + text, lead_names=LEADS), SIGNAL)  # as data frames are written
     assert "--lead-names" in refusal(tmp_path, text) and "--lead-names" in refusal(
         tmp_path, text, lead_names=["I"]
     )

@@ -6,6 +6,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -95,7 +96,7 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
         layout = layout_of(head)
         rate, unit, lead = _stated(layout)
         if not layout.names:
-            layout = _named_otherwise(layout, lead, lead_names)
+            layout = _named_otherwise(head, layout, lead, lead_names)
         leads, times = _columns(head, layout, unit or units)
         if times is None:
             fs = need_fs(rate or fs)
@@ -113,11 +114,7 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
             raise Unusable("no samples")
         places = None
         if times:
-            try:
-                fs, places = _placed(head, layout, times, data.pop(), rate or fs)
-            except timing.TimeError as error:
-                line = _line_of(file, head, layout, error.row)
-                raise Unusable(f"times unclear: line {line}, column {times.name}: {error.reason}") from error
+            fs, places = _placed(file, head, layout, times, data.pop(), rate or fs)
     samples = len(data[0]) if places is None else int(places[-1]) + 1
     check_promise(len(leads), samples)
     signal = np.full((len(leads), samples), np.nan, np.float32)
@@ -161,7 +158,7 @@ def _hertz(text: str, factor: int) -> float:
     return (possible or readings)[0]
 
 
-def _named_otherwise(layout: Layout, lead: str | None, lead_names: list[str] | None) -> Layout:
+def _named_otherwise(head: Head, layout: Layout, lead: str | None, lead_names: list[str] | None) -> Layout:
     """The layout of a table without names, with those that are known from elsewhere."""
     width = len(layout.numeric)
     names = [lead] if lead and width == 1 else lead_names or []
@@ -169,7 +166,10 @@ def _named_otherwise(layout: Layout, lead: str | None, lead_names: list[str] | N
         raise Unusable(
             f"leads unknown: no line names the {width} columns of numbers; add one, or name them with --lead-names"
         )
-    return Layout(**{**vars(layout), "names": names})
+    # data frames without names are written with the numbers of the columns
+    counted = [[str(i + start) for i in range(width)] for start in (0, 1)]
+    is_counted = width > 1 and cells_of(head.lines[layout.first], layout.separator) in counted
+    return replace(layout, names=names, first=layout.first + is_counted)
 
 
 def _columns(head: Head, layout: Layout, units: str | None) -> tuple[list[Column], Column | None]:
@@ -177,11 +177,14 @@ def _columns(head: Head, layout: Layout, units: str | None) -> tuple[list[Column
     rows = [cells_of(line, layout.separator) for line in head.lines[layout.first : layout.first + LOOKED_AT]]
     names = [without_brackets(name) for name in layout.names]
     below = None if layout.units is None else [*map(without_brackets, layout.units), *[""] * len(names)]
-    standard, others, times, counts = [], [], [], []
+    standard: list[Column] = []
+    others: list[tuple[Column, bool]] = []
+    times: list[Column] = []
+    counts: list[Column] = []
     for place, name in enumerate(names):
         cells = [row[place].strip("'") for row in rows if place < len(row)]
         numbers = sum(is_number(cell, layout.decimal) for cell in cells)
-        pure = numbers and all(is_number(cell, layout.decimal) or cell in MISSING for cell in cells)
+        pure = numbers > 0 and all(is_number(cell, layout.decimal) or cell in MISSING for cell in cells)
         if timing.is_time(name) or (name and timing.is_count(name)) or (not name and _counts(cells, place)):
             (times if timing.is_time(name) else counts).append(Column(place, name, 1.0, not numbers))
             continue
@@ -325,32 +328,30 @@ def _rows(file: BinaryIO, head: Head, layout: Layout) -> Iterator[tuple[int, lis
         text.detach()
 
 
-def _line_of(file: BinaryIO, head: Head, layout: Layout, place: int) -> int:
-    """The number of the line of a row, the row being counted from 0."""
-    return next((line for i, (line, _) in enumerate(_rows(file, head, layout)) if i == place), 0)
-
-
 # The times
 
 
 def _placed(
-    head: Head, layout: Layout, column: Column, times: list | np.ndarray, fs: float | None
+    file: BinaryIO, head: Head, layout: Layout, column: Column, values: list | np.ndarray, fs: float | None
 ) -> tuple[float, np.ndarray | None]:
     """The sampling rate and the place of each row, None where no sample is missing."""
-    count = not timing.is_time(column.name)
-    if column.text:
-        times, resolution = timing.seconds_of_clocks([cell and cell.strip("'\" ") for cell in times])
-        unit = 1.0
-    else:
-        cells = [
-            cells_of(line, layout.separator) for line in head.lines[layout.first : layout.first + LOOKED_AT]
-        ]
-        written = [row[column.place] for row in cells if column.place < len(row)]
-        numbers = [cell for cell in written if is_number(cell, layout.decimal)]
-        resolution = timing.resolution_of(numbers, layout.decimal)
-        below = layout.units or []
-        unit = timing.unit_of(column.name, below[column.place] if column.place < len(below) else "")
-    if len(times) == 1:
+    if len(values) == 1:
         return need_fs(fs), None
-    fs, places = timing.grid(times, resolution, unit, fs, count)
-    return fs, None if int(places[-1]) == len(places) - 1 else places
+    try:
+        if column.text:
+            times, resolution = timing.seconds_of_clocks([cell and cell.strip("'\" ") for cell in values])
+            unit: float | None = 1.0
+        else:
+            lines = head.lines[layout.first : layout.first + LOOKED_AT]
+            rows = [cells_of(line, layout.separator) for line in lines]
+            written = [row[column.place] for row in rows if column.place < len(row)]
+            numbers = [cell for cell in written if is_number(cell, layout.decimal)]
+            resolution = timing.resolution_of(numbers, layout.decimal)
+            below = layout.units or []
+            unit = timing.unit_of(column.name, below[column.place] if column.place < len(below) else "")
+            times = np.asarray(values)
+        rate, places = timing.grid(times, resolution, unit, fs, not timing.is_time(column.name))
+    except timing.TimeError as error:
+        line = next((line for i, (line, _) in enumerate(_rows(file, head, layout)) if i == error.row), 0)
+        raise Unusable(f"times unclear: line {line}, column {column.name}: {error.reason}") from error
+    return rate, None if int(places[-1]) == len(places) - 1 else places

@@ -190,9 +190,9 @@ def layout_of(head: Head) -> Layout:
     readings += [alone] if alone else []
     named = [each for each in readings if each.names]
     bare = [each for each in readings if all(map(COMMENT.match, each.above))]  # for `--lead-names`
-    best, *others = sorted(named or bare, key=_rank, reverse=True) or [None]
-    if best is None:
+    if not named and not bare:
         raise _no_names(readings, lines)
+    best, *others = sorted(named or bare, key=_rank, reverse=True)
     if others and _rank(others[0]) == _rank(best):
         both = f"{called(best.separator)} or {called(others[0].separator)}"
         raise Unusable(

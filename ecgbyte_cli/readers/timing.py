@@ -81,8 +81,9 @@ def seconds_of_clocks(cells: Sequence[str | None]) -> tuple[np.ndarray, float]:
     """
     seconds = np.empty(len(cells))
     around, digits = None, 0
-    for row, cell in enumerate(cells):
-        match = CLOCK.search((cell or "")[:LONGEST])
+    for row, text in enumerate(cells):
+        cell = text or ""
+        match = CLOCK.search(cell[:LONGEST])
         if match is None:
             raise TimeError(row, f"{cell[:LONGEST]!r} is no time" if cell else "the time is missing")
         beside = cell[: match.start()], cell[match.end() :]
