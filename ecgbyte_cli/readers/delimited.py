@@ -42,7 +42,7 @@ from ecgbyte_cli.readers.recording import (
 BRACKETS = re.compile(r"(.+)[\[({]([^\[\](){}]*)[\])}]")
 # what stands in brackets behind a lead's name and is no unit
 NO_UNIT = set("einthoven goldberger wilson limb augmented precordial chest lead ecg ekg".split())
-LOOKED_AT = 30  # rows by which it is decided which columns hold numbers
+LOOKED_AT = 20  # rows by which it is decided which columns hold numbers
 
 # settings above the table, in the languages of the exports that we know
 RATE = re.compile(r"sampl|abtast|messrate|chantillon|muestr|campion|amostr|bemonster|vzork|próbk|^fs$|^hz$")
@@ -117,7 +117,9 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
             fs, places = _placed(file, head, layout, times, data.pop(), rate or fs)
     samples = len(data[0]) if places is None else int(places[-1]) + 1
     check_promise(len(leads), samples)
-    signal = np.full((len(leads), samples), np.nan, np.float32)
+    signal = np.empty((len(leads), samples), np.float32)
+    if places is not None:
+        signal[:] = np.nan
     for row, lead_column, values in zip(signal, leads, data, strict=True):
         row[slice(None) if places is None else places] = values * lead_column.scale
     return Recording(signal, need_fs(fs), [column.name for column in leads], stem(path), path)
@@ -184,7 +186,11 @@ def _columns(head: Head, layout: Layout, units: str | None) -> tuple[list[Column
     for place, name in enumerate(names):
         cells = [row[place].strip("'") for row in rows if place < len(row)]
         numbers = sum(is_number(cell, layout.decimal) for cell in cells)
-        pure = numbers > 0 and all(is_number(cell, layout.decimal) or cell in MISSING for cell in cells)
+        pure = (
+            numbers == len(cells) > 0
+            or numbers > 0
+            and all(is_number(cell, layout.decimal) or cell in MISSING for cell in cells)
+        )
         if timing.is_time(name) or (name and timing.is_count(name)) or (not name and _counts(cells, place)):
             (times if timing.is_time(name) else counts).append(Column(place, name, 1.0, not numbers))
             continue

@@ -121,7 +121,7 @@ def _encoding_of(data: bytes) -> tuple[str, int]:
             return encoding, len(mark)
     if data.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
         raise Unusable("not a text table: it is a spreadsheet or an archive; export it as CSV")
-    for high, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+    for high, encoding in ((1, "utf-16-le"), (0, "utf-16-be")) if b"\0" in data else ():
         zeros, others = data[high::2].count(0), data[1 - high :: 2].count(0)
         if zeros > 4 * others and 4 * zeros > len(data):  # half of the characters are Latin
             return encoding, 0
@@ -274,7 +274,7 @@ def _reading(lines: Lines, sample: list[str], separator: str) -> Layout | None:
     rows = [row for row in rows if len(row) == width]
     best: list[bool] = []
     decimal = "."
-    for mark in ".,":
+    for mark in ".," if any("," in cell for row in rows for cell in row) else ".":
         counts = [sum(is_number(row[i], mark) for row in rows) for i in range(width)]
         empty = [sum(row[i] in MISSING for row in rows) for i in range(width)]
         numeric = [
