@@ -483,10 +483,10 @@ def test_csv(tmp_path, mark, kind):
         lines.append(mark.join([str(i / 500), "" if i == 7 else f"{a:.4f}", f"{b:.4f}", "x", f"{c:.4f}"]))
     (tmp_path / f"t{kind}").write_text("\n".join(lines) + "\n")
     read = readers.read(tmp_path / "t", fs=500)
-    assert read.fs == 500 and read.leads == ["time", "ii", "I", "V1"]
+    assert read.fs == 500 and read.leads == ["ii", "I", "V1"]
     signal[0, 7] = np.nan
-    assert np.allclose(read.signal[1:], signal, atol=1e-6, equal_nan=True)
-    assert "--input-fs" in reason(tmp_path / "t")
+    assert np.allclose(read.signal, signal, atol=1e-6, equal_nan=True)
+    assert readers.read(tmp_path / "t").fs == 500
 
 
 def write_csv(path, names, signal, more=(), encoding="utf-8"):
@@ -534,7 +534,7 @@ def test_a_unit_in_a_columns_name_is_honoured(tmp_path, pattern, scale):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
 def test_a_line_of_units(tmp_path, units, encoding):
     signal = wave(4, 200)
-    write_csv(tmp_path / "t.csv", ["I", "II", "ABP", "time"], signal * 1000, [units], encoding)
+    write_csv(tmp_path / "t.csv", ["I", "II", "ABP", "beat"], signal * 1000, [units], encoding)
     read = readers.read(tmp_path / "t", 500)
     assert read.leads == ["I", "II"] and np.allclose(read.signal, signal[:2], atol=1e-5)
 
@@ -842,6 +842,34 @@ def test_records_names_nothing_outside_its_folder(tree):
     (tree / "a" / "RECORDS").write_text("../b/c/r3\n")
     with pytest.raises(Failure, match="outside its folder"):
         readers.find(tree / "a" / "RECORDS")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_records_file_of_another_system(tree, encoding, end):
+    write_wfdb(tree / "b", "é")
+    lines = [
+        "# all records",
+        "a\\r1 ",
+        "",
+        "b\\c\\r3.hea",
+        "b/é",
+        "  ",
+        "c:\\x\\r1",
+        "..\\r1",
+        "\\r1",
+        "b\\gone",
+    ]
+    (tree / "RECORDS").write_bytes(end.join(lines).encode(encoding))
+    found, skipped = readers.find(tree / "RECORDS")
+    assert names((found, None)) == ["r1", "r3", "é", "b\\gone"] and len(skipped) == 3
+    assert all("outside its folder" in why for _, why in skipped)
+
+
+def test_a_record_may_be_called_like_a_comment(tree):
+    os.rename(tree / "a" / "r1.hea", tree / "#1.hea")
+    (tree / "RECORDS").write_text("#1\n#2\n")
+    assert names(readers.find(tree / "RECORDS")) == ["#1"]
 
 
 def test_a_name_that_is_not_utf8_skips_that_file(tree):

@@ -1,18 +1,15 @@
 """What a data set says about a recording, in the one form that all sources are brought into; and tables read for it."""
 
-import csv
-import io
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers.formats import FORMATS
-from ecgbyte_cli.readers.limits import TABLE_LINE_BYTES
-from ecgbyte_cli.readers.recording import Unusable, open_regular
+from ecgbyte_cli.readers.text_table import names_of, read_rows
 
+# the line of names of a table of labels holds all of one of these
+NAMES = ({"filename_hr", "scp_codes"}, {"exam_id"}, {"record"})
 CELL = 4096  # characters that a cell which is taken apart may have; PTB-XL's longest has some two hundred
 
 # What is measured, as ranges: bounds, and the words for below the first, between two, and from the last on. The
@@ -62,34 +59,20 @@ class Source:
     words: dict[str, str] = field(default_factory=dict)
 
 
-@contextmanager
-def _failing(path):
-    try:
-        yield
-    except (OSError, Unusable) as error:
-        reason = error.strerror if isinstance(error, OSError) else error.format_message()
-        raise Failure(f"{path} cannot be read: {reason}") from error
-    except UnicodeDecodeError as error:
-        raise Failure(f"{path} is not UTF-8 text: save it as UTF-8") from error
-    except csv.Error as error:
-        raise Failure(f"{path} cannot be read as a CSV table: {error}") from error
-
-
 def columns(path: str | os.PathLike) -> list[str]:
-    """The names of a CSV table's columns."""
-    with _failing(path), open_regular(path) as file:
-        first = io.TextIOWrapper(file, encoding="utf-8-sig", newline="").readline(TABLE_LINE_BYTES)
-        return next(csv.reader([first]), [])
+    """The names of the columns of a CSV or TSV table."""
+    return [name for name in names_of(path, NAMES) if name]
 
 
 def rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the rows of a CSV table, each with its line; every cell is text, stripped, and "" where there is none."""
-    with _failing(path), open_regular(path) as file:
-        table = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), restval="")
-        for row in table:
-            if None in row:
-                raise Failure(f"{path}, line {table.line_num}: has more cells than the table has columns")
-            yield table.line_num, {name: cell.strip() for name, cell in row.items()}
+    """Yield the rows of a CSV or TSV table, each with its line; every cell is stripped text, "" where it is empty."""
+    names: list[str] = []
+    for line, row in read_rows(path, NAMES, numbers=True):
+        if not names:
+            names = row
+        else:
+            cells = [cell.strip() for cell in row] + [""] * (len(names) - len(row))
+            yield line, {name: cell for name, cell in zip(names, cells, strict=True) if name}
 
 
 def record_name(text: str) -> str:

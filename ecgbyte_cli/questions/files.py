@@ -1,19 +1,17 @@
 """Question files, and the segments that the questions are about.
 
-A file is a JSON array, JSON Lines or CSV, and each of its items has one of the forms of `forms`.
+A file is a JSON array, JSON Lines, CSV or TSV, and each of its items has one of the forms of `forms`.
 
-A folder is all such files in it, as ECG-QA is laid out: train/000000.json, valid/…, test/…; a CSV file in it without
+A folder is all such files in it, as ECG-QA is laid out: train/000000.json, valid/…, test/…; a table in it without
 columns for question and answer is none of them (ECG-QA's answers_for_each_template.csv).
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -22,9 +20,13 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.questions import forms
 from ecgbyte_cli.questions.forms import BETWEEN as BETWEEN
 from ecgbyte_cli.readers.formats import FORMATS
+from ecgbyte_cli.readers.text_table import names_of, read_rows
 from ecgbyte_cli.workdir import sha256_of
 
-FILES = (".json", ".jsonl", ".csv")
+TABLES = (".csv", ".tsv")
+FILES = (".json", ".jsonl", *TABLES)
+# the line of names of a table of questions holds all of one of these
+NAMES = ({"question", "answer"}, *(form.keys for form in forms.FORMS.values()))
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SIDES = {"train": "training", "val": "validation", "test": "test"}  # in words
 
@@ -127,7 +129,9 @@ def sha256(path):
 def _files(path):
     if not path.is_dir():
         return [path]
-    files = sorted(p for p in path.rglob("*") if p.suffix in FILES and p.is_file() and _has_questions(p))
+    files = sorted(
+        p for p in path.rglob("*") if p.suffix.lower() in FILES and p.is_file() and _has_questions(p)
+    )
     if not files:
         raise Failure(f"folder {path} holds no question files ({', '.join(FILES)})")
     return files
@@ -139,27 +143,22 @@ def _regular(path):
     return path
 
 
-def _has_questions(path):
-    """False for a CSV file whose first line names no question and answer."""
-    if path.suffix != ".csv":
+def _has_questions(path: Path) -> bool:
+    """False for a table whose line of names has no question and answer."""
+    if path.suffix.lower() not in TABLES:
         return True
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline(2**16)
-    return {"question", "answer"} <= {name.strip().strip('"') for name in header.split(",")}
+    try:
+        return {"question", "answer"} <= set(names_of(path, NAMES))
+    except Failure:
+        return False
 
 
 def _read_file(path, in_folder):
-    try:
-        text = _regular(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise Failure(f"question file {path} cannot be read: {error.strerror}; --qa names it") from error
-    except UnicodeDecodeError as error:
-        raise Failure(f"question file {path} is not UTF-8 text") from error
     # ECG-QA's files are in folders called after the split, those of ECG-QA-CoT are themselves
     names = (path.stem, path.parent.name, path.stem.rpartition("_")[2])
     split = next((SPLITS[name] for name in names if name in SPLITS), None)
     questions = []
-    for where, item in _items(path, text):
+    for where, item in _items(_regular(path)):
         try:
             questions += _questions(item, split if in_folder or "ecg_id" in item else None)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -167,11 +166,18 @@ def _read_file(path, in_folder):
     return questions
 
 
-def _items(path, text):
+def _items(path: Path) -> Iterator[tuple[str, object]]:
     """Yield the items of a file, each with words that say where it stands."""
-    if path.suffix == ".csv":
-        yield from _rows(path, text)
-    elif text.lstrip().startswith("[") and path.suffix == ".json":
+    if path.suffix.lower() in TABLES:
+        yield from _rows(path)
+        return
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise Failure(f"question file {path} cannot be read: {error.strerror}; --qa names it") from error
+    except UnicodeDecodeError as error:
+        raise Failure(f"question file {path} is not UTF-8 text") from error
+    if text.lstrip().startswith("[") and path.suffix.lower() == ".json":
         try:
             items = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -190,30 +196,15 @@ def _items(path, text):
             yield f"line {number}", item
 
 
-def _rows(path, text):
-    """Yield the rows of a CSV file."""
-    # newline="": a row ends at \n, \r or both alone, not at the other line ends that Unicode knows
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows of a table."""
     names: list[str] = []
-    while True:
-        line = rows.line_num + 1
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise Failure(
-                f"{path}, line {line}: is no CSV ({error}): is a quote left open, or a field longer than "
-                f"{csv.field_size_limit()} letters?"
-            ) from error
-        if row is None:
-            return
+    for line, row in read_rows(path, NAMES):
         if not names:
             names = row
-        elif any(row[len(names) :]):
-            raise Failure(
-                f"{path}, line {line}: has more fields than the first line names: quote what has commas"
-            )
-        elif row:
-            yield f"line {line}", {name: value for name, value in zip(names, row, strict=False) if value}
+        else:
+            cells = zip(names, row, strict=False)
+            yield f"line {line}", {name: value for name, value in cells if name and value}
 
 
 def _questions(item, split):

@@ -1,8 +1,6 @@
-"""Arrays without a header of an ECG: CSV and TSV, NumPy, HDF5 as in CODE-15 %."""
+"""Arrays without a header of an ECG: NumPy, HDF5 as in CODE-15 %."""
 
-import csv
 import os
-import re
 import zipfile
 
 import numpy as np
@@ -16,7 +14,6 @@ from ecgbyte_cli.readers.recording import (
     check_promise,
     check_regular,
     check_times,
-    lead_name,
     millivolts,
     need_fs,
     open_regular,
@@ -25,114 +22,15 @@ from ecgbyte_cli.readers.recording import (
     text_of,
 )
 
-BRACKETS = re.compile(r"(.+)[\[({]([^\[\](){}]*)[\])}]")
 TIMES = ("time", "times", "t", "timestamp", "timestamps")  # arrays of an .npz file that are not the signal
-# what stands in brackets behind a lead's name and is no unit
-NO_UNIT = {
-    "einthoven",
-    "goldberger",
-    "wilson",
-    "limb",
-    "augmented",
-    "precordial",
-    "chest",
-    "lead",
-    "ecg",
-    "ekg",
-}
 
 
 def read(path, fs, lead_names, units):
-    """Read a CSV, TSV, NumPy or HDF5 file."""
+    """Read a NumPy or HDF5 file."""
     extension = os.path.splitext(split_row(path)[0])[1].lower()
     if extension in HDF5:
         return _hdf5(path, fs, lead_names, units)
-    if extension in (".csv", ".tsv"):
-        return _csv(path, fs, units)
     return _numpy(path, fs, lead_names, units)
-
-
-def _csv(path, fs, units):
-    """CSV and TSV: a column for each lead under its name, and its unit if it has one; a row for each sample."""
-    import pyarrow
-    import pyarrow.csv
-
-    fs = need_fs(fs)
-    mark = "\t" if path.lower().endswith(".tsv") else ","
-    with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > limits.TABLE_BYTES:
-            raise Unusable(f"too large: {os.fstat(file.fileno()).st_size} bytes")
-        skipped, line = 0, b"\n"
-        while line and not line.strip():
-            line = file.readline(limits.TABLE_LINE_BYTES)
-            skipped += 1
-        if len(line) == limits.TABLE_LINE_BYTES:
-            raise Unusable(f"too large: a line of names of {len(line)} bytes and more")
-        names = _cells(line, mark)
-        below = _cells(file.readline(limits.TABLE_LINE_BYTES), mark)
-        if len(names) > limits.LEADS or not names:
-            raise Unusable(f"too large: {len(names)} columns" if names else "no samples")
-        file.seek(0)
-        rows = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-        if rows * len(names) > limits.TABLE_CELLS:
-            raise Unusable(f"too large: {rows} lines of {len(names)} columns")
-        scales = [_unit(name, units) for name in names]
-        if len(below) == len(names) and any(map(millivolts, below)) and not any(map(_is_number, below)):
-            # a line of units; what has none there is no lead
-            scales = [(name, millivolts(unit)) for (name, _), unit in zip(scales, below, strict=True)]
-            skipped += 1
-        file.seek(0)
-        data = pyarrow.csv.read_csv(
-            file,
-            pyarrow.csv.ReadOptions(
-                use_threads=False, skip_rows=skipped, column_names=[str(i) for i in range(len(names))]
-            ),
-            pyarrow.csv.ParseOptions(delimiter=mark),
-        )
-    leads = [
-        (name, column, scale)
-        for (name, scale), column in zip(scales, data.columns, strict=True)
-        if scale is not None
-        and (pyarrow.types.is_floating(column.type) or pyarrow.types.is_integer(column.type))
-    ]
-    signal = np.empty((len(leads), data.num_rows), np.float32)
-    for row, (_, column, scale) in zip(signal, leads, strict=True):
-        row[:] = column.to_numpy() * scale
-    return Recording(signal, fs, [name for name, _, _ in leads], stem(path), path)
-
-
-def _cells(line, mark):
-    """The texts of a line of names or units, without quotes and brackets around them."""
-    text = text_of(line.removeprefix(b"\xef\xbb\xbf")).strip("\r\n")
-    rows = list(csv.reader([text], delimiter=mark)) if text else []
-    return [re.sub(r"^[\[({](.*)[])}]$", r"\1", cell.strip(" '\"")) for cell in (rows[0] if rows else [])]
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _unit(name, units):
-    """A column's name without the unit that it says, and how many mV that is: None if it is not one of voltage.
-
-    "I (uV)", "I [µV]", "I/mV", "I_uV" and "I uV" say one; of the others it is `units`.
-    """
-    name = name[: limits.NAME]
-    inside = BRACKETS.fullmatch(name)
-    if inside and inside[2].strip().lower() not in NO_UNIT:
-        return inside[1].strip(" _"), millivolts(inside[2])
-    bare, slash, unit = name.rpartition("/")
-    if slash:
-        return bare.strip(), millivolts(unit)
-    bare, _, unit = re.sub(r"[\s_,.:;-]+", " ", name).rpartition(" ")
-    # "ECG V" is a lead, not a column in volts
-    if millivolts(unit) and (unit.lower() != "v" or lead_name(bare) in STANDARD.values()):
-        return bare, millivolts(unit)
-    return name, millivolts(units or "mV")
 
 
 def _numpy(path, fs, lead_names, units):

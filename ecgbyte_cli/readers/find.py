@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import header, limits
@@ -115,24 +115,46 @@ def _follow(records, skipped, seen):
     if os.path.abspath(records) in seen:
         return
     seen.add(os.path.abspath(records))
-    with open_regular(records) as file:
-        data = file.read(limits.RECORDS_BYTES + 1)
-    if len(data) > limits.RECORDS_BYTES:
-        raise Failure(f"{_shown(records)} is larger than {limits.RECORDS_BYTES} bytes")
-    for line in data.splitlines():
-        name = os.fsdecode(line.strip())
-        path = os.path.join(base, name)
-        if not name:
-            continue
-        if os.path.isabs(name) or ".." in name.split("/") or "\0" in name:
+    for name, path in _listed(records):
+        if path is None:
             skipped.append(
-                (_shown(path), f"refused: {os.path.basename(records)} names it outside its folder")
+                (
+                    _shown(os.path.join(base, name)),
+                    f"refused: {os.path.basename(records)} names it outside its folder",
+                )
             )
         elif os.path.isdir(path):
             listed = os.path.join(path, "RECORDS")
             yield from _follow(listed, skipped, seen) if os.path.isfile(listed) else _walk(path, set())
         else:
             yield file_of(path) or path + ".hea"
+
+
+def _listed(records: str) -> Iterator[tuple[str, str | None]]:
+    """Yield what each line of a RECORDS file names, and its path; None for a path outside the folder."""
+    with open_regular(records) as file:
+        data = file.read(limits.RECORDS_BYTES + 1)
+    if len(data) > limits.RECORDS_BYTES:
+        raise Failure(f"{_shown(records)} is larger than {limits.RECORDS_BYTES} bytes")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # as PowerShell writes lists
+        data = data.decode("utf-16", "replace").encode()
+    for line in data.removeprefix(b"\xef\xbb\xbf").splitlines():
+        name = os.fsdecode(line.strip())
+        if not name:
+            continue
+        # as it is, with the folders of Windows, in Latin-1: the first that is there
+        spellings = dict.fromkeys([name, name.replace("\\", "/"), line.strip().decode("latin-1")])
+        inside = [os.path.join(os.path.dirname(records), each) for each in spellings if _stays_inside(each)]
+        there = next((path for path in inside if os.path.isdir(path) or file_of(path)), None)
+        if there is None and name.startswith("#"):
+            continue
+        yield name, there or (inside[0] if len(inside) == len(spellings) else None)
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a name in a RECORDS file names nothing outside its folder."""
+    parts = name.replace("\\", "/").split("/")
+    return not (parts[0].endswith(":") or parts[0] == "" or ".." in parts or "\0" in name)
 
 
 def _unreadable_names(paths):

@@ -21,7 +21,10 @@ DICOM_VALUE_BYTES = 2**16  # of every value that is looked at but the samples
 # CSV and TSV
 TABLE_BYTES = 8 * SAMPLES
 TABLE_CELLS = 5 * 2**22  # numbers written out take longer to read than any others
-TABLE_LINE_BYTES = 2**16  # of the line of names
+TABLE_LINE_BYTES = 2**16  # of the first lines, by which a table is recognised
+TABLE_HEAD_LINES = 128  # of which one must name the columns
+TABLE_CELLS_ONE_BY_ONE = 2**23  # where one is no plain number, to find it
+TABLE_CLOCKS = 2**21  # times such as 0:00.004
 
 # NumPy
 UNPACKED_BYTES = 8 * SAMPLES

@@ -1,6 +1,5 @@
 """Whose recordings are whose, and which side of the split a patient is on."""
 
-import csv
 import hashlib
 import hmac
 import os
@@ -9,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.readers import limits
 from ecgbyte_cli.readers.formats import FORMATS
-from ecgbyte_cli.readers.recording import Recording, Unusable, open_regular, split_row, text_of
+from ecgbyte_cli.readers.recording import Recording, split_row
+from ecgbyte_cli.readers.text_table import read_rows
 
 KNOWN_TABLES = [  # the columns that name records, and the one that names patients
     (["filename_hr", "filename_lr"], "patient_id"),  # PTB-XL
@@ -84,7 +83,7 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
     Parameters
     ----------
     path : str or Path
-        A CSV file: PTB-XL's ptbxl_database.csv, MIMIC-IV-ECG's record_list.csv, CODE-15 %'s exams.csv, or
+        A CSV or TSV file: PTB-XL's ptbxl_database.csv, MIMIC-IV-ECG's record_list.csv, CODE-15 %'s exams.csv, or
         any with the columns `record` and `patient`, and `split` if it likes.
     found : iterable of str
         The recordings that it is for. What several of them are called is known with its folders alone.
@@ -101,38 +100,28 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
     Failure
         If the file cannot be read, or its columns are not known.
     """
-    import pyarrow
-    import pyarrow.csv
-
     wanted = {
         "split",
         "strat_fold",
         *(name for records, patient in KNOWN_TABLES for name in [*records, patient]),
     }
     columns: dict[str, list[str | None]] = {}
-    try:
-        with open_regular(path) as file:
-            line = text_of(file.readline(limits.TABLE_LINE_BYTES).removeprefix(b"\xef\xbb\xbf")).strip("\r\n")
-            names = [name for row in csv.reader([line]) for name in row if name in wanted]
-            file.seek(0)
-            options = pyarrow.csv.ConvertOptions(
-                include_columns=names,
-                column_types=dict.fromkeys(names, pyarrow.string()),
-                strings_can_be_null=True,
-                null_values=[""],
-            )
-            if names:
-                # in one thread: with several, Python at times aborts where it ends soon after
-                reading = pyarrow.csv.ReadOptions(use_threads=False)
-                lines = pyarrow.csv.ParseOptions(newlines_in_values=True)
-                columns = pyarrow.csv.read_csv(file, reading, lines, options).to_pydict()
-    except (OSError, Unusable, csv.Error, pyarrow.ArrowException) as error:
-        raise Failure(f"{path} cannot be read as a CSV table: {' '.join(str(error).split())}") from error
+    names: list[str] = []
+    for _, row in read_rows(path, [{*records, patient} for records, patient in KNOWN_TABLES], numbers=True):
+        if not names:
+            names, columns = row, {name: [] for name in row if name in wanted}
+        else:
+            cells = dict(zip(names, row, strict=False))
+            for name, column in columns.items():
+                column.append(cells.get(name, "").strip() or None)
     for record_columns, patient_column in KNOWN_TABLES:
         if patient_column in columns and all(name in columns for name in record_columns):
             break
     else:
-        raise Failure(f"{path} has no columns `record` and `patient`, and is no table of a known data set")
+        raise Failure(
+            f"{path} has no columns `record` and `patient`, and is no table of a known data set; its columns are "
+            f"{', '.join(filter(None, names))[:200] or 'none'}"
+        )
     patients = _whole_numbers(columns[patient_column])
     splits = columns.get("split", [None] * len(patients))
     if "strat_fold" in columns:
