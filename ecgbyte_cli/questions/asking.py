@@ -9,8 +9,7 @@ from ecgbyte_cli.questions import wording
 from ecgbyte_cli.questions.facts import RANGES, Facts, Source
 from ecgbyte_cli.questions.findings import ASKED, CLASSES, FINDINGS, GENERIC, STATEMENTS
 from ecgbyte_cli.questions.labels import NO, UNCERTAIN, YES, Labels, labels_of
-
-SPLITS = ("train", "val", "test")
+from ecgbyte_cli.readers.patients import SIDES
 
 DISEASES = tuple(CLASSES)  # topics whose statements are diagnoses
 SEEN = ("rhythm", *DISEASES, "form", "beats")  # what a list of findings is made of
@@ -55,7 +54,7 @@ def ask(
     """
     labels = labels_of(source.facts)
     sides = {
-        side: np.array([i for i, f in enumerate(source.facts) if f.split == side], int) for side in SPLITS
+        side: np.array([i for i, f in enumerate(source.facts) if f.split == side], int) for side in SIDES
     }
     # each kind has random numbers of its own, so that an option of one does not change the others
     verify, choose, query, decline = (np.random.default_rng([seed, kind]) for kind in range(4))
@@ -256,7 +255,7 @@ def _where(leads):
 def _decline(rng, sides, asked, facts, share):
     """Questions that no ECG answers: so many that they are their share of each side's."""
     topics = list(wording.UNANSWERABLE)
-    others = dict.fromkeys(SPLITS, 0)
+    others = dict.fromkeys(SIDES, 0)
     for i, *_ in asked:
         others[facts[i].split] += 1
     made = {}

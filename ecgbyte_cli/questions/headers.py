@@ -1,4 +1,4 @@
-"""Comments of WFDB headers: SNOMED CT codes behind `Dx:`, as in the PhysioNet Challenges, or what `ecgbyte synth` writes.
+"""Comments of WFDB headers: SNOMED CT codes behind `Dx:`, as in the PhysioNet Challenges, or those of `ecgbyte synth`.
 
 A header lists the diagnoses of its database's vocabulary: the codes that the headers of that database give anywhere.
 A code of the vocabulary that a header does not give is absent; any other statement is unknown. Where a header has a
@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.questions.facts import CELL, Facts, Source, age, known_only, measured, sex
 from ecgbyte_cli.questions.findings import ASKED, GENERIC, OF_SNOMED, OTHER_RHYTHMS, SINUS, STATEMENTS
 from ecgbyte_cli.readers import header
-from ecgbyte_cli.readers.patients import patient_and_split, patient_of
+from ecgbyte_cli.readers.patients import patient_and_split, patient_of, stated_side
 from ecgbyte_cli.readers.recording import Recording, Unusable, stem
 
 # The databases of the Challenge 2021 by their records' names: each has a vocabulary of its own.
@@ -48,7 +49,7 @@ def read(paths: Iterable[str], source: str | os.PathLike) -> Source:
     Parameters
     ----------
     paths : iterable of str
-        Of .hea files. One that cannot be read says nothing.
+        Of .hea files. One that cannot be read says nothing; one whose split is unknown is left out, with a note.
     source : str or Path
         What was asked for, for the message.
 
@@ -57,13 +58,21 @@ def read(paths: Iterable[str], source: str | os.PathLike) -> Source:
     Failure
         If none of them says what its recording shows.
     """
-    found = []
+    found, refused = [], []
     for path in paths:
         try:
             comments = header.read(path).comments
         except (Unusable, OSError):
             continue
-        found.append(Recording(np.empty((0, 0), np.float32), 0, [], stem(path), path, comments))
+        recording = Recording(np.empty((0, 0), np.float32), 0, [], stem(path), path, comments)
+        try:
+            stated_side(recording)
+        except Unusable as error:
+            refused.append(f"{path}: {error.message}")
+            continue
+        found.append(recording)
+    if refused:
+        note(f"{len(refused)} recordings left out; the first, {refused[0]}")
     facts = facts_of(found)
     if not facts:
         raise Failure(
@@ -123,7 +132,7 @@ def _known(stated, vocabulary):
 
 def _facts(recording, stated, vocabulary):
     patient, split = patient_and_split(
-        recording.name, patient_of(recording), recording.comment("split"), {}, recording.path
+        recording.name, patient_of(recording), stated_side(recording), {}, recording.path
     )
     said = {"age": age(recording.comment("age")), "sex": sex(recording.comment("sex"))}
     said |= {topic: measured(topic, recording.comment(key)) for topic, key in MEASURED.items()}

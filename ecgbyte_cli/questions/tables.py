@@ -19,10 +19,9 @@ from ecgbyte_cli.questions.facts import (
     rows,
     sex,
 )
-from ecgbyte_cli.questions.files import SPLITS
 from ecgbyte_cli.questions.findings import ASKED, STATEMENTS
 from ecgbyte_cli.questions.wording import ALSO
-from ecgbyte_cli.readers.patients import patient_and_split, read_patients
+from ecgbyte_cli.readers.patients import patient_and_split, read_patients, side_of
 
 CODE15 = {  # column to finding
     "1dAVb": "1avb",
@@ -68,11 +67,12 @@ def read(path: str | os.PathLike) -> Source:
     unused = answers.keys() - {*asked, *MEASURED.values()}
     if unused:
         note(f"{path}: not all yes or no, and so not asked about: {', '.join(sorted(unused))}")
-    called = _called()
+    called, first = _called(), {}
     taken = {name: called.get(_plain(name), (name,)) for name in asked}
-    words = {
-        name: " ".join(name.replace("_", " ").split()) for name in asked if _plain(name) not in called
-    }
+    for name, keys in taken.items():
+        if (other := first.setdefault(keys, name)) != name:
+            note(f"{path}: {other} and {name} are columns of one finding: where they differ, it is unknown")
+    words = {name: " ".join(name.replace("_", " ").split()) for name in asked if _plain(name) not in called}
     return _read(path, "record", "patient", taken, words)
 
 
@@ -85,9 +85,10 @@ def _read(path, record_column, patient_column, taken, words):
             raise Failure(f"{path}, line {line}: {record_column} is empty")
         if lines.setdefault(record, line) != line:
             raise Failure(f"{path}, line {line}: record {record} was in line {lines[record]} already")
-        split = SPLITS.get(row.get("split", ""))
-        if split is None and row.get("split"):
-            raise Failure(f"{path}, line {line}: split {row['split']!r} is none of train, val, test")
+        try:
+            split = side_of(row.get("split"), row.get("strat_fold"))
+        except ValueError as error:
+            raise Failure(f"{path}, line {line}: {error}") from error
         patient, split = patient_and_split(record, record, split, patients, row[record_column])
         known: dict[str, bool | None] = {}
         for name, keys in taken.items():

@@ -6,7 +6,7 @@ import hmac
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import limits
@@ -19,6 +19,15 @@ KNOWN_TABLES = [  # the columns that name records, and the one that names patien
     (["exam_id"], "patient_id"),  # CODE-15 %
     (["record"], "patient"),
 ]
+
+SIDES = ("train", "val", "test")
+# what the sides of the split are called in tables, headers, question files and their folders, in small letters
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+FOLDS = {str(fold): "train" for fold in range(1, 9)} | {"9": "val", "10": "test"}  # PTB-XL's
 
 # words that stand where a name was taken away, and parts of such words; a number behind them makes a name of them
 PLACEHOLDERS = {
@@ -72,6 +81,59 @@ def is_placeholder(patient: str) -> bool:
     return bare in PLACEHOLDERS or set(bare) in ({"0"}, {"x"}) or bool(PLACEHOLDER.fullmatch(bare))
 
 
+def side_of(split: str | None, fold: str | None = None) -> str | None:
+    """The side of the split that a source gives: by name, by one of PTB-XL's folds, or both.
+
+    Returns
+    -------
+    str or None
+        train, val or test; None where both are empty.
+
+    Raises
+    ------
+    ValueError
+        If the name or the fold is unknown, or they are of two sides.
+    """
+    named, number = (split or "").strip(), (fold or "").strip()
+    side = SPLITS.get(named.lower())
+    if named and side is None:
+        raise ValueError(f"split {named[:80]!r} is none of {', '.join(SIDES)}")
+    folded = FOLDS.get(re.sub(r"\.0*$", "", number))
+    if number and folded is None:
+        raise ValueError(f"strat_fold {number[:80]!r} is none of 1 to 10")
+    if side and folded and side != folded:
+        raise ValueError(f"split {named!r} and strat_fold {number} are two sides of the split")
+    return side or folded
+
+
+def stated_side(recording: Recording) -> str | None:
+    """The side of the split that the file itself gives in a comment `Split: …`; None where there is none.
+
+    Raises
+    ------
+    Unusable
+        If it is none of the known names, or there are two.
+    """
+    try:
+        sides = {side_of(text) for text in recording.all_comments("split")} - {None}
+    except ValueError as error:
+        raise Unusable(
+            f"split unknown: the comment `Split:` says {str(error).removeprefix('split ')}"
+        ) from error
+    if len(sides) > 1:
+        raise Unusable("split unknown: the comments `Split:` name two sides")
+    return next(iter(sides), None)
+
+
+def on_two_sides(sides: Mapping[str, set[str]]) -> str:
+    """A line about the patients who are on more than one side of the split; empty where there are none."""
+    both = sorted(patient for patient, their in sides.items() if len(their) > 1)
+    if not both:
+        return ""
+    some = ", ".join(both[:3]) + (", …" if len(both) > 3 else "")
+    return f"{len(both)} patients are on more than one side of the split, as the recordings have it: {some}"
+
+
 def split_of(patient: str) -> str:
     """The side a patient is on, by the hash of the name: train (80 %), val or test (10 % each)."""
     place = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") % 10
@@ -92,14 +154,16 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
     Returns
     -------
     dict
-        Record name to (patient, split); the split is None where the table does not say. Where rows of
-        different patients name the record alike, the key is the name with as many of its folders as tell
-        them apart. PTB-XL's folds 1 to 8 are train, 9 is val and 10 is test, as its authors advise.
+        Record name to (patient, split); a row without a split takes that of the patient's other rows, else
+        it is None. Where rows of different patients name the record alike, the key is the name with as many
+        of its folders as tell them apart. PTB-XL's folds 1 to 8 are train, 9 is val and 10 is test, as its
+        authors advise.
 
     Raises
     ------
     Failure
-        If the file cannot be read, or its columns are not known.
+        If the file cannot be read, its columns are not known, a split or fold is unknown, or a recording has two
+        patients or a patient two sides of the split.
     """
     import pyarrow
     import pyarrow.csv
@@ -134,23 +198,48 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
     else:
         raise Failure(f"{path} has no columns `record` and `patient`, and is no table of a known data set")
     patients = _whole_numbers(columns[patient_column])
-    splits = columns.get("split", [None] * len(patients))
-    if "strat_fold" in columns:
-        folds = {"9": "val", "10": "test"}
-        splits = [folds.get(fold, "train") for fold in _whole_numbers(columns["strat_fold"])]
+    sides = _sides(path, patients, columns)
     rows: dict[str, dict[str, tuple[str, str | None]]] = {}
+    lines: dict[str, int] = {}
     for name in record_columns:
-        for record, patient, split in zip(columns[name], patients, splits, strict=True):
+        for line, (record, patient, side) in enumerate(zip(columns[name], patients, sides, strict=True), 2):
             if record and patient:
                 whole = _without_extension(record.strip())
-                known_split = split if split in ("train", "val", "test") else None
-                rows.setdefault(whole.rpartition("/")[2], {})[whole] = (patient, known_split)
+                before = rows.setdefault(whole.rpartition("/")[2], {}).setdefault(whole, (patient, side))
+                first = lines.setdefault(whole, line)
+                if before != (patient, side):
+                    raise Failure(
+                        f"{path}, line {line}: record {whole} has patient {patient} and split {side or 'empty'}, and "
+                        f"in line {first} patient {before[0]} and split {before[1] or 'empty'}: keep one row"
+                    )
     shared = Counter(_without_extension(os.path.basename(each)) for each in found)
     return {
         key: whose
         for bare, listed in rows.items()
         for key, whose in _keys(listed, 1 if shared[bare] < 2 else 2).items()
     }
+
+
+def _sides(path, patients, columns):
+    """The side of each row: its own, or that of the patient's other rows; a patient has one."""
+    empty = [None] * len(patients)
+    given = []
+    first: dict[str, tuple[str, int]] = {}  # the side of each patient, and the line that says so
+    named, folds = columns.get("split", empty), columns.get("strat_fold", empty)
+    for line, (patient, split, fold) in enumerate(zip(patients, named, folds, strict=True), 2):
+        try:
+            side = side_of(split, fold)
+        except ValueError as error:
+            raise Failure(f"{path}, line {line}: {error}") from error
+        given.append(side)
+        if side and patient and not is_placeholder(patient):
+            before, at = first.setdefault(patient, (side, line))
+            if before != side:
+                raise Failure(
+                    f"{path}, line {line}: patient {patient} is on the {side} side of the split, and in line {at} on "
+                    f"the {before} side: put all recordings of a patient on one side"
+                )
+    return [side or first.get(patient, (None,))[0] for patient, side in zip(patients, given, strict=True)]
 
 
 def _keys(listed, parts):
@@ -204,8 +293,19 @@ def listed(record: str, known: dict, path: str = "") -> tuple[str, str | None] |
 def patient_and_split(
     record: str, patient: str, split: str | None, known: dict, path: str = ""
 ) -> tuple[str, str]:
-    """Whose a recording is, and the side it is on: by the table, else by the file, else by the hash."""
+    """The patient of a recording and its side of the split: by the table, else by the file, else by the hash.
+
+    Parameters
+    ----------
+    record, patient : str
+        The names that the file gives.
+    split : {"train", "val", "test"} or None
+        As the file gives it; see `side_of`.
+    known : dict
+        From `read_patients`.
+    path : str
+        The recording's file.
+    """
     named, side = listed(record, known, path) or (patient, None)
     patient = patient if is_placeholder(named) else named
-    side = side or split
-    return patient, side if side in ("train", "val", "test") else split_of(patient)
+    return patient, side or split or split_of(patient)
