@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
+from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.questions import forms
 from ecgbyte_cli.questions.forms import BETWEEN as BETWEEN
@@ -26,6 +27,7 @@ from ecgbyte_cli.readers.patients import SPLITS, side_of
 from ecgbyte_cli.workdir import sha256_of
 
 FILES = (".json", ".jsonl", ".csv")
+SPOKEN = ("question", "answer")  # columns of a CSV file whose cells must not be empty
 SIDES = {"train": "training", "val": "validation", "test": "test"}  # in words
 
 
@@ -68,6 +70,8 @@ class Question:
 def read(path: str | os.PathLike | list) -> list[Question]:
     """Read a question file, all question files in a folder, or several of these.
 
+    Items with an empty question or answer are left out, with a note.
+
     Returns
     -------
     list of Question
@@ -84,7 +88,7 @@ def read(path: str | os.PathLike | list) -> list[Question]:
     path = Path(path)
     questions = [question for file in _files(path) for question in _read_file(file, path.is_dir())]
     if not questions:
-        raise Failure(f"question file {path} holds no questions")
+        raise Failure(f"question file {path} holds no questions with an answer")
     return questions
 
 
@@ -158,12 +162,16 @@ def _read_file(path, in_folder):
     # ECG-QA's files are in folders called after the split, those of ECG-QA-CoT are themselves
     names = (path.stem, path.parent.name, path.stem.rpartition("_")[2])
     split = next((SPLITS[name.lower()] for name in names if name.lower() in SPLITS), None)
-    questions = []
+    questions, empty = [], []
     for where, item in _items(path, text):
         try:
             questions += _questions(item, split if in_folder or "ecg_id" in item else None)
+        except forms.EmptyError:
+            empty.append(where)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise Failure(f"{path}, {where}: {forms.KNOWN} ({_problem(error)})") from error
+    if empty:
+        note(f"{path}: {len(empty)} items have an empty question or answer: left out (the first: {empty[0]})")
     return questions
 
 
@@ -213,7 +221,8 @@ def _rows(path, text):
                 f"{path}, line {line}: has more fields than the first line names: quote what has commas"
             )
         elif row:
-            yield f"line {line}", {name: value for name, value in zip(names, row, strict=False) if value}
+            cells = zip(names, row, strict=False)
+            yield f"line {line}", {name: value for name, value in cells if value or name in SPOKEN}
 
 
 def _questions(item, split):

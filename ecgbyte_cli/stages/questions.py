@@ -125,13 +125,13 @@ def questions(
     start = time.perf_counter()
     out = Path(out)
     known = _read(Path(source))
-    for line in _remarks(known):
-        note(line)
     lines = ask(known, seed, cap, every_finding, cannot, think)
     if not lines:
         raise Failure(
             f"{source} says nothing that a question could be made of: each side needs a yes and a no"
         )
+    for line in _remarks(known):
+        note(line)
     _write(out, lines, overwrite)
     counts = _counted(lines, "type", "split", SIDES)
     return {
