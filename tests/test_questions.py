@@ -328,12 +328,9 @@ def test_ecg_qa_as_cloned(real_data, tmp_path):
 
 def spoken(question, answer):
     """An item of each form with this question and answer."""
-    ecg, said = {"ecg": "r"}, [("human", question), ("gpt", answer)]
-    turns = [{"from": who, "value": text} for who, text in said]
-    roles = [
-        {"role": who, "content": text}
-        for who, text in zip(("user", "assistant"), (question, answer), strict=True)
-    ]
+    ecg = {"ecg": "r"}
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    roles = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     first = [{"question": "q", "answer": "a"}, {"question": question, "answer": answer}]
     step = {"question": question, "answer": answer, "options": ["a"]}
     return {
