@@ -67,7 +67,8 @@ def read(path: str | os.PathLike) -> Source:
     unused = answers.keys() - {*asked, *MEASURED.values()}
     if unused:
         note(f"{path}: not all yes or no, and so not asked about: {', '.join(sorted(unused))}")
-    called, first = _called(), {}
+    called = _called()
+    first: dict[tuple[str, ...], str] = {}
     taken = {name: called.get(_plain(name), (name,)) for name in asked}
     for name, keys in taken.items():
         if (other := first.setdefault(keys, name)) != name:
@@ -114,7 +115,9 @@ def _plain(text: str) -> str:
 
 def _called() -> dict[str, tuple[str, ...]]:
     """What columns may be called, to the names in `Facts.known` that they fill in."""
-    called = {_plain(word): (name,) for name, s in STATEMENTS.items() for word in (name, s.words)}
+    called: dict[str, tuple[str, ...]] = {
+        _plain(word): (name,) for name, s in STATEMENTS.items() for word in (name, s.words)
+    }
     for name, finding in ASKED.items():
         called |= {_plain(word): _names(name) for word in (name, finding.words, *ALSO.get(name, ()))}
     return called | {"rbbb": ("CRBBB",)}

@@ -117,9 +117,7 @@ def stated_side(recording: Recording) -> str | None:
     try:
         sides = {side_of(text) for text in recording.all_comments("split")} - {None}
     except ValueError as error:
-        raise Unusable(
-            f"split unknown: the comment `Split:` says {str(error).removeprefix('split ')}"
-        ) from error
+        raise Unusable(f"split unknown: comment `Split:`, {error}") from error
     if len(sides) > 1:
         raise Unusable("split unknown: the comments `Split:` name two sides")
     return next(iter(sides), None)
@@ -198,26 +196,32 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
     else:
         raise Failure(f"{path} has no columns `record` and `patient`, and is no table of a known data set")
     patients = _whole_numbers(columns[patient_column])
-    sides = _sides(path, patients, columns)
-    rows: dict[str, dict[str, tuple[str, str | None]]] = {}
-    lines: dict[str, int] = {}
-    for name in record_columns:
-        for line, (record, patient, side) in enumerate(zip(columns[name], patients, sides, strict=True), 2):
-            if record and patient:
-                whole = _without_extension(record.strip())
-                before = rows.setdefault(whole.rpartition("/")[2], {}).setdefault(whole, (patient, side))
-                first = lines.setdefault(whole, line)
-                if before != (patient, side):
-                    raise Failure(
-                        f"{path}, line {line}: record {whole} has patient {patient} and split {side or 'empty'}, and "
-                        f"in line {first} patient {before[0]} and split {before[1] or 'empty'}: keep one row"
-                    )
+    rows = _rows(path, record_columns, patients, columns)
     shared = Counter(_without_extension(os.path.basename(each)) for each in found)
     return {
         key: whose
         for bare, listed in rows.items()
         for key, whose in _keys(listed, 1 if shared[bare] < 2 else 2).items()
     }
+
+
+def _rows(path, record_columns, patients, columns):
+    """Patient and side of each record, by its bare name and then by the name with its folders."""
+    sides = _sides(path, patients, columns)
+    rows: dict[str, dict[str, tuple[str, str | None]]] = {}
+    first: dict[str, int] = {}  # the line of each record
+    for name in record_columns:
+        for number, (record, patient, side) in enumerate(zip(columns[name], patients, sides, strict=True), 2):
+            if record and patient:
+                whole = _without_extension(record.strip())
+                before = rows.setdefault(whole.rpartition("/")[2], {}).setdefault(whole, (patient, side))
+                at = first.setdefault(whole, number)
+                if before != (patient, side):
+                    raise Failure(
+                        f"{path}, line {number}: record {whole} has patient {patient} and split {side or 'empty'}, "
+                        f"and in line {at} patient {before[0]} and split {before[1] or 'empty'}: keep one row"
+                    )
+    return rows
 
 
 def _sides(path, patients, columns):
