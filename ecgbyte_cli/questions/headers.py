@@ -124,7 +124,7 @@ def _known(stated, vocabulary):
             unsaid |= members  # infarction, wherever it may be
         elif made & members:
             unsaid.add(word)  # an anterior infarction is one
-    if made & {*SINUS} or not made & {*OTHER_RHYTHMS}:
+    if not made & {*SINUS, *OTHER_RHYTHMS}:
         unsaid.add("SR")  # where no rhythm is stated, it may well be the sinus node's
     denied = vocabulary - made - unsaid if stated.complete else set()
     return {name: name in made for name in STATEMENTS if name in made or name in denied}

@@ -67,7 +67,9 @@ def labels_of(facts: list[Facts]) -> Labels:
         present = says(name, YES) | (each == YES).any(axis=0)
         absent = denied_whole[name] | np.all([denied[member] for member in members], axis=0)
         findings[name] = _settled(present, absent, (each == UNCERTAIN).any(axis=0))
-        for member in members:
+        for member in (
+            members if name != "sr" else ()
+        ):  # two rhythms, one after the other, are no contradiction
             if both := int((says(member, YES) & denied_whole[name]).sum()):
                 contradictions[STATEMENTS[member].words, words] += both
         if both := int((says(name, YES) & absent & ~denied_whole[name]).sum()):

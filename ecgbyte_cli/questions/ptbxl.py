@@ -104,8 +104,7 @@ def _statements(text):
         if all(known.get(member) is False for member in members):
             known[finding] = False
     # where no rhythm is stated, it may well be the sinus node's
-    sinus, other = (any(known.get(rhythm) for rhythm in some) for some in (SINUS, OTHER_RHYTHMS))
-    if known.get("SR") is False and (sinus or not other):
+    if not any(known.get(rhythm) for rhythm in (*SINUS, *OTHER_RHYTHMS)) and known.get("SR") is False:
         del known["SR"]
     return known
 
