@@ -72,8 +72,9 @@ def labels_of(facts: list[Facts]) -> Labels:
         ):  # two rhythms, one after the other, are no contradiction
             if both := int((says(member, YES) & denied_whole[name]).sum()):
                 contradictions[STATEMENTS[member].words, words] += both
-        if both := int((says(name, YES) & absent & ~denied_whole[name]).sum()):
-            contradictions[words, "any kind of it"] += both
+        none = np.all([says(member, NO) for member in members], axis=0)
+        if both := int((says(name, YES) & none).sum()):
+            contradictions[words, "kind of it"] += both
     return Labels(statements, findings, contradictions)
 
 

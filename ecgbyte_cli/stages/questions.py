@@ -78,8 +78,8 @@ def command(_work, source, **options):
 
     SOURCE is PTB-XL's folder or its ptbxl_database.csv; a folder of WFDB headers with SNOMED CT codes in their
     comments, as in the PhysioNet Challenges, or of `ecgbyte synth`; CODE-15's exams.csv; or any CSV table with the
-    column `record` and columns of yes and no. Yes and no are equally often right, on each side of the split. What
-    a source is not certain of is asked by nobody.
+    column `record` and columns of yes and no. Yes and no are equally often right, on each side of the split. No
+    question is asked about what the source neither states nor denies.
     """
     result = questions(source, **options)
     by_type, by_split = result["by_type"], result["by_split"]
