@@ -22,6 +22,7 @@ from ecgbyte_cli.model.answering import Prompts
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files, findings, ptbxl
+from ecgbyte_cli.questions.labels import NO, YES, labels_of
 from ecgbyte_cli.questions.reliability import auroc
 from ecgbyte_cli.stages.finetune import finetune
 from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
@@ -76,13 +77,12 @@ def ask(out, data):
 def ask_about(path, facts):
     """Write the question file, if it is not there: a letter for each finding that is known to be there or not."""
     if not path.exists():
-        lines = []
-        for of in facts:
-            for letter, (name, finding) in zip(LETTERS, findings.FINDINGS.items(), strict=True):
-                known = [of.known[code] for code in finding.statements if code in of.known]
-                if not known or (None in known and True not in known):
+        lines, found = [], labels_of(facts).findings
+        for i, of in enumerate(facts):
+            for letter, name in zip(LETTERS, findings.FINDINGS, strict=True):
+                answer = {YES: "yes", NO: "no"}.get(found[name][i])
+                if answer is None:
                     continue
-                answer = "yes" if True in known else "no"
                 more = {"record": of.record, "split": of.split, "type": name}
                 lines.append(json.dumps({**more, "question": letter, "answer": answer}) + "\n")
         path.write_text("".join(lines))

@@ -324,3 +324,92 @@ def test_ecg_qa_as_cloned(real_data, tmp_path):
     assert questions.sha256(tmp_path / "qa") == before
     with pytest.raises(Failure, match="needs record, question and answer"):
         questions.read(tmp_path / "qa" / "answers_for_each_template.csv")
+
+
+def spoken(question, answer):
+    """An item of each form with this question and answer."""
+    ecg = {"ecg": "r"}
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    roles = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    first = [{"question": "q", "answer": "a"}, {"question": question, "answer": answer}]
+    step = {"question": question, "answer": answer, "options": ["a"]}
+    return {
+        "own": {"record": "r", "question": question, "answer": answer},
+        "list": {"record": "r", "question": question, "answer": [answer, " "]},
+        "ecg-qa": {"ecg_id": [1], "question": question, "answer": [answer]},
+        "cot": {
+            "ecg_id": 1,
+            "question": question,
+            "answer": answer,
+            "rationale": "x",
+            "clinical_context": "c",
+        },
+        "conversations": ecg | {"conversations": turns},
+        "pictures": ecg | {"conversations": [turns[0] | {"value": f"<ecg>\n{question}"}, turns[1]]},
+        "pairs": ecg | {"conversations": first},
+        "an earlier turn": ecg | {"conversations": first[::-1]},
+        "messages": ecg | {"messages": roles},
+        "thought": ecg | {"messages": [roles[0], thought_of(answer)]},
+        "elm": {"ecg_path": "r_0.npy", "text": json.dumps(["t", question, answer])},
+        "benchmark": {
+            "metadata": {"ecg_id": "7", "data_source": "m"},
+            "data": {"initial_diagnostic_question": step, "reasoning": []},
+        },
+    }
+
+
+def thought_of(answer):
+    return {"role": "assistant", "content": f"<think>t</think><answer>{answer}</answer>"}
+
+
+FORMS = list(spoken("q", "a"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("question", "answer"), [("q", ""), ("q", " \t"), ("", "a"), ("\u200b", "a"), ("q", ".;")]
+)
+def test_empty_questions_and_answers_are_left_out(tmp_path, capsys, form, question, answer):
+    path = write(tmp_path / "qa.jsonl", spoken("q", "a")[form], *[spoken(question, answer)[form]] * 2)
+    assert [q.turns[-1][1] for q in questions.read(path)] == ["a"]
+    assert capsys.readouterr().err == (
+        f"{path}: 2 items have an empty question or answer: left out (the first: line 2)\n"
+    )
+
+
+def test_empty_answers_in_tables_and_arrays(tmp_path, capsys):
+    path = tmp_path / "qa.csv"
+    path.write_text("record,question,answer\na,q,x\nb,q,\nc,q,  \nd,,x\n")
+    assert [q.record for q in questions.read(path)] == ["a"]
+    assert "3 items" in (said := capsys.readouterr().err) and "line 3" in said
+    path = tmp_path / "qa.json"
+    path.write_text(json.dumps([{"record": "a", "question": "q", "answer": x} for x in (None, "x", [])]))
+    assert [q.answer for q in questions.read(path)] == ["x", "none"]  # an empty list is ECG-QA's "none"
+    assert "1 items" in (said := capsys.readouterr().err) and "item 1" in said
+    path.write_text(json.dumps([{"record": "a", "question": "q", "answer": ""}]))
+    with pytest.raises(Failure, match="no questions with an answer"):
+        questions.read(path)
+
+
+@pytest.mark.parametrize("name", ["Test", "TESTING", " test ", "dev", "Validation", "training"])
+def test_splits_have_the_names_that_tables_have(tmp_path, name):
+    item = {"record": "a", "question": "q", "answer": "x"}
+    (question,) = questions.read(write(tmp_path / "qa.jsonl", item | {"split": name}))
+    assert question.split == {"t": "test", "d": "val", "v": "val"}.get(name.strip().lower()[0]) or "train"
+    (question,) = questions.read(write(tmp_path / "in" / name.strip() / "qa.jsonl", item).parent.parent)
+    assert question.split in ("train", "val", "test")
+
+
+def test_findings_that_the_test_side_lacks_are_named():
+    table = {"record": list("abc"), "patient": list("abc"), "split": ["train", "test", "test"]}
+
+    def lines(*asked):
+        joined, _ = questions.join(
+            [questions.Question(r, f"{t}?", a, "v", None, topic=t) for r, t, a in asked], table
+        )
+        return [line for line in questions.crossings(joined, table, "F") if "positives" in line]
+
+    assert lines(("a", "afib", "yes"), ("a", "lvh", "yes"), ("b", "lvh", "yes"), ("b", "afib", "no")) == [
+        "1 findings have no positives on the test side of the split: afib"
+    ]
+    assert lines(("a", "afib", "yes"), ("b", "afib", "yes")) == lines(("a", "afib", "yes")) == []

@@ -1002,7 +1002,9 @@ def test_a_name_is_no_placeholder(text):
 def test_identifiers_are_text(tmp_path_factory, record, patient):
     table = tmp_path_factory.mktemp("table") / "t.csv"
     table.write_text(f"record,patient,split\n{record},{patient},test\nx,{patient},\n")
-    assert readers.read_patients(table) == {record: (patient, "test"), "x": (patient, None)}
+    # a row without a split takes that of the patient's others; a placeholder has none
+    other = None if readers.is_placeholder(patient) else "test"
+    assert readers.read_patients(table) == {record: (patient, "test"), "x": (patient, other)}
 
 
 def test_records_called_alike_are_known_by_their_folders(tmp_path):
@@ -1028,6 +1030,70 @@ def test_records_called_alike_are_known_by_their_folders(tmp_path):
         "ED"
     ) + ["?"] * 2
     assert readers.listed("rec_1", known, "/d/c/P1/rec_1.hea") is None
+
+
+NAMES = {
+    "Test": "test",
+    "TEST": "test",
+    "testing": "test",
+    " valid ": "val",
+    "Validation": "val",
+    "dev": "val",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [*NAMES.items(), ("Train", "train"), ("training", "train"), ("", None)]
+)
+def test_names_of_splits_in_tables_and_comments(tmp_path, name, side):
+    (tmp_path / "t.csv").write_text(f"record,patient,split\nr1,P1,{name}\n")
+    assert readers.read_patients(tmp_path / "t.csv") == {"r1": ("P1", side)}
+    recording = readers.Recording(np.zeros((1, 1)), 1.0, ["I"], "r1", "/d/r1.hea", [f"Split: {name}"])
+    assert readers.stated_side(recording) == side
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("record,patient,split\na,P1,test\nb,P2,tset\n", "line 3: split 'tset' is none of train, val, test"),
+        ("record,patient,strat_fold\na,P1,0\n", "line 2: strat_fold '0' is none of 1 to 10"),
+        ("record,patient,strat_fold\na,P1,10\nb,P2,11\n", "line 3: strat_fold '11'"),
+        ("record,patient,strat_fold\na,P1,2.5\n", "strat_fold '2.5'"),
+        ("record,patient,strat_fold\na,P1,-1\n", "strat_fold '-1'"),
+        ("record,patient,strat_fold\na,P1,ten\n", "strat_fold 'ten'"),
+        ("record,patient,split,strat_fold\na,P1,train,10\n", "line 2: .*two sides"),
+        ("record,patient\na,P1\nb,P2\na.hea,P3\n", "line 4: record a has patient P3 .*line 2 patient P1"),
+        ("record,patient,split\na,P1,train\nb,P1,test\n", "line 3: patient P1 is on the test side .*line 2"),
+        ("record,patient,split\na,0,train\na,0,test\n", "line 3: record a has patient 0 and split test"),
+    ],
+)
+def test_unknown_or_contradicting_splits_are_refused(tmp_path, text, said):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(Failure, match=said) as error:
+        readers.read_patients(tmp_path / "t.csv")
+    assert str(tmp_path / "t.csv") in error.value.message
+
+
+def test_folds_and_splits_that_agree(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "record,patient,split,strat_fold\na,P1,Train,3\na,P1,,3.0\nb,P2,,10\nc,P3,valid,9.0\nd,unknown,test,\n"
+        "e,unknown,train,\nf,P4,,\n"
+    )
+    assert readers.read_patients(tmp_path / "t.csv") == {
+        "a": ("P1", "train"),
+        "b": ("P2", "test"),
+        "c": ("P3", "val"),
+        "d": ("unknown", "test"),  # a placeholder is not one patient
+        "e": ("unknown", "train"),
+        "f": ("P4", None),
+    }
+
+
+def test_comments_of_unknown_or_two_splits(tmp_path):
+    for comments in (["Split: holdout"], ["Split: train", "split: Test"]):
+        recording = readers.Recording(np.zeros((1, 1)), 1.0, ["I"], "r1", "/d/r1.hea", comments)
+        with pytest.raises(readers.Unusable, match="split unknown"):
+            readers.stated_side(recording)
 
 
 def test_a_table_of_something_else_is_refused(tmp_path):

@@ -221,31 +221,39 @@ def test_processes_make_no_difference(ecgbyte, many, tmp_path):
 def test_patients_and_splits(ecgbyte, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
-    comments = [["Patient: A", "Split: test"], ["Patient: B"], ["Split: nonsense"], []]
+    comments = [
+        ["Patient: A", "Split: Test"],
+        ["Patient: B"],
+        ["Split: nonsense"],
+        [],
+        ["Patient: A", "split: dev"],
+    ]
     for i, lines in enumerate(comments):
         write_wfdb(data, f"r{i}", wave(2, 520, i), ["II", "V1"], fs=125, comments=lines)
-    assert ecgbyte("symbolize", data, *SHORT).exit_code == 0
+    result = ecgbyte("symbolize", data, *SHORT)
+    assert result.exit_code == 0 and "1 patients are on more than one side of the split" in result.stderr
     segments = results(tmp_path / "work")[1]
-    assert dict(zip(segments["record"], segments["patient"], strict=True)) == {
-        "r0": "A",
-        "r1": "B",
-        "r2": "r2",
-        "r3": "r3",
+    rows = zip(segments["record"], segments["patient"], segments["split"], strict=True)
+    assert {record: whose for record, *whose in rows} == {
+        "r0": ["A", "test"],
+        "r1": ["B", readers.split_of("B")],
+        "r3": ["r3", readers.split_of("r3")],
+        "r4": ["A", "val"],
     }
-    of = dict(zip(segments["record"], segments["split"], strict=True))
-    assert of == {
-        "r0": "test",
-        **{r: readers.split_of(p) for r, p in [("r1", "B"), ("r2", "r2"), ("r3", "r3")]},
-    }
-    (data / "table.csv").write_text("record,patient,split\nr0,K,\nr1,L,val\nr2,M,\n")
+    (reason,) = read_table(tmp_path / "work" / "symbols" / "skipped.parquet")["reason"]
+    assert reason == "split unknown: comment `Split:`, split 'nonsense' is none of train, val, test"
+    (data / "table.csv").write_text("record,patient,split\nr0,K,\nr1,L,val\nr4,M,TEST\n")
     result = ecgbyte("symbolize", data, *SHORT, "--patients", data / "table.csv", "--overwrite")
     assert result.exit_code == 0 and "1 recordings are not in the table" in result.stderr
+    assert "1 recordings are on another side of the split in the table of patients" in result.stderr
     segments = results(tmp_path / "work")[1]
-    rows = dict(
-        zip(segments["record"], zip(segments["patient"], segments["split"], strict=True), strict=True)
-    )
-    assert rows["r0"] == ("K", "test") and rows["r1"] == ("L", "val")
-    assert rows["r2"] == ("M", readers.split_of("M")) and rows["r3"] == ("r3", readers.split_of("r3"))
+    rows = zip(segments["record"], segments["patient"], segments["split"], strict=True)
+    assert {record: whose for record, *whose in rows} == {
+        "r0": ["K", "test"],
+        "r1": ["L", "val"],
+        "r3": ["r3", readers.split_of("r3")],
+        "r4": ["M", "test"],
+    }
 
 
 def test_run_twice(ecgbyte, many, tmp_path):

@@ -7,10 +7,9 @@ import numpy as np
 
 from ecgbyte_cli.questions import wording
 from ecgbyte_cli.questions.facts import RANGES, Facts, Source
-from ecgbyte_cli.questions.findings import ASKED, CLASSES, FINDINGS, STATEMENTS, Finding
-
-SPLITS = ("train", "val", "test")
-NO, YES, UNCERTAIN, UNSAID = range(4)
+from ecgbyte_cli.questions.findings import ASKED, CLASSES, FINDINGS, GENERIC, STATEMENTS
+from ecgbyte_cli.questions.labels import NO, UNCERTAIN, YES, Labels, labels_of
+from ecgbyte_cli.readers.patients import SIDES
 
 DISEASES = tuple(CLASSES)  # topics whose statements are diagnoses
 SEEN = ("rhythm", *DISEASES, "form", "beats")  # what a list of findings is made of
@@ -53,14 +52,14 @@ def ask(
     list of dict
         As lines of a question file, ordered by record.
     """
-    columns = _columns(source.facts)
+    labels = labels_of(source.facts)
     sides = {
-        side: np.array([i for i, f in enumerate(source.facts) if f.split == side], int) for side in SPLITS
+        side: np.array([i for i, f in enumerate(source.facts) if f.split == side], int) for side in SIDES
     }
     # each kind has random numbers of its own, so that an option of one does not change the others
     verify, choose, query, decline = (np.random.default_rng([seed, kind]) for kind in range(4))
-    asked = _verify(verify, columns, sides, source.words, cap, every_finding)
-    asked += _choose(choose, columns, sides, cap)
+    asked = _verify(verify, labels, sides, source.words, cap, every_finding)
+    asked += _choose(choose, labels, sides, cap)
     asked += _query(query, source.facts, sides, cap)
     asked += _decline(decline, sides, asked, source.facts, cannot)
     asked.sort(key=lambda line: line[0])  # stable: the kinds stay in order
@@ -101,48 +100,31 @@ def _line(facts, question, answer, kind, more):
     }
 
 
-def _columns(facts: list[Facts]) -> dict[str, np.ndarray]:
-    """What is known as an array for each name: NO, YES, UNCERTAIN or UNSAID of every recording."""
-    value = {False: NO, True: YES, None: UNCERTAIN}
-    names = dict.fromkeys(name for each in facts for name in each.known)
-    columns = {name: np.full(len(facts), UNSAID, np.int8) for name in names}
-    for i, each in enumerate(facts):
-        for name, known in each.known.items():
-            columns[name][i] = value[known]
-    return columns
-
-
-def _any_of(finding: Finding, columns):
-    """A column for a finding: there is one if there is one of its statements; None if no column speaks of it."""
-    members = [columns[name] for name in finding.statements if name in columns]
-    if not members:
-        return None
-    stacked = np.stack(members)
-    return np.select(
-        [(stacked == value).any(axis=0) for value in (YES, UNCERTAIN, NO)], [YES, UNCERTAIN, NO], UNSAID
-    )
-
-
 def _drawn(rng, places, most):
     return rng.permutation(places)[:most].tolist()
 
 
-def _verify(rng, columns, sides, words, cap, every_finding):
-    """Yes or no, as often the one as the other."""
+def verifiable(labels: Labels, words: dict[str, str]) -> list[tuple[str, str, str, np.ndarray]]:
+    """Return everything that can be asked with yes and no: its name, words, type of question and labels."""
     items = [
-        (name, finding.words, "finding-verify", column)
+        (name, finding.words, "finding-verify", labels.findings[name])
         for name, finding in ASKED.items()
-        if (column := _any_of(finding, columns)) is not None
+        if name in labels.findings
     ]
-    for name, column in columns.items():
+    for name, column in labels.statements.items():
         if name in STATEMENTS and name not in WITHIN:
             kind = "noise-verify" if name in OF_TOPIC["noise"] else "finding-verify"
             items.append((name.lower(), STATEMENTS[name].words, kind, column))
         elif name in words:
             kind = "leads-verify" if name.partition("-")[0] in OF_TOPIC["noise"] else "finding-verify"
             items.append((name.lower(), words[name], kind, column))
+    return items
+
+
+def _verify(rng, labels, sides, words, cap, every_finding):
+    """Yes or no, as often the one as the other."""
     asked = []
-    for name, what, kind, column in items:
+    for name, what, kind, column in verifiable(labels, words):
         for side in sides.values():
             yes, no = side[column[side] == YES], side[column[side] == NO]
             most = len(side) if every_finding and name in FINDINGS else min(len(yes), len(no), cap)
@@ -154,14 +136,20 @@ def _verify(rng, columns, sides, words, cap, every_finding):
     return asked
 
 
-def _choose(rng, columns, sides, cap):
-    """One of two, both or none; of each two as often the one as the other, and not more often both or none."""
-    columns = dict(columns)
-    for name in columns:
+def alternatives(labels: Labels) -> dict[str, np.ndarray]:
+    """Return the statements that one can choose between, with their labels."""
+    columns = {name: column for name, column in labels.statements.items() if name in STATEMENTS}
+    for name, column in columns.items():
         if name.lower() in ASKED:
-            # "left ventricular hypertrophy" also stands for its voltage criteria: not denied where those are met
-            whole = _any_of(ASKED[name.lower()], columns)
-            columns[name] = np.where((columns[name] == NO) & (whole != NO), UNCERTAIN, columns[name])
+            # "left ventricular hypertrophy" also covers its voltage criteria, and is not denied where they are met
+            whole = labels.findings[name.lower()]
+            columns[name] = np.where((column == NO) & (whole != NO), UNCERTAIN, column)
+    return columns
+
+
+def _choose(rng, labels, sides, cap):
+    """One of two, both or none; of each two as often the one as the other, and not more often both or none."""
+    columns = alternatives(labels)
     groups = {}
     for name in STATEMENTS:
         if name in columns and (columns[name] == YES).any():
@@ -169,7 +157,7 @@ def _choose(rng, columns, sides, cap):
             groups.setdefault("finding" if topic in DISEASES else topic, []).append(name)
     asked = []
     for group, names in groups.items():
-        pairs = list(combinations(names, 2))
+        pairs = [pair for pair in combinations(names, 2) if not _covers(*pair) and not _covers(*pair[::-1])]
         for a, b in pairs:
             for side in sides.values():
                 in_a, in_b = columns[a][side], columns[b][side]
@@ -188,6 +176,11 @@ def _choose(rng, columns, sides, cap):
                         question = wording.choose(rng, first, second)
                         asked.append((i, question, answer, f"{group}-choose", {**pair, "closed": True}))
     return asked
+
+
+def _covers(a, b):
+    """Whether the words of a statement cover those of another: myocardial infarction, and an inferior one."""
+    return a.lower() in GENERIC and b in ASKED[a.lower()].statements
 
 
 def _query(rng, facts, sides, cap):
@@ -210,17 +203,19 @@ def _query(rng, facts, sides, cap):
 def _answers(facts: Facts) -> Iterable[tuple[str, str, list[str] | str]]:
     """Yield (topic, what it is about, labels or text) of all open questions that a recording answers."""
     seen = {topic: _seen(facts, topic) for topic in (*SEEN, "axis", "noise")}
-    for topic in ("rhythm", "axis"):
-        # of these every ECG has one, so that none means that nobody said
-        if seen[topic]:
-            yield topic, "", seen[topic]
-    for topic in ("form", "beats", "noise"):
-        if seen[topic] is not None and any(name in facts.known for name in OF_TOPIC[topic]):
+    # every ECG has a rhythm and one axis: where there is no label, or more than one axis, the source says nothing
+    if seen["rhythm"]:
+        yield "rhythm", "", seen["rhythm"]
+    if seen["axis"] and len(seen["axis"]) == 1:
+        yield "axis", "", seen["axis"]
+    for topic in ("form", "beats"):
+        if topic in facts.whole and seen[topic] is not None:
             yield topic, "", seen[topic] or ["none"]
-    diseases = [seen[topic] for topic in DISEASES]
-    if None not in diseases:
+    if seen["noise"] is not None and all(name in facts.known for name in OF_TOPIC["noise"]):
+        yield "noise", "", seen["noise"] or ["none"]
+    if all(topic in facts.whole and seen[topic] is not None for topic in DISEASES):
         yield "class", "", [CLASSES[topic] for topic in DISEASES if seen[topic]] or ["none"]
-    if all(seen[topic] is not None for topic in SEEN) and any(seen[topic] for topic in SEEN):
+    if seen["rhythm"] and all(seen[topic] is not None for topic in SEEN):
         yield "findings", "", [label for topic in SEEN for label in seen[topic]]
         yield "describe", "", _description(facts, seen)
     for topic, labels in facts.said.items():
@@ -260,7 +255,7 @@ def _where(leads):
 def _decline(rng, sides, asked, facts, share):
     """Questions that no ECG answers: so many that they are their share of each side's."""
     topics = list(wording.UNANSWERABLE)
-    others = dict.fromkeys(SPLITS, 0)
+    others = dict.fromkeys(SIDES, 0)
     for i, *_ in asked:
         others[facts[i].split] += 1
     made = {}

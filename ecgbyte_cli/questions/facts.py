@@ -35,12 +35,15 @@ class Facts:
     ----------
     record, patient, split : str
     known : dict
-        What is asked about to whether it is there; None where the source is not certain. Names are those of
-        `findings.STATEMENTS`, or the source's own; what it does not speak of is missing.
+        Name to whether the source states or denies it; None where the source is uncertain. Names are those of
+        `findings.STATEMENTS`, of `findings.ASKED` (a finding as a whole), or the source's own. What the source does
+        not cover is missing.
     said : dict
         Topic to the labels that answer a question about it, such as "age": ["60 to 69 years"].
     complete : bool
-        Whether all that was seen in the recording is in `known`, so that a list of it is a whole one.
+        Whether `known` has everything that the source states of the recording, so that it can be listed.
+    whole : frozenset of str
+        The topics in which the source can state everything, so that a list may also be "none".
     """
 
     record: str
@@ -49,6 +52,7 @@ class Facts:
     known: dict[str, bool | None]
     said: dict[str, list[str]] = field(default_factory=dict)
     complete: bool = False
+    whole: frozenset[str] = frozenset()
 
 
 @dataclass

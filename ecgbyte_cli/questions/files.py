@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
+from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.questions import forms
 from ecgbyte_cli.questions.forms import BETWEEN as BETWEEN
 from ecgbyte_cli.readers.formats import FORMATS
+from ecgbyte_cli.readers.patients import SPLITS, side_of
 from ecgbyte_cli.readers.text_table import names_of, read_rows
 from ecgbyte_cli.workdir import sha256_of
 
@@ -27,7 +29,7 @@ TABLES = (".csv", ".tsv")
 FILES = (".json", ".jsonl", *TABLES)
 # the line of names of a table of questions holds all of one of these
 NAMES = ({"question", "answer"}, *(form.keys for form in forms.FORMS.values()))
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPOKEN = ("question", "answer")  # columns of a table whose cells must not be empty
 SIDES = {"train": "training", "val": "validation", "test": "test"}  # in words
 
 
@@ -70,11 +72,13 @@ class Question:
 def read(path: str | os.PathLike | list) -> list[Question]:
     """Read a question file, all question files in a folder, or several of these.
 
+    Items with an empty question or answer are left out, with a note.
+
     Returns
     -------
     list of Question
-        The split is the item's own. Else it is the one that the file or its folder is called after (train,
-        val, valid, validation, test), if a whole folder is read or the item is ECG-QA's.
+        The split is the item's own. Else it is the one that the file or its folder is called after (see
+        `readers.patients.SPLITS`), if a whole folder is read or the item is ECG-QA's.
 
     Raises
     ------
@@ -86,7 +90,7 @@ def read(path: str | os.PathLike | list) -> list[Question]:
     path = Path(path)
     questions = [question for file in _files(path) for question in _read_file(file, path.is_dir())]
     if not questions:
-        raise Failure(f"question file {path} holds no questions")
+        raise Failure(f"question file {path} holds no questions with an answer")
     return questions
 
 
@@ -156,13 +160,17 @@ def _has_questions(path: Path) -> bool:
 def _read_file(path, in_folder):
     # ECG-QA's files are in folders called after the split, those of ECG-QA-CoT are themselves
     names = (path.stem, path.parent.name, path.stem.rpartition("_")[2])
-    split = next((SPLITS[name] for name in names if name in SPLITS), None)
-    questions = []
+    split = next((SPLITS[name.lower()] for name in names if name.lower() in SPLITS), None)
+    questions, empty = [], []
     for where, item in _items(_regular(path)):
         try:
             questions += _questions(item, split if in_folder or "ecg_id" in item else None)
+        except forms.EmptyError:
+            empty.append(where)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise Failure(f"{path}, {where}: {forms.KNOWN} ({_problem(error)})") from error
+    if empty:
+        note(f"{path}: {len(empty)} items have an empty question or answer: left out (the first: {empty[0]})")
     return questions
 
 
@@ -204,16 +212,14 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             names = row
         else:
             cells = zip(names, row, strict=False)
-            yield f"line {line}", {name: value for name, value in cells if name and value}
+            yield f"line {line}", {name: value for name, value in cells if name and (value or name in SPOKEN)}
 
 
 def _questions(item, split):
     """An item of any form as Questions; KeyError, TypeError or ValueError say what is wrong with it."""
     asked = forms.read(item)
     if "split" in item:
-        split = SPLITS.get(item["split"])
-        if split is None and item["split"]:
-            raise ValueError(f"split {item['split']!r} is none of train, val, test")
+        split = side_of(forms.text(item["split"] or ""))
     made = []
     for one in asked:
         *earlier, (question, answer) = one.turns
@@ -327,7 +333,7 @@ def describe(unmatched, total):
 
 
 def crossings(joined, segments, name):
-    """Lines about patients, and about questions, that are on two sides of a split.
+    """Lines about patients and questions on two sides of a split, and about findings that the test side lacks.
 
     Parameters
     ----------
@@ -351,12 +357,33 @@ def crossings(joined, segments, name):
                 f"{len(both)} patients of the {SIDES[side]} questions are on the training side of the recordings, "
                 f"which the merges were learned from: {_some(both)}"
             )
+    sides: dict[str, set[str]] = {}
+    for question, *_, side in joined:
+        if question.answer.strip().casefold() == "yes":
+            sides.setdefault(question.topic or question.question, set()).add(side)
+    if any(side == "test" for *_, side in joined):
+        lines += without_positives(sides)
     if count := seen_in_training(joined):
         lines.append(
             f"{count} of {sum(side == 'test' for *_, side in joined)} test questions stand in training too, word "
             "for word and about the same records"
         )
     return lines
+
+
+def without_positives(sides: dict[str, set[str]]) -> list[str]:
+    """A line about what is present on some side of the split and never on the test side.
+
+    Parameters
+    ----------
+    sides : dict of str to set of str
+        The sides on which each finding is present, by the finding's words.
+    """
+    missing = [words for words, on in sides.items() if "test" not in on]
+    if not missing:
+        return []
+    some = ", ".join(missing[:12]) + (", …" if len(missing) > 12 else "")
+    return [f"{len(missing)} findings have no positives on the test side of the split: {some}"]
 
 
 def seen_in_training(joined):

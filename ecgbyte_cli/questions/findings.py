@@ -195,6 +195,11 @@ BROAD: dict[str, Finding] = {
     "beats": Finding("premature beats", (*_of_topic("beats"), "BIGU", "TRIGU")),
 }
 ASKED = FINDINGS | BROAD
+# Findings whose own words cover every member: a source that denies "bundle branch block" denies each kind of it. The
+# other words may also be used for one member alone ("sinus rhythm" often excludes sinus bradycardia).
+GENERIC = ("mi", "brady", "twa", "bbb", "cd", "hyp", "beats")
+SINUS = BROAD["sr"].statements
+OTHER_RHYTHMS = ("AFIB", "AFLT", "SVTAC", "PSVT", "ATACH")  # there is no sinus rhythm beside one of these
 
 
 def as_csv() -> str:

@@ -6,9 +6,12 @@ such as the prompt of ECG-QA-CoT, which quotes the right answer, it is left out 
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import NamedTuple
+
+from ecgbyte_cli.questions.metrics import labels as labels_in
 
 BETWEEN = "; "  # the labels of an answer: ECG-QA has one with commas in it
 ECG_PLACE = re.compile(r"\s*<(?:ecg|image|signal)>\s*")  # where the ECG goes into the text
@@ -19,6 +22,10 @@ THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*?)<answer>(.*?)</answer>\s*", r
 LETTERED = re.compile(r"\s*Answer:\s*(.*?)\s*$", re.DOTALL)
 
 Turns = list[tuple[str, str]]
+
+
+class EmptyError(ValueError):
+    """A question or an answer without any word: there is nothing to learn or to score."""
 
 
 class Asked(NamedTuple):
@@ -37,6 +44,8 @@ def read(item: object) -> list[Asked]:
 
     Raises
     ------
+    EmptyError
+        If a question or an answer of it is empty.
     KeyError, TypeError or ValueError
         That say what is wrong with it.
     """
@@ -53,21 +62,21 @@ def _own(item):
     records = as_list(item["record"])
     answer, labels = _answer(item["answer"])
     reasoning = text(item.get("reasoning") or "")
-    return [Asked(records, [(text(item["question"]), answer)], "question", labels, reasoning)]
+    return [Asked(records, [(words(item["question"]), answer)], "question", labels, reasoning)]
 
 
 def _ecg_qa(item):
     """ECG-QA (Oh et al., NeurIPS 2023), over PTB-XL or MIMIC-IV-ECG."""
     answer, labels = _answer(item["answer"])
     kind = item.get("question_type") or "question"
-    return [Asked(_numbers(item["ecg_id"]), [(text(item["question"]), answer)], kind, labels)]
+    return [Asked(_numbers(item["ecg_id"]), [(words(item["question"]), answer)], kind, labels)]
 
 
 def _ecg_qa_cot(item):
     """ECG-QA-CoT (OpenTSLM): one PTB-XL number as "[12662]", and a rationale that ends in "Answer: no"."""
-    asked = [part for part in (item.get("clinical_context"), text(item["question"])) if part]
+    asked = [part for part in (item.get("clinical_context"), words(item["question"])) if part]
     reasoning = LETTERED.sub("", text(item["rationale"])).strip()
-    turns = [("\n".join(map(text, asked)), text(item["answer"]).strip())]
+    turns = [("\n".join(map(text, asked)), words(item["answer"]).strip())]
     return [Asked(_numbers(item["ecg_id"]), turns, item.get("question_type") or "question", (), reasoning)]
 
 
@@ -88,7 +97,7 @@ def _messages(item):
     if not thought:
         return [Asked(records, turns, "conversation", labels)]
     found = [label.strip() for label in thought[3].split(";") if label.strip()]
-    answer, labels = _answer(found) if len(found) > 1 else (thought[3].strip(), ())
+    answer, labels = _answer(found) if len(found) > 1 else (words(thought[3]).strip(), ())
     reasoning = f"{thought[1].strip()}\n\n{thought[2].strip()}".strip()
     return [Asked(records, [*turns[:-1], (question, answer)], "conversation", labels, reasoning)]
 
@@ -102,7 +111,7 @@ def _elm(item):
     kind = item.get("name") or "conversation"
     if isinstance(said, list) and len(said) == 3 and all(isinstance(part, str) for part in said[:2]):
         answer, labels = _answer(said[2])
-        return [Asked([record], [(said[1], answer)], item.get("name") or said[0], labels)]
+        return [Asked([record], [(words(said[1]), answer)], item.get("name") or said[0], labels)]
     turns, labels = _turns(said)
     return [Asked([record], turns, kind, labels)]
 
@@ -126,7 +135,7 @@ def _reasoning_benchmark(item):
         many = "select all possible" in text(step["question"]).lower()
         which = "may have multiple correct answers among" if many else "has one of"
         options = "\n".join(f"- {text(option)}" for option in step["options"])
-        question = f"{step['question']}\n\nThis question {which} the following options:\n{options}"
+        question = f"{words(step['question'])}\n\nThis question {which} the following options:\n{options}"
         turns = [*turns, (question, answer)]
         made.append(Asked([record], turns, step.get("question_type") or "question", labels, split="test"))
     return made
@@ -153,8 +162,11 @@ def _answer(given):
     """An answer as text, and its labels: ECG-QA gives all right answers of a question as a list, in any order, and no
     answer at all where its own scoring has "none"."""
     if not isinstance(given, list):
-        return text(given), ()
-    labels = tuple(sorted({text(label).strip() for label in given} - {""}) or ["none"])
+        return words(given), ()
+    labels = tuple(sorted({text(label).strip() for label in given if not _empty(text(label))}))
+    if given and not labels:
+        raise EmptyError("the answer is empty")
+    labels = labels or ("none",)
     return BETWEEN.join(labels), labels
 
 
@@ -192,7 +204,7 @@ def _turns(said):
     speakers = [speaker for speaker, _ in spoken]
     if not spoken or speakers != ["asks", "answers"] * (len(spoken) // 2):
         raise ValueError("the conversation does not alternate between who asks and who answers")
-    words = [ECG_PLACE.sub(" ", _words(value)).strip() for _, value in spoken]
+    texts = [words(ECG_PLACE.sub(" ", _joined(value))).strip() for _, value in spoken]
     last = spoken[-1][1]
     # PULSE's benchmark has lists of letters, and of labels
     if (
@@ -200,14 +212,14 @@ def _turns(said):
         and all(isinstance(part, str) for part in last)
         and any(len(part) > 1 for part in last)
     ):
-        words[-1], labels = _answer(last)
-    return list(zip(words[::2], words[1::2], strict=True)), labels
+        texts[-1], labels = _answer(last)
+    return list(zip(texts[::2], texts[1::2], strict=True)), labels
 
 
-def _words(value):
+def _joined(value):
     """The text of a turn: as it is, in pieces, or in OpenAI's parts."""
     if not isinstance(value, list):
-        return text(value)
+        return words(value)
     return "".join(
         text(part["text"]) if isinstance(part, dict) else text(part) for part in value if not _picture(part)
     )
@@ -222,6 +234,21 @@ def as_list(value: object) -> list:
     if isinstance(value, list) and not value:
         raise ValueError("an empty list")
     return value if isinstance(value, list) else [value]
+
+
+def words(value: object) -> str:
+    """A text that says something: not null, and not empty once spaces and a full stop are taken off."""
+    if value is None or _empty(text(value)):
+        raise EmptyError("a question or an answer is empty")
+    return text(value)
+
+
+def _empty(value):
+    """Whether scoring would compare nothing: neither spaces, invisible signs, commas nor full stops count."""
+    if any(map(str.isalnum, value)):
+        return False
+    visible = (sign for sign in value if unicodedata.category(sign)[0] not in "CZ")
+    return not labels_in("".join(visible))
 
 
 def text(value: object) -> str:

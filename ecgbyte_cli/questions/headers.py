@@ -1,44 +1,45 @@
-"""What the comments of WFDB headers say: SNOMED CT codes behind `Dx:`, as in the PhysioNet Challenges, or what
-`ecgbyte synth` writes.
+"""Comments of WFDB headers: SNOMED CT codes behind `Dx:`, as in the PhysioNet Challenges, or those of `ecgbyte synth`.
 
-A code that the folder's headers never give is one that its readers did not look for, and nobody asks about it; one
-that they give elsewhere is absent where they do not. Records with a code that the table does not have, of which
-there are some dozens, are asked no question whose answer is a list of all there is to see.
+A header lists the diagnoses of its database's vocabulary: the codes that the headers of that database give anywhere.
+A code of the vocabulary that a header does not give is absent; any other statement is unknown. Where a header has a
+code that the table here does not know (there are some dozens), nothing is absent and nothing is listed.
 """
 
 import os
+import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
+from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.questions.facts import CELL, Facts, Source, age, known_only, measured, sex
-from ecgbyte_cli.questions.findings import OF_SNOMED, STATEMENTS
+from ecgbyte_cli.questions.findings import ASKED, GENERIC, OF_SNOMED, OTHER_RHYTHMS, SINUS, STATEMENTS
 from ecgbyte_cli.readers import header
-from ecgbyte_cli.readers.patients import patient_and_split, patient_of
+from ecgbyte_cli.readers.patients import patient_and_split, patient_of, stated_side
 from ecgbyte_cli.readers.recording import Recording, Unusable, stem
 
-# A statement that leaves open which of several it is.
-BROADER = {
-    "MI": ("IMI", "ILMI", "IPLMI", "IPMI", "AMI", "ASMI", "ALMI", "LMI", "PMI"),
-    "BBB": ("IRBBB", "CRBBB", "ILBBB", "CLBBB"),
-    "BRADY": ("SBRAD",),
-}
+# The databases of the Challenge 2021 by their records' names: each has a vocabulary of its own.
+DATABASE = re.compile(r"(A|Q|I|S)\d{4}|(HR|JS|E)\d{5}")
 # A statement of form that is a change of ST segment or T wave: the Challenge's data sets have such codes for what
 # PTB-XL states as a diagnosis.
 CHANGES = {"INVT", "STD", "STE"}
 # The conditions of `ecgbyte synth`. Where it names no rhythm, the rate decides between those of the sinus node.
-SINUS = ("SR", "SBRAD", "STACH")
+BY_RATE = ("SR", "SBRAD", "STACH")
 CONDITIONS = {
     "sinus rhythm": ("SR", ()),
     "sinus bradycardia": ("SBRAD", ()),
     "sinus tachycardia": ("STACH", ()),
     "atrial fibrillation": ("AFIB", ()),
-    "left bundle branch block": ("CLBBB", SINUS),
-    "anterior st elevation": ("STE", SINUS),
-    "first-degree av block": ("1AVB", SINUS),
-    "premature ventricular complexes": ("PVC", SINUS),
+    "left bundle branch block": ("CLBBB", BY_RATE),
+    "anterior st elevation": ("STE", BY_RATE),
+    "first-degree av block": ("1AVB", BY_RATE),
+    "premature ventricular complexes": ("PVC", BY_RATE),
 }
+# Its recordings have nothing of these topics but their condition. (Whether a rhythm is slow, the rate decides.)
+SYNTHETIC = {name for name, s in STATEMENTS.items() if s.topic in ("rhythm", "CD", "beats")} - {"BRADY"}
+SYNTHETIC |= {"STE", "LPR"}
 MEASURED = {"rate": "heart rate", "pr": "pr interval", "qrs": "qrs duration"}
 
 
@@ -48,7 +49,7 @@ def read(paths: Iterable[str], source: str | os.PathLike) -> Source:
     Parameters
     ----------
     paths : iterable of str
-        Of .hea files. One that cannot be read says nothing.
+        Of .hea files. One that cannot be read says nothing; one whose split is unknown is left out, with a note.
     source : str or Path
         What was asked for, for the message.
 
@@ -57,45 +58,84 @@ def read(paths: Iterable[str], source: str | os.PathLike) -> Source:
     Failure
         If none of them says what its recording shows.
     """
-    found = []
+    found, refused = [], []
     for path in paths:
         try:
             comments = header.read(path).comments
         except (Unusable, OSError):
             continue
         recording = Recording(np.empty((0, 0), np.float32), 0, [], stem(path), path, comments)
-        stated = _stated(recording)
-        if stated is not None:
-            found.append((recording, *stated))
-    if not found:
+        try:
+            stated_side(recording)
+        except Unusable as error:
+            refused.append(f"{path}: {error.message}")
+            continue
+        found.append(recording)
+    if refused:
+        note(f"{len(refused)} recordings left out; the first, {refused[0]}")
+    facts = facts_of(found)
+    if not facts:
         raise Failure(
             f"{source}: no header says in its comments what the recording shows: `# Dx:` with SNOMED CT codes, as "
             "in the PhysioNet Challenges"
         )
-    spoken_of = set().union(*({*made, *unsaid} for _, made, unsaid, _ in found))
-    names = [name for name in STATEMENTS if name in spoken_of]
-    return Source([_facts(recording, names, *stated) for recording, *stated in found])
+    return Source(facts)
+
+
+def facts_of(recordings: Iterable[Recording]) -> list[Facts]:
+    """Return the facts of those recordings whose comments have any."""
+    found = [(each, stated) for each in recordings if (stated := _stated(each)) is not None]
+    vocabularies: dict[str, set[str]] = {}
+    for _, stated in found:
+        vocabularies.setdefault(stated.database, set()).update(stated.made)
+    vocabularies["synth"] = SYNTHETIC
+    return [_facts(each, stated, vocabularies[stated.database]) for each, stated in found]
+
+
+class Stated(NamedTuple):
+    """What a header states."""
+
+    made: set[str]
+    unsaid: set[str]  # statements that it leaves open
+    complete: bool  # whether `made` is all of it
+    database: str
 
 
 def _stated(recording):
-    """The statements made, those left open, and whether that is all; None if the header speaks of none."""
+    """What a header states; None if it states nothing."""
     codes = (recording.comment("dx") or "")[:CELL]
     given = [code.strip() for code in codes.split(",") if code.strip().isdigit()]
     if given:
+        match = DATABASE.fullmatch(recording.name)
         made = {OF_SNOMED[code] for code in given if code in OF_SNOMED}
-        if made & CHANGES:
-            made.add("STTC")
-        unsaid = {narrow for name in made for narrow in BROADER.get(name, ())} - made
-        return made, unsaid, all(code in OF_SNOMED for code in given)
+        complete = all(code in OF_SNOMED for code in given)
+        return Stated(made, set(), complete, (match[1] or match[2]) if match else "")
     condition = CONDITIONS.get((recording.comment("condition") or "").lower())
-    return condition and ({condition[0]}, set(condition[1]), True)
+    return condition and Stated({condition[0]}, set(condition[1]), True, "synth")
 
 
-def _facts(recording, names, made, unsaid, complete):
+def _known(stated, vocabulary):
+    """The statements made, and those denied, in the table's order."""
+    made = stated.made | ({"STTC"} if stated.made & CHANGES else set())
+    unsaid = set(stated.unsaid)
+    for name in GENERIC:
+        word, members = name.upper(), set(ASKED[name].statements)
+        if word in made:
+            unsaid |= members  # infarction, wherever it may be
+        elif made & members:
+            unsaid.add(word)  # an anterior infarction is one
+    if not made & {*SINUS, *OTHER_RHYTHMS}:
+        unsaid.add("SR")  # where no rhythm is stated, it may well be the sinus node's
+    denied = vocabulary - made - unsaid if stated.complete else set()
+    return {name: name in made for name in STATEMENTS if name in made or name in denied}
+
+
+def _facts(recording, stated, vocabulary):
     patient, split = patient_and_split(
-        recording.name, patient_of(recording), recording.comment("split"), {}, recording.path
+        recording.name, patient_of(recording), stated_side(recording), {}, recording.path
     )
     said = {"age": age(recording.comment("age")), "sex": sex(recording.comment("sex"))}
     said |= {topic: measured(topic, recording.comment(key)) for topic, key in MEASURED.items()}
-    known = {name: None if name in unsaid else name in made for name in names}
-    return Facts(recording.name, patient, split, known, known_only(said), complete)
+    whole = frozenset({"beats"} if stated.database == "synth" else ())
+    known = _known(stated, vocabulary)
+    return Facts(recording.name, patient, split, known, known_only(said), stated.complete, whole)

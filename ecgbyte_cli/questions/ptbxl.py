@@ -10,7 +10,7 @@ import re
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.questions.facts import CELL, Facts, Source, age, known_only, record_name, rows
-from ecgbyte_cli.questions.findings import OF_SCP, STATEMENTS
+from ecgbyte_cli.questions.findings import ASKED, OF_SCP, OTHER_RHYTHMS, SINUS, STATEMENTS
 from ecgbyte_cli.readers.patients import patient_and_split, read_patients
 from ecgbyte_cli.readers.recording import STANDARD
 
@@ -18,6 +18,14 @@ NEEDED = ("scp_codes", "filename_hr", "strat_fold")
 STATED = 50  # percent
 
 LEADS = tuple(STANDARD.values())
+TOPICS = frozenset(STATEMENTS[name].topic for name in OF_SCP.values())
+# Findings with statements that SCP-ECG says by its other codes of the finding. Bradycardia is none of them: there is
+# a code for that of the sinus node alone, and nothing denies a slow atrial fibrillation.
+CODED = {
+    name: [member for member in finding.statements if STATEMENTS[member].scp]
+    for name, finding in ASKED.items()
+    if name != "brady" and not all(STATEMENTS[member].scp for member in finding.statements)
+}
 NOISE = {
     "DRIFT": "baseline_drift",
     "STATIC": "static_noise",
@@ -63,8 +71,8 @@ def read(path: str | os.PathLike) -> Source:
             "sex": {"0": ["male"], "1": ["female"]}.get(row.get("sex", "").removesuffix(".0")),
             "stage": _stage(row),
         }
-        _beats(known, row.get("extra_beats", ""))
-        if "?" in row.get("pacemaker", "") and not known["PACE"]:
+        _beats(known, row.get("extra_beats"))
+        if "?" in row.get("pacemaker", "") and not known.get("PACE"):
             known["PACE"] = None
         axis = AXES.get(row.get("heart_axis", ""))
         if axis:
@@ -72,13 +80,13 @@ def read(path: str | os.PathLike) -> Source:
         for kind, column in NOISE.items():
             if column in row:
                 _noise(kind, row[column], known, said)
-        facts.append(Facts(record, patient, split, known, known_only(said), complete=True))
+        facts.append(Facts(record, patient, split, known, known_only(said), True, TOPICS))
     noisy = {f"{kind}-{lead}": f"{STATEMENTS[kind].words} in lead {lead}" for kind in NOISE for lead in LEADS}
     return Source(facts, noisy)
 
 
 def _statements(text):
-    """All statements, each with whether it is made; the text is a Python dict of code to likelihood."""
+    """The statements that the codes make or deny; the text is a Python dict of code to likelihood."""
     if len(text) > CELL:
         raise ValueError(f"{len(text)} characters")
     codes = json.loads(text.replace("'", '"'))  # codes have no quotes: it differs from JSON in nothing else
@@ -92,6 +100,12 @@ def _statements(text):
     known = dict.fromkeys(OF_SCP.values(), False)
     for code, likelihood in codes.items():
         known[OF_SCP[code]] = True if likelihood == 0 or likelihood >= STATED else None
+    for finding, members in CODED.items():
+        if all(known.get(member) is False for member in members):
+            known[finding] = False
+    # where no rhythm is stated, it may well be the sinus node's
+    if not any(known.get(rhythm) for rhythm in (*SINUS, *OTHER_RHYTHMS)) and known.get("SR") is False:
+        del known["SR"]
     return known
 
 
@@ -99,20 +113,26 @@ def _beats(known, text):
     """Add what the column of extra beats says: VES ventricular, SVES supraventricular, ES or a number either.
 
     PVC follows the codes alone, as in the eighteen findings; where only this column speaks of it, it is uncertain.
+    Without the column, a code that is missing denies nothing.
     """
+    if text is None:
+        for name in ("PVC", "PAC", "PRC"):
+            if known.get(name) is False:
+                del known[name]
+        return
     ventricular = re.search(r"(?<!S)VES", text) is not None
     if "SVES" in text:
         known["PAC"] = True
-    if ventricular and not known["PVC"]:
+    if ventricular and not known.get("PVC"):
         known["PVC"] = None
-    if text and not ventricular and not (known["PVC"] or known["PAC"]):
+    if text and not ventricular and not (known.get("PVC") or known.get("PAC")):
         known |= {"PVC": None, "PAC": None, "PRC": True}
 
 
 def _stage(row):
     """The stages of the infarctions, if all are known."""
-    given = [row.get(f"infarction_stadium{i}", "") for i in (1, 2)]
-    stages = [STAGES.get(text) for text in given if text]
+    given = [row.get(f"infarction_stadium{i}") for i in (1, 2)]
+    stages = [STAGES.get(text) if text is not None else None for text in given if text != ""]
     return (
         [stage for stage in ("early", "middle", "old") if stage in stages] if all(stages) and stages else None
     )

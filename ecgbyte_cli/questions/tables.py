@@ -1,7 +1,6 @@
-"""What tables of yes and no say: CODE-15 %'s exams.csv (Ribeiro et al. 2021), or any CSV with a column of records.
+"""Tables of yes and no: CODE-15 %'s exams.csv (Ribeiro et al. 2021), or any CSV with a column of records.
 
-A table says yes or no of what it has columns for, and nothing of the rest, so nobody asks for a list of all that is
-to be seen.
+A table says yes or no to what it has columns for. It covers nothing else, so no question asks for a list.
 """
 
 import os
@@ -20,19 +19,18 @@ from ecgbyte_cli.questions.facts import (
     rows,
     sex,
 )
-from ecgbyte_cli.questions.files import SPLITS
-from ecgbyte_cli.questions.findings import FINDINGS, STATEMENTS
+from ecgbyte_cli.questions.findings import ASKED, STATEMENTS
 from ecgbyte_cli.questions.wording import ALSO
-from ecgbyte_cli.readers.patients import patient_and_split, read_patients
+from ecgbyte_cli.readers.patients import patient_and_split, read_patients, side_of
 
-CODE15 = {
-    "1dAVb": "1AVB",
-    "RBBB": "CRBBB",
-    "LBBB": "CLBBB",
-    "SB": "SBRAD",
-    "ST": "STACH",
-    "AF": "AFIB",
-    "normal_ecg": "NORM",
+CODE15 = {  # column to finding
+    "1dAVb": "1avb",
+    "RBBB": "crbbb",
+    "LBBB": "clbbb",
+    "SB": "sbrad",
+    "ST": "stach",
+    "AF": "afib",
+    "normal_ecg": "normal",
 }
 YES, NO = {"yes", "y", "true", "1", "1.0"}, {"no", "n", "false", "0", "0.0"}
 # columns that may hold 0 and 1 and are nothing that an ECG shows
@@ -42,9 +40,8 @@ MEASURED = {"rate": "heart_rate", "pr": "pr_interval", "qrs": "qrs_duration"}
 
 def read_code15(path: str | os.PathLike) -> Source:
     """Read CODE-15 %'s exams.csv."""
-    return _read(
-        path, "exam_id", "patient_id", {name: CODE15[name] for name in columns(path) if name in CODE15}, {}
-    )
+    taken = {name: _names(CODE15[name]) for name in columns(path) if name in CODE15}
+    return _read(path, "exam_id", "patient_id", taken, {})
 
 
 def read(path: str | os.PathLike) -> Source:
@@ -70,10 +67,13 @@ def read(path: str | os.PathLike) -> Source:
     unused = answers.keys() - {*asked, *MEASURED.values()}
     if unused:
         note(f"{path}: not all yes or no, and so not asked about: {', '.join(sorted(unused))}")
-    taken = {name: _statement(name) for name in asked}
-    words = {
-        key: " ".join(name.replace("_", " ").split()) for name, key in taken.items() if key not in STATEMENTS
-    }
+    called = _called()
+    first: dict[tuple[str, ...], str] = {}
+    taken = {name: called.get(_plain(name), (name,)) for name in asked}
+    for name, keys in taken.items():
+        if (other := first.setdefault(keys, name)) != name:
+            note(f"{path}: {other} and {name} are columns of one finding: where they differ, it is unknown")
+    words = {name: " ".join(name.replace("_", " ").split()) for name in asked if _plain(name) not in called}
     return _read(path, "record", "patient", taken, words)
 
 
@@ -86,11 +86,16 @@ def _read(path, record_column, patient_column, taken, words):
             raise Failure(f"{path}, line {line}: {record_column} is empty")
         if lines.setdefault(record, line) != line:
             raise Failure(f"{path}, line {line}: record {record} was in line {lines[record]} already")
-        split = SPLITS.get(row.get("split", ""))
-        if split is None and row.get("split"):
-            raise Failure(f"{path}, line {line}: split {row['split']!r} is none of train, val, test")
+        try:
+            split = side_of(row.get("split"), row.get("strat_fold"))
+        except ValueError as error:
+            raise Failure(f"{path}, line {line}: {error}") from error
         patient, split = patient_and_split(record, record, split, patients, row[record_column])
-        known = {key: answer for name, key in taken.items() if (answer := _yes(row[name])) is not None}
+        known: dict[str, bool | None] = {}
+        for name, keys in taken.items():
+            if (answer := _yes(row[name])) is not None:
+                # two columns of one finding that differ leave it open
+                known |= {key: answer if known.get(key, answer) is answer else None for key in keys}
         said = {"age": age(row.get("age")), "sex": sex(row.get("sex"))}
         if "is_male" in row:
             said["sex"] = {True: ["male"], False: ["female"], None: None}[_yes(row["is_male"])]
@@ -104,16 +109,27 @@ def _yes(text):
     return True if text.lower() in YES else False if text.lower() in NO else None
 
 
-def _statement(column):
-    """The statement that a column is called after, by its short name or in words; else the column's own name."""
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
 
-    def plain(text):
-        return re.sub(r"[^a-z0-9]", "", text.lower())
 
-    called = {plain(word): name for name, s in STATEMENTS.items() for word in (name, s.words)}
-    called |= {
-        plain(word): finding.statements[0]
-        for name, finding in FINDINGS.items()
-        for word in (name, finding.words, *ALSO.get(name, ()))
+def _called() -> dict[str, tuple[str, ...]]:
+    """What columns may be called, to the names in `Facts.known` that they fill in."""
+    called: dict[str, tuple[str, ...]] = {
+        _plain(word): (name,) for name, s in STATEMENTS.items() for word in (name, s.words)
     }
-    return (called | {"rbbb": "CRBBB"}).get(plain(column), column)
+    for name, finding in ASKED.items():
+        called |= {_plain(word): _names(name) for word in (name, finding.words, *ALSO.get(name, ()))}
+    return called | {"rbbb": ("CRBBB",)}
+
+
+def _names(finding: str) -> tuple[str, ...]:
+    """The names that a column about a finding fills in: its statement, and the finding as a whole.
+
+    "sinus rhythm" is only the statement: many tables deny it where the rate is not between 60 and 100.
+    """
+    statements = ASKED[finding].statements
+    if len(statements) == 1:
+        return statements
+    whole = () if finding == "sr" else (finding,)
+    return (*whole, finding.upper()) if finding.upper() in STATEMENTS else whole

@@ -6,12 +6,15 @@ from ecgbyte_cli.readers.formats import read
 from ecgbyte_cli.readers.patients import (
     is_placeholder,
     listed,
+    on_two_sides,
     patient_and_split,
     patient_of,
     pseudonym,
     read_patients,
+    side_of,
     split_of,
     stated_patient,
+    stated_side,
 )
 from ecgbyte_cli.readers.recording import Recording, Unusable, lead_name
 
@@ -24,11 +27,14 @@ __all__ = [
     "is_placeholder",
     "lead_name",
     "listed",
+    "on_two_sides",
     "patient_and_split",
     "patient_of",
     "pseudonym",
     "read",
     "read_patients",
+    "side_of",
     "split_of",
     "stated_patient",
+    "stated_side",
 ]

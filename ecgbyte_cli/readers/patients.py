@@ -5,11 +5,11 @@ import hmac
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers.formats import FORMATS
-from ecgbyte_cli.readers.recording import Recording, split_row
+from ecgbyte_cli.readers.recording import Recording, Unusable, split_row
 from ecgbyte_cli.readers.text_table import read_rows
 
 KNOWN_TABLES = [  # the columns that name records, and the one that names patients
@@ -18,6 +18,15 @@ KNOWN_TABLES = [  # the columns that name records, and the one that names patien
     (["exam_id"], "patient_id"),  # CODE-15 %
     (["record"], "patient"),
 ]
+
+SIDES = ("train", "val", "test")
+# what the sides of the split are called in tables, headers, question files and their folders, in small letters
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+FOLDS = {str(fold): "train" for fold in range(1, 9)} | {"9": "val", "10": "test"}  # PTB-XL's
 
 # words that stand where a name was taken away, and parts of such words; a number behind them makes a name of them
 PLACEHOLDERS = {
@@ -71,6 +80,57 @@ def is_placeholder(patient: str) -> bool:
     return bare in PLACEHOLDERS or set(bare) in ({"0"}, {"x"}) or bool(PLACEHOLDER.fullmatch(bare))
 
 
+def side_of(split: str | None, fold: str | None = None) -> str | None:
+    """The side of the split that a source gives: by name, by one of PTB-XL's folds, or both.
+
+    Returns
+    -------
+    str or None
+        train, val or test; None where both are empty.
+
+    Raises
+    ------
+    ValueError
+        If the name or the fold is unknown, or they are of two sides.
+    """
+    named, number = (split or "").strip(), (fold or "").strip()
+    side = SPLITS.get(named.lower())
+    if named and side is None:
+        raise ValueError(f"split {named[:80]!r} is none of {', '.join(SIDES)}")
+    folded = FOLDS.get(re.sub(r"\.0*$", "", number))
+    if number and folded is None:
+        raise ValueError(f"strat_fold {number[:80]!r} is none of 1 to 10")
+    if side and folded and side != folded:
+        raise ValueError(f"split {named!r} and strat_fold {number} are two sides of the split")
+    return side or folded
+
+
+def stated_side(recording: Recording) -> str | None:
+    """The side of the split that the file itself gives in a comment `Split: …`; None where there is none.
+
+    Raises
+    ------
+    Unusable
+        If it is none of the known names, or there are two.
+    """
+    try:
+        sides = {side_of(text) for text in recording.all_comments("split")} - {None}
+    except ValueError as error:
+        raise Unusable(f"split unknown: comment `Split:`, {error}") from error
+    if len(sides) > 1:
+        raise Unusable("split unknown: the comments `Split:` name two sides")
+    return next(iter(sides), None)
+
+
+def on_two_sides(sides: Mapping[str, set[str]]) -> str:
+    """A line about the patients who are on more than one side of the split; empty where there are none."""
+    both = sorted(patient for patient, their in sides.items() if len(their) > 1)
+    if not both:
+        return ""
+    some = ", ".join(both[:3]) + (", …" if len(both) > 3 else "")
+    return f"{len(both)} patients are on more than one side of the split, as the recordings have it: {some}"
+
+
 def split_of(patient: str) -> str:
     """The side a patient is on, by the hash of the name: train (80 %), val or test (10 % each)."""
     place = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") % 10
@@ -91,14 +151,16 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
     Returns
     -------
     dict
-        Record name to (patient, split); the split is None where the table does not say. Where rows of
-        different patients name the record alike, the key is the name with as many of its folders as tell
-        them apart. PTB-XL's folds 1 to 8 are train, 9 is val and 10 is test, as its authors advise.
+        Record name to (patient, split); a row without a split takes that of the patient's other rows, else
+        it is None. Where rows of different patients name the record alike, the key is the name with as many
+        of its folders as tell them apart. PTB-XL's folds 1 to 8 are train, 9 is val and 10 is test, as its
+        authors advise.
 
     Raises
     ------
     Failure
-        If the file cannot be read, or its columns are not known.
+        If the file cannot be read, its columns are not known, a split or fold is unknown, or a recording has two
+        patients or a patient two sides of the split.
     """
     wanted = {
         "split",
@@ -107,10 +169,14 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
     }
     columns: dict[str, list[str | None]] = {}
     names: list[str] = []
-    for _, row in read_rows(path, [{*records, patient} for records, patient in KNOWN_TABLES], numbers=True):
+    lines: list[int] = []
+    for line, row in read_rows(
+        path, [{*records, patient} for records, patient in KNOWN_TABLES], numbers=True
+    ):
         if not names:
             names, columns = row, {name: [] for name in row if name in wanted}
         else:
+            lines.append(line)
             cells = dict(zip(names, row, strict=False))
             for name, column in columns.items():
                 column.append(cells.get(name, "").strip() or None)
@@ -123,23 +189,54 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
             f"{', '.join(filter(None, names))[:200] or 'none'}"
         )
     patients = _whole_numbers(columns[patient_column])
-    splits = columns.get("split", [None] * len(patients))
-    if "strat_fold" in columns:
-        folds = {"9": "val", "10": "test"}
-        splits = [folds.get(fold, "train") for fold in _whole_numbers(columns["strat_fold"])]
-    rows: dict[str, dict[str, tuple[str, str | None]]] = {}
-    for name in record_columns:
-        for record, patient, split in zip(columns[name], patients, splits, strict=True):
-            if record and patient:
-                whole = _without_extension(record.strip())
-                known_split = split if split in ("train", "val", "test") else None
-                rows.setdefault(whole.rpartition("/")[2], {})[whole] = (patient, known_split)
+    rows = _rows(path, lines, record_columns, patients, columns)
     shared = Counter(_without_extension(os.path.basename(each)) for each in found)
     return {
         key: whose
         for bare, listed in rows.items()
         for key, whose in _keys(listed, 1 if shared[bare] < 2 else 2).items()
     }
+
+
+def _rows(path, lines, record_columns, patients, columns):
+    """Patient and side of each record, by its bare name and then by the name with its folders."""
+    sides = _sides(path, lines, patients, columns)
+    rows: dict[str, dict[str, tuple[str, str | None]]] = {}
+    first: dict[str, int] = {}  # the line of each record
+    for name in record_columns:
+        for line, record, patient, side in zip(lines, columns[name], patients, sides, strict=True):
+            if record and patient:
+                whole = _without_extension(record.strip())
+                before = rows.setdefault(whole.rpartition("/")[2], {}).setdefault(whole, (patient, side))
+                at = first.setdefault(whole, line)
+                if before != (patient, side):
+                    raise Failure(
+                        f"{path}, line {line}: record {whole} has patient {patient} and split {side or 'empty'}, "
+                        f"and in line {at} patient {before[0]} and split {before[1] or 'empty'}: keep one row"
+                    )
+    return rows
+
+
+def _sides(path, lines, patients, columns):
+    """The side of each row: its own, or that of the patient's other rows; a patient has one."""
+    empty = [None] * len(patients)
+    given = []
+    first: dict[str, tuple[str, int]] = {}  # the side of each patient, and the line that says so
+    named, folds = columns.get("split", empty), columns.get("strat_fold", empty)
+    for line, patient, split, fold in zip(lines, patients, named, folds, strict=True):
+        try:
+            side = side_of(split, fold)
+        except ValueError as error:
+            raise Failure(f"{path}, line {line}: {error}") from error
+        given.append(side)
+        if side and patient and not is_placeholder(patient):
+            before, at = first.setdefault(patient, (side, line))
+            if before != side:
+                raise Failure(
+                    f"{path}, line {line}: patient {patient} is on the {side} side of the split, and in line {at} on "
+                    f"the {before} side: put all recordings of a patient on one side"
+                )
+    return [side or first.get(patient, (None,))[0] for patient, side in zip(patients, given, strict=True)]
 
 
 def _keys(listed, parts):
@@ -193,8 +290,19 @@ def listed(record: str, known: dict, path: str = "") -> tuple[str, str | None] |
 def patient_and_split(
     record: str, patient: str, split: str | None, known: dict, path: str = ""
 ) -> tuple[str, str]:
-    """Whose a recording is, and the side it is on: by the table, else by the file, else by the hash."""
+    """The patient of a recording and its side of the split: by the table, else by the file, else by the hash.
+
+    Parameters
+    ----------
+    record, patient : str
+        The names that the file gives.
+    split : {"train", "val", "test"} or None
+        As the file gives it; see `side_of`.
+    known : dict
+        From `read_patients`.
+    path : str
+        The recording's file.
+    """
     named, side = listed(record, known, path) or (patient, None)
     patient = patient if is_placeholder(named) else named
-    side = side or split
-    return patient, side if side in ("train", "val", "test") else split_of(patient)
+    return patient, side or split or split_of(patient)

@@ -72,11 +72,12 @@ class Recording:
 
     def comment(self, key: str) -> str | None:
         """The text behind "key:" in the comments, or None."""
-        for line in self.comments:
-            name, colon, text = line.partition(":")
-            if colon and name.strip().lower() == key:
-                return text.strip()
-        return None
+        return next(iter(self.all_comments(key)), None)
+
+    def all_comments(self, key: str) -> list[str]:
+        """The texts behind every "key:" in the comments."""
+        parts = (line.partition(":") for line in self.comments)
+        return [text.strip() for name, colon, text in parts if colon and name.strip().lower() == key]
 
 
 @lru_cache(256)

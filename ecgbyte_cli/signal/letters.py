@@ -56,6 +56,7 @@ def make_part(parts, number, paths, asked, salt):
             try:
                 told = (asked["input_fs"], asked["lead_names"], asked["units"], asked["keep_identity"])
                 recording = readers.read(path, *told)
+                split = readers.stated_side(recording)
                 cut = preprocess.segments(recording, asked)
             except Failure as error:
                 if interrupted(error):  # not the recording's fault
@@ -70,7 +71,6 @@ def make_part(parts, number, paths, asked, salt):
                 stated = patient = readers.pseudonym(stated, salt)
             if stated not in about["stated"]:
                 about["stated"].append(stated)
-            split = recording.comment("split")
             if asked["profile"] == "paper":
                 about["remarks"].append([recording.fs, preprocess.paper_filters(recording.fs)[1]])
             for start, signal in cut:

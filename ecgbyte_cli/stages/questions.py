@@ -11,14 +11,17 @@ from collections import Counter
 from pathlib import Path
 
 import click
+import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.console import Stage, note, say, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import headers, ptbxl, tables
-from ecgbyte_cli.questions.asking import SPLITS, ask
+from ecgbyte_cli.questions import files, headers, ptbxl, tables
+from ecgbyte_cli.questions.asking import ask, verifiable
 from ecgbyte_cli.questions.facts import columns
 from ecgbyte_cli.questions.findings import FINDINGS
+from ecgbyte_cli.questions.labels import YES, labels_of
+from ecgbyte_cli.readers.patients import SIDES
 from ecgbyte_cli.workdir import whole
 
 TABLES = ("ptbxl_database.csv", "exams.csv")  # that a folder is known by
@@ -75,14 +78,14 @@ def command(_work, source, **options):
 
     SOURCE is PTB-XL's folder or its ptbxl_database.csv; a folder of WFDB headers with SNOMED CT codes in their
     comments, as in the PhysioNet Challenges, or of `ecgbyte synth`; CODE-15's exams.csv; or any CSV table with the
-    column `record` and columns of yes and no. Yes and no are equally often right, on each side of the split. What
-    a source is not certain of is asked by nobody.
+    column `record` and columns of yes and no. Yes and no are equally often right, on each side of the split. No
+    question is asked about what the source neither states nor denies.
     """
     result = questions(source, **options)
     by_type, by_split = result["by_type"], result["by_split"]
     rows = [(kind, *result["counts"][kind].values(), number) for kind, number in by_type.items()]
     rows.append(("all", *by_split.values(), result["questions"]))
-    table(rows, ("type", *SPLITS, "all"))
+    table(rows, ("type", *SIDES, "all"))
     say()
     table(
         [(name, *counts.values()) for name, counts in result["by_finding"].items()], ("finding", "yes", "no")
@@ -127,13 +130,15 @@ def questions(
         raise Failure(
             f"{source} says nothing that a question could be made of: each side needs a yes and a no"
         )
+    for line in _remarks(known):
+        note(line)
     _write(out, lines, overwrite)
-    counts = _counted(lines, "type", "split", SPLITS)
+    counts = _counted(lines, "type", "split", SIDES)
     return {
         "records": len(known.facts),
         "questions": len(lines),
         "by_type": {kind: sum(numbers.values()) for kind, numbers in counts.items()},
-        "by_split": {side: sum(numbers[side] for numbers in counts.values()) for side in SPLITS},
+        "by_split": {side: sum(numbers[side] for numbers in counts.values()) for side in SIDES},
         "counts": counts,
         "by_finding": _by_finding(lines),
         "path": str(out),
@@ -158,6 +163,26 @@ def _read(source):
     if "record" in names:
         return tables.read(source)
     raise Failure(f"{source} is no source of questions: name {KINDS}")
+
+
+def _remarks(source):
+    """Yield lines about labels that contradict each other, and about the split."""
+    labels = labels_of(source.facts)
+    for (stated, denied), count in labels.contradictions.most_common(5):
+        yield f"{count} recordings have {stated} and no {denied}: taken as unknown"
+    sides: dict[str, set[str]] = {}
+    for each in source.facts:
+        sides.setdefault(each.patient, set()).add(each.split)
+    if line := readers.on_two_sides(sides):
+        yield line
+    test = np.array([each.split == "test" for each in source.facts])
+    yield from files.without_positives(
+        {
+            words: {"test"} if (column[test] == YES).any() else {"train"}
+            for _, words, kind, column in verifiable(labels, source.words)
+            if kind == "finding-verify" and (column == YES).any()
+        }
+    )
 
 
 def _headers(source):

@@ -287,7 +287,7 @@ def _make_parts(work, parts, lots, asked, salt, jobs, dask):
 def _join(work, parts, sets, lots, skipped, asked, started):
     """Make the symbols and tables of all parts, settings last, and clear the parts away."""
     counts, segments, left_out = np.zeros(2**16, np.int64), 0, Counter()
-    placeholders, unlisted = 0, 0
+    placeholders, unlisted, moved = 0, 0, 0
     for number, (its, _) in enumerate(lots):
         about, (used, times) = about_part(parts, number)
         counts[used] += times
@@ -295,16 +295,24 @@ def _join(work, parts, sets, lots, skipped, asked, started):
         skipped = skipped + about["skipped"]
         left_out.update((fs, ", ".join(names)) for fs, names in about["remarks"] if names)
         placeholders += about["placeholders"]
-        for path, name in {row[3]: row[0] for row in about["rows"]}.items() if its.known else ():
+        for path, (name, side) in (
+            {row[3]: (row[0], row[2]) for row in about["rows"]}.items() if its.known else ()
+        ):
             told = readers.listed(name, its.known, path)
             unlisted += told is None
             placeholders += told is not None and readers.is_placeholder(told[0])
+            moved += None not in (told, side) and told[1] not in (None, side)
         its.stated.update(about["stated"])
     gone = {path for path, _ in skipped}
     for its in sets:
         its.settle(gone)
     if unlisted:
         note(f"{unlisted} recordings are not in the table of patients: taken as their own files say")
+    if moved:
+        note(
+            f"{moved} recordings are on another side of the split in the table of patients than in their own files: "
+            "the table decides"
+        )
     for (fs, names), times in sorted(left_out.items()):
         note(f"{times} recordings at {fs:g} Hz: left out {names}")
     if not segments:
@@ -334,6 +342,7 @@ def _join(work, parts, sets, lots, skipped, asked, started):
     # without settings the rest counts as nothing
     work.symbol_settings.unlink(missing_ok=True)
     used, lost = np.zeros(256, np.int64), []
+    sides: dict[str, set[str]] = {}
     with (
         new_array(work.symbols, np.uint8, letters) as write_letters,
         new_table(work.symbol_segments, COLUMNS) as write_rows,
@@ -348,6 +357,7 @@ def _join(work, parts, sets, lots, skipped, asked, started):
                 here = rows[at : at + len(block)]
                 for row in here:
                     row[1], row[2] = its.whose(*row[:4])
+                    sides.setdefault(row[1], set()).add(row[2])
                 if block.dtype != np.uint8:
                     signals = block
                     block, lo, hi = kernels.quantize(signals, quantizer)
@@ -362,6 +372,8 @@ def _join(work, parts, sets, lots, skipped, asked, started):
                 write_rows(columns(done, rows, shape))
             done += len(rows)
     say_what_is_lost(lost, used, quantizer)
+    if line := readers.on_two_sides(sides):
+        note(line)
     write_table(
         work.skipped, {"path": [path for path, _ in skipped], "reason": [reason for _, reason in skipped]}
     )

@@ -1,0 +1,98 @@
+"""Labels: what follows from the statements of a source, for each statement and for each finding of several.
+
+A finding is present if one of its statements is made. It is absent only if the source denies all of them, or denies
+the finding in a word that covers them all. Anything else is unknown, and so is what a source both states and denies.
+"""
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from ecgbyte_cli.questions.facts import Facts
+from ecgbyte_cli.questions.findings import ASKED, GENERIC, OTHER_RHYTHMS, STATEMENTS
+
+NO, YES, UNCERTAIN, UNSAID = range(4)
+
+
+class Labels(NamedTuple):
+    """Labels of all recordings: int8 arrays of NO, YES, UNCERTAIN and UNSAID, shape (recordings,).
+
+    Attributes
+    ----------
+    statements : dict of str to numpy.ndarray
+        By the names in `findings.STATEMENTS`, or the source's own.
+    findings : dict of str to numpy.ndarray
+        By the names in `findings.ASKED`; those that the source says nothing about are missing.
+    contradictions : Counter
+        (words stated, words denied) to the number of recordings for which the source says both.
+    """
+
+    statements: dict[str, np.ndarray]
+    findings: dict[str, np.ndarray]
+    contradictions: Counter[tuple[str, str]]
+
+
+def labels_of(facts: list[Facts]) -> Labels:
+    """Return the labels that follow from the facts about some recordings.
+
+    More facts may open a label that fewer had settled, but never turn a yes into a no or a no into a yes.
+    """
+    stated = _stated(facts)
+    nowhere = np.zeros(len(facts), bool)
+
+    def says(name, value):
+        return stated[name] == value if name in stated else nowhere
+
+    denied_whole = {name: says(name, NO) for name in ASKED}
+    for name in GENERIC:
+        denied_whole[name] = denied_whole[name] | says(name.upper(), NO)
+    other = np.any([says(rhythm, YES) for rhythm in OTHER_RHYTHMS], axis=0)
+    denied_whole["sr"] = denied_whole["sr"] | (says("SR", NO) & other)
+
+    denied = {name: says(name, NO) for name in [*stated, *STATEMENTS]}
+    for name in GENERIC:
+        for member in ASKED[name].statements:
+            denied[member] = denied[member] | denied_whole[name]
+    statements = {
+        name: _settled(says(name, YES), denied[name], says(name, UNCERTAIN))
+        for name in denied
+        if (name in stated or denied[name].any()) and (name in STATEMENTS or name not in ASKED)
+    }
+    findings, contradictions = {}, Counter[tuple[str, str]]()
+    for name, (words, members) in ASKED.items():
+        if name not in stated and not any(member in statements for member in members):
+            continue
+        each = np.array([statements[member] for member in members if member in statements])
+        present = says(name, YES) | (each == YES).any(axis=0)
+        absent = denied_whole[name] | np.all([denied[member] for member in members], axis=0)
+        findings[name] = _settled(present, absent, (each == UNCERTAIN).any(axis=0))
+        for member in (
+            members if name != "sr" else ()
+        ):  # two rhythms, one after the other, are no contradiction
+            if both := int((says(member, YES) & denied_whole[name]).sum()):
+                contradictions[STATEMENTS[member].words, words] += both
+        none = np.all([says(member, NO) for member in members], axis=0)
+        if both := int((says(name, YES) & none).sum()):
+            contradictions[words, "kind of it"] += both
+    return Labels(statements, findings, contradictions)
+
+
+def _settled(present, absent, doubt):
+    """Yes where there is no denial, no where there is neither a statement nor a doubt."""
+    return np.select(
+        [present & ~absent, absent & ~present & ~doubt, present | absent | doubt],
+        [YES, NO, UNCERTAIN],
+        UNSAID,
+    ).astype(np.int8)
+
+
+def _stated(facts):
+    """What the source itself says, an array for each name."""
+    value = {False: NO, True: YES, None: UNCERTAIN}
+    names = dict.fromkeys(name for each in facts for name in each.known)
+    stated = {name: np.full(len(facts), UNSAID, np.int8) for name in names}
+    for i, each in enumerate(facts):
+        for name, known in each.known.items():
+            stated[name][i] = value[known]
+    return stated
