@@ -164,6 +164,16 @@ def sums(folder: Path) -> dict[str, str]:
     return {name: sha256_of(p) for name, p in files.items() if name not in ("ecgbyte.json", "README.md")}
 
 
+def files_needed(folder: Path, base: str | os.PathLike | None = None) -> list[Path]:
+    """List the files that loading a model reads from its folder and from its base model's.
+
+    The model that comes with the package, and a base model in the hub's cache, are each machine's own: of these none.
+    """
+    name, _ = base_of(folder, about(folder), base)
+    folders = {Path(folder), Path(name)} - {SHIPPED, SHIPPED / "base"}
+    return sorted({path for one in folders for path in one.rglob("*") if path.is_file()})
+
+
 def check_files(folder: Path, said: dict) -> None:
     """Compare the files of a model folder with their checksums in ecgbyte.json; older models have none.
 

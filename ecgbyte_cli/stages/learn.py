@@ -264,7 +264,7 @@ def _begun(work, settings, levels, segments, described, known, threads, dask):
     if dask:
         from ecgbyte_cli.signal import shards
 
-        with cluster.connected(dask, work.root) as client:
+        with cluster.connected(dask, work.root, [work.symbols]) as client:
             starting = time.perf_counter() - started
             shared = cluster.shared(work.symbols, segments, boundary, levels, merges, client.nthreads())
             needed = max(memory_needed(int((of["leads"] * of["samples"]).sum())) for _, of, *_ in shared)
@@ -273,7 +273,7 @@ def _begun(work, settings, levels, segments, described, known, threads, dask):
                     f"{described}: a worker needs about {needed / 1e9:.1f} GB of memory and may use "
                     f"{cluster.memory(client) / 1e9:.1f} GB: take more workers, or a --sample"
                 )
-            groups = cluster.Groups(client, shared)
+            groups = cluster.Groups(client, shared, cluster.stamps([work.symbols]))
             note(f"learn: read by {len(shared)} workers in {groups.spent['reading']:.1f} s")
             groups.spent["starting"] = starting
             yield shards.learn(groups, levels, merges, min_count, longest, known), groups.spent

@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from ecgbyte_cli.signal.letters import (
     say_what_is_lost,
 )
 from ecgbyte_cli.workdir import (
+    WorkDir,
     described,
     finished,
     new_array,
@@ -270,11 +272,24 @@ def _make_parts(work, parts, lots, asked, salt, jobs, dask):
         start = time.perf_counter()
         fresh = 0
         here = min(jobs, len(todo))
-        each = cluster.each(dask, work.root, make_part, tasks) if dask else None
+        each = _on_cluster(dask, work, lots, tasks) if dask else None
         with closing(each or in_parallel(make_part, tasks, here, PRELOAD)) as counts:
             for count in counts:
                 fresh += count
                 bar.update(done + fresh, f"{fresh / (time.perf_counter() - start):.0f} records/s")
+
+
+def _on_cluster(
+    dask: str, work: WorkDir, lots: list[tuple[readers.DataSet, list[str]]], tasks: Iterable[tuple]
+) -> Iterator[int]:
+    """Do the tasks on a cluster whose workers see the recordings of every data set."""
+    sets = {id(its): its for its, _ in lots}.values()
+    files = [file for its in sets for path in cluster.sample(its.found) for file in readers.files_of(path)]
+
+    def reads(parts: Parts, number: int, paths: list[str], *_: object) -> list[str]:
+        return [file for path in paths for file in readers.files_of(path)]
+
+    return cluster.each(dask, work.root, make_part, tasks, files, reads)
 
 
 def _join(work, parts, sets, lots, skipped, asked, started):
