@@ -15,6 +15,7 @@ from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.records import write_record
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.spelling import check_model
 from ecgbyte_cli.workdir import finished, refuse_others, write_json
 
 SAID, PICTURE = "draw.json", "drawn.png"  # in the folder that is written
@@ -40,6 +41,7 @@ SHOWN = 8  # in the picture
     default=None,
     show_default="the work folder's",
     help="Model folder.",
+    callback=check_model(),
 )
 @base_option
 @sampling_options

@@ -9,6 +9,7 @@ import numpy as np
 from ecgbyte_cli import readers
 from ecgbyte_cli.console import Stage, base_option, note, progress, say, table
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.spelling import check_model
 from ecgbyte_cli.workdir import finished, read_array, read_json, read_table, whole, write_json
 
 QUESTION = "What is the rhythm?"
@@ -58,7 +59,12 @@ CAUSES = {
     show_default=True,
     help="How many, as many of each cause.",
 )
-@click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Model folder.  [default: the work folder's]",
+    callback=check_model(),
+)
 @base_option
 @click.option(
     "--split",

@@ -6,6 +6,7 @@ import click
 
 from ecgbyte_cli.console import Stage, say, table
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.spelling import check_model
 from ecgbyte_cli.workdir import read_json, read_text
 
 
@@ -18,6 +19,7 @@ from ecgbyte_cli.workdir import read_json, read_text
     "--model",
     type=click.Path(path_type=Path),
     help="Print the card of a model folder instead; `ptbxl` is the model that comes with ecgbyte.",
+    callback=check_model(),
 )
 @click.pass_obj
 def command(work, model):

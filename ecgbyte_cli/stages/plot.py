@@ -10,6 +10,7 @@ from ecgbyte_cli.console import Stage, base_option, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.spelling import check_model
 from ecgbyte_cli.workdir import read_array, read_json, read_table, whole
 
 
@@ -26,6 +27,7 @@ from ecgbyte_cli.workdir import read_array, read_json, read_table, whole
     "--model",
     type=click.Path(path_type=Path),
     help="Model folder; for tokens, its tokenizer.  [default: the work folder's]",
+    callback=check_model(),
 )
 @base_option
 @click.option(

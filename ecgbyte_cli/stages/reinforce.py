@@ -14,6 +14,7 @@ from ecgbyte_cli.model.training import enough_memory, process_group, unfinished
 from ecgbyte_cli.model.validation import this_process
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.questions.rewards import REWARDS
+from ecgbyte_cli.spelling import check_model
 from ecgbyte_cli.workdir import finished, new_folder, read_json
 
 LEARNING_RATE = {"full": 2e-4, "lora": 2e-5, "qlora": 2e-5}
@@ -31,7 +32,10 @@ VALIDATED = 256  # questions
     help="Question file, or a folder of them.  [default: the one the model was trained on]",
 )
 @click.option(
-    "--model", type=click.Path(path_type=Path), help="Model to begin with.  [default: the work folder's]"
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Model to begin with.  [default: the work folder's]",
+    callback=check_model(),
 )
 @click.option(
     "--reward",

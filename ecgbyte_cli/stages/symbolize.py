@@ -27,6 +27,7 @@ from ecgbyte_cli.signal.letters import (
     make_part,
     say_what_is_lost,
 )
+from ecgbyte_cli.spelling import check_model
 from ecgbyte_cli.workdir import (
     WorkDir,
     described,
@@ -88,6 +89,7 @@ PART = 64  # recordings that are done together, and lost together if the run is 
 @click.option(
     "--like",
     type=click.Path(path_type=Path),
+    callback=check_model(),
     help="Read recordings as a model does (its folder, or an ecg_tokenizer.json), and take its merges: in the place "
     "of `learn` and of all options that say what the letters are.",
 )
