@@ -21,6 +21,7 @@ import click
 from ecgbyte_cli import __version__, interrupts, spelling
 from ecgbyte_cli.failure import Failure as Failure
 from ecgbyte_cli.failure import printable as printable
+from ecgbyte_cli.spelling import Model as Model
 
 
 class Toolkit(click.Group):
@@ -188,7 +189,7 @@ class Stage(click.Command):
                 del rest[: values.get(word, 0)]
             else:
                 if arguments and -1 in wanted and not plain:
-                    spelling.check_command(ctx, word, group)
+                    spelling.check_file(ctx, word, group.names)
                 arguments.append(word)
         super().parse_args(ctx, [*options, *(["--"] if arguments else []), *arguments])
         ctx.args += rest
@@ -254,11 +255,10 @@ class Weighted(click.ParamType):
 # options that several commands have alike
 model_option = click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=Model(),
     default=None,
     show_default="the work folder's, or the one that comes with ecgbyte",
     help="Model folder.",
-    callback=spelling.check_model(),
 )
 base_option = click.option(
     "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."

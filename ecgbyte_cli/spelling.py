@@ -3,14 +3,12 @@
 import difflib
 import glob
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
-if TYPE_CHECKING:
-    from ecgbyte_cli.console import Toolkit
-
+SHIPPED = "ptbxl"  # the model that comes with the package
 LIKE_A_NAME = 0.8  # the least similarity (difflib's ratio) with which a model's name counts as misspelt
 
 
@@ -25,32 +23,30 @@ def _bare(word: str) -> str:
     return word.casefold().translate({ord(mark): None for mark in "-_. "})
 
 
-def check_command(ctx: click.Context, word: str, group: "Toolkit") -> None:
-    """Refuse a further argument that names no file and is nearly a command: a slip in a chain of commands."""
-    near = nearest(word, group.names)
+def check_file(ctx: click.Context, word: str, commands: Sequence[str]) -> None:
+    """Refuse an argument that names no file and is nearly a command: a slip in a chain of commands."""
+    near = nearest(word, commands)
     if near and not glob.has_magic(word) and not glob.glob(glob.escape(word) + "*"):
         ctx.fail(f"There is no file {word!r}, and no such command. Did you mean {near!r}?")
 
 
-def check_model(*others: str) -> Callable[[click.Context, click.Parameter, object], object]:
-    """Make the callback of an option that names a model: a misspelt `ptbxl` is no folder and no model of the hub.
+class Model(click.Path):
+    """The type of an option that names a model: a misspelt `ptbxl` is no folder and no model of the hub.
 
     Parameters
     ----------
-    *others : str
-        Further names that are no folders, such as `tiny`.
+    *names : str
+        Further names that are no folders, such as `tiny`; with any, the value is a text and may be a hub id.
     """
 
-    def check(ctx: click.Context, param: click.Parameter, value: object) -> object:
+    def __init__(self, *names: str):
+        super().__init__(path_type=str if names else Path)
+        self.names = [SHIPPED, *names]
+        self.name = "text" if names else self.name
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         text = str(value)
-        if value is None or "/" in text or os.path.exists(text):
-            return value
-        from ecgbyte_cli.model.folder import SHIPPED
-
-        names = [SHIPPED.name, *others]
-        near = nearest(text, names, LIKE_A_NAME) if text not in names else None
-        if near:
-            raise click.BadParameter(f"there is no folder {text!r}. Did you mean {near!r}?", ctx, param)
-        return value
-
-    return check
+        if "/" not in text and text not in self.names and not os.path.exists(text):
+            if near := nearest(text, self.names, LIKE_A_NAME):
+                self.fail(f"there is no folder {text!r}. Did you mean {near!r}?", param, ctx)
+        return super().convert(value, param, ctx)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from ecgbyte_cli import spelling
 from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.layout import PROMPT_VERSION
@@ -16,7 +17,7 @@ from ecgbyte_cli.signal.tokenizer import SEGMENTERS
 from ecgbyte_cli.workdir import MOST_JSON, WorkDir, read_json, sha256_of
 
 FORMAT_VERSION = 1
-SHIPPED = Path(__file__).resolve().parent.parent / "models" / "ptbxl"  # comes with the package
+SHIPPED = Path(__file__).resolve().parent.parent / "models" / spelling.SHIPPED  # comes with the package
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 MOST_ALIKE = 1024  # layers, experts, heads: whatever makes a loop of objects and no number of a table

@@ -162,15 +162,19 @@ def _same_files(paths):
         return {}
     first, again = {}, {}
     for path in paths:
-        files = tuple(sorted(os.path.realpath(file) for file in files_of(path)))
+        files = tuple(sorted(os.path.realpath(file) for file in _files_of(path)))
         other = first.setdefault(files, path)
         if other != path:
             again[path] = f"same files as another record: {_shown(other)}"
     return again
 
 
-def files_of(path: str) -> list[str]:
-    """List the files of a recording that `find` found, the one that names it first."""
+def files_of(paths: Iterable[str]) -> list[str]:
+    """List the files of recordings that `find` found, each once; of a recording the one that names it first."""
+    return list(dict.fromkeys(file for path in paths for file in _files_of(path)))
+
+
+def _files_of(path):
     return header.files_of(path) if path.endswith(".hea") else [split_row(path)[0]]
 
 
@@ -195,7 +199,7 @@ def fingerprint(found: list[str]) -> str:
     for path in found:
         file = split_row(path)[0]
         if file != last:  # the rows of an HDF5 file share one
-            stamps = " ".join(map(_stamp, files_of(path)))
+            stamps = " ".join(map(_stamp, _files_of(path)))
         last = file
         digest.update(f"{path[len(base) :]} {stamps}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -170,14 +170,14 @@ def _on_cluster(dask: str, work: WorkDir, rows: list["Row"], tasks: Iterable[tup
     """Do the tasks on a cluster whose workers see the letters, the tokens and the recordings."""
     own = [work.ecg_tokenizer, work.symbols, work.tokens]
 
-    def files(paths: Iterable[str]) -> list[str | os.PathLike]:
-        return [*own, *(file for path in paths for file in readers.files_of(path))]
+    def files(paths: list[str]) -> list[str | os.PathLike]:
+        return [*own, *readers.files_of(paths)]
 
     def reads(number: int, part: list[Row], *_: object) -> list[str | os.PathLike]:
-        return files({row.path for row in part})
+        return files([row.path for row in part])
 
-    sampled = files(cluster.sample(sorted({row.path for row in rows})))
-    return cluster.each(dask, work.root, decode_part, tasks, sampled, reads)
+    sampled = cluster.sample(sorted({row.path for row in rows}))
+    return cluster.each(dask, work.root, decode_part, tasks, files(sampled), reads)
 
 
 class Row(NamedTuple):

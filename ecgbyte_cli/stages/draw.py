@@ -8,14 +8,13 @@ import click
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import Stage, base_option, note, progress, sampling_options, say
+from ecgbyte_cli.console import Model, Stage, base_option, note, progress, sampling_options, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.locks import lock
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.records import write_record
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.spelling import check_model
 from ecgbyte_cli.workdir import finished, refuse_others, write_json
 
 SAID, PICTURE = "draw.json", "drawn.png"  # in the folder that is written
@@ -37,11 +36,10 @@ SHOWN = 8  # in the picture
 )
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=Model(),
     default=None,
     show_default="the work folder's",
     help="Model folder.",
-    callback=check_model(),
 )
 @base_option
 @sampling_options

@@ -10,6 +10,7 @@ import numpy as np
 
 from ecgbyte_cli import cluster
 from ecgbyte_cli.console import (
+    Model,
     Stage,
     base_option,
     max_new_option,
@@ -38,7 +39,6 @@ from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.questions import metrics, reliability
 from ecgbyte_cli.questions.thinking import parted
-from ecgbyte_cli.spelling import check_model
 from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_json
 
 
@@ -52,12 +52,7 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_js
     type=click.Path(path_type=Path),
     help="Question file, or a folder of them.  [default: the one the model was trained on]",
 )
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    help="Model folder.  [default: the work folder's]",
-    callback=check_model(),
-)
+@click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
 @base_option
 @click.option(
     "--split",

@@ -1,12 +1,9 @@
 """ecgbyte info: what the work folder holds, and what to run next."""
 
-from pathlib import Path
-
 import click
 
-from ecgbyte_cli.console import Stage, say, table
+from ecgbyte_cli.console import Model, Stage, say, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.spelling import check_model
 from ecgbyte_cli.workdir import read_json, read_text
 
 
@@ -17,9 +14,8 @@ from ecgbyte_cli.workdir import read_json, read_text
 )
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=Model(),
     help="Print the card of a model folder instead; `ptbxl` is the model that comes with ecgbyte.",
-    callback=check_model(),
 )
 @click.pass_obj
 def command(work, model):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli.console import Stage, Weighted, max_new_option, note, progress, say
+from ecgbyte_cli.console import Model, Stage, Weighted, max_new_option, note, progress, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder
 from ecgbyte_cli.model.samples import read_samples
@@ -14,7 +14,6 @@ from ecgbyte_cli.model.training import enough_memory, process_group, unfinished
 from ecgbyte_cli.model.validation import this_process
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.questions.rewards import REWARDS
-from ecgbyte_cli.spelling import check_model
 from ecgbyte_cli.workdir import finished, new_folder, read_json
 
 LEARNING_RATE = {"full": 2e-4, "lora": 2e-5, "qlora": 2e-5}
@@ -31,12 +30,7 @@ VALIDATED = 256  # questions
     type=click.Path(path_type=Path),
     help="Question file, or a folder of them.  [default: the one the model was trained on]",
 )
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    help="Model to begin with.  [default: the work folder's]",
-    callback=check_model(),
-)
+@click.option("--model", type=Model(), help="Model to begin with.  [default: the work folder's]")
 @click.option(
     "--reward",
     "rewards",
