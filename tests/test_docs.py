@@ -74,7 +74,7 @@ def test_command_lines_have_commands_and_options_that_exist(page):
         words = shlex.split(line, comments=True)[1:]
         named = [word for word in words if re.fullmatch("[a-z-]+", word) and not word.startswith("-")]
         commands = [command for word in named if (command := main.get_command(None, word))]
-        known = {"--work", "--verify", "--version", "--help", "-h"}
+        known = {"--work", "--verify", "--version", "--help", "-h", "--"}
         known |= {name for command in commands for p in command.params for name in p.opts + p.secondary_opts}
         if any(word.startswith("-") and word not in known for word in words) or (named and not commands):
             wrong.append(line)

@@ -39,6 +39,7 @@ from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.questions import metrics, reliability
 from ecgbyte_cli.questions.thinking import parted
+from ecgbyte_cli.signal.origin import patients_learned_from
 from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_json
 
 
@@ -201,7 +202,7 @@ def generate(
         questions = question_files.of_types(question_files.read(qa), types)
         table_of = read_table(work.symbol_segments)
         chosen, joined = choose(questions, table_of, split, limit, seed)
-        for line in question_files.crossings(joined, table_of, qa):
+        for line in question_files.crossings(joined, patients_learned_from(work), qa):
             note(line)
         asked = [question for question, *_ in chosen]
         given = answer(work, model, base, chosen, settings, batch, dask)

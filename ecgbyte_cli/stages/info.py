@@ -4,6 +4,7 @@ import click
 
 from ecgbyte_cli.console import Model, Stage, say, table
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal.origin import described
 from ecgbyte_cli.workdir import read_json, read_text
 
 
@@ -103,7 +104,7 @@ def info(work):
             result = read_json(path).get("result", {})
             if not isinstance(result, dict):
                 raise Failure(f"{path} is damaged: its result is no JSON object")
-            stages[name] = result
+            stages[name] = described(work, result) if name == "learn" else result
         else:
             following = following or line
     return {"work": str(work.root), "stages": stages, "next": following or "ecgbyte chat RECORD.hea"}
