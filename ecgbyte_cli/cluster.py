@@ -10,11 +10,14 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -22,11 +25,13 @@ import numpy as np
 from ecgbyte_cli import __version__
 from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.stamps import Files, Stamps, difference_of, stamps
 from ecgbyte_cli.workdir import read_array
 
 SECONDS = 10  # until a scheduler must have answered, and between looks at what does not
 AHEAD = 4  # tasks for each thread of the cluster that are handed out at a time
 LOSSES = 4  # workers lost one after the other, without any progress, that end a command
+SAMPLED = 32  # recordings that each worker is asked about before anything begins
 
 _alone = threading.Lock()  # of a worker: one task at a time
 
@@ -38,8 +43,8 @@ option = click.option(
 
 
 @contextlib.contextmanager
-def connected(address, root):
-    """A client of the cluster at an address, whose workers have this version of ecgbyte and see a work folder.
+def connected(address: str, root: Path, files: Files = ()) -> Iterator[Any]:
+    """Yield a client of a cluster whose workers have this version of ecgbyte and see the same files.
 
     Parameters
     ----------
@@ -47,6 +52,8 @@ def connected(address, root):
         `tcp://…`, the path of a scheduler file, or `local:N`.
     root : Path
         The work folder.
+    files : iterable of path
+        Input files that each worker must see as they are here.
 
     Raises
     ------
@@ -77,7 +84,7 @@ def connected(address, root):
             client = stack.enter_context(distributed.Client(**told, timeout=SECONDS, direct_to_workers=True))
         except (OSError, ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
             raise Failure(f"no Dask scheduler answers at {address} within {SECONDS} s") from error
-        _check(client, address, root)
+        _check(client, address, root, stamps(files))
         yield client
 
 
@@ -103,8 +110,8 @@ def _processes(count):
         yield cluster
 
 
-def _check(client, address, root):
-    """Refuse a cluster without workers, or with one that has another version or does not see the work folder."""
+def _check(client: Any, address: str, root: Path, files: Stamps) -> None:
+    """Refuse a cluster without workers, or with one that has another version or does not see the same files."""
     with contextlib.suppress(TimeoutError):
         client.wait_for_workers(1, timeout=SECONDS)
     if not workers_of(client):
@@ -113,34 +120,49 @@ def _check(client, address, root):
     probe = root / f".seen-{os.urandom(6).hex()}"
     probe.touch()
     try:
-        found = client.run(look, os.getcwd(), str(probe), on_error="return")
+        found = client.run(look, os.getcwd(), str(probe), files, on_error="return")
     finally:
         probe.unlink()
     for worker, told in found.items():
         if isinstance(told, Exception):
             raise Failure(f"the Dask worker {worker} cannot run ecgbyte {__version__}: {told}")
-        version, *seen = told
+        version, host, *seen, difference = told
         if version != __version__:
             raise Failure(f"the Dask worker {worker} has ecgbyte {version}, here is {__version__}")
         for path, is_there in zip((os.getcwd(), root.absolute()), seen, strict=True):
             if not is_there:
                 raise Failure(
-                    f"the Dask worker {worker} does not see {path}: the folder in which the command is started and "
-                    "the work folder must be on storage that all workers share"
+                    f"the Dask worker {worker} on {host} does not see {path}: the folder in which the command is "
+                    "started and the work folder must be on storage that all workers share"
                 )
+        if difference:
+            raise Failure(f"the Dask worker {worker} on {host} {difference}")
 
 
-def look(folder, probe):
-    """What a worker is asked first: its version, and whether it sees the folder, and a file in the work folder."""
-    return __version__, os.path.isdir(folder), os.path.exists(os.path.join(folder, probe))
+def look(folder: str, probe: str, files: Stamps) -> tuple[str, str, bool, bool, str | None]:
+    """Report from a worker: version, host, whether it sees the folder and the probe, and how its files differ."""
+    seen = os.path.isdir(folder), os.path.exists(os.path.join(folder, probe))
+    return __version__, socket.gethostname(), *seen, difference_of(files)
 
 
-def there(folder, version, function, *task):
-    """What a worker does: a task, in the folder in which the command was started."""
+def sample(paths: Sequence[str]) -> list[str]:
+    """Return the first path, the last and some evenly between: few enough to ask every worker about each."""
+    if len(paths) <= SAMPLED:
+        return list(paths)
+    return [paths[i] for i in np.linspace(0, len(paths) - 1, SAMPLED).round().astype(int)]
+
+
+def there(folder: str, version: str, files: Stamps, function: Callable[..., Any], *task: Any) -> Any:
+    """Do a task on a worker, in the folder in which the command was started.
+
+    A worker may have joined late, or lost a mount since: the files that the task reads are compared first.
+    """
     with _alone:
-        if version != __version__:  # a worker that came later
+        if version != __version__:
             raise Failure(f"a Dask worker has ecgbyte {__version__}, and the command has {version}")
         os.chdir(folder)
+        if difference := difference_of(files):
+            raise Failure(f"a Dask worker on {socket.gethostname()} {difference}; what is finished is kept")
         return function(*task)
 
 
@@ -158,17 +180,38 @@ def workers_of(client):
     return told["workers"]
 
 
-def each(address, root, function, tasks):
+def each(
+    address: str,
+    root: Path,
+    function: Callable[..., Any],
+    tasks: Iterable[tuple],
+    files: Files = (),
+    reads: Callable[..., Files] | None = None,
+) -> Iterator[Any]:
     """Yield the results of `function(*task)`, in any order, from a cluster.
 
     A task whose worker is lost is done again by another. Put it into `contextlib.closing`.
 
+    Parameters
+    ----------
+    address, root
+        As `connected` takes them.
+    function : callable
+    tasks : iterable of tuple
+    files : iterable of path
+        Input files that each worker must see before anything begins.
+    reads : callable or None
+        `reads(*task)` names the input files of a task, compared before it is done; None means `files`.
+
     Raises
     ------
     Failure
-        If a task fails, or takes several workers with it, or scheduler or workers are gone.
+        If a worker does not see the files, a task fails or takes several workers with it, or scheduler or workers
+        are gone.
     """
-    with connected(address, root) as client:
+    files = list(files)
+    known = stamps(files)
+    with connected(address, root, files) as client:
         from distributed import wait
         from distributed.scheduler import KilledWorker
 
@@ -176,7 +219,10 @@ def each(address, root, function, tasks):
         while True:
             room = AHEAD * max(1, sum(client.nthreads().values())) - len(running)
             for task in itertools.islice(tasks, max(0, room)):
-                running.add(client.submit(there, os.getcwd(), __version__, function, *task, pure=False))
+                needed = known if reads is None else stamps(reads(*task))
+                running.add(
+                    client.submit(there, os.getcwd(), __version__, needed, function, *task, pure=False)
+                )
             if not running:
                 return
             try:
@@ -218,6 +264,8 @@ class Groups:
     client : distributed.Client
     parts : list
         For each group, what `hold` needs to read its shards.
+    files : Stamps
+        Of the files that the shards are read from.
 
     Attributes
     ----------
@@ -226,8 +274,8 @@ class Groups:
         rest of the calls. `calls`; and the bytes of arrays `sent` and `received`, over all workers.
     """
 
-    def __init__(self, client, parts):
-        self.client, self.parts = client, parts
+    def __init__(self, client: Any, parts: list[tuple], files: Stamps):
+        self.client, self.parts, self.files = client, parts, files
         self.actors, self.workers = [None] * len(parts), [""] * len(parts)
         self.losses = 0  # since the last call that all answered
         start = time.perf_counter()
@@ -245,7 +293,7 @@ class Groups:
                 worker = min(alive, key=lambda worker: (self.workers.count(worker), worker))
                 self.workers[number] = worker
                 futures[number] = self.client.submit(
-                    there, os.getcwd(), __version__, hold, *self.parts[number], actor=True, pure=False,
+                    there, os.getcwd(), __version__, self.files, hold, *self.parts[number], actor=True, pure=False,
                     workers=[worker],
                 )  # fmt: skip
             for number, future in futures.items():

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli import __version__, interrupts
+from ecgbyte_cli import __version__, interrupts, spelling
 from ecgbyte_cli.failure import Failure as Failure
 from ecgbyte_cli.failure import printable as printable
+from ecgbyte_cli.spelling import Model as Model
 
 
 class Toolkit(click.Group):
@@ -60,8 +61,19 @@ class Toolkit(click.Group):
         click.version_option(__version__, prog_name="ecgbyte")(self)
         self.table, self.aliases = commands, aliases
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all commands, and what else they are called."""
+        return [*self.table, *self.aliases]
+
     def list_commands(self, ctx):
         return list(self.table)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
+        near = spelling.nearest(args[0], self.names)
+        if near and args[0] not in self.names and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near!r}?")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx, name):
         name = self.aliases.get(name, name)
@@ -149,7 +161,7 @@ class Stage(click.Command):
             ),
         ]
 
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # In chain mode Click ends a command at its first argument, and would take an option behind it
         # for the next command. So the options up to the next command are put before the arguments.
         # An argument of any number of words ends at a command's name: a folder of that name is ./learn.
@@ -161,20 +173,24 @@ class Stage(click.Command):
         }
         wanted = [p.nargs for p in self.params if isinstance(p, click.Argument)]
         group = ctx.find_root().command
-        commands = {*group.table, *group.aliases} if -1 in wanted else ()
-        options, arguments, rest = [], [], list(args)
-        while rest and not (
-            len(arguments) >= len(wanted)
-            and not rest[0].startswith("-")
-            and (-1 not in wanted or rest[0] in commands)
-        ):
-            word = rest.pop(0)
-            if not word.startswith("-") or word == "-":
+        options, arguments, rest, plain = [], [], list(args), False
+        while rest:
+            word = rest[0]
+            is_option = word.startswith("-") and word != "-" and not plain
+            # behind -- words are arguments, whatever they begin with, and a folder may have a command's name
+            ends = -1 not in wanted or (word in group.names and not (plain and os.path.exists(word)))
+            if len(arguments) >= len(wanted) and ends and not is_option:
+                break
+            rest.pop(0)
+            if word == "--" and is_option:
+                plain = True
+            elif is_option:
+                options += [word, *rest[: values.get(word, 0)]]
+                del rest[: values.get(word, 0)]
+            else:
+                if arguments and -1 in wanted and not plain:
+                    spelling.check_file(ctx, word, group.names)
                 arguments.append(word)
-                continue
-            options.append(word)
-            for _ in range(min(values.get(word, 0), len(rest))):
-                options.append(rest.pop(0))
         super().parse_args(ctx, [*options, *(["--"] if arguments else []), *arguments])
         ctx.args += rest
         return ctx.args
@@ -239,7 +255,7 @@ class Weighted(click.ParamType):
 # options that several commands have alike
 model_option = click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=Model(),
     default=None,
     show_default="the work folder's, or the one that comes with ecgbyte",
     help="Model folder.",

@@ -4,10 +4,12 @@ python tests/serving.py FOLDER ecg_tokenizer.json PORT      # the stand-in model
 """
 
 import contextlib
+import http.client
 import socket
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,11 +51,11 @@ def service(source, model=None, reader=None, upload_bytes=2**20):
 
 
 @contextlib.contextmanager
-def running(of, host="127.0.0.1", token=None, port=0):
+def running(of, host="127.0.0.1", token=None, port=0, allowed=()):
     """Serve in a thread, and yield the address."""
     listening = socket.create_server((host, port), backlog=128)
     config = uvicorn.Config(
-        app.build(of, host, token),
+        app.build(of, host, token, allowed=allowed),
         http=guard.BoundedProtocol,
         ws="none",
         log_level="critical",
@@ -73,6 +75,41 @@ def running(of, host="127.0.0.1", token=None, port=0):
         server.should_exit = True
         thread.join(10)
         listening.close()
+
+
+@contextlib.contextmanager
+def proxied(address, path):
+    """A proxy that gives a server a path: it takes it off, and hands Host and Origin on. Yields its port."""
+    behind = address.partition("://")[2]
+
+    class Handler(BaseHTTPRequestHandler):
+        def handed_on(self):
+            if not self.path.startswith(path):
+                return self.send_error(404)  # what is not below the path is another's
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            connection = http.client.HTTPConnection(behind, timeout=30)
+            connection.request(self.command, self.path.removeprefix(path[:-1]), body, dict(self.headers))
+            answer = connection.getresponse()
+            content = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "content-length", "connection", "date"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = handed_on  # noqa: N815 (the names of http.server)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from ecgbyte_cli import cluster
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal import shards
+from ecgbyte_cli.stamps import stamps
 from ecgbyte_cli.workdir import read_json, read_table
 from ecgbyte_kernels import merges as kernels
 
@@ -274,6 +277,62 @@ def test_what_stands_in_the_way_is_one_line(ecgbyte, small, tmp_path, monkeypatc
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert "pip install ecgbyte[cluster]" in refused(*stage, two.scheduler_address)
+
+
+STAGES = {  # the files that a worker must see of each stage's input
+    "symbolize": ["data/*.hea", "data/*.dat"],
+    "learn": ["ecgbyte-work/symbols/symbols.npy"],
+    "encode": ["ecgbyte-work/symbols/symbols.npy", "ecgbyte-work/tokenizer/ecg_tokenizer.json"],
+    "decode": [
+        "data/*.hea",
+        "data/*.dat",
+        "ecgbyte-work/symbols/symbols.npy",
+        "ecgbyte-work/tokens/tokens.npy",
+    ]
+    + ["ecgbyte-work/tokenizer/ecg_tokenizer.json"],
+    "generate": ["ecgbyte-work/model/ecgbyte.json", "ecgbyte-work/model/base/*.safetensors"],
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_worker_that_does_not_see_the_input_is_refused_before_anything_begins(
+    ecgbyte, small, tmp_path, two, monkeypatch, stage
+):
+    work, asked = tmp_path / "work", []
+    shutil.copytree(small / "ecgbyte-work", work)
+    inputs = {"symbolize": [small / "data", *SIGNAL], "learn": ["--vocab", 150]}.get(stage, [])
+    for hidden in STAGES[stage]:
+        there = work / hidden.removeprefix("ecgbyte-work/") if "work" in hidden else small / hidden
+        path = str(sorted(there.parent.rglob(there.name))[0])
+
+        def stamped(files, path=path):
+            asked.append(made := stamps(files))
+            return made | {path: (0, 0)} if path in made else made
+
+        with monkeypatch.context() as patched:
+            patched.setattr(cluster, "stamps", stamped)
+            result = ecgbyte(stage, *inputs, "--overwrite", "--dask", two.scheduler_address)
+        assert result.exit_code == 1 and path in asked[0], result.stderr
+        last = result.stderr.splitlines()[-1]
+        assert "the Dask worker tcp://" in last and f" on {socket.gethostname()} sees another {path}" in last
+        assert f"the folder {Path(path).parent} must be on storage that all workers share" in last
+    assert not list(work.rglob("*.part"))
+
+
+def test_a_worker_that_joins_late_is_refused_at_its_first_part(ecgbyte, small, tmp_path, two, monkeypatch):
+    monkeypatch.setattr(cluster, "_check", lambda *_: None)  # as if it had not been there
+    gone = str(tmp_path / "data" / "gone.hea")
+    monkeypatch.setattr(cluster, "stamps", lambda files: {gone: (1, 1)})
+    result = ecgbyte("symbolize", small / "data", *SIGNAL, "--dask", two.scheduler_address)
+    last = result.stderr.splitlines()[-1]
+    assert result.exit_code == 1 and f"a Dask worker on {socket.gethostname()} does not see {gone}" in last
+
+
+def test_the_sample_has_the_first_the_last_and_some_between():
+    paths = [f"{i}" for i in range(1000)]
+    some = cluster.sample(paths)
+    assert (some[0], some[-1], len(some)) == ("0", "999", cluster.SAMPLED) and len(set(some)) == len(some)
+    assert cluster.sample(paths[:5]) == paths[:5] and cluster.sample([]) == []
 
 
 def test_what_a_task_raises_ends_the_run(two, tmp_path):

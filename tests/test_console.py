@@ -53,11 +53,11 @@ def second(work, fail):
 
 class Toy(console.Toolkit):
     def get_command(self, ctx, name):
-        return {"first": first, "second": second}.get(name)
+        return {"first": first, "second": second, "several": several}.get(name)
 
 
 def run(*args):
-    return CliRunner().invoke(Toy({"first": "", "second": ""}, {}), args)
+    return CliRunner().invoke(Toy({"first": "", "second": "", "several": ""}, {}), args)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,78 @@ def test_options_may_follow_arguments(args):
     result = run(*args, "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout) == {"folder": "data/", "number": 3, "limits": [-1, 2], "fast": True}
+
+
+@click.command(cls=console.Stage)
+@click.argument("folders", nargs=-1, required=True)
+@click.option("--number", type=int, default=1)
+def several(**options):
+    return {"folders": list(options["folders"]), "number": options["number"]}
+
+
+@pytest.mark.parametrize(
+    ("args", "folder"),
+    [
+        (["--", "data"], "data"),
+        (["--", "-data"], "-data"),
+        (["--", "--number"], "--number"),
+        (["--", "--"], "--"),
+        (["--", "second"], "second"),
+        (["--fast", "--number", "3", "--", "-d"], "-d"),
+        (["data", "--fast", "--"], "data"),
+    ],
+)
+def test_what_follows_two_dashes_is_an_argument(args, folder):
+    result = run("first", "--json", *args)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["folder"], told["fast"]) == (folder, "--fast" in args)
+
+
+def test_two_dashes_in_a_chain():
+    result = run("--", "first", "--json", "--", "-data", "second")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["first"]["folder"] == "-data"
+    assert run("first", "--", "data", "--number", "3").exit_code == 2
+    result = run("second", "--", "first", "--", "-x", "second")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_two_dashes_before_several_arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("several", "--json", "--", "a", "-b", "--number", "second")
+    assert json.loads(result.stdout)["several"]["folders"] == ["a", "-b", "--number"]
+    assert run("several", "--json", "--", "second").stdout == '{"folders": ["second"], "number": 1}\n'
+    (tmp_path / "second").mkdir()
+    told = json.loads(run("several", "--json", "--", "a", "second").stdout)
+    assert told == {"folders": ["a", "second"], "number": 1}
+    assert "second" in json.loads(run("several", "--json", "a", "second").stdout)
+
+
+@pytest.mark.parametrize(
+    ("args", "near"),
+    [
+        (["secnd"], "second"),
+        (["Second"], "second"),
+        (["first", "data/", "sec-ond"], "second"),
+        (["several", "a", "fisrt", "--number", "2"], "first"),
+        (["first", "data/", "--nmber", "3"], "--number"),
+    ],
+)
+def test_a_slip_is_told_with_the_nearest_name(args, near):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith(f"Did you mean {near!r}?")
+
+
+def test_what_is_like_nothing_gets_no_suggestion(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("xyz")
+    assert result.exit_code == 2 and "Did you mean" not in result.stderr
+    (tmp_path / "secnd.hea").touch()  # a recording without its extension
+    told = json.loads(run("several", "--json", "a", "secnd").stdout)
+    assert told["folders"] == ["a", "secnd"]
+    assert json.loads(run("several", "--json", "a", "seco[n]*").stdout)["folders"] == ["a", "seco[n]*"]
 
 
 def test_a_chain_is_one_json_object(tmp_path):

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import ecgbyte_cli
 from ecgbyte_cli.__main__ import COMMANDS, main
@@ -73,7 +74,7 @@ def test_command_lines_have_commands_and_options_that_exist(page):
         words = shlex.split(line, comments=True)[1:]
         named = [word for word in words if re.fullmatch("[a-z-]+", word) and not word.startswith("-")]
         commands = [command for word in named if (command := main.get_command(None, word))]
-        known = {"--work", "--verify", "--version", "--help", "-h"}
+        known = {"--work", "--verify", "--version", "--help", "-h", "--"}
         known |= {name for command in commands for p in command.params for name in p.opts + p.secondary_opts}
         if any(word.startswith("-") and word not in known for word in words) or (named and not commands):
             wrong.append(line)
@@ -93,13 +94,36 @@ def test_the_python_page_names_the_whole_public_face():
     assert [name for name in ecgbyte_cli.__all__ if f"`{name}`" not in text] == []
 
 
-def test_the_python_page_runs(tmp_path, monkeypatch, ecgbyte):
-    """All of it but what needs a model."""
-    monkeypatch.chdir(tmp_path)
-    for line in ("synth data --records 16", "symbolize data --jobs 1", "learn --vocab 100", "encode"):
-        assert ecgbyte(*line.split(), work="ecgbyte-work").exit_code == 0
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory):
+    """A folder in which the command lines of the Python page have been run."""
+    folder = tmp_path_factory.mktemp("python page")
+    lines = re.findall(r"^ {4}ecgbyte (.*)$", text_of("docs/python.md"), re.MULTILINE)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        for line in lines:
+            result = CliRunner().invoke(main, shlex.split(line))
+            assert result.exit_code == 0, (line, result.stderr)
+    return folder
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_python_code_runs(page, worked, monkeypatch):
+    monkeypatch.chdir(worked)
     names = {}
-    codes = python_of("docs/python.md")
-    for code in codes[: next(i for i, code in enumerate(codes) if "load_model" in code)]:
-        exec(compile(code, "docs/python.md", "exec"), names)
+    for code in python_of(page):
+        exec(compile(code, page, "exec"), names)
+    if page == "README.md":
+        assert names["tokenizer"].decode(names["ids"]).shape == names["signal"].shape
+        return
     assert names["result"]["exact_match"] == 100
+    # a prompt has the ids that the model was trained with and that a conversation has: with the marks of leads
+    lm, (ecg, *_), tokenizer = names["lm"], names["conversation"].ecgs, names["tokenizer"]
+    assert lm.layout.marks == len(tokenizer.signal["leads"])
+    begin = names["ids"].tolist().index(lm.offset)
+    block = lm.layout.block(ecg.tokens)
+    assert names["ids"][begin : begin + len(block)].tolist() == block.tolist()
+
+
+def test_no_other_page_has_python_code_that_is_not_run():
+    assert [page for page in PAGES if python_of(page)] == ["README.md", "docs/python.md"]

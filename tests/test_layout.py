@@ -4,7 +4,6 @@ import ast
 import inspect
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import ecgbyte_cli
@@ -100,13 +99,3 @@ def test_scripts_of_the_version_before_find_what_they_import():
 
     assert records.read is ecgbyte_cli.read and preprocess.segments is ecgbyte_cli.segments
     assert ECGTokenizer is ecgbyte_cli.ECGTokenizer
-
-
-def test_a_prompt_made_with_the_offset_alone_has_the_ids_of_the_model_that_the_tokenizer_is_of(small):
-    from ecgbyte_cli.model import ecg_lm
-    from ecgbyte_cli.prompt import Prompt
-
-    lm, text_tokenizer, _, _ = ecg_lm.load(small / "ecgbyte-work" / "model")
-    ids, _ = Prompt(text_tokenizer, lm.offset).build([np.arange(3)], [("What is the rhythm?", None)])[:2]
-    begin = [lm.offset, *range(lm.layout.first, lm.layout.first + 3), lm.offset + 1]
-    assert lm.layout.marks and lm.offset in ids and ids[ids.tolist().index(lm.offset) :][:5].tolist() == begin

@@ -18,7 +18,7 @@ import wfdb
 pytest.importorskip("starlette", reason="starlette is not installed: pip install ecgbyte[web]")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install ecgbyte[web]")
 
-from serving import running, service, stand_in  # noqa: E402
+from serving import proxied, running, service, stand_in  # noqa: E402
 
 from ecgbyte_cli.model import certainty, ecg_lm  # noqa: E402
 from ecgbyte_cli.model.conversation import Conversation, Reader  # noqa: E402
@@ -357,6 +357,25 @@ def test_a_path_outside_is_refused(visit, address, folder):
     page.keyboard.press("Enter")
     page.get_by_text("outside the folder served").wait_for()
     assert page.locator("h2").inner_text() == second
+
+
+def test_behind_a_proxy_that_gives_it_a_name_and_a_path(visit, folder, tokenizer):
+    of, path = service(folder, stand_in(tokenizer, "sinus rhythm")), "/user/x/proxy/8765/"
+    with (
+        running(of, token="s3cret", allowed=[("ecg.localhost", None)]) as behind,
+        proxied(behind, path) as port,
+    ):
+        page = ready(visit(f"http://ecg.localhost:{port}{path}?token=s3cret"))
+        assert urlsplit(page.url)._replace(fragment="").geturl() == f"http://ecg.localhost:{port}{path}"
+        [cookie] = page.context.cookies()
+        assert (cookie["value"], cookie["path"]) == ("s3cret", path[:-1])
+        page.locator("svg.sheet").wait_for()
+        ask(page, "What is the rhythm?")
+        page.locator("#log .a", has_text="sinus rhythm").wait_for()
+        page.wait_for_function("[...document.querySelectorAll('#records img')].every((i) => i.complete)")
+        with page.expect_download() as saved:
+            page.click("#save")
+        assert saved.value.suggested_filename.endswith(".zip")
 
 
 def test_an_answer_is_stopped(visit, folder, tokenizer):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm
-from ecgbyte_cli.model.layout import leads_of
+from ecgbyte_cli.model.layout import Layout, leads_of
 from ecgbyte_cli.model.prompt import IGNORED, Prompt, trim
 from ecgbyte_cli.model.template import DATE, Template, TemplateError
 
@@ -25,7 +25,7 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system 
 def prompt_with(template=None):
     _, text_tokenizer = ecg_lm.tiny()
     text_tokenizer.chat_template = template
-    return Prompt(text_tokenizer, layout=len(text_tokenizer)), text_tokenizer
+    return Prompt(text_tokenizer, Layout(len(text_tokenizer))), text_tokenizer
 
 
 def shown(ids, prompt, text_tokenizer):
@@ -33,6 +33,13 @@ def shown(ids, prompt, text_tokenizer):
         text_tokenizer.decode([i]) if i < prompt.layout.offset else f"[{i - prompt.layout.offset}]"
         for i in np.asarray(ids).tolist()
     )
+
+
+@pytest.mark.parametrize("layout", [259, np.int64(259), None])
+def test_a_prompt_takes_a_layout_and_nothing_else(layout):
+    _, text_tokenizer = ecg_lm.tiny()
+    with pytest.raises(TypeError, match="takes the layout of a model, such as lm.layout"):
+        Prompt(text_tokenizer, layout)
 
 
 def test_plain_form():
@@ -165,10 +172,10 @@ def test_a_text_tokenizer_without_an_end_is_refused_unless_the_template_has_one(
     text_tokenizer.name_or_path = "some/model"
     text_tokenizer.chat_template = template
     if works:
-        assert Prompt(text_tokenizer, 259).end_ids == {text_tokenizer.convert_tokens_to_ids("<eos>")}
+        assert Prompt(text_tokenizer, Layout(259)).end_ids == {text_tokenizer.convert_tokens_to_ids("<eos>")}
         return
     with pytest.raises(Failure, match="some/model.*no end-of-text token"):
-        Prompt(text_tokenizer, 259)
+        Prompt(text_tokenizer, Layout(259))
 
 
 @pytest.mark.parametrize("template", [None, CHATML])
@@ -214,7 +221,7 @@ def sentencepiece_like(scheme):
 def test_ids_are_those_of_the_whole_text_with_the_ecg_as_special_tokens(scheme, template):
     text_tokenizer = sentencepiece_like(scheme)
     text_tokenizer.chat_template = template
-    prompt = Prompt(text_tokenizer, len(text_tokenizer))
+    prompt = Prompt(text_tokenizer, Layout(len(text_tokenizer)))
     ids, _ = prompt.build([[0, 1]], [("What is the rhythm?", None)])
     head = "<s>" if template is None else text_tokenizer.decode(ids[: list(ids).index(prompt.layout.offset)])
     tail = "What is the rhythm?" + ("\n" if template is None else "</s>")
@@ -226,7 +233,7 @@ def test_ids_are_those_of_the_whole_text_with_the_ecg_as_special_tokens(scheme, 
 @pytest.mark.parametrize("scheme", ["first", "always"])
 def test_a_sample_is_shown_with_its_spaces(scheme):
     text_tokenizer = sentencepiece_like(scheme)
-    prompt = Prompt(text_tokenizer, len(text_tokenizer))
+    prompt = Prompt(text_tokenizer, Layout(len(text_tokenizer)))
     line, counted = prompt.shown(*prompt.build([[4]], [("What is it ?", "an ECG")]))
     assert "What is it ?" in line and "[1 ECG tokens]" in line
     assert counted.strip() == "an ECG</s>"
@@ -244,7 +251,7 @@ def test_a_prompt_has_the_date_of_its_training_and_never_the_clocks(monkeypatch)
     texts = [shown(p.build([[1]], [("a?", None)])[0], p, t) for p, t in prompts]
     assert texts[0] == texts[1] and texts[0].startswith("26 Jul 2024") and prompts[0][0].date == DATE
     _, text_tokenizer = prompts[0]
-    at = Prompt(text_tokenizer, 259, "2026-01-02")
+    at = Prompt(text_tokenizer, Layout(259), "2026-01-02")
     assert shown(at.build([[1]], [("a?", None)])[0], at, text_tokenizer).startswith("02 Jan 2026")
     assert prompt_with(CHATML)[0].date is None
 
@@ -298,7 +305,7 @@ def test_a_template_that_cannot_be_used_is_refused_in_time_by_any_thread(templat
 
     def make():
         try:
-            Prompt(text_tokenizer, 259)
+            Prompt(text_tokenizer, Layout(259))
         except Failure as error:
             caught.append(error.message)
 

@@ -276,16 +276,19 @@ def test_patients_on_both_sides_of_any_pair_of_splits(one, other, said):
     joined, _ = questions.join(
         [asked_about("a", one), asked_about("b", other), asked_about("c", other)], table
     )
-    assert questions.crossings(joined, table, "F") == [f"1 patients are {said}, as F has it: p"]
+    assert questions.crossings(joined, set(), "F") == [f"1 patients are {said}, as F has it: p"]
     joined, _ = questions.join([asked_about("a", one), asked_about("c", other)], table)
-    assert questions.crossings(joined, table, "F") == []
+    assert questions.crossings(joined, set(), "F") == []
 
 
 def test_test_questions_about_recordings_that_the_merges_were_learned_from():
     table = {"record": ["a", "b"], "patient": ["p", "q"], "split": ["train", "test"]}
     joined, _ = questions.join([asked_about("a", "test"), asked_about("b", "test")], table)
-    (line,) = questions.crossings(joined, table, "F")
-    assert line.startswith("1 patients of the test questions are on the training side of the recordings")
+    (line,) = questions.crossings(joined, {"p"}, "F")
+    assert line == (
+        "1 patients of the test questions are among those whose recordings the merges were learned from: p"
+    )
+    assert questions.crossings(joined, set(), "F") == []
 
 
 def test_test_questions_that_stand_in_training_are_counted():
@@ -294,7 +297,7 @@ def test_test_questions_that_stand_in_training_are_counted():
     asked += [asked_about("a", "test", "another")]
     joined, _ = questions.join(asked, table)
     assert questions.seen_in_training(joined) == 1
-    assert "1 of 3 test questions stand in training too" in questions.crossings(joined, table, "F")[-1]
+    assert "1 of 3 test questions stand in training too" in questions.crossings(joined, set(), "F")[-1]
 
 
 def test_answers_of_ecg_qa_stay_lists_in_one_order(tmp_path):

@@ -276,12 +276,118 @@ def test_where_others_reach_it_a_token_is_needed(folder):
         assert client.get("/api?token=s3cret").status_code == 401  # the page's address alone takes it
         assert client.get("/api", headers={"authorization": "Bearer s3cret"}).status_code == 200
         answer = client.get("/?token=s3cret", follow_redirects=False)
-        assert (answer.status_code, answer.headers["location"]) == (303, "/")
-        assert (
-            "HttpOnly" in answer.headers["set-cookie"] and "SameSite=Strict" in answer.headers["set-cookie"]
-        )
+        assert (answer.status_code, answer.headers["location"]) == (303, "./")
+        cookie = answer.headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "Path" not in cookie
         assert client.get("/api").status_code == 200  # by the cookie
         assert client.get("/api", headers={"host": "evil.example"}).status_code == 403
+
+
+PROXY = [("ecg.example.org", None), ("hub.example.org", 8443), ("2001:db8::1", None)]
+
+
+@pytest.mark.parametrize(
+    "host, origin, status",
+    [
+        ("ecg.example.org", "https://ecg.example.org", 404),  # a name that the proxy hands on
+        ("ECG.example.org:444", "http://Ecg.Example.org:81", 404),  # any case, any port
+        ("127.0.0.1:8765", "https://ecg.example.org", 404),  # nginx by itself: the address behind it
+        ("hub.example.org", "https://hub.example.org:8443", 404),  # without the port, as nginx's $host
+        ("hub.example.org:8443", "https://hub.example.org:8443", 404),
+        ("[2001:DB8:0::1]:80", "https://[2001:db8::1]", 404),
+        ("hub.example.org:80", None, 403),
+        ("hub.example.org", "https://hub.example.org", 403),  # 443 is not 8443
+        ("127.0.0.1:8765", "https://hub.example.org:444", 403),
+        ("127.0.0.1:8765", "ftp://ecg.example.org", 403),
+        ("127.0.0.1:8765", "https://a@ecg.example.org", 403),
+        ("127.0.0.1:8765", "https://ecg.example.org.evil.example", 403),
+        ("127.0.0.1:8765", "null", 403),
+        ("sub.ecg.example.org", None, 403),
+        ("ecg.example.org.evil.example", None, 403),
+        ("evil.example", "http://evil.example", 403),
+        ("evil.example", "https://ecg.example.org", 403),
+        ("ecg.example.org", "http://evil.example", 403),
+        ("a@ecg.example.org", None, 403),
+    ],
+)
+def test_the_name_of_a_proxy_is_accepted_where_it_is_allowed(bare_behind_proxy, host, origin, status):
+    # 404: there is no such conversation
+    headers = {"host": host, "authorization": "Bearer s3cret"} | ({"origin": origin} if origin else {})
+    assert (
+        bare_behind_proxy.post("/api/stop", json={"conversation": "x"}, headers=headers).status_code == status
+    )
+    forwarded = {"x-forwarded-host": "ecg.example.org", "forwarded": "host=ecg.example.org"}
+    assert (
+        bare_behind_proxy.post(
+            "/api/stop", json={"conversation": "x"}, headers=headers | forwarded
+        ).status_code
+        == status
+    )
+
+
+@pytest.fixture(scope="module")
+def bare_behind_proxy():
+    with client_of(service(None), token="s3cret", allowed=PROXY) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "text, host",
+    [
+        ("ecg.example.org", ("ecg.example.org", None)),
+        ("ECG.Example.org:8443", ("ecg.example.org", 8443)),
+        ("https://ecg.example.org/", ("ecg.example.org", None)),
+        ("http://ecg_1", ("ecg_1", None)),
+        ("élan.example", ("xn--lan-9la.example", None)),
+        ("10.0.0.5:80", ("10.0.0.5", 80)),
+        ("2001:DB8::1", ("2001:db8::1", None)),
+        ("[2001:db8:0::1]:80", ("2001:db8::1", 80)),
+    ],
+)
+def test_a_host_to_allow_is_a_name_or_an_address(text, host):
+    assert guard.allowed_host(text) == host
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "*", "*.example.org", ".example.org", "example.org.", "a..b", "a b", "a@b", "https://", "a:b", "a:0"]
+    + [
+        "a:65536",
+        "a:",
+        "a/b",
+        "https://a/b",
+        "ftp://a",
+        "-a.b",
+        "10.0.0",
+        "1234",
+        "[::1",
+        "fe80::1%eth0",
+        "[a]",
+    ],
+)
+def test_what_is_no_host_is_refused(ecgbyte, text):
+    with pytest.raises(ValueError, match="as in ecg.example.org"):
+        guard.allowed_host(text)
+    assert ecgbyte("serve", "--port", 0, "--allow-host", text).exit_code == 2
+
+
+def test_every_cookie_of_the_name_is_looked_at():
+    # a browser sends the cookie of a server at another path of the host too
+    with client_of(service(None), host="0.0.0.0", token="s3cret") as client:
+        for value in (
+            "ecgbyte_token=other; ecgbyte_token=s3cret",
+            "ecgbyte_token=s3cret; ecgbyte_token=other",
+        ):
+            assert client.get("/api", headers={"cookie": value}).status_code == 200
+        for value in ("ecgbyte_token=other", "x_ecgbyte_token=s3cret", "s3cret", ""):
+            assert client.get("/api", headers={"cookie": value}).status_code == 401
+
+
+def test_the_page_names_nothing_from_the_root_of_its_host():
+    # a proxy may give it a path of its own
+    for file in PAGE.iterdir():
+        for quoted in re.findall(r"[\"'`(]/[\w$]", file.read_text()):
+            raise AssertionError(f"{file.name}: {quoted}")
 
 
 # ---- questions
@@ -640,6 +746,25 @@ from ecgbyte_cli.__main__ import main
 main()"""
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_behind_a_proxy_a_token_is_needed_even_on_loopback(folder, tmp_path):
+    options = ("--port", 0, "--allow-host", "ecg.example.org", "--json")
+    with serve("--work", tmp_path / "none", "serve", folder, *options) as process:
+        said = ""
+        while not (match := re.search(r"(http://\S+)\?token=(\S+)", said)):
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        address, token = match[1], match[2]
+        name = {"host": "ecg.example.org"}
+        assert httpx.get(address + "api", headers=name).status_code == 401
+        assert (
+            httpx.get(address + "api", headers=name | {"authorization": f"Bearer {token}"}).status_code == 200
+        )
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert "ecg.example.org" in said
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -235,7 +235,9 @@ def on_cluster(dask, root, loaded, closed, free, batch, max_new, known, keep, an
         + (some, max_new, sampled)
         for number, (prompts, together, some) in enumerate(units)
     )
-    with contextlib.closing(cluster.each(dask, root, unit, tasks)) as results:
+    with contextlib.closing(
+        cluster.each(dask, root, unit, tasks, folder.files_needed(*loaded[:2]))
+    ) as results:
         for number, given in results:
             _keep(keep, units[number][1], given)
 

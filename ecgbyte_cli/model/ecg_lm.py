@@ -1048,9 +1048,6 @@ def load(
         about["position_letters"] or 0,
         about["prompt_version"],
     )
-    text_tokenizer.first_ecg_id = (
-        layout.first
-    )  # for callers that know the offset alone: ecgbyte_cli/prompt.py
     model = ECGLM(loaded, ecg_tokenizer.vocab_size, layout=layout)
     with torch.no_grad():
         model.ecg_rows.weight.copy_(_read_rows(folder / "ecg_rows.safetensors", model.ecg_rows.weight.shape))

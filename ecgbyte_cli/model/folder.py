@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from ecgbyte_cli import spelling
 from ecgbyte_cli.console import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.layout import PROMPT_VERSION
@@ -16,7 +17,7 @@ from ecgbyte_cli.signal.tokenizer import SEGMENTERS
 from ecgbyte_cli.workdir import MOST_JSON, WorkDir, read_json, sha256_of
 
 FORMAT_VERSION = 1
-SHIPPED = Path(__file__).resolve().parent.parent / "models" / "ptbxl"  # comes with the package
+SHIPPED = Path(__file__).resolve().parent.parent / "models" / spelling.SHIPPED  # comes with the package
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 MOST_ALIKE = 1024  # layers, experts, heads: whatever makes a loop of objects and no number of a table
@@ -162,6 +163,16 @@ def sums(folder: Path) -> dict[str, str]:
     """SHA-256 of all that a model is made of: path in the folder to hex."""
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return {name: sha256_of(p) for name, p in files.items() if name not in ("ecgbyte.json", "README.md")}
+
+
+def files_needed(folder: Path, base: str | os.PathLike | None = None) -> list[Path]:
+    """List the files that loading a model reads from its folder and from its base model's.
+
+    The model that comes with the package, and a base model in the hub's cache, are each machine's own: of these none.
+    """
+    name, _ = base_of(folder, about(folder), base)
+    folders = {Path(folder), Path(name)} - {SHIPPED, SHIPPED / "base"}
+    return sorted({path for one in folders for path in one.rglob("*") if path.is_file()})
 
 
 def check_files(folder: Path, said: dict) -> None:

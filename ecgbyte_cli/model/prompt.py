@@ -38,8 +38,8 @@ class Prompt:
     Parameters
     ----------
     text_tokenizer : transformers.PreTrainedTokenizerBase
-    layout : Layout or int
-        Which ids ECGs have; a number is the `offset` of one without marks.
+    layout : Layout
+        Which ids ECGs have: the `layout` of the model.
     date : str or None
         The date that a chat template is told, YYYY-MM-DD: the one of the training.
     system : str or None
@@ -58,22 +58,28 @@ class Prompt:
     ------
     Failure
         If the chat template cannot be used, or nothing could end an answer.
+    TypeError
+        If `layout` is no Layout.
     """
 
     def __init__(
         self,
         text_tokenizer: "PreTrainedTokenizerBase",
-        layout: Layout | int,
+        layout: Layout,
         date: str | None = None,
         system: str | None = None,
     ):
+        if not isinstance(
+            layout, Layout
+        ):  # scripts of version 0.1.0 pass an offset, which knows no marks of leads
+            raise TypeError(f"a Prompt takes the layout of a model, such as lm.layout, and not {layout!r}")
         if system is not None and not text_tokenizer.chat_template:
             raise Failure(
                 f"{text_tokenizer.name_or_path} has no chat template, and so no system prompt: leave out --system"
             )
         self.told = system
         self.text_tokenizer, self.name = text_tokenizer, text_tokenizer.name_or_path
-        self.layout = layout if isinstance(layout, Layout) else Layout(layout)
+        self.layout = layout
         self._text_ids = lru_cache(100_000)(self._encoded)
         self.rendered = lru_cache(100_000)(self._templated)
         self.template, self.date = None, None

@@ -12,6 +12,7 @@ from ecgbyte_cli.model.layout import leads_of
 from ecgbyte_cli.model.prompt import IGNORED, trim
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.questions.thinking import joined
+from ecgbyte_cli.signal.origin import patients_learned_from
 from ecgbyte_cli.workdir import read_array, read_json, read_table
 from ecgbyte_kernels.augment import varied
 
@@ -323,9 +324,7 @@ def read_samples(work, qa, samples, seed, tell, think=False, types=(), weights=N
     read = [question for part in parts for question in part]
     kept = {question.type for question in question_files.of_types(read, types or ())}
     if think and not any(question.reasoning for question in read if question.type in kept):
-        raise Failure(
-            f"--think: no question of {qa} has a reasoning: `ecgbyte questions --think` writes some"
-        )
+        raise Failure(f"--think: no question of {qa} has reasoning: `ecgbyte questions --think` writes it")
     segments, joined_parts, unmatched = read_table(work.symbol_segments), [], []
     for part in parts:
         asked = [_worded(question, think) for question in part if question.type in kept]
@@ -335,7 +334,7 @@ def read_samples(work, qa, samples, seed, tell, think=False, types=(), weights=N
     found = [item for part in joined_parts for item in part]
     if unmatched:
         tell(question_files.describe(unmatched, len(found) + len(unmatched)))
-    for line in question_files.crossings(found, segments, qa):
+    for line in question_files.crossings(found, patients_learned_from(work), qa):
         tell(line)
 
     def side(items, name):

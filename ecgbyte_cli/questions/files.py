@@ -332,15 +332,15 @@ def describe(unmatched, total):
     return f"{'; '.join(parts)}: left out{hint}"
 
 
-def crossings(joined, segments, name):
+def crossings(joined: Sequence[tuple], learned: set[str], name: str | os.PathLike) -> list[str]:
     """Lines about patients and questions on two sides of a split, and about findings that the test side lacks.
 
     Parameters
     ----------
     joined : list
         From `join`.
-    segments : dict
-        The columns of symbols/segments.parquet.
+    learned : set of str
+        The patients whose recordings the merges were learned from.
     name : path-like
         Of the question file.
     """
@@ -350,12 +350,11 @@ def crossings(joined, segments, name):
             lines.append(
                 f"{len(both)} patients are in {SIDES[one]} and in {SIDES[other]}, as {name} has it: {_some(both)}"
             )
-    learned = {p for p, split in zip(segments["patient"], segments["split"], strict=True) if split == "train"}
     for side in ("val", "test"):
         if both := (patients[side] & learned) - patients["train"]:
             lines.append(
-                f"{len(both)} patients of the {SIDES[side]} questions are on the training side of the recordings, "
-                f"which the merges were learned from: {_some(both)}"
+                f"{len(both)} patients of the {SIDES[side]} questions are among those whose recordings the merges "
+                f"were learned from: {_some(both)}"
             )
     sides: dict[str, set[str]] = {}
     for question, *_, side in joined:

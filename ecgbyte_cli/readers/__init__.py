@@ -1,7 +1,7 @@
 """Recordings in files: where they are, and what they hold, in millivolts. A file for each format."""
 
-from ecgbyte_cli.readers.data_sets import find_data_sets
-from ecgbyte_cli.readers.find import find, fingerprint
+from ecgbyte_cli.readers.data_sets import DataSet, find_data_sets
+from ecgbyte_cli.readers.find import files_of, find, fingerprint
 from ecgbyte_cli.readers.formats import read
 from ecgbyte_cli.readers.patients import (
     is_placeholder,
@@ -19,8 +19,10 @@ from ecgbyte_cli.readers.patients import (
 from ecgbyte_cli.readers.recording import Recording, Unusable, lead_name
 
 __all__ = [
+    "DataSet",
     "Recording",
     "Unusable",
+    "files_of",
     "find",
     "find_data_sets",
     "fingerprint",

@@ -191,6 +191,11 @@ def _same_files(paths):
     return again
 
 
+def files_of(paths: Iterable[str]) -> list[str]:
+    """List the files of recordings that `find` found, each once; of a recording the one that names it first."""
+    return list(dict.fromkeys(file for path in paths for file in _files_of(path)))
+
+
 def _files_of(path):
     return header.files_of(path) if path.endswith(".hea") else [split_row(path)[0]]
 

@@ -1,12 +1,15 @@
 """From recordings to parts of the letters: what `ecgbyte symbolize` does with some recordings at a time."""
 
 import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_cli import readers
+from ecgbyte_cli import cluster, readers
 from ecgbyte_cli.console import interrupted, note
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.parts import Parts
 from ecgbyte_cli.signal import corpus, preprocess
 from ecgbyte_kernels import quantize as kernels
 
@@ -92,6 +95,36 @@ def make_part(parts, number, paths, asked, salt):
         write(np.stack([used, counts[used]]))
         write(np.frombuffer(json.dumps(about).encode(), np.uint8))
     return len(paths)
+
+
+def parts_on_cluster(
+    dask: str, root: Path, lots: list[tuple[readers.DataSet, list[str]]], tasks: Iterable[tuple]
+) -> Iterator[int]:
+    """Make parts on a cluster whose workers see the recordings of every data set.
+
+    Parameters
+    ----------
+    dask : str
+        Address of the cluster.
+    root : Path
+        The work folder.
+    lots : list of (DataSet, list of str)
+        The data set of each part, and its recordings.
+    tasks : iterable of tuple
+        What `make_part` takes.
+
+    Returns
+    -------
+    iterator of int
+        What `make_part` returns, as parts are done.
+    """
+    sets = {id(its): its for its, _ in lots}.values()
+    sampled = [path for its in sets for path in cluster.sample(its.found)]
+
+    def reads(parts: Parts, number: int, paths: list[str], *_: object) -> list[str]:
+        return readers.files_of(paths)
+
+    return cluster.each(dask, root, make_part, tasks, readers.files_of(sampled), reads)
 
 
 def columns(first, rows, shape):

@@ -1,6 +1,8 @@
 """ecgbyte decode: token ids to recordings, and how faithful they are."""
 
+import os
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from itertools import starmap
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal import fidelity, preprocess
 from ecgbyte_cli.signal.records import file_name, write_record
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import finished, new_folder, read_array, read_json, read_table, write_json
+from ecgbyte_cli.workdir import WorkDir, finished, new_folder, read_array, read_json, read_table, write_json
 
 PART = 200  # segments that are decoded at a time
 
@@ -127,7 +129,7 @@ def _decode(work, tokenizer, settings, dask):
         rows = _rows(work, chosen)
         parts = [rows[i : i + PART] for i in range(0, len(rows), PART)]
         tasks = ((number, part, work, folder) for number, part in enumerate(parts))
-        made = cluster.each(dask, work.root, decode_part, tasks) if dask else starmap(decode_part, tasks)
+        made = _on_cluster(dask, work, rows, tasks) if dask else starmap(decode_part, tasks)
         found = {}
         with closing(made) if dask else nullcontext():
             for number, *told in made:
@@ -162,6 +164,20 @@ def _decode(work, tokenizer, settings, dask):
         }
         write_json(folder / work.decode_settings.name, {"settings": settings, "result": result}, indent=1)
     return result
+
+
+def _on_cluster(dask: str, work: WorkDir, rows: list["Row"], tasks: Iterable[tuple]) -> Iterator[tuple]:
+    """Do the tasks on a cluster whose workers see the letters, the tokens and the recordings."""
+    own = [work.ecg_tokenizer, work.symbols, work.tokens]
+
+    def files(paths: list[str]) -> list[str | os.PathLike]:
+        return [*own, *readers.files_of(paths)]
+
+    def reads(number: int, part: list[Row], *_: object) -> list[str | os.PathLike]:
+        return files([row.path for row in part])
+
+    sampled = cluster.sample(sorted({row.path for row in rows}))
+    return cluster.each(dask, work.root, decode_part, tasks, files(sampled), reads)
 
 
 class Row(NamedTuple):

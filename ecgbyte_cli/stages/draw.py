@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import Stage, base_option, note, progress, sampling_options, say
+from ecgbyte_cli.console import Model, Stage, base_option, note, progress, sampling_options, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.locks import lock
 from ecgbyte_cli.model import folder as folders
@@ -36,7 +36,7 @@ SHOWN = 8  # in the picture
 )
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=Model(),
     default=None,
     show_default="the work folder's",
     help="Model folder.",

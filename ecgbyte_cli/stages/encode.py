@@ -149,7 +149,7 @@ def _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite):
     with pool_of_threads(threads) as pool, progress("encode", count, "segments") as bar:
         bar.update(done)
         made = (
-            cluster.each(dask, work.root, make_part, tasks)
+            cluster.each(dask, work.root, make_part, tasks, [work.ecg_tokenizer, work.symbols])
             if dask
             else pool.map(lambda task: make_part(*task), tasks)
         )

@@ -1,13 +1,12 @@
 """ecgbyte explain: how often each attribution method points at the true cause of an answer."""
 
 import time
-from pathlib import Path
 
 import click
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import Stage, base_option, note, progress, say, table
+from ecgbyte_cli.console import Model, Stage, base_option, note, progress, say, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.workdir import finished, read_array, read_json, read_table, whole, write_json
 
@@ -58,7 +57,7 @@ CAUSES = {
     show_default=True,
     help="How many, as many of each cause.",
 )
-@click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
+@click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
 @base_option
 @click.option(
     "--split",

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from ecgbyte_cli import __version__
-from ecgbyte_cli.console import Stage, base_option, say
+from ecgbyte_cli.console import Model, Stage, base_option, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.workdir import new_folder, read_json, write_json
@@ -24,7 +24,7 @@ QUESTION = "What is the rhythm?"
     epilog="Example: ecgbyte export exported/",
 )
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
+@click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
 @base_option
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @click.pass_obj

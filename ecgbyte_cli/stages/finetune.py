@@ -14,6 +14,7 @@ from ecgbyte_cli.model.samples import read_samples
 from ecgbyte_cli.model.training import DEFAULTS, Trainer, enough_memory, process_group, too_large, unfinished
 from ecgbyte_cli.model.validation import said, said_of_ecg, this_process
 from ecgbyte_cli.questions import files as question_files
+from ecgbyte_cli.spelling import Model
 from ecgbyte_cli.workdir import finished, new_folder, read_json
 
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
@@ -38,6 +39,7 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
 )
 @click.option(
     "--model",
+    type=Model("tiny"),
     default="Qwen/Qwen2.5-0.5B-Instruct",
     show_default=True,
     help="Base model: a hub id, a local folder, or tiny (a small decoder, trained in full, no download); or a model "
@@ -226,8 +228,7 @@ def finetune(
     Raises
     ------
     Failure
-        If tokens or questions are missing or do not fit together, the base model cannot be loaded, or memory
-        does not suffice.
+        If tokens or questions are missing or do not fit together, the base model cannot be loaded, or memory is short.
     """
     rank, processes = this_process()
     method = check(work, qa, pretrain, model, method)

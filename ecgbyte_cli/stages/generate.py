@@ -10,6 +10,7 @@ import numpy as np
 
 from ecgbyte_cli import cluster
 from ecgbyte_cli.console import (
+    Model,
     Stage,
     base_option,
     max_new_option,
@@ -38,6 +39,7 @@ from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.questions import metrics, reliability
 from ecgbyte_cli.questions.thinking import parted
+from ecgbyte_cli.signal.origin import patients_learned_from
 from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_json
 
 
@@ -51,7 +53,7 @@ from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_js
     type=click.Path(path_type=Path),
     help="Question file, or a folder of them.  [default: the one the model was trained on]",
 )
-@click.option("--model", type=click.Path(path_type=Path), help="Model folder.  [default: the work folder's]")
+@click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
 @base_option
 @click.option(
     "--split",
@@ -200,7 +202,7 @@ def generate(
         questions = question_files.of_types(question_files.read(qa), types)
         table_of = read_table(work.symbol_segments)
         chosen, joined = choose(questions, table_of, split, limit, seed)
-        for line in question_files.crossings(joined, table_of, qa):
+        for line in question_files.crossings(joined, patients_learned_from(work), qa):
             note(line)
         asked = [question for question, *_ in chosen]
         given = answer(work, model, base, chosen, settings, batch, dask)

@@ -1,11 +1,10 @@
 """ecgbyte info: what the work folder holds, and what to run next."""
 
-from pathlib import Path
-
 import click
 
-from ecgbyte_cli.console import Stage, say, table
+from ecgbyte_cli.console import Model, Stage, say, table
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal.origin import described
 from ecgbyte_cli.workdir import read_json, read_text
 
 
@@ -16,7 +15,7 @@ from ecgbyte_cli.workdir import read_json, read_text
 )
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=Model(),
     help="Print the card of a model folder instead; `ptbxl` is the model that comes with ecgbyte.",
 )
 @click.pass_obj
@@ -105,7 +104,7 @@ def info(work):
             result = read_json(path).get("result", {})
             if not isinstance(result, dict):
                 raise Failure(f"{path} is damaged: its result is no JSON object")
-            stages[name] = result
+            stages[name] = described(work, result) if name == "learn" else result
         else:
             following = following or line
     return {"work": str(work.root), "stages": stages, "next": following or "ecgbyte chat RECORD.hea"}

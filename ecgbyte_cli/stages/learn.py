@@ -5,7 +5,6 @@ import json
 import os
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import click
 import numpy as np
@@ -15,6 +14,7 @@ from ecgbyte_cli.console import Stage, note, progress, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import free_memory, peak_rss_mb
 from ecgbyte_cli.signal import corpus
+from ecgbyte_cli.signal.origin import fingerprint, rows_learned_from
 from ecgbyte_cli.signal.tokenizer import write_tokenizer
 from ecgbyte_cli.workdir import (
     finished,
@@ -23,7 +23,6 @@ from ecgbyte_cli.workdir import (
     read_json,
     read_table,
     sealed,
-    sha256_of,
     write_json,
 )
 from ecgbyte_kernels.tokens import MOST_TOKENS
@@ -264,7 +263,7 @@ def _begun(work, settings, levels, segments, described, known, threads, dask):
     if dask:
         from ecgbyte_cli.signal import shards
 
-        with cluster.connected(dask, work.root) as client:
+        with cluster.connected(dask, work.root, [work.symbols]) as client:
             starting = time.perf_counter() - started
             shared = cluster.shared(work.symbols, segments, boundary, levels, merges, client.nthreads())
             needed = max(memory_needed(int((of["leads"] * of["samples"]).sum())) for _, of, *_ in shared)
@@ -273,7 +272,7 @@ def _begun(work, settings, levels, segments, described, known, threads, dask):
                     f"{described}: a worker needs about {needed / 1e9:.1f} GB of memory and may use "
                     f"{cluster.memory(client) / 1e9:.1f} GB: take more workers, or a --sample"
                 )
-            groups = cluster.Groups(client, shared)
+            groups = cluster.Groups(client, shared, cluster.stamps([work.symbols]))
             note(f"learn: read by {len(shared)} workers in {groups.spent['reading']:.1f} s")
             groups.spent["starting"] = starting
             yield shards.learn(groups, levels, merges, min_count, longest, known), groups.spent
@@ -304,16 +303,6 @@ def half_learned(path, settings, overwrite):
     return rows
 
 
-def fingerprint(work):
-    """A short text that changes when the letters do: of their settings, their table and their number."""
-    settings = read_json(work.symbol_settings)
-    asked = json.dumps([settings.get("settings"), settings["signal"]], sort_keys=True)
-    return hashlib.sha256(
-        f"{asked} {sha256_of(work.need(work.symbol_segments, 'symbolize'))} "
-        f"{Path(work.symbols).stat().st_size}".encode()
-    ).hexdigest()
-
-
 def choose_segments(work, split, sample, seed):
     """The rows to learn from: those of the split, or a random part of them, in the table's order."""
     segments = read_table(work.need(work.symbol_segments, "symbolize"))
@@ -322,19 +311,14 @@ def choose_segments(work, split, sample, seed):
         raise Failure(
             f"{work.symbol_segments} has no segments: run `ecgbyte symbolize` on a folder with recordings"
         )
-    rows = np.arange(total)
-    if split == "train":
-        rows = np.flatnonzero(np.array(segments["split"], dtype=object) == "train")
+    rows = rows_learned_from(segments, split, None, seed)
     if len(rows) == 0:
         raise Failure(
             f"none of the {total} segments of {work.symbol_segments} is in the training split: add --split all"
         )
     described = f"{len(rows)} of {total} segments (split {split})"
     if sample is not None:
-        wanted = sample if isinstance(sample, int) else max(1, round(sample * len(rows)))
-        # the first of one shuffled order, so that a larger sample holds the smaller one
-        order = np.random.default_rng(seed).permutation(len(rows))
-        rows = rows[np.sort(order[:wanted])]
+        rows = rows_learned_from(segments, split, sample, seed)
         described = f"{len(rows)} of {described}, by seed {seed}"
     return {name: segments[name][rows].astype(np.int64) for name in ("offset", "leads", "samples")}, described
 

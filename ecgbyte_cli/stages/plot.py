@@ -6,7 +6,7 @@ import click
 import numpy as np
 
 from ecgbyte_cli import readers, sheet
-from ecgbyte_cli.console import Stage, base_option, say
+from ecgbyte_cli.console import Model, Stage, base_option, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.signal import preprocess
@@ -24,7 +24,7 @@ from ecgbyte_cli.workdir import read_array, read_json, read_table, whole
 @click.option("--start", type=float, default=0.0, show_default=True, help="First second to draw.")
 @click.option(
     "--model",
-    type=click.Path(path_type=Path),
+    type=Model(),
     help="Model folder; for tokens, its tokenizer.  [default: the work folder's]",
 )
 @base_option

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli.console import Stage, Weighted, max_new_option, note, progress, say
+from ecgbyte_cli.console import Model, Stage, Weighted, max_new_option, note, progress, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder
 from ecgbyte_cli.model.samples import read_samples
@@ -30,9 +30,7 @@ VALIDATED = 256  # questions
     type=click.Path(path_type=Path),
     help="Question file, or a folder of them.  [default: the one the model was trained on]",
 )
-@click.option(
-    "--model", type=click.Path(path_type=Path), help="Model to begin with.  [default: the work folder's]"
-)
+@click.option("--model", type=Model(), help="Model to begin with.  [default: the work folder's]")
 @click.option(
     "--reward",
     "rewards",

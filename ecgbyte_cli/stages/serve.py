@@ -5,14 +5,17 @@ import socket
 import threading
 import time
 import webbrowser
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ecgbyte_cli.console import Stage, base_option, model_option, note, say, wants_json
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.terminal import busy
+from ecgbyte_cli.workdir import WorkDir
 
 BACKLOG, MOST_CONNECTIONS = 128, 256
 
@@ -32,6 +35,14 @@ BACKLOG, MOST_CONNECTIONS = 128, 256
     default="127.0.0.1",
     show_default=True,
     help="Address to listen at. Where others reach it, a token in the page's address is needed.",
+)
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    metavar="NAME",
+    multiple=True,
+    help="Answer under this name too: that of a proxy in front, with a port or without. Repeat it for several. A token "
+    "is needed then.",
 )
 @base_option
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
@@ -66,7 +77,7 @@ BACKLOG, MOST_CONNECTIONS = 128, 256
     help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
 )
 @click.pass_obj
-def command(work, source, **options):
+def command(work: WorkDir, source: Path | None, **options: Any) -> dict:
     """Serve a page, on this machine, that shows ECGs and answers questions about them.
 
     It shows the recordings of the folder, and files dropped on it: the sheet, the tokens on it, calipers, and
@@ -77,20 +88,21 @@ def command(work, source, **options):
 
 
 def serve(
-    work,
-    source=None,
+    work: WorkDir,
+    source: Path | None = None,
     *,
-    model=None,
-    base=None,
-    host="127.0.0.1",
-    port=8765,
-    open_page=False,
-    max_new=256,
-    upload_mb=64,
-    input_fs=None,
-    lead_names=None,
-    units=None,
-):
+    model: Path | None = None,
+    base: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    allow_hosts: Sequence[str] = (),
+    open_page: bool = False,
+    max_new: int = 256,
+    upload_mb: int = 64,
+    input_fs: float | None = None,
+    lead_names: str | None = None,
+    units: str | None = None,
+) -> dict:
     """Serve the page until Ctrl-C.
 
     Parameters
@@ -102,6 +114,8 @@ def serve(
         Model folder; None is the work folder's, or the one that comes with the package.
     host, port
         What to listen at; port 0 takes a free one.
+    allow_hosts : sequence of str
+        Further names under which the page is asked for, such as a proxy's; with any, a token is needed.
     open_page : bool
         Whether to open the page in the browser.
     max_new : int
@@ -127,16 +141,23 @@ def serve(
         from ecgbyte_cli.web import app, guard, shelf
     except ImportError as error:
         raise Failure(f"{error.name} is not installed: pip install ecgbyte[web]") from error
+    try:
+        allowed = [guard.allowed_host(text) for text in allow_hosts]
+    except ValueError as error:
+        raise click.UsageError(f"--allow-host takes {error}") from error
     told = {"fs": input_fs, "lead_names": lead_names and [name.strip() for name in lead_names.split(",")]}
     told = {**work.reading(), **{key: v for key, v in (told | {"units": units}).items() if v is not None}}
     served = shelf.Shelf(source, upload_mb * 2**20, told)
     try:
         listening = listen(host, port)
-        token = None if guard.is_loopback(host) else secrets.token_urlsafe(16)
+        token = secrets.token_urlsafe(16) if allowed or not guard.is_loopback(host) else None
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
         shown = f"{address}?token={token}" if token else address
         if token:
-            note(f"others may reach {address}: whoever knows its token sees the recordings served")
+            reached = ", ".join([address, *(name for name, _ in allowed)])
+            note(f"others may reach {reached}: whoever knows its token sees the recordings served")
+        if allowed:
+            note(f"through a proxy, put ?token={token} behind the proxy's own address")
         loaded, reader = load(work, model, base, max_new, told)
 
         def started():
@@ -145,7 +166,7 @@ def serve(
                 threading.Thread(target=webbrowser.open, args=(shown,), daemon=True).start()
 
         config = uvicorn.Config(
-            app.build(app.Service(served, loaded, reader), host, token, started),
+            app.build(app.Service(served, loaded, reader), host, token, started, allowed),
             http=guard.BoundedProtocol,
             ws="none",
             log_level="critical",

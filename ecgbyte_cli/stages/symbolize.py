@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from ecgbyte_cli import __version__, cluster, readers
-from ecgbyte_cli.console import Stage, note, progress, say, table
+from ecgbyte_cli.console import Model, Stage, note, progress, say, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import in_parallel
 from ecgbyte_cli.model.folder import named
@@ -24,6 +24,7 @@ from ecgbyte_cli.signal.letters import (
     columns,
     lost_leads,
     make_part,
+    parts_on_cluster,
     say_what_is_lost,
 )
 from ecgbyte_cli.workdir import (
@@ -86,7 +87,7 @@ PART = 64  # recordings that are done together, and lost together if the run is 
 @click.option("--mu", default=20.0, show_default=True, help="Companding of the quantizer `mulaw`.")
 @click.option(
     "--like",
-    type=click.Path(path_type=Path),
+    type=Model(),
     help="Read recordings as a model does (its folder, or an ecg_tokenizer.json), and take its merges: in the place "
     "of `learn` and of all options that say what the letters are.",
 )
@@ -274,10 +275,9 @@ def _make_parts(work, parts, lots, asked, salt, jobs, dask):
     with progress("symbolizing", total, "records") as bar:
         bar.update(done)
         tasks = ((parts, n, lots[n][1], asked, salt) for n in todo)
-        start = time.perf_counter()
-        fresh = 0
+        start, fresh = time.perf_counter(), 0
         here = min(jobs, len(todo))
-        each = cluster.each(dask, work.root, make_part, tasks) if dask else None
+        each = parts_on_cluster(dask, work.root, lots, tasks) if dask else None
         with closing(each or in_parallel(make_part, tasks, here, PRELOAD)) as counts:
             for count in counts:
                 fresh += count

@@ -8,7 +8,7 @@ import os
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -460,7 +460,11 @@ class Service:
 
 
 def build(
-    service: Service, host: str = "127.0.0.1", token: str | None = None, started: Callable | None = None
+    service: Service,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    started: Callable | None = None,
+    allowed: Iterable[tuple[str, int | None]] = (),
 ) -> Starlette:
     """The application.
 
@@ -473,6 +477,8 @@ def build(
         What a request must know where that is not loopback.
     started : callable or None
         Called once the server is about to listen.
+    allowed : iterable of (str, int or None)
+        Further names of the server (see `guard.allowed_host`).
     """
 
     @asynccontextmanager
@@ -504,7 +510,11 @@ def build(
             Route("/api/attribution", service.attribution, methods=["POST"]),
             Route("/api/save", service.save),
         ],
-        middleware=[Middleware(Guard, host=host, token=token, upload_bytes=service.shelf.upload_bytes)],
+        middleware=[
+            Middleware(
+                Guard, host=host, token=token, upload_bytes=service.shelf.upload_bytes, allowed=list(allowed)
+            )
+        ],
         exception_handlers={
             Failure: _failed,
             HTTPException: _failed,

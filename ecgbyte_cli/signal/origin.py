@@ -1,0 +1,84 @@
+"""Where the merges of a work folder come from: its own letters, a model that brought them, or an imported file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ecgbyte_cli.workdir import WorkDir, read_json, read_table, sha256_of
+
+
+def fingerprint(work: WorkDir) -> str:
+    """A short text that changes when the letters do: of their settings, their table and their number."""
+    settings = read_json(work.symbol_settings)
+    asked = json.dumps([settings.get("settings"), settings["signal"]], sort_keys=True)
+    return hashlib.sha256(
+        f"{asked} {sha256_of(work.need(work.symbol_segments, 'symbolize'))} "
+        f"{Path(work.symbols).stat().st_size}".encode()
+    ).hexdigest()
+
+
+def rows_learned_from(
+    segments: Mapping[str, Any], split: str, sample: int | float | None, seed: int
+) -> np.ndarray:
+    """The rows of the table of segments that `learn` reads, int64, in the table's order.
+
+    Parameters
+    ----------
+    segments : mapping
+        The columns of symbols/segments.parquet.
+    split : {"train", "all"}
+    sample : int, float or None
+        How many of them, or which fraction, drawn by `seed`; None: all.
+    seed : int
+    """
+    rows = np.arange(len(segments["segment"]))
+    if split == "train":
+        rows = np.flatnonzero(np.array(segments["split"], dtype=object) == "train")
+    if sample is None or not len(rows):
+        return rows
+    wanted = sample if isinstance(sample, int) else max(1, round(sample * len(rows)))
+    # the first of one shuffled order, so that a larger sample holds the smaller one
+    return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:wanted])]
+
+
+def learned_here(work: WorkDir) -> dict | None:
+    """The settings with which the merges were learned from the letters of the work folder.
+
+    None if they were not: they came with a model (`symbolize --like`), were imported, or the letters have been made
+    anew since.
+    """
+    files = (work.ecg_tokenizer, work.symbol_settings, work.symbol_segments, work.symbols)
+    if not all(path.exists() for path in files):
+        return None
+    settings = read_json(work.ecg_tokenizer).get("settings") or {}
+    return settings if settings.get("symbols") == fingerprint(work) else None
+
+
+def patients_learned_from(work: WorkDir) -> set[str]:
+    """The patients whose recordings in the work folder the merges were learned from."""
+    settings = learned_here(work)
+    if settings is None:
+        return set()
+    segments = read_table(work.symbol_segments)
+    rows = rows_learned_from(segments, settings["split"], settings["sample"], settings["seed"])
+    return {segments["patient"][row] for row in rows}
+
+
+def described(work: WorkDir, result: dict) -> dict:
+    """What is true here of a tokenizer's result: of merges from elsewhere, their number and where they come from.
+
+    Parameters
+    ----------
+    work : WorkDir
+    result : dict
+        Of the work folder's ecg_tokenizer.json.
+    """
+    if not work.symbol_settings.exists() or learned_here(work) is not None:
+        return result
+    imported = "imported" in (read_json(work.ecg_tokenizer).get("settings") or {})
+    kept = {key: result[key] for key in ("vocab", "merges", "longest", "sha256") if key in result}
+    return kept | {"learned_from": "an imported tokenizer" if imported else "other recordings"}

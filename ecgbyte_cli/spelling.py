@@ -1,0 +1,52 @@
+"""The nearest of some names, suggested where a command line has a slip."""
+
+import difflib
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+SHIPPED = "ptbxl"  # the model that comes with the package
+LIKE_A_NAME = 0.8  # the least similarity (difflib's ratio) with which a model's name counts as misspelt
+
+
+def nearest(word: str, names: Sequence[str], similarity: float = 0.6) -> str | None:
+    """Return the name that a word is most like, whatever its case and its dashes; None if it is like none."""
+    bare = {_bare(name): name for name in names}
+    found = difflib.get_close_matches(_bare(word), bare, n=1, cutoff=similarity)
+    return bare[found[0]] if found else None
+
+
+def _bare(word: str) -> str:
+    return word.casefold().translate({ord(mark): None for mark in "-_. "})
+
+
+def check_file(ctx: click.Context, word: str, commands: Sequence[str]) -> None:
+    """Refuse an argument that names no file and is nearly a command: a slip in a chain of commands."""
+    near = nearest(word, commands)
+    if near and not glob.has_magic(word) and not glob.glob(glob.escape(word) + "*"):
+        ctx.fail(f"There is no file {word!r}, and no such command. Did you mean {near!r}?")
+
+
+class Model(click.Path):
+    """The type of an option that names a model: a misspelt `ptbxl` is no folder and no model of the hub.
+
+    Parameters
+    ----------
+    *names : str
+        Further names that are no folders, such as `tiny`; with any, the value is a text and may be a hub id.
+    """
+
+    def __init__(self, *names: str):
+        super().__init__(path_type=str if names else Path)
+        self.names = [SHIPPED, *names]
+        self.name = "text" if names else self.name
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        text = str(value)
+        if "/" not in text and text not in self.names and not os.path.exists(text):
+            if near := nearest(text, self.names, LIKE_A_NAME):
+                self.fail(f"there is no folder {text!r}. Did you mean {near!r}?", param, ctx)
+        return super().convert(value, param, ctx)  # type: ignore[arg-type]
