@@ -301,7 +301,7 @@ def test_signals_end_it_in_one_line(number, code):
     assert process.stdout.readline() == "in\n"
     time.sleep(0.1)
     process.send_signal(number)
-    out, said = process.communicate(timeout=20)
+    out, said = process.communicate(timeout=120)
     assert said == STOPPED
     assert process.returncode == 1 and ("tidied" in out) == ("finally" in code)
 
@@ -349,6 +349,6 @@ def test_ctrl_c_soon_after_the_start_shows_nothing_of_ours(tmp_path, at):
     )
     time.sleep(at)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=120)[1]
     assert "Traceback" not in said or "ecgbyte_cli/" not in said
     assert said.count("\n") == 1 or "Traceback" in said

@@ -4,7 +4,6 @@ import base64
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import wfdb
 pytest.importorskip("starlette", reason="starlette is not installed: pip install ecgbyte[web]")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install ecgbyte[web]")
 
-from serving import running, service, stand_in  # noqa: E402
+from serving import WAIT, running, service, stand_in  # noqa: E402
 
 from ecgbyte_cli.model import certainty, ecg_lm  # noqa: E402
 from ecgbyte_cli.model.conversation import Conversation, Reader  # noqa: E402
@@ -53,7 +52,7 @@ def browser():
             pytest.fail(message)
         pytest.skip(message)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=1000 * WAIT)
         yield browser
         browser.close()
 
@@ -66,7 +65,7 @@ def visit(browser):
     def open_page(address, width=1280, scheme="light", expected=()):
         context = browser.new_context(viewport={"width": width, "height": WIDTHS[width]}, color_scheme=scheme)
         contexts.append(context)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(1000 * WAIT)
         page = context.new_page()
         page.on("request", lambda request: asked.append((request.url, address)))
         page.on("pageerror", lambda error: failed.append(str(error)))
@@ -360,24 +359,22 @@ def test_a_path_outside_is_refused(visit, address, folder):
 
 
 def test_an_answer_is_stopped(visit, folder, tokenizer):
-    with running(service(folder, stand_in(tokenizer, "word " * 300, 0.02))) as address:
+    with running(service(folder, stand_in(tokenizer, "word " * 300, 0.1))) as address:
         page = ready(visit(address))
         ask(page, "a long one?")
         page.locator("#stop").wait_for()
         page.locator("#log .a", has_text="word").wait_for()
         page.click("#stop")
         page.locator("#log .note", has_text="stopped").wait_for()
-        assert 4 < len(page.locator("#log .a").inner_text()) < 1400
+        assert 4 <= len(page.locator("#log .a").inner_text()) < 1400
 
 
 def test_a_server_that_dies_is_told(visit, folder, tokenizer):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).with_name("serving.py")), folder, tokenizer, port]
+    command = [sys.executable, str(Path(__file__).with_name("serving.py")), folder, tokenizer]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stdout.readline() == "ready\n"
-            page = ready(visit(f"http://127.0.0.1:{port}", expected=["ERR_", "Failed to load"]))
+            address = server.stdout.readline().strip()
+            page = ready(visit(address, expected=["ERR_", "Failed to load"]))
             ask(page, "a long one?")
             page.locator("#log .a", has_text="a long answer").wait_for()
             server.kill()
