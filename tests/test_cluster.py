@@ -1,5 +1,6 @@
 """Work on a Dask cluster: the same as on one machine, whatever the number of workers, and when one is lost."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -26,11 +26,18 @@ SIGNAL = ("--fs", 100, "--leads", "II,V1", "--profile", "resample")
 @pytest.fixture(scope="module")
 def two():
     """A cluster of two worker processes; a worker that is killed is replaced."""
-    made = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50, protocol="tcp"
-    )
-    with made:
+    with started(2) as made:
         yield made
+
+
+def started(workers):
+    return distributed.LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=50,
+        protocol="tcp",
+    )
 
 
 @pytest.fixture
@@ -106,8 +113,10 @@ def chain(data, *more):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_the_same_on_any_number_of_workers(ecgbyte, small, tmp_path, workers):
-    for stage in chain(small / "data", "--dask", f"local:{workers}"):
-        done(ecgbyte, *stage)
+    with contextlib.ExitStack() as stack:  # one cluster for all stages, or one for each
+        address = "local:2" if workers == 2 else stack.enter_context(started(workers)).scheduler_address
+        for stage in chain(small / "data", "--dask", address):
+            done(ecgbyte, *stage)
     assert same(tmp_path / "work", small / "ecgbyte-work")
 
 
@@ -191,9 +200,7 @@ def test_a_scheduler_that_dies_is_one_line(ecgbyte, small, tmp_path, stage, monk
         small / "ecgbyte-work", tmp_path / "work", ignore=shutil.ignore_patterns(stage + "*", "tokens")
     )
     monkeypatch.setattr(cluster, "LOOK", 2)
-    made = distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50, protocol="tcp"
-    )
+    made = started(1)
     before, closed = cluster.Groups.call, []
 
     def call(self, name, *arguments):
@@ -280,7 +287,7 @@ def test_what_stands_in_the_way_is_one_line(ecgbyte, small, tmp_path, monkeypatc
 def test_what_a_task_raises_ends_the_run(two, tmp_path):
     with (
         pytest.raises(Failure, match="of no use"),
-        closing(cluster.each(two.scheduler_address, tmp_path, fail, [("of no use",)])) as results,
+        contextlib.closing(cluster.each(two.scheduler_address, tmp_path, fail, [("of no use",)])) as results,
     ):
         list(results)
 

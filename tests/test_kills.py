@@ -19,7 +19,18 @@ from ecgbyte_cli.workdir import WorkDir, read_json, read_table
 KILLS = int(os.environ.get("ECGBYTE_KILLS", 4))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STAGES = {
-    "symbolize": ["symbolize", "data", "--leads", "II,V1", "--fs", "100", "--profile", "resample", "--jobs", "2"],
+    "symbolize": [
+        "symbolize",
+        "data",
+        "--leads",
+        "II,V1",
+        "--fs",
+        "100",
+        "--profile",
+        "resample",
+        "--jobs",
+        "2",
+    ],
     "learn": ["learn", "--vocab", "600"],
     "encode": ["encode"],
     "decode": ["decode", "--limit", "150"],

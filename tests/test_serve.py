@@ -573,7 +573,9 @@ def test_slow_clients_are_let_go(folder, monkeypatch):
         head = b"PUT /api/upload/x.edf HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nabc"
         assert raw(address, head).startswith(b"HTTP/1.1 408")
         # between two requests of one connection too
-        monkeypatch.setattr(guard, "HEAD_SECONDS", 60)  # the first of them is in time, however busy the machine
+        monkeypatch.setattr(
+            guard, "HEAD_SECONDS", 60
+        )  # the first of them is in time, however busy the machine
         with socket.create_connection(address.removeprefix("http://").split(":"), timeout=WAIT) as link:
             link.sendall(b"GET /api HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             answer = b""
