@@ -46,12 +46,21 @@ def kill(two, monkeypatch):
     or calls of a function."""
     killed = []
 
-    def now():
-        number = sorted(two.workers)[0]
-        process = two.workers[number].process
-        if process is not None and process.pid:
-            os.kill(process.pid, signal.SIGKILL)
-            killed.append(process.pid)
+    def now(wanted=()):
+        """Kill one of the workers at some addresses, or another; one that has started, or Dask starts no other."""
+        until, up = time.monotonic() + 300, []
+        while not up:
+            assert time.monotonic() < until, "there is no worker to kill"
+            time.sleep(0.05)
+            nannies = [two.workers[number] for number in sorted(two.workers)]
+            up = [
+                nanny
+                for nanny in nannies
+                if nanny.worker_address in two.scheduler.workers and nanny.process.pid not in killed
+            ]
+        up.sort(key=lambda nanny: nanny.worker_address not in wanted)
+        killed.append(up[0].process.pid)
+        os.kill(killed[-1], signal.SIGKILL)
 
     def generator(owner, name, after):
         before = getattr(owner, name)
@@ -70,7 +79,7 @@ def kill(two, monkeypatch):
         def called(*arguments):
             count[0] += 1
             if count[0] in after:
-                now()
+                now(arguments[0].workers)
             return before(*arguments)
 
         monkeypatch.setattr(owner, name, called)
