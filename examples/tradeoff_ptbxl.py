@@ -119,7 +119,7 @@ def main():
         if any(row["key"] == list(key) and row["seed"] == seed for row in rows("tradeoff.jsonl")):
             continue
         model, questions, patients = made(key)("tokens", seed, 1.0)
-        steps = round(options.seconds / speeds[" ".join(map(str, key))])
+        steps = max(1, round(options.seconds / speeds[" ".join(map(str, key))]))
         fall = round((1 - COOLED) * steps)
         model.train(steps, lambda step, steps=steps, fall=fall: rate(step, steps, fall))
         plans, _, _ = model.samples.plans(questions["test"])

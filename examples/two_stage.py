@@ -506,10 +506,10 @@ def run(arm, seed, share, seconds, first, speeds, made, more):
     spent, about = 0.0, {}
     if model.first:
         spent = first
-        steps = round(spent / speeds["first"])
+        steps = max(1, round(spent / speeds["first"]))
         about = {"first_steps": steps, "first_loss": model.pretrain(steps)}
     for budget in seconds:
-        steps = round((budget - spent) / speeds["second"])
+        steps = max(1, round((budget - spent) / speeds["second"]))
         fall = round((1 - COOLED) * steps)
         model.train(fall, rate)
         kept = model.snapshot()

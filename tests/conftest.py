@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from click.testing import CliRunner
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("ECGBYTE_TEST_DATA", ROOT.parent / "shared" / "data"))
 GOLDEN = DATA.parent / "golden" / "reference"
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every command that a test starts
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _needed(path, what):

@@ -1,6 +1,6 @@
 """What the tests of the page and of its server share: a server in a thread, and a stand-in model that is slow.
 
-python tests/serving.py FOLDER ecg_tokenizer.json PORT      # the stand-in model, until it is killed
+python tests/serving.py FOLDER ecg_tokenizer.json      # the stand-in model, until it is killed; prints the address
 """
 
 import contextlib
@@ -19,6 +19,8 @@ from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.web import app, guard, shelf
+
+WAIT = 120  # seconds until something that should happen at once counts as missing, however busy the machine
 
 
 class StandIn:
@@ -51,9 +53,9 @@ def service(source, model=None, reader=None, upload_bytes=2**20):
 
 
 @contextlib.contextmanager
-def running(of, host="127.0.0.1", token=None, port=0, allowed=()):
+def running(of, host="127.0.0.1", token=None, allowed=()):
     """Serve in a thread, and yield the address."""
-    listening = socket.create_server((host, port), backlog=128)
+    listening = socket.create_server((host, 0), backlog=128)
     config = uvicorn.Config(
         app.build(of, host, token, allowed=allowed),
         http=guard.BoundedProtocol,
@@ -67,13 +69,14 @@ def running(of, host="127.0.0.1", token=None, port=0, allowed=()):
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
-        until = time.monotonic() + 10
-        while not server.started and time.monotonic() < until:
+        until = time.monotonic() + WAIT
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < until, "the server does not start"
             time.sleep(0.01)
         yield f"http://{host}:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(WAIT)
         listening.close()
 
 
@@ -113,7 +116,7 @@ def proxied(address, path):
 
 
 if __name__ == "__main__":
-    folder, tokenizer, port = sys.argv[1:]
-    with running(service(folder, stand_in(tokenizer, "a long answer " * 100, 0.02)), port=int(port)):
-        print("ready", flush=True)
+    folder, tokenizer = sys.argv[1:]
+    with running(service(folder, stand_in(tokenizer, "a long answer " * 100, 0.1))) as address:
+        print(address, flush=True)
         time.sleep(600)

@@ -580,7 +580,7 @@ def test_on_a_terminal(small, record, tmp_path):
     os.close(terminal)
     seen = ""
 
-    def expect(text, seconds=60):
+    def expect(text, seconds=300):
         nonlocal seen
         end = time.monotonic() + seconds
         os.set_blocking(main, False)
@@ -601,7 +601,7 @@ def test_on_a_terminal(small, record, tmp_path):
         os.write(main, b"\x1b[A\n")  # the line before, again
         expect("segment 1 of 1, "), expect("> ")
         os.write(main, b"\x04")
-        assert process.wait(20) == 0
+        assert process.wait(120) == 0
     finally:
         process.poll() is None and process.send_signal(signal.SIGKILL)
         os.close(main)

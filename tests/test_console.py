@@ -373,7 +373,7 @@ def test_signals_end_it_in_one_line(number, code):
     assert process.stdout.readline() == "in\n"
     time.sleep(0.1)
     process.send_signal(number)
-    out, said = process.communicate(timeout=20)
+    out, said = process.communicate(timeout=120)
     assert said == STOPPED
     assert process.returncode == 1 and ("tidied" in out) == ("finally" in code)
 
@@ -412,7 +412,7 @@ def test_signals_while_modules_are_imported_end_it_in_one_line(tmp_path, code, n
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [0.05, 0.1, 0.2, 0.4, 0.7, 1.0])
 def test_ctrl_c_soon_after_the_start_shows_nothing_of_ours(tmp_path, at):
-    """Before the first of our lines Python shows its own traceback, with none of our files in it."""
+    """Before the first of our lines Python shows its own traceback, with none of our files in it, or ends silently."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ecgbyte_cli", "--work", tmp_path / "work", "symbolize", tmp_path],
         stderr=subprocess.PIPE,
@@ -421,6 +421,7 @@ def test_ctrl_c_soon_after_the_start_shows_nothing_of_ours(tmp_path, at):
     )
     time.sleep(at)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=120)[1]
     assert "Traceback" not in said or "ecgbyte_cli/" not in said
-    assert said.count("\n") == 1 or "Traceback" in said
+    silent = said == "" and process.returncode == -signal.SIGINT  # Python had not begun yet
+    assert said.count("\n") == 1 or "Traceback" in said or silent

@@ -36,7 +36,7 @@ def test_event_files_hold_the_scalars(tmp_path):
     (path,) = tmp_path.glob("events.out.tfevents.*")
     version, start, scalar = records(path)
     assert b"brain.Event:2" in version[0] and start[0][9:] == b"\x10\x05\x3a\x02\x08\x01"
-    assert abs(struct.unpack_from("<d", scalar[0], 1)[0] - time.time()) < 60
+    assert abs(struct.unpack_from("<d", scalar[0], 1)[0] - time.time()) < 600
     value = b"\x0a\x0dloss/training\x15" + struct.pack("<f", 0.5)
     assert scalar[0][9:] == b"\x10\xac\x02\x2a\x16\x0a\x14" + value
     for record, crc in (version, start, scalar):

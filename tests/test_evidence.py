@@ -55,7 +55,7 @@ def test_every_table_and_chart_comes_out_and_goes_on(part, real_data, tmp_path):
         "".join(f"BEFORE\n<!-- {name} -->\nto be replaced\n<!-- /{name} -->\nAFTER\n" for name in TABLES)
     )
     command = [sys.executable, EXAMPLES / "evidence.py", part, real_data / "cinc2021", "--out", out]
-    command += ["--page", page, "--seconds", "1,2", "--shares", "0.5", "--seeds", "0", "--records", "1"]
+    command += ["--page", page, "--seconds", "0.5,1", "--shares", "0.5", "--seeds", "0", "--records", "1"]
     command += ["--tokenizers", "2"]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     text = page.read_text()
@@ -82,7 +82,7 @@ def test_every_table_and_chart_comes_out_and_goes_on(part, real_data, tmp_path):
         "--elsewhere",
         real_data / "cinc2021",
     ]
-    again += ["--seconds", "1,2", "--shares", "0.5", "--seeds", "0"]
+    again += ["--seconds", "0.5,1", "--shares", "0.5", "--seeds", "0"]
     subprocess.run(list(map(str, again)), check=True, capture_output=True)
     rest = (out / "two_stage.jsonl").read_text().splitlines(keepends=True)
     assert rest[:-1] == lines[:-1] and len(rest) == len(lines)

@@ -65,10 +65,10 @@ def test_strangers_are_a_permutation_without_ones_own(patients, seed):
 
 def test_strangers_differ_by_seed_and_take_linear_time():
     patients = np.random.default_rng(0).integers(0, 100_000, 400_000)
-    segments, began = [(i,) for i in range(len(patients))], time.perf_counter()
+    segments, began = [(i,) for i in range(len(patients))], time.process_time()
     drawn = controls.others(patients, segments, 0)
     assert (
-        time.perf_counter() - began < 20
+        time.process_time() - began < 20
     )  # a look at every patient for each question would take many minutes
     other = controls.others(patients, segments, 1)
     assert np.mean([a == b for a, b in zip(drawn, other, strict=True)]) < 0.01

@@ -308,7 +308,7 @@ def read_mutated(folder, count, seed, queue):
             changed = rng.random() < 1 / len(group) + 0.2
             (place / name).write_bytes(mutated(name, data, rng, folder) if changed else data)
         first = next(iter(group))
-        faulthandler.dump_traceback_later(120, exit=True)  # a hang is an end, too
+        faulthandler.dump_traceback_later(600, exit=True)  # a hang is an end, too
         started = time.process_time()
         for path in readers.find(place / first)[0][:5]:
             try:

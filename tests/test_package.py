@@ -54,7 +54,7 @@ def test_a_registry_would_take_both(built):
 
 @pytest.mark.slow
 def test_the_wheel_alone_runs(wheel, tmp_path):
-    """From another folder, and not the checkout's files."""
+    """From another folder, and not the checkout's files; as plain Python, as compiling takes longer."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "alone")
 
     def run(*args):
@@ -64,11 +64,12 @@ def test_the_wheel_alone_runs(wheel, tmp_path):
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(tmp_path / "alone")},
+            env=os.environ | {"PYTHONPATH": str(tmp_path / "alone"), "NUMBA_DISABLE_JIT": "1"},
         )
 
     assert "symbolize" in run("--help").stdout
-    chain = ["synth", "data", "--records", 8, "symbolize", "data", "--jobs", 1, "learn", "--vocab", 60]
+    chain = ["synth", "data", "--records", 8, "--fs", 100, "symbolize", "data", "--jobs", 1, "--leads", "II"]
+    chain += ["--fs", 100, "--profile", "resample", "learn", "--vocab", 60]
     result = run(*chain, "--split", "all", "encode", "--json")
     assert result.returncode == 0, result.stderr
     assert result.stderr.startswith(str(tmp_path / "alone"))

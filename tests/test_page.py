@@ -4,7 +4,6 @@ import base64
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import wfdb
 pytest.importorskip("starlette", reason="starlette is not installed: pip install ecgbyte[web]")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install ecgbyte[web]")
 
-from serving import proxied, running, service, stand_in  # noqa: E402
+from serving import WAIT, proxied, running, service, stand_in  # noqa: E402
 
 from ecgbyte_cli.model import certainty, ecg_lm  # noqa: E402
 from ecgbyte_cli.model.conversation import Conversation, Reader  # noqa: E402
@@ -53,7 +52,7 @@ def browser():
             pytest.fail(message)
         pytest.skip(message)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=1000 * WAIT)
         yield browser
         browser.close()
 
@@ -66,7 +65,7 @@ def visit(browser):
     def open_page(address, width=1280, scheme="light", expected=()):
         context = browser.new_context(viewport={"width": width, "height": WIDTHS[width]}, color_scheme=scheme)
         contexts.append(context)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(1000 * WAIT)
         page = context.new_page()
         page.on("request", lambda request: asked.append((request.url, address)))
         page.on("pageerror", lambda error: failed.append(str(error)))
@@ -172,19 +171,31 @@ def test_a_record_is_drawn(visit, address, folder):
 
 
 def test_the_first_paint_is_soon(visit, address):
-    """Within 300 ms; where others use the machine too, as many times longer as there are of them for a core."""
-    page, seen = ready(visit(address)), []
+    """Within 300 ms of a processor, the page's and the server's, and before anything that it does not need."""
+    page = ready(visit(address))
     number = page.locator("#records .open").first.get_attribute("data-id")
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def spent():
+        told = {one["name"]: one["value"] for one in devtools.send("Performance.getMetrics")["metrics"]}
+        return told["TaskDuration"] + time.process_time()
+
+    took, seen = [], []
     for _ in range(8):
         page.goto("about:blank")
+        before = spent()
         page.goto(f"{address}/#{number}")
         page.locator("svg.sheet").wait_for()
+        took.append(1000 * (spent() - before))
         seen.append(page.evaluate("performance.getEntriesByName('sheet')[0].startTime"))
-    busy = max(1.0, os.getloadavg()[0] / os.cpu_count())
-    print(
-        f"sheet after {min(seen):.0f} ms at best, {np.median(seen):.0f} ms in the middle, load {busy:.1f} a core"
-    )
-    assert min(seen) <= 300 * busy
+        asked = page.evaluate(
+            "performance.getEntriesByType('resource').filter(r => r.startTime < "
+            "performance.getEntriesByName('sheet')[0].startTime).map(r => r.name)"
+        )
+        assert not [url for url in asked if "thumbnail" in url or "find=" in url]
+    print(f"sheet after {min(seen):.0f} ms at best, of which {min(took):.0f} ms of a processor")
+    assert 0 < min(took) <= 300
 
 
 def test_a_token_tells_what_it_is(visit, address):
@@ -379,24 +390,22 @@ def test_behind_a_proxy_that_gives_it_a_name_and_a_path(visit, folder, tokenizer
 
 
 def test_an_answer_is_stopped(visit, folder, tokenizer):
-    with running(service(folder, stand_in(tokenizer, "word " * 300, 0.02))) as address:
+    with running(service(folder, stand_in(tokenizer, "word " * 300, 0.1))) as address:
         page = ready(visit(address))
         ask(page, "a long one?")
         page.locator("#stop").wait_for()
         page.locator("#log .a", has_text="word").wait_for()
         page.click("#stop")
         page.locator("#log .note", has_text="stopped").wait_for()
-        assert 4 < len(page.locator("#log .a").inner_text()) < 1400
+        assert 4 <= len(page.locator("#log .a").inner_text()) < 1400
 
 
 def test_a_server_that_dies_is_told(visit, folder, tokenizer):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).with_name("serving.py")), folder, tokenizer, port]
+    command = [sys.executable, str(Path(__file__).with_name("serving.py")), folder, tokenizer]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stdout.readline() == "ready\n"
-            page = ready(visit(f"http://127.0.0.1:{port}", expected=["ERR_", "Failed to load"]))
+            address = server.stdout.readline().strip()
+            page = ready(visit(address, expected=["ERR_", "Failed to load"]))
             ask(page, "a long one?")
             page.locator("#log .a", has_text="a long answer").wait_for()
             server.kill()

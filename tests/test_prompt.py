@@ -298,7 +298,8 @@ def test_templates_are_rendered_as_transformers_renders_them(template):
         "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
     ],
 )
-def test_a_template_that_cannot_be_used_is_refused_in_time_by_any_thread(template):
+def test_a_template_that_cannot_be_used_is_refused_in_time_by_any_thread(template, monkeypatch):
+    monkeypatch.setattr("ecgbyte_cli.model.template.SECONDS", 1)
     _, text_tokenizer = ecg_lm.tiny()
     text_tokenizer.chat_template, text_tokenizer.name_or_path = template, "some/model"
     caught = []
@@ -309,14 +310,15 @@ def test_a_template_that_cannot_be_used_is_refused_in_time_by_any_thread(templat
         except Failure as error:
             caught.append(error.message)
 
-    thread, began = threading.Thread(target=make), time.monotonic()
+    thread = threading.Thread(target=make)
     thread.start()
-    thread.join(20)
+    thread.join(120)  # a template that is never ended would take far longer
+    assert not thread.is_alive()
     assert len(caught) == 1 and "chat template of some/model" in caught[0] and "\n" not in caught[0]
-    assert time.monotonic() - began < 20
 
 
-def test_a_template_that_fails_once_still_renders_the_next_conversation():
+def test_a_template_that_fails_once_still_renders_the_next_conversation(monkeypatch):
+    monkeypatch.setattr("ecgbyte_cli.model.template.SECONDS", 1)
     template = Template(
         "{% if messages | length > 1 %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
         "{% endif %}{{ messages[0].content or raise_exception('empty') }}",
@@ -327,7 +329,7 @@ def test_a_template_that_fails_once_still_renders_the_next_conversation():
     assert template.render([{"content": "a"}]) == "a"
     with pytest.raises(TemplateError, match="empty"):
         template.render([{"content": ""}])
-    with pytest.raises(Failure, match="more than 5 s"):
+    with pytest.raises(Failure, match="more than 1 s"):
         template.render([{"content": "a"}] * 2)
     assert template.render([{"content": "b"}]) == "b"
 
@@ -338,4 +340,4 @@ def test_the_process_of_a_template_ends_with_it():
     process = template.process
     assert process.poll() is None
     del template
-    assert process.wait(5) is not None
+    assert process.wait(120) is not None

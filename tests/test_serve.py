@@ -22,7 +22,7 @@ pytest.importorskip("starlette", reason="starlette is not installed: pip install
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install ecgbyte[web]")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
-from serving import running, service, stand_in  # noqa: E402
+from serving import WAIT, running, service, stand_in  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 import ecgbyte_cli  # noqa: E402
@@ -409,7 +409,7 @@ def test_answers_are_those_of_chat(client, tiny, folder):
 
 
 def test_twenty_at_once_are_answered_alike(tiny, folder):
-    with running(service(folder, tiny)) as address, httpx.Client(base_url=address, timeout=60) as http:
+    with running(service(folder, tiny)) as address, httpx.Client(base_url=address, timeout=WAIT) as http:
         number = ids(http)[0]
         told = {"record": number, "question": QUESTION}
         first = http.post("/api/ask", json=told).json()["answer"]
@@ -458,8 +458,8 @@ def test_a_conversation_does_what_chat_can(small, folder):
 
 def test_an_answer_is_stopped_and_what_there_is_is_kept(small, folder):
     tokenizer = small / "ecgbyte-work" / "model" / "ecg_tokenizer.json"
-    of = service(folder, stand_in(tokenizer, "word " * 300, 0.01))
-    with running(of) as address, httpx.Client(base_url=address, timeout=30) as http:
+    of = service(folder, stand_in(tokenizer, "word " * 300, 0.1))
+    with running(of) as address, httpx.Client(base_url=address, timeout=WAIT) as http:
         talk = {
             "conversation": http.post("/api/conversation", json={"record": ids(http)[0]}).json()[
                 "conversation"
@@ -470,13 +470,13 @@ def test_an_answer_is_stopped_and_what_there_is_is_kept(small, folder):
             assert json.loads(next(lines)[6:])["piece"]
             assert http.post("/api/stop", json=talk).json() == {"stopped": True}
             done = json.loads([line for line in lines if line][-1][6:])["done"]
-        assert done["stopped"] and 1 < len(done["answer"]) < 1000
+        assert done["stopped"] and 0 < len(done["answer"]) < 1000
         # a page that goes away stops its answer too, and the next one is asked at once
         with http.stream("POST", "/api/ask", json=talk | {"question": "q", "stream": True}) as answer:
             next(answer.iter_lines())
         start = time.monotonic()
         assert http.post("/api/conversation", json=talk | {"do": "clear"}).status_code == 200
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 60  # the whole answer takes 150 s
         assert http.post("/api/stop", json={"conversation": "x"}).status_code == 404
 
 
@@ -646,10 +646,10 @@ def test_drops_are_bounded(monkeypatch):
 # ---- what is thrown at it
 
 
-def raw(address, data, wait=5.0):
+def raw(address, data):
     """What the server says to bytes."""
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=wait) as link:
+    with socket.create_connection((host, int(port)), timeout=WAIT) as link:
         link.sendall(data)
         answer = b""
         try:
@@ -665,9 +665,9 @@ def test_a_body_of_a_gigabyte_is_refused_before_it_comes(folder):
         head = b"PUT /api/upload/x.edf HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1073741824\r\n\r\n"
         start = time.monotonic()
         assert raw(address, head + b"x" * 100_000).startswith(b"HTTP/1.1 413")
-        assert time.monotonic() - start < 4
+        assert time.monotonic() - start < 60
         assert raw(address, head.replace(b"1073741824", b"9" * 30)).startswith(b"HTTP/1.1 4")
-        assert httpx.get(address + "/api").status_code == 200
+        assert httpx.get(address + "/api", timeout=WAIT).status_code == 200
 
 
 def test_slow_clients_are_let_go(folder, monkeypatch):
@@ -679,15 +679,19 @@ def test_slow_clients_are_let_go(folder, monkeypatch):
         head = b"PUT /api/upload/x.edf HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nabc"
         assert raw(address, head).startswith(b"HTTP/1.1 408")
         # between two requests of one connection too
-        with socket.create_connection(address.removeprefix("http://").split(":"), timeout=5) as link:
+        monkeypatch.setattr(
+            guard, "HEAD_SECONDS", 60
+        )  # the first of them is in time, however busy the machine
+        with socket.create_connection(address.removeprefix("http://").split(":"), timeout=WAIT) as link:
             link.sendall(b"GET /api HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             answer = b""
             while not answer.endswith(b"}"):
                 answer += link.recv(65536)
             assert answer.startswith(b"HTTP/1.1 200")
+            monkeypatch.setattr(guard, "HEAD_SECONDS", 0.3)
             link.sendall(b"GET /")
             assert link.recv(65536).startswith(b"HTTP/1.1 408")
-        assert httpx.get(address + "/api").status_code == 200
+        assert httpx.get(address + "/api", timeout=WAIT).status_code == 200
 
 
 def test_malformed_requests_get_a_status_and_the_server_lives(folder):
@@ -713,13 +717,13 @@ def test_malformed_requests_get_a_status_and_the_server_lives(folder):
         def throw(i):
             line = lines[i % len(lines)] if i % 3 else random.randbytes(random.randint(1, 300))
             host = b"\r\nHost: 127.0.0.1" if i % 2 else b""
-            return raw(address, line + host + b"\r\nConnection: close\r\n\r\n", 20)
+            return raw(address, line + host + b"\r\nConnection: close\r\n\r\n")
 
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(throw, range(400)))
         assert all(re.match(rb"HTTP/1.1 [2345]\d\d", answer) for answer in answers)
         assert not [answer for answer in answers if answer.startswith(b"HTTP/1.1 500")]
-        assert httpx.get(address + "/api").status_code == 200
+        assert httpx.get(address + "/api", timeout=WAIT).status_code == 200
 
 
 def test_an_error_within_is_one_line(folder, monkeypatch):
@@ -776,9 +780,9 @@ def test_the_command_serves_until_it_is_ended(small, folder, tmp_path, how):
             assert line, said
             said += line
         address = re.search(r"http://\S+", said)[0]
-        assert httpx.get(address + "api").json()["model"] is None
+        assert httpx.get(address + "api", timeout=WAIT).json()["model"] is None
         process.send_signal(how)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=WAIT)
         assert process.returncode == 0, err
         told = json.loads(out)
         assert (told["records"], told["model"], told["address"]) == (3, None, address)

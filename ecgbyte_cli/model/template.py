@@ -15,7 +15,8 @@ import weakref
 
 from ecgbyte_cli.failure import Failure
 
-SECONDS, MEMORY, LETTERS = 5, 2**29, 2**22  # that a rendering may take: time, bytes, letters of its text
+# limits of a rendering: seconds of a processor (a busy machine does not count), bytes, letters of its text
+SECONDS, MEMORY, LETTERS = 5, 2**29, 2**22
 DATE = "2024-07-26"  # what a template that asks for the date is told; Llama 3.1's own has it where there is no clock
 
 
@@ -39,7 +40,7 @@ class Template:
     """
 
     def __init__(self, source: str, words: dict, date: str, name: str):
-        self.first = {"source": source, "words": words, "date": date}
+        self.first = {"source": source, "words": words, "date": date, "seconds": SECONDS}
         self.name, self.lock = name, threading.Lock()
         self.process: subprocess.Popen | None = None
 
@@ -64,7 +65,7 @@ class Template:
                 _end(self.process)
                 self.process = None
                 raise Failure(
-                    f"the chat template of {self.name} takes more than {SECONDS} s or {MEMORY >> 20} MB: "
+                    f"the chat template of {self.name} takes more than {self.first['seconds']} s or {MEMORY >> 20} MB: "
                     "use a model with another one"
                 )
         answer = json.loads(answer)
@@ -107,9 +108,9 @@ def _serve():
     first = json.loads(sys.stdin.readline())
     environment, template = _environment(first["date"]), None
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, wherever it is
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, wherever it is
     for line in sys.stdin:
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, first["seconds"])
         try:
             template = template or environment.from_string(first["source"])
             text = template.render(
@@ -124,7 +125,7 @@ def _serve():
             answer = {"text": text}
         except Exception as error:  # whatever a template can do: it is said on the other side
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(answer), flush=True)
 
 

@@ -232,7 +232,7 @@ def _learn(work, settings, signal, threads, dask, overwrite):
         "symbols": symbols,
         "vocab": levels + len(rows),
         "merges": len(rows),
-        "tokens": tokens,
+        "tokens": int(tokens),
         "compression": symbols / max(1, tokens),
         "seconds": round(time.perf_counter() - started, 3),
         "compile_seconds": round(compile_seconds, 3),
