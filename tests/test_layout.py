@@ -57,7 +57,7 @@ def test_the_walk_sees_imports_of_every_kind():
 @pytest.mark.parametrize("module", sorted(m for m in FILES if m.startswith("ecgbyte_cli.stages.")))
 def test_no_stage_imports_a_stage(module):
     assert not [other for other in IMPORTS[module] if other.startswith("ecgbyte_cli.stages.")]
-    assert len(FILES[module].read_text().splitlines()) <= 380
+    assert len(FILES[module].read_text().splitlines()) <= 450
 
 
 @pytest.mark.parametrize("module", sorted(m for m in FILES if m.startswith("ecgbyte_kernels")))
