@@ -219,7 +219,8 @@ def each(
         from distributed import wait
         from distributed.scheduler import KilledWorker
 
-        tasks, running = iter(tasks), set()
+        running: set[Any] = set()
+        tasks = iter(tasks)
         while True:
             room = AHEAD * max(1, sum(client.nthreads().values())) - len(running)
             for task in itertools.islice(tasks, max(0, room)):

@@ -172,13 +172,13 @@ class Stage(click.Command):
             for name in (*p.opts, *p.secondary_opts)
         }
         wanted = [p.nargs for p in self.params if isinstance(p, click.Argument)]
-        group = ctx.find_root().command
-        options, arguments, rest, plain = [], [], list(args), False
+        commands = ctx.find_root().command.names  # type: ignore[attr-defined]
+        options, arguments, rest, plain = list[str](), list[str](), list(args), False
         while rest:
             word = rest[0]
             is_option = word.startswith("-") and word != "-" and not plain
             # behind -- words are arguments, whatever they begin with, and a folder may have a command's name
-            ends = -1 not in wanted or (word in group.names and not (plain and os.path.exists(word)))
+            ends = -1 not in wanted or (word in commands and not (plain and os.path.exists(word)))
             if len(arguments) >= len(wanted) and ends and not is_option:
                 break
             rest.pop(0)
@@ -189,7 +189,7 @@ class Stage(click.Command):
                 del rest[: values.get(word, 0)]
             else:
                 if arguments and -1 in wanted and not plain:
-                    spelling.check_file(ctx, word, group.names)
+                    spelling.check_file(ctx, word, commands)
                 arguments.append(word)
         super().parse_args(ctx, [*options, *(["--"] if arguments else []), *arguments])
         ctx.args += rest

@@ -27,7 +27,7 @@ def check_file(ctx: click.Context, word: str, commands: Sequence[str]) -> None:
     """Refuse an argument that names no file and is nearly a command: a slip in a chain of commands."""
     near = nearest(word, commands)
     if near and not glob.has_magic(word) and not glob.glob(glob.escape(word) + "*"):
-        ctx.fail(f"There is no file {word!r}, and no such command. Did you mean {near!r}?")
+        ctx.fail(f"{word}: no such folder or recording, and no such command. Did you mean {near!r}?")
 
 
 class Model(click.Path):
@@ -44,9 +44,11 @@ class Model(click.Path):
         self.names = [SHIPPED, *names]
         self.name = "text" if names else self.name
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
         text = str(value)
         if "/" not in text and text not in self.names and not os.path.exists(text):
             if near := nearest(text, self.names, LIKE_A_NAME):
                 self.fail(f"there is no folder {text!r}. Did you mean {near!r}?", param, ctx)
-        return super().convert(value, param, ctx)  # type: ignore[arg-type]
+        return super().convert(value, param, ctx)

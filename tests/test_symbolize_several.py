@@ -153,7 +153,9 @@ def test_recordings_are_not_read_twice(ecgbyte, data, tmp_path, monkeypatch):
     ]:
         said = refusal(ecgbyte, one, other)
         assert "name each" in said and one in said, said
-    assert "no such folder or recording" in refusal(ecgbyte, "data", "lern")
+    assert "no such folder or recording" in refusal(ecgbyte, "data", "other")
+    result = ecgbyte("symbolize", "data", "lern", *SHORT)
+    assert result.exit_code == 2 and result.stderr.endswith("Did you mean 'learn'?\n"), result.stderr
     (tmp_path / "empty").mkdir()
     assert "empty holds no recordings" in refusal(ecgbyte, "data", "empty")
     write_wfdb(tmp_path / "empty", "r1", wave(2, 2600, 1), ["II", "V1"], fs=250)

@@ -145,8 +145,9 @@ def serve(
         allowed = [guard.allowed_host(text) for text in allow_hosts]
     except ValueError as error:
         raise click.UsageError(f"--allow-host takes {error}") from error
-    told = {"fs": input_fs, "lead_names": lead_names and [name.strip() for name in lead_names.split(",")]}
-    told = {**work.reading(), **{key: v for key, v in (told | {"units": units}).items() if v is not None}}
+    names = lead_names and [name.strip() for name in lead_names.split(",")]
+    told: dict[str, Any] = {"fs": input_fs, "lead_names": names, "units": units}
+    told = {**work.reading(), **{key: value for key, value in told.items() if value is not None}}
     served = shelf.Shelf(source, upload_mb * 2**20, told)
     try:
         listening = listen(host, port)
