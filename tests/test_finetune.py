@@ -23,8 +23,9 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model import training as loop
 from ecgbyte_cli.model.beginning import begin
+from ecgbyte_cli.model.optimizer import warmup_cosine
 from ecgbyte_cli.model.samples import batches, left_out, read_samples, spread
-from ecgbyte_cli.model.training import Trainer, warmup_cosine
+from ecgbyte_cli.model.training import Trainer
 from ecgbyte_cli.model.validation import validation_loss
 from ecgbyte_cli.questions import Question
 from ecgbyte_cli.workdir import WorkDir, sha256_of
