@@ -3,16 +3,17 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.machine import free_memory
 
 if TYPE_CHECKING:
+    import torch
+
     from ecgbyte_cli.model.ecg_lm import ECGLM
 
 T = TypeVar("T")
-Some = TypeVar("Some", bound=Sequence)
 
 # CUDA, Windows, Linux, cuBLAS and cuDNN
 _NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory|ALLOC_FAILED")
@@ -70,12 +71,12 @@ def enough_memory(where: str, advice: str) -> Iterator[None]:
         raise Failure(f"out of memory {where}: {advice}") from error
 
 
-def in_parts(items: Some, size: int, compute: Callable[[Some], T]) -> Iterator[T]:
+def in_parts(items: "Sequence[Any] | torch.Tensor", size: int, compute: Callable[[Any], T]) -> Iterator[T]:
     """Compute consecutive parts of some items, in smaller parts where memory does not suffice.
 
     Parameters
     ----------
-    items : sequence
+    items : sequence or torch.Tensor
     size : int
         Longest part. It is halved when `compute` runs out of memory, and stays so.
     compute : callable
