@@ -49,7 +49,9 @@ def shapes():
 
 def masks():
     q = torch.ones(1, 1, 4, 8)
-    torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=torch.ones(1, 1, 3, 5, dtype=torch.bool))
+    torch.nn.functional.scaled_dot_product_attention(
+        q, q, q, attn_mask=torch.ones(1, 1, 3, 5, dtype=torch.bool)
+    )
 
 
 def lacking():
@@ -128,4 +130,6 @@ def test_fewer_ecgs_are_written_side_by_side_where_memory_does_not_suffice(monke
 def test_generate_names_what_to_lower(count, said):
     with pytest.raises(Failure) as failure, answering._said([np.zeros(7)] * count, "record a"):
         on_cuda()
-    assert f"out of memory at {count} questions of up to 7 tokens (record a, …): {said}" in failure.value.message
+    assert (
+        f"out of memory at {count} questions of up to 7 tokens (record a, …): {said}" in failure.value.message
+    )

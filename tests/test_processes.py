@@ -1,6 +1,5 @@
 """Several processes of one training: they stop together, and wait for the first as long as it takes."""
 
-import datetime
 import os
 import signal
 
@@ -52,20 +51,36 @@ def test_of_several_processes_all_stop_when_any_was_asked(monkeypatch):
         stop.check()
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_others_wait_for_the_first_in_a_group_without_a_limit(monkeypatch, device):
-    """The first calibrates and writes the model, which may take longer than NCCL waits."""
-    called, distributed = [], torch.distributed
+class Store(dict):
+    """As that of torch, which another process fills in the meantime."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    set = dict.__setitem__
+
+    def check(self, names):
+        self.looks -= 1
+        if not self.looks:
+            self.set("done", "")
+        return all(name in self for name in names)
+
+
+@pytest.mark.parametrize(("rank", "looks"), [(0, 9), (1, 4)])
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "nccl")])
+def test_all_wait_for_the_first_before_they_meet(monkeypatch, rank, looks, device, backend):
+    """It calibrates and writes the model, which may take longer than NCCL lets the others wait in a barrier."""
+    called, store, distributed = [], Store(looks), torch.distributed
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr("ecgbyte_cli.model.ecg_lm.best_device", lambda: device)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda name: called.append(name))
-    monkeypatch.setattr(distributed, "init_process_group", called.append)
-    monkeypatch.setattr(distributed, "new_group", lambda **given: given)
-    monkeypatch.setattr(distributed, "barrier", called.append)
-    monkeypatch.setattr(distributed, "destroy_process_group", lambda: called.append("left"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(processes.time, "sleep", lambda _: called.append("waits"))
+    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(store, rank, 2)]))
+    monkeypatch.setattr(distributed, "PrefixStore", lambda _, store: store)
+    monkeypatch.setattr(distributed, "init_process_group", lambda name, **_: called.append(name))
+    monkeypatch.setattr(distributed, "barrier", lambda: called.append("meets"))
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: called.append("leaves"))
     with process_group():
-        pass
-    *_, backend, group, left = called
-    assert backend == {"cpu": "gloo", "cuda": "nccl"}[device] and left == "left"
-    assert group["backend"] == "gloo" and group["timeout"] >= datetime.timedelta(days=1)
+        called.append("trains")
+    assert called == [backend, "trains", *["waits"] * (looks - 1 if rank else 0), "meets", "leaves"]

@@ -1,16 +1,19 @@
 """The processes of a training: which one this is, sums over all, and how they stop together."""
 
 import contextlib
-import datetime
+import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+_groups = itertools.count()  # that this process was in
 
 
 def this_process() -> tuple[int, int]:
@@ -33,10 +36,11 @@ def over_processes(values: list[float], device: "torch.device | str") -> list[fl
 def process_group() -> Iterator[str]:
     """Join the other processes, if there are any, and yield the device of this one.
 
-    At the end all wait for the first, which calibrates and writes the model. Calibration may take longer than NCCL
-    waits for a process (ten minutes), so they wait in a group of their own that knows no such limit.
+    At the end all wait for the first, which calibrates and writes the model. That may take longer than NCCL lets them
+    wait for each other (ten minutes), so they look at the store by which they found each other.
     """
     import torch
+    from torch import distributed
 
     from ecgbyte_cli.model import ecg_lm
 
@@ -47,13 +51,21 @@ def process_group() -> Iterator[str]:
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device != "cpu" else "gloo")
-    waiting = torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
+    store, rank, count = next(distributed.rendezvous("env://"))
+    # launchers keep the store for the next training of `--seeds`
+    store = distributed.PrefixStore(f"ecgbyte-{next(_groups)}", store)
+    distributed.init_process_group(
+        "nccl" if device != "cpu" else "gloo", store=store, rank=rank, world_size=count
+    )
     try:
         yield device
-        torch.distributed.barrier(waiting)
+        if rank == 0:
+            store.set("done", "")
+        while not store.check(["done"]):
+            time.sleep(0.2)
+        distributed.barrier()  # the first process may hold the store
     finally:
-        torch.distributed.destroy_process_group()
+        distributed.destroy_process_group()
 
 
 class Stop:
