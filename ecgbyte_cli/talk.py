@@ -7,9 +7,12 @@ import numpy as np
 
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.model.conversation import ECG, Conversation, Turn
+from ecgbyte_cli.model.memory import enough_memory
 
 if TYPE_CHECKING:
     from ecgbyte_cli.model.attribution import Explainer
+
+NO_ROOM, CLEAR = "for what the answer drew on", "/clear the conversation, and ask again"
 
 
 class DrewOn(NamedTuple):
@@ -47,7 +50,7 @@ def drew_on(conversation: Conversation, method: str = "integrated") -> DrewOn:
     Raises
     ------
     Failure
-        If there is no answer yet, or the method cannot be asked about it.
+        If there is no answer yet, the method cannot be asked about it, or memory does not suffice.
     """
     from ecgbyte_cli.model import attribution
 
@@ -73,11 +76,13 @@ def drew_on(conversation: Conversation, method: str = "integrated") -> DrewOn:
         if len(turn.ecgs) > 1 or turn.earlier:
             raise Failure("occlusion asks about one ECG and one question: /clear, and ask again")
         letters = reader.tokenizer.letters(ecg.segments[ecg.number][1])
-        density = explainer.density(letters, turn.asked_as or turn.question, turn.answer, method)
+        with enough_memory(NO_ROOM, CLEAR):
+            density = explainer.density(letters, turn.asked_as or turn.question, turn.answer, method)
         return DrewOn(turn, ecg, density, [], np.zeros(0))
     asked = turn.asked_as or turn.question
     case = explainer.case_of([e.tokens for e in turn.ecgs], [*turn.earlier, (asked, turn.answer)])
-    scores = explainer.scores(case, method)
+    with enough_memory(NO_ROOM, CLEAR):
+        scores = explainer.scores(case, method)
     return DrewOn(turn, ecg, explainer.spread(case, scores), *explainer.on_words(case, scores))
 
 

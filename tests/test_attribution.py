@@ -98,6 +98,23 @@ def test_probabilities_together_equal_those_alone(explainer, letters, case):
     assert explainer.log_probabilities([*cases, *cases]) == pytest.approx([*alone, *alone], abs=1e-4)
 
 
+def test_smaller_batches_where_memory_does_not_suffice(explainer, letters, case, monkeypatch):
+    cases, read = [case, explainer.case(letters, "Why?", "no"), case], []
+    wanted, gradient = explainer.log_probabilities(cases), explainer._integrated(case)
+    forward = explainer.lm.base.forward
+
+    def small(**given):
+        read.append(len(given["inputs_embeds"]))
+        if read[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(**given)
+
+    monkeypatch.setattr(explainer.lm.base, "forward", small)
+    assert explainer.log_probabilities(cases) == pytest.approx(wanted, abs=1e-4)
+    torch.testing.assert_close(explainer._integrated(case), gradient, atol=1e-4, rtol=1e-3)
+    assert 3 in read and 1 in read
+
+
 def test_the_id_that_the_signal_decided(explainer, letters, case):
     flat = explainer.case(explainer.tokenizer.letters(np.zeros((2, 60))), QUESTION, ANSWER)
     gains = of_answer(explainer, case)[0] - of_answer(explainer, flat)[0]

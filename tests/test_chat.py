@@ -213,7 +213,7 @@ def test_out_of_memory_is_one_line_and_the_conversation_goes_on(conversation, ca
     monkeypatch.setattr(conversation.lm, "stream", stream)
     chat.talk(conversation, typed(QUESTION, "/ecg"))
     assert capsys.readouterr().err.splitlines()[0] == (
-        "the model cannot answer: CUDA out of memory. Tried to allocate"
+        "the model cannot answer: out of memory; ask a shorter question"
     )
 
 

@@ -57,7 +57,8 @@ def test_tensorboard_reads_them(tmp_path):
 
 def test_csv_and_picture(tmp_path):
     rows = [
-        curves.row(step, 1e-3, (1 / step, 3.0), (2 / step, 1.0, 20.0) if step % 10 == 0 else None)
+        curves.row(step, 1e-3, (1 / step, 3.0))
+        | (curves.validated((2 / step, 1.0, 20.0)) if step % 10 == 0 else {})
         for step in range(1, 31)
     ]
     curves.write_csv(tmp_path / "loss.csv", rows)

@@ -20,13 +20,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model import ecg_lm, memory
 from ecgbyte_cli.model import training as loop
 from ecgbyte_cli.model.beginning import begin
+from ecgbyte_cli.model.optimizer import warmup_cosine
 from ecgbyte_cli.model.samples import batches, left_out, read_samples, spread
-from ecgbyte_cli.model.training import Trainer, warmup_cosine
+from ecgbyte_cli.model.training import Trainer
 from ecgbyte_cli.model.validation import validation_loss
 from ecgbyte_cli.questions import Question
+from ecgbyte_cli.stages.finetune import less
 from ecgbyte_cli.workdir import WorkDir, sha256_of
 
 
@@ -319,6 +321,79 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_step(small, tmp_path, ecgbyte, monkey
     assert "going on after step 4 of 6" in ecgbyte(*args, work=work).stderr
 
 
+@pytest.mark.parametrize("when", ["in the step before", "in the validation"])
+def test_a_stop_does_not_wait_for_a_validation_which_is_made_up_for(
+    small, tmp_path, ecgbyte, monkeypatch, when
+):
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 4, "--every", 2]
+    args += ["--batch", 1, "--max-length", 80, "--json"]
+    whole = ecgbyte(*args, work=untrained(small, tmp_path / "undisturbed"))
+    work, update, validation, asked = untrained(small, tmp_path / "work"), Trainer.update, validation_loss, []
+
+    def interrupted(self, groups):
+        if self.step == 1 and when == "in the step before":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, groups)
+
+    def watched(*given):
+        asked.append(given)
+        if len(asked) == 2 and when == "in the validation":  # the first is that before training
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the validation went on")
+        return validation(*given)
+
+    monkeypatch.setattr(Trainer, "update", interrupted)
+    monkeypatch.setattr(loop, "validation_loss", watched)
+    stopped = ecgbyte(*args, work=work)
+    monkeypatch.undo()
+    assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr.splitlines()[-1]
+    assert len(asked) == (1 if when == "in the step before" else 2)
+    assert [path.name for path in WorkDir(work).checkpoints("step")] == ["step-0000002"]
+    resumed = ecgbyte(*args, work=work)
+    assert "going on after step 2 of 4" in resumed.stderr and losses(work) == losses(tmp_path / "undisturbed")
+    first, second = json.loads(whole.stdout), json.loads(resumed.stdout)
+    assert all(first[key] == second[key] for key in ("val_loss", "train_loss", "best_step"))
+    # the loss of a step that is validated counts in what is said of it
+    two = [float(row[1]) for row in losses(work)[:2]]
+    for run in (whole, resumed):
+        assert f"step 2: training loss {np.mean(two):.4f}" in run.stderr
+
+
+def test_the_time_said_holds_validations_and_calibration(small, tmp_path, ecgbyte, monkeypatch):
+    """Against the tokens that are read: one in training counts as three that are read forward."""
+    embed, minutes, read, said = ecg_lm.ECGLM.embed, Trainer.minutes, [0, 0], []
+
+    def counted(self, ids):
+        read[self.training] += ids.numel()
+        return embed(self, ids)
+
+    def watched(self, _, *more):
+        said.append(60 * minutes(self, 1.0, *more))
+        read[:] = [0, 0]  # from here on
+        return 1.0
+
+    monkeypatch.setattr(ecg_lm.ECGLM, "embed", counted)
+    monkeypatch.setattr(Trainer, "minutes", watched)
+    monkeypatch.setattr(loop, "some_answers", lambda *_: [])
+    base = as_tiny(ecg_lm.tiny(), tmp_path / "base")
+    args = [
+        "finetune",
+        "--qa",
+        small / "data" / "qa.jsonl",
+        "--model",
+        base,
+        "--method",
+        "lora",
+        "--steps",
+        4,
+    ]
+    result = ecgbyte(*args, "--every", 2, "--batch", 2, work=untrained(small, tmp_path / "work"))
+    assert result.exit_code == 0 and "this training will take about 1.0 minutes" in result.stderr
+    forward, learned = read
+    assert said[0] == pytest.approx(forward + 3 * learned, rel=0.2)
+    assert forward > learned  # or what is held out would not show
+
+
 def test_a_stop_in_the_validation_after_the_last_step_loses_nothing(small, tmp_path, ecgbyte, monkeypatch):
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 4, "--every", 3]
     args += ["--batch", 1, "--max-length", 80, "--json"]
@@ -430,18 +505,43 @@ def test_accumulated_batches_are_one_large_batch(small, tmp_path, ecgbyte):
     np.testing.assert_allclose(rows[0][1], rows[1][1], atol=2e-5)
 
 
-def test_two_processes_are_one_with_twice_the_batches(small, tmp_path, ecgbyte):
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+# one process of two gets a SIGTERM in the first step; then all go on
+STOPPED = """
+import os, signal, sys
+from ecgbyte_cli.__main__ import main
+from ecgbyte_cli.model.training import Trainer
+
+update = Trainer.update
+def stopped(self, groups):
+    made = update(self, groups)
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return made
+
+codes = []
+for Trainer.update in (stopped, update):
+    try:
+        main(sys.argv[1:])
+    except SystemExit as end:
+        codes.append(end.code or 0)
+sys.exit(codes != [1, 0])
+"""
+
+
+def test_two_processes_stop_together_and_are_one_with_twice_the_batches(small, tmp_path, ecgbyte):
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", tmp_path / "stopped.py"]
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 3, "--batch", 2]
     args += ["--max-length", 80]
     work = untrained(small, tmp_path / "two")
     run = subprocess.run(
-        list(map(str, [*start, "ecgbyte_cli.__main__", "--work", work, *args, "--json"])),
+        list(map(str, [*start, "--work", work, *args, "--json"])),
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr
+    assert run.stderr.count("goes on from there") == 2 and "going on after step 1 of 3" in run.stderr
     two = json.loads(run.stdout)  # the first process alone prints
     alone = ecgbyte(*args, "--accumulate", 2, "--json", work=untrained(small, tmp_path / "one"))
     assert two["val_loss"] == pytest.approx(json.loads(alone.stdout)["val_loss"], rel=1e-4)
@@ -644,11 +744,17 @@ def test_a_base_model_that_cannot_end_an_answer_is_refused_by_name(small, tmp_pa
     assert result.exit_code == 1 and "endless" in result.stderr and "no end-of-text token" in result.stderr
 
 
-def test_gradient_checkpointing_is_a_choice_that_changes_no_number(small, tmp_path, ecgbyte, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "choices"),
+    [("lora", {"auto": False, "on": True}), ("full", {"on": True, "off": False})],
+)
+def test_gradient_checkpointing_is_a_choice_that_changes_no_number(
+    small, tmp_path, ecgbyte, monkeypatch, method, choices
+):
     base, seen, save = as_tiny(ecg_lm.tiny(), tmp_path / "base"), [], ecg_lm.save
 
     def watched(folder, lm, *rest):
-        seen.append(lm.base.base_model.model.is_gradient_checkpointing)
+        seen.append(lm.base.is_gradient_checkpointing)
         save(folder, lm, *rest)
 
     monkeypatch.setattr(ecg_lm, "save", watched)
@@ -659,24 +765,25 @@ def test_gradient_checkpointing_is_a_choice_that_changes_no_number(small, tmp_pa
         "--model",
         base,
         "--method",
-        "lora",
+        method,
         "--steps",
         3,
     ]
     args += ["--batch", 1, "--max-length", 80, "--checkpointing"]
     courses = []
-    for choice in ("auto", "on", "off"):
+    for choice in choices:
         work = untrained(small, tmp_path / choice)
         assert ecgbyte(*args, choice, work=work).exit_code == 0
         courses.append(losses(work))
-    assert seen == [False, True, False] and courses[0] == courses[1] == courses[2]
+    assert seen == list(choices.values()) and all(course == courses[0] for course in courses)
 
 
 def test_checkpointing_is_on_where_a_batch_might_not_fit(monkeypatch):
     lm = ecg_lm.ECGLM(ecg_lm.tiny()[0], 10)
     each = 3 * (34 * 96 + 6 * 256) * 4  # bytes a token
-    monkeypatch.setattr(loop, "free_memory", lambda: 2 * 1000 * each)
-    assert loop.too_large(lm, 1001) and not loop.too_large(lm, 1000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 2 * 1000 * each)
+    assert memory.too_large(lm, 1001) and not memory.too_large(lm, 1000)
+    assert memory.too_large(lm, 1000, full=True)  # whose optimizer needs memory first
 
 
 def test_patience_without_validation_questions(small, tmp_path, ecgbyte):
@@ -690,17 +797,36 @@ def test_patience_without_validation_questions(small, tmp_path, ecgbyte):
     assert json.loads(ecgbyte(*args, "--json", work=work).stdout)["val_loss"] is None
 
 
-def test_out_of_memory_is_one_line_that_says_what_to_lower(small, tmp_path, ecgbyte, monkeypatch):
-    import torch
-
-    def out_of_memory(*_):
-        torch.empty(2**50)
-
-    monkeypatch.setattr(Trainer, "update", out_of_memory)
-    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny"]
+@pytest.mark.parametrize(
+    ("where", "more", "said"),
+    [
+        ("training.Trainer.update", [], ["--batch 4", "lower --batch", "--max-length", "--checkpointing on"]),
+        (
+            "training.validation_loss",
+            [],
+            ["--batch 4", "lower --batch", "--max-length", "--checkpointing on"],
+        ),
+        ("beginning.shares", [], ["lower --max-length or --together"]),
+        ("ecg_lm.load_base", [], ["take a smaller one, or --method qlora"]),
+    ],
+)
+def test_out_of_memory_is_one_line_that_says_what_to_lower(
+    small, tmp_path, ecgbyte, monkeypatch, where, more, said
+):
+    monkeypatch.setattr(f"ecgbyte_cli.model.{where}", lambda *_, **__: torch.empty(2**50))
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", *more]
     result = ecgbyte(*args, work=untrained(small, tmp_path / "work"))
-    said = result.stderr.splitlines()[-1]
-    assert result.exit_code == 1 and "out of memory at --batch 4" in said and "--max-length" in said
+    line = result.stderr.splitlines()[-1]
+    assert result.exit_code == 1 and "out of memory" in line and all(word in line for word in said)
+
+
+def test_what_cannot_help_is_not_said():
+    settings = {"batch": 1, "method": "qlora", "base": "a"}
+    assert less(settings, True) == "lower --max-length"
+    assert less(settings | {"batch": 2}, True) == "lower --batch (and raise --accumulate) or --max-length"
+    assert less(settings | {"method": "lora"}, False) == (
+        "lower --max-length, or give --checkpointing on, or take --method qlora"
+    )
 
 
 def test_tokens_of_another_tokenizer_are_refused(small, tmp_path, ecgbyte):

@@ -9,8 +9,9 @@ import torch
 
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model.beginning import begin
+from ecgbyte_cli.model.optimizer import make_optimizer
 from ecgbyte_cli.model.samples import read_samples
-from ecgbyte_cli.model.training import DEFAULTS, make_optimizer
+from ecgbyte_cli.model.training import DEFAULTS
 from ecgbyte_cli.questions import metrics
 from ecgbyte_cli.workdir import WorkDir
 

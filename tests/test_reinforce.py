@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -134,6 +135,22 @@ def test_what_is_rewarded_becomes_more(learner, monkeypatch):
         made.update([[(0, i) for i in range(4 * step, 4 * step + 4)]])
         rewards.append(made.told["reward"])
     assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.15
+
+
+def test_a_stop_does_not_wait_for_a_validation(learner, monkeypatch):
+    made, asked = learner(), []
+
+    def rewards(self, questions):
+        asked.append(questions)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the validation went on")
+
+    monkeypatch.setattr(Reinforcer, "rewards", rewards)
+    with pytest.raises(KeyboardInterrupt), made.stop:
+        made.validated(made.validation)
+    with pytest.raises(KeyboardInterrupt), made.stop:  # it was asked before
+        made.validated(made.validation)
+    assert len(asked) == 1
 
 
 KILL = """

@@ -12,7 +12,7 @@ from test_prompt import CHATML, prompt_with
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
-from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model import calibration, ecg_lm
 from ecgbyte_cli.model.beginning import shares
 from ecgbyte_cli.model.conversation import fit
 from ecgbyte_cli.model.kept import Growing
@@ -150,6 +150,46 @@ def test_a_model_that_takes_no_such_mask_is_found_out():
     lm.base.config._attn_implementation = "flash_attention_2"
     assert not shares(lm, samples, plans)
     assert shares(lm, samples, samples.plans([asked(0, turns=[("?", "yes")])])[0])  # nothing to share
+
+
+def test_calibration_reads_fewer_at_a_time_where_memory_does_not_suffice(monkeypatch):
+    text, _ = prompt_with(None)
+    lm = ecg_lm.ECGLM(SHAPES["llama"](), TOKENIZER.vocab_size, 0, Layout.of(259, TOKENIZER)).eval()
+    samples = InMemory(Prompt(text.text_tokenizer, lm.layout), [TOKENIZER.letters(s) for s in signals(3)])
+    questions = [(asked(i, turns=[(f"{k}?", "yes")]), ["yes", "no"]) for i in range(3) for k in range(3)]
+    wanted, weigh, read = calibration.weighed(lm, samples, questions, 2), lm.weigh, []
+
+    def small(prompts, answers):
+        read.append(len(prompts))
+        return torch.empty(2**50) if len(prompts) > most else weigh(prompts, answers)
+
+    most = 3
+    monkeypatch.setattr(lm, "weigh", small)
+    found = calibration.weighed(lm, samples, questions, 2)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert max(read) > most
+    # and where not one fits, the model is kept without
+    most, told, nothing = 0, [], np.zeros(0, np.int64)
+    samples.recorded["split"] = ["train"] * 3
+    monkeypatch.setattr(calibration, "count_pairs", lambda *_: [nothing] * 3)
+    validation = [question for question, _ in questions]
+    made = calibration.measure(lm, samples, validation * 3, validation, tell=told.append)
+    assert told == ["its probabilities are not calibrated: out of memory"] and not made.temperature
+
+
+def test_memory_and_devices_say_nothing_about_what_can_be_shared(monkeypatch):
+    text, _ = prompt_with(None)
+    lm = ecg_lm.ECGLM(SHAPES["llama"](), TOKENIZER.vocab_size, 0, Layout.of(259, TOKENIZER)).eval()
+    samples = InMemory(Prompt(text.text_tokenizer, lm.layout), [TOKENIZER.letters(s) for s in signals(1)])
+    plans, _, _ = samples.plans([asked(0, turns=[(f"{i}?", "yes")]) for i in range(4)])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert shares(lm, samples, plans)
+    for broken in (lambda: torch.empty(2**50), lambda: torch.ones(2) + torch.ones(2, device="meta")):
+        monkeypatch.setattr(lm, "forward", lambda *_, broken=broken: broken())
+        with pytest.raises(RuntimeError):
+            shares(lm, samples, plans)
+    monkeypatch.setattr(lm, "forward", lambda *_: torch.ones(2) + torch.ones(3))
+    assert not shares(lm, samples, plans)
 
 
 @pytest.mark.parametrize("positions", ["token", "time"])

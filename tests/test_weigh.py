@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from test_ecg_lm import SHAPES
+from test_memory import mixed, on_cuda, shapes, too_much
 from test_prompt import prompt_with
 from test_sharing import TOKENIZER, base, signals  # noqa: F401  (a fixture)
 
-from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model import ecg_lm, folder
 from ecgbyte_cli.model.kept import PromptCache
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
@@ -32,6 +34,27 @@ def made(base, positions="token"):  # noqa: F811
     prompts.append(prompt.build([ecgs[0], ecgs[1]], [("Both?", None)])[0])
     prompts.append(prompt.build([ecgs[0][:0]], [("None?", None)])[0])
     return lm, prompts
+
+
+def test_autocast_does_not_decide_what_is_shared():
+    """It did for the model that ships, so that `reinforce` on a GPU read every ECG again for each answer."""
+    lm, *_ = ecg_lm.load(folder.named("ptbxl"), "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert lm.beside
+
+
+@pytest.mark.parametrize("broken", [too_much, on_cuda, mixed])
+def test_what_is_shared_is_not_decided_by_memory_or_devices(monkeypatch, broken):
+    lm, prompts = made(SHAPES["llama"]())
+    with monkeypatch.context() as patched:
+        patched.setattr(lm, "_weigh", lambda *_: broken())
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                lm.weigh(prompts, [ANSWERS] * len(prompts))
+    assert lm.beside  # nothing was remembered
+    other, _ = made(SHAPES["llama"]())
+    monkeypatch.setattr(other, "_weigh", lambda *_: shapes())
+    assert not other.beside
 
 
 @pytest.mark.parametrize("positions", ["token", "time"])

@@ -17,6 +17,7 @@ from ecgbyte_cli.model import folder
 from ecgbyte_cli.model.certainty import read as read_certainty
 from ecgbyte_cli.model.controls import CONTROLS
 from ecgbyte_cli.model.conversation import fit
+from ecgbyte_cli.model.memory import out_of_memory
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.workdir import whole
 
@@ -281,6 +282,12 @@ def _said(ask, first):
     try:
         yield
     except Exception as error:
+        if out_of_memory(error):
+            less = "--batch or --max-new" if len(ask) > 1 else "--max-new"
+            raise Failure(
+                f"out of memory at {len(ask)} questions of up to {max(map(len, ask))} tokens ({first}, …): lower "
+                f"{less}; the answers before it are kept"
+            ) from error
         raise Failure(
             f"the model failed on {len(ask)} questions of up to {max(map(len, ask))} tokens "
             f"({first}, …): {type(error).__name__}: {' '.join(str(error).split())}; the answers before it are kept"

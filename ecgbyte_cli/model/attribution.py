@@ -16,6 +16,7 @@ Five methods, of which none is right by itself: `ecgbyte explain` measures where
   ECCV 2014), which asks the signal and not the tokens: what is left is encoded again.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.conversation import fit
 from ecgbyte_cli.model.layout import leads_of
+from ecgbyte_cli.model.memory import in_parts
 from ecgbyte_cli.model.prompt import trim
 
 METHODS = ("attention", "rollout", "gradient", "integrated", "occlusion")
@@ -72,7 +74,7 @@ class Explainer:
     segmenter : str
         The one that the model's ids were made with.
     batch : int
-        Prompts computed together.
+        Prompts computed together, at most: fewer where memory does not suffice.
     longest : int or None
         Ids that a prompt may have; ECGs lose tokens where it would have more.
     """
@@ -125,8 +127,8 @@ class Explainer:
     def _measure(self, cases, measure):
         """What `measure` says of the logits of each case's answer and of its ids: a list of arrays."""
         values, order = [None] * len(cases), sorted(range(len(cases)), key=lambda i: len(cases[i].ids))
-        for start in range(0, len(order), self.batch):
-            group = order[start : start + self.batch]
+
+        def measured(group):
             ids = torch.nn.utils.rnn.pad_sequence(
                 [torch.from_numpy(cases[i].ids) for i in group], batch_first=True
             ).to(self.lm.device)  # on the right, which no real token sees
@@ -135,9 +137,15 @@ class Explainer:
             logits = self.lm.base(
                 **self.lm.inputs(ids), use_cache=False, logits_to_keep=ids.shape[1] - first
             ).logits
+            found = []
             for row, i in enumerate(group):
                 at = torch.from_numpy(cases[i].at).to(ids.device)
-                values[i] = measure(logits[row, at - 1 - first], ids[row, at]).cpu().numpy()
+                found.append(measure(logits[row, at - 1 - first], ids[row, at]).cpu().numpy())
+            return found
+
+        found = itertools.chain.from_iterable(in_parts(order, self.batch, measured))
+        for i, value in zip(order, found, strict=True):
+            values[i] = value
         return values
 
     def decided(self, case):
@@ -279,9 +287,13 @@ class Explainer:
             start = embedded.clone()
             start[places] = rows.detach().mean(0).to(embedded.dtype)
             total = torch.zeros_like(embedded)
-            for some in parts.split(self.batch):
+
+            def gradients(some, start=start):
                 between = start + some[:, None, None].to(embedded.dtype) * (embedded - start)
-                total += self._gradients(case, between).sum(0)
+                return self._gradients(case, between).sum(0)
+
+            for gradient in in_parts(parts, self.batch, gradients):
+                total += gradient
             path = (total / STEPS * (embedded - start)).sum(-1)
             made += path
             if case.gap is None:  # of the ECG, which comes first

@@ -9,6 +9,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm, folder
 from ecgbyte_cli.model.kept import Growing, states_of
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.memory import unsupported
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.model.samples import Samples, read_samples
 from ecgbyte_cli.questions.thinking import TAGS
@@ -119,14 +120,16 @@ def shares(lm, samples, plans):
     training = lm.training
     lm.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(lm.device.type, enabled=False):
             first = [lm(*samples.batch([samples.reading(p)]).to(lm.device))[0].item() for p in alone]
             made = samples.reading(plan)
             # of all its questions, those two count
             other = ~((made.owner == 1) | (made.owner == made.owner[-1]))
             made.labels[other] = -100
             both = lm(*samples.batch([made]).to(lm.device))[0].item()
-    except (RuntimeError, TypeError, ValueError):  # what takes no such mask
+    except (RuntimeError, TypeError, ValueError) as error:
+        if not unsupported(error):
+            raise
         return False
     finally:
         lm.train(training)

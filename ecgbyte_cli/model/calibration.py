@@ -1,5 +1,6 @@
 """From a training: what the model was trained to answer, how far its probabilities are off, what its ECGs are like."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from ecgbyte_cli.model.answering import Prompts
 from ecgbyte_cli.model.certainty import Certainty, before_each, choosable, kind_of, moved, plain, softmax
 from ecgbyte_cli.model.ecg_lm import ECGLM
+from ecgbyte_cli.model.memory import in_parts, out_of_memory
 from ecgbyte_cli.model.samples import Samples
 from ecgbyte_cli.questions import Question
 
@@ -48,17 +50,14 @@ def measure(
     """
     pairs = count_pairs(samples, samples.tokenizer.vocab_size)
     made = Certainty(groups_of(training), {}, {}, None, None, *pairs)
-    asked = []
-    for question in validation:
-        known = made.match(question.question)
-        if known and known.answers and not question.earlier and len(question.segments) == 1:
-            asked.append((replace(question, question=known.text), known.answers))
-    asked = asked[: WEIGHED if lm.beside else WEIGHED_ALONE]
+    given: list[np.ndarray] = []
+    asked: list[tuple[Question, list[str]]] = []
     try:
+        asked = to_weigh(made, lm, validation)
         given = weighed(lm, samples, asked, batch, bar)
     except RuntimeError as error:  # the model is there, and is to be kept
-        tell(f"its probabilities are not calibrated: {' '.join(str(error).split())[:200]}")
-        given = []
+        reason = "out of memory" if out_of_memory(error) else " ".join(str(error).split())[:200]
+        tell(f"its probabilities are not calibrated: {reason}")
     for kind in ("two", "more"):
         mine = [
             (logs, answers, question)
@@ -71,6 +70,35 @@ def measure(
     if len(places) >= LEAST:
         made.bits, made.amplitude = _usual(made, samples, places)
     return made
+
+
+def to_weigh(
+    certainty: Certainty, lm: ECGLM, validation: Sequence[Question]
+) -> list[tuple[Question, list[str]]]:
+    """Return the questions that probabilities are calibrated on, in the words of training, with their answers."""
+    asked = []
+    for question in validation:
+        known = certainty.match(question.question)
+        if known and known.answers and not question.earlier and len(question.segments) == 1:
+            asked.append((replace(question, question=known.text), known.answers))
+    return asked[: WEIGHED if lm.beside else WEIGHED_ALONE]
+
+
+def tokens_read(
+    lm: ECGLM, samples: Samples, training: Sequence[Question], validation: Sequence[Question]
+) -> int:
+    """Return about how many tokens a model reads to be calibrated, for an estimate of the time.
+
+    The parameters are those of `measure`.
+    """
+    certainty = Certainty(groups_of(training), {}, {}, None, None, *[np.zeros(0, np.int64)] * 3)
+    asked = to_weigh(certainty, lm, validation[:WEIGHED])
+    plans = samples.plans([question for question, _ in asked])[0]
+    if lm.beside:
+        return sum(plan.length for plan in plans)
+    # each answer is read behind a prompt of its own
+    longest = max((plan.length for plan in plans), default=0)
+    return longest * sum(len(answers) for _, answers in asked)
 
 
 def groups_of(questions: Sequence[Question]) -> list[dict]:
@@ -117,12 +145,17 @@ def weighed(lm, samples, asked, batch, bar=None):
     lm.eval()
     for together in prompts.batches(range(len(asked)), 4 * batch, False):
         numbers = [number for (number,) in together]
-        answers = [[samples.prompt.written(a) for a in asked[number][1]] for number in numbers]
-        for number, logs in zip(numbers, lm.weigh([prompts.ids(n) for n in numbers], answers), strict=True):
+        found = in_parts(numbers, len(numbers), lambda some: _weigh(lm, prompts, samples, asked, some))
+        for number, logs in zip(numbers, itertools.chain.from_iterable(found), strict=True):
             made[number] = logs
         if bar:
             bar.advance(len(numbers))
     return made
+
+
+def _weigh(lm, prompts, samples, asked, numbers):
+    answers = [[samples.prompt.written(answer) for answer in asked[number][1]] for number in numbers]
+    return lm.weigh([prompts.ids(number) for number in numbers], answers)
 
 
 def calibrate(given: Sequence[tuple[np.ndarray, Sequence[str], Question]]) -> tuple[float, float]:

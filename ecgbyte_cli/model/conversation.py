@@ -12,6 +12,7 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model.memory import out_of_memory
 from ecgbyte_cli.questions.thinking import parted
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
@@ -260,8 +261,11 @@ class Conversation:
                 self._write(turn, min(self.max_new, most - len(ids)), show, think, start)
         except KeyboardInterrupt:
             turn.stopped = True
-        except RuntimeError as error:  # such as torch's out of memory
-            turn.error = f"the model cannot answer: {' '.join(str(error).split())[:200]}"
+        except (RuntimeError, MemoryError) as error:
+            reason = " ".join(str(error).split())[:200]
+            if out_of_memory(error):
+                self.cache, reason = type(self.cache)(), f"out of memory; {shorter}"
+            turn.error = f"the model cannot answer: {reason}"
             raise Failure(turn.error) from error
         except Failure as error:
             turn.error = error.message

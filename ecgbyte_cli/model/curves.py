@@ -14,25 +14,43 @@ COLUMNS = (
 )
 
 
-def row(step, rate, train, val=None):
-    """A step of a training.
+def row(step, rate, train):
+    """Return what is kept of a step of a training, by `COLUMNS`; missing losses are left out.
 
     Parameters
     ----------
     step : int
     rate : float
         Learning rate.
-    train, val : (float or None, float or None, ...) or None
-        Loss per token of text, and per ECG token; of the validation also bits per second of signal and lead.
-
-    Returns
-    -------
-    dict
-        By `COLUMNS`; what there was none of is left out.
+    train : (float or None, float or None)
+        Loss per token of text, and per ECG token.
     """
-    text, ecg, bits = val or (None, None, None)
-    values = (step, train[0], rate, text, train[1], ecg, ecg and math.exp(min(ecg, 700)), bits)
-    return {name: value for name, value in zip(COLUMNS, values, strict=True) if value is not None}
+    values = {"step": step, "train_loss": train[0], "learning_rate": rate, "train_ecg_loss": train[1]}
+    return _there(values)
+
+
+def validated(val):
+    """Return what is kept of a validation, by `COLUMNS`; missing losses are left out.
+
+    Parameters
+    ----------
+    val : (float or None, float or None, float or None)
+        Loss per token of text, loss per ECG token, and bits per second of signal and lead.
+    """
+    text, ecg, bits = val
+    perplexity = ecg and math.exp(min(ecg, 700))
+    return _there(
+        {
+            "val_loss": text,
+            "val_ecg_loss": ecg,
+            "val_ecg_perplexity": perplexity,
+            "val_bits_per_second": bits,
+        }
+    )
+
+
+def _there(values):
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def write_csv(path, rows):

@@ -29,6 +29,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder as folders
 from ecgbyte_cli.model.kept import PromptCache, divisible, states_of
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.memory import enough_memory, out_of_memory, unsupported
 from ecgbyte_cli.questions import wording
 from ecgbyte_cli.questions.facts import RANGES
 from ecgbyte_cli.questions.findings import STATEMENTS
@@ -593,7 +594,10 @@ class ECGLM(torch.nn.Module):
 
     @functools.cached_property
     def beside(self) -> bool:
-        """Whether texts can stand side by side behind one beginning, with a mask: tried, not assumed."""
+        """Whether texts can stand side by side behind one beginning, with a mask: tried, not assumed.
+
+        It is tried without autocast, whose rounding would hide what the mask does.
+        """
         config = self.base.config
         if config._attn_implementation not in ("sdpa", "eager") or getattr(config, "window_size", None):
             return False
@@ -607,12 +611,14 @@ class ECGLM(torch.nn.Module):
         training = self.training
         self.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 found = np.concatenate(self._weigh(prompts, answers))
                 alone = np.concatenate(
                     [self._weigh_alone(p, a) for p, a in zip(prompts, answers, strict=True)]
                 )
-        except (RuntimeError, TypeError, ValueError):  # what takes no such mask
+        except (RuntimeError, TypeError, ValueError) as error:
+            if not unsupported(error):
+                raise
             return False
         finally:
             self.train(training)
@@ -787,6 +793,8 @@ def load_base(
             raise
         # of files that are damaged or made to be so, Transformers may raise anything
         except Exception as error:
+            if out_of_memory(error):
+                raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise Failure(
                 f"base model {name} cannot be loaded as a causal language model: {reason}"
@@ -900,8 +908,13 @@ def add_adapter(
 def prepare(base: torch.nn.Module, checkpointing: bool) -> None:
     """Make a frozen base model pass gradients to its inputs; with `checkpointing` it keeps no layer's states."""
     if checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_layers(base)
     base.enable_input_require_grads()
+
+
+def checkpoint_layers(base: torch.nn.Module) -> None:
+    """Make a base model compute its layers again in the backward pass instead of keeping their states."""
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def with_adapter(base: "PreTrainedModel", folder: Path, trainable: bool = False) -> "PeftModel":
@@ -919,6 +932,8 @@ def with_adapter(base: "PreTrainedModel", folder: Path, trainable: bool = False)
     try:
         model = PeftModel.from_pretrained(base, folder, config=config, is_trainable=trainable)
     except (RuntimeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise Failure(f"{path} does not fit its base model: {reason}") from error
     stored, needed = folders.shapes(path).keys(), get_peft_model_state_dict(model).keys()
@@ -982,6 +997,7 @@ def save(folder, model, text_tokenizer, ecg_tokenizer, about):
     write_json(folder / "ecgbyte.json", {**fixed, **about}, indent=1)
 
 
+@enough_memory("for the model", "close other programs, or use a machine with more memory")
 def load(
     folder: str | os.PathLike,
     device: str | None = None,
@@ -1011,8 +1027,8 @@ def load(
     Raises
     ------
     Failure
-        If the folder is no model folder, its parts are damaged or do not belong together, or its base model is
-        not there.
+        If the folder is no model folder, its parts are damaged or do not belong together, its base model is not
+        there, or memory does not suffice.
     """
     folder, device = Path(folder), device or best_device()
     about = folders.about(folder)

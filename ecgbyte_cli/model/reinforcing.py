@@ -202,9 +202,11 @@ class Reinforcer(Trainer):
                 if name in self.began:
                     p.data = weights[name]
 
-    def row(self, rate, losses, val):
-        row = {"step": self.step, "learning_rate": rate, **self.told}
-        return row if val is None else row | {"val_reward": val}
+    def row(self, rate, losses):
+        return {"step": self.step, "learning_rate": rate, **self.told}
+
+    def of_validation(self, val):
+        return {"val_reward": val}
 
     def how(self):
         return f"reward {np.mean([row['reward'] for row in self.rows[-20:]]):.3f}"
@@ -219,20 +221,25 @@ class Reinforcer(Trainer):
         return val
 
     def validated(self, questions, bar=None):
-        """The mean reward of the likeliest answers to questions."""
-        prompt, rewards, size = self.samples.prompt, [], 4 * self.settings["batch"]
+        """Return the mean reward of the likeliest answers to questions."""
+        rewards, size = [], 4 * self.settings["batch"]
         self.lm.eval()
-        for start in range(0, len(questions), size):
-            some = questions[start : start + size]
-            asked = [self.samples(question, asked=True)[0] for question in some]
-            with autocast(self.lm):
-                answers = self.lm.answer(
-                    asked, prompt.end_ids, room(self.lm, asked, self.settings["max_new"])
-                )
-            rewards += [self.rated(q, ids)[0] for q, ids in zip(some, answers, strict=True)]
-            if bar:
-                bar.advance(len(some))
+        with self.stop.at_once():
+            for start in range(0, len(questions), size):
+                self.stop.check()
+                some = questions[start : start + size]
+                rewards += self.rewards(some)
+                if bar:
+                    bar.advance(len(some))
         return float(np.mean(rewards))
+
+    def rewards(self, questions):
+        """Return the reward of the likeliest answer to each of some questions."""
+        asked = [self.samples(question, asked=True)[0] for question in questions]
+        most = room(self.lm, asked, self.settings["max_new"])
+        with autocast(self.lm):
+            answers = self.lm.answer(asked, self.samples.prompt.end_ids, most)
+        return [self.rated(q, ids)[0] for q, ids in zip(questions, answers, strict=True)]
 
     def result(self):
         """Put the best weights back, and return what came out."""

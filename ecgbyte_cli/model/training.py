@@ -1,30 +1,25 @@
-"""The training loop, its checkpoints, and how it is stopped; on one process or several."""
+"""The training loop and its checkpoints, on one process or several."""
 
 import contextlib
 import itertools
 import math
-import os
-import re
 import shutil
-import signal
-import threading
 import time
 
 import numpy as np
 
 from ecgbyte_cli.console import progress
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.machine import free_memory
-from ecgbyte_cli.model import curves
+from ecgbyte_cli.model import checkpoints, curves
+from ecgbyte_cli.model.optimizer import make_optimizer, warmup_cosine
+from ecgbyte_cli.model.processes import Stop, over_processes, this_process
 from ecgbyte_cli.model.samples import batches, left_out
 from ecgbyte_cli.model.validation import (
     autocast,
     labelled,
-    over_processes,
     said,
     said_of_ecg,
     some_answers,
-    this_process,
     validation_loss,
 )
 from ecgbyte_cli.workdir import finished, new_folder, read_json, used, write_json
@@ -54,41 +49,6 @@ DEFAULTS = {
 CHECKPOINT_SECONDS = 600  # a checkpoint at least so often
 SHOWN = 3  # answers generated at each validation
 VALIDATED, AT_THE_END = 128, 2000  # questions of a validation between steps, and of the one after the last
-
-
-@contextlib.contextmanager
-def process_group():
-    """Join the other processes, if there are any, and yield the device of this one."""
-    import torch
-
-    from ecgbyte_cli.model import ecg_lm
-
-    device = ecg_lm.best_device()
-    if this_process()[1] == 1:
-        yield device
-        return
-    if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device != "cpu" else "gloo")
-    try:
-        yield device
-        torch.distributed.barrier()
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def enough_memory(batch, longest, less="--batch (and raise --accumulate), or lower --max-length"):
-    """Make what comes where memory does not suffice a line that says what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
-            raise
-        raise Failure(
-            f"out of memory at --batch {batch} with samples of up to {longest} tokens: lower {less}"
-        ) from error
 
 
 def unfinished(work, settings, overwrite):
@@ -133,6 +93,7 @@ class Trainer:
     """
 
     what = "finetune"
+    pending = False  # whether the validation of the step reached is still to come
 
     def __init__(self, work, lm, samples, settings, steps, every, training, validation, tell):
         import torch
@@ -149,57 +110,106 @@ class Trainer:
         self.step, self.seen, self.seconds = 0, 0, 0.0
         self.rows = []  # as curves.row makes them
         self.best, self.waited = None, 0  # (step, loss) of the best validation, and how many came after it
+        self.stop = Stop(lm.device)
 
     def run(self):
-        """Train from the step reached to the last, or until patience ends."""
+        """Train from the step reached to the last, or until patience ends; to be called within `self.stop`.
+
+        A checkpoint is written before a validation, which may take long: a stop leaves the validation out, and the
+        training that goes on makes up for it.
+        """
         batch, per_step = self.settings["batch"], self.settings["accumulate"] * self.processes
         order = batches([plan.length for plan in self.training], batch, self.settings["seed"])
         order = itertools.islice(order, self.step * per_step, None)
         first, saved = self.rank == 0, time.monotonic()
+        begun = self.step if self.pending else self.step + 1
         self.lm.train()
         with contextlib.ExitStack() as stack:
-            stop = stack.enter_context(Stop())
             if first:
-                events = stack.enter_context(
-                    contextlib.closing(curves.Events(self.work.training, self.step + 1))
-                )
+                events = stack.enter_context(contextlib.closing(curves.Events(self.work.training, begun)))
                 bar = stack.enter_context(progress(self.what, self.steps, "steps"))
-            while self.step < self.steps and not self.out_of_patience():
-                losses, rate = self.update([next(order) for _ in range(per_step)])
-                if not all(math.isfinite(loss) for loss in losses if loss is not None):
-                    raise Failure(f"the loss is no longer finite at step {self.step}: try a smaller --lr")
-                validate = self.step % self.every == 0 or self.step == self.steps
-                val = self.validate() if validate and self.validation else None
-                row = self.row(rate, losses, val)
-                self.rows.append(row)
-                if first:
+            while self.pending or (self.step < self.steps and not self.out_of_patience()):
+                stopping, due = False, self.pending
+                if not self.pending:
+                    self.advance([next(order) for _ in range(per_step)])
+                    stopping = self.stop.agreed()
+                    # after the last step too: what comes then may be interrupted
+                    due = stopping or self.due(self.step) or time.monotonic() - saved > CHECKPOINT_SECONDS
+                    if first and due:
+                        self.save()
+                        saved = time.monotonic()
+                if self.pending and not stopping:
+                    self.check_up()
+                if first and due:
+                    self.draw()
+                if first and not self.pending:
+                    row = self.rows[-1]
                     events.scalars(self.step, {TENSORBOARD[k]: v for k, v in row.items() if k != "step"})
                     bar.update(self.step, self.how())
-                due = validate or stop.asked or time.monotonic() - saved > CHECKPOINT_SECONDS
-                if first and due:  # after the last step too: the validation then may be interrupted
-                    self.save()
-                    saved = time.monotonic()
-                if stop.asked:
-                    raise KeyboardInterrupt
+                if stopping:
+                    # launchers end all processes when one has left: none leaves before the checkpoint is whole
+                    self.stop.check()
         if self.out_of_patience():
             self.tell(f"stopped at step {self.step}: {self.waited} validations were no better")
 
-    def row(self, rate, losses, val):
+    def due(self, step):
+        """Whether a validation and a checkpoint follow a step."""
+        return step % self.every == 0 or step == self.steps
+
+    def advance(self, groups):
+        """Make an update and keep a row about it."""
+        losses, rate = self.update(groups)
+        if not all(math.isfinite(loss) for loss in losses if loss is not None):
+            raise Failure(f"the loss is no longer finite at step {self.step}: try a smaller --lr")
+        self.rows.append(self.row(rate, losses))
+        self.pending = bool(self.validation) and self.due(self.step)
+
+    def check_up(self):
+        """Validate, and add to the row and the checkpoint of the step how it went."""
+        with self.stop.at_once():
+            val = self.validate()
+        self.rows[-1] |= self.of_validation(val)
+        self.pending = False
+        if self.rank == 0:
+            path = self.work.checkpoint("step", self.step) / "state.json"
+            kept = read_json(path)
+            write_json(path, kept | {"result": kept["result"] | self.state()})
+            self.tidy()
+
+    def row(self, rate, losses):
         """What is kept of a step."""
-        return curves.row(self.step, rate, losses, val)
+        return curves.row(self.step, rate, losses)
+
+    def of_validation(self, val):
+        """What is kept of a validation."""
+        return curves.validated(val)
 
     def how(self):
         """How it goes, in a word."""
         return f"loss {said(self.recent(50))}"
 
-    def minutes(self, forward, again):
-        """About how long the training will take, by the seconds that an id takes forward.
+    def minutes(self, forward, again, afterwards=0):
+        """About how long the training will take from the step reached, validations and calibration included.
 
-        Backward takes twice as long, and with gradient checkpoints all is computed `again`.
+        Parameters
+        ----------
+        forward : float
+            Seconds that a token takes forward.
+        again : bool
+            Whether the backward pass computes the layers again. It takes twice as long as forward without.
+        afterwards : int
+            Tokens that are read after the training, on one process.
         """
-        ids = np.mean([plan.length for plan in self.training]) * self.steps
-        ids *= self.settings["batch"] * self.settings["accumulate"]
-        return (4 if again else 3) * forward * ids / 60
+        a_step = np.mean([plan.length for plan in self.training])
+        a_step *= self.settings["batch"] * self.settings["accumulate"]
+        learned = a_step * (self.steps - self.step) * (4 if again else 3)
+        validations = self.pending + sum(map(self.due, range(self.step + 1, self.steps + 1)))
+        # processes share what is validated
+        between, last = (
+            sum(plan.length for plan in self.held_out(most)) / self.processes
+            for most in (VALIDATED, AT_THE_END)
+        )
+        return forward * (learned + validations * between + last + afterwards) / 60
 
     def out_of_patience(self):
         """Whether as many validations in a row were no better as `--patience` allows."""
@@ -326,7 +336,10 @@ class Trainer:
     def validated(self, plans, bar=None):
         """`validation_loss` of what was held out."""
         learn = self.settings["ecg_loss"] > 0
-        return validation_loss(self.lm, self.samples, plans, self.settings["batch"], learn, bar)
+        with self.stop.at_once():
+            return validation_loss(
+                self.lm, self.samples, plans, self.settings["batch"], learn, bar, self.stop.check
+            )
 
     def result(self):
         """Put the best weights back, and return what came out."""
@@ -370,25 +383,32 @@ class Trainer:
         """Write a checkpoint beside the one before, then remove that: at any moment one is whole."""
         from safetensors.torch import save_file
 
-        tensors, values = {}, {}
-        for number, entries in self.optimizer.state_dict()["state"].items():
-            for name, value in entries.items():
-                key = f"{number}.{name}"
-                if hasattr(value, "detach"):
-                    tensors[key] = value.detach().cpu().clone()
-                else:
-                    values[key] = value
-        state = {"step": self.step, "seen": self.seen, "seconds": self.seconds, "rows": self.rows}
-        state |= {"best": self.best, "waited": self.waited, "optimizer": values}
+        tensors, values = checkpoints.flatten(self.optimizer.state_dict()["state"])
+        state = self.state() | {"optimizer": values}
         with new_folder(self.work.checkpoint("step", self.step)) as folder:
             self.save_weights(folder)
             save_file(tensors, folder / "optimizer.safetensors")
             write_json(folder / "state.json", {"settings": self.settings, "result": state})
-        old = self.work.checkpoints("step")[:-1]
-        old += [p for p in self.work.checkpoints("best") if p != self.work.checkpoint("best", self.best[0])]
-        for path in old:
+        self.tidy()
+
+    def state(self):
+        """How far the training is, for a checkpoint."""
+        return {
+            "step": self.step,
+            "seen": self.seen,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "best": self.best,
+            "waited": self.waited,
+            "pending": self.pending,
+        }
+
+    def tidy(self):
+        """Remove the checkpoints that are no longer needed."""
+        best = self.best and self.work.checkpoint("best", self.best[0])
+        old = [path for path in self.work.checkpoints("best") if path != best]
+        for path in (*self.work.checkpoints("step")[:-1], *old):
             shutil.rmtree(path)
-        self.draw()
 
     def save_weights(self, folder):
         """Write the weights that are trained."""
@@ -414,84 +434,9 @@ class Trainer:
 
         self.load_weights(folder)
         state = read_json(folder / "state.json")["result"]
-        entries = {}
-        for key, value in (load_file(folder / "optimizer.safetensors") | state["optimizer"]).items():
-            number, name = key.split(".", 1)
-            entries.setdefault(int(number), {})[name] = value
+        entries = checkpoints.unflatten(load_file(folder / "optimizer.safetensors") | state["optimizer"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
         self.rows, self.best, self.waited = state["rows"], state["best"], state["waited"]
-
-
-class Stop:
-    """Keeps Ctrl-C and SIGTERM until the step is done; the same signal a second time stops at once."""
-
-    def __enter__(self):
-        self.asked, self.before = set(), {}
-        if threading.current_thread() is threading.main_thread():
-            self.before = {
-                number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)
-            }
-        return self
-
-    def ask(self, number, _):
-        if number in self.asked:
-            raise KeyboardInterrupt
-        self.asked.add(number)
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def too_large(lm, tokens):
-    """Whether what a backward pass keeps of so many tokens might take more than half of the free memory."""
-    import torch
-
-    config = lm.base.config.get_text_config()
-    width, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    # of each layer: norms, projections and their adapters' inputs, some of them in float32
-    kept = tokens * layers * (34 * width + 6 * inner) * (2 if lm.device.type == "cuda" else 4)
-    free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else free_memory()
-    return kept > free / 2
-
-
-def make_optimizer(lm, settings):
-    """AdamW, in paged 8-bit form for QLoRA on a GPU; no weight decay on vectors.
-
-    The ECG rows have a group of their own where their learning rate differs: `times` is by how much.
-    """
-    import torch
-
-    decay, rate = settings.get("weight_decay"), settings.get("rows_lr")
-    decay = 0.05 if decay is None else decay
-    trained = [p for p in lm.parameters() if p.requires_grad]
-    rows = [p for p in trained if rate and p is lm.ecg_rows.weight]
-    groups = [
-        {
-            "params": [p for p in trained if p.dim() > 1 and not any(p is row for row in rows)],
-            "weight_decay": decay,
-        },
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    if rows:
-        groups.append({"params": rows, "weight_decay": decay, "times": rate / settings["lr"]})
-    if settings["method"] == "qlora" and lm.device.type == "cuda":
-        import bitsandbytes
-
-        return bitsandbytes.optim.PagedAdamW8bit(groups, lr=settings["lr"], betas=(0.9, 0.98))
-    return torch.optim.AdamW(groups, lr=settings["lr"], betas=(0.9, 0.98))
-
-
-def warmup_cosine(steps):
-    """The learning rate's factor per step: a linear rise over 4 % of the steps, then half a cosine to zero."""
-    rise = max(1, round(0.04 * steps))
-
-    def factor(step):
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-    return factor
+        self.pending = state.get("pending", False)  # older versions validated before they saved

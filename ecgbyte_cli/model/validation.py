@@ -1,27 +1,11 @@
 """How well a model predicts what it was not trained on; on one process or several."""
 
 import math
-import os
 
 import numpy as np
 
+from ecgbyte_cli.model.processes import over_processes, this_process
 from ecgbyte_cli.model.prompt import IGNORED
-
-
-def this_process():
-    """Number of this process and how many there are, as torchrun and accelerate tell them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def over_processes(values, device):
-    """The sums of some numbers over all processes."""
-    if this_process()[1] == 1:
-        return values
-    import torch
-
-    sums = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(sums)
-    return sums.tolist()
 
 
 def autocast(lm):
@@ -43,7 +27,7 @@ def labelled(batch, lm):
     return int(((wanted != IGNORED) & (wanted < lm.offset)).sum()), int((wanted >= lm.offset).sum())
 
 
-def validation_loss(lm, samples, plans, batch, learn_ecg=False, bar=None):
+def validation_loss(lm, samples, plans, batch, learn_ecg=False, bar=None, check=lambda: None):
     """How well a model predicts what it was not trained on.
 
     Parameters
@@ -57,6 +41,8 @@ def validation_loss(lm, samples, plans, batch, learn_ecg=False, bar=None):
         Whether the ECG's tokens are predicted too.
     bar : object or None
         Shows how far it is.
+    check : callable
+        Called before each batch, on all processes alike. It ends the validation by an exception.
 
     Returns
     -------
@@ -72,13 +58,15 @@ def validation_loss(lm, samples, plans, batch, learn_ecg=False, bar=None):
     groups = [plans[i : i + batch] for i in range(0, len(plans), batch)]
     lm.eval()
     with torch.no_grad(), autocast(lm):
-        for group in groups[rank::processes]:
-            made = samples.batch([samples.reading(plan, learn_ecg=learn_ecg) for plan in group])
-            sums += lm(*made.to(lm.device)).double().cpu().numpy()
-            counts += labelled(made, lm)
-            letters += samples.letters_labelled(made.labels)
-            if bar:
-                bar.advance(processes * sum(max(1, len(plan.questions)) for plan in group))
+        for first in range(0, len(groups), processes):
+            check()
+            for group in groups[first : first + processes][rank : rank + 1]:
+                made = samples.batch([samples.reading(plan, learn_ecg=learn_ecg) for plan in group])
+                sums += lm(*made.to(lm.device)).double().cpu().numpy()
+                counts += labelled(made, lm)
+                letters += samples.letters_labelled(made.labels)
+                if bar:
+                    bar.advance(processes * sum(max(1, len(plan.questions)) for plan in group))
     lm.train(was_training)
     *sums, text, ecg, letters = over_processes([*sums, *counts, letters], lm.device)
     bits = sums[1] / math.log(2) / (letters / samples.tokenizer.signal["fs"]) if ecg else None

@@ -14,6 +14,7 @@ import torch
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.answering import positions
 from ecgbyte_cli.model.kept import divisible, states_of
+from ecgbyte_cli.model.memory import enough_memory, in_parts
 
 NONE = np.zeros(0, np.int64)
 BEHIND = -1  # no letter: a token is shorter
@@ -60,7 +61,8 @@ def write(lm, tokenizer, head, numbers, draw, given=None, segmenter="longest", b
     Raises
     ------
     Failure
-        If the model cannot write ECGs of this tokenizer, or one has more tokens than the model has positions.
+        If the model cannot write ECGs of this tokenizer, one has more tokens than the model has positions, or memory
+        does not suffice for one.
     """
     layout, samples = lm.layout, tokenizer.signal["samples"]
     leads = len(tokenizer.signal["leads"])
@@ -76,11 +78,13 @@ def write(lm, tokenizer, head, numbers, draw, given=None, segmenter="longest", b
         for piece, (tokens, rest) in enumerate(begun)
     ]
     heads = [head] if draw.guidance == 1 else [head, plain]
-    for first in range(0, len(numbers), BESIDE):
-        some = numbers[first : first + BESIDE]
-        yield from _write(lm, tokenizer, heads, starts, some, draw)
-        if bar:
-            bar.advance(len(some))
+    less = "use a machine with more memory" if draw.guidance == 1 else "leave out --guidance"
+    written = in_parts(numbers, BESIDE, lambda some: _write(lm, tokenizer, heads, starts, some, draw))
+    with enough_memory("for one ECG", less):
+        for ecgs in written:
+            yield from ecgs
+            if bar:
+                bar.advance(len(ecgs))
 
 
 def _write(lm, tokenizer, heads, starts, numbers, draw):

@@ -8,6 +8,7 @@ import numpy as np
 from ecgbyte_cli import readers
 from ecgbyte_cli.console import Model, Stage, base_option, note, progress, say, table
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model.memory import enough_memory
 from ecgbyte_cli.workdir import finished, read_array, read_json, read_table, whole, write_json
 
 QUESTION = "What is the rhythm?"
@@ -164,7 +165,10 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
     random = np.random.default_rng(seed)
 
     measured, right = [], 0
-    with progress("explain", len(chosen), "records") as bar:
+    with (
+        progress("explain", len(chosen), "records") as bar,
+        enough_memory("for one prompt", "use a machine with more memory"),  # smaller batches were tried
+    ):
         for i, condition, place in chosen:
             begin = segments["offset"][i]
             letters = np.array(symbols[begin : begin + place.size]).reshape(place.shape)

@@ -10,9 +10,11 @@ import click
 from ecgbyte_cli.console import Stage, Weighted, note, progress, say, seeds_option, types_option, wants_json
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.folder import SHIPPED, is_own, method_of, named, sha256
+from ecgbyte_cli.model.memory import enough_memory, too_large
+from ecgbyte_cli.model.processes import process_group, this_process
 from ecgbyte_cli.model.samples import read_samples
-from ecgbyte_cli.model.training import DEFAULTS, Trainer, enough_memory, process_group, too_large, unfinished
-from ecgbyte_cli.model.validation import said, said_of_ecg, this_process
+from ecgbyte_cli.model.training import DEFAULTS, Trainer, unfinished
+from ecgbyte_cli.model.validation import said, said_of_ecg
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.spelling import Model
 from ecgbyte_cli.workdir import finished, new_folder, read_json
@@ -153,8 +155,8 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="LoRA and QLoRA: compute the layers' states twice and keep them not at all. auto: where a batch of the "
-    "longest samples might take more than half of the free memory.",
+    help="Compute each layer again in the backward pass instead of keeping its states: less memory, a third more time. "
+    "auto: if a batch of the longest samples might take more than half of the free memory.",
 )
 @click.option(
     "--every",
@@ -269,55 +271,27 @@ def _train(work, qa, settings, checkpointing, going_on):
     """Train, from a checkpoint if there is one, and write the model."""
     import torch
 
-    from ecgbyte_cli.model import ecg_lm
-    from ecgbyte_cli.model.beginning import abilities, begin, what_to_read
+    from ecgbyte_cli.model.beginning import begin, what_to_read
 
-    rank, processes = this_process()
-    model, method, seed, batch = (settings[key] for key in ("base", "method", "seed", "batch"))
-    a_step = batch * settings["accumulate"] * processes
+    rank = this_process()[0]
+    tell = note if rank == 0 else lambda text: None
     with process_group() as device:
-        torch.manual_seed(seed)
-        lm, text_tokenizer, samples, name = begin(work, settings, device)
-        tell = note if rank == 0 else lambda text: None
-        training, validation, counts = what_to_read(work, qa, lm, samples, settings, tell)
-        longest, again = max(plan.length for plan in training), checkpointing == "on"
-        if method != "full":
-            if checkpointing == "auto" and too_large(lm, batch * longest):
-                again = True
-                tell("gradient checkpointing: a batch of the longest samples might not fit into memory else")
-            if hasattr(lm.base, "peft_config"):
-                ecg_lm.prepare(lm.base, again)
-            else:
-                r, dropout = settings["rank"] or 16, settings["dropout"]
-                lm.base = ecg_lm.add_adapter(lm.base, r, settings["alpha"] or 2 * r, dropout, again)
-        elif settings["dropout"]:
-            lm.drop(settings["dropout"])
-        lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
-        steps = settings["steps"] or math.ceil(len(training) / a_step)
-        every = settings["every"] or max(1, steps // 5)
-        trainer = Trainer(work, lm, samples, settings, steps, every, training, validation, tell)
-        # a broken evaluation should show now, and not after the last step
-        start, some = time.perf_counter(), trainer.held_out(2 * batch)
-        text, ecg, bits = trainer.validated(some)
-        questions = sum(len(plan.questions) for plan in training)
-        what = f"{questions} training and {len(validation)} validation questions" if qa else "no questions"
-        tell(
-            f"{model} ({method}) on {device}: {len(training)} readings, {what}, {steps} steps of {a_step}; "
-            f"validation loss before training {said(ecg if qa is None else text)}{said_of_ecg(ecg, bits)}"
-        )
-        if some and method != "full" and device == "cpu":
-            minutes = trainer.minutes(
-                (time.perf_counter() - start) / sum(plan.length for plan in some), again
-            )
-            tell(f"no GPU: this training will take about {minutes:.1f} minutes")
-        with enough_memory(batch, longest):
-            if going_on is not None:
-                trainer.restore(going_on)
-                tell(f"going on after step {trainer.step} of {steps}, from {going_on}")
-            elif rank == 0:
-                shutil.rmtree(work.training, ignore_errors=True)
-            trainer.run()
-            result = trainer.result()
+        torch.manual_seed(settings["seed"])
+        smaller = "take a smaller one" + (", or --method qlora" if settings["method"] != "qlora" else "")
+        with enough_memory(f"for the base model {settings['base']}", smaller):
+            lm, text_tokenizer, samples, name = begin(work, settings, device)
+        with enough_memory(
+            f"with samples of up to {samples.max_length} tokens", "lower --max-length or --together"
+        ):
+            training, validation, counts = what_to_read(work, qa, lm, samples, settings, tell)
+        longest = max(plan.length for plan in training)
+        again = checkpoints_layers(lm, settings, longest, checkpointing, tell)
+        with enough_memory(
+            f"at --batch {settings['batch']} with samples of up to {longest} tokens", less(settings, again)
+        ):
+            trainer = make_trainer(work, lm, samples, settings, training, validation, again, tell)
+            with trainer.stop:
+                result = learn(trainer, going_on, again, qa)
         if rank != 0:
             return None
         known = None
@@ -327,29 +301,114 @@ def _train(work, qa, settings, checkpointing, going_on):
             some = validation[: calibration.WEIGHED]
             with progress("certainty", len(some), "questions") as bar:
                 asked = [question for plan in training for question in plan.questions]
-                known = calibration.measure(lm, samples, asked, some, batch, bar, tell)
+                known = calibration.measure(lm, samples, asked, some, settings["batch"], bar, tell)
         result |= counts | {"model": str(work.model)}
-        about = {
-            "base": name,
-            "method": method,
-            "qa": qa and question_files.resolved(qa),
-            "segmenter": samples.segmenter,
-            "prompt_tokens": samples.longest,
-            "date": samples.prompt.date,
-            "system": samples.prompt.told,
-            "conversations": any(question.earlier for plan in training for question in plan.questions),
-            "most_ecgs": max(len(plan.segments) for plan in training),
-            **abilities(settings, training),
-            "settings": settings,
-            "result": result,
-        }
-        with work.making("model"), new_folder(work.model) as folder:
-            if known:
-                known.write(folder)
-            ecg_lm.save(folder, lm, text_tokenizer, work.ecg_tokenizer, about)
-        for path in (*work.checkpoints("step"), *work.checkpoints("best")):
-            shutil.rmtree(path)
+        write(work, qa, trainer, text_tokenizer, name, known, result)
         return result
+
+
+def checkpoints_layers(lm, settings, longest, checkpointing, tell):
+    """Whether the layers are computed again in the backward pass."""
+    able = getattr(lm.base, "supports_gradient_checkpointing", False)
+    if checkpointing == "on" and not able:
+        raise Failure(f"--checkpointing on: {settings['base']} cannot compute its layers again: leave it out")
+    full = settings["method"] == "full"
+    if checkpointing == "auto" and able and too_large(lm, settings["batch"] * longest, full):
+        tell("gradient checkpointing: a batch of the longest samples might not fit into memory else")
+        return True
+    return checkpointing == "on"
+
+
+def less(settings, again):
+    """What to change where memory does not suffice for a batch."""
+    lower = [*(["--batch (and raise --accumulate)"] if settings["batch"] > 1 else []), "--max-length"]
+    advice = [f"lower {' or '.join(lower)}"]
+    if not again:
+        advice.append("give --checkpointing on")
+    if settings["method"] != "qlora" and settings["base"] != "tiny":
+        advice.append("take --method " + ("qlora" if settings["method"] == "lora" else "lora"))
+    return ", or ".join(advice)
+
+
+def make_trainer(work, lm, samples, settings, training, validation, again, tell):
+    """Prepare a model to be trained by the method of the settings."""
+    from ecgbyte_cli.model import ecg_lm
+
+    if settings["method"] == "full":
+        if again:
+            ecg_lm.checkpoint_layers(lm.base)
+        if settings["dropout"]:
+            lm.drop(settings["dropout"])
+    elif hasattr(lm.base, "peft_config"):
+        ecg_lm.prepare(lm.base, again)
+    else:
+        r, dropout = settings["rank"] or 16, settings["dropout"]
+        lm.base = ecg_lm.add_adapter(lm.base, r, settings["alpha"] or 2 * r, dropout, again)
+    lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
+    a_step = settings["batch"] * settings["accumulate"] * this_process()[1]
+    steps = settings["steps"] or math.ceil(len(training) / a_step)
+    every = settings["every"] or max(1, steps // 5)
+    return Trainer(work, lm, samples, settings, steps, every, training, validation, tell)
+
+
+def learn(trainer, going_on, again, qa):
+    """Validate once, so that a broken evaluation shows now, and train; return what came out."""
+    settings, work, tell = trainer.settings, trainer.work, trainer.tell
+    training, batch, method = trainer.training, settings["batch"], settings["method"]
+    start, some = time.perf_counter(), trainer.held_out(2 * batch)
+    text, ecg, bits = trainer.validated(some)
+    took = time.perf_counter() - start
+    questions = [question for plan in training for question in plan.questions]
+    what = f"{len(questions)} training and {len(trainer.validation)} validation questions"
+    a_step = batch * settings["accumulate"] * trainer.processes
+    tell(
+        f"{settings['base']} ({method}) on {trainer.lm.device}: {len(training)} readings, "
+        f"{what if qa else 'no questions'}, {trainer.steps} steps of {a_step}; "
+        f"validation loss before training {said(ecg if qa is None else text)}{said_of_ecg(ecg, bits)}"
+    )
+    if going_on is not None:
+        trainer.restore(going_on)
+        tell(f"going on after step {trainer.step} of {trainer.steps}, from {going_on}")
+    elif trainer.rank == 0:
+        shutil.rmtree(work.training, ignore_errors=True)
+    if some and method != "full" and trainer.lm.device.type == "cpu":
+        from ecgbyte_cli.model import calibration
+
+        after = (
+            calibration.tokens_read(trainer.lm, trainer.samples, questions, trainer.validation) if qa else 0
+        )
+        minutes = trainer.minutes(took / sum(plan.length for plan in some), again, after)
+        tell(f"no GPU: this training will take about {minutes:.1f} minutes")
+    trainer.run()
+    return trainer.result()
+
+
+def write(work, qa, trainer, text_tokenizer, name, known, result):
+    """Write the model folder, and remove the checkpoints."""
+    from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model.beginning import abilities
+
+    samples, settings, training = trainer.samples, trainer.settings, trainer.training
+    about = {
+        "base": name,
+        "method": settings["method"],
+        "qa": qa and question_files.resolved(qa),
+        "segmenter": samples.segmenter,
+        "prompt_tokens": samples.longest,
+        "date": samples.prompt.date,
+        "system": samples.prompt.told,
+        "conversations": any(question.earlier for plan in training for question in plan.questions),
+        "most_ecgs": max(len(plan.segments) for plan in training),
+        **abilities(settings, training),
+        "settings": settings,
+        "result": result,
+    }
+    with work.making("model"), new_folder(work.model) as folder:
+        if known:
+            known.write(folder)
+        ecg_lm.save(folder, trainer.lm, text_tokenizer, work.ecg_tokenizer, about)
+    for path in (*work.checkpoints("step"), *work.checkpoints("best")):
+        shutil.rmtree(path)
 
 
 def check(work, qa, pretrain, model, method):

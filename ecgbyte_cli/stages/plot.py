@@ -9,6 +9,7 @@ from ecgbyte_cli import readers, sheet
 from ecgbyte_cli.console import Model, Stage, base_option, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder as folders
+from ecgbyte_cli.model.memory import enough_memory
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.workdir import read_array, read_json, read_table, whole
 
@@ -278,14 +279,16 @@ def attention_picture(work, recording, start, model, base, question, method):
     explainer = attribution.Explainer(
         lm, prompt, tokenizer, about["segmenter"], longest=about.get("prompt_tokens")
     )
-    answer = explainer.answer(letters, question)
-    case = explainer.case(letters, question, answer)
-    if method == "occlusion":  # which asks the signal alone
-        density = explainer.density_of(case, letters, question, answer, method)
-        words, values = [], np.zeros(0)
-    else:
-        scores = explainer.scores(case, method)
-        density, (words, values) = explainer.spread(case, scores), explainer.on_words(case, scores)
+    other = "take --method occlusion" if method != "occlusion" else "use a machine with more memory"
+    with enough_memory(f"with --method {method}", other):
+        answer = explainer.answer(letters, question)
+        case = explainer.case(letters, question, answer)
+        if method == "occlusion":  # which asks the signal alone
+            density = explainer.density_of(case, letters, question, answer, method)
+            words, values = [], np.zeros(0)
+        else:
+            scores = explainer.scores(case, method)
+            density, (words, values) = explainer.spread(case, scores), explainer.on_words(case, scores)
     title = f"{recording.name}: {asked} {answer}   ({method}; research use only)"
     signal_settings = tokenizer.signal
     figure = pictures.attention(

@@ -9,9 +9,10 @@ import click
 from ecgbyte_cli.console import Model, Stage, Weighted, max_new_option, note, progress, say
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder
+from ecgbyte_cli.model.memory import enough_memory
+from ecgbyte_cli.model.processes import process_group, this_process
 from ecgbyte_cli.model.samples import read_samples
-from ecgbyte_cli.model.training import enough_memory, process_group, unfinished
-from ecgbyte_cli.model.validation import this_process
+from ecgbyte_cli.model.training import unfinished
 from ecgbyte_cli.questions import files as question_files
 from ecgbyte_cli.questions.rewards import REWARDS
 from ecgbyte_cli.workdir import finished, new_folder, read_json
@@ -190,46 +191,27 @@ def reinforce(
 
 def _train(work, qa, about, settings, going_on):
     """Train, from a checkpoint if there is one, and write the model."""
-    from ecgbyte_cli.model import calibration, certainty, ecg_lm
-    from ecgbyte_cli.model.beginning import begin, shares
-    from ecgbyte_cli.model.reinforcing import Reinforcer
+    from ecgbyte_cli.model import calibration, certainty
+    from ecgbyte_cli.model.beginning import begin
 
     start = time.perf_counter()
     with process_group() as device:
-        lm, text_tokenizer, samples, name = begin(work, settings, device)
+        with enough_memory(f"for {settings['base']}", "use a machine with more memory"):
+            lm, text_tokenizer, samples, name = begin(work, settings, device)
         # what is compared is the answer alone, also of a model that reasons first
         types, weights = settings["types"], settings["weights"]
         training, validation, counts = read_samples(
             work, qa, samples, settings["seed"], note, types=types, weights=weights
         )
         lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
-        # several answers stand behind a reading even where there is one question
-        if not shares(lm, samples, [plan._replace(questions=2 * plan.questions) for plan in training]):
-            note("this base model cannot read an ECG for several answers at once: each gets one of its own")
-            samples.together = 1
-        trainer = Reinforcer(
-            work,
-            lm,
-            samples,
-            settings,
-            settings["steps"],
-            settings["every"],
-            training,
-            validation[:VALIDATED],
-            note,
-            about.get("think"),
-        )
         longest = max(plan.length for plan in training)
-        with enough_memory(settings["batch"], longest, "--batch, --together or --answers"):
-            if going_on is not None:
-                trainer.restore(going_on)
-                note(f"going on after step {trainer.step} of {trainer.steps}, from {going_on}")
-            else:
-                shutil.rmtree(work.training, ignore_errors=True)
-                if trainer.validation:
-                    trainer.validate()
-            trainer.run()
-            result = trainer.result()
+        with enough_memory(
+            f"at --batch {settings['batch']} with samples of up to {longest} tokens",
+            "lower --batch, --together, --answers or --max-new",
+        ):
+            trainer = make_trainer(work, lm, samples, settings, training, validation, about.get("think"))
+            with trainer.stop:
+                result = learn(trainer, going_on)
         if about.get("think"):  # whose answers are not chosen among those known
             known = certainty.read(Path(settings["base"]), samples.tokenizer.vocab_size)
         else:
@@ -238,20 +220,47 @@ def _train(work, qa, about, settings, going_on):
             with progress("certainty", len(some), "questions") as bar:
                 known = calibration.measure(lm, samples, asked, some, settings["batch"], bar, note)
         result |= counts | {"seconds": time.perf_counter() - start, "model": str(work.model)}
-        kept = ("segmenter", "date", "system", "conversations", "most_ecgs", "think", "draws", "writes")
-        made = {key: about[key] for key in kept if key in about}
-        made |= {
-            "prompt_tokens": samples.longest,
-            "base": name,
-            "method": settings["method"],
-            "qa": question_files.resolved(qa),
-        }
-        with work.making("model"), new_folder(work.model) as path:
-            if known:
-                known.write(path)
-            ecg_lm.save(
-                path, lm, text_tokenizer, work.ecg_tokenizer, made | {"settings": settings, "result": result}
-            )
-        for path in (*work.checkpoints("step"), *work.checkpoints("best")):
-            shutil.rmtree(path)
+        made = {"base": name, "method": settings["method"], "qa": question_files.resolved(qa)}
+        write(work, about, trainer, text_tokenizer, made, known, result)
         return result
+
+
+def make_trainer(work, lm, samples, settings, training, validation, tags):
+    """Prepare to train a model on its own answers, behind one reading of an ECG where it can be."""
+    from ecgbyte_cli.model.beginning import shares
+    from ecgbyte_cli.model.reinforcing import Reinforcer
+
+    # several answers stand behind a reading even where there is one question
+    if not shares(lm, samples, [plan._replace(questions=2 * plan.questions) for plan in training]):
+        note("this base model cannot read an ECG for several answers at once: each gets one of its own")
+        samples.together = 1
+    steps, every = settings["steps"], settings["every"]
+    return Reinforcer(work, lm, samples, settings, steps, every, training, validation[:VALIDATED], note, tags)
+
+
+def learn(trainer, going_on):
+    """Train, from a checkpoint if there is one, and return what came out."""
+    if going_on is not None:
+        trainer.restore(going_on)
+        note(f"going on after step {trainer.step} of {trainer.steps}, from {going_on}")
+    else:
+        shutil.rmtree(trainer.work.training, ignore_errors=True)
+        if trainer.validation:
+            trainer.validate()
+    trainer.run()
+    return trainer.result()
+
+
+def write(work, about, trainer, text_tokenizer, made, known, result):
+    """Write the model folder, and remove the checkpoints."""
+    from ecgbyte_cli.model import ecg_lm
+
+    kept = ("segmenter", "date", "system", "conversations", "most_ecgs", "think", "draws", "writes")
+    made = {key: about[key] for key in kept if key in about} | made
+    made |= {"prompt_tokens": trainer.samples.longest, "settings": trainer.settings, "result": result}
+    with work.making("model"), new_folder(work.model) as path:
+        if known:
+            known.write(path)
+        ecg_lm.save(path, trainer.lm, text_tokenizer, work.ecg_tokenizer, made)
+    for path in (*work.checkpoints("step"), *work.checkpoints("best")):
+        shutil.rmtree(path)
