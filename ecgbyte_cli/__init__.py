@@ -10,29 +10,28 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # type checkers know the name; the module `typing` takes longer than all else here
 if TYPE_CHECKING:
+    from ecgbyte_cli.evaluation.metrics import score
     from ecgbyte_cli.failure import Failure
-    from ecgbyte_cli.model.conversation import Conversation
+    from ecgbyte_cli.inference.conversation import Conversation
     from ecgbyte_cli.model.ecg_lm import ECGLM
-    from ecgbyte_cli.model.ecg_lm import load as load_model
+    from ecgbyte_cli.model.model_folder import load_model
     from ecgbyte_cli.model.prompt import Prompt
-    from ecgbyte_cli.questions.files import Question
-    from ecgbyte_cli.questions.files import read as read_questions
-    from ecgbyte_cli.questions.metrics import score
+    from ecgbyte_cli.questions.question_file import Question, read_questions
     from ecgbyte_cli.readers import Recording, Unusable, find, read
     from ecgbyte_cli.signal.corpus import learn_merges
     from ecgbyte_cli.signal.preprocess import segments
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-    from ecgbyte_cli.workdir import WorkDir
+    from ecgbyte_cli.storage.workdir import WorkDir
 
 _FACE = {  # name to the module that it is in, and what it is called there
     "Failure": ("failure", "Failure"),
-    "Conversation": ("model.conversation", "Conversation"),
+    "Conversation": ("inference.conversation", "Conversation"),
     "ECGLM": ("model.ecg_lm", "ECGLM"),
-    "load_model": ("model.ecg_lm", "load"),
+    "load_model": ("model.model_folder", "load_model"),
     "Prompt": ("model.prompt", "Prompt"),
-    "Question": ("questions.files", "Question"),
-    "read_questions": ("questions.files", "read"),
-    "score": ("questions.metrics", "score"),
+    "Question": ("questions.question_file", "Question"),
+    "read_questions": ("questions.question_file", "read_questions"),
+    "score": ("evaluation.metrics", "score"),
     "Recording": ("readers", "Recording"),
     "Unusable": ("readers", "Unusable"),
     "find": ("readers", "find"),
@@ -40,10 +39,8 @@ _FACE = {  # name to the module that it is in, and what it is called there
     "learn_merges": ("signal.corpus", "learn_merges"),
     "segments": ("signal.preprocess", "segments"),
     "ECGTokenizer": ("signal.tokenizer", "ECGTokenizer"),
-    "WorkDir": ("workdir", "WorkDir"),
+    "WorkDir": ("storage.workdir", "WorkDir"),
 }
-# modules that scripts of version 0.1.0 import from here, and where they are now
-_MOVED = {"records": "readers", "preprocess": "signal.preprocess", "ecg_lm": "model.ecg_lm"}
 __all__ = [
     "Conversation",
     "ECGLM",
@@ -65,8 +62,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name in _MOVED:
-        return import_module(f"{__name__}.{_MOVED[name]}")
     if name not in _FACE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, there = _FACE[name]

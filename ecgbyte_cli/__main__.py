@@ -1,6 +1,6 @@
 """The command table of `ecgbyte`, and nothing else."""
 
-from ecgbyte_cli.interrupts import EndingAtOnce
+from ecgbyte_cli.runtime.interrupts import EndingAtOnce
 
 COMMANDS = {
     "synth": "Write synthetic 12-lead records with questions and answers.",
@@ -25,7 +25,7 @@ COMMANDS = {
 ALIASES = {"learn-merges": "learn"}
 
 with EndingAtOnce():  # importing takes long enough for a Ctrl-C
-    from ecgbyte_cli.console import Toolkit
+    from ecgbyte_cli.cli.app import Toolkit
 
     main = Toolkit(COMMANDS, ALIASES)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ecgbyte_cli.stages.finetune import finetune
 from ecgbyte_cli.stages.generate import generate
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.storage.workdir import WorkDir
 
 
 def main():

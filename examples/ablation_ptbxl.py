@@ -17,15 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_cli.model import ecg_lm, training
-from ecgbyte_cli.model.answering import Prompts
+from ecgbyte_cli.evaluation.reliability import auroc
+from ecgbyte_cli.inference.batch_answering import PromptSet
+from ecgbyte_cli.model import model_folder
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.questions import files, findings, ptbxl
-from ecgbyte_cli.questions.labels import NO, YES, labels_of
-from ecgbyte_cli.questions.reliability import auroc
+from ecgbyte_cli.questions import findings, question_file
+from ecgbyte_cli.questions.labels import NO, YES, derive_labels
+from ecgbyte_cli.questions.sources import ptbxl
 from ecgbyte_cli.stages.finetune import finetune
-from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
+from ecgbyte_cli.storage.files import read_array, read_json, read_table
+from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training import trainer
 
 THREE, EIGHT = "II,V1,V5", "I,II,V1,V2,V3,V4,V5,V6"
 TWELVE = "I,II,III,aVR,aVL,aVF,V1,V2,V3,V4,V5,V6"
@@ -71,13 +74,13 @@ def tokens(out, data, leads, fs, quantizer, levels, vocab):
 
 def ask(out, data):
     """A question file with every finding of every recording that the table is certain of."""
-    return ask_about(out / "qa.jsonl", ptbxl.read(data / "ptbxl_database.csv").facts)
+    return ask_about(out / "qa.jsonl", ptbxl.read_ptbxl(data / "ptbxl_database.csv").facts)
 
 
 def ask_about(path, facts):
     """Write the question file, if it is not there: a letter for each finding that is known to be there or not."""
     if not path.exists():
-        lines, found = [], labels_of(facts).findings
+        lines, found = [], derive_labels(facts).findings
         for i, of in enumerate(facts):
             for letter, name in zip(LETTERS, findings.FINDINGS, strict=True):
                 answer = {YES: "yes", NO: "no"}.get(found[name][i])
@@ -91,7 +94,7 @@ def ask_about(path, facts):
 
 def train(work, qa, seconds, seed, marks=True, pretrain=False, **options):
     """Train for some seconds of CPU time, and return how many updates that were."""
-    spent, update, of = [], training.Trainer.update, Layout.of
+    spent, update, of = [], trainer.Trainer.update, Layout.of
 
     def timed(self, groups):
         start = time.process_time()
@@ -105,7 +108,7 @@ def train(work, qa, seconds, seed, marks=True, pretrain=False, **options):
         finetune(work, model=model, steps=8, every=8, overwrite=True, seed=seed, **more)
         return max(10, round(seconds / np.median(spent[3:])))
 
-    training.Trainer.update = timed
+    trainer.Trainer.update = timed
     if not marks:
         Layout.of = classmethod(lambda cls, offset, tokenizer, *_: cls(offset, 0, tokenizer.lengths))
     try:
@@ -122,16 +125,18 @@ def train(work, qa, seconds, seed, marks=True, pretrain=False, **options):
         options |= {"steps": more, "every": more, "overwrite": True, "seed": seed}
         result = finetune(work, qa=qa, model=model, **options)
     finally:
-        training.Trainer.update, Layout.of = update, of
+        trainer.Trainer.update, Layout.of = update, of
     return count + more, result
 
 
 def scores(work, qa):
     """AUROC of P(yes) for each finding on the validation split."""
-    lm, text_tokenizer, tokenizer, about = ecg_lm.load(work.model, "cpu")
-    prompts = Prompts(Prompt(text_tokenizer, lm.layout), tokenizer, about["prompt_tokens"])
+    lm, text_tokenizer, tokenizer, about = model_folder.load_model(work.model, "cpu")
+    prompts = PromptSet(Prompt(text_tokenizer, lm.layout), tokenizer, about["prompt_tokens"])
     ids, places = read_array(work.tokens), read_table(work.token_segments)
-    joined, _ = files.join(files.read(qa), read_table(work.symbol_segments))
+    joined, _ = question_file.join_segments(
+        question_file.read_questions(qa), read_table(work.symbol_segments)
+    )
     asked = [question for question, *_, split in joined if split == "val"]
     for number, question in enumerate(asked):
         start = places["offset"][question.segments[0]]

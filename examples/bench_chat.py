@@ -19,14 +19,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ecgbyte_cli.model import ecg_lm
-from ecgbyte_cli.model.conversation import ECG, Conversation, Reader
-from ecgbyte_cli.model.kept import PromptCache
+from ecgbyte_cli.inference.conversation import ECG, Conversation, RecordingLoader
+from ecgbyte_cli.model import ecg_lm, tiny
+from ecgbyte_cli.model.kv_cache import PromptCache
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages.learn import learn
 from ecgbyte_cli.stages.symbolize import symbolize
 from ecgbyte_cli.stages.synth import synth
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.storage.workdir import WorkDir
 
 QUESTIONS = ("What is the rhythm?", "Is the heart rate above 100 beats per minute?")
 
@@ -56,7 +56,7 @@ def opening(repeats):
         synth(data, records=64)
         symbolize(work, str(data))
         learn(work, vocab=5000)
-        reader = Reader(ECGTokenizer.from_file(work.ecg_tokenizer), "longest")
+        reader = RecordingLoader(ECGTokenizer.from_file(work.ecg_tokenizer), "longest")
         paths, times = sorted(data.glob("*.hea")), []
         for path in [paths[0], *paths[:repeats]]:
             start = time.perf_counter()
@@ -67,7 +67,7 @@ def opening(repeats):
 
 def answering(tokens, repeats):
     """Seconds to the first token of a second answer, with all of the prompt read, and with its start kept."""
-    base, text_tokenizer = ecg_lm.tiny()
+    base, text_tokenizer = tiny.build_tiny()
     lm = ecg_lm.ECGLM(base, 5000).eval()
     signal = {"segment_seconds": 10.0, "samples": tokens}
     reader = SimpleNamespace(tokenizer=SimpleNamespace(lengths=np.ones(5000, np.int32), signal=signal))

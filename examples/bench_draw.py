@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ecgbyte_cli.model import ecg_lm, kept, writing
+from ecgbyte_cli.inference import ecg_generation
+from ecgbyte_cli.model import kv_cache, model_folder
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.storage.workdir import WorkDir
 
 
 def timed(runs, call):
@@ -32,28 +33,32 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("ecgbyte-work"))
     options = parser.parse_args()
-    lm, text_tokenizer, tokenizer, about = ecg_lm.load(WorkDir(options.work).model, "cpu")
+    lm, text_tokenizer, tokenizer, about = model_folder.load_model(WorkDir(options.work).model, "cpu")
     head = Prompt(text_tokenizer, lm.layout, about.get("date")).drawing(about["draws"][0])
 
     def write(count):
-        return list(writing.write(lm, tokenizer, head, range(count), writing.Draw(top_p=0.9)))
+        return list(
+            ecg_generation.generate_ecgs(
+                lm, tokenizer, head, range(count), ecg_generation.Sampling(top_p=0.9)
+            )
+        )
 
     write(1)
     one, made = timed(5, lambda: write(1))
     many, _ = timed(5, lambda: write(16))
 
     def read_anew(self, new, blocks):
-        states = kept.states_of(self.lm.base)
+        states = kv_cache.new_cache(self.lm.base)
         ids = torch.tensor([[*self.head, *block] for block in blocks])
         self.count = ids.shape[1]
         places = torch.stack(
-            [writing._places(self.lm.layout, self.head, block, self.count) for block in blocks]
+            [ecg_generation._next_positions(self.lm.layout, self.head, block, self.count) for block in blocks]
         )
         return self.lm.following(ids, places, states, 0)
 
-    keeping, writing.Reading.go_on = writing.Reading.go_on, read_anew
+    keeping, ecg_generation.DecoderState.go_on = ecg_generation.DecoderState.go_on, read_anew
     anew, same = timed(1, lambda: write(1))
-    writing.Reading.go_on = keeping
+    ecg_generation.DecoderState.go_on = keeping
     assert np.array_equal(made[0], same[0]), "not the same ECG"
     leads, seconds = len(tokenizer.signal["leads"]), tokenizer.signal["segment_seconds"]
     print(f"{leads} leads of {seconds:g} s, {len(made[0])} tokens, {torch.get_num_threads()} threads")

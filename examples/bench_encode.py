@@ -21,7 +21,8 @@ from ecgbyte_cli.signal.tokenizer import SEGMENTERS, ECGTokenizer, character
 from ecgbyte_cli.stages.learn import learn
 from ecgbyte_cli.stages.symbolize import symbolize
 from ecgbyte_cli.stages.synth import synth
-from ecgbyte_cli.workdir import WorkDir, read_array
+from ecgbyte_cli.storage.files import read_array
+from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_kernels.tokens import expand, spell
 
 

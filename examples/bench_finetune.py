@@ -22,9 +22,10 @@ import time
 import numpy as np
 import torch
 
-from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model import base_model, ecg_lm
 from ecgbyte_cli.model.layout import Layout
-from ecgbyte_cli.model.samples import Reading, batches, collate
+from ecgbyte_cli.training.dataset import Reading, collate
+from ecgbyte_cli.training.sampling import length_batches
 
 LLAMA_1B = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
             "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64}  # fmt: skip
@@ -83,7 +84,7 @@ def build(shape, method, device):
             }
         base = AutoModelForCausalLM.from_pretrained(folder, **options)
     if method == "qlora":
-        base = ecg_lm.add_adapter(base)
+        base = base_model.add_adapter(base)
     else:
         from peft import LoraConfig, get_peft_model
 
@@ -117,7 +118,7 @@ def run(way, questions, shape, device, steps, batch, seed=0):
     asked, text, answer = SETS[questions]
     together = asked if way in ("shared", "qlora") else 1
     count = lengths(questions, 64 * batch, random)
-    order = batches(count, 2 if way == "padded" else batch, seed)
+    order = length_batches(count, 2 if way == "padded" else batch, seed)
     done = computed = 0
     for step in range(steps + 2):
         if step == 2:  # the first two warm up
@@ -156,13 +157,13 @@ def main():
     parser.add_argument("--ways", default="padded,lora,shared,qlora", help="which of the four")
     parser.add_argument("--sets", default=",".join(SETS), help="which of the three")
     options = parser.parse_args()
-    device = ecg_lm.best_device()
+    device = base_model.best_device()
     shape = LLAMA_1B if device == "cuda" else SMALL
     batch = options.batch or (8 if device == "cuda" else 2)
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}; torch {torch.__version__}, Python {platform.python_version()}; {json.dumps(shape)}")
     print(f"{'set':10} {'way':7} {'questions/s':>11} {'tokens/s':>9} {'peak GiB':>8} {'times (a)':>9}")
-    with ecg_lm.quiet():
+    with base_model.silence_libraries():
         for questions in options.sets.split(","):
             first = None
             for way in options.ways.split(","):

@@ -16,19 +16,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ecgbyte_cli.model import answering, controls, ecg_lm
+from ecgbyte_cli.evaluation import controls
+from ecgbyte_cli.inference import batch_answering
+from ecgbyte_cli.model import ecg_lm, model_folder, tiny
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.questions import files
+from ecgbyte_cli.questions import question_file
 from ecgbyte_cli.stages import generate
-from ecgbyte_cli.workdir import WorkDir, read_table
+from ecgbyte_cli.storage.files import read_table
+from ecgbyte_cli.storage.workdir import WorkDir
 
 ECGS, QUESTIONS, VOCABULARY = 40, 19, 5000
 
 
 def made_up():
     """A model, and prompts for the signal and its controls, by (name, question, 0)."""
-    base, text_tokenizer = ecg_lm.tiny()
+    base, text_tokenizer = tiny.build_tiny()
     lm = ecg_lm.ECGLM(base, VOCABULARY).eval()
     with torch.no_grad():
         for parameter in lm.parameters():
@@ -45,7 +48,7 @@ def made_up():
         "flat line": [np.zeros(400, int)] * ECGS,
         "noise": noise,
     }
-    prompts = answering.Prompts(prompt)
+    prompts = batch_answering.PromptSet(prompt)
     for name, ecgs in asked.items():
         for i in range(ECGS * QUESTIONS):
             question = f"Finding {i % QUESTIONS:02d} there?"
@@ -56,11 +59,11 @@ def made_up():
 def of_a_work_folder(path):
     """The same of the test split, with its own model."""
     work = WorkDir(path)
-    lm, text_tokenizer, tokenizer, about = ecg_lm.load(work.model)
-    questions, segments = files.read(Path(about["qa"])), read_table(work.symbol_segments)
+    lm, text_tokenizer, tokenizer, about = model_folder.load_model(work.model)
+    questions, segments = question_file.read_questions(Path(about["qa"])), read_table(work.symbol_segments)
     chosen, _ = generate.choose(questions, segments, "test", None, 0)
-    signals = controls.Signals(work, tokenizer, about["segmenter"], chosen, 0)
-    prompts = answering.Prompts(
+    signals = controls.ControlInputs(work, tokenizer, about["segmenter"], chosen, 0)
+    prompts = batch_answering.PromptSet(
         Prompt(text_tokenizer, lm.layout, about.get("date")), tokenizer, about["prompt_tokens"]
     )
     for name in ("signal", *controls.CONTROLS):
@@ -78,12 +81,12 @@ def timed(lm, prompts, batch, max_new, shared):
 
     start = time.perf_counter()
     if shared:
-        answering.answer_all(lm, prompts, batch, max_new, (), keep)
+        batch_answering.answer_all(lm, prompts, batch, max_new, (), keep)
     else:
         sharing, lm._can_share = lm._can_share, lambda *_: False
         for name in ("signal", *controls.CONTROLS):
             others = {key for key in prompts.asked if key[0] != name}
-            answering.answer_all(lm, prompts, batch, max_new, others, keep)
+            batch_answering.answer_all(lm, prompts, batch, max_new, others, keep)
         lm._can_share = sharing
     return time.perf_counter() - start, answers
 

@@ -66,7 +66,8 @@ def make_corpus(work, size, real, out):
     """Write a work folder as `ecgbyte symbolize` leaves it, with `size` letters or a few more."""
     from ecgbyte_cli import readers
     from ecgbyte_cli.signal import preprocess
-    from ecgbyte_cli.workdir import WorkDir, new_array, write_json, write_table
+    from ecgbyte_cli.storage.files import array_writer, write_json, write_table
+    from ecgbyte_cli.storage.workdir import WorkDir
 
     started = time.perf_counter()
     if real is None:
@@ -93,7 +94,7 @@ def make_corpus(work, size, real, out):
     each = base[0].size
     n = -(-size // each)
     paths = WorkDir(work)
-    with new_array(paths.symbols, np.uint8, n * each) as write:
+    with array_writer(paths.symbols, np.uint8, n * each) as write:
         for _ in range(n):
             part = np.roll(base[rng.integers(len(base))], rng.integers(base.shape[2]), axis=1)
             part = (
@@ -188,7 +189,8 @@ def one(name, work, threads, vocab, folder):
 
 def train_ecgbyte(work, threads, vocab):
     from ecgbyte_cli.stages.learn import learn
-    from ecgbyte_cli.workdir import WorkDir, read_table
+    from ecgbyte_cli.storage.files import read_table
+    from ecgbyte_cli.storage.workdir import WorkDir
     from ecgbyte_kernels.merges import compile_kernels
 
     compile_kernels(LEVELS, vocab - LEVELS, lambda: None)

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import progress
+from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import WorkDir, read_array, read_table
+from ecgbyte_cli.storage.files import read_array, read_table
+from ecgbyte_cli.storage.workdir import WorkDir
 
 MOST = 200  # ECGs of each kind
 

@@ -25,9 +25,9 @@ from ablation_ptbxl import TOKENS, tokens
 from drawn_right import beats
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.questions import ptbxl
+from ecgbyte_cli.questions.sources import ptbxl
 from ecgbyte_cli.signal import preprocess
-from ecgbyte_cli.workdir import read_json
+from ecgbyte_cli.storage.files import read_json
 
 RHYTHMS = {
     "SR": "sinus rhythm",
@@ -46,7 +46,7 @@ def run(work, *args):
 
 def known_rhythms(data):
     """Record, split and rhythm of the recordings that have one of the four, and no other."""
-    for facts in ptbxl.read(data / "ptbxl_database.csv").facts:
+    for facts in ptbxl.read_ptbxl(data / "ptbxl_database.csv").facts:
         found = [
             words for code, words in RHYTHMS.items() if facts.known.get(code.lower()) or facts.known.get(code)
         ]

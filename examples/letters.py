@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from ecgbyte_cli.questions.findings import FINDINGS
-from ecgbyte_cli.workdir import whole
+from ecgbyte_cli.storage.files import atomic_write
 
 OF = dict(zip([*FINDINGS, "rhythm", "findings"], string.ascii_uppercase, strict=False))
 
@@ -70,7 +70,7 @@ def main(words, letters, rhythm, long, asked):
             often += [line] * (4 if is_rhythm and line["split"] == "train" else 1)
     for path, some in ((letters, made), (rhythm, often), (long, thrice), (asked, kept)):
         some.sort(key=lambda line: line["record"])
-        with whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in some), encoding="utf-8")
 
 

@@ -20,11 +20,12 @@ import neurokit2
 import numpy as np
 
 from ecgbyte_cli import read, segments
-from ecgbyte_cli.console import progress
-from ecgbyte_cli.model import attribution, certainty, ecg_lm
-from ecgbyte_cli.model import folder as folders
+from ecgbyte_cli.cli.output import progress
+from ecgbyte_cli.inference import attribution, certainty
+from ecgbyte_cli.model import folder_checks, model_folder
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.questions import findings, ptbxl
+from ecgbyte_cli.questions import findings
+from ecgbyte_cli.questions.sources import ptbxl
 
 RANDOM = "random"
 QRS, BEAT = (
@@ -126,10 +127,13 @@ def main():
     parser.add_argument("--records", type=int, default=16, help="of each finding")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    model = folders.named(options.model)
-    about = folders.about(model)
-    lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model, "cpu")
-    prompt, known = Prompt.of(about, text_tokenizer, lm.layout), certainty.read(model, tokenizer.vocab_size)
+    model = folder_checks.resolve_model_folder(options.model)
+    about = folder_checks.read_about(model)
+    lm, text_tokenizer, tokenizer, _ = model_folder.load_model(model, "cpu")
+    prompt, known = (
+        Prompt.of(about, text_tokenizer, lm.layout),
+        certainty.read_certainty(model, tokenizer.vocab_size),
+    )
     explainer = attribution.Explainer(
         lm, prompt, tokenizer, about["segmenter"], 16, about.get("prompt_tokens")
     )
@@ -137,7 +141,7 @@ def main():
     done = (
         {(row["finding"], row["record"]) for row in map(json.loads, path.open())} if path.exists() else set()
     )
-    facts = [of for of in ptbxl.read(options.data / "ptbxl_database.csv").facts if of.split != "train"]
+    facts = [of for of in ptbxl.read_ptbxl(options.data / "ptbxl_database.csv").facts if of.split != "train"]
     names = {file.stem: file for file in options.data.rglob("*.hea")}
     random = np.random.default_rng(0)
     with progress("places", len(PLACES) * options.records, "recordings") as bar:

@@ -20,7 +20,7 @@ import numpy as np
 from ablation_ptbxl import MODEL, TOKENS, ask, scores, tokens
 
 from ecgbyte_cli.stages.finetune import finetune
-from ecgbyte_cli.workdir import read_json
+from ecgbyte_cli.storage.files import read_json
 
 VOCABULARIES, QUANTIZERS, SEEDS = (500, 2000, 5000), ("paper", "mulaw"), (0, 1)
 

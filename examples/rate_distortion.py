@@ -13,7 +13,8 @@ import argparse
 
 import numpy as np
 
-from ecgbyte_cli import pictures, readers
+from ecgbyte_cli import readers
+from ecgbyte_cli.render import figures
 from ecgbyte_cli.signal import fidelity, preprocess
 from ecgbyte_cli.signal.corpus import read_texts
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS
@@ -105,7 +106,7 @@ def chart(rows, path):
         # the largest vocabulary of each number of levels
         points = list({row[1]: row for row in rows if row[0] == label}.values())
         x, y = [row[3] for row in points], [row[5] for row in points]
-        axes.plot(x, y, marker="o", ms=4, lw=1.2, color=pictures.COLOURS[k], label=label)
+        axes.plot(x, y, marker="o", ms=4, lw=1.2, color=figures.COLOURS[k], label=label)
         for row in (points[0], points[-1]):
             axes.annotate(
                 f"{row[1]}", (row[3], row[5]), xytext=(4, 4), textcoords="offset points", fontsize=7
@@ -119,7 +120,7 @@ def chart(rows, path):
         loc="left",
     )
     axes.spines[["top", "right"]].set_visible(False)
-    pictures.save(figure, path)
+    figures.save_figure(figure, path)
 
 
 def main():

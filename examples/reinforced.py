@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_cli.questions.metrics import exact, interval, resampled
+from ecgbyte_cli.evaluation.metrics import bootstrap_counts, confidence_interval, exact_match
 
 STEPS, MORE, THOUGHT = 200, 250, 1000
 
@@ -50,7 +50,7 @@ def answers(work, kept, *args):
 def right(lines, control):
     """Which answers are right, 0 or 1."""
     given = [line["control"][control] if control else line["answer"] for line in lines]
-    return np.array([exact(a, line["truth"]) for a, line in zip(given, lines, strict=True)], float)
+    return np.array([exact_match(a, line["truth"]) for a, line in zip(given, lines, strict=True)], float)
 
 
 def compared(before, after):
@@ -61,10 +61,10 @@ def compared(before, after):
     for control in (None, *before[0]["control"]):
         one, other = right(before, control), right(after, control)
         drawn = []
-        for times in resampled(len(names), 0, at_a_time=len(one)):
+        for times in bootstrap_counts(len(names), 0, at_a_time=len(one)):
             weights = times[:, number]
             drawn.append(100 * (weights * (other - one)).sum(1) / weights.sum(1))
-        low, high = interval(np.concatenate(drawn))
+        low, high = confidence_interval(np.concatenate(drawn))
         what = control or "signal"
         print(
             f"| {what} | {100 * one.mean():.1f} | {100 * other.mean():.1f} | "

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import letters
 
-from ecgbyte_cli.model import certainty, ecg_lm
-from ecgbyte_cli.model import folder as folders
+from ecgbyte_cli.inference import certainty
+from ecgbyte_cli.model import folder_checks, model_folder
 from ecgbyte_cli.questions.findings import FINDINGS
-from ecgbyte_cli.workdir import new_folder, read_json, write_json
+from ecgbyte_cli.storage.files import atomic_folder, read_json, write_json
 
 KEPT = ("questions", "patients", "exact_match", "interval", "control", "best_control", "difference")
 KEPT += (
@@ -41,7 +41,7 @@ def model(folder, out, words):
 
     if out.exists():
         shutil.rmtree(out)
-    with new_folder(out) as made:
+    with atomic_folder(out) as made:
         shutil.copytree(folder, made, dirs_exist_ok=True)
         for path in (made / "ecg_rows.safetensors", made / "base" / "model.safetensors"):
             halved = {name: value.to(torch.bfloat16) for name, value in load_file(path).items()}
@@ -59,10 +59,10 @@ def model(folder, out, words):
         said["qa"] = Path(said["qa"]).name
         said["settings"] = {k: v for k, v in said["settings"].items() if k not in ("base", "tokens")}
         said["result"] = {key: said["result"][key] for key in TRAINED}
-        said["files"] = folders.sums(made)
+        said["files"] = folder_checks.file_checksums(made)
         write_json(made / "ecgbyte.json", said, indent=1)
-    _, _, tokenizer, _ = ecg_lm.load(out, "cpu")  # as whoever asks it would
-    certainty.read(out, tokenizer.vocab_size)
+    _, _, tokenizer, _ = model_folder.load_model(out, "cpu")  # as whoever asks it would
+    certainty.read_certainty(out, tokenizer.vocab_size)
 
 
 def card(folder, scores, others=None):
@@ -100,7 +100,7 @@ def text(folder):
     lines = [
         "# ptbxl: the ECG language model that comes with ecgbyte",
         "",
-        f"**{ecg_lm.NOTICE}**",
+        f"**{model_folder.NOTICE}**",
         "",
         f"A decoder of {trained['trainable_parameters'] / 1e6:.2f} million parameters, trained from nothing on "
         "questions about real recordings: eighteen findings, yes or no, and the rhythm. It reads "

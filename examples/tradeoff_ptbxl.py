@@ -21,11 +21,11 @@ from ablation_ptbxl import TOKENS, ask, tokens
 from two_stage import COOLED, make, rate, scored, speed
 
 from ecgbyte_cli import ECGTokenizer, read, segments
+from ecgbyte_cli.evaluation.controls import spectrum_noise
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.controls import same_spectrum
-from ecgbyte_cli.model.validation import validation_loss
 from ecgbyte_cli.signal.fidelity import differences
-from ecgbyte_cli.workdir import read_json, read_table, write_json
+from ecgbyte_cli.storage.files import read_json, read_table, write_json
+from ecgbyte_cli.training.validation import validation_loss
 
 # quantizer, levels, vocabulary; the first is that of two_stage.py
 ROWS = [
@@ -42,7 +42,7 @@ ROWS = [
 
 def lost(tokenizer, signal, seed):
     """Of one segment: tokens, tokens of noise with its spectrum, and PRD of its letters, %."""
-    noise = same_spectrum(signal, np.random.default_rng([0, seed]))
+    noise = spectrum_noise(signal, np.random.default_rng([0, seed]))
     prd = differences(signal, tokenizer.to_mv(tokenizer.letters(signal)))[1]
     return len(tokenizer.encode(signal)), len(tokenizer.encode(noise)), prd
 

@@ -36,18 +36,21 @@ from torch import nn
 from torch.nn import functional
 
 from ecgbyte_cli import read, segments
-from ecgbyte_cli.console import note
+from ecgbyte_cli.cli.output import note
+from ecgbyte_cli.evaluation import controls
+from ecgbyte_cli.evaluation.metrics import bootstrap_counts, confidence_interval
+from ecgbyte_cli.evaluation.reliability import auroc
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import controls, ecg_lm
-from ecgbyte_cli.model.beginning import begin
+from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import IGNORED, Prompt
-from ecgbyte_cli.model.samples import Samples, batches
-from ecgbyte_cli.model.training import Trainer
-from ecgbyte_cli.questions import files, headers
-from ecgbyte_cli.questions.metrics import interval, resampled
-from ecgbyte_cli.questions.reliability import auroc
-from ecgbyte_cli.workdir import read_json, read_table, write_json
+from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.questions.sources import wfdb_headers
+from ecgbyte_cli.storage.files import read_json, read_table, write_json
+from ecgbyte_cli.training.dataset import SampleBuilder
+from ecgbyte_cli.training.sampling import length_batches
+from ecgbyte_cli.training.setup import load_for_training
+from ecgbyte_cli.training.trainer import Trainer
 from ecgbyte_kernels.augment import varied
 
 FRAME = 32  # samples that a frame of the ResNet stands for
@@ -64,7 +67,7 @@ SETTINGS = {
 }
 
 
-class Seen(Samples):
+class Seen(SampleBuilder):
     """Samples that can stand for noise too, or for recordings that were not symbolized (`others`: their letters)."""
 
     others = None
@@ -82,7 +85,7 @@ class Seen(Samples):
         if instead == "noise":
             signal = self.tokenizer.to_mv(self.letters_of(segment))
             return self.tokenizer.letters(
-                controls.same_spectrum(signal, np.random.default_rng([0, int(segment)]))
+                controls.spectrum_noise(signal, np.random.default_rng([0, int(segment)]))
             )
         if random is not None:
             return varied(self._window(segment, 1, random), self.tokenizer.levels, random, self.augment)
@@ -234,7 +237,7 @@ class Answerer:
     def __init__(self, arm, work, training, seed):
         settings = SETTINGS | {"seed": seed, "ecg_loss": MODEL["ecg_loss"] if arm == "tokens" else 0.0}
         torch.manual_seed(seed)
-        lm, text, given, _ = begin(work, settings, "cpu")
+        lm, text, given, _ = load_for_training(work, settings, "cpu")
         prompt, kind, self.first = given.prompt, Seen, None
         if arm != "tokens":
             width, leads, kind = lm.base.config.hidden_size, given.shape[0], Frames
@@ -272,7 +275,7 @@ class Answerer:
         """Go on to a step, each at its share of the learning rate."""
         trainer = self.trainer
         trainer.factor = factor
-        order = batches([plan.length for plan in trainer.training], SETTINGS["batch"], self.seed)
+        order = length_batches([plan.length for plan in trainer.training], SETTINGS["batch"], self.seed)
         self.lm.train()
         for group in itertools.islice(order, trainer.step, steps):
             trainer.update([group])
@@ -310,7 +313,7 @@ class Classifier:
     first = None
 
     def __init__(self, work, training, seed):
-        _, _, given, _ = begin(work, SETTINGS | {"seed": seed}, "cpu")
+        _, _, given, _ = load_for_training(work, SETTINGS | {"seed": seed}, "cpu")
         self.samples = Seen(
             work, given.prompt, given.tokenizer, given.max_length, "trim", SETTINGS["augment"]
         )
@@ -331,7 +334,7 @@ class Classifier:
         return head(encoder(torch.from_numpy(np.stack(signals))).mean(1))
 
     def train(self, steps, factor):
-        order = batches([0] * len(self.plans), SETTINGS["batch"], self.seed)
+        order = length_batches([0] * len(self.plans), SETTINGS["batch"], self.seed)
         for group in itertools.islice(order, self.step, steps):
             plans = [self.plans[i] for _, i in group]
             logits = self.logits(plans, None, [np.random.default_rng([self.seed, *key]) for key in group])
@@ -400,13 +403,17 @@ def figures(truth, topic, patient, odds):
         return {name: np.nanmean(areas, axis=0) for name, areas in drawn.items()}
 
     whole = {name: float(area[0]) for name, area in means(np.ones((1, len(names)))).items()}
-    parts = [means(times) for times in resampled(len(names), 0, at_a_time=max(map(len, some)))]
+    parts = [means(times) for times in bootstrap_counts(len(names), 0, at_a_time=max(map(len, some)))]
     drawn = {name: np.concatenate([part[name] for part in parts]) for name in odds}
-    found = {"auroc": whole["signal"], "interval": interval(drawn["signal"]), "findings": len(some)}
+    found = {
+        "auroc": whole["signal"],
+        "interval": confidence_interval(drawn["signal"]),
+        "findings": len(some),
+    }
     others = {name: area for name, area in whole.items() if name != "signal"}
     if others:
         best = max(others, key=others.get)
-        gain = interval(drawn["signal"] - drawn[best])
+        gain = confidence_interval(drawn["signal"] - drawn[best])
         found |= {"control": others, "gain": whole["signal"] - others[best], "gain_interval": gain}
     return found
 
@@ -417,7 +424,7 @@ def scored(model, asked, patients, pooled=False, compare=controls.CONTROLS):
     order = [question for plan in plans for question in plan.questions]
     patient = np.array([patients[question.segments[0]] for question in order])
     each = [patients[plan.segments[0]] for plan in plans]
-    strangers = controls.others(each, [plan.segments for plan in plans], 0)
+    strangers = controls.other_patients(each, [plan.segments for plan in plans], 0)
     odds = {"signal": model.odds(plans)}
     for name in compare:
         if name == "shuffled":
@@ -434,7 +441,7 @@ def elsewhere(folder, work, path):
 
     Those that the Challenge took from PTB-XL are left out.
     """
-    tokenizer = begin(work, SETTINGS | {"seed": 0, "ecg_loss": 0.3}, "cpu")[2].tokenizer
+    tokenizer = load_for_training(work, SETTINGS | {"seed": 0, "ecg_loss": 0.3}, "cpu")[2].tokenizer
     letters, names = [], []
     for header in sorted(Path(folder).glob("*.hea")):
         if header.stem.startswith("HR"):
@@ -444,10 +451,10 @@ def elsewhere(folder, work, path):
             names.append(header.stem)
         except Failure as error:
             note(f"{header}: {error}: left out")
-    source = headers.read([str(Path(folder) / f"{name}.hea") for name in names], folder)
+    source = wfdb_headers.read_headers([str(Path(folder) / f"{name}.hea") for name in names], folder)
     ask_about(path, source.facts)
     table = {"record": names, "patient": names, "split": ["test"] * len(names)}
-    questions, _ = files.join(files.read(path), table)
+    questions, _ = question_file.join_segments(question_file.read_questions(path), table)
     return letters, [question for question, *_ in questions], names
 
 
@@ -457,7 +464,7 @@ def elsewhere(folder, work, path):
 def sides(work, qa):
     """The questions of each side of the split, and the patient of each segment."""
     table = read_table(work.symbol_segments)
-    joined, _ = files.join(files.read(qa), table)
+    joined, _ = question_file.join_segments(question_file.read_questions(qa), table)
     asked = {name: [q for q, *_, split in joined if split == name] for name in ("train", "val", "test")}
     return asked, table["patient"]
 

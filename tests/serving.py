@@ -15,10 +15,10 @@ from types import SimpleNamespace
 
 import uvicorn
 
-from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model import model_folder, tiny
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.web import app, guard, shelf
+from ecgbyte_cli.web import app, middleware, recordings
 
 WAIT = 120  # seconds until something that should happen at once counts as missing, however busy the machine
 
@@ -40,15 +40,15 @@ class StandIn:
 
 def stand_in(tokenizer, text, pause=0.0):
     """A `Model` of the page's server with a stand-in."""
-    _, text_tokenizer = ecg_lm.tiny()
-    about = {"base": "stand-in", "folder": "model", "notice": ecg_lm.NOTICE, "segmenter": "longest"}
-    reader = shelf.SharedReader(ECGTokenizer.from_file(tokenizer), "longest")
+    _, text_tokenizer = tiny.build_tiny()
+    about = {"base": "stand-in", "folder": "model", "notice": model_folder.NOTICE, "segmenter": "longest"}
+    reader = recordings.SharedReader(ECGTokenizer.from_file(tokenizer), "longest")
     return app.Model(StandIn(text_tokenizer, text, pause), text_tokenizer, reader, about, 2000)
 
 
 def service(source, model=None, reader=None, upload_bytes=2**20):
     """A `Service` for a folder, with a model or without one."""
-    served = shelf.Shelf(source and Path(source), upload_bytes)
+    served = recordings.RecordingList(source and Path(source), upload_bytes)
     return app.Service(served, model, model.reader if model else reader)
 
 
@@ -57,8 +57,8 @@ def running(of, host="127.0.0.1", token=None, allowed=()):
     """Serve in a thread, and yield the address."""
     listening = socket.create_server((host, 0), backlog=128)
     config = uvicorn.Config(
-        app.build(of, host, token, allowed=allowed),
-        http=guard.BoundedProtocol,
+        app.build_app(of, host, token, allowed=allowed),
+        http=middleware.BoundedProtocol,
         ws="none",
         log_level="critical",
         access_log=False,

@@ -9,11 +9,11 @@ from safetensors.numpy import save_file
 from test_sharing import TOKENIZER, signals
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import certainty
-from ecgbyte_cli.model.calibration import calibrate, count_pairs, groups_of
-from ecgbyte_cli.model.certainty import Certainty, gist, plain
-from ecgbyte_cli.model.conversation import percent
+from ecgbyte_cli.inference import certainty
+from ecgbyte_cli.inference.certainty import Certainty, normalize_question, question_keywords
+from ecgbyte_cli.inference.conversation import percent
 from ecgbyte_cli.questions import Question
+from ecgbyte_cli.training.calibration import answer_groups, count_pairs, fit_temperature
 
 
 def asked(question, answer, kind="t", topic=None, closed=False):
@@ -53,7 +53,7 @@ QUESTIONS = [
 
 
 def test_questions_are_put_together_by_what_they_ask():
-    groups = {group["texts"][0]: group for group in groups_of(QUESTIONS)}
+    groups = {group["texts"][0]: group for group in answer_groups(QUESTIONS)}
     assert groups["Is there AF?"] == {
         "texts": ["Is there AF?", "Is there an a-fib?"],
         "answers": ["yes", "no"],
@@ -62,16 +62,16 @@ def test_questions_are_put_together_by_what_they_ask():
     assert groups["Describe this ECG."]["answers"] is None  # twenty texts, each once
     # who saw no "no" yet can say it, and one answer is no choice
     assert groups["Is the axis normal?"]["answers"] == ["yes", "no"]
-    assert groups_of([asked("Name?", "cannot", "c", "name", True)] * 5)[0]["answers"] is None
+    assert answer_groups([asked("Name?", "cannot", "c", "name", True)] * 5)[0]["answers"] is None
     # a topic alone does not say that answers are the same
     loose = [
         asked("What is the rhythm?", "sinus", "q", "rhythm"),
         asked("Is it regular?", "yes", "q", "rhythm"),
     ]
-    assert len(groups_of(loose)) == 2
+    assert len(answer_groups(loose)) == 2
     later = Question("r", "And why?", "so", "t", "train", earlier=(("a", "b"),), segments=(0,))
     two = Question("r", "Which?", "both", "t", "train", other_records=("s",), segments=(0, 1))
-    assert groups_of([later, two]) == []
+    assert answer_groups([later, two]) == []
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_questions_are_put_together_by_what_they_ask():
     ],
 )
 def test_a_question_is_known_up_to_case_punctuation_and_empty_words(question, found):
-    known = certain(groups_of(QUESTIONS)).match(question)
+    known = certain(answer_groups(QUESTIONS)).match(question)
     assert (known and known.text) == found
 
 
@@ -111,10 +111,12 @@ def test_words_that_fit_two_questions_fit_none():
     signs = [{"texts": [f"Is QTc {sign} 450 ms?"], "answers": None} for sign in "<>"]
     assert certain(signs).match("is QTC > 450 ms").text == "Is QTc > 450 ms?"
     assert (
-        plain("0.5 mV") != plain("5 mV")
+        normalize_question("0.5 mV") != normalize_question("5 mV")
         and certain([{"texts": ["Is it?"], "answers": None}]).match("??") is None
     )
-    assert plain("It’s AF, isn't it?") == "it is af isnt it" and gist("Show me the P-wave!") == ("p", "wave")
+    assert normalize_question("It’s AF, isn't it?") == "it is af isnt it" and question_keywords(
+        "Show me the P-wave!"
+    ) == ("p", "wave")
     assert made.like("Is it really paced?")[0] == "Is it paced?"
 
 
@@ -138,7 +140,7 @@ def test_calibration_finds_the_temperature_that_made_the_answers():
         weights = np.exp(true) / np.exp(true).sum()
         answer = ["yes", "no"][int(random.random() > weights[0])]
         given.append((3 * true, ["yes", "no"], asked("?", answer)))  # three times too sure
-    temperature, sure = calibrate(given)
+    temperature, sure = fit_temperature(given)
     assert temperature == pytest.approx(3, rel=0.1)
     # what is kept is right nine times in ten, or else seven tenths of all are kept
     best = [max(np.exp(logs / temperature) / np.exp(logs / temperature).sum()) for logs, *_ in given]
@@ -146,7 +148,7 @@ def test_calibration_finds_the_temperature_that_made_the_answers():
     right = np.mean([given[i][2].answer == given[i][1][int(np.argmax(given[i][0]))] for i in kept])
     assert len(kept) >= 0.7 * len(given) and (right >= 0.9 or len(kept) == math.ceil(0.7 * len(given)))
     easy = [(np.log([0.99, 0.01]), ["yes", "no"], asked("?", "yes"))] * 10
-    assert calibrate(easy)[1] <= 1.0
+    assert fit_temperature(easy)[1] <= 1.0
 
 
 def test_bits_are_those_of_pairs_counted_one_by_one():
@@ -196,14 +198,16 @@ def test_a_recording_that_is_unlike_says_in_what():
 
 def test_it_is_read_as_it_was_written_and_damage_is_said(tmp_path):
     ecgs = [TOKENIZER.encode(signal) for signal in signals(8)]
-    made = certain(groups_of(QUESTIONS), ecgs, bits=[5.0, 7.0], temperature={"two": 1.5}, sure={"two": 0.7})
+    made = certain(
+        answer_groups(QUESTIONS), ecgs, bits=[5.0, 7.0], temperature={"two": 1.5}, sure={"two": 0.7}
+    )
     made.write(tmp_path)
-    again = certainty.read(tmp_path, TOKENIZER.vocab_size)
+    again = certainty.read_certainty(tmp_path, TOKENIZER.vocab_size)
     assert again.groups == made.groups and again.bits == [5.0, 7.0] and again.sure == {"two": 0.7}
     assert np.array_equal(again.keys, made.keys) and np.array_equal(again.counts, made.counts)
-    assert certainty.read(tmp_path / "none", 7) is None
+    assert certainty.read_certainty(tmp_path / "none", 7) is None
     with pytest.raises(Failure, match="not of this model"):
-        certainty.read(tmp_path, TOKENIZER.vocab_size + 1)
+        certainty.read_certainty(tmp_path, TOKENIZER.vocab_size + 1)
     said = json.loads((tmp_path / certainty.FILE).read_text())
     for wrong in (
         {"groups": 5},
@@ -225,7 +229,7 @@ def test_it_is_read_as_it_was_written_and_damage_is_said(tmp_path):
     ):
         (tmp_path / certainty.FILE).write_text(json.dumps(said | wrong))
         with pytest.raises(Failure, match="damaged"):
-            certainty.read(tmp_path, TOKENIZER.vocab_size)
+            certainty.read_certainty(tmp_path, TOKENIZER.vocab_size)
     (tmp_path / certainty.FILE).write_text(json.dumps(said))
     good = {name: getattr(made, name).astype(np.uint32) for name in ("keys", "counts", "single")}
     for wrong in (
@@ -238,14 +242,14 @@ def test_it_is_read_as_it_was_written_and_damage_is_said(tmp_path):
     ):
         save_file(good | wrong, tmp_path / certainty.PAIRS)
         with pytest.raises(Failure, match="damaged|not of this model"):
-            certainty.read(tmp_path, TOKENIZER.vocab_size)
+            certainty.read_certainty(tmp_path, TOKENIZER.vocab_size)
 
 
 def test_pairs_of_a_large_vocabulary_are_kept(tmp_path):
     single = np.zeros(70_000, np.int64)
     keys = np.array([5, 70_000 * 65_540 + 7, 70_000 * 70_000 + 1])
     Certainty([], {}, {}, None, None, keys, np.array([2, 3, 4]), single).write(tmp_path)
-    assert np.array_equal(certainty.read(tmp_path, 70_000).keys, keys)
+    assert np.array_equal(certainty.read_certainty(tmp_path, 70_000).keys, keys)
 
 
 def test_no_answer_is_certain():

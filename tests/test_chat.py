@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import wfdb
 
-from ecgbyte_cli import readers, terminal
+from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import ecg_lm
-from ecgbyte_cli.model.conversation import Conversation, Reader, Turn, percent
+from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn, percent
+from ecgbyte_cli.model import model_folder, tiny
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.render import terminal
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import chat
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.storage.workdir import WorkDir
 
 QUESTION = "What is the rhythm?"
 
@@ -66,10 +67,10 @@ def long_record(tmp_path):
 @pytest.fixture
 def conversation(small, record):
     """With a stand-in model that knew conversations before it was trained."""
-    _, text_tokenizer = ecg_lm.tiny()
+    _, text_tokenizer = tiny.build_tiny()
     tokenizer = ECGTokenizer.from_file(small / "ecgbyte-work" / "model" / "ecg_tokenizer.json")
-    reader = Reader(tokenizer, "longest")
-    about = {"base": "stand-in", "folder": "model", "notice": ecg_lm.NOTICE}
+    reader = RecordingLoader(tokenizer, "longest")
+    about = {"base": "stand-in", "folder": "model", "notice": model_folder.NOTICE}
     return Conversation(StandIn(text_tokenizer), text_tokenizer, reader, about, [reader.read(record)])
 
 
@@ -237,7 +238,7 @@ def test_a_model_trained_on_single_questions_is_asked_each_by_itself(conversatio
 
 
 def test_the_panel(conversation, long_record, capsys):
-    terminal.greet(conversation.reader.read(long_record), conversation.about)
+    terminal.print_greeting(conversation.reader.read(long_record), conversation.about)
     err = capsys.readouterr().err
     for text in ("2 leads (II, V1), 250 Hz, 25 s", "60 per minute (mean over 1", "0 to 10 s, segment 1 of 2",
                  "II, V1 at 100 Hz", "Note: \\x1b[31mred", "second", "not told", "no medical device",
@@ -270,7 +271,7 @@ def test_drawing_a_lead(conversation, long_record, capsys):
     "signal", [np.zeros(1000), np.full(1000, np.nan), np.array([1.0]), np.linspace(0, 1, 7)]
 )
 def test_drawing_what_is_flat_missing_or_short(signal):
-    rows = terminal.dots(signal, 0, 10, "II", 60)
+    rows = terminal.braille_plot(signal, 0, 10, "II", 60)
     assert len(rows) == 7 and {len(row) for row in rows[:6]} == {60}
     dots = sum(bin(ord(c) - 0x2800).count("1") for row in rows[:6] for c in row[9:])
     assert dots == 0 if np.isnan(signal).all() else dots >= 102
@@ -279,13 +280,13 @@ def test_drawing_what_is_flat_missing_or_short(signal):
 def test_drawing_shows_gaps_as_gaps():
     signal = np.sin(np.arange(1000) / 10)
     signal[400:600] = np.nan
-    rows = [row[9:] for row in terminal.dots(signal, 0, 10, "II", 109)[:6]]
+    rows = [row[9:] for row in terminal.braille_plot(signal, 0, 10, "II", 109)[:6]]
     empty = [all(row[i] == "\u2800" for row in rows) for i in range(100)]
     assert all(empty[41:59]) and not any(empty[:40]) and not any(empty[61:])
 
 
 def test_a_terminal_without_dots_is_told_so(conversation, monkeypatch, capsys):
-    monkeypatch.setattr(terminal, "screen", lambda: SimpleNamespace(encoding="latin-1", width=80))
+    monkeypatch.setattr(terminal, "stderr_console", lambda: SimpleNamespace(encoding="latin-1", width=80))
     chat.talk(conversation, typed("/lead II"))
     assert capsys.readouterr().err == "this terminal cannot show a drawing (latin-1)\n"
 
@@ -382,8 +383,8 @@ def test_nothing_of_a_file_or_a_model_reaches_the_terminal_as_a_command(
         typed(f"/ecg {name}", "/ecg", "what\x1b[2J?", f"/save {tmp_path}/x.md"),
         interactive=True,
     )
-    terminal.greet(conversation.ecgs[-1], conversation.about)
-    with terminal.busy("loading [/x]"):
+    terminal.print_greeting(conversation.ecgs[-1], conversation.about)
+    with terminal.status("loading [/x]"):
         out, err = capsys.readouterr()
     assert not set(out + err) & {"\x1b", "\x07", "\x9b", "\u202e"}
     assert "\\x1b" in err and "[bold]" in err and "[/x]" in err
@@ -490,13 +491,13 @@ def test_answers_with_context_equal_those_of_the_whole_prompt(small, record):
 def test_attention_draws_what_explains_the_last_answer(
     small, record, long_record, tmp_path, monkeypatch, capsys
 ):
-    from ecgbyte_cli import pictures
-    from ecgbyte_cli.model import attribution
+    from ecgbyte_cli.inference import attribution
+    from ecgbyte_cli.render import figures
 
     conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=6)
     drawn = []
-    whole = pictures.attention
-    monkeypatch.setattr(pictures, "attention", lambda *args: drawn.append(args) or whole(*args))
+    whole = figures.plot_attribution
+    monkeypatch.setattr(figures, "plot_attribution", lambda *args: drawn.append(args) or whole(*args))
     file = tmp_path / "attention.png"
     chat.talk(conversation, typed(f"/attention {file}"))
     assert capsys.readouterr().err == "there is no answer yet: ask something first\n"

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_finetune import SETTINGS, begun
 
-from ecgbyte_cli.model import checkpoints
-from ecgbyte_cli.model import training as loop
-from ecgbyte_cli.model.samples import read_samples
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training import checkpoint
+from ecgbyte_cli.training import trainer as trainer_module
+from ecgbyte_cli.training.dataset import read_samples
 
 LEAVES = st.one_of(
     st.none(),
@@ -48,15 +48,15 @@ def same(a, b):
 @given(STATES)
 def test_what_was_taken_apart_is_put_together_again(tmp_path_factory, state):
     path = tmp_path_factory.mktemp("state") / "optimizer.safetensors"
-    tensors, values = checkpoints.flatten(state)
+    tensors, values = checkpoint.flatten_state(state)
     save_file(tensors, path)
-    assert same(checkpoints.unflatten(load_file(path) | json.loads(json.dumps(values))), state)
+    assert same(checkpoint.unflatten_state(load_file(path) | json.loads(json.dumps(values))), state)
 
 
 @pytest.mark.parametrize("entry", [{"a": [1]}, {"a": {1: 2}}, {"a": {"b": object()}}])
 def test_what_json_cannot_hold_is_refused(entry):
     with pytest.raises(TypeError, match="state 0.a"):
-        checkpoints.flatten({0: entry})
+        checkpoint.flatten_state({0: entry})
 
 
 @pytest.mark.parametrize("name", ["AdamW8bit", "PagedAdamW8bit"])
@@ -65,7 +65,7 @@ def test_a_training_with_the_optimizer_of_a_gpu_goes_on_as_if_undisturbed(small,
     bitsandbytes = pytest.importorskip("bitsandbytes")
     work, groups = WorkDir(small / "ecgbyte-work"), [[[(0, i)]] for i in range(6)]
     monkeypatch.setattr(
-        loop, "make_optimizer", lambda lm, _: getattr(bitsandbytes.optim, name)(lm.parameters())
+        trainer_module, "make_optimizer", lambda lm, _: getattr(bitsandbytes.optim, name)(lm.parameters())
     )
     given = {**SETTINGS, "batch": 1, "accumulate": 1, "without_ecg": 0.0, "qa": "…"}
     lm, samples = begun(work, 80)
@@ -73,7 +73,7 @@ def test_a_training_with_the_optimizer_of_a_gpu_goes_on_as_if_undisturbed(small,
 
     def trainer():
         lm, samples = begun(work, 80)
-        return loop.Trainer(WorkDir(tmp_path), lm, samples, given, 6, 9, *read, print)
+        return trainer_module.Trainer(WorkDir(tmp_path), lm, samples, given, 6, 9, *read, print)
 
     whole, before, after = trainer(), trainer(), trainer()
     with warnings.catch_warnings():

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgbyte_cli import cluster
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.signal import shards
-from ecgbyte_cli.stamps import stamps
-from ecgbyte_cli.workdir import read_json, read_table
+from ecgbyte_cli.runtime import cluster
+from ecgbyte_cli.signal import distributed_bpe
+from ecgbyte_cli.storage.files import read_json, read_table
+from ecgbyte_cli.storage.stamps import file_stamps
 from ecgbyte_kernels import merges as kernels
 
 distributed = pytest.importorskip("distributed")
@@ -138,7 +138,7 @@ def test_a_worker_lost_while_symbolizing_and_encoding(ecgbyte, small, tmp_path, 
 
     monkeypatch.setattr(symbolize, "PART", 8)
     monkeypatch.setattr(encode, "LETTERS", 16000)
-    kill.generator(cluster, "each", 1)
+    kill.generator(cluster, "map_tasks", 1)
     address = ["--dask", two.scheduler_address]
     for stage in chain(small / "data"):
         done(ecgbyte, *stage, *([] if stage[0] == "learn" else address))
@@ -173,8 +173,8 @@ def test_decoded_and_answered_alike(ecgbyte, small, tmp_path, two, monkeypatch):
 
 @pytest.mark.slow
 def test_a_worker_lost_while_learning(ecgbyte, small, tmp_path, two, kill, monkeypatch):
-    monkeypatch.setattr(shards, "GATHERED", 0)
-    monkeypatch.setattr(shards.learn, "__defaults__", (shards.NO_ROWS, 0))
+    monkeypatch.setattr(distributed_bpe, "GATHERED", 0)
+    monkeypatch.setattr(distributed_bpe.learn, "__defaults__", (distributed_bpe.NO_ROWS, 0))
     kill.calls(cluster.Groups, "call", 4, 30)
     for stage in chain(small / "data"):
         done(ecgbyte, *stage, *(["--dask", two.scheduler_address] if stage[0] == "learn" else []))
@@ -198,7 +198,7 @@ def test_workers_lost_while_reading_and_one_after_the_other(ecgbyte, small, tmp_
     assert rows[0] == rows[1]
     monkeypatch.undo()
     kill.calls(cluster.Groups, "call", *range(100))
-    monkeypatch.setattr(shards.learn, "__defaults__", (shards.NO_ROWS, 0))
+    monkeypatch.setattr(distributed_bpe.learn, "__defaults__", (distributed_bpe.NO_ROWS, 0))
     result = ecgbyte("learn", "--vocab", 200, "--dask", two.scheduler_address, "--overwrite")
     assert result.exit_code == 1 and "workers one after the other" in result.stderr.splitlines()[-1], (
         result.stderr
@@ -323,7 +323,7 @@ def test_a_worker_that_does_not_see_the_input_is_refused_before_anything_begins(
         path = str(sorted(there.parent.rglob(there.name))[0])
 
         def stamped(files, path=path):
-            asked.append(made := stamps(files))
+            asked.append(made := file_stamps(files))
             return made | {path: (0, 0)} if path in made else made
 
         with monkeypatch.context() as patched:
@@ -355,7 +355,9 @@ def test_the_sample_has_the_first_the_last_and_some_between():
 def test_what_a_task_raises_ends_the_run(two, tmp_path):
     with (
         pytest.raises(Failure, match="of no use"),
-        contextlib.closing(cluster.each(two.scheduler_address, tmp_path, fail, [("of no use",)])) as results,
+        contextlib.closing(
+            cluster.map_tasks(two.scheduler_address, tmp_path, fail, [("of no use",)])
+        ) as results,
     ):
         list(results)
 
@@ -385,7 +387,7 @@ class Here:
         made = [group.do(name, *arguments)[0] for number, group in enumerate(self.all) if number != lost]
         if lost is not None:
             self.all[lost] = self.make(lost)
-            raise shards.LostError
+            raise distributed_bpe.LostError
         return made
 
 
@@ -405,9 +407,9 @@ def compared(levels, merges, min_count, longest, count, gathered, lose, pieces=6
     wanted = np.concatenate([rows for rows, _ in steps])
     parts = np.array_split(letters, count)
 
-    def learned(known=shards.NO_ROWS):
-        groups = Here(lambda i: shards.Shards(texts(parts[i], levels), levels, merges), count, lose)
-        made = list(shards.learn(groups, levels, merges, min_count, longest, known, gathered))
+    def learned(known=distributed_bpe.NO_ROWS):
+        groups = Here(lambda i: distributed_bpe.Shards(texts(parts[i], levels), levels, merges), count, lose)
+        made = list(distributed_bpe.learn(groups, levels, merges, min_count, longest, known, gathered))
         return np.concatenate([known, *(rows for rows, _ in made)]), made[-1][1]
 
     rows, tokens = learned()

@@ -15,26 +15,26 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgbyte_cli import console
 from ecgbyte_cli.__main__ import COMMANDS, main
+from ecgbyte_cli.cli import app, output
 
 
-@click.command(cls=console.Stage)
+@click.command(cls=app.Stage)
 @click.argument("folder")
 @click.option("--number", type=int, default=1)
 @click.option("--range", "limits", type=float, nargs=2)
 @click.option("--fast", is_flag=True)
 def first(**options):
-    console.say("text of first")
+    output.print_result("text of first")
     return options
 
 
-@click.command(cls=console.Stage)
+@click.command(cls=app.Stage)
 @click.option("--fail", type=click.Choice(["failure", "bug", "memory", "stop", "compiled", "file"]))
 @click.pass_obj
 def second(work, fail):
     if fail == "failure":
-        raise console.Failure("file x is broken: mend it")
+        raise output.Failure("file x is broken: mend it")
     if fail == "bug":
         raise ZeroDivisionError("two\nlines")
     if fail == "memory":
@@ -51,7 +51,7 @@ def second(work, fail):
     return {"work": str(work.root)}
 
 
-class Toy(console.Toolkit):
+class Toy(app.Toolkit):
     def get_command(self, ctx, name):
         return {"first": first, "second": second, "several": several}.get(name)
 
@@ -74,7 +74,7 @@ def test_options_may_follow_arguments(args):
     assert json.loads(result.stdout) == {"folder": "data/", "number": 3, "limits": [-1, 2], "fast": True}
 
 
-@click.command(cls=console.Stage)
+@click.command(cls=app.Stage)
 @click.argument("folders", nargs=-1, required=True)
 @click.option("--number", type=int, default=1)
 def several(**options):
@@ -190,8 +190,8 @@ def test_ctrl_c_exits_1(how):
 
 def test_plain_progress_lines_go_to_standard_error(capsys, monkeypatch):
     clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr(console.time, "perf_counter", lambda: float(next(clock)))
-    with console.progress("learn", 4, "merges") as bar:
+    monkeypatch.setattr(output.time, "perf_counter", lambda: float(next(clock)))
+    with output.progress("learn", 4, "merges") as bar:
         for done in range(1, 5):
             bar.update(done, "count 7")
     out, err = capsys.readouterr()
@@ -257,7 +257,7 @@ ANY = st.text(st.characters(exclude_categories=()), max_size=30)
 @settings(max_examples=300, deadline=None)
 @given(text=ANY)
 def test_printable_text_commands_no_terminal(text):
-    shown = console.printable(text)
+    shown = output.printable(text)
     assert shown.isprintable() and not {unicodedata.category(c) for c in shown} & {
         "Cc",
         "Cf",
@@ -265,16 +265,16 @@ def test_printable_text_commands_no_terminal(text):
         "Zl",
         "Zp",
     }
-    assert console.printable(shown) == shown
-    assert console.printable(text, "\n").count("\n") == text.count("\n")
+    assert output.printable(shown) == shown
+    assert output.printable(text, "\n").count("\n") == text.count("\n")
     assert [c for c in text if c.isprintable()] == [c for c in text if c.isprintable() and c in shown]
 
 
 def test_what_is_shown_of_it():
-    assert console.printable("a\x1b[31mb\x9bc\x07") == "a\\x1b[31mb\\x9bc\\x07"
-    assert console.printable("bad\udcffname") == "bad\\xffname"
-    assert console.printable("\u202eabc\ufeff") == "\\u202eabc\\ufeff"
-    assert console.printable("120\xa0mmHg\u2028\tÄ µV 漢") == "120 mmHg  Ä µV 漢"
+    assert output.printable("a\x1b[31mb\x9bc\x07") == "a\\x1b[31mb\\x9bc\\x07"
+    assert output.printable("bad\udcffname") == "bad\\xffname"
+    assert output.printable("\u202eabc\ufeff") == "\\u202eabc\\ufeff"
+    assert output.printable("120\xa0mmHg\u2028\tÄ µV 漢") == "120 mmHg  Ä µV 漢"
 
 
 @settings(max_examples=100, deadline=None)
@@ -282,10 +282,10 @@ def test_what_is_shown_of_it():
 def test_no_way_to_the_terminal_lets_commands_through(text):
     @click.command()
     def shows():
-        console.say(text)
-        console.note(text)
-        console.table([(text, "[/x]")], ("[red]name", text), text)
-        raise console.Failure(text)
+        output.print_result(text)
+        output.note(text)
+        output.table([(text, "[/x]")], ("[red]name", text), text)
+        raise output.Failure(text)
 
     result = CliRunner().invoke(shows)
     assert result.exit_code == 1
@@ -293,7 +293,7 @@ def test_no_way_to_the_terminal_lets_commands_through(text):
 
 
 def test_brackets_are_no_markup(capsys):
-    console.table([("lead [v1]", "[/x]"), ("[red]q", ":smile:")], ("[b]type", "n"), "[title]")
+    output.table([("lead [v1]", "[/x]"), ("[red]q", ":smile:")], ("[b]type", "n"), "[title]")
     out = capsys.readouterr().out
     for text in ("lead [v1]", "[/x]", "[red]q", "[b]type", "[title]"):
         assert text in out
@@ -385,7 +385,7 @@ import os, signal, sys
 left, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 def hook(event, args):
     global left
-    if event == "import" and "ecgbyte_cli.interrupts" in sys.modules:
+    if event == "import" and "ecgbyte_cli.runtime.interrupts" in sys.modules:
         left -= 1
         if left == 0:
             os.write(1, b"sent ")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ecgbyte_cli.model import curves
+from ecgbyte_cli.training import training_log
 
 
 def records(path):
@@ -23,14 +23,14 @@ def records(path):
 
 def test_crc_is_castagnolis():
     assert (
-        curves._crc(b"123456789") == 0xE3069283
+        training_log._crc(b"123456789") == 0xE3069283
     )  # RFC 3720, B.4 has others; this one is the usual check value
-    assert curves._crc(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
+    assert training_log._crc(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
 
 
 def test_event_files_hold_the_scalars(tmp_path):
     """A reader of its own, for two of the fields: TensorBoard is no dependency."""
-    events = curves.Events(tmp_path, 5)
+    events = training_log.TensorBoardEvents(tmp_path, 5)
     events.scalars(300, {"loss/training": 0.5})
     events.close()
     (path,) = tmp_path.glob("events.out.tfevents.*")
@@ -40,14 +40,14 @@ def test_event_files_hold_the_scalars(tmp_path):
     value = b"\x0a\x0dloss/training\x15" + struct.pack("<f", 0.5)
     assert scalar[0][9:] == b"\x10\xac\x02\x2a\x16\x0a\x14" + value
     for record, crc in (version, start, scalar):
-        assert struct.unpack("<I", curves._masked_crc(record))[0] == crc
+        assert struct.unpack("<I", training_log._masked_crc(record))[0] == crc
 
 
 def test_tensorboard_reads_them(tmp_path):
     reader = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is not installed"
     )
-    events = curves.Events(tmp_path, 1)
+    events = training_log.TensorBoardEvents(tmp_path, 1)
     for step in range(1, 8):
         events.scalars(step, {"loss": 1 / step})
     events.close()
@@ -57,11 +57,11 @@ def test_tensorboard_reads_them(tmp_path):
 
 def test_csv_and_picture(tmp_path):
     rows = [
-        curves.row(step, 1e-3, (1 / step, 3.0))
-        | (curves.validated((2 / step, 1.0, 20.0)) if step % 10 == 0 else {})
+        training_log.log_row(step, 1e-3, (1 / step, 3.0))
+        | (training_log.log_validation((2 / step, 1.0, 20.0)) if step % 10 == 0 else {})
         for step in range(1, 31)
     ]
-    curves.write_csv(tmp_path / "loss.csv", rows)
+    training_log.write_loss_csv(tmp_path / "loss.csv", rows)
     with open(tmp_path / "loss.csv", newline="") as file:
         read = list(csv.DictReader(file))
     assert float(read[2]["train_loss"]) == 1 / 3 and read[2]["val_loss"] == ""
@@ -69,5 +69,5 @@ def test_csv_and_picture(tmp_path):
     assert (
         float(read[9]["val_ecg_perplexity"]) == pytest.approx(math.e) and read[9]["train_ecg_loss"] == "3.0"
     )
-    curves.draw(tmp_path / "loss.png", rows, "a title")
+    training_log.plot_losses(tmp_path / "loss.png", rows, "a title")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

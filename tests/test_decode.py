@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from test_readers import LEADS, wave, write_wfdb
 
 from ecgbyte_cli import readers
+from ecgbyte_cli.readers.wfdb_write import file_name
 from ecgbyte_cli.signal import preprocess
-from ecgbyte_cli.signal.records import file_name
-from ecgbyte_cli.workdir import WorkDir, read_json, read_table
+from ecgbyte_cli.storage.files import read_json, read_table
+from ecgbyte_cli.storage.workdir import WorkDir
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import transformers
 from torch.nn import functional
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import ecg_lm, kept
+from ecgbyte_cli.model import base_model, ecg_lm, kv_cache, model_folder, tiny
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -93,7 +93,7 @@ def test_answers_with_a_prompt_cache_equal_those_without(lm, monkeypatch):
     prompts = [np.concatenate([start, tail]) for tail in sample([6, 9, 0, 14], seed=1)]
     # the same again, and one that shares nothing
     prompts += [prompts[-1], sample([25], seed=2)[0]]
-    read, embed, cache = [], lm.embed, kept.PromptCache()
+    read, embed, cache = [], lm.embed, kv_cache.PromptCache()
     monkeypatch.setattr(lm, "embed", lambda ids: read.append(ids.shape[1]) or embed(ids))
     lengths = []
     for prompt in prompts:
@@ -107,7 +107,7 @@ def test_answers_with_a_prompt_cache_equal_those_without(lm, monkeypatch):
 def test_a_prompt_cache_outlives_an_interrupted_answer(lm):
     one, other = (np.concatenate([*sample([40]), *sample([6], seed)]) for seed in (1, 2))
     layers = next(m for m in lm.modules() if isinstance(m, torch.nn.ModuleList))
-    cache = kept.PromptCache()
+    cache = kv_cache.PromptCache()
     list(lm.stream([one], set(), 4, cache))
 
     def interrupt(*_):
@@ -124,12 +124,12 @@ def test_a_prompt_cache_outlives_an_interrupted_answer(lm):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_saved_model_loads_again(small, tmp_path, method):
-    base, text_tokenizer = ecg_lm.tiny(seed=3)
+    base, text_tokenizer = tiny.build_tiny(seed=3)
     name = "tiny"
     if method == "lora":
         name = str(tmp_path / "base")
         base.save_pretrained(name), text_tokenizer.save_pretrained(name)
-        base = ecg_lm.add_adapter(base)
+        base = base_model.add_adapter(base)
     tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
     vocab = len(json.loads(tokenizer.read_text())["merges"]) + 26
     lm = ecg_lm.ECGLM(base, vocab, seed=5)
@@ -144,8 +144,10 @@ def test_a_saved_model_loads_again(small, tmp_path, method):
                     value.copy_(saved[key.replace(".base_layer", "")])
     lm.eval()
     (tmp_path / "model").mkdir()
-    ecg_lm.save(tmp_path / "model", lm, text_tokenizer, tokenizer, {"base": name, "method": method})
-    again, _, ecg_tokenizer, about = ecg_lm.load(tmp_path / "model", "cpu")
+    model_folder.save_model(
+        tmp_path / "model", lm, text_tokenizer, tokenizer, {"base": name, "method": method}
+    )
+    again, _, ecg_tokenizer, about = model_folder.load_model(tmp_path / "model", "cpu")
     ids = torch.tensor(np.stack(sample([40])))
     written, loaded = (one.base(inputs_embeds=one.embed(ids)).logits for one in (lm, again))
     # an adapter's base model is loaded in bfloat16 where the CPU has it
@@ -196,13 +198,13 @@ def test_first_values_of_the_rows(lm, merges, how):
 
 def in_4_bit(folder, vocab):
     """A small model in 4 bits with an adapter that is not zero, and the text tokenizer."""
-    base, text_tokenizer = ecg_lm.tiny()
+    base, text_tokenizer = tiny.build_tiny()
     base.config.hidden_size, base.config.head_dim = 128, 32  # 4-bit numbers come in blocks of 64
     torch.manual_seed(0)
     type(base)(base.config).save_pretrained(folder)
     text_tokenizer.save_pretrained(folder)
-    base, _ = ecg_lm.load_base(str(folder), "qlora", "cpu")
-    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(base, dropout=0.0), vocab)
+    base, _ = base_model.load_base(str(folder), "qlora", "cpu")
+    lm = ecg_lm.ECGLM(base_model.add_adapter(base, dropout=0.0), vocab)
     for name, parameter in lm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -214,8 +216,8 @@ def test_a_4_bit_model_loads_as_it_was_trained(small, tmp_path):
     lm, text_tokenizer = in_4_bit(tmp_path / "base", ECGTokenizer.from_file(tokenizer).vocab_size)
     (tmp_path / "model").mkdir()
     about = {"base": str(tmp_path / "base"), "method": "qlora"}
-    ecg_lm.save(tmp_path / "model", lm, text_tokenizer, tokenizer, about)
-    again = ecg_lm.load(tmp_path / "model", "cpu")[0]
+    model_folder.save_model(tmp_path / "model", lm, text_tokenizer, tokenizer, about)
+    again = model_folder.load_model(tmp_path / "model", "cpu")[0]
     ids = torch.tensor(np.stack(sample([40])))
     with torch.no_grad():
         logits = [m.base(inputs_embeds=m.embed(ids)).logits.float() for m in (lm.eval(), again)]
@@ -243,17 +245,17 @@ def test_a_validation_does_not_change_the_gradients_in_4_bit(tmp_path):
 
 def test_another_base_with_the_same_vocabulary_is_refused(small, tmp_path):
     name = tmp_path / "base"
-    base, text_tokenizer = ecg_lm.tiny(seed=3)
+    base, text_tokenizer = tiny.build_tiny(seed=3)
     base.save_pretrained(name), text_tokenizer.save_pretrained(name)
     tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
-    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(base), ECGTokenizer.from_file(tokenizer).vocab_size)
+    lm = ecg_lm.ECGLM(base_model.add_adapter(base), ECGTokenizer.from_file(tokenizer).vocab_size)
     (tmp_path / "model").mkdir()
     about = {"base": str(name), "method": "lora"}
-    ecg_lm.save(tmp_path / "model", lm, text_tokenizer, tokenizer, about)
-    assert ecg_lm.load(tmp_path / "model", "cpu")[3]["base_sha256"]
-    ecg_lm.tiny(seed=4)[0].save_pretrained(name)
+    model_folder.save_model(tmp_path / "model", lm, text_tokenizer, tokenizer, about)
+    assert model_folder.load_model(tmp_path / "model", "cpu")[3]["base_sha256"]
+    tiny.build_tiny(seed=4)[0].save_pretrained(name)
     with pytest.raises(Failure, match="trained on another base model"):
-        ecg_lm.load(tmp_path / "model", "cpu")
+        model_folder.load_model(tmp_path / "model", "cpu")
 
 
 def broken_folder(small, tmp_path, change):
@@ -287,5 +289,5 @@ def edit(name, **values):
 )
 def test_parts_that_do_not_belong_together_are_refused_in_one_line(small, tmp_path, change, said):
     with pytest.raises(Failure, match=said) as error:
-        ecg_lm.load(broken_folder(small, tmp_path, change), "cpu")
+        model_folder.load_model(broken_folder(small, tmp_path, change), "cpu")
     assert "\n" not in error.value.message

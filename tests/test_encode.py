@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import WorkDir, read_array, read_table
+from ecgbyte_cli.storage.files import read_array, read_table
+from ecgbyte_cli.storage.workdir import WorkDir
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ecgbyte_cli.model.attribution import METHODS
+from ecgbyte_cli.inference.attribution import METHODS
 from ecgbyte_cli.stages import explain
 
 SIGNAL = {"leads": ["II", "V1"], "fs": 100.0, "samples": 1000}
@@ -60,7 +60,7 @@ def test_summary_by_hand():
 @pytest.fixture(scope="module")
 def measured(small):
     """A work folder in which explain was run on three records, and what it returned."""
-    from ecgbyte_cli.workdir import WorkDir
+    from ecgbyte_cli.storage.workdir import WorkDir
 
     return explain.explain(WorkDir(small / "ecgbyte-work"), count=3)
 
@@ -107,7 +107,7 @@ def test_tokens_of_another_segmenter_are_refused(small, tmp_path, ecgbyte):
 
 
 def test_real_records_are_refused_in_one_line(small, tmp_path, ecgbyte):
-    from ecgbyte_cli.workdir import read_table, write_table
+    from ecgbyte_cli.storage.files import read_table, write_table
 
     work = tmp_path / "work"
     shutil.copytree(small / "ecgbyte-work", work, ignore=shutil.ignore_patterns("explained"))

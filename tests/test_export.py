@@ -11,12 +11,12 @@ from test_folder import EXPERTS, write_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model import base_model, ecg_lm, model_folder, tiny
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import export
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.storage.workdir import WorkDir
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -40,7 +40,7 @@ def test_widened_models_read_the_same_and_write_no_ecg(shape, tmp_path):
 
 
 def test_ecg_tokens_have_their_ids_by_name():
-    _, text_tokenizer = ecg_lm.tiny()
+    _, text_tokenizer = tiny.build_tiny()
     offset = len(text_tokenizer) + 5  # a base model with more rows than its tokenizer has tokens
     names = export.ecg_names(Layout(offset, 2), ["II", "V1"], 30)
     export.name_tokens(text_tokenizer, offset, names)
@@ -59,7 +59,7 @@ def trained(request, small, tmp_path_factory):
     if request.param == "full":
         return small / "ecgbyte-work"
     folder = tmp_path_factory.mktemp("trained")
-    base, text_tokenizer = ecg_lm.tiny()
+    base, text_tokenizer = tiny.build_tiny()
     base.config.hidden_size, base.config.head_dim = 128, 32  # 4-bit numbers come in blocks of 64
     type(base)(base.config).save_pretrained(folder / "base")
     text_tokenizer.save_pretrained(folder / "base")
@@ -86,7 +86,7 @@ def test_an_export_is_the_model(trained, tmp_path, ecgbyte):
     result = ecgbyte("export", out, "--json", work=trained)
     assert result.exit_code == 0, result.stderr
     numbers = json.loads(result.stdout)
-    lm, text_tokenizer, ecg_tokenizer, _ = ecg_lm.load(trained / "model", "cpu")
+    lm, text_tokenizer, ecg_tokenizer, _ = model_folder.load_model(trained / "model", "cpu")
     plain = AutoModelForCausalLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert plain.dtype == torch.bfloat16
@@ -104,7 +104,7 @@ def test_an_export_is_the_model(trained, tmp_path, ecgbyte):
     # bfloat16 has 8 bits: half a unit in the last place of the weights, through a few layers
     assert (got[..., : lm.offset] - wanted).abs().max() < 0.03 * wanted.abs().max()
     assert got.argmax(-1).max() < lm.offset
-    assert json.loads((out / "ecgbyte.json").read_text())["notice"] == ecg_lm.NOTICE
+    assert json.loads((out / "ecgbyte.json").read_text())["notice"] == model_folder.NOTICE
     assert (out / "ecg_tokenizer.json").exists() and not list(out.glob("*.bin"))
 
 
@@ -125,7 +125,7 @@ TEMPLATES = {
 
 def bytes_of_text(template):
     """A byte-level text tokenizer with a chat template."""
-    _, text_tokenizer = ecg_lm.tiny()
+    _, text_tokenizer = tiny.build_tiny()
     text_tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     text_tokenizer.chat_template = template
     return text_tokenizer
@@ -160,17 +160,17 @@ def exported(tmp_path, small, kind, text_tokenizer, method, **numbers):
     """Write a base model with an adapter that is not zero, export it, and return what the prompt is in both."""
     base = write_base(tmp_path / "base", kind, vocab_size=len(text_tokenizer), **numbers)
     text_tokenizer.save_pretrained(base)
-    made, text_tokenizer = ecg_lm.load_base(str(base), method, "cpu")
+    made, text_tokenizer = base_model.load_base(str(base), method, "cpu")
     tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
-    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(made), ECGTokenizer.from_file(tokenizer).vocab_size)
+    lm = ecg_lm.ECGLM(base_model.add_adapter(made), ECGTokenizer.from_file(tokenizer).vocab_size)
     for name, parameter in lm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     (tmp_path / "model").mkdir()
     about = {"base": str(base), "method": method, "segmenter": "longest", "date": "2026-02-03"}
-    ecg_lm.save(tmp_path / "model", lm.eval(), text_tokenizer, tokenizer, about)
+    model_folder.save_model(tmp_path / "model", lm.eval(), text_tokenizer, tokenizer, about)
     export.export(WorkDir(tmp_path / "work"), tmp_path / "out", model=tmp_path / "model")
-    lm, text_tokenizer, _, _ = ecg_lm.load(tmp_path / "model", "cpu")
+    lm, text_tokenizer, _, _ = model_folder.load_model(tmp_path / "model", "cpu")
     return lm, Prompt(text_tokenizer, lm.layout, "2026-02-03"), tmp_path / "out"
 
 

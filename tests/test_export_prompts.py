@@ -13,12 +13,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
-from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model import base_model, ecg_lm, model_folder
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import export
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.storage.workdir import WorkDir
 
 TEXTS = [
     "You read electrocardiograms. The ECG is given as tokens. Answer the question about it in few words.",
@@ -166,7 +166,7 @@ def family(request, small, tmp_path_factory):
     rows = len(text_tokenizer) + 3  # a base model may have more rows than its tokenizer has tokens
     base = write_base(folder / "base", vocab_size=rows, initializer_range=0.3)
     text_tokenizer.save_pretrained(base)
-    base, text_tokenizer = ecg_lm.load_base(str(base), "full", "cpu")
+    base, text_tokenizer = base_model.load_base(str(base), "full", "cpu")
     tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
     ecg_tokenizer = ECGTokenizer.from_file(tokenizer)
     layout = Layout(rows, 2, ecg_tokenizer.lengths, ecg_tokenizer.signal["samples"])
@@ -176,9 +176,9 @@ def family(request, small, tmp_path_factory):
     ).float()  # what an export keeps of the weights: the answers are the same to the last bit
     (folder / "model").mkdir()
     about = {"base": "none", "method": "full", "segmenter": "longest"}
-    ecg_lm.save(folder / "model", lm, text_tokenizer, tokenizer, about)
+    model_folder.save_model(folder / "model", lm, text_tokenizer, tokenizer, about)
     export.export(WorkDir(folder / "work"), folder / "out", model=folder / "model")
-    lm, text_tokenizer, _, _ = ecg_lm.load(folder / "model", "cpu")
+    lm, text_tokenizer, _, _ = model_folder.load_model(folder / "model", "cpu")
     return lm, Prompt(text_tokenizer, lm.layout), folder / "out", doubled
 
 

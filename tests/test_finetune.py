@@ -20,26 +20,29 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import ecg_lm, memory
-from ecgbyte_cli.model import training as loop
-from ecgbyte_cli.model.beginning import begin
-from ecgbyte_cli.model.optimizer import warmup_cosine
-from ecgbyte_cli.model.samples import batches, left_out, read_samples, spread
-from ecgbyte_cli.model.training import Trainer
-from ecgbyte_cli.model.validation import validation_loss
+from ecgbyte_cli.model import ecg_lm, model_folder, tiny
 from ecgbyte_cli.questions import Question
+from ecgbyte_cli.runtime import memory
 from ecgbyte_cli.stages.finetune import less
-from ecgbyte_cli.workdir import WorkDir, sha256_of
+from ecgbyte_cli.storage.files import sha256_of
+from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training import trainer as trainer_module
+from ecgbyte_cli.training.dataset import read_samples
+from ecgbyte_cli.training.optimizer import warmup_cosine
+from ecgbyte_cli.training.sampling import ecg_replacements, length_batches, stratified_order
+from ecgbyte_cli.training.setup import load_for_training
+from ecgbyte_cli.training.trainer import Trainer
+from ecgbyte_cli.training.validation import validation_loss
 
 
 def test_batches_hold_every_sample_once_an_epoch_and_like_lengths():
     lengths = np.random.default_rng(0).integers(10, 500, 1000)
-    order = batches(lengths, 4, seed=1)
+    order = length_batches(lengths, 4, seed=1)
     epoch = [next(order) for _ in range(250)]
     assert sorted(i for group in epoch for i in group) == [(0, i) for i in range(1000)]
     padded = sum(max(lengths[i] for _, i in g) * len(g) for g in epoch)
     assert padded / lengths.sum() < 1.05
-    again = batches(lengths, 4, seed=1)
+    again = length_batches(lengths, 4, seed=1)
     assert epoch == [next(again) for _ in range(250)]
     second = [next(order) for _ in range(250)]
     assert {e for group in second for e, _ in group} == {1}
@@ -51,8 +54,8 @@ def test_batches_hold_every_sample_once_an_epoch_and_like_lengths():
 def test_every_beginning_of_the_questions_to_validate_holds_the_types_in_their_shares(counts, seed):
     # sorted by type, as in files of ECG-QA
     questions = [Question(str(k), "q", "a", f"t{t}", None) for t, n in enumerate(counts) for k in range(n)]
-    order = spread(questions, seed)
-    assert Counter(order) == Counter(questions) and order == spread(questions, seed)
+    order = stratified_order(questions, seed)
+    assert Counter(order) == Counter(questions) and order == stratified_order(questions, seed)
     for size in range(1, len(order) + 1):
         held = Counter(question.type for question in order[:size])
         for t, n in enumerate(counts):
@@ -62,10 +65,12 @@ def test_every_beginning_of_the_questions_to_validate_holds_the_types_in_their_s
 
 
 def test_the_ecg_is_left_out_of_a_share_of_the_samples():
-    drawn = [what for step in range(500) for what in left_out(3, step, 8, 0.1)]
+    drawn = [what for step in range(500) for what in ecg_replacements(3, step, 8, 0.1)]
     share = {what: count / len(drawn) for what, count in Counter(drawn).items()}
     assert share == pytest.approx({None: 0.9, "no signal": 0.05, "flat line": 0.05}, abs=0.01)
-    assert left_out(3, 7, 8, 0.1) == left_out(3, 7, 8, 0.1) and set(left_out(0, 0, 99, 0)) == {None}
+    assert ecg_replacements(3, 7, 8, 0.1) == ecg_replacements(3, 7, 8, 0.1) and set(
+        ecg_replacements(0, 0, 99, 0)
+    ) == {None}
 
 
 def test_the_schedule_rises_and_falls_to_zero():
@@ -190,7 +195,7 @@ def test_a_killed_training_goes_on_as_if_undisturbed(small, tmp_path, ecgbyte, m
     """LoRA has dropout, and --augment varies the ECGs, so that random numbers count too."""
     more = ["--augment", 1, "--ecg-loss", 0.3, "--positions", "time"] if method == "varied" else []
     method = "full" if more else method
-    model = as_tiny(ecg_lm.tiny(), tmp_path / "base") if method != "full" else "tiny"
+    model = as_tiny(tiny.build_tiny(), tmp_path / "base") if method != "full" else "tiny"
     work = untrained(small, tmp_path / "work")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", model, "--method", method]
     args += ["--steps", 20, "--every", 5, "--batch", 1, "--max-length", 80, "--json", *more]
@@ -251,11 +256,11 @@ def test_a_model_that_learned_ecgs_goes_on_to_learn_answers(small, tmp_path, ecg
     asked = ecgbyte("chat", record, "-q", "What is the rhythm?", work=work)
     assert asked.exit_code == 1 and "answers nothing yet" in asked.stderr and "--qa" in asked.stderr
     shutil.move(work / "model", tmp_path / "pretrained")
-    before = ecg_lm.load(tmp_path / "pretrained", "cpu", trainable=True)[0]
+    before = model_folder.load_model(tmp_path / "pretrained", "cpu", trainable=True)[0]
     args = ["finetune", "--qa", qa, "--model", tmp_path / "pretrained", "--steps", 1, "--lr", 1e-9, "--json"]
     result = ecgbyte(*args, work=work)
     assert result.exit_code == 0, result.stderr
-    after, _, _, about = ecg_lm.load(work / "model", "cpu")
+    after, _, _, about = model_folder.load_model(work / "model", "cpu")
     assert (about["base"], about["method"], about["position_letters"]) == ("tiny", "full", 2)
     for one, other in zip(before.parameters(), after.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
@@ -271,7 +276,9 @@ def test_a_model_that_learned_ecgs_goes_on_to_learn_answers(small, tmp_path, ecg
     assert "--method lora" in ecgbyte(*args, "--method", "full", work=work).stderr
     result = ecgbyte(*args, "--overwrite", work=work)
     assert result.exit_code == 0, result.stderr
-    one, other = (ecg_lm.load(folder, "cpu")[0] for folder in (tmp_path / "adapted", work / "model"))
+    one, other = (
+        model_folder.load_model(folder, "cpu")[0] for folder in (tmp_path / "adapted", work / "model")
+    )
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
@@ -343,7 +350,7 @@ def test_a_stop_does_not_wait_for_a_validation_which_is_made_up_for(
         return validation(*given)
 
     monkeypatch.setattr(Trainer, "update", interrupted)
-    monkeypatch.setattr(loop, "validation_loss", watched)
+    monkeypatch.setattr(trainer_module, "validation_loss", watched)
     stopped = ecgbyte(*args, work=work)
     monkeypatch.undo()
     assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr.splitlines()[-1]
@@ -374,8 +381,8 @@ def test_the_time_said_holds_validations_and_calibration(small, tmp_path, ecgbyt
 
     monkeypatch.setattr(ecg_lm.ECGLM, "embed", counted)
     monkeypatch.setattr(Trainer, "minutes", watched)
-    monkeypatch.setattr(loop, "some_answers", lambda *_: [])
-    base = as_tiny(ecg_lm.tiny(), tmp_path / "base")
+    monkeypatch.setattr(trainer_module, "some_answers", lambda *_: [])
+    base = as_tiny(tiny.build_tiny(), tmp_path / "base")
     args = [
         "finetune",
         "--qa",
@@ -420,7 +427,7 @@ def test_a_training_that_ran_out_of_patience_does_not_go_on(small, tmp_path, ecg
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 20, "--every", 2]
     args += ["--batch", 1, "--max-length", 80, "--patience", 1, "--lr", 1e-9]
     worse = iter(range(100))
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: (next(worse), None, None))
+    monkeypatch.setattr(trainer_module, "validation_loss", lambda *_: (next(worse), None, None))
 
     def interrupted(self):
         raise KeyboardInterrupt
@@ -436,7 +443,7 @@ def test_the_best_weights_are_kept(small, tmp_path, ecgbyte, monkeypatch):
     """Validation losses are given, the weights are real: those after step 4, whatever came later."""
     losses = iter([9.0, 3.0, 1.0, 2.0, 3.0, 7.0])  # before training, after steps 2, 4, 6, 8, and the last one
 
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: (next(losses), None, None))
+    monkeypatch.setattr(trainer_module, "validation_loss", lambda *_: (next(losses), None, None))
     work, kept = untrained(small, tmp_path / "work"), {}
     update = Trainer.update
 
@@ -455,7 +462,7 @@ def test_the_best_weights_are_kept(small, tmp_path, ecgbyte, monkeypatch):
     assert (numbers["steps"], numbers["best_step"], numbers["val_loss"]) == (8, 4, 7.0)
     assert "stopped at step 8" in result.stderr
     monkeypatch.undo()
-    rows = ecg_lm.load(work / "model", "cpu")[0].ecg_rows.weight.detach().numpy()
+    rows = model_folder.load_model(work / "model", "cpu")[0].ecg_rows.weight.detach().numpy()
     assert (rows == kept[4]).all() and (rows != kept[8]).any()
 
 
@@ -557,7 +564,7 @@ SETTINGS = {
 
 def begun(work, max_length, **more):
     """A model that a training begins with, and what makes its samples."""
-    lm, _, samples, _ = begin(work, SETTINGS | {"max_length": max_length} | more, "cpu")
+    lm, _, samples, _ = load_for_training(work, SETTINGS | {"max_length": max_length} | more, "cpu")
     return lm, samples
 
 
@@ -575,7 +582,9 @@ def test_long_samples_are_trimmed_or_left_out_and_counted(small, tmp_path, ecgby
         for length, tokens in zip(lengths, ecgs, strict=True)
     )
     assert longer > 0 and f"have prompts of more than {middle} tokens" in result.stderr
-    assert (numbers["trimmed"], numbers["left_out"]) == ((longer, 0) if long == "trim" else (0, longer))
+    assert (numbers["trimmed"], numbers["ecg_replacements"]) == (
+        (longer, 0) if long == "trim" else (0, longer)
+    )
     assert json.loads((work / "model" / "ecgbyte.json").read_text())["prompt_tokens"] == middle
 
 
@@ -601,7 +610,7 @@ def test_where_an_answer_begins_does_not_tell_the_answer(small, tmp_path, max_le
     work, qa = WorkDir(small / "ecgbyte-work"), small / "data" / "qa.jsonl"
     _, samples = begun(work, max_length)
     training, _, counts = read_samples(work, qa, samples, 0, print)
-    assert (counts["trimmed"] > 0) == (max_length < 4096) and counts["left_out"] == 0
+    assert (counts["trimmed"] > 0) == (max_length < 4096) and counts["ecg_replacements"] == 0
     questions = asked(training)
     answers = sorted({question.answer for question in questions})
     assert len({len(answer) for answer in answers}) > 3
@@ -715,7 +724,7 @@ DATED = "{% for m in messages %}{{ m.role }} {{ strftime_now('%d %b %Y') }}: {{ 
 
 
 def with_template(folder, template):
-    base, text_tokenizer = ecg_lm.tiny()
+    base, text_tokenizer = tiny.build_tiny()
     text_tokenizer.chat_template = template
     return as_tiny((base, text_tokenizer), folder)
 
@@ -736,7 +745,7 @@ def test_a_model_of_a_template_ends_its_answers_and_is_asked_with_the_days_of_it
 
 
 def test_a_base_model_that_cannot_end_an_answer_is_refused_by_name(small, tmp_path, ecgbyte):
-    base, text_tokenizer = ecg_lm.tiny()
+    base, text_tokenizer = tiny.build_tiny()
     text_tokenizer.eos_token = None
     folder = as_tiny((base, text_tokenizer), tmp_path / "endless")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", folder, "--method", "lora"]
@@ -751,13 +760,13 @@ def test_a_base_model_that_cannot_end_an_answer_is_refused_by_name(small, tmp_pa
 def test_gradient_checkpointing_is_a_choice_that_changes_no_number(
     small, tmp_path, ecgbyte, monkeypatch, method, choices
 ):
-    base, seen, save = as_tiny(ecg_lm.tiny(), tmp_path / "base"), [], ecg_lm.save
+    base, seen, save = as_tiny(tiny.build_tiny(), tmp_path / "base"), [], model_folder.save_model
 
     def watched(folder, lm, *rest):
         seen.append(lm.base.is_gradient_checkpointing)
         save(folder, lm, *rest)
 
-    monkeypatch.setattr(ecg_lm, "save", watched)
+    monkeypatch.setattr(model_folder, "save_model", watched)
     args = [
         "finetune",
         "--qa",
@@ -779,11 +788,11 @@ def test_gradient_checkpointing_is_a_choice_that_changes_no_number(
 
 
 def test_checkpointing_is_on_where_a_batch_might_not_fit(monkeypatch):
-    lm = ecg_lm.ECGLM(ecg_lm.tiny()[0], 10)
+    lm = ecg_lm.ECGLM(tiny.build_tiny()[0], 10)
     each = 3 * (34 * 96 + 6 * 256) * 4  # bytes a token
     monkeypatch.setattr(memory, "free_memory", lambda: 2 * 1000 * each)
-    assert memory.too_large(lm, 1001) and not memory.too_large(lm, 1000)
-    assert memory.too_large(lm, 1000, full=True)  # whose optimizer needs memory first
+    assert memory.exceeds_memory(lm, 1001) and not memory.exceeds_memory(lm, 1000)
+    assert memory.exceeds_memory(lm, 1000, full=True)  # whose optimizer needs memory first
 
 
 def test_patience_without_validation_questions(small, tmp_path, ecgbyte):
@@ -925,7 +934,7 @@ def test_qlora_on_a_published_model_and_real_recordings(real_data, tmp_path):
 def test_a_base_model_that_cannot_share_a_reading_says_so_and_goes_on(small, tmp_path, ecgbyte, monkeypatch):
     import transformers
 
-    _, text_tokenizer = ecg_lm.tiny()
+    _, text_tokenizer = tiny.build_tiny()
     config = transformers.MistralConfig(
         **{
             "vocab_size": len(text_tokenizer),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import ecg_lm, folder
+from ecgbyte_cli.model import base_model, ecg_lm, folder_checks, model_folder, tiny
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -24,7 +24,7 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 
 def write_base(path, kind="llama", **numbers):
     """A small base model with a byte-level text tokenizer, as a folder."""
-    _, text_tokenizer = ecg_lm.tiny()
+    _, text_tokenizer = tiny.build_tiny()
     config = transformers.AutoConfig.for_model(kind, **{"vocab_size": 259, **SHAPE, **numbers})
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
     torch.manual_seed(0)
@@ -41,12 +41,12 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def adapted(base, small, tmp_path_factory):
     """A model folder with an adapter."""
-    made, text_tokenizer = ecg_lm.load_base(str(base), "lora", "cpu")
+    made, text_tokenizer = base_model.load_base(str(base), "lora", "cpu")
     tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
-    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(made), ECGTokenizer.from_file(tokenizer).vocab_size)
+    lm = ecg_lm.ECGLM(base_model.add_adapter(made), ECGTokenizer.from_file(tokenizer).vocab_size)
     path = tmp_path_factory.mktemp("adapted") / "model"
     path.mkdir()
-    ecg_lm.save(path, lm, text_tokenizer, tokenizer, {"base": str(base), "method": "lora"})
+    model_folder.save_model(path, lm, text_tokenizer, tokenizer, {"base": str(base), "method": "lora"})
     return path
 
 
@@ -72,7 +72,7 @@ def without_sums(model):
         (model / name).unlink(missing_ok=True)
 
 
-def refused(path, said, load=ecg_lm.load):
+def refused(path, said, load=model_folder.load_model):
     began = time.process_time()
     with pytest.raises(Failure, match=said) as error:
         load(path, "cpu")
@@ -80,7 +80,7 @@ def refused(path, said, load=ecg_lm.load):
 
 
 def load_base(path, device):
-    return ecg_lm.load_base(str(path), "lora", device)
+    return base_model.load_base(str(path), "lora", device)
 
 
 # Checksums and names of weights ------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_the_checksums_are_of_all_that_a_model_is_made_of(model):
     assert files.keys() == there - {"ecgbyte.json", "README.md"}
     assert all(any(name.endswith(p.name) for name in files) for p in weights_of(model))
     (model / "notes.txt").write_text("of the user's own")
-    ecg_lm.load(model, "cpu")
+    model_folder.load_model(model, "cpu")
 
 
 def test_every_file_that_is_another_missing_or_one_more_is_named(model):
@@ -109,7 +109,7 @@ def test_every_file_that_is_another_missing_or_one_more_is_named(model):
         (model / name).unlink(missing_ok=True)
         refused(model, f"{name} is missing")
         (model / name).write_bytes(content)
-    ecg_lm.load(model, "cpu")
+    model_folder.load_model(model, "cpu")
     shutil.copy(weights_of(model)[0], model / "more.safetensors")
     refused(model, "more.safetensors is not of this model")
 
@@ -126,7 +126,7 @@ def test_checksums_name_nothing_outside(model, tmp_path, name):
 )
 def test_weights_of_older_models_are_checked_by_their_names(model, change):
     without_sums(model)
-    ecg_lm.load(model, "cpu")
+    model_folder.load_model(model, "cpu")
     for path in weights_of(model):
         content, tensors = path.read_bytes(), load_file(path)
         changed = dict(tensors)
@@ -148,7 +148,7 @@ def test_weights_of_older_models_are_checked_by_their_names(model, change):
         else:
             save_file(changed, path, metadata={"format": "pt"})
         with pytest.raises(Failure) as error:
-            ecg_lm.load(model, "cpu")
+            model_folder.load_model(model, "cpu")
         assert "\n" not in error.value.message, path
         path.write_bytes(content)
 
@@ -159,7 +159,7 @@ def test_pickles_are_not_loaded_even_if_they_are_harmless(model):
         torch.save(load_file(path), path.with_suffix(".bin"))
         if path.name.startswith("model"):
             shutil.move(path.with_suffix(".bin"), path.with_name("pytorch_model.bin"))
-        ecg_lm.load(model, "cpu")  # safetensors beside it are taken
+        model_folder.load_model(model, "cpu")  # safetensors beside it are taken
         moved = path.rename(model.parent / path.name)
         refused(model, "alone, which can run code" if path.name.startswith("model") else "missing")
         moved.rename(path)
@@ -198,7 +198,7 @@ def test_no_file_of_a_base_model_runs_anything(base, tmp_path):
     for name in ("pytorch_model.bin", "model.pkl", "tokenizer.model.pkl"):
         (path / name).write_bytes(pickle.dumps(Touch(ran)))
     ran.unlink(missing_ok=True)
-    ecg_lm.load_base(str(path), "lora", "cpu")
+    base_model.load_base(str(path), "lora", "cpu")
     assert not ran.exists()
     edit(path / "config.json", _attn_implementation="someone/kernel")
     refused(path, "names code of the hub", load_base)
@@ -331,23 +331,23 @@ def test_a_base_model_that_has_moved_is_told_of_at_once_and_named_anew(adapted, 
     edit(path / "ecgbyte.json", base=str(tmp_path / "gone"))
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it asked the hub"))
     refused(path, r"gone, which is not there: say where it is with --base FOLDER")
-    assert ecg_lm.load(path, "cpu", base)[0].offset == 259
+    assert model_folder.load_model(path, "cpu", base)[0].offset == 259
     other = write_base(tmp_path / "other", hidden_size=64)
     for wrong in (other, tmp_path):
         with pytest.raises(Failure):
-            ecg_lm.load(path, "cpu", wrong)
+            model_folder.load_model(path, "cpu", wrong)
 
 
 @pytest.mark.parametrize("name", ["/a/b", "./b", "../b", "~/b", "a/b/c", "a\\b", "", "a b", "b/"])
 def test_a_path_is_never_sent_to_the_hub(name, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it asked the hub"))
-    assert folder.is_path(name)
+    assert folder_checks.is_local_path(name)
     with pytest.raises(Failure, match="no such folder|no config.json"):
-        ecg_lm.load_base(name, "lora", "cpu")
+        base_model.load_base(name, "lora", "cpu")
 
 
 def test_the_hub_knows_what_is_no_path():
-    assert not any(map(folder.is_path, ["gpt2", "Qwen/Qwen2.5-0.5B-Instruct", "a_b/c.d-e"]))
+    assert not any(map(folder_checks.is_local_path, ["gpt2", "Qwen/Qwen2.5-0.5B-Instruct", "a_b/c.d-e"]))
 
 
 # Kinds of models ---------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_a_mixture_of_experts_is_adapted_on_its_attention_and_loads_again(small,
     path = write_base(tmp_path / "base", kind, **EXPERTS[kind])
     made, text_tokenizer = load_base(path, "cpu")
     tokenizer = small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
-    lm = ecg_lm.ECGLM(ecg_lm.add_adapter(made), ECGTokenizer.from_file(tokenizer).vocab_size)
+    lm = ecg_lm.ECGLM(base_model.add_adapter(made), ECGTokenizer.from_file(tokenizer).vocab_size)
     trained = {name for name, p in lm.named_parameters() if p.requires_grad and "lora" in name}
     assert trained and all("attn" in name for name in trained)
     with torch.no_grad():
@@ -405,8 +405,10 @@ def test_a_mixture_of_experts_is_adapted_on_its_attention_and_loads_again(small,
     lm.train()(ids, ids)[0].backward()
     assert all(p.grad is not None for name, p in lm.named_parameters() if name in trained)
     (tmp_path / "model").mkdir()
-    ecg_lm.save(tmp_path / "model", lm, text_tokenizer, tokenizer, {"base": str(path), "method": "lora"})
-    again = ecg_lm.load(tmp_path / "model", "cpu")[0]
+    model_folder.save_model(
+        tmp_path / "model", lm, text_tokenizer, tokenizer, {"base": str(path), "method": "lora"}
+    )
+    again = model_folder.load_model(tmp_path / "model", "cpu")[0]
     with torch.no_grad():
         one, other = (m.base(inputs_embeds=m.embed(ids)).logits for m in (lm.eval(), again))
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
@@ -445,19 +447,19 @@ def test_models_older_than_an_entry_know_what_was_the_case_then(model):
     for key in ("files", "prompt_tokens", "date", "segmenter"):
         about.pop(key, None)
     (model / "ecgbyte.json").write_text(json.dumps(about))
-    assert ecg_lm.load(model, "cpu")[3]["segmenter"] == "longest"
+    assert model_folder.load_model(model, "cpu")[3]["segmenter"] == "longest"
 
 
 def test_libraries_keep_off_standard_error(model, capfd):
-    ecg_lm.load(model, "cpu")
+    model_folder.load_model(model, "cpu")
     assert capfd.readouterr() == ("", "")
 
 
 def test_weights_are_in_bfloat16_where_the_hardware_has_it(base, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
-    assert load_base(base, "cpu")[0].dtype == torch.float32 and not ecg_lm.bfloat16_here("cpu")
+    assert load_base(base, "cpu")[0].dtype == torch.float32 and not base_model.supports_bfloat16("cpu")
     for name in ("avx512_bf16", "amx_bf16", "bf16"):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
-        assert ecg_lm.bfloat16_here("cpu")
-    assert load_base(base, "cpu")[0].dtype == torch.bfloat16 and ecg_lm.bfloat16_here("cuda:1")
-    assert ecg_lm.load_base(str(base), "full", "cpu")[0].dtype == torch.float32
+        assert base_model.supports_bfloat16("cpu")
+    assert load_base(base, "cpu")[0].dtype == torch.bfloat16 and base_model.supports_bfloat16("cuda:1")
+    assert base_model.load_base(str(base), "full", "cpu")[0].dtype == torch.float32

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import files, forms
+from ecgbyte_cli.questions import item_formats, question_file
 
 PLACES = {
     "record": ["12662_hr", "05742_hr", "44111511", "43593674", "1109348"],
@@ -19,12 +19,12 @@ def read(path, *items):
     path.write_text(
         json.dumps(items) if path.suffix == ".json" else "".join(json.dumps(i) + "\n" for i in items)
     )
-    return files.read(path)
+    return question_file.read_questions(path)
 
 
 def joined(questions):
     """The segments that questions are about; all are found."""
-    found, unmatched = files.join(questions, PLACES)
+    found, unmatched = question_file.join_segments(questions, PLACES)
     assert not unmatched
     return [first for _, first, *_ in found]
 
@@ -45,7 +45,7 @@ def test_ecg_qa_cot(tmp_path):
         writer = csv.DictWriter(file, row, quoting=csv.QUOTE_ALL)
         writer.writeheader()
         writer.writerows([row, row | {"ecg_id": "12662", "clinical_context": ""}])
-    question, plain = files.read(path)
+    question, plain = question_file.read_questions(path)
     assert question.question == "76-year-old male patient. 12-lead ECG.\nDoes this ECG show atrial flutter?"
     assert (question.answer, question.type, question.split) == ("no", "single-verify", "val")
     assert "right answer" not in repr(question)  # its prompt quotes it, and is read by nobody
@@ -103,7 +103,7 @@ def test_elm(tmp_path):
     assert [q.type for q in asked] == ["single-verify", "ECG-QA", "single-query", "code15-test"]
     assert asked[2].labels == ("a", "b") and joined(asked) == [3, 1, 1, 4]
     noise = read(tmp_path / "noise.json", {"ecg_path": "noise", "text": pairs, "name": ""})
-    assert files.join(noise, PLACES)[0] == []  # no recording is behind it
+    assert question_file.join_segments(noise, PLACES)[0] == []  # no recording is behind it
 
 
 def test_ecg_reasoning_benchmark(tmp_path):
@@ -210,7 +210,7 @@ def test_an_unknown_form_is_one_line_that_names_those_known(tmp_path, item):
     with pytest.raises(Failure) as error:
         read(tmp_path / "a.jsonl", item)
     assert "line 1" in error.value.message and "\n" not in error.value.message
-    assert all(name in error.value.message for name in forms.FORMS)
+    assert all(name in error.value.message for name in item_formats.FORMS)
 
 
 def test_every_form_is_asked_and_answered(ecgbyte, small, tmp_path):

@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ecgbyte_cli.model import answering, certainty, controls, ecg_lm
+from ecgbyte_cli.evaluation import controls
+from ecgbyte_cli.inference import batch_answering, certainty
+from ecgbyte_cli.model import ecg_lm, model_folder
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.questions import files as question_files
+from ecgbyte_cli.questions import question_file
 from ecgbyte_cli.stages import generate
-from ecgbyte_cli.workdir import WorkDir, read_table
+from ecgbyte_cli.storage.files import read_table
+from ecgbyte_cli.storage.workdir import WorkDir
 
 CONTROLS = {"no signal", "shuffled", "flat line", "noise", "majority"}
 ASK = ("generate", "--limit", 6, "--max-new", 8)
@@ -32,10 +35,14 @@ def copied(small, tmp_path):
 def parts(small):
     """The small model, its prompt, the questions of all splits and their signals."""
     work = WorkDir(small / "ecgbyte-work")
-    lm, text_tokenizer, tokenizer, _ = ecg_lm.load(work.model, "cpu")
-    asked = question_files.read(small / "data" / "qa.jsonl")
+    lm, text_tokenizer, tokenizer, _ = model_folder.load_model(work.model, "cpu")
+    asked = question_file.read_questions(small / "data" / "qa.jsonl")
     chosen, _ = generate.choose(asked, read_table(work.symbol_segments), "test", None, 0)
-    return lm, Prompt(text_tokenizer, lm.layout), controls.Signals(work, tokenizer, "longest", chosen, 0)
+    return (
+        lm,
+        Prompt(text_tokenizer, lm.layout),
+        controls.ControlInputs(work, tokenizer, "longest", chosen, 0),
+    )
 
 
 def answers_of(work):
@@ -44,19 +51,19 @@ def answers_of(work):
 
 def test_shuffled_signals_come_from_other_patients():
     patients, segments = ["a", "a", "b", "c", "c"], [(0,), (1,), (2,), (3, 4), (4,)]
-    drawn = controls.others(patients, segments, seed=0)
+    drawn = controls.other_patients(patients, segments, seed=0)
     owner = {0: "a", 1: "a", 2: "b", 3: "c", 4: "c"}
     for patient, own, other in zip(patients, segments, drawn, strict=True):
         assert len(own) == len(other) and all(owner[s] != patient for s in other)
-    assert drawn == controls.others(patients, segments, seed=0)
-    assert controls.others(["a"], [(7,)], 0) == [(7,)]
+    assert drawn == controls.other_patients(patients, segments, seed=0)
+    assert controls.other_patients(["a"], [(7,)], 0) == [(7,)]
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=60), st.integers(0, 2**32 - 1))
 def test_strangers_are_a_permutation_without_ones_own(patients, seed):
     count, (_, most) = len(patients), Counter(patients).most_common(1)[0]
-    drawn = [i for (i,) in controls.others(patients, [(i,) for i in range(count)], seed)]
+    drawn = [i for (i,) in controls.other_patients(patients, [(i,) for i in range(count)], seed)]
     if len(set(patients)) > 1:
         assert all(patients[i] != patient for i, patient in zip(drawn, patients, strict=True))
     if 2 * most <= count or len(set(patients)) == 1:
@@ -66,11 +73,11 @@ def test_strangers_are_a_permutation_without_ones_own(patients, seed):
 def test_strangers_differ_by_seed_and_take_linear_time():
     patients = np.random.default_rng(0).integers(0, 100_000, 400_000)
     segments, began = [(i,) for i in range(len(patients))], time.process_time()
-    drawn = controls.others(patients, segments, 0)
+    drawn = controls.other_patients(patients, segments, 0)
     assert (
         time.process_time() - began < 20
     )  # a look at every patient for each question would take many minutes
-    other = controls.others(patients, segments, 1)
+    other = controls.other_patients(patients, segments, 1)
     assert np.mean([a == b for a, b in zip(drawn, other, strict=True)]) < 0.01
 
 
@@ -79,7 +86,7 @@ def test_strangers_differ_by_seed_and_take_linear_time():
 def test_noise_keeps_power_and_what_leads_have_in_common(leads, samples, seed):
     random = np.random.default_rng(seed)
     signal = random.normal(size=(leads, samples)).cumsum(1)
-    noise = controls.same_spectrum(signal, random)
+    noise = controls.spectrum_noise(signal, random)
     before, after = np.fft.rfft(signal, axis=1), np.fft.rfft(noise.astype(float), axis=1)
     scale = np.abs(before).max()
     assert np.allclose(np.abs(before), np.abs(after), atol=1e-5 * scale)
@@ -90,7 +97,7 @@ def test_noise_keeps_power_and_what_leads_have_in_common(leads, samples, seed):
 def test_noise_has_lost_the_shape():
     signal = np.zeros((1, 1000))
     signal[0, ::100] = 1
-    noise = controls.same_spectrum(signal, np.random.default_rng(0))
+    noise = controls.spectrum_noise(signal, np.random.default_rng(0))
     assert abs(np.corrcoef(signal[0], noise[0])[0, 1]) < 0.3 and noise.max() < 0.8
 
 
@@ -124,10 +131,12 @@ def test_answers_together_equal_answers_alone_for_lengths_that_differ_ten_times(
 
     def answer(batch):
         answers = {}
-        made = answering.Prompts(prompt)
+        made = batch_answering.PromptSet(prompt)
         for i, ids in enumerate(prompts):
             made.add(i, ids)
-        answering.answer_all(lm, made, batch, 8, set(), lambda i, given: answers.__setitem__(i, given.answer))
+        batch_answering.answer_all(
+            lm, made, batch, 8, set(), lambda i, given: answers.__setitem__(i, given.answer)
+        )
         return [answers[i] for i in range(len(prompts))]
 
     assert answer(batch) == answer(1)
@@ -142,12 +151,12 @@ def test_drawn_answers_depend_on_the_seed_and_not_on_the_batch(parts):
 
     def answer(batch, seed):
         answers = {}
-        made = answering.Prompts(prompt)
+        made = batch_answering.PromptSet(prompt)
         for i, ids in enumerate(prompts):
             made.add(("signal", i, 0), ids)
-        answering.answer_all(
+        batch_answering.answer_all(
             *(lm, made, batch, 8, set(), lambda key, given: answers.__setitem__(key[1], given.answer)),
-            answering.Sampler(1.0, seed),
+            batch_answering.Sampler(1.0, seed),
         )
         return [answers[i] for i in range(len(prompts))]
 
@@ -155,15 +164,20 @@ def test_drawn_answers_depend_on_the_seed_and_not_on_the_batch(parts):
 
 
 def test_the_answer_of_several_segments_is_the_one_that_they_make_likeliest():
-    given = [answering.Given(*one) for one in (("no", 0.6, 1.0), ("yes", 0.9, 2.0), ("no", 0.2, 3.0))]
-    assert answering.likeliest(given)[:3] == ("yes", 0.3, 6.0)
-    assert answering.likeliest([*given, answering.Given("no", 0.2, 0.0)])[:3] == ("no", 0.25, 6.0)
-    assert answering.likeliest(given[:1]) == given[0]
+    given = [batch_answering.Answer(*one) for one in (("no", 0.6, 1.0), ("yes", 0.9, 2.0), ("no", 0.2, 3.0))]
+    assert batch_answering.best_over_segments(given)[:3] == ("yes", 0.3, 6.0)
+    assert batch_answering.best_over_segments([*given, batch_answering.Answer("no", 0.2, 0.0)])[:3] == (
+        "no",
+        0.25,
+        6.0,
+    )
+    assert batch_answering.best_over_segments(given[:1]) == given[0]
     sure = certainty.Certainty([], {}, {"more": 0.6}, None, None, *[np.zeros(0, int)] * 3)
     three = [
-        answering.chosen(sure, ["a", "b", "c"], np.array(w), 1.0) for w in ((0.9, 0.1, 0), (0, 0.6, 0.4))
+        batch_answering.most_probable(sure, ["a", "b", "c"], np.array(w), 1.0)
+        for w in ((0.9, 0.1, 0), (0, 0.6, 0.4))
     ]
-    together = answering.chosen_together(sure, ["a", "b", "c"], three)
+    together = batch_answering.most_probable_over_segments(sure, ["a", "b", "c"], three)
     assert together[:3] == ("a", pytest.approx(0.45), 2.0) and together.other == "b" and not together.sure
 
 
@@ -188,9 +202,15 @@ def test_all_segments_of_a_recording_are_asked(small, tmp_path, ecgbyte):
     assert [line["question"] for line in first] == [line["question"] for line in every]
     assert [line["probability"] for line in first] != [line["probability"] for line in every]
     chosen, _ = generate.choose(
-        question_files.read(data / "qa.jsonl"), read_table(WorkDir(work).symbol_segments), "test", 4, 0
+        question_file.read_questions(data / "qa.jsonl"),
+        read_table(WorkDir(work).symbol_segments),
+        "test",
+        4,
+        0,
     )
-    signals = controls.Signals(WorkDir(work), ecg_lm.load(work / "model", "cpu")[2], "longest", chosen, 0)
+    signals = controls.ControlInputs(
+        WorkDir(work), model_folder.load_model(work / "model", "cpu")[2], "longest", chosen, 0
+    )
     assert [signals.parts(i, True) for i in range(4)] == [5] * 4 and signals.parts(0, False) == 1
     for part in range(5):
         for (ecg,), (question, *_) in zip(signals.of("signal", part), chosen, strict=True):
@@ -201,7 +221,7 @@ def test_drawn_ids_have_the_probabilities_of_the_model():
     import torch
 
     logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
-    sampler = answering.Sampler(0.5, 0)
+    sampler = batch_answering.Sampler(0.5, 0)
     sampler.begin([("noise", i, 0) for i in range(4000)])
     counts = np.bincount(sampler(logits, range(4000)).numpy(), minlength=3) / 4000
     assert counts == pytest.approx((logits[0] / 0.5).softmax(0).numpy(), abs=0.03)
@@ -341,9 +361,9 @@ def test_tokens_of_another_segmenter_are_refused(copied, ecgbyte):
 
 
 def test_a_base_model_that_has_moved_is_named(small, copied, tmp_path, ecgbyte):
-    from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model import tiny
 
-    base, text_tokenizer = ecg_lm.tiny()
+    base, text_tokenizer = tiny.build_tiny()
     before, after = tmp_path / "before", tmp_path / "after"
     base.save_pretrained(before), text_tokenizer.save_pretrained(before)
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", before, "--method", "lora"]

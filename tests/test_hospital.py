@@ -133,7 +133,7 @@ def test_muse_against_numbers_decoded_here(hospital_data):
 def test_a_whole_folder_of_exports(hospital_data, tmp_path, ecgbyte):
     result = ecgbyte("symbolize", hospital_data, "--json", work=tmp_path / "work")
     assert result.exit_code == 0, result.stderr
-    from ecgbyte_cli.workdir import read_table
+    from ecgbyte_cli.storage.files import read_table
 
     used = read_table(tmp_path / "work" / "symbols" / "segments.parquet")
     names = set(used["record"])
@@ -494,7 +494,8 @@ def test_samples_of_a_lead_that_came_off_are_missing(tmp_path):
 
 def test_a_patient_is_a_hash_that_the_key_decides(tmp_path, ecgbyte):
     """Two recordings of one patient stay one; another key, another name; --keep-identity keeps the number."""
-    from ecgbyte_cli.workdir import WorkDir, read_table
+    from ecgbyte_cli.storage.files import read_table
+    from ecgbyte_cli.storage.workdir import WorkDir
 
     (tmp_path / "data").mkdir()
     for i in range(2):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import import_tokenizer as stage
-from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
+from ecgbyte_cli.storage.files import read_array, read_json, read_table
+from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_kernels.bpe import bpe, bpe_tables
 
 SPELLED = ["nn", "nnn", "no", "nnnn", "nnno"]  # "nnn" is nn + n, "nnnn" nn + nn, "nnno" nnn + o

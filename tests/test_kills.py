@@ -14,7 +14,8 @@ import time
 import numpy as np
 import pytest
 
-from ecgbyte_cli.workdir import WorkDir, read_json, read_table
+from ecgbyte_cli.storage.files import read_json, read_table
+from ecgbyte_cli.storage.workdir import WorkDir
 
 KILLS = int(os.environ.get("ECGBYTE_KILLS", 4))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

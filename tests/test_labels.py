@@ -8,27 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgbyte_cli.questions import headers, ptbxl, tables
-from ecgbyte_cli.questions.asking import alternatives, ask, verifiable
-from ecgbyte_cli.questions.facts import Facts, Source
-from ecgbyte_cli.questions.findings import ASKED, FINDINGS, GENERIC, OF_SCP, OF_SNOMED, STATEMENTS
-from ecgbyte_cli.questions.labels import NO, UNCERTAIN, YES, labels_of
+from ecgbyte_cli.questions.findings import ALL_FINDINGS, FINDINGS, GENERIC, OF_SCP, OF_SNOMED, STATEMENTS
+from ecgbyte_cli.questions.labels import NO, UNCERTAIN, YES, derive_labels
+from ecgbyte_cli.questions.question_builder import alternatives, build_questions, verifiable
+from ecgbyte_cli.questions.sources import csv_tables, ptbxl, wfdb_headers
+from ecgbyte_cli.questions.sources.base import RecordFacts, Source
 from ecgbyte_cli.readers import Recording
 from ecgbyte_cli.stages.questions import questions
 
 HIDINGS = 1000
 TOGETHER = 50  # hidings whose facts are labelled in one call
 RECORDS = 16
-MANY = [name for name, finding in ASKED.items() if len(finding.statements) > 1]
+MANY = [name for name, finding in ALL_FINDINGS.items() if len(finding.statements) > 1]
 
 
 def facts(known, record="r"):
-    return Facts(record, record, "train", known)
+    return RecordFacts(record, record, "train", known)
 
 
 def finding(name, **known):
     """The label of a finding that follows from what a source says: "yes", "no" or None."""
-    found = labels_of([facts(known)]).findings
+    found = derive_labels([facts(known)]).findings
     return {YES: "yes", NO: "no"}.get(int(found[name][0])) if name in found else None
 
 
@@ -42,7 +42,7 @@ def table(path, rows):
 
 def told(source):
     """Everything that yes and no, and choices, are drawn from: its name to the labels."""
-    labels = labels_of(source.facts)
+    labels = derive_labels(source.facts)
     found = {f"verify {name}": column for name, _, _, column in verifiable(labels, source.words)}
     return found | {f"choose {name}": column for name, column in alternatives(labels).items()}
 
@@ -67,18 +67,24 @@ def check(full, hidings):
 def test_hidden_columns_of_a_table(tmp_path, consistent):
     """Tables that may contradict themselves too: any of yes, no and blank in every cell."""
     rng = np.random.default_rng(consistent)
-    names = [*STATEMENTS, *(name for name in ASKED if name.upper() not in STATEMENTS), "Brugada pattern"]
+    names = [
+        *STATEMENTS,
+        *(name for name in ALL_FINDINGS if name.upper() not in STATEMENTS),
+        "Brugada pattern",
+    ]
     rows = []
     for i in range(RECORDS):
         cells = dict(zip(names, rng.choice(["0", "1", ""], len(names), p=[0.6, 0.2, 0.2]), strict=True))
         if consistent:
             made = set(rng.choice(list(STATEMENTS), 4))
-            there = made | {n for f in GENERIC if made & {*ASKED[f].statements} for n in (f, f.upper())}
+            there = made | {
+                n for f in GENERIC if made & {*ALL_FINDINGS[f].statements} for n in (f, f.upper())
+            }
             cells = {name: str(int(name in there)) if rng.random() < 0.9 else "" for name in names}
         rows.append({"record": f"r{i}", **cells})
-    full = tables.read(table(tmp_path / "t.csv", rows))
-    called = tables._called()
-    keys = {name: called.get(tables._plain(name), (name,)) for name in names}
+    full = csv_tables.read_label_table(table(tmp_path / "t.csv", rows))
+    called = csv_tables._called()
+    keys = {name: called.get(csv_tables._plain(name), (name,)) for name in names}
 
     def hidings():
         while True:
@@ -92,11 +98,11 @@ def test_hidden_columns_of_a_table(tmp_path, consistent):
 def test_hidden_columns_of_code_15(tmp_path):
     rng = np.random.default_rng(0)
     rows = [
-        {"exam_id": str(i)} | {name: str(bool(rng.random() < 0.3)) for name in tables.CODE15}
+        {"exam_id": str(i)} | {name: str(bool(rng.random() < 0.3)) for name in csv_tables.CODE15}
         for i in range(RECORDS)
     ]
-    full = tables.read_code15(table(tmp_path / "exams.csv", rows))
-    keys = [tables._names(name) for name in tables.CODE15.values()]
+    full = csv_tables.read_code15(table(tmp_path / "exams.csv", rows))
+    keys = [csv_tables._names(name) for name in csv_tables.CODE15.values()]
 
     def hidings():
         while True:
@@ -116,7 +122,7 @@ def test_hidden_codes_of_headers():
     code_of = {name: code for code, name in OF_SNOMED.items()}
     names = list(code_of)
     made = {f"r{i}": set(rng.choice(names, rng.integers(1, 6))) for i in range(RECORDS)}
-    broader = {m: f.upper() for f in GENERIC for m in ASKED[f].statements if f.upper() in code_of}
+    broader = {m: f.upper() for f in GENERIC for m in ALL_FINDINGS[f].statements if f.upper() in code_of}
 
     def written(hidden):
         lists = {}
@@ -124,7 +130,7 @@ def test_hidden_codes_of_headers():
             shown = {broader.get(n, n) if n in hidden else n for n in of}
             if codes := [code_of[name] for name in sorted(shown - hidden)]:
                 lists[record] = recording(record, f"Dx: {','.join(codes)}")
-        return headers.facts_of(lists.values())
+        return wfdb_headers.facts_of(lists.values())
 
     def hidings():
         while True:
@@ -135,17 +141,17 @@ def test_hidden_codes_of_headers():
 
 def test_hidden_conditions_of_synthetic_records(monkeypatch):
     rng = np.random.default_rng(0)
-    of, spoken = dict(headers.CONDITIONS), set(headers.SYNTHETIC)
+    of, spoken = dict(wfdb_headers.CONDITIONS), set(wfdb_headers.SYNTHETIC)
     made = [recording(f"r{i}", f"Condition: {name}") for i, name in enumerate(of)] * 2
-    full = Source(headers.facts_of(made))
+    full = Source(wfdb_headers.facts_of(made))
 
     def hidings():
         while True:
             hidden = set(rng.choice(sorted(spoken), rng.integers(1, 20), replace=False))
-            monkeypatch.setattr(headers, "SYNTHETIC", spoken - hidden)
+            monkeypatch.setattr(wfdb_headers, "SYNTHETIC", spoken - hidden)
             shown = {name: stated for name, stated in of.items() if stated[0] not in hidden}
-            monkeypatch.setattr(headers, "CONDITIONS", shown)
-            yield headers.facts_of(made)
+            monkeypatch.setattr(wfdb_headers, "CONDITIONS", shown)
+            yield wfdb_headers.facts_of(made)
 
     check(full, hidings())
 
@@ -176,7 +182,7 @@ def test_hidden_codes_and_columns_of_ptb_xl(monkeypatch):
         ]
         monkeypatch.setattr(ptbxl, "OF_SCP", vocabulary)
         monkeypatch.setattr(ptbxl, "rows", lambda path: enumerate(shown, 2))
-        return ptbxl.read("ptbxl_database.csv")
+        return ptbxl.read_ptbxl("ptbxl_database.csv")
 
     # PVC and PAC stay: a beat "of unstated origin" is one that neither of them states
     codes = [code for code in codes if code not in ("PVC", "PAC")]
@@ -202,7 +208,7 @@ def test_the_questions_of_a_reduced_table_agree_with_the_full_one_s(tmp_path):
 
     def answers(shown):
         path = table(tmp_path / "t.csv", [{n: row[n] for n in ("record", *shown)} for row in rows])
-        lines = ask(tables.read(path), every_finding=True, cannot=0)
+        lines = build_questions(csv_tables.read_label_table(path), every_finding=True, cannot=0)
         return {(q["record"], q["finding"]): q["answer"] for q in lines if q["type"] == "finding-verify"}
 
     full = answers(names)
@@ -216,7 +222,7 @@ def test_the_questions_of_a_reduced_table_agree_with_the_full_one_s(tmp_path):
 @pytest.mark.parametrize("name", MANY)
 def test_a_finding_of_several_members(name):
     """Yes when any member is yes; no when all are; unknown when one is not covered."""
-    members = ASKED[name].statements
+    members = ALL_FINDINGS[name].statements
     for member in members:
         assert finding(name, **{member: True}) == "yes"
         if not (name in GENERIC and member != name.upper()) and len(members) > 1:
@@ -242,8 +248,10 @@ def test_sinus_rhythm_is_denied_by_another_rhythm_alone():
 
 
 def test_what_contradicts_itself_is_left_open_and_counted():
-    of_no_kind = dict.fromkeys(ASKED["hyp"].statements, False)
-    labels = labels_of([facts({"mi": False, "MI": False, "IMI": True}), facts({"hyp": True, **of_no_kind})])
+    of_no_kind = dict.fromkeys(ALL_FINDINGS["hyp"].statements, False)
+    labels = derive_labels(
+        [facts({"mi": False, "MI": False, "IMI": True}), facts({"hyp": True, **of_no_kind})]
+    )
     assert labels.statements["IMI"][0] == labels.findings["mi"][0] == labels.findings["imi"][0] == UNCERTAIN
     assert labels.findings["hyp"][1] == UNCERTAIN
     assert labels.contradictions == {
@@ -270,16 +278,16 @@ def test_columns_are_known_by_findings_names_and_words(tmp_path, capsys):
 
 def test_two_columns_of_one_finding_that_differ(tmp_path, capsys):
     rows = [{"record": f"r{i}", "LBBB": i % 2, "clbbb": i // 2 % 2} for i in range(4)]
-    found = tables.read(table(tmp_path / "t.csv", rows)).facts
+    found = csv_tables.read_label_table(table(tmp_path / "t.csv", rows)).facts
     assert [each.known["CLBBB"] for each in found] == [False, None, None, True]
     assert "LBBB and clbbb" in capsys.readouterr().err
 
 
 def test_code_15_leaves_broad_findings_open(tmp_path):
-    normal = {name: str(name == "normal_ecg") for name in tables.CODE15}
+    normal = {name: str(name == "normal_ecg") for name in csv_tables.CODE15}
     path = table(tmp_path / "exams.csv", [{"exam_id": "1", **normal}])
-    known = told(tables.read_code15(path))
-    assert {name for name in ASKED if known.get(f"verify {name}", [None])[0] == NO} == {
+    known = told(csv_tables.read_code15(path))
+    assert {name for name in ALL_FINDINGS if known.get(f"verify {name}", [None])[0] == NO} == {
         *("1avb", "crbbb", "clbbb", "sbrad", "stach", "afib")
     }
     assert known["verify normal"][0] == YES
@@ -288,7 +296,7 @@ def test_code_15_leaves_broad_findings_open(tmp_path):
 def test_headers_deny_their_own_vocabulary_alone():
     af, lvh, strange, normal = "164889003", "164873001", "999999", "426783006"
     lists = {"E00001": [af], "E00002": [lvh], "E00003": [normal, strange], "HR00001": [normal]}
-    found = headers.facts_of(recording(name, f"Dx: {','.join(codes)}") for name, codes in lists.items())
+    found = wfdb_headers.facts_of(recording(name, f"Dx: {','.join(codes)}") for name, codes in lists.items())
     known = {each.record: each.known for each in found}
     assert known["E00001"] == {"AFIB": True, "LVH": False, "SR": False}
     assert known["E00002"] == {"AFIB": False, "LVH": True}  # its rhythm is not stated
@@ -298,34 +306,36 @@ def test_headers_deny_their_own_vocabulary_alone():
 
 def test_an_infarction_somewhere_is_an_infarction():
     codes = {"a": "54329005", "b": "164865005", "c": "426783006"}
-    found = headers.facts_of(recording(name, f"Dx: {code}") for name, code in codes.items())
-    labels = labels_of(found)
+    found = wfdb_headers.facts_of(recording(name, f"Dx: {code}") for name, code in codes.items())
+    labels = derive_labels(found)
     assert labels.findings["mi"].tolist() == [YES, YES, NO]
     assert labels.findings["ami"].tolist()[::2] == [YES, NO] and labels.findings["ami"][1] not in (YES, NO)
 
 
 def test_real_headers_as_tables(real_data, tmp_path):
     """Columns of the headers' own statements: what a table has no column for is never denied."""
-    found = headers.read(sorted(map(str, (real_data / "cinc2021").glob("*.hea"))), real_data).facts
+    found = wfdb_headers.read_headers(
+        sorted(map(str, (real_data / "cinc2021").glob("*.hea"))), real_data
+    ).facts
     made = [{name for name, there in each.known.items() if there} for each in found]
     names, rng = sorted(set().union(*made)), np.random.default_rng(0)
-    truth = labels_of(found)
+    truth = derive_labels(found)
     for _ in range(40):
         shown = rng.choice(names, 6, replace=False)
         rows = [
             {"record": each.record, **{STATEMENTS[n].words: int(n in of) for n in shown}}
             for each, of in zip(found, made, strict=True)
         ]
-        labels = labels_of(tables.read(table(tmp_path / "t.csv", rows)).facts)
+        labels = derive_labels(csv_tables.read_label_table(table(tmp_path / "t.csv", rows)).facts)
         for name, column in labels.findings.items():
             if name == "sr" or name.upper() not in shown:  # its own column is about the very words
                 assert not ((column == NO) & (truth.findings[name] == YES)).any(), (name, shown)
 
 
 def test_real_ptb_xl_denies_what_it_covers(real_data):
-    source = ptbxl.read(Path(real_data) / "ptbxl" / "ptbxl_database.csv")
-    labels = labels_of(source.facts)
-    assert all((labels.findings[name] == NO).any() for name in ASKED if name != "brady")
+    source = ptbxl.read_ptbxl(Path(real_data) / "ptbxl" / "ptbxl_database.csv")
+    labels = derive_labels(source.facts)
+    assert all((labels.findings[name] == NO).any() for name in ALL_FINDINGS if name != "brady")
     assert not (labels.findings["brady"] == NO).any() and not labels.contradictions
     other = np.array([any(f.known.get(r) for r in ("AFIB", "AFLT", "SVTAC", "PSVT")) for f in source.facts])
     assert other[labels.findings["sr"] == NO].all() and {*FINDINGS} <= labels.findings.keys()

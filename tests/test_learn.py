@@ -8,13 +8,14 @@ import pytest
 from click.testing import CliRunner
 
 import naive
-from ecgbyte_cli import machine
 from ecgbyte_cli.__main__ import main
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.runtime import processes
 from ecgbyte_cli.signal import corpus
 from ecgbyte_cli.signal.tokenizer import character
 from ecgbyte_cli.stages import learn as stage
-from ecgbyte_cli.workdir import WorkDir, new_array, read_json, read_table, write_json, write_table
+from ecgbyte_cli.storage.files import array_writer, read_json, read_table, write_json, write_table
+from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_kernels import merges as kernels
 
 
@@ -22,7 +23,7 @@ def letters_of(root, segments, splits=None, levels=26):
     """A work folder as `ecgbyte symbolize` leaves it, from uint8 arrays of shape (leads, samples)."""
     work = WorkDir(root)
     sizes = np.array([segment.size for segment in segments], np.int64)
-    with new_array(work.symbols, np.uint8, int(sizes.sum())) as write:
+    with array_writer(work.symbols, np.uint8, int(sizes.sum())) as write:
         for segment in segments:
             write(segment)
     names = [f"r{i}" for i in range(len(segments))]
@@ -282,7 +283,7 @@ def test_letters_and_table_that_disagree(tmp_path):
     work = letters_of(tmp_path / "levels", walk(2), levels=12)
     assert "its settings say 12 levels" in reason(work)
     work = letters_of(tmp_path / "short", walk(2))
-    with new_array(work.symbols, np.uint8, 3999) as write:
+    with array_writer(work.symbols, np.uint8, 3999) as write:
         write(np.zeros(3999))
     assert "shorter than its table says" in reason(work)
     work.symbols.write_bytes(b"no array")
@@ -295,7 +296,7 @@ def test_a_corpus_that_does_not_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "free_memory", lambda: needed - 1)
     assert "--sample" in reason(work, "--vocab", 100)
     monkeypatch.undo()
-    assert 1e8 < machine.free_memory() < 1e14
+    assert 1e8 < processes.free_memory() < 1e14
     monkeypatch.setattr(stage, "MOST_IN_ONE_PIECE", 20_000)
     line = reason(work, "--vocab", 100, "--boundary", "none")
     assert "--sample 9 would fit" in line

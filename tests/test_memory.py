@@ -7,7 +7,8 @@ from test_sharing import TOKENIZER
 from test_writing import HEAD, PLAIN, model
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import answering, memory, writing
+from ecgbyte_cli.inference import batch_answering, ecg_generation
+from ecgbyte_cli.runtime import memory
 
 ON_CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. expandable_segments:True may help; dimension, size"
 
@@ -64,7 +65,7 @@ def test_out_of_memory_is_known_in_every_wording(broken):
         broken()
     assert memory.out_of_memory(error.value) and not memory.unsupported(error.value)
     with pytest.raises(Failure, match="^out of memory at --batch 4: lower --batch$"):
-        with memory.enough_memory("at --batch 4", "lower --batch"):
+        with memory.reporting_out_of_memory("at --batch 4", "lower --batch"):
             broken()
 
 
@@ -73,7 +74,10 @@ def test_what_a_device_says_is_nothing_about_the_model(broken):
     with pytest.raises((RuntimeError, TypeError)) as error:
         broken()
     assert not memory.unsupported(error.value) and not memory.out_of_memory(error.value)
-    with pytest.raises(type(error.value)), memory.enough_memory("here", "do this"):  # and stays as it is
+    with (
+        pytest.raises(type(error.value)),
+        memory.reporting_out_of_memory("here", "do this"),
+    ):  # and stays as it is
         broken()
 
 
@@ -109,26 +113,32 @@ def test_one_item_that_does_not_fit_and_other_errors_are_raised():
 
 
 def test_fewer_ecgs_are_written_side_by_side_where_memory_does_not_suffice(monkeypatch):
-    lm, write, draw = model(), writing._write, writing.Draw(seed=3)
-    wanted = list(writing.write(lm, TOKENIZER, HEAD, range(5), draw))
+    lm, write, draw = model(), ecg_generation._generate_batch, ecg_generation.Sampling(seed=3)
+    wanted = list(ecg_generation.generate_ecgs(lm, TOKENIZER, HEAD, range(5), draw))
 
     def small(lm, tokenizer, heads, starts, numbers, draw):
         if len(numbers) > 2:
             too_much()
         return write(lm, tokenizer, heads, starts, numbers, draw)
 
-    monkeypatch.setattr(writing, "_write", small)
-    for ids, other in zip(writing.write(lm, TOKENIZER, HEAD, range(5), draw), wanted, strict=True):
+    monkeypatch.setattr(ecg_generation, "_generate_batch", small)
+    for ids, other in zip(
+        ecg_generation.generate_ecgs(lm, TOKENIZER, HEAD, range(5), draw), wanted, strict=True
+    ):
         assert (ids == other).all()
-    monkeypatch.setattr(writing, "_write", lambda *_: too_much())
+    monkeypatch.setattr(ecg_generation, "_generate_batch", lambda *_: too_much())
     for guidance, said in ((1.0, "more memory"), (2.0, "leave out --guidance")):
         with pytest.raises(Failure, match=said):
-            list(writing.write(lm, TOKENIZER, HEAD, range(2), draw._replace(guidance=guidance), plain=PLAIN))
+            list(
+                ecg_generation.generate_ecgs(
+                    lm, TOKENIZER, HEAD, range(2), draw._replace(guidance=guidance), plain=PLAIN
+                )
+            )
 
 
 @pytest.mark.parametrize(("count", "said"), [(3, "lower --batch or --max-new;"), (1, "lower --max-new;")])
 def test_generate_names_what_to_lower(count, said):
-    with pytest.raises(Failure) as failure, answering._said([np.zeros(7)] * count, "record a"):
+    with pytest.raises(Failure) as failure, batch_answering._failure_line([np.zeros(7)] * count, "record a"):
         on_cuda()
     assert (
         f"out of memory at {count} questions of up to 7 tokens (record a, …): {said}" in failure.value.message

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from ecgbyte_cli.questions import Question, metrics
+from ecgbyte_cli.evaluation import metrics
+from ecgbyte_cli.questions import Question
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ from ecgbyte_cli.questions import Question, metrics
     ],
 )
 def test_exact(answer, truth, same):
-    assert metrics.exact(answer, truth) is same
+    assert metrics.exact_match(answer, truth) is same
 
 
 @pytest.mark.parametrize(
@@ -44,17 +45,17 @@ def test_f1_of_sets(answer, truth, f1):
 
 
 def test_answer_sets():
-    assert metrics.answer_set("single-verify", "not sure") == "verify"
-    assert metrics.answer_set("comparison_consecutive-query", "none") == "query"
-    assert metrics.answer_set("single-choose", "both") == "choose"
-    assert metrics.answer_set("rate", "No") == "verify"
-    assert metrics.answer_set("rhythm", "sinus rhythm") == "query"
+    assert metrics.candidate_answers("single-verify", "not sure") == "verify"
+    assert metrics.candidate_answers("comparison_consecutive-query", "none") == "query"
+    assert metrics.candidate_answers("single-choose", "both") == "choose"
+    assert metrics.candidate_answers("rate", "No") == "verify"
+    assert metrics.candidate_answers("rhythm", "sinus rhythm") == "query"
 
 
 def test_the_majority_answer_is_the_most_frequent_of_its_type():
     truths = ["yes", "no", "NO", "b, a", "a, b", "c"]
     types = ["v", "v", "v", "q", "q", "q"]
-    assert metrics.majority(truths, types) == {"v": "no", "q": "b, a"}
+    assert metrics.majority_answers(truths, types) == {"v": "no", "q": "b, a"}
 
 
 COMMA = "bigeminal pattern (unknown origin, supraventricular, or ventricular)"
@@ -84,7 +85,7 @@ def test_scores_by_attribute():
     result = metrics.score(given, ["yes", "yes", "x", "y"], ["t"] * 4, list("abcd"), 0, attributes)
     assert result["by_attribute"] == {"noise": 50, "scp_code": 100}
     assert result["control"]["majority"]["by_attribute"] == {"noise": 0, "scp_code": 0}
-    assert "noise 50.0, scp_code 100.0" in metrics.markdown(result, "Scores")
+    assert "noise 50.0, scp_code 100.0" in metrics.metrics_markdown(result, "Scores")
     assert metrics.score(given, ["yes", "yes", "x", "y"], ["t"] * 4, list("abcd"))["by_attribute"] == {}
 
 
@@ -95,16 +96,16 @@ def asked(question, answer, kind="question"):
 def test_the_guess_is_by_type_or_by_words_whichever_is_better():
     training = [asked("Rate?", "slow"), asked("Rate?", "slow"), asked("Rhythm?", "sinus")]
     # without types, each question's words have a guess of their own
-    given, by = metrics.guesses(training, [asked("Rate?", "slow"), asked("Rhythm?", "sinus")])
+    given, by = metrics.baseline_guesses(training, [asked("Rate?", "slow"), asked("Rhythm?", "sinus")])
     assert (given, by) == (["slow", "sinus"], "question")
     # words that training does not have are guessed by their type, not by what is asked
-    given, by = metrics.guesses(training, [asked("New?", "never seen"), asked("Rhythm?", "sinus")])
+    given, by = metrics.baseline_guesses(training, [asked("New?", "never seen"), asked("Rhythm?", "sinus")])
     assert (given, by) == (["slow", "sinus"], "question")
     training = [asked(f"{k}?", "no", "v") for k in range(3)] + [asked("4?", "yes", "v")]
-    given, by = metrics.guesses(training, [asked("4?", "no", "v"), asked("5?", "no", "v")])
+    given, by = metrics.baseline_guesses(training, [asked("4?", "no", "v"), asked("5?", "no", "v")])
     assert (given, by) == (["no", "no"], "type")
     # a type that training does not have
-    assert metrics.guesses([], [asked("a?", "x", "new"), asked("b?", "x", "new")])[0] == ["x", "x"]
+    assert metrics.baseline_guesses([], [asked("a?", "x", "new"), asked("b?", "x", "new")])[0] == ["x", "x"]
 
 
 # two patients with the signal right on 3 of 4 questions, and two controls right on 1 and on 2
@@ -172,12 +173,12 @@ def test_free_text_has_no_scores_per_label():
 def test_overlap():
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rouge_score")
-    same = metrics.overlap(["the heart beats in sinus rhythm"], ["the heart beats in sinus rhythm"])
+    same = metrics.text_scores(["the heart beats in sinus rhythm"], ["the heart beats in sinus rhythm"])
     assert same["bleu"] == pytest.approx(100) and same["rouge_l"] == pytest.approx(100)
     # "a b" and "a c": longest common subsequence 1 of 2 words each, F1 one half
-    assert metrics.overlap(["a b"], ["a c"])["rouge_l"] == pytest.approx(50)
+    assert metrics.text_scores(["a b"], ["a c"])["rouge_l"] == pytest.approx(50)
     # five words of six: precisions 5/6, 3/5, 1/4 and 0 of 3 (smoothed: 1/2 of it), no brevity penalty
-    bleu = metrics.overlap(["the cat sat on the mat"], ["the cat is on the mat"])["bleu"]
+    bleu = metrics.text_scores(["the cat sat on the mat"], ["the cat is on the mat"])["bleu"]
     assert bleu == pytest.approx(100 * (5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** 0.25)
 
 
@@ -192,9 +193,9 @@ def test_bleu_as_the_reference_has_it():
     # of the corpus: pieces matched of all answers over pieces of all answers, the words in 3 of 4 places
     mixed = metrics.bleu_nltk(["a b", "c d"], ["a b", "c e"])
     assert mixed == pytest.approx(100 * (3 / 4 * 1 / 2 * 0.1 / 2 * 0.1 / 2) ** 0.25)
-    both = metrics.overlap([same], [same])
+    both = metrics.text_scores([same], [same])
     if both["bleu"] is not None:
-        text = metrics.texts({"labels": {}, "set_f1": 100, **both})
+        text = metrics.text_score_line({"labels": {}, "set_f1": 100, **both})
         assert "BLEU-4 (sacrebleu) 100.0" in text and "BLEU-4 (nltk) 100.0" in text
 
 
@@ -202,7 +203,7 @@ def test_overlap_agrees_with_the_libraries_own_examples():
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rouge_score")
     # rouge-score's README: precision 1/2... of "the quick brown dog jumps on the log."
-    scores = metrics.overlap(
+    scores = metrics.text_scores(
         ["the quick brown dog jumps on the log."], ["The quick brown fox jumps over the lazy dog"]
     )
     lcs, given, true = 5, 8, 9  # the quick brown jumps the
@@ -212,7 +213,7 @@ def test_overlap_agrees_with_the_libraries_own_examples():
     truths = ["The dog bit the man.", "It was not unexpected.", "The man bit him first."]
     import sacrebleu
 
-    assert metrics.overlap(system, truths)["bleu"] == pytest.approx(
+    assert metrics.text_scores(system, truths)["bleu"] == pytest.approx(
         sacrebleu.BLEU().corpus_score(system, [truths]).score
     )
 
@@ -238,7 +239,7 @@ def test_meteor_by_hand(monkeypatch):
     monkeypatch.setattr(meteor_score, "single_meteor_score", lambda *args: score(*args, wordnet=stand_in))
     # "the cat sat" in "the cat sat here": precision 1, recall 3/4, one chunk of three matches
     mean = 10 * 1 * 0.75 / (0.75 + 9 * 1)
-    value = metrics.overlap(["the cat sat"], ["the cat sat here"])["meteor"]
+    value = metrics.text_scores(["the cat sat"], ["the cat sat here"])["meteor"]
     assert value == pytest.approx(100 * mean * (1 - 0.5 * (1 / 3) ** 3))
 
 
@@ -251,9 +252,11 @@ def test_meteor_is_left_out_without_its_data(monkeypatch):
             raise LookupError("wordnet")
 
     monkeypatch.setattr(nltk.corpus, "wordnet", Absent())
-    scores = metrics.overlap(["a"], ["a"])
+    scores = metrics.text_scores(["a"], ["a"])
     assert scores["meteor"] is None and "nltk.downloader wordnet" in scores["meteor_missing"]
-    assert "no METEOR (nltk has no wordnet" in metrics.texts({"labels": {}, "set_f1": 100, **scores})
+    assert "no METEOR (nltk has no wordnet" in metrics.text_score_line(
+        {"labels": {}, "set_f1": 100, **scores}
+    )
 
 
 def test_bertscore_of_a_local_model(tmp_path):
@@ -266,23 +269,23 @@ def test_bertscore_of_a_local_model(tmp_path):
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=len(words), **shape)).save_pretrained(tmp_path)
     truths = ["yes", "sinus rhythm"]
-    assert metrics.overlap(truths, truths, str(tmp_path))["bertscore"] == pytest.approx(100, abs=1e-3)
-    other = metrics.overlap(["no", "sinus"], truths, str(tmp_path))["bertscore"]
+    assert metrics.text_scores(truths, truths, str(tmp_path))["bertscore"] == pytest.approx(100, abs=1e-3)
+    other = metrics.text_scores(["no", "sinus"], truths, str(tmp_path))["bertscore"]
     assert other < 99.9
     # an empty answer counts as nothing, and does not break the others
-    assert metrics.overlap(["yes", ""], truths, str(tmp_path))["bertscore"] == pytest.approx(50, abs=1e-3)
+    assert metrics.text_scores(["yes", ""], truths, str(tmp_path))["bertscore"] == pytest.approx(50, abs=1e-3)
 
 
 def test_the_table_fits_and_says_what_the_signal_adds():
     controls = ("no signal", "shuffled", "flat line", "noise", "majority")
     answers = {"signal": ANSWERS["signal"], **{name: ANSWERS["no signal"] for name in controls}}
     result = metrics.score(answers, TRUTHS, TYPES, PATIENTS)
-    header, lines = metrics.rows(result)
+    header, lines = metrics.score_rows(result)
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     assert sum(widths) + 2 * (len(widths) - 1) <= 80
     assert [line[0] for line in lines] == ["t", "u", "all", "95 % interval"]
     assert "50.0 points" in metrics.headline(result)
-    text = metrics.markdown(result | {"bleu": 1.0}, "Scores")
+    text = metrics.metrics_markdown(result | {"bleu": 1.0}, "Scores")
     grid = [line for line in text.splitlines() if line.startswith("|")]
     assert len(grid) == 6 and {line.count("|") for line in grid} == {len(header) + 1}
     assert re.search(r"\| all \| 75\.0 \|", text)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from ecgbyte_cli.model import ecg_lm
-from ecgbyte_cli.model.beginning import begin
-from ecgbyte_cli.model.optimizer import make_optimizer
-from ecgbyte_cli.model.samples import read_samples
-from ecgbyte_cli.model.training import DEFAULTS
-from ecgbyte_cli.questions import metrics
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.evaluation import metrics
+from ecgbyte_cli.model import model_folder
+from ecgbyte_cli.model import tiny as tiny_module
+from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training.dataset import read_samples
+from ecgbyte_cli.training.optimizer import make_optimizer
+from ecgbyte_cli.training.setup import load_for_training
+from ecgbyte_cli.training.trainer import DEFAULTS
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -42,7 +43,7 @@ def two_files(small, tmp_path):
 
 def samples_of(small):
     settings = DEFAULTS | {"base": "tiny", "method": "full", "lr": 1e-3}
-    return begin(WorkDir(small / "ecgbyte-work"), settings, "cpu")[2]
+    return load_for_training(WorkDir(small / "ecgbyte-work"), settings, "cpu")[2]
 
 
 def test_a_weight_is_how_often_a_file_is_read_in_an_epoch(small, two_files):
@@ -91,7 +92,7 @@ def test_types_are_taken_alone(small, work, ecgbyte):
 
 
 def test_adapters_and_rates_are_as_they_are_told(small, tmp_path, work, ecgbyte):
-    base, text_tokenizer = ecg_lm.tiny()
+    base, text_tokenizer = tiny_module.build_tiny()
     base.save_pretrained(tmp_path / "base"), text_tokenizer.save_pretrained(tmp_path / "base")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", tmp_path / "base", "--method", "lora"]
     args += ["--steps", 2, "--batch", 1, "--rows-lr", 1e-3, "--weight-decay", 0.2]
@@ -99,7 +100,7 @@ def test_adapters_and_rates_are_as_they_are_told(small, tmp_path, work, ecgbyte)
     assert result.exit_code == 0, result.stderr
     said = json.loads((work / "model" / "adapter_config.json").read_text())
     assert (said["r"], said["lora_alpha"]) == (3, 5.5)
-    lm = ecg_lm.load(work / "model", "cpu", trainable=True)[0]
+    lm = model_folder.load_model(work / "model", "cpu", trainable=True)[0]
     groups = make_optimizer(
         lm, {"method": "lora", "lr": 2e-4, "rows_lr": 1e-3, "weight_decay": 0.2}
     ).param_groups
@@ -115,10 +116,10 @@ def test_the_rows_learn_at_their_own_rate(small, work, ecgbyte):
     """Where it is next to nothing they stay, and the rest of the model does not."""
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 3, "--ecg-loss", 0]
     assert ecgbyte(*args, "--rows-lr", 1e-12, "--weight-decay", 0, work=work).exit_code == 0
-    lm, _, tokenizer, about = ecg_lm.load(work / "model", "cpu")
+    lm, _, tokenizer, about = model_folder.load_model(work / "model", "cpu")
     settings = DEFAULTS | {"base": "tiny", "method": "full", "lr": 1e-3}
     torch.manual_seed(0)
-    first = begin(WorkDir(work), settings, "cpu")[0]
+    first = load_for_training(WorkDir(work), settings, "cpu")[0]
     torch.testing.assert_close(lm.ecg_rows.weight, first.ecg_rows.weight, atol=1e-9, rtol=0)
     moved = [
         (a - b).abs().max().item() for a, b in zip(lm.base.parameters(), first.base.parameters(), strict=True)
@@ -127,7 +128,7 @@ def test_the_rows_learn_at_their_own_rate(small, work, ecgbyte):
 
 
 def test_a_system_prompt_is_learned_and_kept(small, tmp_path, work, ecgbyte):
-    base, text_tokenizer = ecg_lm.tiny()
+    base, text_tokenizer = tiny_module.build_tiny()
     text_tokenizer.chat_template = CHATML
     text_tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     base.resize_token_embeddings(len(text_tokenizer))
@@ -167,9 +168,9 @@ def test_several_seeds_are_trained_and_scored_together(small, work, ecgbyte):
 
 def test_the_interval_over_seeds_is_students():
     results = [{"exact_match": v, "difference": v - 30, "by_type": {"a": v}} for v in (80.0, 82.0, 87.0)]
-    over = metrics.over_seeds(results)
+    over = metrics.summarize_seeds(results)
     # mean 83, sd 3.606, 4.303 of them over sqrt 3
     assert over["exact_match"]["mean"] == 83 and over["difference"]["mean"] == 53
     assert over["by_type"]["a"]["interval"] == pytest.approx([83 - 8.957, 83 + 8.957], abs=1e-3)
-    lines, header = metrics.seed_rows(over)
+    lines, header = metrics.seed_table(over)
     assert [line[0] for line in lines] == ["a", "all", "gain"] and len(header) == len(lines[0])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ecgbyte_cli.signal import origin
-from ecgbyte_cli.workdir import WorkDir, read_table
+from ecgbyte_cli.storage.files import read_table
+from ecgbyte_cli.storage.workdir import WorkDir
 
 SEGMENTS = {"segment": np.arange(10), "split": ["train", "test"] * 5}
 LEARNED = "whose recordings the merges were learned from"

@@ -19,10 +19,11 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install ecg
 
 from serving import WAIT, proxied, running, service, stand_in  # noqa: E402
 
-from ecgbyte_cli.model import certainty, ecg_lm  # noqa: E402
-from ecgbyte_cli.model.conversation import Conversation, Reader  # noqa: E402
+from ecgbyte_cli.inference import certainty
+from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader  # noqa: E402
+from ecgbyte_cli.model import model_folder  # noqa: E402
 from ecgbyte_cli.signal.preprocess import LEADS  # noqa: E402
-from ecgbyte_cli.web import app, shelf  # noqa: E402
+from ecgbyte_cli.web import app, recordings  # noqa: E402
 
 # as root in a container; without the others the browser asks for hosts of its maker at every start
 FLAGS = [
@@ -103,9 +104,9 @@ def tokenizer(small):
 def tiny(small):
     """The trained model."""
     model = small / "ecgbyte-work" / "model"
-    lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(model, "cpu")
+    lm, text_tokenizer, ecg_tokenizer, about = model_folder.load_model(model, "cpu")
     about = {**about, "folder": "model"}
-    return app.Model(lm, text_tokenizer, shelf.SharedReader(ecg_tokenizer, "longest"), about, 24)
+    return app.Model(lm, text_tokenizer, recordings.SharedReader(ecg_tokenizer, "longest"), about, 24)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +232,7 @@ def test_a_token_tells_what_it_is(visit, address):
 
 
 def test_how_sure_an_answer_is_stands_below_it(visit, folder, tiny, small, monkeypatch):
-    known = certainty.read(small / "ecgbyte-work" / "model", tiny.reader.tokenizer.vocab_size)
+    known = certainty.read_certainty(small / "ecgbyte-work" / "model", tiny.reader.tokenizer.vocab_size)
     monkeypatch.setattr(certainty.Certainty, "unlike", lambda *_: ["lead II flat"])
     with running(service(folder, tiny._replace(certainty=known))) as address:
         page = ready(visit(address))
@@ -246,7 +247,7 @@ def test_how_sure_an_answer_is_stands_below_it(visit, folder, tiny, small, monke
 
 def test_a_question_is_answered_as_in_chat(visit, folder, tiny):
     header = sorted(folder.glob("*.hea"))[0]
-    reader = Reader(tiny.reader.tokenizer, "longest")
+    reader = RecordingLoader(tiny.reader.tokenizer, "longest")
     chat = Conversation(tiny.lm, tiny.text_tokenizer, reader, tiny.about, [reader.read(header)], 24)
     expected = [chat.ask(question).answer for question in (QUESTION, "And now?")]
     with running(service(folder, tiny)) as address:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgbyte_cli import pictures
 from ecgbyte_cli.failure import printable
+from ecgbyte_cli.render import figures
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import WorkDir, read_array, read_table
+from ecgbyte_cli.storage.files import read_array, read_table
+from ecgbyte_cli.storage.workdir import WorkDir
 
 
 @pytest.fixture
@@ -37,13 +38,13 @@ def test_the_default_place_is_the_work_folder(small, record, ecgbyte):
 
 def test_the_tokens_picture_draws_every_token_of_the_lead(small, record, ecgbyte, monkeypatch):
     drawn = {}
-    real = pictures.tokens
+    real = figures.plot_tokens
 
     def spy(signal, decoded, fs, lead, ids, starts, stops, title):
         drawn.update(signal=signal, fs=fs, lead=lead, ids=ids, starts=starts, stops=stops)
         return real(signal, decoded, fs, lead, ids, starts, stops, title)
 
-    monkeypatch.setattr(pictures, "tokens", spy)
+    monkeypatch.setattr(figures, "plot_tokens", spy)
     result = ecgbyte("plot", "tokens", record, "--lead", "V1", "--json", work=small / "ecgbyte-work")
     assert json.loads(result.stdout)["tokens"] == len(drawn["ids"])
     assert drawn["lead"] == "V1" and drawn["signal"].shape == (1000,) and drawn["fs"] == 100
@@ -55,11 +56,11 @@ def test_twelve_leads_make_the_usual_sheet(small, record):
     from ecgbyte_cli import readers
 
     recording = readers.read(record)
-    axes = pictures.sheet(recording.signal, recording.fs, recording.leads, "title").axes[0]
+    axes = figures.plot_sheet(recording.signal, recording.fs, recording.leads, "title").axes[0]
     shown = [text.get_text() for text in axes.texts]
-    assert [lead for row in pictures.SHEET for lead in row] == shown[:12] and shown[12] == "II"
+    assert [lead for row in figures.SHEET for lead in row] == shown[:12] and shown[12] == "II"
     assert "25 mm/s" in shown[13]
-    two = pictures.sheet(recording.signal[:2], recording.fs, ["I", "II"], "title").axes[0]
+    two = figures.plot_sheet(recording.signal[:2], recording.fs, ["I", "II"], "title").axes[0]
     assert [text.get_text() for text in two.texts][:2] == ["I", "II"]
 
 
@@ -85,8 +86,8 @@ def test_the_distribution_counts_the_tokens_of_a_record_or_of_all(
     tokens, places = read_array(work.tokens), read_table(work.token_segments)
     lengths = ECGTokenizer.from_file(work.ecg_tokenizer).lengths
     drawn = []
-    real = pictures.distribution
-    monkeypatch.setattr(pictures, "distribution", lambda *args: drawn.append(args) or real(*args))
+    real = figures.plot_token_distribution
+    monkeypatch.setattr(figures, "plot_token_distribution", lambda *args: drawn.append(args) or real(*args))
     for name, segments in (("all", 64), ("synth00001", 1)):
         out = tmp_path / f"{name}.svg"
         result = ecgbyte("plot", "distribution", name, "--out", out, "--json", work=work.root)
@@ -125,15 +126,17 @@ ODD = [
 def test_names_of_every_kind_are_drawn_as_they_are(name, tmp_path):
     signal, density = np.random.default_rng(0).normal(0, 0.3, (2, 1000)), np.ones((2, 1000)) / 2000
     drawn = [
-        pictures.attention(signal, 100.0, [name, "V1"], density, [name, "?"], np.array([0.4, 0.1]), name),
-        pictures.tokens(
+        figures.plot_attribution(
+            signal, 100.0, [name, "V1"], density, [name, "?"], np.array([0.4, 0.1]), name
+        ),
+        figures.plot_tokens(
             signal[0], signal[0], 100.0, name, np.array([3]), np.array([0]), np.array([1000]), name
         ),
-        pictures.distribution(np.array([3, 1]), np.array([10.0, 20.0]), np.array([4]), name),
+        figures.plot_token_distribution(np.array([3, 1]), np.array([10.0, 20.0]), np.array([4]), name),
     ]
     for i, figure in enumerate(drawn):
         for ending in ("png", "svg", "pdf"):
-            pictures.save(figure, tmp_path / f"{i}.{ending}")
+            figures.save_figure(figure, tmp_path / f"{i}.{ending}")
     shown = [
         text for figure in drawn for text in figure.findobj(match=lambda x: hasattr(x, "get_parse_math"))
     ]
@@ -146,8 +149,8 @@ def test_names_of_every_kind_are_drawn_as_they_are(name, tmp_path):
 @given(st.text(st.characters(codec="utf-8", exclude_characters="/\0\n\r"), min_size=1, max_size=12))
 def test_a_question_of_any_text_can_be_drawn(tmp_path_factory, text):
     signal, density = np.zeros((1, 100)), np.ones((1, 100)) / 100
-    figure = pictures.attention(signal, 100.0, ["II"], density, [text], np.array([0.5]), f"r: {text}")
-    pictures.save(figure, tmp_path_factory.mktemp("drawn") / "x.png")
+    figure = figures.plot_attribution(signal, 100.0, ["II"], density, [text], np.array([0.5]), f"r: {text}")
+    figures.save_figure(figure, tmp_path_factory.mktemp("drawn") / "x.png")
 
 
 @pytest.mark.parametrize("kind", ["ecg", "tokens", "attention"])
@@ -177,10 +180,10 @@ def table(tmp_path):
 
 
 def drawn_signal(monkeypatch):
-    seen, real = {}, pictures.sheet
+    seen, real = {}, figures.plot_sheet
     monkeypatch.setattr(
-        pictures,
-        "sheet",
+        figures,
+        "plot_sheet",
         lambda *args: seen.update(zip(("mv", "fs", "leads"), args[:3], strict=True)) or real(*args),
     )
     return seen

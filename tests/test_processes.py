@@ -6,22 +6,22 @@ import signal
 import pytest
 import torch
 
-from ecgbyte_cli.model import processes
-from ecgbyte_cli.model.processes import Stop, process_group
+from ecgbyte_cli.training import distributed as distributed_module
+from ecgbyte_cli.training.distributed import StopSignal, process_group
 
 
 def test_one_process_stops_at_once_where_nothing_is_lost_and_else_when_asked():
-    with pytest.raises(KeyboardInterrupt), Stop("cpu") as stop:
+    with pytest.raises(KeyboardInterrupt), StopSignal("cpu") as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.agreed()  # it goes on until here
         stop.check()
     for number in (signal.SIGINT, signal.SIGTERM):
         before = signal.getsignal(number)
-        with pytest.raises(KeyboardInterrupt), Stop("cpu") as stop, stop.at_once(), stop.at_once():
+        with pytest.raises(KeyboardInterrupt), StopSignal("cpu") as stop, stop.at_once(), stop.at_once():
             os.kill(os.getpid(), number)
             pytest.fail("it went on")
         assert signal.getsignal(number) == before
-    with pytest.raises(KeyboardInterrupt), Stop("cpu") as stop:
+    with pytest.raises(KeyboardInterrupt), StopSignal("cpu") as stop:
         with stop.at_once():
             with stop.at_once():
                 pass
@@ -32,19 +32,21 @@ def test_one_process_stops_at_once_where_nothing_is_lost_and_else_when_asked():
 
 
 def test_a_stop_that_nobody_asked_about_ends_the_block():
-    with pytest.raises(KeyboardInterrupt), Stop("cpu"):
+    with pytest.raises(KeyboardInterrupt), StopSignal("cpu"):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_of_several_processes_all_stop_when_any_was_asked(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     of_the_other = [0, 0, 1, 1]
-    monkeypatch.setattr(processes, "over_processes", lambda values, _: [values[0] + of_the_other.pop(0)])
-    with Stop("cpu") as stop, stop.at_once():
+    monkeypatch.setattr(
+        distributed_module, "sum_over_processes", lambda values, _: [values[0] + of_the_other.pop(0)]
+    )
+    with StopSignal("cpu") as stop, stop.at_once():
         assert not stop.agreed()
-    with pytest.raises(KeyboardInterrupt), Stop("cpu") as stop:
+    with pytest.raises(KeyboardInterrupt), StopSignal("cpu") as stop:
         stop.check()  # the other one was asked
-    with pytest.raises(KeyboardInterrupt), Stop("cpu") as stop, stop.at_once():
+    with pytest.raises(KeyboardInterrupt), StopSignal("cpu") as stop, stop.at_once():
         for _ in range(3):  # launchers repeat the signal; nobody leaves before all have agreed
             os.kill(os.getpid(), signal.SIGTERM)
         assert len(of_the_other) == 1
@@ -73,9 +75,9 @@ def test_all_wait_for_the_first_before_they_meet(monkeypatch, rank, looks, devic
     called, store, distributed = [], Store(looks), torch.distributed
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setattr("ecgbyte_cli.model.ecg_lm.best_device", lambda: device)
+    monkeypatch.setattr("ecgbyte_cli.model.base_model.best_device", lambda: device)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setattr(processes.time, "sleep", lambda _: called.append("waits"))
+    monkeypatch.setattr(distributed_module.time, "sleep", lambda _: called.append("waits"))
     monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(store, rank, 2)]))
     monkeypatch.setattr(distributed, "PrefixStore", lambda _, store: store)
     monkeypatch.setattr(distributed, "init_process_group", lambda name, **_: called.append(name))

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import ecg_lm
-from ecgbyte_cli.model.layout import Layout, leads_of
-from ecgbyte_cli.model.prompt import IGNORED, Prompt, trim
-from ecgbyte_cli.model.template import DATE, Template, TemplateError
+from ecgbyte_cli.model import tiny
+from ecgbyte_cli.model.chat_template import DATE, ChatTemplate, TemplateError
+from ecgbyte_cli.model.layout import Layout, lead_ranges
+from ecgbyte_cli.model.prompt import IGNORED, Prompt, trim_ecgs
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<eos>\n{% endfor %}"
@@ -23,7 +23,7 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system 
 
 
 def prompt_with(template=None):
-    _, text_tokenizer = ecg_lm.tiny()
+    _, text_tokenizer = tiny.build_tiny()
     text_tokenizer.chat_template = template
     return Prompt(text_tokenizer, Layout(len(text_tokenizer))), text_tokenizer
 
@@ -37,7 +37,7 @@ def shown(ids, prompt, text_tokenizer):
 
 @pytest.mark.parametrize("layout", [259, np.int64(259), None])
 def test_a_prompt_takes_a_layout_and_nothing_else(layout):
-    _, text_tokenizer = ecg_lm.tiny()
+    _, text_tokenizer = tiny.build_tiny()
     with pytest.raises(TypeError, match="takes the layout of a model, such as lm.layout"):
         Prompt(text_tokenizer, layout)
 
@@ -91,7 +91,7 @@ def test_trim_takes_evenly_from_the_end_of_each_lead(counts, budget):
     ecgs = [
         100 * lead + np.concatenate([np.arange(n) for n in c]) for lead, c in zip(leads, counts, strict=True)
     ]
-    trimmed, left = trim(ecgs, leads, budget)
+    trimmed, left = trim_ecgs(ecgs, leads, budget)
     total = sum(map(sum, counts))
     assert sum(map(len, trimmed)) == min(total, budget)
     lost = []
@@ -107,7 +107,7 @@ def test_trim_takes_evenly_from_the_end_of_each_lead(counts, budget):
 
 def test_leads_of():
     lengths = np.array([1, 1, 3, 5])
-    assert leads_of(np.array([2, 0, 1, 3, 3, 0]), lengths, samples=5).tolist() == [0, 0, 0, 1, 2, 3]
+    assert lead_ranges(np.array([2, 0, 1, 3, 3, 0]), lengths, samples=5).tolist() == [0, 0, 0, 1, 2, 3]
 
 
 PIECES = st.lists(st.text("ab ?,.é\n", max_size=12), min_size=1, max_size=3)
@@ -167,7 +167,7 @@ def test_every_answer_ends_with_a_token_that_the_model_can_stop_on(template, ans
     ("template", "works"), [(None, False), (NO_END, False), (NEXT_ROLE, False), (CHATML, True)]
 )
 def test_a_text_tokenizer_without_an_end_is_refused_unless_the_template_has_one(template, works):
-    _, text_tokenizer = ecg_lm.tiny()
+    _, text_tokenizer = tiny.build_tiny()
     text_tokenizer.eos_token = None
     text_tokenizer.name_or_path = "some/model"
     text_tokenizer.chat_template = template
@@ -270,14 +270,14 @@ TEMPLATES = [
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_templates_are_rendered_as_transformers_renders_them(template):
-    _, text_tokenizer = ecg_lm.tiny()
+    _, text_tokenizer = tiny.build_tiny()
     text_tokenizer.chat_template = template
     messages = [
         {"role": "user", "content": "<é> \"'&\n"},
         {"role": "assistant", "content": " b "},
         {"role": "user", "content": "c"},
     ]
-    ours = Template(template, text_tokenizer.special_tokens_map, DATE, "x").render(messages)
+    ours = ChatTemplate(template, text_tokenizer.special_tokens_map, DATE, "x").render(messages)
     assert ours == text_tokenizer.apply_chat_template(messages, tokenize=False)
 
 
@@ -299,8 +299,8 @@ def test_templates_are_rendered_as_transformers_renders_them(template):
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused_in_time_by_any_thread(template, monkeypatch):
-    monkeypatch.setattr("ecgbyte_cli.model.template.SECONDS", 1)
-    _, text_tokenizer = ecg_lm.tiny()
+    monkeypatch.setattr("ecgbyte_cli.model.chat_template.SECONDS", 1)
+    _, text_tokenizer = tiny.build_tiny()
     text_tokenizer.chat_template, text_tokenizer.name_or_path = template, "some/model"
     caught = []
 
@@ -318,8 +318,8 @@ def test_a_template_that_cannot_be_used_is_refused_in_time_by_any_thread(templat
 
 
 def test_a_template_that_fails_once_still_renders_the_next_conversation(monkeypatch):
-    monkeypatch.setattr("ecgbyte_cli.model.template.SECONDS", 1)
-    template = Template(
+    monkeypatch.setattr("ecgbyte_cli.model.chat_template.SECONDS", 1)
+    template = ChatTemplate(
         "{% if messages | length > 1 %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
         "{% endif %}{{ messages[0].content or raise_exception('empty') }}",
         {},
@@ -335,7 +335,7 @@ def test_a_template_that_fails_once_still_renders_the_next_conversation(monkeypa
 
 
 def test_the_process_of_a_template_ends_with_it():
-    template = Template("{{ messages }}", {}, DATE, "x")
+    template = ChatTemplate("{{ messages }}", {}, DATE, "x")
     template.render([])
     process = template.process
     assert process.poll() is None

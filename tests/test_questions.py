@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import files as questions
+from ecgbyte_cli.questions import question_file
 
 SEGMENTS = {"record": ["a", "a", "b"], "patient": ["p1", "p1", "p2"], "split": ["train", "train", "test"]}
 
@@ -32,29 +32,29 @@ def test_read_and_join(tmp_path):
         {"record": "a", "question": "q2", "answer": "y", "split": "val"},
         {"record": "c", "question": "q3", "answer": "z"},
     )
-    joined, unmatched = questions.join(questions.read(path), SEGMENTS)
+    joined, unmatched = question_file.join_segments(question_file.read_questions(path), SEGMENTS)
     assert [(q.question, q.type, *rest) for q, *rest in joined] == [
         ("q1", "t", 2, "p2", "test"),
         ("q2", "question", 0, "p1", "val"),  # the first segment of its record, and its own split
     ]
     assert [q.record for q in unmatched] == ["c"]
-    assert questions.describe(unmatched, 3).startswith("1 of 3 questions") and "(c)" in questions.describe(
-        unmatched, 3
-    )
+    assert question_file.describe_unmatched(unmatched, 3).startswith(
+        "1 of 3 questions"
+    ) and "(c)" in question_file.describe_unmatched(unmatched, 3)
 
 
 def test_ecg_qa_over_ptb_xl(real_data):
     """The published items; the last two are about PTB-XL's record 6002, in the Challenge called HR06002."""
-    read = questions.read(real_data / "ecg-qa" / "template" / "train" / "000000.json")
+    read = question_file.read_questions(real_data / "ecg-qa" / "template" / "train" / "000000.json")
     assert len(read) == 62 and {q.split for q in read} == {"train"}
     assert {q.type for q in read} == {"single-verify", "comparison_irrelevant-query"}
     for name in ("HR06002", "06002_hr", "06002_lr"):
-        joined, unmatched = questions.join(read, segments_of("JS20000", name))
+        joined, unmatched = question_file.join_segments(read, segments_of("JS20000", name))
         assert [(q.answer, i, split) for q, i, _, split in joined] == [("no", 1, "train")] * 2
         assert len(unmatched) == 60
     comparison = next(q for q in read if q.type.startswith("comparison"))
     assert len(comparison.records) == 2
-    joined, _ = questions.join([comparison], segments_of(*reversed(comparison.records)))
+    joined, _ = question_file.join_segments([comparison], segments_of(*reversed(comparison.records)))
     assert joined[0][0].segments == (1, 0)
 
 
@@ -65,10 +65,12 @@ def test_ecg_qa_over_mimic_iv(tmp_path):
     path.write_text(
         json.dumps([item | {"answer": ["pr interval", "rr interval"], "ecg_id": [43402541, 6002]}])
     )
-    (question,) = questions.read(path)
+    (question,) = question_file.read_questions(path)
     assert question.records == ("43402541", "06002_hr")
     assert (question.answer, question.split) == ("pr interval; rr interval", "val")
-    assert questions.join([question], segments_of("43402541", "6002"))[0] == []  # 6002 is no name of PTB-XL's
+    assert (
+        question_file.join_segments([question], segments_of("43402541", "6002"))[0] == []
+    )  # 6002 is no name of PTB-XL's
 
 
 @pytest.mark.parametrize(
@@ -89,11 +91,14 @@ def test_conversations(tmp_path, where, record):
     ]
     path = tmp_path / "instruct.json"
     path.write_text(json.dumps([{"id": "1", **where, "conversations": said}]))
-    (question,) = questions.read(path)
+    (question,) = question_file.read_questions(path)
     assert question.records == (record,) and question.type == "conversation"
     assert question.turns == (("Rhythm?", "Sinus."), ("Rate?", "60."))
     assert (question.question, question.answer) == question.turns[-1]
-    assert questions.read(write(tmp_path / "i.jsonl", {**where, "conversations": said}))[0] == question
+    assert (
+        question_file.read_questions(write(tmp_path / "i.jsonl", {**where, "conversations": said}))[0]
+        == question
+    )
 
 
 def test_csv(tmp_path):
@@ -101,7 +106,7 @@ def test_csv(tmp_path):
     path.write_text(
         'record,question,answer,type,split\na,"Rhythm, please?","sinus\nrhythm",r,test\nb,q,x,,\n'
     )
-    first, second = questions.read(path)
+    first, second = question_file.read_questions(path)
     assert (first.question, first.answer, first.type, first.split) == (
         "Rhythm, please?",
         "sinus\nrhythm",
@@ -116,16 +121,16 @@ def test_a_folder_gives_the_splits_of_its_parts_and_a_lone_file_does_not(tmp_pat
     write(tmp_path / "qa" / "train" / "1.jsonl", item)
     write(tmp_path / "qa" / "valid.jsonl", item)
     lone = write(tmp_path / "qa" / "test" / "1.jsonl", item | {"split": "val"}, item)
-    assert [q.split for q in questions.read(tmp_path / "qa")] == ["val", "test", "train", "val"]
-    assert [q.split for q in questions.read(lone)] == ["val", None]
-    before = questions.sha256(tmp_path / "qa")
+    assert [q.split for q in question_file.read_questions(tmp_path / "qa")] == ["val", "test", "train", "val"]
+    assert [q.split for q in question_file.read_questions(lone)] == ["val", None]
+    before = question_file.questions_sha256(tmp_path / "qa")
     lone.write_text(lone.read_text() + "\n")
-    assert questions.sha256(tmp_path / "qa") != before
+    assert question_file.questions_sha256(tmp_path / "qa") != before
 
 
 def test_two_records_on_different_sides_cannot_be_compared(tmp_path):
     path = write(tmp_path / "qa.jsonl", {"record": ["a", "b"], "question": "q", "answer": "x"})
-    joined, unmatched = questions.join(questions.read(path), SEGMENTS)
+    joined, unmatched = question_file.join_segments(question_file.read_questions(path), SEGMENTS)
     assert not joined and unmatched[0].records == ("a", "b")
 
 
@@ -157,17 +162,17 @@ def test_a_bad_file_is_one_line(tmp_path, name, text, said):
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(Failure, match=said) as error:
-        questions.read(path)
+        question_file.read_questions(path)
     assert str(path) in error.value.message and "\n" not in error.value.message
 
 
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(Failure, match="cannot be read"):
-        questions.read(tmp_path / "none.jsonl")
+        question_file.read_questions(tmp_path / "none.jsonl")
     with pytest.raises(Failure, match="cannot be read"):
-        questions.sha256(tmp_path / "none.jsonl")
+        question_file.questions_sha256(tmp_path / "none.jsonl")
     with pytest.raises(Failure, match="no question files"):
-        questions.read(tmp_path)
+        question_file.read_questions(tmp_path)
 
 
 ROW = st.tuples(
@@ -184,7 +189,9 @@ def test_csv_gives_back_what_a_writer_wrote(tmp_path_factory, rows):
         writer = csv.writer(file)
         writer.writerow(["record", "question", "answer"])
         writer.writerows(["r", f"q{question}", f"a{answer}"] for question, answer in rows)
-    assert [(q.question, q.answer) for q in questions.read(path)] == [(f"q{q}", f"a{a}") for q, a in rows]
+    assert [(q.question, q.answer) for q in question_file.read_questions(path)] == [
+        (f"q{q}", f"a{a}") for q, a in rows
+    ]
 
 
 @pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
@@ -192,7 +199,7 @@ def test_line_ends_that_csv_does_not_know_part_no_rows(tmp_path, end):
     path = tmp_path / "qa.csv"
     text = f'record,question,answer\nr,Is it{end}sinus?,yes\r\ns,"a{end}\nb",{end}no'
     path.write_bytes(text.encode())
-    assert [(q.question, q.answer) for q in questions.read(path)] == [
+    assert [(q.question, q.answer) for q in question_file.read_questions(path)] == [
         (f"Is it{end}sinus?", "yes"),
         (f"a{end}\nb", f"{end}no"),
     ]
@@ -200,7 +207,7 @@ def test_line_ends_that_csv_does_not_know_part_no_rows(tmp_path, end):
 
 def test_a_fifo_is_no_question_file(tmp_path):
     os.mkfifo(tmp_path / "qa.jsonl")
-    for ask in (questions.read, questions.sha256):
+    for ask in (question_file.read_questions, question_file.questions_sha256):
         with pytest.raises(Failure, match="no regular file"):
             ask(tmp_path / "qa.jsonl")
 
@@ -244,23 +251,25 @@ TABLE = {
     ],
 )
 def test_a_record_is_found_by_its_name_or_the_end_of_its_path(name, segment):
-    joined, unmatched = questions.join([questions.Question(name, "q", "a", "t", None)], TABLE)
+    joined, unmatched = question_file.join_segments(
+        [question_file.Question(name, "q", "a", "t", None)], TABLE
+    )
     assert [i for _, i, *_ in joined] == ([] if segment is None else [segment])
     assert len(unmatched) == (segment is None)
 
 
 def test_a_name_of_several_recordings_is_refused_and_told_of():
-    asked = [questions.Question(name, "q", "a", "t", None) for name in ("rec_1", "rec_2", "none")]
-    joined, unmatched = questions.join(asked, TABLE)
+    asked = [question_file.Question(name, "q", "a", "t", None) for name in ("rec_1", "rec_2", "none")]
+    joined, unmatched = question_file.join_segments(asked, TABLE)
     assert [q.record for q, *_ in joined] == ["rec_2"] and [q.record for q in unmatched] == ["rec_1", "none"]
-    said = questions.describe(unmatched, 3)
+    said = question_file.describe_unmatched(unmatched, 3)
     assert "1 of 3 questions name a record that several recordings are called (rec_1)" in said
     assert "1 of 3 questions are about records that were not encoded (none)" in said
     assert "Person_02/rec_1" in said
 
 
 def asked_about(record, split, question="q", answer="a"):
-    return questions.Question(record, question, answer, "t", split)
+    return question_file.Question(record, question, answer, "t", split)
 
 
 @pytest.mark.parametrize(
@@ -273,31 +282,31 @@ def asked_about(record, split, question="q", answer="a"):
 )
 def test_patients_on_both_sides_of_any_pair_of_splits(one, other, said):
     table = {"record": ["a", "b", "c"], "patient": ["p", "p", "q"], "split": ["test", "test", "test"]}
-    joined, _ = questions.join(
+    joined, _ = question_file.join_segments(
         [asked_about("a", one), asked_about("b", other), asked_about("c", other)], table
     )
-    assert questions.crossings(joined, set(), "F") == [f"1 patients are {said}, as F has it: p"]
-    joined, _ = questions.join([asked_about("a", one), asked_about("c", other)], table)
-    assert questions.crossings(joined, set(), "F") == []
+    assert question_file.split_leaks(joined, set(), "F") == [f"1 patients are {said}, as F has it: p"]
+    joined, _ = question_file.join_segments([asked_about("a", one), asked_about("c", other)], table)
+    assert question_file.split_leaks(joined, set(), "F") == []
 
 
 def test_test_questions_about_recordings_that_the_merges_were_learned_from():
     table = {"record": ["a", "b"], "patient": ["p", "q"], "split": ["train", "test"]}
-    joined, _ = questions.join([asked_about("a", "test"), asked_about("b", "test")], table)
-    (line,) = questions.crossings(joined, {"p"}, "F")
+    joined, _ = question_file.join_segments([asked_about("a", "test"), asked_about("b", "test")], table)
+    (line,) = question_file.split_leaks(joined, {"p"}, "F")
     assert line == (
         "1 patients of the test questions are among those whose recordings the merges were learned from: p"
     )
-    assert questions.crossings(joined, set(), "F") == []
+    assert question_file.split_leaks(joined, set(), "F") == []
 
 
 def test_test_questions_that_stand_in_training_are_counted():
     table = {"record": ["a", "b"], "patient": ["p", "q"], "split": ["train", "train"]}
     asked = [asked_about("a", "train"), asked_about("a", "test"), asked_about("b", "test")]
     asked += [asked_about("a", "test", "another")]
-    joined, _ = questions.join(asked, table)
-    assert questions.seen_in_training(joined) == 1
-    assert "1 of 3 test questions stand in training too" in questions.crossings(joined, set(), "F")[-1]
+    joined, _ = question_file.join_segments(asked, table)
+    assert question_file.count_seen_in_training(joined) == 1
+    assert "1 of 3 test questions stand in training too" in question_file.split_leaks(joined, set(), "F")[-1]
 
 
 def test_answers_of_ecg_qa_stay_lists_in_one_order(tmp_path):
@@ -307,7 +316,7 @@ def test_answers_of_ecg_qa_stay_lists_in_one_order(tmp_path):
     lists = [["sinus", comma], [comma, "sinus"], ["yes"], []]
     path = tmp_path / "qa.json"
     path.write_text(json.dumps([item | {"answer": answer} for answer in lists]))
-    first, second, one, none = questions.read(path)
+    first, second, one, none = question_file.read_questions(path)
     assert first == second and first.answer == f"{comma}; sinus" and first.truth == (comma, "sinus")
     assert (one.answer, one.truth) == ("yes", ("yes",)) and (none.answer, none.truth) == ("none", ("none",))
     assert (first.template_id, first.attribute_type) == (4, "scp_code")
@@ -317,16 +326,16 @@ def test_ecg_qa_as_cloned(real_data, tmp_path):
     """Tables of answers and of ECGs lie beside the questions."""
     cloned = real_data / "ecg-qa" / "ptbxl"
     assert (cloned / "answers_for_each_template.csv").exists()
-    read = questions.read(cloned)
-    parts = [questions.read(cloned / name) for name in ("paraphrased", "template")]
+    read = question_file.read_questions(cloned)
+    parts = [question_file.read_questions(cloned / name) for name in ("paraphrased", "template")]
     assert read == [*parts[0], *parts[1]] and {q.split for q in read} == {"train", "val", "test"}
     assert all(q.template_id and q.attribute_type for q in read)
     shutil.copytree(cloned / "template", tmp_path / "qa")
-    before = questions.sha256(tmp_path / "qa")
+    before = question_file.questions_sha256(tmp_path / "qa")
     shutil.copy(cloned / "answers_for_each_template.csv", tmp_path / "qa")
-    assert questions.sha256(tmp_path / "qa") == before
+    assert question_file.questions_sha256(tmp_path / "qa") == before
     with pytest.raises(Failure, match="needs record, question and answer"):
-        questions.read(tmp_path / "qa" / "answers_for_each_template.csv")
+        question_file.read_questions(tmp_path / "qa" / "answers_for_each_template.csv")
 
 
 def spoken(question, answer):
@@ -374,7 +383,7 @@ FORMS = list(spoken("q", "a"))
 )
 def test_empty_questions_and_answers_are_left_out(tmp_path, capsys, form, question, answer):
     path = write(tmp_path / "qa.jsonl", spoken("q", "a")[form], *[spoken(question, answer)[form]] * 2)
-    assert [q.turns[-1][1] for q in questions.read(path)] == ["a"]
+    assert [q.turns[-1][1] for q in question_file.read_questions(path)] == ["a"]
     assert capsys.readouterr().err == (
         f"{path}: 2 items have an empty question or answer: left out (the first: line 2)\n"
     )
@@ -383,23 +392,28 @@ def test_empty_questions_and_answers_are_left_out(tmp_path, capsys, form, questi
 def test_empty_answers_in_tables_and_arrays(tmp_path, capsys):
     path = tmp_path / "qa.csv"
     path.write_text("record,question,answer\na,q,x\nb,q,\nc,q,  \nd,,x\n")
-    assert [q.record for q in questions.read(path)] == ["a"]
+    assert [q.record for q in question_file.read_questions(path)] == ["a"]
     assert "3 items" in (said := capsys.readouterr().err) and "line 3" in said
     path = tmp_path / "qa.json"
     path.write_text(json.dumps([{"record": "a", "question": "q", "answer": x} for x in (None, "x", [])]))
-    assert [q.answer for q in questions.read(path)] == ["x", "none"]  # an empty list is ECG-QA's "none"
+    assert [q.answer for q in question_file.read_questions(path)] == [
+        "x",
+        "none",
+    ]  # an empty list is ECG-QA's "none"
     assert "1 items" in (said := capsys.readouterr().err) and "item 1" in said
     path.write_text(json.dumps([{"record": "a", "question": "q", "answer": ""}]))
     with pytest.raises(Failure, match="no questions with an answer"):
-        questions.read(path)
+        question_file.read_questions(path)
 
 
 @pytest.mark.parametrize("name", ["Test", "TESTING", " test ", "dev", "Validation", "training"])
 def test_splits_have_the_names_that_tables_have(tmp_path, name):
     item = {"record": "a", "question": "q", "answer": "x"}
-    (question,) = questions.read(write(tmp_path / "qa.jsonl", item | {"split": name}))
+    (question,) = question_file.read_questions(write(tmp_path / "qa.jsonl", item | {"split": name}))
     assert question.split == {"t": "test", "d": "val", "v": "val"}.get(name.strip().lower()[0]) or "train"
-    (question,) = questions.read(write(tmp_path / "in" / name.strip() / "qa.jsonl", item).parent.parent)
+    (question,) = question_file.read_questions(
+        write(tmp_path / "in" / name.strip() / "qa.jsonl", item).parent.parent
+    )
     assert question.split in ("train", "val", "test")
 
 
@@ -407,10 +421,10 @@ def test_findings_that_the_test_side_lacks_are_named():
     table = {"record": list("abc"), "patient": list("abc"), "split": ["train", "test", "test"]}
 
     def lines(*asked):
-        joined, _ = questions.join(
-            [questions.Question(r, f"{t}?", a, "v", None, topic=t) for r, t, a in asked], table
+        joined, _ = question_file.join_segments(
+            [question_file.Question(r, f"{t}?", a, "v", None, topic=t) for r, t, a in asked], table
         )
-        return [line for line in questions.crossings(joined, table, "F") if "positives" in line]
+        return [line for line in question_file.split_leaks(joined, table, "F") if "positives" in line]
 
     assert lines(("a", "afib", "yes"), ("a", "lvh", "yes"), ("b", "lvh", "yes"), ("b", "afib", "no")) == [
         "1 findings have no positives on the test side of the split: afib"

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecgbyte_cli.evaluation import metrics
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import files, metrics, ptbxl, wording
-from ecgbyte_cli.questions.asking import ask
-from ecgbyte_cli.questions.facts import age, measured, sex
-from ecgbyte_cli.questions.findings import ASKED, FINDINGS, OF_SCP, OF_SNOMED, STATEMENTS, as_csv
+from ecgbyte_cli.questions import phrasings, question_file
+from ecgbyte_cli.questions.findings import ALL_FINDINGS, FINDINGS, OF_SCP, OF_SNOMED, STATEMENTS, as_csv
+from ecgbyte_cli.questions.question_builder import build_questions
+from ecgbyte_cli.questions.sources import ptbxl
+from ecgbyte_cli.questions.sources.base import age_label, measurement_label, sex_label
 from ecgbyte_cli.readers import split_of
 from ecgbyte_cli.stages.questions import questions
 
@@ -81,7 +83,7 @@ def ptb_xl(folder, *codes, **more):
 def known(folder, codes, **more):
     """What is known of a recording with these codes and columns."""
     path = ptb_xl(folder, codes, **{name: [text] for name, text in more.items()})
-    return ptbxl.read(path).facts[0]
+    return ptbxl.read_ptbxl(path).facts[0]
 
 
 def asked(source, **options):
@@ -115,11 +117,11 @@ def test_the_example_table_is_the_package_s():
 
 
 def test_the_table_is_in_order():
-    assert {member for finding in ASKED.values() for member in finding.statements} <= STATEMENTS.keys()
+    assert {member for finding in ALL_FINDINGS.values() for member in finding.statements} <= STATEMENTS.keys()
     assert len(OF_SCP) == 71 == sum(len(s.scp) for s in STATEMENTS.values())
     assert len(OF_SNOMED) == sum(len(s.snomed) for s in STATEMENTS.values())
     for statement in STATEMENTS.values():
-        assert metrics.labels(statement.words) == {statement.words.casefold()}  # one label
+        assert metrics.split_labels(statement.words) == {statement.words.casefold()}  # one label
     words = Counter(s.words for name, s in STATEMENTS.items())
     assert [text for text, times in words.items() if times > 1] == []
     assert len(SCORED) == 30 and set(SCORED) <= OF_SNOMED.keys()
@@ -129,25 +131,33 @@ def test_the_table_is_in_order():
 
 def test_every_wording_is_a_question_or_a_request():
     rng = np.random.default_rng(0)
-    texts = [text for forms in wording.UNANSWERABLE.values() for text in forms]
-    assert len(wording.UNANSWERABLE) >= 20 and len(set(texts)) == len(texts)
-    texts += [wording.query(rng, topic, "static noise") for topic in wording.QUERY for _ in range(20)]
-    texts += [wording.verify(rng, n, f.words) for n, f in ASKED.items() for _ in range(50)]
-    texts += [wording.choose(rng, "ST depression", "Q waves") for _ in range(20)]
+    texts = [text for forms in phrasings.UNANSWERABLE.values() for text in forms]
+    assert len(phrasings.UNANSWERABLE) >= 20 and len(set(texts)) == len(texts)
+    texts += [
+        phrasings.open_question(rng, topic, "static noise") for topic in phrasings.QUERY for _ in range(20)
+    ]
+    texts += [phrasings.verify_question(rng, n, f.words) for n, f in ALL_FINDINGS.items() for _ in range(50)]
+    texts += [phrasings.choose_question(rng, "ST depression", "Q waves") for _ in range(20)]
     for text in texts:
         assert re.fullmatch(r"[A-Z0-9][^{}]*[?.]", text) and "  " not in text, text
-    trained = {text for forms in (*wording.QUERY.values(), *wording.VERIFY_OWN.values()) for text in forms}
-    assert not trained & {text for forms in wording.UNANSWERABLE.values() for text in forms}
+    trained = {
+        text for forms in (*phrasings.QUERY.values(), *phrasings.VERIFY_OWN.values()) for text in forms
+    }
+    assert not trained & {text for forms in phrasings.UNANSWERABLE.values() for text in forms}
 
 
 def test_is_and_are():
-    assert wording.is_there("atrial fibrillation") == wording.is_there("a heart attack") == "Is there"
     assert (
-        wording.is_there("ischemic ST-T changes in the lateral leads")
-        == wording.is_there("PVCs")
+        phrasings.there_question("atrial fibrillation")
+        == phrasings.there_question("a heart attack")
+        == "Is there"
+    )
+    assert (
+        phrasings.there_question("ischemic ST-T changes in the lateral leads")
+        == phrasings.there_question("PVCs")
         == "Are there"
     )
-    assert wording.is_there("subendocardial injury in the lateral leads") == "Is there"
+    assert phrasings.there_question("subendocardial injury in the lateral leads") == "Is there"
 
 
 @pytest.mark.parametrize(
@@ -341,7 +351,7 @@ def test_the_seed_decides(tmp_path):
     assert [q["record"] for q in first] == sorted(q["record"] for q in first)
     # several wordings of each question, with the same answers
     rhythm = {q["question"] for q in first if q["type"] == "rhythm-query"}
-    assert rhythm == set(wording.QUERY["rhythm"])
+    assert rhythm == set(phrasings.QUERY["rhythm"])
 
 
 def test_questions_that_no_ecg_answers(tmp_path):
@@ -350,7 +360,7 @@ def test_questions_that_no_ecg_answers(tmp_path):
     for side in ("train", "val", "test"):
         here = [q for q in lines if q["split"] == side]
         cannot = [q for q in here if q["type"] == "cannot-query"]
-        assert {q["answer"] for q in cannot} == {wording.CANNOT}
+        assert {q["answer"] for q in cannot} == {phrasings.CANNOT}
         assert 0.08 < len(cannot) / len(here) <= 0.101
     assert len({q["question"] for q in lines if q["type"] == "cannot-query"}) > 40
     assert not [q for q in asked(path, cannot=0) if q["type"] == "cannot-query"]
@@ -399,7 +409,7 @@ def test_snomed_codes_in_headers(tmp_path):
 def test_synthetic_records(ecgbyte, tmp_path):
     assert ecgbyte("synth", tmp_path / "data", "--records", 40).exit_code == 0
     lines = asked(tmp_path / "data")
-    qa = files.read(tmp_path / "data" / "qa.jsonl")
+    qa = question_file.read_questions(tmp_path / "data" / "qa.jsonl")
     truth = {q.record: (q.answer, q.split) for q in qa if q.type == "rhythm"}
     assert {q["record"]: q["split"] for q in lines}.items() <= {
         r: side for r, (_, side) in truth.items()
@@ -562,20 +572,20 @@ def test_the_command_prints_counts(ecgbyte, tmp_path):
 
 def test_the_file_is_read_and_joined(tmp_path):
     asked(ptb_xl(tmp_path, *RARE))
-    read = files.read(tmp_path / "out" / "qa.jsonl")
+    read = question_file.read_questions(tmp_path / "out" / "qa.jsonl")
     records = [f"HR{i:05d}" for i in range(len(RARE))]  # as the Challenge calls them
     segments = {"record": records, "patient": records, "split": ["train"] * len(records)}
-    joined, unmatched = files.join(read, segments)
+    joined, unmatched = question_file.join_segments(read, segments)
     assert len(joined) == len(read) and not unmatched
     assert {side for *_, side in joined} == {"train", "val", "test"}
     words = {q.type.rpartition("-")[2] for q in read}
     assert words == {"verify", "choose", "query"}
     normal = next(q for q in read if q.type == "findings-query" and "normal" in q.answer)
-    assert metrics.labels(normal.answer) == {"sinus rhythm", "normal ecg"}
+    assert metrics.split_labels(normal.answer) == {"sinus rhythm", "normal ecg"}
 
 
 def test_ranges():
-    assert [age(text) for text in ("0", "9.0", "89", "90", "300", "-1", "250", "nan", "", None)] == [
+    assert [age_label(text) for text in ("0", "9.0", "89", "90", "300", "-1", "250", "nan", "", None)] == [
         *(
             ["0 to 9 years"],
             ["0 to 9 years"],
@@ -585,20 +595,20 @@ def test_ranges():
         ),
         *[None] * 5,
     ]
-    assert [sex(text) for text in ("Male", "f", "1", "Unknown", None)] == [
+    assert [sex_label(text) for text in ("Male", "f", "1", "Unknown", None)] == [
         ["male"],
         ["female"],
         None,
         None,
         None,
     ]
-    assert measured("rate", "39.9") == ["under 40 beats per minute"]
-    assert measured("rate", "150") == ["150 beats per minute or more"]
-    assert measured("rate", "99.6") == ["90 to 99 beats per minute"]
-    assert [measured("pr", text) for text in ("0.2", "200", "0.201", "119")] == [
+    assert measurement_label("rate", "39.9") == ["under 40 beats per minute"]
+    assert measurement_label("rate", "150") == ["150 beats per minute or more"]
+    assert measurement_label("rate", "99.6") == ["90 to 99 beats per minute"]
+    assert [measurement_label("pr", text) for text in ("0.2", "200", "0.201", "119")] == [
         *(["120 to 200 ms"], ["120 to 200 ms"], ["over 200 ms"], ["under 120 ms"])
     ]
-    assert measured("qrs", "0.12") == ["120 ms or more"] and measured("qrs", "none") is None
+    assert measurement_label("qrs", "0.12") == ["120 ms or more"] and measurement_label("qrs", "none") is None
 
 
 def test_the_findings_of_ptb_xl(real_data):
@@ -606,7 +616,7 @@ def test_the_findings_of_ptb_xl(real_data):
     path = real_data / "ptbxl" / "ptbxl_database.csv"
     with open(path, newline="") as file:
         rows = [ast.literal_eval(row["scp_codes"]) for row in csv.DictReader(file)]
-    lines = ask(ptbxl.read(path), every_finding=True)
+    lines = build_questions(ptbxl.read_ptbxl(path), every_finding=True)
     answers = Counter((q["finding"], q["answer"]) for q in lines if q.get("finding") in FINDINGS)
     for finding, of in CODES.items():
         given = [[row[code] for code in of.split() if code in row] for row in rows]
@@ -629,7 +639,9 @@ def test_topics_are_ptb_xl_s(real_data):
 
 def test_noise_is_where_ecg_qa_has_it(real_data):
     """Its questions about noise in a lead, but where the column has question marks."""
-    facts = {each.record: each.known for each in ptbxl.read(real_data / "ptbxl" / "ptbxl_database.csv").facts}
+    facts = {
+        each.record: each.known for each in ptbxl.read_ptbxl(real_data / "ptbxl" / "ptbxl_database.csv").facts
+    }
     kinds = {s.words: name for name, s in STATEMENTS.items() if s.topic == "noise"}
     compared = 0
     for path in (real_data / "ecg-qa" / "ptbxl" / "template").glob("*/*.json"):

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.readers import Unusable, limits
-from ecgbyte_cli.readers import header as headers
+from ecgbyte_cli.readers import Unusable, limits, wfdb_header
 from ecgbyte_cli.readers.formats import FORMATS
 from ecgbyte_cli.signal import preprocess
 
@@ -239,7 +238,7 @@ def test_a_signals_line_is_read_as_wfdb_reads_it(shape, scale, integers, name):
     line = f"x.dat {form}x{frame}:{skew}+{offset} {scale[0]!r}({scale[1]})/{scale[2]} {' '.join(map(str, integers))}"
     if len(integers) == 5:
         line = f"{line} {name}"
-    ours = headers._signal(line.encode())
+    ours = wfdb_header._signal(line.encode())
     theirs = {key: value[0] for key, value in wfdb.io._header._parse_signal_lines([line]).items()}
     assert (ours.file, ours.form, ours.frame, ours.skew, ours.offset) == (
         "x.dat",
@@ -1029,7 +1028,7 @@ def test_records_called_alike_are_known_by_their_folders(tmp_path):
     assert [whose(f"/d/{path}") for path in ("x/twice.hea", "lone.hea", "rec_1.hea", "y/twice.csv")] == list(
         "ED"
     ) + ["?"] * 2
-    assert readers.listed("rec_1", known, "/d/c/P1/rec_1.hea") is None
+    assert readers.find_listed("rec_1", known, "/d/c/P1/rec_1.hea") is None
 
 
 NAMES = {

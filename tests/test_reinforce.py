@@ -12,27 +12,27 @@ import numpy as np
 import pytest
 import torch
 
-from ecgbyte_cli.model import ecg_lm
-from ecgbyte_cli.model.beginning import begin
-from ecgbyte_cli.model.reinforcing import Reinforcer
-from ecgbyte_cli.model.samples import read_samples
+from ecgbyte_cli.model import model_folder, tiny
 from ecgbyte_cli.questions import Question
-from ecgbyte_cli.questions.rewards import worth
-from ecgbyte_cli.questions.thinking import parted
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.questions.reasoning import split_reasoning
+from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training.dataset import read_samples
+from ecgbyte_cli.training.grpo import GRPOTrainer
+from ecgbyte_cli.training.rewards import total_reward
+from ecgbyte_cli.training.setup import load_for_training
 
 
 def test_what_an_answer_is_worth():
     asked = Question("r", "What is seen?", "a, b", "query", None)
-    thought = parted("<think>so</think>B, a")
-    assert worth({"exact": 1.0}, thought, asked, (), 0.5) == 1
-    assert worth({"exact": 1.0}, parted("a"), asked, (), 0.5) == 0
-    assert worth({"f1": 1.0}, parted("a"), asked, (), 0.5) == pytest.approx(2 / 3)
+    thought = split_reasoning("<think>so</think>B, a")
+    assert total_reward({"exact": 1.0}, thought, asked, (), 0.5) == 1
+    assert total_reward({"exact": 1.0}, split_reasoning("a"), asked, (), 0.5) == 0
+    assert total_reward({"f1": 1.0}, split_reasoning("a"), asked, (), 0.5) == pytest.approx(2 / 3)
     assert (
-        worth({"form": 2.0}, thought, asked, (), 0.5) == 2
-        and worth({"form": 1.0}, parted("a"), asked, (), 0) == 0
+        total_reward({"form": 2.0}, thought, asked, (), 0.5) == 2
+        and total_reward({"form": 1.0}, split_reasoning("a"), asked, (), 0) == 0
     )
-    assert worth({"length": 1.0, "exact": 0.5}, thought, asked, (), 0.25) == pytest.approx(1.25)
+    assert total_reward({"length": 1.0, "exact": 0.5}, thought, asked, (), 0.25) == pytest.approx(1.25)
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def learner(small, tmp_path):
 
     def make(**changed):
         settings = fixed | changed
-        lm, _, samples, _ = begin(work, settings, "cpu")
+        lm, _, samples, _ = load_for_training(work, settings, "cpu")
         training, validation, _ = read_samples(work, small / "data" / "qa.jsonl", samples, 0, print)
-        return Reinforcer(
+        return GRPOTrainer(
             WorkDir(tmp_path), lm, samples, settings, 9, 3, training, validation[:8], print, None
         )
 
@@ -128,7 +128,7 @@ def test_what_is_rewarded_becomes_more(learner, monkeypatch):
     """Answers that begin with an n: nothing but the reward says so."""
     made = learner(kl=0.0, lr=3e-3, answers=12, batch=4)
     monkeypatch.setattr(
-        Reinforcer, "rated", lambda self, _, ids: (float(self.samples.prompt.text(ids)[:1] == "n"), False)
+        GRPOTrainer, "rated", lambda self, _, ids: (float(self.samples.prompt.text(ids)[:1] == "n"), False)
     )
     rewards = []
     for step in range(9):
@@ -145,7 +145,7 @@ def test_a_stop_does_not_wait_for_a_validation(learner, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("the validation went on")
 
-    monkeypatch.setattr(Reinforcer, "rewards", rewards)
+    monkeypatch.setattr(GRPOTrainer, "rewards", rewards)
     with pytest.raises(KeyboardInterrupt), made.stop:
         made.validated(made.validation)
     with pytest.raises(KeyboardInterrupt), made.stop:  # it was asked before
@@ -206,7 +206,7 @@ def test_a_killed_one_goes_on_with_the_same_rewards(small, tmp_path, ecgbyte):
     assert {k: v for k, v in numbers.items() if k not in ("model", "seconds")} == {
         k: v for k, v in json.loads(whole.stdout).items() if k not in ("model", "seconds")
     }
-    one, other = (ecg_lm.load(work / "reinforced", "cpu")[0].state_dict() for work in works)
+    one, other = (model_folder.load_model(work / "reinforced", "cpu")[0].state_dict() for work in works)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert (works[0] / "reinforcing" / "reward.png").stat().st_size > 10_000
     # the model that it began with is as it was, and the new one answers
@@ -234,7 +234,7 @@ def test_an_adapter_is_reinforced_as_an_adapter(small, tmp_path, ecgbyte):
     shutil.copytree(
         small / "ecgbyte-work", work, ignore=shutil.ignore_patterns("answers", "training", "model")
     )
-    base, text_tokenizer = ecg_lm.tiny()
+    base, text_tokenizer = tiny.build_tiny()
     base.save_pretrained(tmp_path / "base"), text_tokenizer.save_pretrained(tmp_path / "base")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", tmp_path / "base", "--method", "lora"]
     assert ecgbyte(*args, "--steps", 2, "--batch", 1, work=work).exit_code == 0
@@ -242,7 +242,7 @@ def test_an_adapter_is_reinforced_as_an_adapter(small, tmp_path, ecgbyte):
         "reinforce", "--steps", 2, "--batch", 2, "--answers", 3, "--max-new", 4, "--json", work=work
     )
     assert made.exit_code == 0, made.stderr
-    _, _, _, about = ecg_lm.load(work / "reinforced", "cpu")
+    _, _, _, about = model_folder.load_model(work / "reinforced", "cpu")
     assert about["method"] == "lora" and about["base"] == str((tmp_path / "base").resolve())
     assert json.loads(made.stdout)["trainable_parameters"] < sum(p.numel() for p in base.parameters())
 

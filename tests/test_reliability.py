@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from ecgbyte_cli.model.answering import Given
-from ecgbyte_cli.questions import Question, reliability
+from ecgbyte_cli.evaluation import reliability
+from ecgbyte_cli.inference.batch_answering import Answer
+from ecgbyte_cli.questions import Question
 
 
 def pairwise(values, truth):
@@ -44,15 +45,15 @@ def test_scores_of_yes_and_no_and_of_rhythms():
         )
         answer = "yes" if yes >= 0.5 else "no"
         questions.append(Question("r", "?", "yes" if truth else "no", "finding-verify", "test", topic=topic))
-        given.append(Given(answer, max(yes, 1 - yes), 0.1, "no", 1 - yes, yes > 0.7 or yes < 0.3, yes))
+        given.append(Answer(answer, max(yes, 1 - yes), 0.1, "no", 1 - yes, yes > 0.7 or yes < 0.3, yes))
         patients.append(str(i // 2))
     for i in range(60):
         truth = ["sinus rhythm", "atrial fibrillation", "bigeminy"][min(2, i // 25)]
         answer = "sinus rhythm" if i % 5 else truth
         questions.append(Question("r", "rhythm?", truth, "rhythm-query", "test", topic="rhythm"))
-        given.append(Given(answer, 0.6, 0.1, "other", 0.2, True))
+        given.append(Answer(answer, 0.6, 0.1, "other", 0.2, True))
         patients.append(str(i))
-    result = reliability.score(questions, given, patients)
+    result = reliability.score_probabilities(questions, given, patients)
     assert set(result["auroc"]) == {"afib", "pvc"} and result["mean_of"] == 2
     area, (low, high) = result["auroc"]["afib"], result["auroc_intervals"]["afib"]
     mine = [i for i in range(200) if i % 2]
@@ -72,11 +73,11 @@ def test_scores_of_yes_and_no_and_of_rhythms():
     assert rhythm["accuracy"] == pytest.approx(np.mean([*rhythm["recall"].values()]))
     assert rhythm["confusion"]["bigeminy"] == {"sinus rhythm": 8, "bigeminy": 2}
     assert "finding-verify" not in result["balanced"]
-    text = " ".join(reliability.lines(result))
+    text = " ".join(reliability.reliability_lines(result))
     assert "AUROC" in text and "balanced accuracy of rhythm-query" in text
 
 
 def test_answers_that_were_not_chosen_have_no_such_scores():
     questions = [Question("r", "?", "yes", "t-verify", "test") for _ in range(3)]
-    result = reliability.score(questions, [Given("yes", 0.9, 0.1)] * 3, ["a", "b", "c"])
-    assert result == {"balanced": {}} and reliability.lines(result) == []
+    result = reliability.score_probabilities(questions, [Answer("yes", 0.9, 0.1)] * 3, ["a", "b", "c"])
+    assert result == {"balanced": {}} and reliability.reliability_lines(result) == []

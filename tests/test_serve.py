@@ -26,10 +26,12 @@ from serving import WAIT, running, service, stand_in  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
 import ecgbyte_cli  # noqa: E402
-from ecgbyte_cli import readers, sheet  # noqa: E402
-from ecgbyte_cli.model import certainty, ecg_lm  # noqa: E402
-from ecgbyte_cli.model.conversation import Conversation, Reader, Turn, percent  # noqa: E402
-from ecgbyte_cli.web import app, guard, shelf  # noqa: E402
+from ecgbyte_cli import readers  # noqa: E402
+from ecgbyte_cli.inference import certainty  # noqa: E402
+from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn, percent  # noqa: E402
+from ecgbyte_cli.model import model_folder  # noqa: E402
+from ecgbyte_cli.render import svg_sheet  # noqa: E402
+from ecgbyte_cli.web import app, middleware, recordings  # noqa: E402
 
 QUESTION = "What is the rhythm?"
 PAGE = Path(ecgbyte_cli.__file__).parent / "page"
@@ -39,9 +41,9 @@ PAGE = Path(ecgbyte_cli.__file__).parent / "page"
 def tiny(small):
     """A trained model as `serve` loads it."""
     folder = small / "ecgbyte-work" / "model"
-    lm, text_tokenizer, tokenizer, about = ecg_lm.load(folder, "cpu")
+    lm, text_tokenizer, tokenizer, about = model_folder.load_model(folder, "cpu")
     return app.Model(
-        lm, text_tokenizer, shelf.SharedReader(tokenizer, "longest"), {**about, "folder": "m"}, 24
+        lm, text_tokenizer, recordings.SharedReader(tokenizer, "longest"), {**about, "folder": "m"}, 24
     )
 
 
@@ -58,7 +60,7 @@ def folder(small, tmp_path):
 
 def client_of(of, **options):
     return TestClient(
-        app.build(of, **options), base_url="http://127.0.0.1:8765", raise_server_exceptions=False
+        app.build_app(of, **options), base_url="http://127.0.0.1:8765", raise_server_exceptions=False
     )
 
 
@@ -137,7 +139,7 @@ def test_a_sheet_draws_the_stretch_that_is_asked_for(bare, folder):
     recording = readers.read(sorted(folder.glob("*.hea"))[0])
     name = sorted(folder.glob("*.hea"))[0].stem
     got = bare.get(f"/api/records/{number}/sheet.svg?start=3&seconds=5").text
-    assert got == sheet.sheet(recording, 3, 5, title=name)
+    assert got == svg_sheet.svg_sheet(recording, 3, 5, title=name)
 
 
 def test_tokens_tile_the_segment(client, tiny):
@@ -345,7 +347,7 @@ def bare_behind_proxy():
     ],
 )
 def test_a_host_to_allow_is_a_name_or_an_address(text, host):
-    assert guard.allowed_host(text) == host
+    assert middleware.allowed_host(text) == host
 
 
 @pytest.mark.parametrize(
@@ -367,7 +369,7 @@ def test_a_host_to_allow_is_a_name_or_an_address(text, host):
 )
 def test_what_is_no_host_is_refused(ecgbyte, text):
     with pytest.raises(ValueError, match="as in ecg.example.org"):
-        guard.allowed_host(text)
+        middleware.allowed_host(text)
     assert ecgbyte("serve", "--port", 0, "--allow-host", text).exit_code == 2
 
 
@@ -396,7 +398,7 @@ def test_the_page_names_nothing_from_the_root_of_its_host():
 def test_answers_are_those_of_chat(client, tiny, folder):
     expected = []
     for header in sorted(folder.glob("*.hea")):
-        reader = Reader(tiny.reader.tokenizer, "longest")
+        reader = RecordingLoader(tiny.reader.tokenizer, "longest")
         talk = Conversation(tiny.lm, tiny.text_tokenizer, reader, tiny.about, [reader.read(header)], 24)
         expected.append(talk.ask(QUESTION).answer)
     told = [client.post("/api/ask", json={"record": i, "question": QUESTION}).json() for i in ids(client)]
@@ -488,7 +490,7 @@ def test_the_probability_is_told(client):
 @pytest.fixture
 def sure(tiny, small):
     """The same model, with what it was trained to answer."""
-    known = certainty.read(small / "ecgbyte-work" / "model", tiny.reader.tokenizer.vocab_size)
+    known = certainty.read_certainty(small / "ecgbyte-work" / "model", tiny.reader.tokenizer.vocab_size)
     return tiny._replace(certainty=known)
 
 
@@ -545,7 +547,7 @@ def test_without_a_model_there_are_ecgs_alone(bare, small, folder):
     tokenizer = ecgbyte_cli.ECGTokenizer.from_file(
         small / "ecgbyte-work" / "tokenizer" / "ecg_tokenizer.json"
     )
-    with client_of(service(folder, reader=shelf.SharedReader(tokenizer, "longest"))) as client:
+    with client_of(service(folder, reader=recordings.SharedReader(tokenizer, "longest"))) as client:
         assert client.get(f"/api/records/{number}/tokens").json()["count"] > 10
 
 
@@ -586,7 +588,7 @@ def test_memory_is_bounded(small, folder, monkeypatch):
         monkeypatch.setattr(app, "TALK_BYTES", 1)
         client.post("/api/conversation", json={"record": first})
         assert len(of.talks) == 1
-        monkeypatch.setattr(shelf, "KEPT_BYTES", 1)
+        monkeypatch.setattr(recordings, "KEPT_BYTES", 1)
         for number in numbers:
             client.get(f"/api/records/{number}")
         assert len(of.shelf.kept) == 1
@@ -624,8 +626,8 @@ def test_files_are_dropped_and_gone_at_the_end(folder, tmp_path):
 
 def test_drops_are_bounded(monkeypatch):
     of = service(None, upload_bytes=1000)
-    monkeypatch.setattr(shelf, "MOST_DROPS", 3)
-    monkeypatch.setattr(shelf, "MOST_FILES", 2)
+    monkeypatch.setattr(recordings, "MOST_DROPS", 3)
+    monkeypatch.setattr(recordings, "MOST_FILES", 2)
     with client_of(of) as client:
         assert client.put("/api/upload/a.csv", content=b"x" * 1001).status_code == 413
 
@@ -671,8 +673,8 @@ def test_a_body_of_a_gigabyte_is_refused_before_it_comes(folder):
 
 
 def test_slow_clients_are_let_go(folder, monkeypatch):
-    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(guard, "CHUNK_SECONDS", 0.3)
+    monkeypatch.setattr(middleware, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(middleware, "CHUNK_SECONDS", 0.3)
     with running(service(folder)) as address:
         assert raw(address, b"GET / HT").startswith(b"HTTP/1.1 408")
         assert raw(address, b"").startswith(b"HTTP/1.1 408")
@@ -680,7 +682,7 @@ def test_slow_clients_are_let_go(folder, monkeypatch):
         assert raw(address, head).startswith(b"HTTP/1.1 408")
         # between two requests of one connection too
         monkeypatch.setattr(
-            guard, "HEAD_SECONDS", 60
+            middleware, "HEAD_SECONDS", 60
         )  # the first of them is in time, however busy the machine
         with socket.create_connection(address.removeprefix("http://").split(":"), timeout=WAIT) as link:
             link.sendall(b"GET /api HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -688,7 +690,7 @@ def test_slow_clients_are_let_go(folder, monkeypatch):
             while not answer.endswith(b"}"):
                 answer += link.recv(65536)
             assert answer.startswith(b"HTTP/1.1 200")
-            monkeypatch.setattr(guard, "HEAD_SECONDS", 0.3)
+            monkeypatch.setattr(middleware, "HEAD_SECONDS", 0.3)
             link.sendall(b"GET /")
             assert link.recv(65536).startswith(b"HTTP/1.1 408")
         assert httpx.get(address + "/api", timeout=WAIT).status_code == 200
@@ -746,7 +748,7 @@ def serve(*args, **options):
     code = """import importlib.util, sys
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name: None if name == "torch" else found(name)
-from ecgbyte_cli.__main__ import main
+from ecgbyte_cli.__main__ import main  # noqa: E402
 main()"""
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
@@ -804,7 +806,7 @@ def test_what_stands_in_the_way_is_one_line(ecgbyte, folder, monkeypatch, tmp_pa
 
 def test_the_documentation_names_every_route():
     text = (Path(__file__).parents[1] / "docs" / "page.md").read_text()
-    paths = {route.path for route in app.build(service(None)).routes if route.path.startswith("/api")}
+    paths = {route.path for route in app.build_app(service(None)).routes if route.path.startswith("/api")}
     assert [path for path in paths if path.replace("{id}", "ID").replace("{name}", "NAME") not in text] == []
 
 

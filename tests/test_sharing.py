@@ -12,15 +12,16 @@ from test_prompt import CHATML, prompt_with
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
-from ecgbyte_cli.model import calibration, ecg_lm
-from ecgbyte_cli.model.beginning import shares
-from ecgbyte_cli.model.conversation import fit
-from ecgbyte_cli.model.kept import Growing
+from ecgbyte_cli.inference.conversation import fit_prompt
+from ecgbyte_cli.model import ecg_lm, model_folder
+from ecgbyte_cli.model.kv_cache import GrowingState
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import IGNORED, Prompt
-from ecgbyte_cli.model.samples import Plan, Samples
 from ecgbyte_cli.questions import Question
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.training import calibration
+from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
+from ecgbyte_cli.training.setup import can_share_reading
 
 SIGNAL = {
     **{"fs": 100.0, "leads": ["II", "V1"], "segment_seconds": 1.0, "samples": 100, "profile": "resample"},
@@ -43,7 +44,7 @@ def signals(count, seed=0):
     return [np.cumsum(random.normal(0, 0.12, (2, 100)), -1).astype(np.float32) for _ in range(count)]
 
 
-class InMemory(Samples):
+class InMemory(SampleBuilder):
     """Samples over letters that no work folder holds."""
 
     def __init__(self, prompt, letters, max_length=4096, augment=0.0, segments=1):
@@ -132,7 +133,7 @@ def test_loss_and_gradients_are_those_of_separate_samples(base, template, positi
         logits = lm.base(**lm.inputs(ids)).logits[0, :-1]
         total += functional.cross_entropy(logits, labels[1:], ignore_index=IGNORED, reduction="sum").item()
     assert total / (separate.labels != IGNORED).sum().item() == pytest.approx(b, rel=1e-5)
-    assert shares(lm, samples, together)
+    assert can_share_reading(lm, samples, together)
 
 
 def test_a_model_that_takes_no_such_mask_is_found_out():
@@ -146,10 +147,12 @@ def test_a_model_that_takes_no_such_mask_is_found_out():
     lm = ecg_lm.ECGLM(base, TOKENIZER.vocab_size, 0, Layout.of(259, TOKENIZER)).eval()
     samples = InMemory(Prompt(text.text_tokenizer, lm.layout), [TOKENIZER.letters(s) for s in signals(1)])
     plans, _, _ = samples.plans([asked(0, turns=[(f"{i}?", "yes")]) for i in range(4)])
-    assert not shares(lm, samples, plans)
+    assert not can_share_reading(lm, samples, plans)
     lm.base.config._attn_implementation = "flash_attention_2"
-    assert not shares(lm, samples, plans)
-    assert shares(lm, samples, samples.plans([asked(0, turns=[("?", "yes")])])[0])  # nothing to share
+    assert not can_share_reading(lm, samples, plans)
+    assert can_share_reading(
+        lm, samples, samples.plans([asked(0, turns=[("?", "yes")])])[0]
+    )  # nothing to share
 
 
 def test_calibration_reads_fewer_at_a_time_where_memory_does_not_suffice(monkeypatch):
@@ -157,7 +160,7 @@ def test_calibration_reads_fewer_at_a_time_where_memory_does_not_suffice(monkeyp
     lm = ecg_lm.ECGLM(SHAPES["llama"](), TOKENIZER.vocab_size, 0, Layout.of(259, TOKENIZER)).eval()
     samples = InMemory(Prompt(text.text_tokenizer, lm.layout), [TOKENIZER.letters(s) for s in signals(3)])
     questions = [(asked(i, turns=[(f"{k}?", "yes")]), ["yes", "no"]) for i in range(3) for k in range(3)]
-    wanted, weigh, read = calibration.weighed(lm, samples, questions, 2), lm.weigh, []
+    wanted, weigh, read = calibration.answer_log_probabilities(lm, samples, questions, 2), lm.weigh, []
 
     def small(prompts, answers):
         read.append(len(prompts))
@@ -165,7 +168,7 @@ def test_calibration_reads_fewer_at_a_time_where_memory_does_not_suffice(monkeyp
 
     most = 3
     monkeypatch.setattr(lm, "weigh", small)
-    found = calibration.weighed(lm, samples, questions, 2)
+    found = calibration.answer_log_probabilities(lm, samples, questions, 2)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     assert max(read) > most
     # and where not one fits, the model is kept without
@@ -173,7 +176,7 @@ def test_calibration_reads_fewer_at_a_time_where_memory_does_not_suffice(monkeyp
     samples.recorded["split"] = ["train"] * 3
     monkeypatch.setattr(calibration, "count_pairs", lambda *_: [nothing] * 3)
     validation = [question for question, _ in questions]
-    made = calibration.measure(lm, samples, validation * 3, validation, tell=told.append)
+    made = calibration.calibrate_model(lm, samples, validation * 3, validation, tell=told.append)
     assert told == ["its probabilities are not calibrated: out of memory"] and not made.temperature
 
 
@@ -183,13 +186,13 @@ def test_memory_and_devices_say_nothing_about_what_can_be_shared(monkeypatch):
     samples = InMemory(Prompt(text.text_tokenizer, lm.layout), [TOKENIZER.letters(s) for s in signals(1)])
     plans, _, _ = samples.plans([asked(0, turns=[(f"{i}?", "yes")]) for i in range(4)])
     with torch.autocast("cpu", torch.bfloat16):
-        assert shares(lm, samples, plans)
+        assert can_share_reading(lm, samples, plans)
     for broken in (lambda: torch.empty(2**50), lambda: torch.ones(2) + torch.ones(2, device="meta")):
         monkeypatch.setattr(lm, "forward", lambda *_, broken=broken: broken())
         with pytest.raises(RuntimeError):
-            shares(lm, samples, plans)
+            can_share_reading(lm, samples, plans)
     monkeypatch.setattr(lm, "forward", lambda *_: torch.ones(2) + torch.ones(3))
-    assert not shares(lm, samples, plans)
+    assert not can_share_reading(lm, samples, plans)
 
 
 @pytest.mark.parametrize("positions", ["token", "time"])
@@ -291,7 +294,7 @@ def test_letters_are_varied_by_random_numbers_alone():
     samples = InMemory(
         Prompt(text.text_tokenizer, Layout.of(259, TOKENIZER)), letters, augment=1.0, segments=3
     )
-    plan = Plan((0,), (asked(0, turns=[("?", "yes")]),), 0)
+    plan = ReadingPlan((0,), (asked(0, turns=[("?", "yes")]),), 0)
     read = [samples.reading(plan, None, np.random.default_rng([1, 2, k])).ids for k in (0, 0, 1)]
     assert np.array_equal(read[0], read[1]) and not np.array_equal(read[0], read[2])
     assert np.array_equal(samples.reading(plan).ids, InMemory.reading(samples, plan).ids)
@@ -315,7 +318,7 @@ def test_every_segment_of_a_recording_takes_part():
     text, _ = prompt_with(None)
     letters = [TOKENIZER.letters(s) for s in signals(6)]
     samples = InMemory(Prompt(text.text_tokenizer, Layout.of(259, TOKENIZER)), letters, segments=3)
-    plan = Plan((3,), (asked(3, turns=[("?", "yes")]),), 0)
+    plan = ReadingPlan((3,), (asked(3, turns=[("?", "yes")]),), 0)
     read = {samples.reading(plan, None, np.random.default_rng(k)).ids.tobytes() for k in range(40)}
     wanted = {samples.reading(plan._replace(segments=(k,))).ids.tobytes() for k in (3, 4, 5)}
     assert read == wanted
@@ -345,14 +348,14 @@ def test_questions_behind_one_reading_read_what_they_would_alone(longest):
 
 def test_a_model_of_prompt_version_1_answers_as_before():
     folder = Path(__file__).parent / "model_v1"
-    lm, text_tokenizer, tokenizer, about = ecg_lm.load(folder, "cpu")
+    lm, text_tokenizer, tokenizer, about = model_folder.load_model(folder, "cpu")
     assert about["prompt_version"] == 1 and lm.layout.marks == lm.layout.unit == 0
     prompt = Prompt(text_tokenizer, lm.layout, about["date"])
     cases = json.loads((folder / "answers.json").read_text())
     prompts = []
     for case in cases:
         ecgs = [tokenizer.encode(np.array(letters, np.uint8)) for letters in case["letters"]]
-        ids, _, lost = fit(prompt, tokenizer, ecgs, [(case["question"], None)], about["prompt_tokens"])
+        ids, _, lost = fit_prompt(prompt, tokenizer, ecgs, [(case["question"], None)], about["prompt_tokens"])
         assert (ids.tolist(), lost) == (case["ids"], case["lost"])
         prompts.append(ids)
     assert len({case["lost"] > 0 for case in cases}) == 2
@@ -361,7 +364,7 @@ def test_a_model_of_prompt_version_1_answers_as_before():
 
 def test_kept_keys_and_values_are_those_given():
     """Against Transformers' own layer: new ids, rows taken out, last ids taken back, and new ids again."""
-    random, ours, theirs = np.random.default_rng(0), Growing(), DynamicLayer()
+    random, ours, theirs = np.random.default_rng(0), GrowingState(), DynamicLayer()
     for step in range(60):
         rows = 5 if step < 20 else 3
         new = [torch.from_numpy(random.normal(size=(rows, 2, 1 + step % 9, 4))) for _ in range(2)]

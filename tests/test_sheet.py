@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from ecgbyte_cli import sheet
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import Recording
+from ecgbyte_cli.render import svg_sheet
 from ecgbyte_cli.signal.preprocess import LEADS
 
 NS = {"s": "http://www.w3.org/2000/svg"}
@@ -24,7 +24,7 @@ def signal():
 
 
 def drawn(signal, leads=LEADS, title="record", fs=FS, **options):
-    return ET.fromstring(sheet.sheet(Recording(signal, fs, list(leads), title, "r"), **options))
+    return ET.fromstring(svg_sheet.svg_sheet(Recording(signal, fs, list(leads), title, "r"), **options))
 
 
 def groups(svg):
@@ -61,8 +61,8 @@ def test_layouts(signal, layout, first, count):
     assert len(svg.findall("s:path[@class='pulse']", NS)) == len(rows)
 
 
-@pytest.mark.parametrize("speed", sheet.SPEEDS)
-@pytest.mark.parametrize("gain", sheet.GAINS)
+@pytest.mark.parametrize("speed", svg_sheet.SPEEDS)
+@pytest.mark.parametrize("gain", svg_sheet.GAINS)
 def test_the_signal_can_be_read_back(signal, speed, gain):
     svg = drawn(signal, start=1.0, seconds=8.0, speed=speed, gain=gain)
     for group in groups(svg):
@@ -114,7 +114,7 @@ def test_gaps_are_not_bridged(signal):
     seconds, _ = read_back(svg, groups(svg)[1])
     assert not np.any((seconds > 2.0) & (seconds < 2.39))
     assert groups(svg)[0].find("s:path", NS).get("d") == ""
-    ET.fromstring(sheet.thumbnail(Recording(signal[:1], FS, ["I"], "r", "r")))
+    ET.fromstring(svg_sheet.svg_thumbnail(Recording(signal[:1], FS, ["I"], "r", "r")))
 
 
 def test_what_is_far_off_stays_on_the_paper(signal):
@@ -129,12 +129,14 @@ def test_other_leads_stand_one_under_another(signal):
     svg = drawn(signal[:3], ["MLII", "V5", "x"], layout="3x4")
     assert [group.get("data-lead") for group in groups(svg)] == ["MLII", "V5", "x"]
     assert svg.get("data-layout") == "12x1"
-    assert len(groups(drawn(np.zeros((40, 500)), [f"c{i}" for i in range(40)]))) == sheet.MOST_ROWS
+    assert len(groups(drawn(np.zeros((40, 500)), [f"c{i}" for i in range(40)]))) == svg_sheet.MOST_ROWS
 
 
 def test_leads_can_be_chosen(signal):
     assert [g.get("data-lead") for g in groups(drawn(signal, leads=LEADS))] != ["V2", "II"]
-    svg = ET.fromstring(sheet.sheet(Recording(signal, FS, LEADS, "r", "r"), leads=["V2", "II"], title="t"))
+    svg = ET.fromstring(
+        svg_sheet.svg_sheet(Recording(signal, FS, LEADS, "r", "r"), leads=["V2", "II"], title="t")
+    )
     assert [group.get("data-lead") for group in groups(svg)] == ["V2", "II"]
     np.testing.assert_allclose(read_back(svg, groups(svg)[0])[1], signal[7, : 10 * FS], atol=2e-3)
 
@@ -148,7 +150,7 @@ def test_the_last_stretch_may_be_short(signal):
 
 @pytest.mark.parametrize("name", ["<script>x</script>\"'&", "a\x00\x1bb", "]]>", "\u202e\ud800"])
 def test_names_are_text(signal, name):
-    made = sheet.sheet(Recording(signal[:2], FS, [name, "II"], name, "r"))
+    made = svg_sheet.svg_sheet(Recording(signal[:2], FS, [name, "II"], name, "r"))
     svg = ET.fromstring(made)  # well-formed, whatever the name
     assert "<script" not in made and "\x00" not in made
     made.encode()
@@ -177,8 +179,8 @@ def test_what_cannot_be_drawn_is_said(signal, options):
 def test_leads_that_follow_are_derived(signal):
     leads = ["i", "ii", "v1", "v2", "v3", "v4", "v5", "v6", "vx"]
     eight = Recording(signal[[0, 1, 6, 7, 8, 9, 10, 11, 2]], FS, leads, "r", "r")
-    made, names = sheet.leads_of(eight, 1.0, 2.0)
+    made, names = svg_sheet.drawable_leads(eight, 1.0, 2.0)
     assert names == [*LEADS, "vx"] and made.shape == (13, 2 * FS)
     np.testing.assert_allclose(made[2], signal[1, FS : 3 * FS] - signal[0, FS : 3 * FS], atol=1e-6)
     two = Recording(signal[:2], FS, ["MLII", "V5"], "r", "r")
-    assert sheet.leads_of(two)[1] == ["MLII", "V5"]
+    assert svg_sheet.drawable_leads(two)[1] == ["MLII", "V5"]

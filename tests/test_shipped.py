@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ecgbyte_cli.model import certainty, ecg_lm, folder
+from ecgbyte_cli.inference import certainty
+from ecgbyte_cli.model import folder_checks, model_folder
 from ecgbyte_cli.questions.findings import FINDINGS
-from ecgbyte_cli.workdir import WorkDir, read_json
+from ecgbyte_cli.storage.files import read_json
+from ecgbyte_cli.storage.workdir import WorkDir
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,21 +40,21 @@ def record():
 
 
 def test_it_is_small_whole_and_says_nothing_of_where_it_was_trained():
-    files = [path for path in folder.SHIPPED.rglob("*") if path.is_file()]
+    files = [path for path in folder_checks.SHIPPED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8e6
-    said = folder.about(folder.SHIPPED)
-    folder.check_files(folder.SHIPPED, said)
-    text = (folder.SHIPPED / "ecgbyte.json").read_text()
+    said = folder_checks.read_about(folder_checks.SHIPPED)
+    folder_checks.check_files(folder_checks.SHIPPED, said)
+    text = (folder_checks.SHIPPED / "ecgbyte.json").read_text()
     assert not re.search(r'"(/|[A-Za-z]:\\\\)', text) and "/tmp" not in text
-    _, _, tokenizer, _ = ecg_lm.load(folder.SHIPPED, "cpu")
-    known = certainty.read(folder.SHIPPED, tokenizer.vocab_size)
+    _, _, tokenizer, _ = model_folder.load_model(folder_checks.SHIPPED, "cpu")
+    known = certainty.read_certainty(folder_checks.SHIPPED, tokenizer.vocab_size)
     assert known.sure.keys() == known.temperature.keys() == {"two", "more"}
 
 
 def test_the_card_says_what_the_scores_say(ship):
-    card = (folder.SHIPPED / "README.md").read_text(encoding="utf-8")
-    assert card == ship.text(folder.SHIPPED)
-    scores = read_json(folder.SHIPPED / "metrics.json")["fold_10"]
+    card = (folder_checks.SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert card == ship.text(folder_checks.SHIPPED)
+    scores = read_json(folder_checks.SHIPPED / "metrics.json")["fold_10"]
     mean = sum(scores["auroc"][name] for name in FINDINGS) / len(FINDINGS)
     assert f"over the {len(FINDINGS)} findings: {mean:.3f}" in card
     for name, finding in FINDINGS.items():
@@ -66,23 +68,24 @@ def test_the_card_says_what_the_scores_say(ship):
 
 def test_it_is_asked_where_there_is_no_other(tmp_path, capsys, monkeypatch):
     work = WorkDir(tmp_path / "work")
-    assert folder.chosen(work, None) == folder.SHIPPED
+    assert folder_checks.choose_model_folder(work, None) == folder_checks.SHIPPED
     [line] = capsys.readouterr().err.splitlines()
     assert "comes with ecgbyte" in line and str(work.model) in line
-    assert folder.chosen(work, tmp_path / "other") == tmp_path / "other"
-    assert folder.chosen(work, "ptbxl") == folder.SHIPPED
+    assert folder_checks.choose_model_folder(work, tmp_path / "other") == tmp_path / "other"
+    assert folder_checks.choose_model_folder(work, "ptbxl") == folder_checks.SHIPPED
     work.model.mkdir(parents=True)
-    assert folder.chosen(work, None) == work.model
+    assert folder_checks.choose_model_folder(work, None) == work.model
     monkeypatch.chdir(tmp_path)
     Path("ptbxl").mkdir()
-    assert folder.chosen(work, "ptbxl") == Path("ptbxl")
+    assert folder_checks.choose_model_folder(work, "ptbxl") == Path("ptbxl")
     assert capsys.readouterr().err == ""
 
 
 def test_info_prints_the_card(ecgbyte, small):
     result = ecgbyte("info", "--model", "ptbxl")
     assert (
-        result.exit_code == 0 and result.stdout.strip() == (folder.SHIPPED / "README.md").read_text().strip()
+        result.exit_code == 0
+        and result.stdout.strip() == (folder_checks.SHIPPED / "README.md").read_text().strip()
     )
     result = ecgbyte("info", "--model", small / "ecgbyte-work" / "model", "--json")
     assert "Research use only" in json.loads(result.stdout)["card"]
@@ -94,7 +97,9 @@ def test_a_recording_alone_is_answered(ecgbyte, record, tmp_path):
     result = ecgbyte("chat", record, *asked)
     assert result.exit_code == 0, result.stderr
     rhythm, dog = json.loads(result.stdout)["turns"]
-    known = read_json(folder.SHIPPED / "metrics.json")["fold_10"]["balanced"]["rhythm-query"]["confusion"]
+    known = read_json(folder_checks.SHIPPED / "metrics.json")["fold_10"]["balanced"]["rhythm-query"][
+        "confusion"
+    ]
     assert 0 < rhythm["probability"] <= 1 and rhythm["answer"] in known
     assert dog["declined"]
     assert "comes with ecgbyte" in result.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ecgbyte_cli.__main__ import ALIASES, COMMANDS
-from ecgbyte_cli.spelling import nearest
+from ecgbyte_cli.cli.spelling import nearest
 
 NAMES = [*COMMANDS, *ALIASES]
 

@@ -4,21 +4,21 @@ import os
 
 import pytest
 
-from ecgbyte_cli.stamps import difference_of, stamps
+from ecgbyte_cli.storage.stamps import file_stamps, find_changed
 
 
 def test_files_that_are_the_same_do_not_differ(tmp_path):
     (tmp_path / "a").write_bytes(b"ab")
-    known = stamps([tmp_path / "a", tmp_path / "a", tmp_path / "missing"])
+    known = file_stamps([tmp_path / "a", tmp_path / "a", tmp_path / "missing"])
     assert [*known] == [str(tmp_path / "a"), str(tmp_path / "missing")]
-    assert known[str(tmp_path / "missing")] is None and difference_of(known) is None
+    assert known[str(tmp_path / "missing")] is None and find_changed(known) is None
 
 
 @pytest.mark.parametrize("change", ["gone", "longer", "newer", "a pipe"])
 def test_files_that_differ_are_named(tmp_path, change):
     path = tmp_path / "a"
     path.write_bytes(b"ab")
-    known, about = stamps([path]), os.stat(path)
+    known, about = file_stamps([path]), os.stat(path)
     if change == "longer":
         path.write_bytes(b"abc")
         os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
@@ -29,10 +29,10 @@ def test_files_that_differ_are_named(tmp_path, change):
         if change == "a pipe":
             os.mkfifo(path)
     seen = f"sees another {path}" if change in ("longer", "newer") else f"does not see {path}"
-    assert difference_of(known).startswith(seen) and f"the folder {tmp_path} must" in difference_of(known)
+    assert find_changed(known).startswith(seen) and f"the folder {tmp_path} must" in find_changed(known)
 
 
 def test_a_file_that_only_the_other_machine_lacks_differs(tmp_path):
-    known = stamps([tmp_path / "a"])
+    known = file_stamps([tmp_path / "a"])
     (tmp_path / "a").touch()
-    assert difference_of(known).startswith("sees another")
+    assert find_changed(known).startswith("sees another")

@@ -15,7 +15,8 @@ import naive
 from ecgbyte_cli import readers
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import WorkDir, read_array, read_json, read_table
+from ecgbyte_cli.storage.files import read_array, read_json, read_table
+from ecgbyte_cli.storage.workdir import WorkDir
 
 LEADS = preprocess.LEADS
 
@@ -390,7 +391,7 @@ def session(leader):
 def test_how_much_is_held_makes_no_difference(ecgbyte, many, tmp_path, monkeypatch, quantizer):
     options = (*SHORT, "--segment", 0.5, "--jobs", 1, "--quantizer", quantizer)
     assert ecgbyte("symbolize", many, *options, work=tmp_path / "a").exit_code == 0
-    monkeypatch.setattr("ecgbyte_cli.signal.letters.FLUSH", 500)  # a few segments
+    monkeypatch.setattr("ecgbyte_cli.signal.symbolize.FLUSH", 500)  # a few segments
     assert ecgbyte("symbolize", many, *options, work=tmp_path / "b").exit_code == 0
     assert same(results(tmp_path / "a"), results(tmp_path / "b"))
 
@@ -406,7 +407,7 @@ def test_memory_follows_samples_not_records(tmp_path):
             with open(tmp_path / name / f"r{i}.dat", "wb") as file:
                 file.truncate(300000 * 24)
         code = (
-            "import sys, resource; from ecgbyte_cli.workdir import WorkDir\n"
+            "import sys, resource; from ecgbyte_cli.storage.workdir import WorkDir\n"
             "from ecgbyte_cli.stages.symbolize import symbolize\n"
             "symbolize(WorkDir(sys.argv[2]), sys.argv[1], profile='resample', jobs=1)\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ecgbyte_cli import questions, readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import facts
+from ecgbyte_cli.questions.sources import base
 from ecgbyte_cli.readers import text_table
 
 NAMES = ["record", "question", "answer"]
@@ -56,23 +56,23 @@ def test_patients_labels_and_questions(tmp_path, above, encoding):
     write("record;patient", "a;15709,0", "b;13243,0")
     assert readers.read_patients(path) == {"a": ("15709", None), "b": ("13243", None)}
     write("record;afib;age;heart_rate;note", "r1;1,0;63,5;1,234;ä", "r2;0,0")
-    assert facts.columns(path) == ["record", "afib", "age", "heart_rate", "note"]
+    assert base.column_names(path) == ["record", "afib", "age", "heart_rate", "note"]
     line = above.count("\n") + 2
-    assert list(facts.rows(path)) == [
+    assert list(base.table_rows(path)) == [
         (line, {"record": "r1", "afib": "1.0", "age": "63.5", "heart_rate": "1,234", "note": "ä"}),
         (line + 1, {"record": "r2", "afib": "0.0", "age": "", "heart_rate": "", "note": ""}),
     ]
     write("record;question;answer", 'r1;"Größe; ""normal""?";12,5')
-    (question,) = questions.read(path)
+    (question,) = questions.read_questions(path)
     assert (question.question, question.answer) == ('Größe; "normal"?', "12,5")
 
 
 def test_questions_in_files_of_other_endings(tmp_path):
     for name, separator in (("q.tsv", "\t"), ("Q.CSV", ";")):
         (tmp_path / name).write_text(written([NAMES, ["r", "q?", "a"]], separator))
-        assert [q.answer for q in questions.read(tmp_path / name)] == ["a"]
+        assert [q.answer for q in questions.read_questions(tmp_path / name)] == ["a"]
     (tmp_path / "other.csv").write_bytes(b"a,b\n\xe8,\0\n")  # none of ours, whatever is in it
-    assert len(questions.read(tmp_path)) == 2
+    assert len(questions.read_questions(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_what_is_wrong_is_one_line(tmp_path, data, message):
 def test_the_line_of_names_may_be_the_only_one(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("record,patient\n")
-    assert readers.read_patients(path) == {} and list(facts.rows(path)) == []
+    assert readers.read_patients(path) == {} and list(base.table_rows(path)) == []

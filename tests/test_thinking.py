@@ -4,33 +4,33 @@ import json
 
 import pytest
 
-from ecgbyte_cli.model import ecg_lm
-from ecgbyte_cli.questions import files
-from ecgbyte_cli.questions.thinking import TAGS, Thought, joined, parted
+from ecgbyte_cli.model import model_folder
+from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.questions.reasoning import TAGS, ReasonedAnswer, join_reasoning, split_reasoning
 
 
 @pytest.mark.parametrize(
     ("text", "thought"),
     [
-        ("<think>rate 70</think>yes", Thought("rate 70", "yes", True)),
-        ("<think>rate 70\n</think>\n yes \n", Thought("rate 70", "yes", True)),
-        ("<think></think>yes", Thought("", "yes", True)),
-        ("yes", Thought("", "yes", False)),
-        ("<think>rate 70", Thought("", "rate 70", False)),
-        ("rate 70</think>yes", Thought("", "yes", False)),
-        ("<think>rate 70</think>", Thought("", "", False)),
-        ("<think>a</think>b</think>c", Thought("", "c", False)),
-        ("<think>a<think>b</think>c", Thought("", "c", False)),
+        ("<think>rate 70</think>yes", ReasonedAnswer("rate 70", "yes", True)),
+        ("<think>rate 70\n</think>\n yes \n", ReasonedAnswer("rate 70", "yes", True)),
+        ("<think></think>yes", ReasonedAnswer("", "yes", True)),
+        ("yes", ReasonedAnswer("", "yes", False)),
+        ("<think>rate 70", ReasonedAnswer("", "rate 70", False)),
+        ("rate 70</think>yes", ReasonedAnswer("", "yes", False)),
+        ("<think>rate 70</think>", ReasonedAnswer("", "", False)),
+        ("<think>a</think>b</think>c", ReasonedAnswer("", "c", False)),
+        ("<think>a<think>b</think>c", ReasonedAnswer("", "c", False)),
     ],
 )
 def test_a_text_is_taken_apart(text, thought):
-    assert parted(text) == thought
+    assert split_reasoning(text) == thought
 
 
 def test_what_is_joined_is_parted_whatever_is_in_it():
-    assert joined(" a<think>b ", " c</think> ") == "<think>ab</think>c"
-    assert parted(joined("a </think> b", "yes")) == Thought("a  b", "yes", True)
-    assert parted(joined("a", "b", ("[", "]")), ("[", "]")) == Thought("a", "b", True)
+    assert join_reasoning(" a<think>b ", " c</think> ") == "<think>ab</think>c"
+    assert split_reasoning(join_reasoning("a </think> b", "yes")) == ReasonedAnswer("a  b", "yes", True)
+    assert split_reasoning(join_reasoning("a", "b", ("[", "]")), ("[", "]")) == ReasonedAnswer("a", "b", True)
 
 
 def test_reasonings_are_true(ecgbyte, small, tmp_path):
@@ -143,16 +143,19 @@ def test_the_rationale_of_a_file_is_its_reasoning(tmp_path):
     path = tmp_path / "a.jsonl"
     item = {"ecg_id": "[1]", "question": "q", "answer": "no", "rationale": "P waves.\nRegular. Answer: no"}
     path.write_text(json.dumps(item))
-    assert files.read(path)[0].reasoning == "P waves.\nRegular."
+    assert question_file.read_questions(path)[0].reasoning == "P waves.\nRegular."
     said = "<think>Step 1.</think>So.<answer>yes</answer>"
     item = {
         "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": said}],
         "ecg": "a",
     }
     path.write_text(json.dumps(item))
-    assert (files.read(path)[0].reasoning, files.read(path)[0].answer) == ("Step 1.\n\nSo.", "yes")
+    assert (
+        question_file.read_questions(path)[0].reasoning,
+        question_file.read_questions(path)[0].answer,
+    ) == ("Step 1.\n\nSo.", "yes")
 
 
 def test_a_model_folder_says_its_tags(thinking):
-    *_, about = ecg_lm.load(thinking[0] / "model", "cpu")
+    *_, about = model_folder.load_model(thinking[0] / "model", "cpu")
     assert about["think"] == [*TAGS]

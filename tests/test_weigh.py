@@ -9,8 +9,8 @@ from test_memory import mixed, on_cuda, shapes, too_much
 from test_prompt import prompt_with
 from test_sharing import TOKENIZER, base, signals  # noqa: F401  (a fixture)
 
-from ecgbyte_cli.model import ecg_lm, folder
-from ecgbyte_cli.model.kept import PromptCache
+from ecgbyte_cli.model import ecg_lm, folder_checks, model_folder
+from ecgbyte_cli.model.kv_cache import PromptCache
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 
@@ -38,7 +38,7 @@ def made(base, positions="token"):  # noqa: F811
 
 def test_autocast_does_not_decide_what_is_shared():
     """It did for the model that ships, so that `reinforce` on a GPU read every ECG again for each answer."""
-    lm, *_ = ecg_lm.load(folder.named("ptbxl"), "cpu")
+    lm, *_ = model_folder.load_model(folder_checks.resolve_model_folder("ptbxl"), "cpu")
     with torch.autocast("cpu", torch.bfloat16):
         assert lm.beside
 

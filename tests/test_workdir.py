@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgbyte_cli import locks, workdir
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.storage import files, locks, manifest
+from ecgbyte_cli.storage.workdir import WorkDir
 
 
 def test_whole_replaces_only_at_the_end(tmp_path):
     path = tmp_path / "sub" / "file"
-    with workdir.whole(path) as beside:
+    with files.atomic_write(path) as beside:
         beside.write_text("one")
         assert not path.exists()
-    with pytest.raises(RuntimeError), workdir.whole(path) as beside:
+    with pytest.raises(RuntimeError), files.atomic_write(path) as beside:
         beside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "one"
@@ -31,9 +31,9 @@ def test_whole_replaces_only_at_the_end(tmp_path):
 def test_new_folder_replaces_only_at_the_end(tmp_path):
     path = tmp_path / "model"
     for text in ("one", "two"):
-        with workdir.new_folder(path) as folder:
+        with files.atomic_folder(path) as folder:
             (folder / "x").write_text(text)
-    with pytest.raises(RuntimeError), workdir.new_folder(path) as folder:
+    with pytest.raises(RuntimeError), files.atomic_folder(path) as folder:
         raise RuntimeError
     assert (path / "x").read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -41,10 +41,10 @@ def test_new_folder_replaces_only_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("sizes", [[], [0], [3], [2, 0, 5]])
 def test_arrays(tmp_path, sizes):
-    with workdir.new_array(tmp_path / "a.npy", np.uint16, sum(sizes)) as write:
+    with files.array_writer(tmp_path / "a.npy", np.uint16, sum(sizes)) as write:
         for size in sizes:
             write(np.full(size, 7))
-    read = workdir.read_array(tmp_path / "a.npy")
+    read = files.read_array(tmp_path / "a.npy")
     assert read.dtype == np.uint16 and read.shape == (sum(sizes),) and (read == 7).all()
 
 
@@ -52,7 +52,7 @@ def test_arrays(tmp_path, sizes):
 def test_an_array_of_another_size_than_promised_is_none(tmp_path, written):
     with (
         pytest.raises(ValueError, match="promised"),
-        workdir.new_array(tmp_path / "a.npy", np.uint8, 3) as write,
+        files.array_writer(tmp_path / "a.npy", np.uint8, 3) as write,
     ):
         write(np.zeros(written, np.uint8))
     assert not list(tmp_path.iterdir())
@@ -61,38 +61,38 @@ def test_an_array_of_another_size_than_promised_is_none(tmp_path, written):
 def test_an_array_of_objects_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(Failure, match="cannot be read"):
-        workdir.read_array(tmp_path / "a.npy")
+        files.read_array(tmp_path / "a.npy")
 
 
 def test_tables(tmp_path):
     columns = {"record": ["a", "b"], "offset": np.array([0, 5]), "lo": np.array([0.5, 1], np.float32)}
-    workdir.write_table(tmp_path / "t.parquet", columns)
-    read = workdir.read_table(tmp_path / "t.parquet")
+    files.write_table(tmp_path / "t.parquet", columns)
+    read = files.read_table(tmp_path / "t.parquet")
     assert read["record"] == ["a", "b"]
     assert read["offset"].tolist() == [0, 5] and read["lo"].dtype == np.float32
-    workdir.write_table(tmp_path / "empty.parquet", {"path": []})
-    assert workdir.read_table(tmp_path / "empty.parquet") == {"path": []}
+    files.write_table(tmp_path / "empty.parquet", {"path": []})
+    assert files.read_table(tmp_path / "empty.parquet") == {"path": []}
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(Failure, match="bad.parquet"):
-        workdir.read_table(tmp_path / "bad.parquet")
+        files.read_table(tmp_path / "bad.parquet")
 
 
 def test_finished(tmp_path):
     path = tmp_path / "symbols" / "settings.json"
-    assert workdir.finished(path, {"fs": 250}, False, "letters") is None
-    workdir.write_json(path, {"settings": {"fs": 250, "leads": ["I"]}, "result": {"records": 3}})
-    assert workdir.finished(path, {"fs": 250, "leads": ("I",)}, False, "letters") == {"records": 3}
-    assert workdir.finished(path, {"fs": 100}, True, "letters") is None
+    assert manifest.completed_result(path, {"fs": 250}, False, "letters") is None
+    files.write_json(path, {"settings": {"fs": 250, "leads": ["I"]}, "result": {"records": 3}})
+    assert manifest.completed_result(path, {"fs": 250, "leads": ("I",)}, False, "letters") == {"records": 3}
+    assert manifest.completed_result(path, {"fs": 100}, True, "letters") is None
     with pytest.raises(Failure, match=r"other settings \(fs\).*--overwrite"):
-        workdir.finished(path, {"fs": 100, "leads": ["I"]}, False, "letters")
+        manifest.completed_result(path, {"fs": 100, "leads": ["I"]}, False, "letters")
 
 
 def test_an_option_that_there_was_not_yet_makes_no_difference(tmp_path):
     path = tmp_path / "settings.json"
-    workdir.write_json(path, {"settings": {"fs": 250}, "result": {"records": 3}})
-    assert workdir.finished(path, {"fs": 250, "units": None}, False, "letters") == {"records": 3}
+    files.write_json(path, {"settings": {"fs": 250}, "result": {"records": 3}})
+    assert manifest.completed_result(path, {"fs": 250, "units": None}, False, "letters") == {"records": 3}
     with pytest.raises(Failure, match=r"other settings \(units\)"):
-        workdir.finished(path, {"fs": 250, "units": "uV"}, False, "letters")
+        manifest.completed_result(path, {"fs": 250, "units": "uV"}, False, "letters")
 
 
 @settings(max_examples=100, deadline=None)
@@ -100,19 +100,17 @@ def test_an_option_that_there_was_not_yet_makes_no_difference(tmp_path):
 def test_any_text_goes_into_files_and_back(tmp_path_factory, text):
     """File names that are no UTF-8 have lone surrogates in Python."""
     folder = tmp_path_factory.mktemp("w")
-    workdir.write_json(folder / "t.json", {text: [text]})
-    assert workdir.read_json(folder / "t.json") == {text: [text]}
-    workdir.write_table(folder / "t.parquet", {"name": [text]})
-    with workdir.new_table(folder / "n.parquet", {"name": str}) as write:
+    files.write_json(folder / "t.json", {text: [text]})
+    assert files.read_json(folder / "t.json") == {text: [text]}
+    files.write_table(folder / "t.parquet", {"name": [text]})
+    with files.table_writer(folder / "n.parquet", {"name": str}) as write:
         write([[text]])
     for name in ("t.parquet", "n.parquet"):
-        (read,) = workdir.read_table(folder / name)["name"]
+        (read,) = files.read_table(folder / name)["name"]
         assert read == text.encode(errors="backslashreplace").decode()
 
 
-@pytest.mark.parametrize(
-    "reads", [workdir.read_json, workdir.read_table, workdir.read_array, workdir.sha256_of]
-)
+@pytest.mark.parametrize("reads", [files.read_json, files.read_table, files.read_array, files.sha256_of])
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, reads):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
@@ -123,9 +121,9 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, reads):
 
 def test_json_of_any_size_is_not_read(tmp_path):
     with open(tmp_path / "t.json", "wb") as file:
-        file.truncate(workdir.MOST_JSON + 1)
+        file.truncate(files.MOST_JSON + 1)
     with pytest.raises(Failure, match="too large"):
-        workdir.read_json(tmp_path / "t.json")
+        files.read_json(tmp_path / "t.json")
 
 
 # A full disk: a limit on the size of a file gives the same errors as no room
@@ -161,11 +159,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, code):
 
 
 def test_errors_about_other_files_are_not_taken_for_ours(tmp_path):
-    with pytest.raises(FileNotFoundError), workdir.whole(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError), files.atomic_write(tmp_path / "a"):
         open(tmp_path / "b" / "gone")
     with (
         pytest.raises(Failure, match="cannot be written: Not a directory"),
-        workdir.whole(tmp_path / "c" / "a"),
+        files.atomic_write(tmp_path / "c" / "a"),
     ):
         raise NotADirectoryError(20, "Not a directory", str(tmp_path / "c"))
 
@@ -176,7 +174,7 @@ def test_errors_about_other_files_are_not_taken_for_ours(tmp_path):
 def in_another_process(work, code, *names):
     """Start a process that holds folders until its input ends."""
     code = (
-        f"from ecgbyte_cli.workdir import WorkDir\nwith WorkDir({str(work.root)!r}).{code}(*{names}):\n"
+        f"from ecgbyte_cli.storage.workdir import WorkDir\nwith WorkDir({str(work.root)!r}).{code}(*{names}):\n"
         " print('held', flush=True); input()"
     )
     process = subprocess.Popen(
@@ -234,7 +232,7 @@ def test_a_folder_without_locks_is_used_without(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(locks.fcntl, "flock", none)
-    with work.making("answers"), work.checked("answers"), workdir.new_folder(work.root / "x") as folder:
+    with work.making("answers"), work.checked("answers"), files.atomic_folder(work.root / "x") as folder:
         (folder / "a").touch()
     assert (work.root / "x" / "a").exists()
 
@@ -284,7 +282,7 @@ def test_a_folder_that_was_being_replaced_is_put_back(tmp_path):
 def test_new_folder_clears_what_is_left_and_not_what_is_written(tmp_path):
     path = tmp_path / "a[b]"
     (tmp_path / ".a[b].1.part").mkdir()
-    with workdir.new_folder(path) as one, workdir.new_folder(path) as two:
+    with files.atomic_folder(path) as one, files.atomic_folder(path) as two:
         assert {p.name for p in tmp_path.iterdir()} == {one.name, two.name}
         (one / "x").touch()
     assert [p.name for p in tmp_path.iterdir()] == ["a[b]"] and (path / "x").exists()
@@ -333,16 +331,16 @@ def test_damaged_files_are_refused(copy, name, how):
 
 
 def test_settings_that_were_edited_are_refused(copy):
-    about = workdir.read_json(copy.symbol_settings)
+    about = files.read_json(copy.symbol_settings)
     about["signal"]["quantizer"]["hi"] += 1
-    workdir.write_json(copy.symbol_settings, about)
+    files.write_json(copy.symbol_settings, about)
     with pytest.raises(Failure, match="settings.json is damaged"), copy.checked("symbols"):
         pass
 
 
 def test_what_is_hashed(copy, monkeypatch):
-    real, hashed = workdir.sha256_of, []
-    monkeypatch.setattr(workdir, "sha256_of", lambda path: hashed.append(path.name) or real(path))
+    real, hashed = files.sha256_of, []
+    monkeypatch.setattr(files, "sha256_of", lambda path: hashed.append(path.name) or real(path))
     with copy.checked("tokens"):
         assert hashed == []  # size and time are as they were written
     os.utime(copy.symbols)  # as a copy has it
@@ -397,11 +395,11 @@ def change(path, values):
         lambda work: change(work.tokens, lambda a: a.__setitem__(slice(None), a[::-1].copy())),
         lambda work: change(work.tokens, lambda a: a.__setitem__(100, 9999)),
         lambda work: np.save(work.tokens, np.load(work.tokens)[:-1]),
-        lambda work: workdir.write_table(
+        lambda work: files.write_table(
             work.token_segments,
-            {k: v[::-1].copy() for k, v in workdir.read_table(work.token_segments).items()},
+            {k: v[::-1].copy() for k, v in files.read_table(work.token_segments).items()},
         ),
-        lambda work: workdir.write_table(work.token_segments, {"segment": np.arange(64)}),
+        lambda work: files.write_table(work.token_segments, {"segment": np.arange(64)}),
     ],
 )
 @pytest.mark.parametrize("name", ["symbols", "tokens"])
@@ -413,4 +411,4 @@ def test_an_old_folder_whose_letters_and_ids_disagree_is_refused(old, broken, na
 
 def test_an_old_folder_with_ids_of_other_merges_may_be_encoded_again(old, ecgbyte):
     assert ecgbyte("learn", "--vocab", 60, "--overwrite", "encode", "--overwrite").exit_code == 0
-    assert "files" in workdir.read_json(old.token_settings)
+    assert "files" in files.read_json(old.token_settings)

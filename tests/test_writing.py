@@ -11,10 +11,11 @@ from test_sharing import MERGES, SIGNAL, TOKENIZER, signals
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import ecg_lm, writing
-from ecgbyte_cli.model.answering import Sampler
+from ecgbyte_cli.inference import ecg_generation
+from ecgbyte_cli.inference.batch_answering import Sampler
+from ecgbyte_cli.inference.ecg_generation import Sampling, generate_ecgs
+from ecgbyte_cli.model import ecg_lm, tiny
 from ecgbyte_cli.model.layout import Layout
-from ecgbyte_cli.model.writing import Draw, write
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import draw as draw_stage
 
@@ -83,65 +84,65 @@ def slowly(lm, head, draw, number):
     return written
 
 
-@pytest.mark.parametrize("draw", [Draw(seed=3), Draw(0.7, 0.6, 1), Draw(1.0, 0.9, 2, 2.5)])
+@pytest.mark.parametrize("draw", [Sampling(seed=3), Sampling(0.7, 0.6, 1), Sampling(1.0, 0.9, 2, 2.5)])
 def test_what_is_written_is_what_the_slow_way_writes(lm, draw):
-    made = [*write(lm, TOKENIZER, HEAD, range(3), draw, plain=PLAIN)]
+    made = [*generate_ecgs(lm, TOKENIZER, HEAD, range(3), draw, plain=PLAIN)]
     assert [ids.tolist() for ids in made] == [slowly(lm, HEAD, draw, number) for number in range(3)]
     assert len({ids.tobytes() for ids in made}) == 3
 
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_every_lead_has_its_length_whatever_the_model(kind):
-    for ids in write(model(kind=kind), TOKENIZER, HEAD, range(4), Draw(3.0)):
+    for ids in generate_ecgs(model(kind=kind), TOKENIZER, HEAD, range(4), Sampling(3.0)):
         assert TOKENIZER.decode(ids).shape == (2, 100)
         # no token lies on two leads
         assert 100 in np.cumsum(TOKENIZER.lengths[ids])
 
 
 def test_tokens_that_may_lie_on_two_leads_fill_the_segment():
-    for ids in write(model(tokenizer=ANYWHERE), ANYWHERE, HEAD, range(4), Draw(2.0)):
+    for ids in generate_ecgs(model(tokenizer=ANYWHERE), ANYWHERE, HEAD, range(4), Sampling(2.0)):
         assert ANYWHERE.decode(ids).shape == (2, 100)
 
 
 def test_an_ecg_does_not_depend_on_those_beside_it(lm):
-    both = [*write(lm, TOKENIZER, HEAD, [0, 1, 7], Draw())]
-    (alone,) = write(lm, TOKENIZER, HEAD, [7], Draw())
+    both = [*generate_ecgs(lm, TOKENIZER, HEAD, [0, 1, 7], Sampling())]
+    (alone,) = generate_ecgs(lm, TOKENIZER, HEAD, [7], Sampling())
     assert both[2].tolist() == alone.tolist()
-    (other,) = write(lm, TOKENIZER, HEAD, [7], Draw(seed=1))
+    (other,) = generate_ecgs(lm, TOKENIZER, HEAD, [7], Sampling(seed=1))
     assert other.tolist() != alone.tolist()
 
 
 def test_what_is_given_stays(lm):
     letters = TOKENIZER.letters(signals(1)[0])
-    for ids in write(lm, TOKENIZER, HEAD, range(3), Draw(), letters[:, :60]):
+    for ids in generate_ecgs(lm, TOKENIZER, HEAD, range(3), Sampling(), letters[:, :60]):
         assert np.array_equal(TOKENIZER.decode(ids)[:, :60], letters[:, :60])
-    (ids,) = write(lm, TOKENIZER, HEAD, [0], Draw(), letters)
+    (ids,) = generate_ecgs(lm, TOKENIZER, HEAD, [0], Sampling(), letters)
     assert np.array_equal(TOKENIZER.decode(ids), letters)
 
 
 def test_a_cut_does_not_end_a_token_that_would_go_on():
     """Tokens are 3 4, 4 3, 3 3, 4 4 and 3 3 3 3: a 3 at the end may be the beginning of one of three."""
-    tokens, rest = writing.begin(TOKENIZER, np.array([1, 3, 4, 3], np.uint8), "longest")
+    tokens, rest = ecg_generation.tokenize_start(TOKENIZER, np.array([1, 3, 4, 3], np.uint8), "longest")
     assert tokens.tolist() == [1, 8] and rest.tolist() == [3]
-    tokens, rest = writing.begin(TOKENIZER, np.array([1, 3, 3, 3], np.uint8), "longest")
+    tokens, rest = ecg_generation.tokenize_start(TOKENIZER, np.array([1, 3, 3, 3], np.uint8), "longest")
     assert tokens.tolist() == [1] and rest.tolist() == [3, 3, 3]  # not 3 3, 3
-    tokens, rest = writing.begin(TOKENIZER, np.array([3, 4, 7, 1], np.uint8), "longest")
+    tokens, rest = ecg_generation.tokenize_start(TOKENIZER, np.array([3, 4, 7, 1], np.uint8), "longest")
     assert rest.tolist() == [] and tokens.tolist() == [8, 7, 1]  # no token begins with 1
-    fits = writing.fits(TOKENIZER, np.array([3, 4], np.uint8))
+    fits = ecg_generation.compatible_tokens(TOKENIZER, np.array([3, 4], np.uint8))
     assert np.flatnonzero(fits).tolist() == [3, 8]  # 3 alone, and 3 4
 
 
 def test_an_ecg_longer_than_the_model_reads_is_a_failure(monkeypatch):
-    monkeypatch.setattr(writing, "positions", lambda lm: 40)
+    monkeypatch.setattr(ecg_generation, "positions", lambda lm: 40)
     with pytest.raises(Failure, match="reads 40 tokens"):
-        list(write(model(), TOKENIZER, HEAD, [0], Draw()))
+        list(generate_ecgs(model(), TOKENIZER, HEAD, [0], Sampling()))
 
 
 def test_a_model_whose_marks_are_not_those_of_its_leads_writes_nothing():
     lm = model()
     lm.layout.marks = 1
     with pytest.raises(Failure, match="marks for 1 leads"):
-        list(write(lm, TOKENIZER, HEAD, [0], Draw()))
+        list(generate_ecgs(lm, TOKENIZER, HEAD, [0], Sampling()))
 
 
 def test_weights_that_are_no_numbers_are_a_failure():
@@ -149,7 +150,7 @@ def test_weights_that_are_no_numbers_are_a_failure():
     with torch.no_grad():
         lm.ecg_rows.weight.fill_(torch.nan)
     with pytest.raises(Failure, match="NaN"):
-        list(write(lm, TOKENIZER, HEAD, [0], Draw()))
+        list(generate_ecgs(lm, TOKENIZER, HEAD, [0], Sampling()))
 
 
 def test_the_end_of_a_lead_is_drawn_as_its_middle_is():
@@ -164,15 +165,15 @@ def test_the_end_of_a_lead_is_drawn_as_its_middle_is():
     likely = lm.layout.first - lm.layout.offset + 9
     with torch.no_grad():  # whatever it reads, the longest token is by far the likeliest
         lm.following = lambda ids, *_: torch.eye(10)[[9] * len(ids)] * 50
-    (ids,) = write(lm, tokenizer, HEAD, [0], Draw())
+    (ids,) = generate_ecgs(lm, tokenizer, HEAD, [0], Sampling())
     assert likely and (tokenizer.decode(ids) == 3).all() and 100 % 3
 
 
 def test_a_token_of_no_chance_is_never_drawn():
     scores = torch.tensor([[-torch.inf, 0.0, -torch.inf]] * 3)
-    assert writing._pick(scores, Draw(), [0.0, 0.5, 1 - 2**-53]).tolist() == [1, 1, 1]
+    assert ecg_generation._sample_tokens(scores, Sampling(), [0.0, 0.5, 1 - 2**-53]).tolist() == [1, 1, 1]
     scores = torch.log(torch.tensor([[0.3, 0.6, 0.1]] * 2))
-    assert writing._pick(scores, Draw(top_p=0.8), [0.0, 0.999]).tolist() == [0, 1]
+    assert ecg_generation._sample_tokens(scores, Sampling(top_p=0.8), [0.0, 0.999]).tolist() == [0, 1]
 
 
 def test_answers_are_text_whatever_the_temperature(lm):
@@ -342,7 +343,7 @@ def test_guesses_are_what_they_say():
 def test_an_adapter_learns_to_draw_and_is_exported_as_before(ecgbyte, small, tmp_path):
     from test_finetune import as_tiny, untrained
 
-    base, work = as_tiny(ecg_lm.tiny(), tmp_path / "base"), untrained(small, tmp_path / "work")
+    base, work = as_tiny(tiny.build_tiny(), tmp_path / "base"), untrained(small, tmp_path / "work")
     args = [
         "finetune",
         "--qa",
@@ -376,15 +377,15 @@ def test_an_adapter_learns_to_draw_and_is_exported_as_before(ecgbyte, small, tmp
 def test_what_is_learned_of_a_drawing_is_the_ecg_alone(small):
     """Its words stand in front; every ECG token is a label, and nothing else is."""
     from ecgbyte_cli.model.prompt import DRAW, IGNORED, Prompt
-    from ecgbyte_cli.model.samples import Samples
     from ecgbyte_cli.questions import Question
-    from ecgbyte_cli.workdir import WorkDir
+    from ecgbyte_cli.storage.workdir import WorkDir
+    from ecgbyte_cli.training.dataset import SampleBuilder
 
     work = WorkDir(small / "ecgbyte-work")
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
-    base, text_tokenizer = ecg_lm.tiny(texts=ecg_lm.tiny_texts())
+    base, text_tokenizer = tiny.build_tiny(texts=tiny.tiny_training_texts())
     layout = Layout.of(base.get_input_embeddings().num_embeddings, tokenizer)
-    samples = Samples(work, Prompt(text_tokenizer, layout), tokenizer, 4096, "trim", 1.0, draw="rhythm")
+    samples = SampleBuilder(work, Prompt(text_tokenizer, layout), tokenizer, 4096, "trim", 1.0, draw="rhythm")
     asked = [
         Question("r", "What is the rhythm?", "sinus rhythm", "rhythm", "train", segments=(3,)),
         Question("r", "Is it fast?", "no", "rate", "train", segments=(3,)),

@@ -6,53 +6,29 @@ output layer keep their size, so it answers in text only and its weights stay as
 rows of the ECG tokens are an output layer too: where the ECG itself is to be predicted, or written.
 """
 
-import contextlib
 import functools
-import hashlib
-import inspect
-import io
 import itertools
-import json
-import logging
-import os
-import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import folder as folders
-from ecgbyte_cli.model.kept import PromptCache, divisible, states_of
+from ecgbyte_cli.model.kv_cache import PromptCache, can_select_rows, new_cache
 from ecgbyte_cli.model.layout import Layout
-from ecgbyte_cli.model.memory import enough_memory, out_of_memory, unsupported
-from ecgbyte_cli.questions import wording
-from ecgbyte_cli.questions.facts import RANGES
-from ecgbyte_cli.questions.findings import STATEMENTS
-from ecgbyte_cli.signal.simulate import CONDITIONS
+from ecgbyte_cli.runtime.memory import unsupported
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import write_json
 from ecgbyte_kernels.tokens import spell
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DynamicCache
+
 
 LIKENESS = 0.75  # how far apart two waveforms (their variance is 3) still start alike: a third of the usual
-# Kinds of models whose state the prompts here cannot be read into: they take no cache, or no embeddings, or another.
-# Layers with a running state are Mamba's and others', of which LoRA reaches a part alone; these are known to work.
-UNFIT = ("mpt", "minimax")
-RUNNING_STATE = (
-    *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "olmo_hybrid"),
-    *("recurrent_gemma", "lfm2"),
-)
+
 MOST_BESIDE, MOST_LOGITS = 512, 2**26  # ids that are read behind a beginning at a time, and logits
-WORDS = 1024  # tokens in the text vocabulary of `tiny`
-NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
 
 
 class ECGLM(torch.nn.Module):
@@ -296,12 +272,12 @@ class ECGLM(torch.nn.Module):
         list of int or None
             Per prompt the next id, or None if its answer has ended.
         """
-        states, open_ = states_of(self.base), [True] * len(prompts)
+        states, open_ = new_cache(self.base), [True] * len(prompts)
         if not cache:
             beginnings, row_of = self._beginnings(prompts)
             if self._can_share(beginnings, prompts, states):
                 yield from self._from_shared(
-                    prompts, beginnings, row_of, end_ids, max_new, pick or _likeliest, states
+                    prompts, beginnings, row_of, end_ids, max_new, pick or _greedy, states
                 )
                 return
         if cache:
@@ -321,7 +297,7 @@ class ECGLM(torch.nn.Module):
             ).logits
             if cache:
                 cache.ids += ids[0].tolist()
-            ids = (pick or _likeliest)(logits[:, -1], rows)[:, None]
+            ids = (pick or _greedy)(logits[:, -1], rows)[:, None]
             following: list[int | None] = [None] * len(prompts)
             for row, i in zip(rows, ids[:, 0].tolist(), strict=True):
                 open_[row] = open_[row] and i not in end_ids
@@ -331,7 +307,7 @@ class ECGLM(torch.nn.Module):
             yield following
             position = position[:, -1:] + 1
             left = [at for at, row in enumerate(rows) if open_[row]]
-            if 2 * len(left) <= len(rows) and divisible(states):
+            if 2 * len(left) <= len(rows) and can_select_rows(states):
                 index = torch.tensor(left, device=self.device)
                 states.batch_select_indices(index)
                 ids, mask, position, rows = (
@@ -367,7 +343,7 @@ class ECGLM(torch.nn.Module):
     def _can_share(self, beginnings, prompts, states):
         """Whether some prompts begin alike, with an ECG, and the layers' states can be shared."""
         return (
-            divisible(states)
+            can_select_rows(states)
             and min(map(len, beginnings)) > 0
             and len(beginnings) < len(prompts)
             and self.beside
@@ -486,7 +462,7 @@ class ECGLM(torch.nn.Module):
         return self._weigh(prompts, answers, cache)
 
     def _weigh(self, prompts, answers, cache=None):
-        states = states_of(self.base)
+        states = new_cache(self.base)
         if cache:
             states = cache.begin(prompts[0], states)
             beginnings, row_of, read = [prompts[0][:-1]], [0], len(cache.ids)
@@ -601,7 +577,7 @@ class ECGLM(torch.nn.Module):
         config = self.base.config
         if config._attn_implementation not in ("sdpa", "eager") or getattr(config, "window_size", None):
             return False
-        if not divisible(states_of(self.base)):
+        if not can_select_rows(new_cache(self.base)):
             return False
         tokens = min(8, len(self.ecg_rows.weight) - (self.layout.first - self.offset))
         begin = [self.offset, *range(self.layout.first, self.layout.first + tokens), self.offset + 1]
@@ -625,11 +601,11 @@ class ECGLM(torch.nn.Module):
         return bool(np.allclose(found, alone, rtol=1e-3 if exact else 5e-2, atol=1e-3 if exact else 0.3))
 
 
-def _likeliest(logits, _rows):
+def _greedy(logits, _rows):
     return logits.argmax(-1)
 
 
-class Counted:
+class ScoredPicks:
     """Picks ids as another does, greedily if that is None, and counts how likely each answer is, its end included.
 
     Attributes
@@ -639,7 +615,7 @@ class Counted:
     """
 
     def __init__(self, pick, end_ids, count):
-        self.pick, self.end_ids, self.ended = pick or _likeliest, end_ids, set()
+        self.pick, self.end_ids, self.ended = pick or _greedy, end_ids, set()
         self.logs: list[list[float]] = [[] for _ in range(count)]
 
     def __call__(self, logits, rows):
@@ -673,454 +649,6 @@ def waveforms(ecg_tokenizer, points=16):
     return np.concatenate([part / max(np.sqrt((part**2).sum(1).mean()), 1e-9) for part in parts], 1)
 
 
-def tiny(seed=0, texts=()):
-    """Build a small decoder and its text tokenizer, without any download.
-
-    Parameters
-    ----------
-    seed : int
-        Of the weights.
-    texts : list of str
-        Whose words the text tokenizer has tokens for, beside the bytes that any text can be written in.
-
-    Returns
-    -------
-    (transformers.LlamaForCausalLM, transformers.PreTrainedTokenizerFast)
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    special, alphabet = ["<pad>", "<bos>", "<eos>"], sorted(pre_tokenizers.ByteLevel.alphabet())
-    text = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate([*special, *alphabet])}, merges=[]))
-    text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(texts))
-    if texts:
-        text.train_from_iterator(
-            texts,
-            trainers.BpeTrainer(
-                vocab_size=WORDS, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-            ),
-        )
-    text.decoder = decoders.ByteLevel()
-    text_tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=text, pad_token=special[0], bos_token=special[1], eos_token=special[2]
-    )
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=text.get_vocab_size(),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=16384,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return LlamaForCausalLM(config), text_tokenizer
-
-
-def tiny_texts() -> list[str]:
-    """The texts that the text vocabulary of `--model tiny` is learned from: questions about ECGs, and answers."""
-    words = [*(statement.words for statement in STATEMENTS.values()), *CONDITIONS]
-    ranges = [label for _, labels in RANGES.values() for label in labels]
-    return [*wording.texts(words), *ranges]
-
-
-def bfloat16_here(device: str) -> bool:
-    """Whether weights and autocast are in bfloat16 on a device: on a GPU, and on a CPU that has it in hardware."""
-    has = torch.cpu.get_capabilities()
-    return str(device).startswith("cuda") or any(has.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def load_base(
-    name: str, method: str, device: str, revision: str | None = None, seed: int = 0
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a causal language model and its text tokenizer, and run nothing of theirs.
-
-    Parameters
-    ----------
-    name : str
-        A hub id, a local folder, or `tiny`.
-    method : str
-        `qlora` (4-bit NF4 with double quantization, bfloat16 compute), `lora` or `full`.
-    device : str
-        `cuda`, `cuda:1`, … or `cpu`.
-    revision : str or None
-        The commit of a hub id; None is the newest.
-    seed : int
-        Of the weights of `tiny`.
-
-    Raises
-    ------
-    Failure
-        If there is no such model, it is no causal language model or none that can be used here, it has code of its
-        own, or its weights are pickles, are damaged, or are not those that it needs.
-    """
-    if name == "tiny":
-        base, text_tokenizer = tiny(seed, tiny_texts())
-        return base.to(device), text_tokenizer
-    local = folders.is_path(name)
-    if local and not Path(name).is_dir():
-        raise Failure(f"base model {name}: there is no such folder")
-    if local and not (Path(name) / "config.json").is_file():
-        raise Failure(f"{name} is no model folder: it has no config.json")
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-    options = {"dtype": torch.bfloat16 if method != "full" and bfloat16_here(device) else torch.float32}
-    if method == "qlora":
-        options["dtype"] = torch.bfloat16
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    with quiet():
-        try:
-            commit = _check_base(name, local, revision)
-            revision, options["trust_remote_code"] = commit or revision, False
-            text_tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-            base, loaded = AutoModelForCausalLM.from_pretrained(
-                name,
-                revision=revision,
-                device_map=device,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-        except Failure:
-            raise
-        # of files that are damaged or made to be so, Transformers may raise anything
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Failure(
-                f"base model {name} cannot be loaded as a causal language model: {reason}"
-            ) from error
-    # what the hub publishes may have more weights, such as of heads that are not used here
-    wrong = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
-    wrong |= {*loaded["unexpected_keys"]} if local else set()
-    if wrong or loaded["error_msgs"]:
-        raise Failure(
-            f"the weights of base model {name} are not those of its config.json: missing, of another size, or "
-            f"one too many: {', '.join(sorted(wrong))[:200] or str(loaded['error_msgs'])[:200]}"
-        )
-    base.config._commit_hash = commit  # Transformers itself no longer keeps it
-    # how others would draw its answers does not matter here, and what is not valid could not be saved
-    ids = {key: getattr(base.config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    base.generation_config = type(base.generation_config)(**ids)
-    # On CPUs with AVX512-BF16 bitsandbytes packs the weights at the first forward pass without gradients, for a
-    # kernel that has no backward pass: after a validation the gradients would silently be wrong.
-    for module in base.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return base, text_tokenizer
-
-
-def _check_base(name, local, revision):
-    """Refuse what cannot be a base model before its weights are loaded; return the commit of a hub id."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-    from transformers.utils import cached_file
-    from transformers.utils.hub import extract_commit_hash
-
-    file = cached_file(name, "config.json", revision=revision)
-    folders.check_base(Path(file).parent)
-    held = folders.weights(Path(name)) if local else None
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    kind = config.model_type
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise Failure(f"base model {name} ({kind}) is no causal language model")
-    made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    made = made[0] if isinstance(made, tuple) else made
-    takes = inspect.signature(made.forward).parameters
-    needed = {"inputs_embeds", "past_key_values", "logits_to_keep", "position_ids"}
-    needed -= {"position_ids"} if kind == "bloom" else set()  # which knows distances alone
-    running = getattr(made, "_is_stateful", False) and kind not in RUNNING_STATE
-    if kind == "granitemoehybrid":  # some have attention alone
-        running = "mamba" in (getattr(config, "layer_types", None) or ["mamba"])
-    # BERT and its like look at what comes after, unless they say that they do not
-    both_ways = getattr(config, "is_decoder", True) is False and not kind.startswith("gpt_neox")
-    if kind in UNFIT or running or both_ways or needed - takes.keys():
-        raise Failure(
-            f"base model {name}: models of the kind {kind} cannot be trained on ECGs here; take another"
-        )
-    if held:
-        tensors, numbers = held
-        if (getattr(config, "num_hidden_layers", None) or 0) > tensors:
-            raise Failure(
-                f"{name}: its config.json asks for more layers than its files hold tensors: {tensors}"
-            )
-        with torch.device("meta"):  # every size of it, and no memory
-            promised = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        size = sum(t.numel() for t in itertools.chain(promised.parameters(), promised.buffers()))
-        if size > 8 * numbers + 2**26:
-            raise Failure(
-                f"{name}: its config.json asks for {size:,} weights, and its files hold {numbers:,}"
-            )
-    return None if local else extract_commit_hash(file, None)
-
-
-def add_adapter(
-    base: "PreTrainedModel",
-    rank: int = 16,
-    alpha: float = 32,
-    dropout: float = 0.05,
-    checkpointing: bool = True,
-) -> "PeftModel":
-    """Freeze a base model and put trainable LoRA adapters on its attention and MLP projections.
-
-    In a mixture of experts on the attention alone: the experts of a layer are one parameter together, on which
-    peft's adapters know no dropout.
-
-    Parameters
-    ----------
-    base : transformers.PreTrainedModel
-    rank : int
-    alpha, dropout : float
-    checkpointing : bool
-        Compute the layers' states once more in the backward pass, and do not keep them: a third more time, for
-        much less memory.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    # peft's prepare_model_for_kbit_training would hold embedding and norms in float32, which a model that is
-    # loaded to answer has in bfloat16: it would not be quite the model that was trained
-    prepare(base, checkpointing)
-    # all linear layers but the output: the seven projections of a Llama, whatever another model calls them
-    targets: str | list[str] = "all-linear"
-    if any(p.dim() == 3 for name, p in base.named_parameters() if "expert" in name):
-        targets = sorted(
-            f"{name}.{part}"
-            for name, module in base.named_modules()
-            if type(module).__name__.endswith(("Attention", "DeltaNet"))
-            for part, layer in module.named_modules()
-            if isinstance(layer, torch.nn.Linear)
-        )
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
-    return get_peft_model(base, config)
-
-
-def prepare(base: torch.nn.Module, checkpointing: bool) -> None:
-    """Make a frozen base model pass gradients to its inputs; with `checkpointing` it keeps no layer's states."""
-    if checkpointing:
-        checkpoint_layers(base)
-    base.enable_input_require_grads()
-
-
 def checkpoint_layers(base: torch.nn.Module) -> None:
     """Make a base model compute its layers again in the backward pass instead of keeping their states."""
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def with_adapter(base: "PreTrainedModel", folder: Path, trainable: bool = False) -> "PeftModel":
-    """Put the adapter of a model folder on its base model; it stays as it is, unless it is `trainable`.
-
-    Raises
-    ------
-    Failure
-        If it is none of `ecgbyte finetune`, or not one for this base model.
-    """
-    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-
-    config = LoraConfig(**folders.adapter(folder), task_type="CAUSAL_LM")
-    path = folder / "adapter_model.safetensors"
-    try:
-        model = PeftModel.from_pretrained(base, folder, config=config, is_trainable=trainable)
-    except (RuntimeError, ValueError) as error:
-        if out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise Failure(f"{path} does not fit its base model: {reason}") from error
-    stored, needed = folders.shapes(path).keys(), get_peft_model_state_dict(model).keys()
-    if stored ^ needed:
-        raise Failure(
-            f"{path} has not the weights that its base model needs: missing or one too many: "
-            f"{', '.join(sorted(stored ^ needed))[:200]}"
-        )
-    return model
-
-
-def save(folder, model, text_tokenizer, ecg_tokenizer, about):
-    """Write a model folder.
-
-    It holds the PEFT adapter (or, trained in full, the base model and text tokenizer under base/),
-    ecg_rows.safetensors, ecg_tokenizer.json and ecgbyte.json.
-
-    Parameters
-    ----------
-    folder : Path
-        An existing, empty folder.
-    model : ECGLM
-    text_tokenizer : transformers.PreTrainedTokenizerBase
-    ecg_tokenizer : Path
-        The ecg_tokenizer.json that made the model's ECG ids.
-    about : dict
-        What ecgbyte.json shall say besides: `base`, `method`, `settings`, `result`, ….
-    """
-    from safetensors.torch import save_file
-
-    with quiet():
-        if about["method"] == "full":
-            model.base.save_pretrained(folder / "base")
-            text_tokenizer.save_pretrained(folder / "base")
-        else:
-            # peft would ask the hub whether the embedding grew: it never does here
-            model.base.save_pretrained(folder, save_embedding_layers=False)
-    save_file({"weight": model.ecg_rows.weight.detach().cpu().contiguous()}, folder / "ecg_rows.safetensors")
-    shutil.copyfile(ecg_tokenizer, folder / "ecg_tokenizer.json")
-    (folder / "README.md").write_text(
-        f"# An ECG language model made by ecgbyte {__version__}\n\n{NOTICE}\n\nBase model: {about['base']}. "
-        "Use it with `ecgbyte chat RECORD --model THIS_FOLDER`.\n"
-    )
-    if about["method"] != "full" and Path(about["base"]).is_dir():
-        about = {**about, "base": str(Path(about["base"]).resolve())}
-    fixed = {
-        "format": "ecgbyte-model",
-        "format_version": folders.FORMAT_VERSION,
-        "ecgbyte": __version__,
-        "notice": NOTICE,
-        "prompt_version": model.layout.version,
-        "offset": model.offset,
-        "lead_marks": model.layout.marks,
-        "position_letters": model.layout.unit,
-        "ecg_tokenizer_sha256": ECGTokenizer.from_file(ecg_tokenizer).sha256,
-        "text_tokenizer_sha256": text_sha256(text_tokenizer),
-        "base_revision": getattr(model.base.config, "_commit_hash", None),
-        "base_sha256": None if about["method"] == "full" else base_sha256(model.base),
-        "files": folders.sums(folder),
-    }
-    write_json(folder / "ecgbyte.json", {**fixed, **about}, indent=1)
-
-
-@enough_memory("for the model", "close other programs, or use a machine with more memory")
-def load(
-    folder: str | os.PathLike,
-    device: str | None = None,
-    base: str | os.PathLike | None = None,
-    method: str | None = None,
-    trainable: bool = False,
-) -> "tuple[ECGLM, PreTrainedTokenizerBase, ECGTokenizer, dict]":
-    """Load a model folder.
-
-    Parameters
-    ----------
-    folder : Path
-    device : str or None
-        `cuda` or `cpu`; None takes the GPU if there is one.
-    base : path or None
-        A local folder in the place of the base model, if that has moved.
-    method : str or None
-        How the base model is loaded, if otherwise than it was trained: one that was trained in full can get an adapter.
-    trainable : bool
-        Whether it is to go on learning; then it need not have learned to answer yet.
-
-    Returns
-    -------
-    (ECGLM, text tokenizer, ECGTokenizer, dict)
-        The model in evaluation mode, and what ecgbyte.json says.
-
-    Raises
-    ------
-    Failure
-        If the folder is no model folder, its parts are damaged or do not belong together, its base model is not
-        there, or memory does not suffice.
-    """
-    folder, device = Path(folder), device or best_device()
-    about = folders.about(folder)
-    method = method or about["method"]
-    if not (trainable or about.get("qa", True)):
-        raise Failure(
-            f"{folder} has learned ECGs alone and answers nothing yet: train it with `ecgbyte finetune --model "
-            f"{folder} --qa QUESTIONS`"
-        )
-    ecg_tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
-    if ecg_tokenizer.sha256 != about["ecg_tokenizer_sha256"]:
-        raise Failure(
-            f"{folder / 'ecg_tokenizer.json'} is not the tokenizer that this model was trained with"
-        )
-    name, revision = folders.base_of(folder, about, base)
-    folders.check_files(folder, about)
-    loaded, text_tokenizer = load_base(name, method, device, revision)
-    if (loaded.get_input_embeddings().num_embeddings, text_sha256(text_tokenizer)) != (
-        about["offset"],
-        about["text_tokenizer_sha256"],
-    ):
-        raise Failure(f"{folder} was trained on another version of {name}: its text vocabulary differs")
-    if about["method"] != "full":
-        if about.get("base_sha256") not in (None, base_sha256(loaded)):
-            raise Failure(f"{folder} was trained on another base model than {name} is now")
-        with quiet():
-            loaded = with_adapter(loaded, folder, trainable)
-    layout = Layout(
-        about["offset"],
-        about["lead_marks"] or 0,
-        ecg_tokenizer.lengths,
-        ecg_tokenizer.signal["samples"],
-        about["position_letters"] or 0,
-        about["prompt_version"],
-    )
-    model = ECGLM(loaded, ecg_tokenizer.vocab_size, layout=layout)
-    with torch.no_grad():
-        model.ecg_rows.weight.copy_(_read_rows(folder / "ecg_rows.safetensors", model.ecg_rows.weight.shape))
-    return model.eval(), text_tokenizer, ecg_tokenizer, about
-
-
-def _read_rows(path, shape):
-    """The ECG rows in a file, if these are what it holds."""
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise Failure(f"{path} is missing: copy the model folder anew, or train again")
-    found = folders.shapes(path)
-    if {*found} != {"weight"} or tuple(found["weight"]) != tuple(shape):
-        raise Failure(
-            f"{path} holds {str(found)[:100]}, and its model needs {shape[0]} rows of {shape[1]} in `weight`"
-        )
-    return load_file(path)["weight"]
-
-
-def best_device():
-    """`cuda` if there is a GPU, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def text_sha256(text_tokenizer):
-    """SHA-256 over a text tokenizer's vocabulary, in hex: it tells one version of a base model from another."""
-    vocabulary = sorted(text_tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
-
-
-def base_sha256(base):
-    """SHA-256 over the parts of a base model that no method quantizes or trains, in hex.
-
-    These are some rows of the embedding and all vectors (norms, biases), in bfloat16, which every method and
-    device holds alike; no fine-tuned relative of a model has the same.
-    """
-    parts = [base.get_input_embeddings().weight[:1024]]
-    parts += [p for name, p in base.named_parameters() if p.dim() == 1 and "lora_" not in name]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(
-            part.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
-        )
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def quiet():
-    """Keep the libraries' own progress bars and advice off standard error."""
-    from transformers.utils import logging as transformers_logging
-
-    level = logging.getLogger("transformers").level
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.getLogger("transformers").setLevel(level)

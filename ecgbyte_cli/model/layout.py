@@ -69,7 +69,7 @@ class Layout:
         """
         inside = np.asarray(ecg, np.int64) + self.first
         if self.marks and len(inside):
-            lead_of = leads_of(ecg, self.lengths, self.samples) if lead_of is None else lead_of
+            lead_of = lead_ranges(ecg, self.lengths, self.samples) if lead_of is None else lead_of
             leads = np.arange(self.marks)
             inside = np.insert(inside, np.searchsorted(lead_of, leads), self.offset + 2 + leads)
         return np.concatenate([[self.offset], inside, [self.offset + 1]])
@@ -106,7 +106,7 @@ class Layout:
         return places
 
 
-def leads_of(ecg, lengths, samples):
+def lead_ranges(ecg, lengths, samples):
     """The lead that each token of an ECG begins on.
 
     Parameters

@@ -14,8 +14,8 @@ import click
 import numpy as np
 
 from ecgbyte_cli.failure import Failure, printable
+from ecgbyte_cli.model.chat_template import DATE, ChatTemplate, TemplateError
 from ecgbyte_cli.model.layout import Layout
-from ecgbyte_cli.model.template import DATE, Template, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +89,7 @@ class Prompt:
                 name: list(map(str, word)) if isinstance(word, (list, tuple)) else str(word)
                 for name, word in text_tokenizer.special_tokens_map.items()
             }
-            self.template = Template(source, words, date, self.name)
+            self.template = ChatTemplate(source, words, date, self.name)
             self.date = date if "strftime_now" in source else None
         added = text_tokenizer.added_tokens_decoder
         self.added = {*added, *text_tokenizer.all_special_ids}
@@ -192,7 +192,7 @@ class Prompt:
     def _joined(self, parts, ecgs, leads):
         """Ids and labels of the text in `parts`, with ECGs in it."""
         head, tail, answer = parts
-        ids, labels = zip(_ignored(self.reading(head, ecgs, leads)), *tail, *answer, strict=True)
+        ids, labels = zip(_unlabelled(self.reading(head, ecgs, leads)), *tail, *answer, strict=True)
         return np.concatenate(ids), np.concatenate(labels)
 
     def reading(
@@ -246,7 +246,7 @@ class Prompt:
         room = self.room(parts, len(ecgs), longest)
         lost = max(0, sum(map(len, ecgs)) - room)
         if lost:
-            ecgs, leads = trim(ecgs, leads, room)
+            ecgs, leads = trim_ecgs(ecgs, leads, room)
         return *self._joined(parts, ecgs, leads), lost
 
     def room(self, parts: Parts, ecgs: int, longest: int) -> int:
@@ -283,7 +283,7 @@ class Prompt:
         # model is asked with the very ids it was trained with
         before, *after = self.rendered(tuple(self._unmarked(q) for q, _ in turns)).split(ANSWER_MARK)
         head, text = before.split(ECG_MARK)
-        tail = [_ignored(self._text_ids(text))]
+        tail = [_unlabelled(self._text_ids(text))]
         answer: Stretches = []
         for (_, words), text in zip(turns, after, strict=True):
             tail, answer = tail + answer, []
@@ -327,7 +327,7 @@ class Prompt:
         return line, counted
 
 
-def trim(ecgs, leads, budget):
+def trim_ecgs(ecgs, leads, budget):
     """Shorten ECGs to a number of tokens in all: each lead of each loses as many of its last tokens.
 
     Parameters
@@ -360,6 +360,6 @@ def trim(ecgs, leads, budget):
     return trimmed
 
 
-def _ignored(ids):
+def _unlabelled(ids):
     """Ids that the loss does not count, and their labels."""
     return np.array(ids, np.int64), np.full(len(ids), IGNORED, np.int64)

@@ -194,7 +194,7 @@ BROAD: dict[str, Finding] = {
     "hyp": Finding(CLASSES["HYP"], (*_of_topic("HYP"), "VCLVH")),
     "beats": Finding("premature beats", (*_of_topic("beats"), "BIGU", "TRIGU")),
 }
-ASKED = FINDINGS | BROAD
+ALL_FINDINGS = FINDINGS | BROAD
 # Findings whose own words cover every member: a source that denies "bundle branch block" denies each kind of it. The
 # other words may also be used for one member alone ("sinus rhythm" often excludes sinus bradycardia).
 GENERIC = ("mi", "brady", "twa", "bbb", "cd", "hyp", "beats")

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ecgbyte_cli.questions.facts import Facts
-from ecgbyte_cli.questions.findings import ASKED, GENERIC, OTHER_RHYTHMS, STATEMENTS
+from ecgbyte_cli.questions.findings import ALL_FINDINGS, GENERIC, OTHER_RHYTHMS, STATEMENTS
+from ecgbyte_cli.questions.sources.base import RecordFacts
 
 NO, YES, UNCERTAIN, UNSAID = range(4)
 
@@ -33,18 +33,18 @@ class Labels(NamedTuple):
     contradictions: Counter[tuple[str, str]]
 
 
-def labels_of(facts: list[Facts]) -> Labels:
+def derive_labels(facts: list[RecordFacts]) -> Labels:
     """Return the labels that follow from the facts about some recordings.
 
     More facts may open a label that fewer had settled, but never turn a yes into a no or a no into a yes.
     """
-    stated = _stated(facts)
+    stated = _stated_columns(facts)
     nowhere = np.zeros(len(facts), bool)
 
     def says(name, value):
         return stated[name] == value if name in stated else nowhere
 
-    denied_whole = {name: says(name, NO) for name in ASKED}
+    denied_whole = {name: says(name, NO) for name in ALL_FINDINGS}
     for name in GENERIC:
         denied_whole[name] = denied_whole[name] | says(name.upper(), NO)
     other = np.any([says(rhythm, YES) for rhythm in OTHER_RHYTHMS], axis=0)
@@ -52,21 +52,21 @@ def labels_of(facts: list[Facts]) -> Labels:
 
     denied = {name: says(name, NO) for name in [*stated, *STATEMENTS]}
     for name in GENERIC:
-        for member in ASKED[name].statements:
+        for member in ALL_FINDINGS[name].statements:
             denied[member] = denied[member] | denied_whole[name]
     statements = {
-        name: _settled(says(name, YES), denied[name], says(name, UNCERTAIN))
+        name: _resolve(says(name, YES), denied[name], says(name, UNCERTAIN))
         for name in denied
-        if (name in stated or denied[name].any()) and (name in STATEMENTS or name not in ASKED)
+        if (name in stated or denied[name].any()) and (name in STATEMENTS or name not in ALL_FINDINGS)
     }
     findings, contradictions = {}, Counter[tuple[str, str]]()
-    for name, (words, members) in ASKED.items():
+    for name, (words, members) in ALL_FINDINGS.items():
         if name not in stated and not any(member in statements for member in members):
             continue
         each = np.array([statements[member] for member in members if member in statements])
         present = says(name, YES) | (each == YES).any(axis=0)
         absent = denied_whole[name] | np.all([denied[member] for member in members], axis=0)
-        findings[name] = _settled(present, absent, (each == UNCERTAIN).any(axis=0))
+        findings[name] = _resolve(present, absent, (each == UNCERTAIN).any(axis=0))
         for member in (
             members if name != "sr" else ()
         ):  # two rhythms, one after the other, are no contradiction
@@ -78,7 +78,7 @@ def labels_of(facts: list[Facts]) -> Labels:
     return Labels(statements, findings, contradictions)
 
 
-def _settled(present, absent, doubt):
+def _resolve(present, absent, doubt):
     """Yes where there is no denial, no where there is neither a statement nor a doubt."""
     return np.select(
         [present & ~absent, absent & ~present & ~doubt, present | absent | doubt],
@@ -87,7 +87,7 @@ def _settled(present, absent, doubt):
     ).astype(np.int8)
 
 
-def _stated(facts):
+def _stated_columns(facts):
     """What the source itself says, an array for each name."""
     value = {False: NO, True: YES, None: UNCERTAIN}
     names = dict.fromkeys(name for each in facts for name in each.known)

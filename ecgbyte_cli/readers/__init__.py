@@ -4,8 +4,8 @@ from ecgbyte_cli.readers.data_sets import DataSet, find_data_sets
 from ecgbyte_cli.readers.find import files_of, find, fingerprint
 from ecgbyte_cli.readers.formats import read
 from ecgbyte_cli.readers.patients import (
+    find_listed,
     is_placeholder,
-    listed,
     on_two_sides,
     patient_and_split,
     patient_of,
@@ -28,7 +28,7 @@ __all__ = [
     "fingerprint",
     "is_placeholder",
     "lead_name",
-    "listed",
+    "find_listed",
     "on_two_sides",
     "patient_and_split",
     "patient_of",

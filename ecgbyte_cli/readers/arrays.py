@@ -17,8 +17,8 @@ from ecgbyte_cli.readers.recording import (
     millivolts,
     need_fs,
     open_regular,
+    record_name,
     split_row,
-    stem,
     text_of,
 )
 
@@ -77,7 +77,7 @@ def _numpy(path, fs, lead_names, units):
     check_promise(*signal.shape)
     if times is not None:
         check_times(times, signal.shape[1])
-    return _scaled(signal, fs, names, units, stem(path), path)
+    return _scaled(signal, fs, names, units, record_name(path), path)
 
 
 def _array(archive, key, most):
@@ -134,7 +134,7 @@ def _hdf5(path, fs, lead_names, units):
     which are cut off.
     """
     inside, row = split_row(path)
-    tracings, exams, stated = _kept_hdf5(inside)
+    tracings, exams, stated = _hdf5_info(inside)
     number = int(row or 0)
     if number >= tracings.shape[0]:
         raise Unusable(f"no such row: {number} of {tracings.shape[0]}")
@@ -144,7 +144,7 @@ def _hdf5(path, fs, lead_names, units):
     signal = np.ascontiguousarray(tracings[number].T, np.float32)
     used = np.flatnonzero(signal.any(axis=0))
     signal = signal[:, used[0] : used[-1] + 1] if used.size else signal[:, :0]
-    name = _exam(exams, number) or f"{stem(inside)}_{number}"
+    name = _exam(exams, number) or f"{record_name(inside)}_{number}"
     return _scaled(signal, float(fs or 400), names, stated or units, name, path)
 
 
@@ -163,7 +163,7 @@ _kept: dict[
 ] = {}  # the checked arrays of one file, of which thousands of rows are read one by one
 
 
-def _kept_hdf5(path):
+def _hdf5_info(path):
     """The exams, their names if there are any, and the unit if one is said."""
     stamp = os.stat(path)
     key = (path, stamp.st_size, stamp.st_mtime_ns)

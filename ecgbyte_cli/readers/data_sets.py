@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers.find import find, fingerprint
-from ecgbyte_cli.readers.patients import listed, patient_and_split, read_patients
+from ecgbyte_cli.readers.patients import find_listed, patient_and_split, read_patients
 from ecgbyte_cli.readers.recording import split_row
-from ecgbyte_cli.workdir import sha256_of
+from ecgbyte_cli.storage.files import sha256_of
 
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 PATIENTS = 5  # so many recordings are not of one patient, whatever they say
@@ -40,7 +40,7 @@ class DataSet:
         """
         patient = record if patient == self.everyone else patient
         patient, side = patient_and_split(record, patient, split, self.known, path)
-        told = listed(record, self.known, path) if self.shared else None
+        told = find_listed(record, self.known, path) if self.shared else None
         if self.name and (told is None or told[0] != patient):
             patient = f"{self.name}/{patient}"
         return patient, side
@@ -101,11 +101,11 @@ def find_data_sets(
                 raise Failure(f"{before[0]} and {named[0]} both hold {path}: name each recording once")
         each.append(found)
         skipped += left_out
-    names, shared = _names(list(folders)), len(asked) == 1
+    names, shared = _dataset_names(list(folders)), len(asked) == 1
     if shared:
-        known = [_known(asked[0], [path for found in each for path in found])] * len(each)
+        known = [_known_patients(asked[0], [path for found in each for path in found])] * len(each)
     else:
-        known = [_known(*pair) for pair in zip(asked or [None] * len(each), each, strict=True)]
+        known = [_known_patients(*pair) for pair in zip(asked or [None] * len(each), each, strict=True)]
     prints, sums = [fingerprint(found) for found in each], [table and sha256_of(table) for table in asked]
     settings = {
         "input": prints[0] if len(each) == 1 else list(zip(names, prints, strict=True)),
@@ -120,7 +120,7 @@ def _texts(paths):
     return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
 
-def _known(table, found):
+def _known_patients(table, found):
     return read_patients(table, found) if table else {}
 
 
@@ -132,7 +132,7 @@ def _folder_of(source):
     return folder
 
 
-def _names(folders):
+def _dataset_names(folders):
     """The last part of each folder's path, or as many as tell them apart; of a single one, nothing."""
     parts = [folder.strip(os.sep).split(os.sep) for folder in folders]
     names, count = [""], 0

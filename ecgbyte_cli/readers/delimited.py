@@ -36,7 +36,7 @@ from ecgbyte_cli.readers.recording import (
     millivolts,
     need_fs,
     open_regular,
-    stem,
+    record_name,
 )
 
 BRACKETS = re.compile(r"(.+)[\[({]([^\[\](){}]*)[\])}]")
@@ -122,7 +122,7 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
         signal[:] = np.nan
     for row, lead_column, values in zip(signal, leads, data, strict=True):
         row[slice(None) if places is None else places] = values * lead_column.scale
-    return Recording(signal, need_fs(fs), [column.name for column in leads], stem(path), path)
+    return Recording(signal, need_fs(fs), [column.name for column in leads], record_name(path), path)
 
 
 # The head of the table

@@ -20,7 +20,7 @@ from ecgbyte_cli.readers.recording import (
     lead_name,
     millivolts,
     open_regular,
-    stem,
+    record_name,
 )
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
     leads, signal = _joined(groups, order)
     start = _start(data, min(group.begin or 0 for group in groups) / groups[0].fs)
     return Recording(
-        signal, groups[0].fs, leads, stem(path), path, _comments(data), start, identity=_identity(data)
+        signal, groups[0].fs, leads, record_name(path), path, _comments(data), start, identity=_identity(data)
     )
 
 

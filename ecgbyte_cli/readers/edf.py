@@ -15,7 +15,7 @@ from ecgbyte_cli.readers.recording import (
     common_rate,
     millivolts,
     open_regular,
-    stem,
+    record_name,
     text_of,
 )
 
@@ -78,7 +78,7 @@ def read(path, fs, lead_names, units):
     sex = {"M": "Male", "F": "Female"}.get(known.pop("Sex", ""))
     comments = [f"Sex: {sex}"] if sex else []
     labels = [signals[i]["label"] for i in leads]
-    return Recording(signal, common / seconds, labels, stem(path), path, comments, _start(head), known)
+    return Recording(signal, common / seconds, labels, record_name(path), path, comments, _start(head), known)
 
 
 def _signals(head, count):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.readers import header, limits
+from ecgbyte_cli.readers import limits, wfdb_header
 from ecgbyte_cli.readers.arrays import open_hdf5, tracings_of
 from ecgbyte_cli.readers.formats import FORMATS, UNSURE, file_of, form_within
 from ecgbyte_cli.readers.recording import HDF5, Unusable, open_regular, split_row
@@ -167,7 +167,7 @@ def _parts(paths):
     parts, everything = {}, set(paths)
     for path in paths:
         if path.endswith(".hea"):
-            for segment in header.segment_names(path):
+            for segment in wfdb_header.segment_names(path):
                 part = os.path.join(os.path.dirname(path), segment + ".hea")
                 if part in everything and part != path:
                     parts[part] = f"part of another record: {_shown(path)}"
@@ -197,7 +197,7 @@ def files_of(paths: Iterable[str]) -> list[str]:
 
 
 def _files_of(path):
-    return header.files_of(path) if path.endswith(".hea") else [split_row(path)[0]]
+    return wfdb_header.files_of(path) if path.endswith(".hea") else [split_row(path)[0]]
 
 
 def _is_text(path):

@@ -17,7 +17,7 @@ from ecgbyte_cli.readers.recording import (
     check_promise,
     lead_name,
     open_regular,
-    stem,
+    record_name,
 )
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
         _placed(record, leads),
         rate,
         [lead.label for lead in leads],
-        stem(path),
+        record_name(path),
         path,
         _comments(record),
         record.recording.date,

@@ -265,7 +265,7 @@ def _without_extension(record):
     return bare if extension.lower() in FORMATS else record
 
 
-def listed(record: str, known: dict, path: str = "") -> tuple[str, str | None] | None:
+def find_listed(record: str, known: dict, path: str = "") -> tuple[str, str | None] | None:
     """What a table says of a recording, found by its name or by as much of its path as is needed; None if nothing.
 
     Parameters
@@ -303,6 +303,6 @@ def patient_and_split(
     path : str
         The recording's file.
     """
-    named, side = listed(record, known, path) or (patient, None)
+    named, side = find_listed(record, known, path) or (patient, None)
     patient = patient if is_placeholder(named) else named
     return patient, side or split or split_of(patient)

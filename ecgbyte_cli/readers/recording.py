@@ -180,7 +180,7 @@ def need_fs(fs):
     return float(fs)
 
 
-def stem(path):
+def record_name(path):
     return os.path.splitext(os.path.basename(path))[0]
 
 

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from ecgbyte_cli.readers import header as headers
+from ecgbyte_cli.readers import wfdb_header
 from ecgbyte_cli.readers.recording import (
     Recording,
     Unusable,
@@ -12,7 +12,7 @@ from ecgbyte_cli.readers.recording import (
     common_rate,
     millivolts,
     open_regular,
-    stem,
+    record_name,
 )
 
 # format to bits a sample; the 5xx are FLAC
@@ -41,7 +41,7 @@ STORED = {8: "i1", 16: "<i2", 24: "u1", 32: "<i4", 61: ">i2", 80: "u1", 160: "<u
 
 def read(path, fs, lead_names, units):
     """WFDB: every signal at its own rate; of several rates the one that most leads share is taken."""
-    header = headers.read(path)
+    header = wfdb_header.read_header(path)
     if header.segments is not None:
         return _several(path, header)
     leads = _leads(header)
@@ -54,7 +54,7 @@ def read(path, fs, lead_names, units):
     for row, (place, line) in zip(signal, leads, strict=True):
         _scale(row, stored[place], line)
     names = [line.name for _, line in leads]
-    return Recording(signal, header.fs * frame, names, stem(path), path, header.comments, header.start)
+    return Recording(signal, header.fs * frame, names, record_name(path), path, header.comments, header.start)
 
 
 def _several(path, header):
@@ -67,7 +67,7 @@ def _several(path, header):
     for name, length in header.segments:
         if name != "~" and length:  # "~" is a gap
             if name not in known:
-                known[name] = headers.read(os.path.join(folder, name + ".hea"))
+                known[name] = wfdb_header.read_header(os.path.join(folder, name + ".hea"))
             part = known[name]
             if part.segments is not None or part.fs != header.fs or part.samples != length:
                 raise Unusable(f"header refused: segment {name[:80]} is not what it promises")
@@ -90,7 +90,7 @@ def _several(path, header):
     leads = [(line.name, row) for line, row in rows.values() if line.frame == frame]
     signal = np.array([row for _, row in leads])
     names = [name for name, _ in leads]
-    return Recording(signal, header.fs * frame, names, stem(path), path, header.comments, header.start)
+    return Recording(signal, header.fs * frame, names, record_name(path), path, header.comments, header.start)
 
 
 def _leads(header):

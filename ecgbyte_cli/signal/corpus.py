@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgbyte_cli.console import note
+from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal.tokenizer import MOST_BYTES, ECGTokenizer
-from ecgbyte_cli.workdir import WorkDir, read_json, sha256_of, whole
+from ecgbyte_cli.storage.files import atomic_write, read_json, sha256_of
+from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_kernels import quantize as kernels
 
 FIXED = ("minmax", "mulaw", "trellis")  # quantizers that need not know the corpus
@@ -75,7 +76,7 @@ def take_merges(work, merges, result):
     ):
         for left in work.ecg_tokenizer.parent.glob("[!.]*.*"):
             left.unlink()  # what else was made of the merges that were there
-        with whole(work.ecg_tokenizer) as beside:
+        with atomic_write(work.ecg_tokenizer) as beside:
             shutil.copyfile(merges, beside)
     return result
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ecgbyte_cli.workdir import WorkDir, read_json, read_table, sha256_of
+from ecgbyte_cli.storage.files import read_json, read_table, sha256_of
+from ecgbyte_cli.storage.workdir import WorkDir
 
 
 def fingerprint(work: WorkDir) -> str:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal import preprocess
-from ecgbyte_cli.workdir import read_json, tokenizer_sha256, write_json, write_table
+from ecgbyte_cli.storage.files import read_json, write_json, write_table
+from ecgbyte_cli.storage.manifest import tokenizer_sha256
 from ecgbyte_kernels import bpe, fewest, longest, tokens
 
 FORMAT, FORMAT_VERSION = "ecgbyte-tokenizer", 1

@@ -7,12 +7,22 @@ from pathlib import Path
 import click
 
 from ecgbyte_cli import readers
-from ecgbyte_cli import talk as talk_of
-from ecgbyte_cli.console import Stage, base_option, model_option, note, printable, say, wants_json
-from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.conversation import Conversation, Reader, Turn
-from ecgbyte_cli.terminal import COMMANDS, busy, draw, facts, greet, panel, typing
-from ecgbyte_cli.workdir import whole
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import base_option, model_option
+from ecgbyte_cli.cli.output import note, print_result, wants_json
+from ecgbyte_cli.failure import Failure, printable
+from ecgbyte_cli.inference import conversation_report
+from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn
+from ecgbyte_cli.render.terminal import (
+    COMMANDS,
+    line_editor,
+    panel_facts,
+    print_greeting,
+    print_lead,
+    print_panel,
+    status,
+)
+from ecgbyte_cli.storage.files import atomic_write
 
 
 @click.command(
@@ -60,10 +70,10 @@ def command(work, record, question, **options):
     device.
     """
     interactive = not question and sys.stdin.isatty()
-    conversation = open_chat(work, record, **options, show=greet if interactive else None)
+    conversation = open_chat(work, record, **options, show=print_greeting if interactive else None)
     if interactive:
         note("Ask about the recording. /help lists the commands; /quit or Ctrl-D leaves.")
-        with typing(work.chat_history) as read:
+        with line_editor(work.chat_history) as read:
             talk(conversation, read, interactive=True)
     else:
         talk(conversation, iter(question or sys.stdin).__next__, strict=bool(question))
@@ -120,27 +130,27 @@ def open_chat(
     Failure
         If there is no model, or the recording cannot be read or lacks leads that the model needs.
     """
-    from ecgbyte_cli.model import certainty
-    from ecgbyte_cli.model import folder as folders
+    from ecgbyte_cli.inference import certainty
+    from ecgbyte_cli.model import folder_checks
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
-    model = folders.chosen(work, model)
+    model = folder_checks.choose_model_folder(work, model)
     # the recording first: it is read in a moment, and the model is not
-    about = {**folders.about(model), "folder": folders.said_as(model)}
-    folders.base_of(model, about, base)
+    about = {**folder_checks.read_about(model), "folder": folder_checks.display_name(model)}
+    folder_checks.base_model_of(model, about, base)
     told = {"fs": input_fs, "lead_names": lead_names and [name.strip() for name in lead_names.split(",")]}
     told = {**work.reading(), **{key: v for key, v in (told | {"units": units}).items() if v is not None}}
     told["keep_identity"] = keep_identity
-    reader = Reader(ECGTokenizer.from_file(model / "ecg_tokenizer.json"), about["segmenter"], **told)
+    reader = RecordingLoader(ECGTokenizer.from_file(model / "ecg_tokenizer.json"), about["segmenter"], **told)
     ecg = reader.read(record)
     if show:
         show(ecg, about)
 
-    with busy(f"loading the model {about['folder']}"):
-        from ecgbyte_cli.model import ecg_lm
+    with status(f"loading the model {about['folder']}"):
+        from ecgbyte_cli.model import model_folder
 
-        lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model, base=base)
-    known = certainty.read(model, tokenizer.vocab_size)
+        lm, text_tokenizer, tokenizer, _ = model_folder.load_model(model, base=base)
+    known = certainty.read_certainty(model, tokenizer.vocab_size)
     return Conversation(lm, text_tokenizer, reader, about, [ecg], max_new, known)
 
 
@@ -204,7 +214,7 @@ def answer(conversation, question, interactive):
     if interactive:
         click.echo(err=wants_json())
     else:
-        say()
+        print_result()
     if turn.lost:
         note(f"(the prompt was longer than in training: {turn.lost} ECG tokens had no room)")
     if turn.stopped:
@@ -229,7 +239,7 @@ def obey(conversation, line, interactive):
     elif word == "/ecg":
         ecg = conversation.open(os.path.expanduser(rest))
         if interactive:
-            panel(ecg)
+            print_panel(ecg)
         note(f"{len(conversation.ecgs)} recordings are open; questions are about all of them, in this order")
         if len(conversation.ecgs) > conversation.about.get("most_ecgs", 1):
             note("the model was not trained on questions about so many: /clear keeps this one alone")
@@ -238,12 +248,12 @@ def obey(conversation, line, interactive):
             raise Failure("which segment? /segment 2")
         ecg = conversation.segment(int(rest))
         if interactive:
-            panel(ecg)
+            print_panel(ecg)
         note(f"{ecg.recording.name}: {ecg.stretch()}; what was said before is forgotten")
     elif word == "/lead":
         if not rest:
             raise Failure("which lead? /lead V1")
-        draw(conversation.ecgs[-1], rest)
+        print_lead(conversation.ecgs[-1], rest)
     elif word == "/tokens":
         draw_tokens(conversation, wanted_file(rest, ".png", word))
     elif word == "/attention":
@@ -267,7 +277,7 @@ def wanted_file(name, extension, word):
 
 def draw_tokens(conversation, path):
     """Write the picture of the tokens of the ECG opened last."""
-    from ecgbyte_cli import pictures
+    from ecgbyte_cli.render import figures
 
     ecg, tokenizer = conversation.ecgs[-1], conversation.reader.tokenizer
     leads = tokenizer.signal["leads"]
@@ -277,43 +287,45 @@ def draw_tokens(conversation, path):
     token, _, begin, end = spans[spans[:, 1] == row].T
     decoded = tokenizer.to_mv(*tokenizer.quantize(signal))
     title = f"{ecg.recording.name}, {start:g} to {ecg.seconds[1]:g} s"
-    figure = pictures.tokens(
+    figure = figures.plot_tokens(
         signal[row], decoded[row], tokenizer.signal["fs"], leads[row], ecg.tokens[token], begin, end, title
     )
-    keep(path, lambda: pictures.save(figure, path))
+    keep(path, lambda: figures.save_figure(figure, path))
 
 
 def draw_attention(conversation, path, method="integrated"):
     """Write the picture of what the last answer drew on, of the ECGs that it is about the one opened last."""
-    from ecgbyte_cli import pictures
+    from ecgbyte_cli.render import figures
 
-    with busy("asking what the answer drew on"):
-        turn, ecg, density, words, values = talk_of.drew_on(conversation, method)
+    with status("asking what the answer drew on"):
+        turn, ecg, density, words, values = conversation_report.attribute_answer(conversation, method)
     title = f"{ecg.recording.name}: {turn.question} {turn.answer}   ({method}; research use only)"
     signal, about = ecg.segments[ecg.number][1], ecg.signal
-    figure = pictures.attention(
+    figure = figures.plot_attribution(
         signal, about["fs"], about["leads"], density, words, values, title, ecg.seconds[0]
     )
-    keep(path, lambda: pictures.save(figure, path))
+    keep(path, lambda: figures.save_figure(figure, path))
 
 
 def save(conversation, path):
     """Write the conversation as Markdown, and a picture of each ECG beside it."""
-    from ecgbyte_cli import pictures
+    from ecgbyte_cli.render import figures
 
     drawn = []
     for i, ecg in enumerate(conversation.ecgs):
         recording = ecg.recording
         names = [readers.lead_name(name) or name for name in recording.leads]
         picture = path.with_name(f"{path.stem}-ecg{i + 1 if i else ''}.png")
-        figure = pictures.sheet(recording.signal, recording.fs, names, recording.name, ecg.seconds[0])
+        figure = figures.plot_sheet(recording.signal, recording.fs, names, recording.name, ecg.seconds[0])
         drawn.append((picture, figure))
-    text = talk_of.markdown(conversation, [picture.name for picture, _ in drawn], facts)
+    text = conversation_report.conversation_markdown(
+        conversation, [picture.name for picture, _ in drawn], panel_facts
+    )
 
     def write():
         for picture, figure in drawn:
-            pictures.save(figure, picture)
-        with whole(path) as beside:
+            figures.save_figure(figure, picture)
+        with atomic_write(path) as beside:
             beside.write_text(text, encoding="utf-8")
 
     keep(path, write)

@@ -8,14 +8,17 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli.console import Stage, base_option, model_option, note, progress, sampling_options, say, table
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import base_option, model_option, sampling_options
+from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import folder as folders
-from ecgbyte_cli.model.conversation import Reader
+from ecgbyte_cli.inference.conversation import RecordingLoader
+from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.readers.wfdb_write import file_name, write_record
 from ecgbyte_cli.signal import fidelity
-from ecgbyte_cli.signal.records import file_name, write_record
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import finished, new_folder, refuse_others, write_json
+from ecgbyte_cli.storage.files import atomic_folder, write_json
+from ecgbyte_cli.storage.manifest import completed_result, refuse_foreign_folder
 
 SAID, PICTURE = "continue.json", "continued.png"  # in the folder that is written
 
@@ -59,7 +62,9 @@ def command(work, record, **options):
     result = go_on(work, record, **options)
     rows = [(name, f"{value:.0f}") for name, value in result["rmse_uv"].items() if value is not None]
     table(rows, ("from the true recording", "RMSE, µV"))
-    say(f"{result['records']} generated continuations in {result['files']}, {result['seconds']:.1f} s")
+    print_result(
+        f"{result['records']} generated continuations in {result['files']}, {result['seconds']:.1f} s"
+    )
     return result
 
 
@@ -109,60 +114,66 @@ def go_on(
         If there is no model, it was not trained to predict ECGs, or the recording cannot be read or is too short.
     """
     start = time.perf_counter()
-    folder = folders.chosen(work, model)
-    about = folders.about(folder)
+    folder = folder_checks.choose_model_folder(work, model)
+    about = folder_checks.read_about(folder)
     if not about["writes"]:
         raise Failure(
-            f"{folders.said_as(folder)} was not trained to predict ECGs: train with `ecgbyte finetune --ecg-loss 0.3`"
+            f"{folder_checks.display_name(folder)} was not trained to predict ECGs: train with "
+            "`ecgbyte finetune --ecg-loss 0.3`"
         )
     if not about["lead_marks"]:
         raise Failure(
             f"the leads of {folder} have no marks, so none can be cut at a time: train on tokens of --boundary lead"
         )
     tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
-    ecg = Reader(tokenizer, about["segmenter"], **work.reading()).read(record)
+    ecg = RecordingLoader(tokenizer, about["segmenter"], **work.reading()).read(record)
     began, truth = segment_at(ecg, since)
     cut = round((since - began) * tokenizer.signal["fs"])
     if not (math.isfinite(temperature) and math.isfinite(top_p)):
         raise Failure("--temperature and --top-p are numbers")
     out = (Path(out) if out else work.continued).resolve()
     settings = {"record": sha256(truth.tobytes()).hexdigest(), "name": ecg.recording.name, "from": since}
-    settings |= {"samples": samples, "model": folders.sha256(folder)}
+    settings |= {"samples": samples, "model": folder_checks.model_sha256(folder)}
     settings |= {"temperature": temperature, "top_p": top_p, "seed": seed}
-    done = finished(out / SAID, settings, overwrite, "continuations", "name another folder with --out")
+    done = completed_result(
+        out / SAID, settings, overwrite, "continuations", "name another folder with --out"
+    )
     if done:
         note(f"{out} holds these continuations already: nothing to do")
         return done
-    refuse_others(out, out / SAID, "continuations")
+    refuse_foreign_folder(out, out / SAID, "continuations")
 
-    from ecgbyte_cli import pictures
-    from ecgbyte_cli.model import ecg_lm, writing
+    from ecgbyte_cli.inference import ecg_generation
+    from ecgbyte_cli.model import model_folder
     from ecgbyte_cli.model.prompt import Prompt
-    from ecgbyte_cli.model.samples import NOTHING_ASKED
+    from ecgbyte_cli.render import figures
+    from ecgbyte_cli.training.dataset import NOTHING_ASKED
 
-    lm, text_tokenizer, _, _ = ecg_lm.load(folder, base=base, trainable=True)
+    lm, text_tokenizer, _, _ = model_folder.load_model(folder, base=base, trainable=True)
     head, *_ = Prompt.of(about, text_tokenizer, lm.layout).parts(NOTHING_ASKED)
     # the letters' range is that of what is given, or it would tell of what is not
     letters, lo, hi = tokenizer.quantize(truth[:, :cut])
-    how = writing.Draw(temperature, top_p, seed)
+    how = ecg_generation.Sampling(temperature, top_p, seed)
     with progress("continue", samples, "continuations") as bar:
         written = list(
-            writing.write(lm, tokenizer, head, range(samples), how, letters, about["segmenter"], bar)
+            ecg_generation.generate_ecgs(
+                lm, tokenizer, head, range(samples), how, letters, about["segmenter"], bar
+            )
         )
     made = np.stack([tokenizer.to_mv(tokenizer.decode(ids), lo, hi) for ids in written])
     signal, name = tokenizer.signal, file_name(ecg.recording.name)
-    said = [f"Generated by ecgbyte from {since:g} s on: no recording of a patient. {ecg_lm.NOTICE}"]
+    said = [f"Generated by ecgbyte from {since:g} s on: no recording of a patient. {model_folder.NOTICE}"]
     said += [
         f"Goes on from: {ecg.recording.name}, {began:g} to {since:g} s",
         f"Model: {folder.resolve().name} {settings['model'][:16]}",
     ]
-    with new_folder(out) as beside:
+    with atomic_folder(out) as beside:
         for i, mv in enumerate(made):
             more = [f"Seed: {seed}, number {i + 1}, temperature {temperature:g}, top-p {top_p:g}"]
             write_record(beside, f"{name}_{i + 1:02d}", mv, signal, said + more)
         title = f"{ecg.recording.name}, generated from {since:g} s on"
-        figure = pictures.continued(truth, made, cut, signal["fs"], signal["leads"], title, began)
-        pictures.save(figure, beside / PICTURE)
+        figure = figures.plot_continuation(truth, made, cut, signal["fs"], signal["leads"], title, began)
+        figures.save_figure(figure, beside / PICTURE)
         result = {"records": samples, "files": str(out), "picture": str(out / PICTURE)}
         result["rmse_uv"] = errors(truth, made, cut, signal["fs"])
         result["seconds"] = round(time.perf_counter() - start, 3)

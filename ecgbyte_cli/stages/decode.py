@@ -10,13 +10,17 @@ from typing import NamedTuple
 import click
 import numpy as np
 
-from ecgbyte_cli import cluster, readers
-from ecgbyte_cli.console import Stage, interrupted, note, progress, say, table
+from ecgbyte_cli import readers
+from ecgbyte_cli.cli.app import Stage, caused_by_interrupt
+from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.readers.wfdb_write import file_name, write_record
+from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.signal import fidelity, preprocess
-from ecgbyte_cli.signal.records import file_name, write_record
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.workdir import WorkDir, finished, new_folder, read_array, read_json, read_table, write_json
+from ecgbyte_cli.storage.files import atomic_folder, read_array, read_json, read_table, write_json
+from ecgbyte_cli.storage.manifest import completed_result
+from ecgbyte_cli.storage.workdir import WorkDir
 
 PART = 200  # segments that are decoded at a time
 
@@ -46,7 +50,7 @@ def command(work, **options):
     `ecgbyte symbolize` found them.
     """
     result = decode(work, **options)
-    say(
+    print_result(
         f"{result['segments']} segments: RMSE {result['rmse_uv']:.1f} µV, PRD {result['prd_percent']:.1f} %, "
         f"SNR {result['snr_db']:.1f} dB, {100 * result['clipped_fraction']:.2f} % of the samples beyond the "
         f"letters' range; in {work.decoded}"
@@ -107,12 +111,12 @@ def decode(work, *, limit=1000, seed=0, dask=None, overwrite=False):
                 f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: encode again"
             )
         settings = {"tokens": about["settings"], "limit": limit, "seed": seed}
-        done = finished(work.decode_settings, settings, overwrite, "decoded recordings")
+        done = completed_result(work.decode_settings, settings, overwrite, "decoded recordings")
         if done:
             note(f"{work.decoded} is there already, made with these settings: nothing to do")
             return done
         with work.making("decoded"):
-            finished(
+            completed_result(
                 work.decode_settings, settings, overwrite, "decoded recordings"
             )  # another run may just have ended
             return _decode(work, tokenizer, settings, dask)
@@ -125,7 +129,7 @@ def _decode(work, tokenizer, settings, dask):
     draw = np.random.default_rng(settings["seed"])
     chosen = np.sort(draw.choice(count, min(limit, count), replace=False))
     each = len(tokenizer.signal["leads"]) * tokenizer.signal["samples"]
-    with new_folder(work.decoded) as folder, progress("decode", len(chosen), "segments") as bar:
+    with atomic_folder(work.decoded) as folder, progress("decode", len(chosen), "segments") as bar:
         rows = _rows(work, chosen)
         parts = [rows[i : i + PART] for i in range(0, len(rows), PART)]
         tasks = ((number, part, work, folder) for number, part in enumerate(parts))
@@ -177,7 +181,7 @@ def _on_cluster(dask: str, work: WorkDir, rows: list["Row"], tasks: Iterable[tup
         return files([row.path for row in part])
 
     sampled = cluster.sample(sorted({row.path for row in rows}))
-    return cluster.each(dask, work.root, decode_part, tasks, files(sampled), reads)
+    return cluster.map_tasks(dask, work.root, decode_part, tasks, files(sampled), reads)
 
 
 class Row(NamedTuple):
@@ -285,7 +289,7 @@ class Originals:
                 self.parts = dict(preprocess.segments(recording, self.settings))
                 self.comments = recording.comments
             except readers.Unusable as error:
-                if interrupted(error):
+                if caused_by_interrupt(error):
                     raise KeyboardInterrupt from None
                 self.why = error.message
         return self.parts.get(start), self.comments

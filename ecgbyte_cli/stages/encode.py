@@ -8,24 +8,16 @@ from functools import lru_cache
 import click
 import numpy as np
 
-from ecgbyte_cli import cluster
-from ecgbyte_cli.console import Stage, note, progress, say
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.output import note, print_result, progress
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.machine import threads as pool_of_threads
-from ecgbyte_cli.parts import Parts
+from ecgbyte_cli.runtime import cluster
+from ecgbyte_cli.runtime.processes import threads as pool_of_threads
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS, ECGTokenizer
-from ecgbyte_cli.workdir import (
-    WorkDir,
-    described,
-    finished,
-    new_array,
-    read_array,
-    read_json,
-    read_table,
-    sealed,
-    write_json,
-    write_table,
-)
+from ecgbyte_cli.storage.files import array_writer, read_array, read_json, read_table, write_json, write_table
+from ecgbyte_cli.storage.manifest import add_checksum, completed_result, describe_files
+from ecgbyte_cli.storage.partial_results import PartialResults
+from ecgbyte_cli.storage.workdir import WorkDir
 
 LETTERS = 2**22  # letters that a thread encodes at a time, and that are lost if the run is killed
 
@@ -47,7 +39,7 @@ LETTERS = 2**22  # letters that a thread encodes at a time, and that are lost if
 def command(work, **options):
     """Turn the letters of all segments into token ids with the merges that `ecgbyte learn` found."""
     result = encode(work, **options)
-    say(
+    print_result(
         f"{result['segments']} segments, {result['symbols']:,} letters in {result['tokens']:,} tokens "
         f"({result['compression']:.2f} to 1, {result['tokens'] / result['segments']:.0f} a segment), "
         f"{result['seconds']:.1f} s"
@@ -87,13 +79,15 @@ def encode(work, *, segmenter="longest", threads=None, dask=None, overwrite=Fals
         if symbols["signal"] != tokenizer.signal:
             raise Failure(_other_letters(work, tokenizer.signal, symbols["signal"]))
         settings = {"segmenter": segmenter, "tokenizer": tokenizer.sha256, "symbols": symbols["settings"]}
-        done = finished(work.token_settings, settings, overwrite, "token ids")
+        done = completed_result(work.token_settings, settings, overwrite, "token ids")
         if done:
             with work.checked("tokens"):
                 note(f"{work.tokens} is there already, made with these settings: nothing to do")
             return done
         with work.making("tokens"):
-            finished(work.token_settings, settings, overwrite, "token ids")  # another run may just have ended
+            completed_result(
+                work.token_settings, settings, overwrite, "token ids"
+            )  # another run may just have ended
             return _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite)
 
 
@@ -138,7 +132,7 @@ def _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite):
         raise Failure(f"{work.symbols} does not hold the {count} segments of its table: symbolize again")
     step = max(1, LETTERS // each)
     firsts = range(0, count, step)
-    parts = Parts(work.token_parts, settings | {"segments_a_part": step}, overwrite)
+    parts = PartialResults(work.token_parts, settings | {"segments_a_part": step}, overwrite)
     todo = parts.missing(len(firsts))
     done = count - sum(min(step, count - firsts[k]) for k in todo)
     if done:
@@ -149,7 +143,7 @@ def _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite):
     with pool_of_threads(threads) as pool, progress("encode", count, "segments") as bar:
         bar.update(done)
         made = (
-            cluster.each(dask, work.root, make_part, tasks, [work.ecg_tokenizer, work.symbols])
+            cluster.map_tasks(dask, work.root, make_part, tasks, [work.ecg_tokenizer, work.symbols])
             if dask
             else pool.map(lambda task: make_part(*task), tasks)
         )
@@ -161,7 +155,7 @@ def _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite):
     total = int(lengths.sum())
     kind = next(parts.read(0, slice(1, 2))).dtype
     work.token_settings.unlink(missing_ok=True)  # without it the rest counts as nothing
-    with new_array(work.tokens, kind, total) as write:
+    with array_writer(work.tokens, kind, total) as write:
         for k in range(len(firsts)):
             for ids in parts.read(k, slice(1, 2)):
                 write(ids)
@@ -180,8 +174,8 @@ def _encode(work, tokenizer, settings, segmenter, threads, dask, overwrite):
         "result": result,
         "segmenter": segmenter,
         "tokenizer_sha256": tokenizer.sha256,
-        "files": described(work.tokens, work.token_segments),
+        "files": describe_files(work.tokens, work.token_segments),
     }
-    write_json(work.token_settings, sealed(record), indent=1)
+    write_json(work.token_settings, add_checksum(record), indent=1)
     parts.remove()
     return result

@@ -6,10 +6,14 @@ import click
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import Model, Stage, base_option, note, progress, say, table
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import base_option
+from ecgbyte_cli.cli.output import note, print_result, progress, table
+from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.memory import enough_memory
-from ecgbyte_cli.workdir import finished, read_array, read_json, read_table, whole, write_json
+from ecgbyte_cli.runtime.memory import reporting_out_of_memory
+from ecgbyte_cli.storage.files import atomic_write, read_array, read_json, read_table, write_json
+from ecgbyte_cli.storage.manifest import completed_result
 
 QUESTION = "What is the rhythm?"
 STRETCH = 0.1  # seconds: what a method points at, and what the curves delete and insert
@@ -91,7 +95,7 @@ def command(work, **options):
         header(result),
         title=f"{result['records']} synthetic records of split {result['split']}",
     )
-    say(verdict(result))
+    print_result(verdict(result))
     return result
 
 
@@ -128,20 +132,20 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
         If model or tokens are missing or do not fit together, or no record is synthetic.
     """
     start = time.perf_counter()
-    from ecgbyte_cli.model import folder as folders
+    from ecgbyte_cli.model import folder_checks
 
-    model = folders.named(model or work.model)
-    about, encoded = folders.about(model), read_json(work.need(work.token_settings, "encode"))
+    model = folder_checks.resolve_model_folder(model or work.model)
+    about, encoded = folder_checks.read_about(model), read_json(work.need(work.token_settings, "encode"))
     if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(f"{model} was trained with another tokenizer than {work.tokens} was encoded with")
     settings = {
-        "model": folders.sha256(model),
+        "model": folder_checks.model_sha256(model),
         "tokens": encoded["settings"],
         "records": count,
         "split": split,
         "seed": seed,
     }
-    done = finished(work.explained, settings, overwrite, "measures")
+    done = completed_result(work.explained, settings, overwrite, "measures")
     if done:
         note(f"{work.explained} is there already, made with these settings: nothing to do")
         return done
@@ -151,10 +155,11 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
             f"{model} was trained on tokens of --segmenter {about['segmenter']}, and {work.tokens} has those of "
             f"{encoded['segmenter']}: encode with the model's"
         )
-    from ecgbyte_cli.model import attribution, ecg_lm
+    from ecgbyte_cli.inference import attribution
+    from ecgbyte_cli.model import model_folder
     from ecgbyte_cli.model.prompt import Prompt
 
-    lm, text_tokenizer, tokenizer, _ = ecg_lm.load(model, base=base)
+    lm, text_tokenizer, tokenizer, _ = model_folder.load_model(model, base=base)
     prompt = Prompt.of(about, text_tokenizer, lm.layout)
     explainer = attribution.Explainer(
         lm, prompt, tokenizer, about["segmenter"], batch, about.get("prompt_tokens")
@@ -167,7 +172,9 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
     measured, right = [], 0
     with (
         progress("explain", len(chosen), "records") as bar,
-        enough_memory("for one prompt", "use a machine with more memory"),  # smaller batches were tried
+        reporting_out_of_memory(
+            "for one prompt", "use a machine with more memory"
+        ),  # smaller batches were tried
     ):
         for i, condition, place in chosen:
             begin = segments["offset"][i]
@@ -187,8 +194,8 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
                         "cause": CAUSES[condition][0],
                         "share": 100 * density[place].sum(),
                         "covered": 100 * place.mean(),
-                        "hit": 100.0 * place[attribution.points_at(density, width)],
-                        "curves": attribution.curves(
+                        "hit": 100.0 * place[attribution.peak_window(density, width)],
+                        "curves": attribution.deletion_insertion_curves(
                             explainer, letters, QUESTION, condition, density, width, FRACTIONS
                         ),
                         "gap": case.gap,
@@ -209,7 +216,7 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
         },
         "seconds": time.perf_counter() - start,
     }
-    with whole(work.explained_table) as beside:
+    with atomic_write(work.explained_table) as beside:
         beside.write_text(markdown(result), encoding="utf-8")
     write_json(work.explained, {"settings": settings, "result": result}, indent=1)
     return result
@@ -277,7 +284,7 @@ def summary(measured, seed):
     drawn = np.random.default_rng(seed).integers(0, len(measured), (2000, len(measured)))
     times = share[drawn].mean(1) / covered[drawn].mean(1)
     deleted, inserted = (np.mean([m["curves"][k] for m in measured], axis=0) for k in (0, 1))
-    from ecgbyte_cli.model.attribution import area
+    from ecgbyte_cli.inference.attribution import area_under_curve
 
     by_cause = {}
     for cause in dict.fromkeys(m["cause"] for m in measured):
@@ -296,8 +303,8 @@ def summary(measured, seed):
         "times": float(share.mean() / covered.mean()),
         "interval": [float(v) for v in np.percentile(times, [2.5, 97.5])],
         "pointing": float(np.mean([m["hit"] for m in measured])),
-        "deletion": area(FRACTIONS, deleted),
-        "insertion": area(FRACTIONS, inserted),
+        "deletion": area_under_curve(FRACTIONS, deleted),
+        "insertion": area_under_curve(FRACTIONS, inserted),
         "curves": {"deletion": deleted.tolist(), "insertion": inserted.tolist()},
         "seconds": float(np.mean([m["seconds"] for m in measured])),
         "by_cause": by_cause,

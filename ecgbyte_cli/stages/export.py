@@ -9,10 +9,13 @@ import click
 import numpy as np
 
 from ecgbyte_cli import __version__
-from ecgbyte_cli.console import Model, Stage, base_option, say
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import base_option
+from ecgbyte_cli.cli.output import print_result
+from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import folder as folders
-from ecgbyte_cli.workdir import new_folder, read_json, write_json
+from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.storage.files import atomic_folder, read_json, write_json
 
 SIG_START, SIG_END, LEAD, ECG_TOKEN = "<sig_start>", "<sig_end>", "<lead_{}>", "<ecg_{}>"
 QUESTION = "What is the rhythm?"
@@ -35,7 +38,7 @@ def command(work, out, **options):
     tokenizer knows them by name: <sig_start>, <lead_I>, <ecg_0>, <ecg_1>, …, <sig_end>.
     """
     result = export(work, out, **options)
-    say(
+    print_result(
         f"{out}: {result['parameters']:,} parameters, {result['vocab']:,} tokens, of them "
         f"{result['ecg_tokens']:,} of ECG, {result['megabytes']:.0f} MB"
     )
@@ -68,7 +71,11 @@ def export(work, out, *, model=None, base=None, overwrite=False):
         If there is no model, OUT holds something, or what would be written could not be loaded, or not be asked
         as the model was trained.
     """
-    out, folder, start = Path(out), folders.named(model or work.model), time.perf_counter()
+    out, folder, start = (
+        Path(out),
+        folder_checks.resolve_model_folder(model or work.model),
+        time.perf_counter(),
+    )
     about_file = out / "ecgbyte.json"
     ours = about_file.exists() and read_json(about_file).get("format") == "ecgbyte-export"
     if out.exists() and not (ours and overwrite) and (not out.is_dir() or any(out.iterdir())):
@@ -79,13 +86,13 @@ def export(work, out, *, model=None, base=None, overwrite=False):
 
     import torch
 
-    from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model import base_model, model_folder
     from ecgbyte_cli.model.prompt import Prompt
 
-    lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(folder, "cpu", base)
+    lm, text_tokenizer, ecg_tokenizer, about = model_folder.load_model(folder, "cpu", base)
     if lm.layout.unit:
         raise Failure(f"{folder} was trained with --positions time, which other programs cannot be told")
-    with ecg_lm.quiet():
+    with base_model.silence_libraries():
         prompt, leads = Prompt.of(about, text_tokenizer, lm.layout), ecg_tokenizer.signal["leads"]
         plain = lm.base = merge(lm.base, about["method"], folder)
         widen(plain, lm, least_likely(lm, prompt))
@@ -96,7 +103,7 @@ def export(work, out, *, model=None, base=None, overwrite=False):
         names = ecg_names(lm.layout, leads, ecg_tokenizer.vocab_size)
         trained = [asked(prompt, names, question) for question in (QUESTION, "Why?", "is it\nso: [ST]?")]
         name_tokens(text_tokenizer, lm.offset, names)
-        with new_folder(out) as beside:
+        with atomic_folder(out) as beside:
             plain.save_pretrained(beside)
             doubled = save_tokenizer(beside, text_tokenizer, trained)
             shutil.copyfile(folder / "ecg_tokenizer.json", beside / "ecg_tokenizer.json")
@@ -187,7 +194,7 @@ def save_tokenizer(folder, text_tokenizer, trained):
 
 def readme(about, text, prompt, leads, doubled):
     """The README.md of an export; `doubled` is from `save_tokenizer`."""
-    from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model import model_folder
 
     if doubled == "":
         added = "This tokenizer adds no special tokens by itself: the default gives the same ids."
@@ -203,7 +210,7 @@ def readme(about, text, prompt, leads, doubled):
     before = f", before the tokens of each lead its mark ({', '.join(marks)})" if marks else ""
     lines = [
         f"# An ECG language model, exported by ecgbyte {__version__}",
-        ecg_lm.NOTICE,
+        model_folder.NOTICE,
         f"Base model: {about['base']}. A plain causal language model for Transformers 5 and other servers. "
         f"ECG_TOKENS below stands for `{shown}`{before}: the ids that "
         "`ecgbyte_cli.ECGTokenizer.from_file('ecg_tokenizer.json').encode(signal, "
@@ -240,12 +247,12 @@ def merge(base, method, folder):
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model import base_model
 
     base = base.unload()
     if method == "qlora":
         base = base.dequantize()
-    merged = ecg_lm.with_adapter(base.float(), folder).merge_and_unload()
+    merged = base_model.load_adapter(base.float(), folder).merge_and_unload()
     # 4-bit layers are linear ones: GPT-2's, which are stored the other way round, have to be made again
     with torch.device("meta"):
         wanted = dict(type(merged)(merged.config).named_modules())

@@ -7,17 +7,26 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli.console import Stage, Weighted, note, progress, say, seeds_option, types_option, wants_json
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import WeightedName, seeds_option, types_option
+from ecgbyte_cli.cli.output import note, print_result, progress, wants_json
+from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.folder import SHIPPED, is_own, method_of, named, sha256
-from ecgbyte_cli.model.memory import enough_memory, too_large
-from ecgbyte_cli.model.processes import process_group, this_process
-from ecgbyte_cli.model.samples import read_samples
-from ecgbyte_cli.model.training import DEFAULTS, Trainer, unfinished
-from ecgbyte_cli.model.validation import said, said_of_ecg
-from ecgbyte_cli.questions import files as question_files
-from ecgbyte_cli.spelling import Model
-from ecgbyte_cli.workdir import finished, new_folder, read_json
+from ecgbyte_cli.model.folder_checks import (
+    SHIPPED,
+    is_ecgbyte_model,
+    method_of,
+    model_sha256,
+    resolve_model_folder,
+)
+from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.runtime.memory import exceeds_memory, reporting_out_of_memory
+from ecgbyte_cli.storage.files import atomic_folder, read_json
+from ecgbyte_cli.storage.manifest import completed_result
+from ecgbyte_cli.training.dataset import read_samples
+from ecgbyte_cli.training.distributed import process_group, process_rank
+from ecgbyte_cli.training.trainer import DEFAULTS, Trainer, unfinished_checkpoint
+from ecgbyte_cli.training.validation import format_ecg_loss, format_loss
 
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
@@ -31,7 +40,7 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
 )
 @click.option(
     "--qa",
-    type=Weighted(),
+    type=WeightedName(),
     multiple=True,
     help="Question file (JSONL, CSV, or JSON as of ECG-QA, ECG-Chat, PULSE, LLaVA), or a folder of them. Given several "
     "times, all are learned, with a weight behind a colon (a.jsonl:2) that often.",
@@ -182,7 +191,7 @@ def command(work, show, **options):
     accelerate launch. With --show, prints samples instead, the words that the loss counts in green.
     """
     if options["model"] == SHIPPED.name:
-        options["model"] = str(named(options["model"]))
+        options["model"] = str(resolve_model_folder(options["model"]))
     files, weights = zip(*options.pop("qa"), strict=True) if options["qa"] else ((), ())
     if len(files) == 1 and weights != (1.0,):
         raise click.UsageError("a weight is that of one --qa among several: leave it out")
@@ -196,10 +205,10 @@ def command(work, show, **options):
         of = work.of_seed(number) if number else work
         made.append(finetune(of, **options | {"seed": options["seed"] + number}))
     for result in filter(None, made):
-        say(
-            f"{result['model']}: {result['steps']} steps, training loss {said(result['train_loss'])}, "
-            f"validation loss {said(result['val_loss'])}, {result['trainable_parameters']:,} parameters trained, "
-            f"{result['tokens_per_second']:.0f} tokens/s"
+        print_result(
+            f"{result['model']}: {result['steps']} steps, training loss {format_loss(result['train_loss'])}, "
+            f"validation loss {format_loss(result['val_loss'])}, {result['trainable_parameters']:,} parameters "
+            f"trained, {result['tokens_per_second']:.0f} tokens/s"
         )
     return made[0] if seeds == 1 or made[0] is None else made[0] | {"models": [one["model"] for one in made]}
 
@@ -232,7 +241,7 @@ def finetune(
     Failure
         If tokens or questions are missing or do not fit together, the base model cannot be loaded, or memory is short.
     """
-    rank, processes = this_process()
+    rank, processes = process_rank()
     method = check(work, qa, pretrain, model, method)
     if options.keys() - DEFAULTS.keys():
         raise TypeError(f"no options of finetune: {', '.join(sorted(options.keys() - DEFAULTS.keys()))}")
@@ -246,10 +255,10 @@ def finetune(
     if options["dropout"] is None:
         options["dropout"] = DROPOUT[method]
     settings = options | {
-        "qa": None if pretrain else question_files.sha256(qa),
+        "qa": None if pretrain else question_file.questions_sha256(qa),
         "tokens": [read_json(work.token_settings)[key] for key in ("tokenizer_sha256", "settings")],
         "base": model,
-        "begun_with": sha256(Path(model)) if is_own(model) else None,
+        "begun_with": model_sha256(Path(model)) if is_ecgbyte_model(model) else None,
         "method": method,
         "processes": processes,
         "lr": options["lr"] or LEARNING_RATE[method],
@@ -259,8 +268,8 @@ def finetune(
     if pretrain:
         settings |= {"ecg_loss": 1.0, "without_ecg": 0.0}
     with work.checked("tokens"), work.making("training"):
-        going_on = unfinished(work, settings, overwrite)
-        done = going_on is None and finished(work.model_settings, settings, overwrite, "a model")
+        going_on = unfinished_checkpoint(work, settings, overwrite)
+        done = going_on is None and completed_result(work.model_settings, settings, overwrite, "a model")
         if done:
             note(f"{work.model} is there already, made with these settings: nothing to do")
             return done if rank == 0 else None
@@ -271,22 +280,22 @@ def _train(work, qa, settings, checkpointing, going_on):
     """Train, from a checkpoint if there is one, and write the model."""
     import torch
 
-    from ecgbyte_cli.model.beginning import begin, what_to_read
+    from ecgbyte_cli.training.setup import load_for_training, plan_readings
 
-    rank = this_process()[0]
+    rank = process_rank()[0]
     tell = note if rank == 0 else lambda text: None
     with process_group() as device:
         torch.manual_seed(settings["seed"])
         smaller = "take a smaller one" + (", or --method qlora" if settings["method"] != "qlora" else "")
-        with enough_memory(f"for the base model {settings['base']}", smaller):
-            lm, text_tokenizer, samples, name = begin(work, settings, device)
-        with enough_memory(
+        with reporting_out_of_memory(f"for the base model {settings['base']}", smaller):
+            lm, text_tokenizer, samples, name = load_for_training(work, settings, device)
+        with reporting_out_of_memory(
             f"with samples of up to {samples.max_length} tokens", "lower --max-length or --together"
         ):
-            training, validation, counts = what_to_read(work, qa, lm, samples, settings, tell)
+            training, validation, counts = plan_readings(work, qa, lm, samples, settings, tell)
         longest = max(plan.length for plan in training)
         again = checkpoints_layers(lm, settings, longest, checkpointing, tell)
-        with enough_memory(
+        with reporting_out_of_memory(
             f"at --batch {settings['batch']} with samples of up to {longest} tokens", less(settings, again)
         ):
             trainer = make_trainer(work, lm, samples, settings, training, validation, again, tell)
@@ -296,12 +305,12 @@ def _train(work, qa, settings, checkpointing, going_on):
             return None
         known = None
         if qa is not None:
-            from ecgbyte_cli.model import calibration
+            from ecgbyte_cli.training import calibration
 
             some = validation[: calibration.WEIGHED]
             with progress("certainty", len(some), "questions") as bar:
                 asked = [question for plan in training for question in plan.questions]
-                known = calibration.measure(lm, samples, asked, some, settings["batch"], bar, tell)
+                known = calibration.calibrate_model(lm, samples, asked, some, settings["batch"], bar, tell)
         result |= counts | {"model": str(work.model)}
         write(work, qa, trainer, text_tokenizer, name, known, result)
         return result
@@ -313,7 +322,7 @@ def checkpoints_layers(lm, settings, longest, checkpointing, tell):
     if checkpointing == "on" and not able:
         raise Failure(f"--checkpointing on: {settings['base']} cannot compute its layers again: leave it out")
     full = settings["method"] == "full"
-    if checkpointing == "auto" and able and too_large(lm, settings["batch"] * longest, full):
+    if checkpointing == "auto" and able and exceeds_memory(lm, settings["batch"] * longest, full):
         tell("gradient checkpointing: a batch of the longest samples might not fit into memory else")
         return True
     return checkpointing == "on"
@@ -332,7 +341,7 @@ def less(settings, again):
 
 def make_trainer(work, lm, samples, settings, training, validation, again, tell):
     """Prepare a model to be trained by the method of the settings."""
-    from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model import base_model, ecg_lm
 
     if settings["method"] == "full":
         if again:
@@ -340,12 +349,12 @@ def make_trainer(work, lm, samples, settings, training, validation, again, tell)
         if settings["dropout"]:
             lm.drop(settings["dropout"])
     elif hasattr(lm.base, "peft_config"):
-        ecg_lm.prepare(lm.base, again)
+        base_model.enable_gradients(lm.base, again)
     else:
         r, dropout = settings["rank"] or 16, settings["dropout"]
-        lm.base = ecg_lm.add_adapter(lm.base, r, settings["alpha"] or 2 * r, dropout, again)
+        lm.base = base_model.add_adapter(lm.base, r, settings["alpha"] or 2 * r, dropout, again)
     lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
-    a_step = settings["batch"] * settings["accumulate"] * this_process()[1]
+    a_step = settings["batch"] * settings["accumulate"] * process_rank()[1]
     steps = settings["steps"] or math.ceil(len(training) / a_step)
     every = settings["every"] or max(1, steps // 5)
     return Trainer(work, lm, samples, settings, steps, every, training, validation, tell)
@@ -364,7 +373,7 @@ def learn(trainer, going_on, again, qa):
     tell(
         f"{settings['base']} ({method}) on {trainer.lm.device}: {len(training)} readings, "
         f"{what if qa else 'no questions'}, {trainer.steps} steps of {a_step}; "
-        f"validation loss before training {said(ecg if qa is None else text)}{said_of_ecg(ecg, bits)}"
+        f"validation loss before training {format_loss(ecg if qa is None else text)}{format_ecg_loss(ecg, bits)}"
     )
     if going_on is not None:
         trainer.restore(going_on)
@@ -372,7 +381,7 @@ def learn(trainer, going_on, again, qa):
     elif trainer.rank == 0:
         shutil.rmtree(work.training, ignore_errors=True)
     if some and method != "full" and trainer.lm.device.type == "cpu":
-        from ecgbyte_cli.model import calibration
+        from ecgbyte_cli.training import calibration
 
         after = (
             calibration.tokens_read(trainer.lm, trainer.samples, questions, trainer.validation) if qa else 0
@@ -385,28 +394,28 @@ def learn(trainer, going_on, again, qa):
 
 def write(work, qa, trainer, text_tokenizer, name, known, result):
     """Write the model folder, and remove the checkpoints."""
-    from ecgbyte_cli.model import ecg_lm
-    from ecgbyte_cli.model.beginning import abilities
+    from ecgbyte_cli.model import model_folder
+    from ecgbyte_cli.training.setup import model_abilities
 
     samples, settings, training = trainer.samples, trainer.settings, trainer.training
     about = {
         "base": name,
         "method": settings["method"],
-        "qa": qa and question_files.resolved(qa),
+        "qa": qa and question_file.absolute_paths(qa),
         "segmenter": samples.segmenter,
         "prompt_tokens": samples.longest,
         "date": samples.prompt.date,
         "system": samples.prompt.told,
         "conversations": any(question.earlier for plan in training for question in plan.questions),
         "most_ecgs": max(len(plan.segments) for plan in training),
-        **abilities(settings, training),
+        **model_abilities(settings, training),
         "settings": settings,
         "result": result,
     }
-    with work.making("model"), new_folder(work.model) as folder:
+    with work.making("model"), atomic_folder(work.model) as folder:
         if known:
             known.write(folder)
-        ecg_lm.save(folder, trainer.lm, text_tokenizer, work.ecg_tokenizer, about)
+        model_folder.save_model(folder, trainer.lm, text_tokenizer, work.ecg_tokenizer, about)
     for path in (*work.checkpoints("step"), *work.checkpoints("best")):
         shutil.rmtree(path)
 
@@ -421,13 +430,13 @@ def check(work, qa, pretrain, model, method):
 
 def show_samples(work, count, *, qa, pretrain, model, method, **options):
     """Print training samples with what the loss counts in green, and return them."""
-    from ecgbyte_cli.model.beginning import begin
+    from ecgbyte_cli.training.setup import load_for_training
 
     if pretrain:
         raise Failure("--show prints questions as they are trained, and --pretrain has none: give --qa alone")
     settings = options | {"base": model, "method": check(work, qa, pretrain, model, method)}
     with work.checked("tokens"):
-        _, _, samples, _ = begin(work, settings, "cpu")
+        _, _, samples, _ = load_for_training(work, settings, "cpu")
         think, types, weights = (options[name] for name in ("think", "types", "weights"))
         training, _, _ = read_samples(work, qa, samples, options["seed"], note, think, types, weights)
         shown = []

@@ -8,39 +8,33 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli import cluster
-from ecgbyte_cli.console import (
-    Model,
-    Stage,
-    base_option,
-    max_new_option,
-    note,
-    progress,
-    say,
-    seeds_option,
-    table,
-    types_option,
-)
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import base_option, max_new_option, seeds_option, types_option
+from ecgbyte_cli.cli.output import note, print_result, progress, table
+from ecgbyte_cli.cli.spelling import Model
+from ecgbyte_cli.evaluation import metrics, reliability
+from ecgbyte_cli.evaluation.controls import CONTROLS, ControlInputs
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import certainty, folder
-from ecgbyte_cli.model.answering import (
-    Partial,
-    Prompts,
+from ecgbyte_cli.inference import certainty
+from ecgbyte_cli.inference.batch_answering import (
+    PartialAnswers,
+    PromptSet,
     Sampler,
     answer_all,
+    best_over_segments,
     choose_all,
-    chosen_together,
-    likeliest,
     longest_prompt,
+    most_probable_over_segments,
     on_cluster,
 )
-from ecgbyte_cli.model.controls import CONTROLS, Signals
+from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.questions import files as question_files
-from ecgbyte_cli.questions import metrics, reliability
-from ecgbyte_cli.questions.thinking import parted
+from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.questions.reasoning import split_reasoning
+from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.signal.origin import patients_learned_from
-from ecgbyte_cli.workdir import finished, read_json, read_table, whole, write_json
+from ecgbyte_cli.storage.files import atomic_write, read_json, read_table, write_json
+from ecgbyte_cli.storage.manifest import completed_result
 
 
 @click.command(
@@ -123,20 +117,22 @@ def command(work, **options):
             f"models of {work.root} differ in more than their seed: run `ecgbyte finetune --seeds {seeds}`"
         )
     result = generate(work, **options)
-    header, lines = metrics.rows(result)
+    header, lines = metrics.score_rows(result)
     table(
         lines, header, title=f"Exact match in %, {result['questions']} questions of split {result['split']}"
     )
-    say(metrics.headline(result))
+    print_result(metrics.headline(result))
     if "form_kept" in result:
-        say(f"reasoning, then answer: {100 * result['form_kept']:.1f} % of the answers have this form")
-    say(metrics.texts(result))
-    for line in reliability.lines(result):
-        say(line)
+        print_result(
+            f"reasoning, then answer: {100 * result['form_kept']:.1f} % of the answers have this form"
+        )
+    print_result(metrics.text_score_line(result))
+    for line in reliability.reliability_lines(result):
+        print_result(line)
     if seeds > 1:
         every = [result, *(generate(of, **options) for of in others)]
-        result = result | {"seeds": metrics.over_seeds(every)}
-        table(*metrics.seed_rows(result["seeds"]), title=f"Exact match in %, {seeds} trainings")
+        result = result | {"seeds": metrics.summarize_seeds(every)}
+        table(*metrics.seed_table(result["seeds"]), title=f"Exact match in %, {seeds} trainings")
         write_json(work.metrics, read_json(work.metrics) | {"result": result}, indent=1)
     return result
 
@@ -178,38 +174,38 @@ def generate(
     """
     start = time.perf_counter()
     with work.checked("tokens", "model"), work.making("answers"):
-        model = folder.chosen(work, model)
+        model = folder_checks.choose_model_folder(work, model)
         about, encoded = check(work, model)
         qa = qa or about["qa"]
         settings = {
-            "model": folder.sha256(model),
-            "qa": question_files.sha256(qa),
+            "model": folder_checks.model_sha256(model),
+            "qa": question_file.questions_sha256(qa),
             "tokens": encoded["settings"],
             "split": split,
             "types": list(types) or None,
             "limit": limit,
-            "max_new": folder.longest_answer(about, max_new),
+            "max_new": folder_checks.answer_limit(about, max_new),
             "temperature": temperature,
             "controls": controls,
             "segments": segments,
             "bertscore": bertscore,
             "seed": seed,
         }
-        done = finished(work.metrics, settings, overwrite, "answers")
+        done = completed_result(work.metrics, settings, overwrite, "answers")
         if done:
             note(f"{work.answers} is there already, made with these settings: nothing to do")
             return done
-        questions = question_files.of_types(question_files.read(qa), types)
+        questions = question_file.filter_types(question_file.read_questions(qa), types)
         table_of = read_table(work.symbol_segments)
         chosen, joined = choose(questions, table_of, split, limit, seed)
-        for line in question_files.crossings(joined, patients_learned_from(work), qa):
+        for line in question_file.split_leaks(joined, patients_learned_from(work), qa):
             note(line)
         asked = [question for question, *_ in chosen]
         given = answer(work, model, base, chosen, settings, batch, dask)
         answers, thoughts = {name: [one.answer for one in some] for name, some in given.items()}, None
         result = {}
         if tags := about.get("think"):
-            parts = {name: [parted(text, tags) for text in some] for name, some in answers.items()}
+            parts = {name: [split_reasoning(text, tags) for text in some] for name, some in answers.items()}
             answers, thoughts = (
                 {n: [part.answer for part in some] for n, some in parts.items()},
                 parts["signal"],
@@ -217,7 +213,7 @@ def generate(
             result["form_kept"] = sum(thought.kept for thought in thoughts) / len(thoughts)
         if controls:
             training = [question for question, *_, side in joined if side == "train"]
-            answers["majority"], result["majority_by"] = metrics.guesses(training, asked)
+            answers["majority"], result["majority_by"] = metrics.baseline_guesses(training, asked)
         result |= metrics.score(
             answers,
             [question.truth for question in asked],
@@ -226,9 +222,11 @@ def generate(
             seed,
             [question.attribute_type for question in asked],
         )
-        result |= metrics.overlap(answers["signal"], [question.answer for question in asked], bertscore)
-        result |= reliability.score(asked, given["signal"], [patient for *_, patient, _ in chosen], seed)
-        result |= {"split": split, "seen_in_training": question_files.seen_in_training(joined)}
+        result |= metrics.text_scores(answers["signal"], [question.answer for question in asked], bertscore)
+        result |= reliability.score_probabilities(
+            asked, given["signal"], [patient for *_, patient, _ in chosen], seed
+        )
+        result |= {"split": split, "seen_in_training": question_file.count_seen_in_training(joined)}
         result["seconds"] = time.perf_counter() - start
         write(work, chosen, answers, given["signal"], thoughts, settings, result)
         return result
@@ -236,7 +234,7 @@ def generate(
 
 def check(work, model):
     """Check that model and tokens belong together, and return what the settings of both say."""
-    about, encoded = folder.about(model), read_json(work.token_settings)
+    about, encoded = folder_checks.read_about(model), read_json(work.token_settings)
     if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(
             f"{model} was trained with another tokenizer than {work.tokens} was encoded with: "
@@ -258,15 +256,15 @@ def answer(work, model, base, chosen, settings, batch, dask=None):
     dict of str to list of Given
         By `signal` or the control's name.
     """
-    from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model import model_folder
 
     seed, max_new, asked = settings["seed"], settings["max_new"], [question for question, *_ in chosen]
-    lm, text_tokenizer, ecg_tokenizer, about = ecg_lm.load(model, base=base)
+    lm, text_tokenizer, ecg_tokenizer, about = model_folder.load_model(model, base=base)
     prompt = Prompt.of(about, text_tokenizer, lm.layout)
-    signals = Signals(work, ecg_tokenizer, about["segmenter"], chosen, seed)
+    signals = ControlInputs(work, ecg_tokenizer, about["segmenter"], chosen, seed)
     names = ("signal", *CONTROLS) if settings["controls"] else ("signal",)
     longest = longest_prompt(lm, prompt, about, [question.answer for question in asked], max_new)
-    known = certainty.read(model, ecg_tokenizer.vocab_size) if not settings["temperature"] else None
+    known = certainty.read_certainty(model, ecg_tokenizer.vocab_size) if not settings["temperature"] else None
     found = [
         known.match(q.question) if known and not q.earlier and len(q.records) == 1 else None for q in asked
     ]
@@ -275,12 +273,12 @@ def answer(work, model, base, chosen, settings, batch, dask=None):
     asked = [replace(q, question=f.text) if f else q for q, f in zip(asked, found, strict=True)]
     parts = [signals.parts(i, settings["segments"] == "all") for i in range(len(asked))]
     with (
-        Partial(work.partial_answers, settings) as partial,
+        PartialAnswers(work.partial_answers, settings) as partial,
         progress("generate", len(names) * sum(parts), "answers") as bar,
     ):
         bar.update(len(partial.answers))
         # all together: the ECGs of the questions are those of strangers' questions too
-        free, closed = Prompts(prompt, ecg_tokenizer, longest), Prompts(prompt, ecg_tokenizer, longest)
+        free, closed = PromptSet(prompt, ecg_tokenizer, longest), PromptSet(prompt, ecg_tokenizer, longest)
         for name in names:
             for part in range(max(parts)):
                 for i, (question, ecgs) in enumerate(zip(asked, signals.of(name, part), strict=True)):
@@ -311,7 +309,9 @@ def answer(work, model, base, chosen, settings, batch, dask=None):
         for name in names:
             of_each = [[partial.answers[name, i, part] for part in range(n)] for i, n in enumerate(parts)]
             made[name] = [
-                chosen_together(known, f.answers, some) if f and f.answers else likeliest(some)
+                most_probable_over_segments(known, f.answers, some)
+                if f and f.answers
+                else best_over_segments(some)
                 for f, some in zip(found, of_each, strict=True)
             ]
         return made
@@ -319,7 +319,7 @@ def answer(work, model, base, chosen, settings, batch, dask=None):
 
 def write(work, chosen, answers, given, thoughts, settings, result):
     """Write the answers, their scores as a table, and at last the settings and scores as JSON."""
-    with whole(work.answers) as beside, open(beside, "w", encoding="utf-8") as file:
+    with atomic_write(work.answers) as beside, open(beside, "w", encoding="utf-8") as file:
         for i, (question, _, patient, _) in enumerate(chosen):
             controls = {name: given[i] for name, given in answers.items() if name != "signal"}
             line = {
@@ -340,15 +340,15 @@ def write(work, chosen, answers, given, thoughts, settings, result):
                 "seconds": round(given[i].seconds, 4),
                 **({"reasoning": thoughts[i].reasoning, "form_kept": thoughts[i].kept} if thoughts else {}),
                 "control": {
-                    name: a if isinstance(a, str) else question_files.BETWEEN.join(a)
+                    name: a if isinstance(a, str) else question_file.BETWEEN.join(a)
                     for name, a in controls.items()
                 },
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     title = f"Exact match in %, {result['questions']} questions of split {result['split']}"
-    with whole(work.metrics_table) as beside:
-        more = "".join(f"- {line}\n" for line in reliability.lines(result))
-        parts = [metrics.markdown(result, title), more, reliability.confusions(result)]
+    with atomic_write(work.metrics_table) as beside:
+        more = "".join(f"- {line}\n" for line in reliability.reliability_lines(result))
+        parts = [metrics.metrics_markdown(result, title), more, reliability.confusion_tables(result)]
         beside.write_text("\n".join(filter(None, parts)), encoding="utf-8")
     write_json(work.metrics, {"settings": settings, "result": result}, indent=1)
     work.partial_answers.unlink(missing_ok=True)
@@ -367,9 +367,9 @@ def choose(questions, segments, split, limit, seed):
     Failure
         If there is no such question.
     """
-    joined, unmatched = question_files.join(questions, segments)
+    joined, unmatched = question_file.join_segments(questions, segments)
     if unmatched:
-        note(question_files.describe(unmatched, len(questions)))
+        note(question_file.describe_unmatched(unmatched, len(questions)))
     chosen = [item for item in joined if item[3] == split]
     if not chosen:
         raise Failure(f"no question of split {split} is about an encoded record: try another --split or --qa")

@@ -7,11 +7,14 @@ from pathlib import Path
 import click
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import Stage, note, say
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.output import note, print_result
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal import corpus, preprocess
 from ecgbyte_cli.signal.tokenizer import check_signal, write_tokenizer
-from ecgbyte_cli.workdir import WorkDir, finished, read_json, sha256_of
+from ecgbyte_cli.storage.files import read_json, sha256_of
+from ecgbyte_cli.storage.manifest import completed_result
+from ecgbyte_cli.storage.workdir import WorkDir
 
 LIKE = {"ecg-byte": ("paper", "paper"), "elm": ("elm", "minmax")}  # profile and quantizer
 LETTERS = 26  # of the reference: the bytes a to z
@@ -57,7 +60,7 @@ def command(work, **options):
     become 0 to 25, and 256 + k becomes 26 + k. `ecgbyte symbolize DATA` then makes the letters it needs.
     """
     result = import_tokenizer(work, **options)
-    say(f"{result['merges']} merges, vocabulary {result['vocab']}, in {work.ecg_tokenizer.parent}")
+    print_result(f"{result['merges']} merges, vocabulary {result['vocab']}, in {work.ecg_tokenizer.parent}")
     return result
 
 
@@ -111,7 +114,7 @@ def import_tokenizer(
     # as before, where there were no such options
     settings["like"] = None if like == "ecg-byte" else like
     settings["leads"] = None if signal["leads"] == preprocess.LEADS else signal["leads"]
-    done = finished(work.ecg_tokenizer, settings, overwrite, "a tokenizer")
+    done = completed_result(work.ecg_tokenizer, settings, overwrite, "a tokenizer")
     if done:
         note(f"{work.ecg_tokenizer} was imported from this file already: nothing to do")
         return done

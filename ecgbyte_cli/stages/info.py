@@ -2,10 +2,12 @@
 
 import click
 
-from ecgbyte_cli.console import Model, Stage, say, table
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.output import print_result, table
+from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal.origin import described
-from ecgbyte_cli.workdir import read_json, read_text
+from ecgbyte_cli.storage.files import read_json, read_text
 
 
 @click.command(
@@ -23,7 +25,7 @@ def command(work, model):
     """Tell what the work folder holds, stage by stage, and which command comes next; or what a model is."""
     if model:
         result = card(model)
-        say(result["card"])
+        print_result(result["card"])
         return result
     result = info(work)
     if result["stages"]:
@@ -38,8 +40,8 @@ def command(work, model):
         ]
         table(rows, ("stage", "result"), title=f"{work.root}")
     else:
-        say(f"{work.root}: nothing yet")
-    say(f"next: {result['next']}")
+        print_result(f"{work.root}: nothing yet")
+    print_result(f"next: {result['next']}")
     return result
 
 
@@ -65,10 +67,10 @@ def card(model):
     Failure
         If it is no model folder, or its card cannot be read.
     """
-    from ecgbyte_cli.model import folder
+    from ecgbyte_cli.model import folder_checks
 
-    path = folder.named(model)
-    said = folder.about(path)
+    path = folder_checks.resolve_model_folder(model)
+    said = folder_checks.read_about(path)
     text = read_text(path / "README.md").rstrip()
     return {"model": str(path), "base": said["base"], "method": said["method"], "card": text}
 

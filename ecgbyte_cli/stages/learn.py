@@ -9,22 +9,16 @@ from contextlib import contextmanager
 import click
 import numpy as np
 
-from ecgbyte_cli import cluster
-from ecgbyte_cli.console import Stage, note, progress, say
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.output import note, print_result, progress
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.machine import free_memory, peak_rss_mb
+from ecgbyte_cli.runtime import cluster
+from ecgbyte_cli.runtime.processes import free_memory, peak_rss_mb
 from ecgbyte_cli.signal import corpus
 from ecgbyte_cli.signal.origin import fingerprint, rows_learned_from
 from ecgbyte_cli.signal.tokenizer import write_tokenizer
-from ecgbyte_cli.workdir import (
-    finished,
-    is_sealed,
-    read_array,
-    read_json,
-    read_table,
-    sealed,
-    write_json,
-)
+from ecgbyte_cli.storage.files import read_array, read_json, read_table, write_json
+from ecgbyte_cli.storage.manifest import add_checksum, completed_result, has_valid_checksum
 from ecgbyte_kernels.tokens import MOST_TOKENS
 
 SAVE_EVERY = 10  # seconds between saves of the merges found so far
@@ -104,7 +98,7 @@ def command(work, **options):
     if options["vocab"] is None:
         del options["vocab"]
     result = learn(work, **options)
-    say(
+    print_result(
         f"{result['merges']} merges, vocabulary {result['vocab']}: {result['symbols']:,} letters in "
         f"{result['tokens']:,} tokens ({result['compression']:.2f} to 1), {result['seconds']:.1f} s"
     )
@@ -182,12 +176,12 @@ def learn(
             "seed": seed,
             "symbols": fingerprint(work),
         }
-        result = finished(work.ecg_tokenizer, settings, overwrite, "a tokenizer")
+        result = completed_result(work.ecg_tokenizer, settings, overwrite, "a tokenizer")
         if result is not None:
             note(f"learn: already done, see {work.ecg_tokenizer}")
             return result
         with work.making("tokenizer"):
-            finished(
+            completed_result(
                 work.ecg_tokenizer, settings, overwrite, "a tokenizer"
             )  # another run may just have ended
             return _learn(work, settings, signal, threads, dask, overwrite)
@@ -224,7 +218,7 @@ def _learn(work, settings, signal, threads, dask, overwrite):
             if len(fresh) and time.perf_counter() - saved >= SAVE_EVERY:
                 saved = time.perf_counter()
                 so_far = {"settings": settings, "merges": np.concatenate(rows).tolist()}
-                write_json(work.half_learned, sealed(so_far))
+                write_json(work.half_learned, add_checksum(so_far))
     if made < merges:
         note(f"learn: {made} of {merges} merges: no other pair is found {min_count} times or more")
     rows = np.concatenate(rows)
@@ -261,11 +255,11 @@ def _begun(work, settings, levels, segments, described, known, threads, dask):
     merges, boundary, min_count, longest = (settings[name] for name in names)
     started = time.perf_counter()
     if dask:
-        from ecgbyte_cli.signal import shards
+        from ecgbyte_cli.signal import distributed_bpe
 
         with cluster.connected(dask, work.root, [work.symbols]) as client:
             starting = time.perf_counter() - started
-            shared = cluster.shared(work.symbols, segments, boundary, levels, merges, client.nthreads())
+            shared = cluster.share_array(work.symbols, segments, boundary, levels, merges, client.nthreads())
             needed = max(memory_needed(int((of["leads"] * of["samples"]).sum())) for _, of, *_ in shared)
             if needed > cluster.memory(client):
                 raise Failure(
@@ -275,7 +269,7 @@ def _begun(work, settings, levels, segments, described, known, threads, dask):
             groups = cluster.Groups(client, shared, cluster.stamps([work.symbols]))
             note(f"learn: read by {len(shared)} workers in {groups.spent['reading']:.1f} s")
             groups.spent["starting"] = starting
-            yield shards.learn(groups, levels, merges, min_count, longest, known), groups.spent
+            yield distributed_bpe.learn(groups, levels, merges, min_count, longest, known), groups.spent
         return
     from ecgbyte_kernels.merges import learn_merges
 
@@ -296,7 +290,7 @@ def half_learned(path, settings, overwrite):
             f"{path} is of a run with other settings that was interrupted: "
             "add --overwrite, or use another --work folder"
         )
-    if not is_sealed(before):
+    if not has_valid_checksum(before):
         raise Failure(f"{path} is damaged: remove it, and run the same command again")
     rows = np.array(before["merges"], np.int64).reshape(-1, 3)
     note(f"learn: goes on from merge {len(rows)}, where it was interrupted")

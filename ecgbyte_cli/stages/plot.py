@@ -5,13 +5,17 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli import readers, sheet
-from ecgbyte_cli.console import Model, Stage, base_option, say
+from ecgbyte_cli import readers
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import base_option
+from ecgbyte_cli.cli.output import print_result
+from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import folder as folders
-from ecgbyte_cli.model.memory import enough_memory
+from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.render import svg_sheet
+from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.signal import preprocess
-from ecgbyte_cli.workdir import read_array, read_json, read_table, whole
+from ecgbyte_cli.storage.files import atomic_write, read_array, read_json, read_table
 
 
 @click.command(
@@ -79,7 +83,7 @@ def command(work, **options):
     to believe that: `ecgbyte explain`.
     """
     result = plot(work, **options)
-    say(result["picture"])
+    print_result(result["picture"])
     return result
 
 
@@ -137,13 +141,13 @@ def plot(
     Failure
         If the recording, the tokenizer or the model cannot be read, or has no such lead or stretch.
     """
-    from ecgbyte_cli import pictures
+    from ecgbyte_cli.render import figures
 
     if kind == "distribution":
         out = out or work.pictures / f"{Path(record).name}-{kind}.png"
         with work.checked("tokens"):
             figure, more = distribution_picture(work, Path(record).name)
-        pictures.save(figure, out)
+        figures.save_figure(figure, out)
         return {"kind": kind, "record": Path(record).name, "picture": str(out), **more}
     told = {"fs": input_fs, "lead_names": lead_names and [name.strip() for name in lead_names.split(",")]}
     told = {key: value for key, value in (told | {"units": units}).items() if value is not None}
@@ -155,19 +159,19 @@ def plot(
             f"{record} is {recording.signal.shape[1] / recording.fs:g} s long: --start {start:g} is outside"
         )
     if kind == "ecg" and Path(out).suffix.lower() == ".svg":  # the sheet that the page shows too
-        with whole(out) as beside:
-            beside.write_text(sheet.sheet(recording, start), encoding="utf-8")
+        with atomic_write(out) as beside:
+            beside.write_text(svg_sheet.svg_sheet(recording, start), encoding="utf-8")
         return result
     if kind == "ecg":
         names = [readers.lead_name(name) or name for name in recording.leads]
-        figure = pictures.sheet(recording.signal, recording.fs, names, recording.name, start)
+        figure = figures.plot_sheet(recording.signal, recording.fs, names, recording.name, start)
     elif kind == "tokens":
         figure, more = token_picture(work, recording, lead, start, model)
         result.update(more)
     else:
         figure, more = attention_picture(work, recording, start, model, base, question, method)
         result.update(more)
-    pictures.save(figure, out)
+    figures.save_figure(figure, out)
     return result
 
 
@@ -181,10 +185,10 @@ def read(record, told):
 
 def token_picture(work, recording, lead, start, model):
     """The picture of a lead's tokens in the segment that `start` lies in."""
-    from ecgbyte_cli import pictures
+    from ecgbyte_cli.render import figures
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
-    model = model and folders.named(model)
+    model = model and folder_checks.resolve_model_folder(model)
     path = model / "ecg_tokenizer.json" if model else work.need(work.ecg_tokenizer, "learn")
     tokenizer = ECGTokenizer.from_file(path)
     segmenter = segmenter_of(work, tokenizer, model)
@@ -199,7 +203,7 @@ def token_picture(work, recording, lead, start, model):
     token, _, starts, stops = (column for column in tokenizer.spans(ids)[tokenizer.spans(ids)[:, 1] == row].T)
     decoded = tokenizer.to_mv(letters, lo, hi)
     title = f"{recording.name}, {begin:g} to {begin + tokenizer.signal['segment_seconds']:g} s"
-    figure = pictures.tokens(
+    figure = figures.plot_tokens(
         signal[row], decoded[row], fs, lead, np.asarray(ids)[token], starts, stops, title
     )
     return figure, {"lead": lead, "tokens": len(token), "segmenter": segmenter}
@@ -229,7 +233,7 @@ def segmenter_of(work, tokenizer, model):
 
 def distribution_picture(work, name):
     """The picture of how often, how long and how many the tokens of a record, or of all, are."""
-    from ecgbyte_cli import pictures
+    from ecgbyte_cli.render import figures
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
     tokens, about = read_array(work.need(work.tokens, "encode")), read_json(work.token_settings)
@@ -247,7 +251,7 @@ def distribution_picture(work, name):
         part = tokens[places["offset"][i] :][: places["length"][i]]
         counts += np.bincount(part, minlength=len(counts))
     title = f"{len(chosen)} segments of {work.root}" if name == "all" else name
-    figure = pictures.distribution(
+    figure = figures.plot_token_distribution(
         counts, 1000 / tokenizer.signal["fs"] * tokenizer.lengths, places["length"][chosen], title
     )
     more = {"tokens": int(counts.sum()), "segments": len(chosen), "different": int((counts > 0).sum())}
@@ -265,13 +269,14 @@ def segment_at(recording, tokenizer, start):
 
 def attention_picture(work, recording, start, model, base, question, method):
     """The picture of what a model's answer to a question drew on, in the segment that `start` lies in."""
-    from ecgbyte_cli import pictures
-    from ecgbyte_cli.model import attribution, certainty, ecg_lm
+    from ecgbyte_cli.inference import attribution, certainty
+    from ecgbyte_cli.model import model_folder
     from ecgbyte_cli.model.prompt import Prompt
+    from ecgbyte_cli.render import figures
 
-    folder = folders.chosen(work, model)
-    lm, text_tokenizer, tokenizer, about = ecg_lm.load(folder, base=base)
-    known = certainty.read(folder, tokenizer.vocab_size)
+    folder = folder_checks.choose_model_folder(work, model)
+    lm, text_tokenizer, tokenizer, about = model_folder.load_model(folder, base=base)
+    known = certainty.read_certainty(folder, tokenizer.vocab_size)
     found = known and known.match(question)
     asked, question = question, found.text if found else question  # as the model was trained to be asked
     begin, signal = segment_at(recording, tokenizer, start)
@@ -280,7 +285,7 @@ def attention_picture(work, recording, start, model, base, question, method):
         lm, prompt, tokenizer, about["segmenter"], longest=about.get("prompt_tokens")
     )
     other = "take --method occlusion" if method != "occlusion" else "use a machine with more memory"
-    with enough_memory(f"with --method {method}", other):
+    with reporting_out_of_memory(f"with --method {method}", other):
         answer = explainer.answer(letters, question)
         case = explainer.case(letters, question, answer)
         if method == "occlusion":  # which asks the signal alone
@@ -291,7 +296,7 @@ def attention_picture(work, recording, start, model, base, question, method):
             density, (words, values) = explainer.spread(case, scores), explainer.on_words(case, scores)
     title = f"{recording.name}: {asked} {answer}   ({method}; research use only)"
     signal_settings = tokenizer.signal
-    figure = pictures.attention(
+    figure = figures.plot_attribution(
         signal, signal_settings["fs"], signal_settings["leads"], density, words, values, title, begin
     )
     on_text = float(100 * values.sum()) if words else None

@@ -14,15 +14,17 @@ import click
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.console import Stage, note, say, table
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.output import note, print_result, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import files, headers, ptbxl, tables
-from ecgbyte_cli.questions.asking import ask, verifiable
-from ecgbyte_cli.questions.facts import columns
+from ecgbyte_cli.questions import question_file
 from ecgbyte_cli.questions.findings import FINDINGS
-from ecgbyte_cli.questions.labels import YES, labels_of
+from ecgbyte_cli.questions.labels import YES, derive_labels
+from ecgbyte_cli.questions.question_builder import build_questions, verifiable
+from ecgbyte_cli.questions.sources import csv_tables, ptbxl, wfdb_headers
+from ecgbyte_cli.questions.sources.base import column_names
 from ecgbyte_cli.readers.patients import SIDES
-from ecgbyte_cli.workdir import whole
+from ecgbyte_cli.storage.files import atomic_write
 
 TABLES = ("ptbxl_database.csv", "exams.csv")  # that a folder is known by
 KINDS = (
@@ -86,11 +88,11 @@ def command(_work, source, **options):
     rows = [(kind, *result["counts"][kind].values(), number) for kind, number in by_type.items()]
     rows.append(("all", *by_split.values(), result["questions"]))
     table(rows, ("type", *SIDES, "all"))
-    say()
+    print_result()
     table(
         [(name, *counts.values()) for name, counts in result["by_finding"].items()], ("finding", "yes", "no")
     )
-    say(f"{result['questions']} questions about {result['records']} records in {result['path']}")
+    print_result(f"{result['questions']} questions about {result['records']} records in {result['path']}")
     return result
 
 
@@ -106,7 +108,7 @@ def questions(
     out : path
         The question file, JSON Lines in ecgbyte's own form.
     cap, every_finding, cannot, think, seed
-        See `ecgbyte_cli.questions.asking.ask`.
+        See `ecgbyte_cli.questions.question_builder.build_questions`.
     overwrite : bool
         Replace a file that holds anything else.
 
@@ -125,7 +127,7 @@ def questions(
     start = time.perf_counter()
     out = Path(out)
     known = _read(Path(source))
-    lines = ask(known, seed, cap, every_finding, cannot, think)
+    lines = build_questions(known, seed, cap, every_finding, cannot, think)
     if not lines:
         raise Failure(
             f"{source} says nothing that a question could be made of: each side needs a yes and a no"
@@ -151,23 +153,23 @@ def _read(source):
     if source.is_dir():
         found = [source / name for name in TABLES if (source / name).is_file()]
         if not found:
-            return headers.read(_headers(source), source)
+            return wfdb_headers.read_headers(_headers(source), source)
         source = found[0]
     elif source.suffix.lower() == ".hea" or source.name == "RECORDS" or not source.exists():
-        return headers.read(_headers(source), source)
-    names = columns(source)
+        return wfdb_headers.read_headers(_headers(source), source)
+    names = column_names(source)
     if all(name in names for name in ptbxl.NEEDED):
-        return ptbxl.read(source)
-    if "exam_id" in names and any(name in names for name in tables.CODE15):
-        return tables.read_code15(source)
+        return ptbxl.read_ptbxl(source)
+    if "exam_id" in names and any(name in names for name in csv_tables.CODE15):
+        return csv_tables.read_code15(source)
     if "record" in names:
-        return tables.read(source)
+        return csv_tables.read_label_table(source)
     raise Failure(f"{source} is no source of questions: name {KINDS}")
 
 
 def _remarks(source):
     """Yield lines about labels that contradict each other, and about the split."""
-    labels = labels_of(source.facts)
+    labels = derive_labels(source.facts)
     for (stated, denied), count in labels.contradictions.most_common(5):
         yield f"{count} recordings have {stated} and no {denied}: taken as unknown"
     sides: dict[str, set[str]] = {}
@@ -176,7 +178,7 @@ def _remarks(source):
     if line := readers.on_two_sides(sides):
         yield line
     test = np.array([each.split == "test" for each in source.facts])
-    yield from files.without_positives(
+    yield from question_file.without_positives(
         {
             words: {"test"} if (column[test] == YES).any() else {"train"}
             for _, words, kind, column in verifiable(labels, source.words)
@@ -207,7 +209,7 @@ def _write(out, lines, overwrite):
             note(f"{out}: these questions stand there already")
             return
         raise Failure(f"{out} holds something else: add --overwrite, or name another file with --out")
-    with whole(out) as beside:
+    with atomic_write(out) as beside:
         beside.write_bytes(text)
 
 

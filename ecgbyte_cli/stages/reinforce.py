@@ -6,16 +6,20 @@ from pathlib import Path
 
 import click
 
-from ecgbyte_cli.console import Model, Stage, Weighted, max_new_option, note, progress, say
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import WeightedName, max_new_option
+from ecgbyte_cli.cli.output import note, print_result, progress
+from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import folder
-from ecgbyte_cli.model.memory import enough_memory
-from ecgbyte_cli.model.processes import process_group, this_process
-from ecgbyte_cli.model.samples import read_samples
-from ecgbyte_cli.model.training import unfinished
-from ecgbyte_cli.questions import files as question_files
-from ecgbyte_cli.questions.rewards import REWARDS
-from ecgbyte_cli.workdir import finished, new_folder, read_json
+from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.runtime.memory import reporting_out_of_memory
+from ecgbyte_cli.storage.files import atomic_folder, read_json
+from ecgbyte_cli.storage.manifest import completed_result
+from ecgbyte_cli.training.dataset import read_samples
+from ecgbyte_cli.training.distributed import process_group, process_rank
+from ecgbyte_cli.training.rewards import REWARDS
+from ecgbyte_cli.training.trainer import unfinished_checkpoint
 
 LEARNING_RATE = {"full": 2e-4, "lora": 2e-5, "qlora": 2e-5}
 VALIDATED = 256  # questions
@@ -35,7 +39,7 @@ VALIDATED = 256  # questions
 @click.option(
     "--reward",
     "rewards",
-    type=Weighted(REWARDS),
+    type=WeightedName(REWARDS),
     multiple=True,
     default=["exact"],
     show_default=True,
@@ -100,7 +104,7 @@ def command(work, **options):
     result = reinforce(work, **options)
     if result:
         val = "" if result["val_reward"] is None else f", {result['val_reward']:.3f} in validation"
-        say(
+        print_result(
             f"{result['model']}: {result['steps']} steps, reward {result['reward']:.3f}{val}, "
             f"{result['exact']:.1f} % of the sampled answers right, {result['answer_tokens']:.1f} tokens each, "
             f"KL {result['kl']:.3f}"
@@ -142,10 +146,13 @@ def reinforce(
     Failure
         If model, tokens or questions are missing or do not fit together, or memory does not suffice.
     """
-    if this_process()[1] > 1:
+    if process_rank()[1] > 1:
         raise Failure("reinforce trains on one process: run it without torchrun or accelerate launch")
-    begun, work = folder.named(model or work.need(work.model, "finetune")), work.reinforcing()
-    about, encoded = folder.about(begun), read_json(work.need(work.token_settings, "encode"))
+    begun, work = (
+        folder_checks.resolve_model_folder(model or work.need(work.model, "finetune")),
+        work.reinforcing(),
+    )
+    about, encoded = folder_checks.read_about(begun), read_json(work.need(work.token_settings, "encode"))
     given, qa = qa, qa or about.get("qa")
     if not qa:
         raise Failure(f"{begun} does not say which questions it was trained on: give --qa")
@@ -155,18 +162,18 @@ def reinforce(
     if begun.resolve() == work.model.resolve():
         raise Failure(f"{begun} is where the new model goes: move it, and name it with --model")
     settings = {
-        "qa": question_files.sha256(qa),
+        "qa": question_file.questions_sha256(qa),
         "types": None if given else had.get("types"),
         "weights": None if given else had.get("weights"),
         "ecg_rows": had.get("ecg_rows", "train"),
         "tokens": [encoded[key] for key in ("tokenizer_sha256", "settings")],
         "base": str(begun),
-        "begun_with": folder.sha256(begun),
+        "begun_with": folder_checks.model_sha256(begun),
         "method": about["method"],
         "rewards": {name: sum(w for other, w in rewards if other == name) for name, _ in rewards},
         "answers": answers,
         "temperature": temperature,
-        "max_new": folder.longest_answer(about, max_new),
+        "max_new": folder_checks.answer_limit(about, max_new),
         "kl": kl,
         "steps": steps,
         "batch": batch,
@@ -181,8 +188,8 @@ def reinforce(
         "max_length": had.get("max_length") or 4096,
     }
     with work.checked("tokens"), work.making("training"):
-        going_on = unfinished(work, settings, overwrite)
-        done = going_on is None and finished(work.model_settings, settings, overwrite, "a model")
+        going_on = unfinished_checkpoint(work, settings, overwrite)
+        done = going_on is None and completed_result(work.model_settings, settings, overwrite, "a model")
         if done:
             note(f"{work.model} is there already, made with these settings: nothing to do")
             return done
@@ -191,13 +198,14 @@ def reinforce(
 
 def _train(work, qa, about, settings, going_on):
     """Train, from a checkpoint if there is one, and write the model."""
-    from ecgbyte_cli.model import calibration, certainty
-    from ecgbyte_cli.model.beginning import begin
+    from ecgbyte_cli.inference import certainty
+    from ecgbyte_cli.training import calibration
+    from ecgbyte_cli.training.setup import load_for_training
 
     start = time.perf_counter()
     with process_group() as device:
-        with enough_memory(f"for {settings['base']}", "use a machine with more memory"):
-            lm, text_tokenizer, samples, name = begin(work, settings, device)
+        with reporting_out_of_memory(f"for {settings['base']}", "use a machine with more memory"):
+            lm, text_tokenizer, samples, name = load_for_training(work, settings, device)
         # what is compared is the answer alone, also of a model that reasons first
         types, weights = settings["types"], settings["weights"]
         training, validation, counts = read_samples(
@@ -205,7 +213,7 @@ def _train(work, qa, about, settings, going_on):
         )
         lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
         longest = max(plan.length for plan in training)
-        with enough_memory(
+        with reporting_out_of_memory(
             f"at --batch {settings['batch']} with samples of up to {longest} tokens",
             "lower --batch, --together, --answers or --max-new",
         ):
@@ -213,29 +221,31 @@ def _train(work, qa, about, settings, going_on):
             with trainer.stop:
                 result = learn(trainer, going_on)
         if about.get("think"):  # whose answers are not chosen among those known
-            known = certainty.read(Path(settings["base"]), samples.tokenizer.vocab_size)
+            known = certainty.read_certainty(Path(settings["base"]), samples.tokenizer.vocab_size)
         else:
             asked = [question for plan in training for question in plan.questions]
             some = validation[: calibration.WEIGHED]
             with progress("certainty", len(some), "questions") as bar:
-                known = calibration.measure(lm, samples, asked, some, settings["batch"], bar, note)
+                known = calibration.calibrate_model(lm, samples, asked, some, settings["batch"], bar, note)
         result |= counts | {"seconds": time.perf_counter() - start, "model": str(work.model)}
-        made = {"base": name, "method": settings["method"], "qa": question_files.resolved(qa)}
+        made = {"base": name, "method": settings["method"], "qa": question_file.absolute_paths(qa)}
         write(work, about, trainer, text_tokenizer, made, known, result)
         return result
 
 
 def make_trainer(work, lm, samples, settings, training, validation, tags):
     """Prepare to train a model on its own answers, behind one reading of an ECG where it can be."""
-    from ecgbyte_cli.model.beginning import shares
-    from ecgbyte_cli.model.reinforcing import Reinforcer
+    from ecgbyte_cli.training.grpo import GRPOTrainer
+    from ecgbyte_cli.training.setup import can_share_reading
 
     # several answers stand behind a reading even where there is one question
-    if not shares(lm, samples, [plan._replace(questions=2 * plan.questions) for plan in training]):
+    if not can_share_reading(lm, samples, [plan._replace(questions=2 * plan.questions) for plan in training]):
         note("this base model cannot read an ECG for several answers at once: each gets one of its own")
         samples.together = 1
     steps, every = settings["steps"], settings["every"]
-    return Reinforcer(work, lm, samples, settings, steps, every, training, validation[:VALIDATED], note, tags)
+    return GRPOTrainer(
+        work, lm, samples, settings, steps, every, training, validation[:VALIDATED], note, tags
+    )
 
 
 def learn(trainer, going_on):
@@ -253,14 +263,14 @@ def learn(trainer, going_on):
 
 def write(work, about, trainer, text_tokenizer, made, known, result):
     """Write the model folder, and remove the checkpoints."""
-    from ecgbyte_cli.model import ecg_lm
+    from ecgbyte_cli.model import model_folder
 
     kept = ("segmenter", "date", "system", "conversations", "most_ecgs", "think", "draws", "writes")
     made = {key: about[key] for key in kept if key in about} | made
     made |= {"prompt_tokens": trainer.samples.longest, "settings": trainer.settings, "result": result}
-    with work.making("model"), new_folder(work.model) as path:
+    with work.making("model"), atomic_folder(work.model) as path:
         if known:
             known.write(path)
-        ecg_lm.save(path, trainer.lm, text_tokenizer, work.ecg_tokenizer, made)
+        model_folder.save_model(path, trainer.lm, text_tokenizer, work.ecg_tokenizer, made)
     for path in (*work.checkpoints("step"), *work.checkpoints("best")):
         shutil.rmtree(path)

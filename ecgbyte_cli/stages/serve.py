@@ -12,10 +12,12 @@ from typing import Any
 
 import click
 
-from ecgbyte_cli.console import Stage, base_option, model_option, note, say, wants_json
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import base_option, model_option
+from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.terminal import busy
-from ecgbyte_cli.workdir import WorkDir
+from ecgbyte_cli.render.terminal import status
+from ecgbyte_cli.storage.workdir import WorkDir
 
 BACKLOG, MOST_CONNECTIONS = 128, 256
 
@@ -138,20 +140,20 @@ def serve(
     try:
         import uvicorn
 
-        from ecgbyte_cli.web import app, guard, shelf
+        from ecgbyte_cli.web import app, middleware, recordings
     except ImportError as error:
         raise Failure(f"{error.name} is not installed: pip install ecgbyte[web]") from error
     try:
-        allowed = [guard.allowed_host(text) for text in allow_hosts]
+        allowed = [middleware.allowed_host(text) for text in allow_hosts]
     except ValueError as error:
         raise click.UsageError(f"--allow-host takes {error}") from error
     names = lead_names and [name.strip() for name in lead_names.split(",")]
     told: dict[str, Any] = {"fs": input_fs, "lead_names": names, "units": units}
     told = {**work.reading(), **{key: value for key, value in told.items() if value is not None}}
-    served = shelf.Shelf(source, upload_mb * 2**20, told)
+    served = recordings.RecordingList(source, upload_mb * 2**20, told)
     try:
         listening = listen(host, port)
-        token = secrets.token_urlsafe(16) if allowed or not guard.is_loopback(host) else None
+        token = secrets.token_urlsafe(16) if allowed or not middleware.is_loopback(host) else None
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
         shown = f"{address}?token={token}" if token else address
         if token:
@@ -162,13 +164,13 @@ def serve(
         loaded, reader = load(work, model, base, max_new, told)
 
         def started():
-            (note if wants_json() else say)(f"{shown}   (Ctrl-C ends it)")
+            (note if wants_json() else print_result)(f"{shown}   (Ctrl-C ends it)")
             if open_page:
                 threading.Thread(target=webbrowser.open, args=(shown,), daemon=True).start()
 
         config = uvicorn.Config(
-            app.build(app.Service(served, loaded, reader), host, token, started, allowed),
-            http=guard.BoundedProtocol,
+            app.build_app(app.Service(served, loaded, reader), host, token, started, allowed),
+            http=middleware.BoundedProtocol,
             ws="none",
             log_level="critical",
             access_log=False,
@@ -205,24 +207,24 @@ def listen(host, port):
 
 def load(work, model, base, max_new, told):
     """The model (None where there is none) and the reader whose tokens are shown (None without a tokenizer)."""
-    from ecgbyte_cli.model import certainty
-    from ecgbyte_cli.model import folder as folders
+    from ecgbyte_cli.inference import certainty
+    from ecgbyte_cli.model import folder_checks
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
     from ecgbyte_cli.web.app import Model
-    from ecgbyte_cli.web.shelf import SharedReader
+    from ecgbyte_cli.web.recordings import SharedReader
 
     if model is None and not find_spec("torch"):
         note("the page shows ECGs alone: what a model needs is not installed (pip install ecgbyte[llm])")
         if not work.ecg_tokenizer.exists():
             return None, None
         return None, SharedReader(ECGTokenizer.from_file(work.ecg_tokenizer), "longest", **told)
-    folder = folders.chosen(work, model)
-    with busy(f"loading the model {folders.said_as(folder)}"):
-        from ecgbyte_cli.model import ecg_lm
+    folder = folder_checks.choose_model_folder(work, model)
+    with status(f"loading the model {folder_checks.display_name(folder)}"):
+        from ecgbyte_cli.model import model_folder
 
-        lm, text_tokenizer, tokenizer, about = ecg_lm.load(folder, base=base)
+        lm, text_tokenizer, tokenizer, about = model_folder.load_model(folder, base=base)
     reader = SharedReader(tokenizer, about.get("segmenter", "longest"), **told)
-    known = certainty.read(folder, tokenizer.vocab_size)
+    known = certainty.read_certainty(folder, tokenizer.vocab_size)
     return Model(
-        lm, text_tokenizer, reader, {**about, "folder": folders.said_as(folder)}, max_new, known
+        lm, text_tokenizer, reader, {**about, "folder": folder_checks.display_name(folder)}, max_new, known
     ), reader

@@ -10,14 +10,16 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ecgbyte_cli import __version__, cluster, readers
-from ecgbyte_cli.console import Model, Stage, note, progress, say, table
+from ecgbyte_cli import __version__, readers
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.output import note, print_result, progress, table
+from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.machine import in_parallel
-from ecgbyte_cli.model.folder import named
-from ecgbyte_cli.parts import Parts
+from ecgbyte_cli.model.folder_checks import resolve_model_folder
+from ecgbyte_cli.runtime import cluster
+from ecgbyte_cli.runtime.processes import in_parallel
 from ecgbyte_cli.signal import corpus, preprocess
-from ecgbyte_cli.signal.letters import (
+from ecgbyte_cli.signal.symbolize import (
     COLUMNS,
     about_part,
     blocks_of_part,
@@ -27,20 +29,19 @@ from ecgbyte_cli.signal.letters import (
     parts_on_cluster,
     say_what_is_lost,
 )
-from ecgbyte_cli.workdir import (
-    described,
-    finished,
-    new_array,
-    new_table,
+from ecgbyte_cli.storage.files import (
+    array_writer,
     read_table,
-    sealed,
     sha256_of,
+    table_writer,
     write_json,
     write_table,
 )
+from ecgbyte_cli.storage.manifest import add_checksum, completed_result, describe_files
+from ecgbyte_cli.storage.partial_results import PartialResults
 from ecgbyte_kernels import quantize as kernels
 
-PRELOAD = ("ecgbyte_cli.signal.letters", "scipy.signal", "pywt")
+PRELOAD = ("ecgbyte_cli.signal.symbolize", "scipy.signal", "pywt")
 OF_SIGNAL = ("fs", "leads", "segment", "profile", "quantizer", "levels", "bounds", "mu", "fill_nan")
 PART = 64  # recordings that are done together, and lost together if the run is killed
 
@@ -162,7 +163,7 @@ def command(work, **options):
         options["like"] = corpus.imported(work)
     result = symbolize(work, **options)
     rate = result["records"] / max(result["seconds"], 1e-9)
-    say(
+    print_result(
         f"{result['records']} records, {result['segments']} segments of {result['leads']} leads at "
         f"{result['fs']:g} Hz, {result['symbols']} letters in {result['seconds']:.1f} s ({rate:.0f} records/s)"
     )
@@ -171,7 +172,7 @@ def command(work, **options):
             reason.partition(":")[0] for reason in read_table(work.skipped)["reason"]
         ).most_common()
         table(reasons, ("skipped because", "recordings"))
-        say(f"each with its reason: {work.skipped}")
+        print_result(f"each with its reason: {work.skipped}")
     return result
 
 
@@ -218,7 +219,7 @@ def symbolize(
     quantizer = quantizer or ("minmax" if profile == "elm" else "paper")
     merges, asked_quantizer = None, corpus.asked_quantizer(quantizer, levels, bounds, mu, profile)
     if like:
-        merges, signal = corpus.as_read_by(named(like))
+        merges, signal = corpus.as_read_by(resolve_model_folder(like))
         fs, segment, profile, fill_nan = (signal[k] for k in ("fs", "segment_seconds", "profile", "fill_nan"))
         leads, bounds, asked_quantizer = ",".join(signal["leads"]), None, signal["quantizer"]
         there = work.ecg_tokenizer
@@ -249,14 +250,14 @@ def symbolize(
         "fill_nan": fill_nan,
         "quantizer": asked_quantizer,
     }
-    before = finished(work.symbol_settings, asked, overwrite, "letters")
+    before = completed_result(work.symbol_settings, asked, overwrite, "letters")
     if before:
         with work.checked("symbols"):
             note(f"{work.symbols.parent} holds these letters already (--overwrite makes them again)")
         return corpus.take_merges(work, merges, before)
     with work.making("symbols"):
-        finished(work.symbol_settings, asked, overwrite, "letters")  # another run may just have ended
-        parts = Parts(work.symbol_parts, asked, overwrite)
+        completed_result(work.symbol_settings, asked, overwrite, "letters")  # another run may just have ended
+        parts = PartialResults(work.symbol_parts, asked, overwrite)
         if len(sets) > 1:
             note(f"data sets: {', '.join(f'{its.name} ({len(its.found)} recordings)' for its in sets)}")
         # a part is of one data set
@@ -298,7 +299,7 @@ def _join(work, parts, sets, lots, skipped, asked, started):
         for path, (name, side) in (
             {row[3]: (row[0], row[2]) for row in about["rows"]}.items() if its.known else ()
         ):
-            told = readers.listed(name, its.known, path)
+            told = readers.find_listed(name, its.known, path)
             unlisted += told is None
             placeholders += told is not None and readers.is_placeholder(told[0])
             moved += None not in (told, side) and told[1] not in (None, side)
@@ -344,8 +345,8 @@ def _join(work, parts, sets, lots, skipped, asked, started):
     used, lost = np.zeros(256, np.int64), []
     sides: dict[str, set[str]] = {}
     with (
-        new_array(work.symbols, np.uint8, letters) as write_letters,
-        new_table(work.symbol_segments, COLUMNS) as write_rows,
+        array_writer(work.symbols, np.uint8, letters) as write_letters,
+        table_writer(work.symbol_segments, COLUMNS) as write_rows,
         progress("writing letters", segments, "segments") as bar,
     ):
         done = 0
@@ -391,9 +392,9 @@ def _join(work, parts, sets, lots, skipped, asked, started):
         "settings": asked,
         "result": result,
         "signal": {k: v for k, v in asked.items() if k not in about_input} | {"quantizer": quantizer},
-        "files": described(work.symbols, work.symbol_segments, work.skipped),
+        "files": describe_files(work.symbols, work.symbol_segments, work.skipped),
         "ecgbyte": __version__,
     }
-    write_json(work.symbol_settings, sealed(settings), indent=1)
+    write_json(work.symbol_settings, add_checksum(settings), indent=1)
     parts.remove()
     return result

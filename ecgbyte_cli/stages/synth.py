@@ -31,13 +31,15 @@ import click
 import numpy as np
 
 from ecgbyte_cli import __version__
-from ecgbyte_cli.console import Stage, note, progress, say, table
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.locks import clear_leftovers, lock
-from ecgbyte_cli.machine import threads
-from ecgbyte_cli.signal.records import record_files
+from ecgbyte_cli.readers.wfdb_write import record_files
+from ecgbyte_cli.runtime.processes import threads
 from ecgbyte_cli.signal.simulate import CONDITIONS, GAIN, SPLITS, make_record, patient_name, plan_records
-from ecgbyte_cli.workdir import finished, whole, write_json
+from ecgbyte_cli.storage.files import atomic_write, write_json
+from ecgbyte_cli.storage.locks import clear_leftovers, lock
+from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_kernels.vcg import LEADS
 
 
@@ -80,7 +82,7 @@ def command(_work, out, **options):
     rows = [(name, *(counts[name][s] for s in SPLITS), sum(counts[name].values())) for name in counts]
     rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 5))))
     table(rows, ("records", *SPLITS, "all"))
-    say(f"{result['records']} records and {result['questions']} questions in {result['path']}")
+    print_result(f"{result['records']} records and {result['questions']} questions in {result['path']}")
     return result
 
 
@@ -129,7 +131,7 @@ def synth(out, *, records=400, seconds=10, fs=500, seed=1, jobs=None, overwrite=
 def _synth(out, settings_path, asked, jobs, overwrite, start):
     """Write the records that are missing, and the questions."""
     records, seconds, fs, seed = (asked[key] for key in ("records", "seconds", "fs", "seed"))
-    earlier = finished(settings_path, asked, overwrite, "records", "name another folder")
+    earlier = completed_result(settings_path, asked, overwrite, "records", "name another folder")
     if earlier:
         note(f"{out}: these {records} records were made already; --overwrite makes them again")
         return earlier
@@ -148,7 +150,7 @@ def _synth(out, settings_path, asked, jobs, overwrite, start):
         for _ in pool.map(lambda record: _write_record(out, record, seconds, fs, seed), todo):
             bar.advance()
     questions = ask(plan, seed)
-    with whole(out / "qa.jsonl") as beside:
+    with atomic_write(out / "qa.jsonl") as beside:
         beside.write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
     counts = {condition: dict.fromkeys(SPLITS, 0) for condition in CONDITIONS}
     for record in plan:

@@ -23,13 +23,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ecgbyte_cli import __version__, readers, sheet, talk, terminal
+from ecgbyte_cli import __version__, readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.certainty import Certainty
-from ecgbyte_cli.model.conversation import Conversation, Reader, Turn, keeps_context
+from ecgbyte_cli.inference import conversation_report
+from ecgbyte_cli.inference.certainty import Certainty
+from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn, remembers_earlier_turns
+from ecgbyte_cli.render import svg_sheet, terminal
 from ecgbyte_cli.signal.tokenizer import character
-from ecgbyte_cli.web.guard import Guard, Refused
-from ecgbyte_cli.web.shelf import Shelf, id_of
+from ecgbyte_cli.web.middleware import Guard, Refused
+from ecgbyte_cli.web.recordings import RecordingList, id_of
 
 NOTICE = "Research use only: this is no medical device."
 MOST_TALKS, TALK_BYTES = 64, 2**30  # conversations that are kept, and the recordings in them
@@ -53,7 +55,7 @@ METHODS = {
     "attention": _CHANCE,
 }
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-Made = TypeVar("Made")
+NoModel = TypeVar("Made")
 
 
 class Model(NamedTuple):
@@ -61,14 +63,14 @@ class Model(NamedTuple):
 
     lm: Any
     text_tokenizer: Any
-    reader: Reader
+    reader: RecordingLoader
     about: dict
     max_new: int = 256
     certainty: Certainty | None = None
 
 
 @dataclass
-class Talk:
+class ChatSession:
     """A conversation, and how the answer that is being written is stopped."""
 
     id: str
@@ -90,13 +92,13 @@ class Service:
         Whose tokens are shown; that of the model, or of a tokenizer alone.
     """
 
-    def __init__(self, shelf: Shelf, model: Model | None, reader: Reader | None):
+    def __init__(self, shelf: RecordingList, model: Model | None, reader: RecordingLoader | None):
         self.shelf, self.model, self.reader = shelf, model, reader
         self.worker = ThreadPoolExecutor(1, "model")
         self.waiting = 0
-        self.talks: OrderedDict[str, Talk] = OrderedDict()
+        self.talks: OrderedDict[str, ChatSession] = OrderedDict()
         self.shared: tuple | None = None  # the prompt and its cache: one for all conversations
-        page = files("ecgbyte_cli") / "page"
+        page = files("ecgbyte_cli") / "web" / "page"
         self.page = {name: (page / name).read_bytes() for name in ("index.html", "page.js", "page.css")}
 
     # ---- the page
@@ -112,7 +114,7 @@ class Service:
             "folder": self.model.about["folder"],
             "base": self.model.about["base"],
             "notice": self.model.about["notice"],
-            "keeps_context": keeps_context(self.model.about),
+            "keeps_context": remembers_earlier_turns(self.model.about),
             "most_ecgs": self.model.about.get("most_ecgs", 1),
         }
         signal = self.reader and self.reader.tokenizer.signal
@@ -138,8 +140,8 @@ class Service:
             self.shelf.look()
         listed = self.shelf.listed(request.query_params.get("find", "")[:200])
         offset, limit = (
-            int(_number(request, "offset", 0)),
-            int(_number(request, "limit", 100, 1, MOST_LISTED)),
+            int(_query_number(request, "offset", 0)),
+            int(_query_number(request, "limit", 100, 1, MOST_LISTED)),
         )
         return JSONResponse({"total": len(listed), "records": listed[offset : offset + limit]})
 
@@ -153,7 +155,7 @@ class Service:
                 "id": request.path_params["id"],
                 "name": self.shelf.name(self.shelf.path(request.path_params["id"])),
                 "leads": recording.leads,
-                "drawn": sheet.leads_of(recording, 0, 0.1)[1],
+                "drawn": svg_sheet.drawable_leads(recording, 0, 0.1)[1],
                 "fs": recording.fs,
                 "samples": recording.signal.shape[1],
                 "seconds": seconds,
@@ -183,13 +185,13 @@ class Service:
     def sheet(self, request: Request) -> Response:
         """GET /api/records/ID/sheet.svg?start=0&seconds=10&layout=3x4&speed=25&gain=10&leads=II"""
         query = request.query_params
-        drawn = sheet.sheet(
+        drawn = svg_sheet.svg_sheet(
             self._recording(request),
-            _number(request, "start", 0),
-            _number(request, "seconds", 10),
-            query.get("layout", sheet.LAYOUTS[0]),
-            _number(request, "speed", 25),
-            _number(request, "gain", 10),
+            _query_number(request, "start", 0),
+            _query_number(request, "seconds", 10),
+            query.get("layout", svg_sheet.LAYOUTS[0]),
+            _query_number(request, "speed", 25),
+            _query_number(request, "gain", 10),
             query["leads"].split(",") if query.get("leads") else None,
             self.shelf.name(self.shelf.path(request.path_params["id"])),
         )
@@ -197,13 +199,13 @@ class Service:
 
     def thumbnail(self, request: Request) -> Response:
         """GET /api/records/ID/thumbnail.svg"""
-        return Response(sheet.thumbnail(self._recording(request)), media_type="image/svg+xml")
+        return Response(svg_sheet.svg_thumbnail(self._recording(request)), media_type="image/svg+xml")
 
     def tokens(self, request: Request) -> Response:
         """GET /api/records/ID/tokens?segment=1"""
         if self.reader is None:
             raise Refused(404, "there is no tokenizer: `ecgbyte learn` makes one, and each model has its own")
-        path, number = self.shelf.path(request.path_params["id"]), int(_number(request, "segment", 1))
+        path, number = self.shelf.path(request.path_params["id"]), int(_query_number(request, "segment", 1))
         first, tokenizer = self.reader.read(path), self.reader.tokenizer
         if not 1 <= number <= len(first.segments):
             raise Refused(404, f"{self.shelf.name(path)} has the segments 1 to {len(first.segments)}")
@@ -248,7 +250,7 @@ class Service:
             else:
                 made = self._talk(asked)
                 if what == "segment":
-                    made.conversation.segment(_whole(asked, "number"))
+                    made.conversation.segment(_body_integer(asked, "number"))
                 elif what == "clear":
                     made.conversation.clear()
                 else:
@@ -315,12 +317,12 @@ class Service:
             raise Refused(400, f"method: one of {', '.join(METHODS)}")
 
         def work():
-            from ecgbyte_cli.model.attribution import cells
+            from ecgbyte_cli.inference.attribution import sum_windows
 
-            drew = talk.drew_on(self._talk(asked).conversation, method)
+            drew = conversation_report.attribute_answer(self._talk(asked).conversation, method)
             signal = drew.ecg.signal
             width = max(1, round(CELL * signal["fs"]))
-            sums = cells(drew.density, width)
+            sums = sum_windows(drew.density, width)
             return {
                 "method": method,
                 "verdict": METHODS[method],
@@ -348,8 +350,11 @@ class Service:
             with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
                 for i, ecg in enumerate(conversation.ecgs):
                     pictures.append(f"ecg{i + 1}.svg")
-                    archive.writestr(pictures[-1], sheet.sheet(ecg.recording, ecg.seconds[0]))
-                archive.writestr("conversation.md", talk.markdown(conversation, pictures, terminal.facts))
+                    archive.writestr(pictures[-1], svg_sheet.svg_sheet(ecg.recording, ecg.seconds[0]))
+                archive.writestr(
+                    "conversation.md",
+                    conversation_report.conversation_markdown(conversation, pictures, terminal.panel_facts),
+                )
             return made.getvalue()
 
         headers = {"content-disposition": 'attachment; filename="conversation.zip"'}
@@ -363,9 +368,9 @@ class Service:
     def _stretch(self, request, recording):
         """The stretch and the leads that a request asks for: signal, names, start, seconds."""
         whole = recording.signal.shape[1] / recording.fs
-        start = _number(request, "start", 0, 0, whole)
-        seconds = _number(request, "seconds", 10, 0, sheet.LONGEST)
-        signal, names = sheet.leads_of(recording, start, seconds)
+        start = _query_number(request, "start", 0, 0, whole)
+        seconds = _query_number(request, "seconds", 10, 0, svg_sheet.LONGEST)
+        signal, names = svg_sheet.drawable_leads(recording, start, seconds)
         if not signal.shape[1]:
             raise Refused(404, f"the recording is {whole:g} s long: nothing is at {start:g} s")
         wanted = request.query_params.get("leads")
@@ -377,7 +382,7 @@ class Service:
             signal, names = signal[[names.index(lead) for lead in names_wanted]], names_wanted
         return signal, names, start, seconds
 
-    async def _by_model(self, work: Callable[[], Made]) -> Made:
+    async def _by_model(self, work: Callable[[], NoModel]) -> NoModel:
         """Have the model's thread do something, behind what others wait for."""
         if self.model is None:
             raise Refused(404, "there is no model: start `ecgbyte serve --model FOLDER`")
@@ -389,7 +394,7 @@ class Service:
         finally:
             self.waiting -= 1
 
-    def _talk(self, asked) -> Talk:
+    def _talk(self, asked) -> ChatSession:
         """The conversation that a request names."""
         if self.model is None:
             raise Refused(404, "there is no model: start `ecgbyte serve --model FOLDER`")
@@ -418,7 +423,7 @@ class Service:
             if self.shared:
                 conversation.prompt, conversation.cache = self.shared
             self.shared = conversation.prompt, conversation.cache
-            made = Talk(os.urandom(12).hex(), conversation)
+            made = ChatSession(os.urandom(12).hex(), conversation)
             self.talks[made.id] = made
         self.talks.move_to_end(made.id)
         while len(self.talks) > 1 and (len(self.talks) > MOST_TALKS or self._held() > TALK_BYTES):
@@ -447,7 +452,7 @@ class Service:
                 "start": ecg.seconds[0],
                 "seconds": ecg.seconds[1] - ecg.seconds[0],
                 "tokens": len(ecg.tokens),
-                "facts": terminal.facts(ecg),
+                "facts": terminal.panel_facts(ecg),
             }
             for ecg in conversation.ecgs
         ]
@@ -459,7 +464,7 @@ class Service:
         return turn.about() | told
 
 
-def build(
+def build_app(
     service: Service,
     host: str = "127.0.0.1",
     token: str | None = None,
@@ -547,7 +552,7 @@ async def _body(request):
     return asked
 
 
-def _number(request, name, usual, least=-math.inf, most=math.inf):
+def _query_number(request, name, usual, least=-math.inf, most=math.inf):
     """A number of a request's address, moved into its range."""
     try:
         value = float(request.query_params.get(name, usual))
@@ -558,7 +563,7 @@ def _number(request, name, usual, least=-math.inf, most=math.inf):
     return min(max(value, least), most)
 
 
-def _whole(asked, name):
+def _body_integer(asked, name):
     value = asked.get(name)
     if isinstance(value, bool) or not isinstance(value, int):
         raise Refused(400, f"{name}: a whole number")

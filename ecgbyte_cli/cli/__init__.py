@@ -1,0 +1,1 @@
+"""The command line: the command group, shared options, and output."""

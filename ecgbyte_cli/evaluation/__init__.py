@@ -1,0 +1,1 @@
+"""Score answers, and the controls beside them."""

@@ -1,0 +1,1 @@
+"""Use a trained model: open it, ask it, explain its answers."""

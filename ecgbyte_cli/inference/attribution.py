@@ -1,0 +1,438 @@
+"""Which samples an answer drew on: the attribution of an answer to ECG tokens, and to the samples they span.
+
+What is attributed is one token of the answer: the one that the signal decided, which is the first that it makes at
+least twice as likely as a flat line does. (The rest of "premature ventricular complexes" follows from its
+beginning.) Its log-odds are taken, not its probability, which hardly moves where a model is sure.
+
+Five methods, of which none is right by itself: `ecgbyte explain` measures where each points.
+
+- attention: weights of the last layer, from the place that writes the token (mean over heads).
+- rollout: attention through all layers, residual connections included (Abnar and Zuidema, ACL 2020).
+- gradient: gradient x input on the embeddings (Shrikumar et al. 2016).
+- integrated: integrated gradients (Sundararajan et al., ICML 2017), from the mean ECG token to each token; and
+  for the words, with the ECG as it is, from the mean word to each word. What it attributes should sum to the
+  difference that the ECG makes; by how much it does not is its completeness gap.
+- occlusion: how much less likely the token gets with a window of one lead made flat (Zeiler and Fergus,
+  ECCV 2014), which asks the signal and not the tokens: what is left is encoded again.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.conversation import fit_prompt
+from ecgbyte_cli.model.layout import lead_ranges
+from ecgbyte_cli.model.prompt import trim_ecgs
+from ecgbyte_cli.runtime.memory import in_parts
+
+METHODS = ("attention", "rollout", "gradient", "integrated", "occlusion")
+WINDOW = 0.2  # seconds that occlusion makes flat at a time
+STEPS = 64  # of the integral: with 32 a record where the answer turns within one step lacked a third
+
+
+@dataclass
+class Case:
+    """An answer to be explained.
+
+    Attributes
+    ----------
+    ids : numpy.ndarray
+        int64, (n,): prompt and answer, as the model reads them.
+    at : numpy.ndarray
+        Places of the answer's ids, what closes it included.
+    ecg : numpy.ndarray
+        Places of the ECG's tokens, of several ECGs of the last one's.
+    spans : numpy.ndarray or None
+        int64, (rows, 4): for each stretch of one of them its number in `ecg`, lead, first sample, sample after
+        the last. None: they are all of the ECG's tokens.
+    decided : int or None
+        Which of the answer's ids is explained; see `Explainer.decided`.
+    gap : float or None
+        Of integrated gradients: how far what the ECG's tokens were given is from the difference that they make, in
+        percent of that.
+    """
+
+    ids: np.ndarray
+    at: np.ndarray
+    ecg: np.ndarray
+    spans: np.ndarray | None = None
+    decided: int | None = None
+    gap: float | None = None
+
+
+class Explainer:
+    """Attributes answers of one model about one segment at a time.
+
+    Parameters
+    ----------
+    lm : ECGLM
+    prompt : Prompt
+    tokenizer : ECGTokenizer
+    segmenter : str
+        The one that the model's ids were made with.
+    batch : int
+        Prompts computed together, at most: fewer where memory does not suffice.
+    longest : int or None
+        Ids that a prompt may have; ECGs lose tokens where it would have more.
+    """
+
+    def __init__(self, lm, prompt, tokenizer, segmenter="longest", batch=16, longest=None):
+        self.lm, self.prompt, self.tokenizer = lm, prompt, tokenizer
+        self.segmenter, self.batch, self.longest = segmenter, batch, longest
+
+    def case(self, letters, question, answer):
+        """The ids of a question about a segment, uint8 (leads, samples), and an answer to it."""
+        return self.case_of([self.tokenizer.encode(letters, self.segmenter)], [(question, answer)])
+
+    def case_of(self, ecgs, turns):
+        """The ids of questions about the tokens of ECGs and of the answers, of which the last is explained.
+
+        Raises
+        ------
+        Failure
+            If the text leaves no room for the ECG.
+        """
+        prompt, tokenizer, lm = self.prompt, self.tokenizer, self.lm
+        ids, labels, lost = fit_prompt(prompt, tokenizer, ecgs, turns, self.longest)
+        *earlier, (question, _) = turns
+        before = len(fit_prompt(prompt, tokenizer, ecgs, [*earlier, (question, None)], self.longest)[0])
+        # the last ECG's tokens that are left, by their numbers
+        leads = [lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
+        numbers, budget = [np.arange(len(ecg)) for ecg in ecgs], sum(map(len, ecgs)) - lost
+        left = trim_ecgs(numbers, leads, budget)[0][-1] if lost else numbers[-1]
+        if not len(left):
+            raise Failure("the question leaves no room for the ECG: ask a shorter one")
+        first = np.flatnonzero(ids[:before] == lm.offset)[-1]
+        places = first + np.flatnonzero(ids[first:before] >= lm.layout.first)
+        spans = tokenizer.spans(ecgs[-1])
+        spans = spans[np.isin(spans[:, 0], left)]
+        spans[:, 0] = np.searchsorted(left, spans[:, 0])
+        at = before + np.flatnonzero(labels[before:] >= 0)
+        return Case(ids, at, places, spans)
+
+    def answer(self, letters, question, max_new=64):
+        """The model's own answer, greedily."""
+        ecg = self.tokenizer.encode(letters, self.segmenter)
+        ids, _, _ = fit_prompt(self.prompt, self.tokenizer, [ecg], [(question, None)], self.longest)
+        return self.prompt.text(self.lm.answer([ids], self.prompt.end_ids, max_new)[0])
+
+    def log_probabilities(self, cases):
+        """Logarithm of the probability of each case's answer, float64 (cases,)."""
+        return np.array([values.sum() for values in self._measure(cases, _log_probabilities)])
+
+    @torch.no_grad()
+    def _measure(self, cases, measure):
+        """What `measure` says of the logits of each case's answer and of its ids: a list of arrays."""
+        values, order = [None] * len(cases), sorted(range(len(cases)), key=lambda i: len(cases[i].ids))
+
+        def measured(group):
+            ids = torch.nn.utils.rnn.pad_sequence(
+                [torch.from_numpy(cases[i].ids) for i in group], batch_first=True
+            ).to(self.lm.device)  # on the right, which no real token sees
+            # the answers end at several places: the logits from the first place on
+            first = int(min(cases[i].at[0] for i in group)) - 1
+            logits = self.lm.base(
+                **self.lm.inputs(ids), use_cache=False, logits_to_keep=ids.shape[1] - first
+            ).logits
+            found = []
+            for row, i in enumerate(group):
+                at = torch.from_numpy(cases[i].at).to(ids.device)
+                found.append(measure(logits[row, at - 1 - first], ids[row, at]).cpu().numpy())
+            return found
+
+        found = itertools.chain.from_iterable(in_parts(order, self.batch, measured))
+        for i, value in zip(order, found, strict=True):
+            values[i] = value
+        return values
+
+    def decided(self, case):
+        """Which of the answer's ids the signal decided: its number in the answer."""
+        if case.decided is None:
+            flat, layout = self.tokenizer.flat_line(self.segmenter), self.lm.layout
+            block = layout.block(flat)
+            first = np.flatnonzero(case.ids[: case.ecg[0]] == layout.offset)[-1]
+            ids = np.concatenate([case.ids[:first], block, case.ids[case.ecg[-1] + 2 :]])
+            places = first + np.flatnonzero(block >= layout.first)
+            without = Case(ids, case.at + len(ids) - len(case.ids), places)
+            with_signal, with_none = self._measure([case, without], _log_probabilities)
+            # the first of them; if there is none, the answer's first id
+            case.decided = int((with_signal - with_none > np.log(2)).argmax())
+        return case.decided
+
+    def scores(self, case, method):
+        """Attribution of an answer to each id of its prompt.
+
+        Parameters
+        ----------
+        case : Case
+        method : str
+            One of `METHODS` but occlusion.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64, (places before the answer,): what each id speaks for the answer; 0 where it speaks against.
+        """
+        made = {
+            "attention": self._attention,
+            "rollout": self._rollout,
+            "gradient": self._gradient,
+            "integrated": self._integrated,
+        }[method](case)
+        return np.maximum(made.double().cpu().numpy()[: case.at[0]], 0)
+
+    def density(self, letters, question, answer, method):
+        """Attribution of an answer to the samples of a segment.
+
+        Parameters
+        ----------
+        letters : numpy.ndarray
+            uint8, (leads, samples).
+        question, answer : str
+        method : str
+            One of `METHODS`.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64, (leads, samples), sum 1: a token's score is spread evenly over the samples it spans.
+        """
+        return self.density_of(self.case(letters, question, answer), letters, question, answer, method)
+
+    def density_of(self, case, letters, question, answer, method):
+        """`density`, for who has its case already; with `integrated` the case's `gap` is known afterwards."""
+        if method == "occlusion":
+            return _normalized(self._occlusion(case, letters, question, answer))
+        return self.spread(case, self.scores(case, method))
+
+    def words(self, case):
+        """Places of the text ids of a case's prompt."""
+        return np.flatnonzero(case.ids[: case.at[0]] < self.lm.offset)
+
+    def on_words(self, case, scores):
+        """The text of a case's prompt, token by token, and the part of the whole prompt's scores on each."""
+        places = self.words(case)
+        words = [self.prompt.words([int(i)]).replace("\n", "\\n") for i in case.ids[places]]
+        return words, scores[places] / max(scores.sum(), 1e-300)
+
+    def spread(self, case, scores):
+        """Spread the scores of a case's ECG tokens over the samples that each spans; they sum to 1."""
+        spans = case.spans
+        if spans is None:
+            spans = self.tokenizer.spans(case.ids[case.ecg] - self.lm.layout.first)
+        lengths = np.bincount(spans[:, 0], weights=spans[:, 3] - spans[:, 2])
+        per_sample = scores[case.ecg] / lengths
+        density = np.zeros((len(self.tokenizer.signal["leads"]), self.tokenizer.signal["samples"]))
+        for token, lead, start, stop in spans:
+            density[lead, start:stop] = per_sample[token]
+        return _normalized(density)
+
+    # ---- the methods
+
+    def _attention(self, case):
+        return self._maps(case)[-1][case.at[self.decided(case)] - 1]
+
+    def _rollout(self, case):
+        maps = self._maps(case)
+        flow = torch.zeros(len(case.ids), device=maps[0].device)
+        flow[case.at[self.decided(case)] - 1] = 1
+        # (A + I)/2 of each layer, the last one first, as a row vector times matrices
+        for attention in reversed(maps):
+            flow = 0.5 * flow + 0.5 * flow @ attention
+        return flow
+
+    @torch.no_grad()
+    def _maps(self, case):
+        """The attention of each layer, mean over heads: a list of float32 (n, n), rows look at columns."""
+        base, maps = self.lm.base, []
+
+        def keep(_module, _inputs, output):
+            if isinstance(output, tuple) and torch.is_tensor(output[1]) and output[1].dim() == 4:
+                maps.append(output[1][0].float().mean(0))
+
+        hooks = [
+            module.register_forward_hook(keep)
+            for module in base.modules()
+            if type(module).__name__.endswith("Attention")
+        ]
+        before = base.config._attn_implementation
+        base.set_attn_implementation("eager")  # the fast ones never hold the weights
+        try:
+            ids = torch.from_numpy(case.ids)[None].to(self.lm.device)
+            base(**self.lm.inputs(ids), use_cache=False, logits_to_keep=1)
+        finally:
+            base.set_attn_implementation(before)
+            for hook in hooks:
+                hook.remove()
+        if not maps:
+            raise Failure(f"{type(base).__name__} shows no attention weights: use --method gradient")
+        return maps
+
+    def _gradient(self, case):
+        embedded = self._embedded(case)
+        return (self._gradients(case, embedded[None])[0] * embedded).sum(-1)
+
+    def _integrated(self, case):
+        embedded, lm = self._embedded(case), self.lm
+        # the middle of each step
+        parts = (torch.arange(STEPS, device=embedded.device) + 0.5) / STEPS
+        made = torch.zeros(len(case.ids), device=embedded.device)
+        for places, rows in (
+            (case.ecg, lm.ecg_rows.weight[lm.layout.first - lm.offset :]),
+            (self.words(case), lm.text_rows()),
+        ):
+            start = embedded.clone()
+            start[places] = rows.detach().mean(0).to(embedded.dtype)
+            total = torch.zeros_like(embedded)
+
+            def gradients(some, start=start):
+                between = start + some[:, None, None].to(embedded.dtype) * (embedded - start)
+                return self._gradients(case, between).sum(0)
+
+            for gradient in in_parts(parts, self.batch, gradients):
+                total += gradient
+            path = (total / STEPS * (embedded - start)).sum(-1)
+            made += path
+            if case.gap is None:  # of the ECG, which comes first
+                makes = self._odds(case, embedded) - self._odds(case, start)
+                case.gap = 100 * abs(path.double().sum().item() - makes) / max(abs(makes), 1e-12)
+        return made
+
+    def _embedded(self, case):
+        return self.lm.embed(torch.from_numpy(case.ids)[None].to(self.lm.device))[0].detach()
+
+    def _decided_odds(self, case, embedded):
+        """The log-odds of the decided id, (batch,), from embeddings, (batch, n, d)."""
+        at = torch.tensor([case.at[self.decided(case)]], device=embedded.device)
+        ids = torch.from_numpy(case.ids)[None].to(at.device).expand(len(embedded), -1)
+        asked = self.lm.inputs(ids) | {"inputs_embeds": embedded}
+        logits = self.lm.base(**asked, use_cache=False, logits_to_keep=at - 1).logits
+        wanted = torch.from_numpy(case.ids).to(at.device)[at].expand(len(logits))
+        return _log_odds(logits[:, 0], wanted)
+
+    @torch.no_grad()
+    def _odds(self, case, embedded):
+        return self._decided_odds(case, embedded[None]).item()
+
+    def _gradients(self, case, embedded):
+        """Gradient of the log-odds of the decided id by the embeddings, (batch, n, d)."""
+        embedded = embedded.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(self._decided_odds(case, embedded).sum(), embedded)[0]
+
+    def _occlusion(self, case, letters, question, answer):
+        width = max(1, round(WINDOW * self.tokenizer.signal["fs"]))
+        places = [
+            (lead, start) for lead in range(len(letters)) for start in range(0, letters.shape[1], width)
+        ]
+        changed = []
+        for lead, start in places:
+            flat = letters.copy()
+            flat[lead, start : start + width] = baseline_letters(letters)[lead]
+            changed.append(self.case(flat, question, answer))
+        decided = self.decided(case)
+        whole, *without = (odds[decided] for odds in self._measure([case, *changed], _log_odds))
+        density = np.zeros(letters.shape)
+        for (lead, start), value in zip(places, without, strict=True):
+            density[lead, start : start + width] = max(whole - value, 0)
+        return density
+
+
+def _log_probabilities(logits, ids):
+    """Of each id, from its logits: float64 (n,) of (n, vocabulary) and (n,)."""
+    return logits.double().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+
+
+def _log_odds(logits, ids):
+    """log(p / (1 - p)) of each id: its logit over those of all others."""
+    logits, at = logits.double(), ids[:, None]
+    return logits.gather(-1, at)[:, 0] - logits.scatter(-1, at, -torch.inf).logsumexp(-1)
+
+
+def _normalized(density):
+    """Numbers that sum to 1; all alike if there is nothing."""
+    total = density.sum()
+    return density / total if total > 0 else np.full(density.shape, 1 / density.size)
+
+
+def baseline_letters(letters):
+    """The letter of each lead's resting line: its median, uint8 (leads,)."""
+    return np.median(letters, axis=1).astype(np.uint8)
+
+
+# ---- how good an attribution is
+
+
+def sum_windows(density, width):
+    """Sums over stretches of `width` samples, (leads, stretches); the last one of a lead may be shorter."""
+    starts = np.arange(0, density.shape[1], width)
+    return np.add.reduceat(density, starts, axis=1)
+
+
+def peak_window(density, width):
+    """The lead and the sample in the middle of the stretch of `width` samples that holds most attribution."""
+    sums = np.apply_along_axis(np.convolve, 1, density, np.ones(min(width, density.shape[1])), "valid")
+    lead, start = np.unravel_index(sums.argmax(), sums.shape)
+    return int(lead), int(start) + width // 2
+
+
+def flatten_windows(letters, chosen, width, keep):
+    """Letters with the chosen stretches made flat, or (`keep`) with all others made flat.
+
+    Parameters
+    ----------
+    letters : numpy.ndarray
+        uint8, (leads, samples).
+    chosen : numpy.ndarray
+        bool, (leads, stretches).
+    width : int
+        Samples in a stretch.
+    keep : bool
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, (leads, samples).
+    """
+    inside = np.repeat(chosen, width, axis=1)[:, : letters.shape[1]]
+    return np.where(inside == keep, letters, baseline_letters(letters)[:, None])
+
+
+def deletion_insertion_curves(explainer, letters, question, answer, density, width, fractions):
+    """Deletion and insertion: how likely the answer stays as the stretches that matter most go, or come.
+
+    Petsiuk et al., RISE, BMVC 2018. A stretch that goes is made flat, and what is left is encoded again.
+
+    Parameters
+    ----------
+    explainer : Explainer
+    letters, question, answer, density
+        As in `Explainer.density`.
+    width : int
+        Samples in a stretch.
+    fractions : list of float
+        Parts of all stretches, rising from 0 to 1.
+
+    Returns
+    -------
+    (numpy.ndarray, numpy.ndarray)
+        Probability of the answer at each fraction, deleted and inserted.
+    """
+    sums = sum_windows(density, width)
+    rank = np.empty(sums.size, np.int64)
+    rank[np.argsort(-sums.ravel(), kind="stable")] = np.arange(sums.size)
+    cases = []
+    for keep in (False, True):
+        for fraction in fractions:
+            chosen = (rank < round(fraction * sums.size)).reshape(sums.shape)
+            cases.append(explainer.case(flatten_windows(letters, chosen, width, keep), question, answer))
+    values = np.exp(explainer.log_probabilities(cases))
+    return values[: len(fractions)], values[len(fractions) :]
+
+
+def area_under_curve(fractions, values):
+    """Area under a curve over 0 to 1, by trapezoids."""
+    return float(np.trapezoid(values, fractions))

@@ -1,0 +1,265 @@
+"""ECGs that a model writes, token by token, in the grammar that every ECG has.
+
+Of each lead comes its mark, then tokens of exactly as many letters as a lead has; <sig_end> comes when the last lead is
+full. So marks and ends are never drawn; and of a token longer than what is left of a lead its beginning is taken, cut
+into tokens of its own. Were such tokens left out, the ends of leads would be made of what is rare.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.batch_answering import max_positions
+from ecgbyte_cli.model.kv_cache import can_select_rows, new_cache
+from ecgbyte_cli.runtime.memory import in_parts, reporting_out_of_memory
+
+NO_TOKEN = np.zeros(0, np.int64)
+PADDING = -1  # no letter: a token is shorter
+BATCH_SIZE = 16  # ECGs that are written side by side, at most
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn: by their probabilities at a temperature, of the likeliest that have `top_p` together."""
+
+    temperature: float = 1.0  # above 0
+    top_p: float = 1.0  # Holtzman et al. 2020, The Curious Case of Neural Text Degeneration
+    seed: int = 0
+    # above 1, what is likelier behind the words than without them becomes so much likelier (classifier-free guidance:
+    # Sanchez et al. 2023, Stay on Topic)
+    guidance: float = 1.0
+
+
+def generate_ecgs(lm, tokenizer, head, numbers, draw, given=None, segmenter="longest", bar=None, plain=()):
+    """Write ECGs.
+
+    Parameters
+    ----------
+    lm : ECGLM
+    tokenizer : ECGTokenizer
+    head : sequence of int
+        The ids in front of <sig_start>.
+    numbers : sequence of int
+        Of each ECG: each is written from random numbers of its own, whatever is beside it.
+    draw : Draw
+    given : uint8 array (leads, n) or None
+        The letters that each lead begins with.
+    segmenter : str
+        Which cuts them into tokens.
+    bar : object or None
+        Shows how many ECGs are written.
+    plain : sequence of int
+        The ids in front of an ECG of which nothing is said, from which guidance leads away.
+
+    Yields
+    ------
+    int array
+        The tokens (0 …) of each ECG, in order.
+
+    Raises
+    ------
+    Failure
+        If the model cannot write ECGs of this tokenizer, one has more tokens than the model has positions, or memory
+        does not suffice for one.
+    """
+    layout, samples = lm.layout, tokenizer.signal["samples"]
+    leads = len(tokenizer.signal["leads"])
+    # without marks an ECG is one stretch
+    pieces, room = (leads, samples) if layout.marks else (1, leads * samples)
+    if layout.marks not in (0, leads) or (given is not None and len(given) != pieces):
+        raise Failure(
+            f"the model has marks for {layout.marks} leads, and its ECGs have {leads}: it cannot write them"
+        )
+    begun = (
+        [(NO_TOKEN, NO_TOKEN)] * pieces
+        if given is None
+        else [tokenize_start(tokenizer, row, segmenter) for row in given]
+    )
+    starts = [
+        LeadStart(_lead_ids(layout, piece, tokens), room - int(tokenizer.lengths[tokens].sum()), rest)
+        for piece, (tokens, rest) in enumerate(begun)
+    ]
+    heads = [head] if draw.guidance == 1 else [head, plain]
+    less = "use a machine with more memory" if draw.guidance == 1 else "leave out --guidance"
+    written = in_parts(
+        numbers, BATCH_SIZE, lambda some: _generate_batch(lm, tokenizer, heads, starts, some, draw)
+    )
+    with reporting_out_of_memory("for one ECG", less):
+        for ecgs in written:
+            yield from ecgs
+            if bar:
+                bar.advance(len(ecgs))
+
+
+def _generate_batch(lm, tokenizer, heads, starts, numbers, draw):
+    """Write some ECGs side by side."""
+    layout = lm.layout
+    random, count = [np.random.default_rng([draw.seed, number]) for number in numbers], len(numbers)
+    block = [layout.offset, *starts[0].ids]
+    ecgs = [GeneratedECG(list(block), starts) for _ in range(count)]
+    open_, most, readings = [*range(count)], max_positions(lm), [DecoderState(lm, head) for head in heads]
+    new = [block] * count  # the ids that follow
+    while True:
+        written = [ecgs[row].ids for row in open_]
+        scores = [reading.go_on(new, written) for reading in readings]
+        if max(reading.count for reading in readings) > most:
+            raise Failure(
+                f"the model reads {most} tokens, and an ECG of its tokenizer can have more: lower --top-p makes what "
+                "is usual likelier"
+            )
+        # where a lead is full there is none to draw: what comes next is known
+        free = [ecgs[row].left > 0 for row in open_]
+        drawn = torch.full((len(open_),), -1, device=lm.device)
+        if any(free):
+            chance = [random[row].random() for row, wanted in zip(open_, free, strict=True) if wanted]
+            led = scores[-1] + draw.guidance * (scores[0] - scores[-1])
+            for at, row in enumerate(open_):
+                if len(ecgs[row].rest):
+                    led[at, torch.from_numpy(~compatible_tokens(tokenizer, ecgs[row].rest))] = -torch.inf
+            drawn[free] = _sample_tokens(led[free], draw, chance)
+        follows = [
+            ecgs[row].go_on(token, layout, tokenizer)
+            for row, token in zip(open_, drawn.tolist(), strict=True)
+        ]
+        going = [at for at, i in enumerate(follows) if i is not None]
+        if not going:
+            break
+        if len(going) < len(open_):
+            if all(can_select_rows(reading.states) for reading in readings):
+                for reading in readings:
+                    reading.states.batch_select_indices(torch.tensor(going, device=lm.device))
+                open_, follows = [open_[at] for at in going], [follows[at] for at in going]
+            else:  # what is done is read on, and not looked at
+                follows = [layout.offset + 1 if i is None else i for i in follows]
+        new = [[i] for i in follows]
+    return [row.tokens(layout) for row in ecgs]
+
+
+class DecoderState:
+    """What a model has read of some ECGs behind the same ids."""
+
+    def __init__(self, lm, head):
+        self.lm, self.head, self.states, self.count = lm, head, new_cache(lm.base), 0
+
+    def go_on(self, new, blocks):
+        """Read on: lists of ids, of ECGs that are `blocks` by now; the logits of the tokens that may follow."""
+        new = new if self.count else [[*self.head, *ids] for ids in new]
+        ids = torch.tensor(new, device=self.lm.device)
+        places = torch.stack(
+            [_next_positions(self.lm.layout, self.head, block, ids.shape[1]) for block in blocks]
+        )
+        before, self.count = self.count, self.count + ids.shape[1]
+        return self.lm.following(ids, places.to(ids.device), self.states, before)
+
+
+class LeadStart(NamedTuple):
+    """What a lead begins with."""
+
+    ids: list[int]
+    left: int  # letters behind them
+    rest: np.ndarray  # those that are given of these
+
+
+class GeneratedECG:
+    """An ECG as far as it is written."""
+
+    def __init__(self, ids, starts):
+        self.ids, self.starts, self.piece = ids, starts, 0
+        self.waiting, self.then = [], 0  # ids that have to come, and what is left of the lead behind them
+        _, self.left, self.rest = starts[0]
+
+    def go_on(self, token, layout, tokenizer):
+        """Take the token drawn, or what has to come; the next id, or None where the ECG is whole."""
+        if not self.waiting and not self.left:
+            self.piece += 1
+            if self.piece >= len(self.starts):
+                return None
+            ids, self.then, self.rest = self.starts[self.piece]
+            self.waiting = list(ids)
+        elif not self.waiting:
+            self.rest = self.rest[tokenizer.lengths[token] :]
+            if tokenizer.lengths[token] > self.left:
+                letters = tokenizer.letters_of(token)[: self.left]
+                self.waiting, self.then = (tokenizer.encode(letters[None]) + layout.first).tolist(), 0
+        if self.waiting:
+            self.ids.append(self.waiting.pop(0))
+            self.left = 0 if self.waiting else self.then
+        else:
+            self.left -= int(tokenizer.lengths[token])
+            self.ids.append(layout.first + token)
+        return self.ids[-1]
+
+    def tokens(self, layout):
+        """The tokens alone."""
+        ids = np.array(self.ids)
+        return ids[ids >= layout.first] - layout.first
+
+
+def tokenize_start(tokenizer, letters, segmenter):
+    """Cut the letters that a lead begins with into tokens, up to where one might go on behind them.
+
+    A cut lead ends in a token that is shorter than it would be otherwise, which to the model says that something new
+    begins there. So what is behind the last sure place is given as letters, which the next tokens must have.
+
+    Returns
+    -------
+    (int array, uint8 array)
+        Tokens, and the letters behind them.
+    """
+    tokens = tokenizer.encode(letters[None], segmenter)
+    starts = np.cumsum(tokenizer.lengths[tokens]) - tokenizer.lengths[tokens]
+    for at, start in enumerate(starts):
+        rest = letters[start:]
+        if (compatible_tokens(tokenizer, rest) & (tokenizer.lengths > len(rest))).any():
+            return tokens[:at], rest
+    return tokens, letters[:0]
+
+
+def compatible_tokens(tokenizer, letters):
+    """Which tokens begin with some letters, or are what these begin with: bool (vocabulary,)."""
+    spelled = token_letters(tokenizer)[:, : len(letters)]
+    return ((spelled == letters[: spelled.shape[1]]) | (spelled == PADDING)).all(1)
+
+
+@lru_cache(2)
+def token_letters(tokenizer):
+    """The letters of all tokens, int16 (vocabulary, longest); BEHIND behind their ends."""
+    made = np.full((tokenizer.vocab_size, tokenizer.lengths.max()), PADDING, np.int16)
+    for token, length in enumerate(tokenizer.lengths):
+        made[token, :length] = tokenizer.letters_of(token)
+    return made
+
+
+def _lead_ids(layout, piece, tokens):
+    """The ids that a lead begins with: its mark and the tokens given."""
+    return [
+        *([layout.offset + 2 + piece] if layout.marks else []),
+        *(np.asarray(tokens) + layout.first).tolist(),
+    ]
+
+
+def _next_positions(layout, head, block, count):
+    """The positions of the last ids of a prompt whose ECG goes on, (count,)."""
+    if not layout.unit:
+        return torch.arange(len(head) + len(block) - count, len(head) + len(block))
+    return torch.from_numpy(layout.positions([*head, *block, layout.offset + 1])[-count - 1 : -1])
+
+
+def _sample_tokens(scores, draw, numbers):
+    """A token for each row of scores, (n,), by numbers from 0 to 1."""
+    if scores.isnan().any():
+        raise Failure("the model's weights give no probabilities (NaN): train it again")
+    scores = scores.double()
+    chances = ((scores - scores.amax(-1, keepdim=True)) / draw.temperature).softmax(-1)
+    if draw.top_p < 1:
+        ordered, order = chances.sort(-1, descending=True)
+        # the first that are needed to have so much together
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= draw.top_p, 0)
+        chances = torch.zeros_like(chances).scatter(-1, order, ordered)
+    sums = chances.cumsum(-1)
+    wanted = torch.tensor(numbers, dtype=torch.float64, device=scores.device)[:, None] * sums[:, -1:]
+    wanted = torch.minimum(wanted, torch.nextafter(sums[:, -1:], torch.zeros_like(wanted)))
+    # the first whose sum is above: one of no chance adds nothing, and is never it
+    return torch.searchsorted(sums, wanted, right=True)[:, 0]

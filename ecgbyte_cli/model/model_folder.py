@@ -1,0 +1,169 @@
+"""Write a trained model to a folder, and load it again."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ecgbyte_cli import __version__
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.runtime.memory import reporting_out_of_memory
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.storage.files import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+from ecgbyte_cli.model.base_model import (
+    base_model_sha256,
+    best_device,
+    load_adapter,
+    load_base,
+    silence_libraries,
+    text_tokenizer_sha256,
+)
+from ecgbyte_cli.model.ecg_lm import ECGLM
+
+NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
+
+
+def save_model(folder, model, text_tokenizer, ecg_tokenizer, about):
+    """Write a model folder.
+
+    It holds the PEFT adapter (or, trained in full, the base model and text tokenizer under base/),
+    ecg_rows.safetensors, ecg_tokenizer.json and ecgbyte.json.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing, empty folder.
+    model : ECGLM
+    text_tokenizer : transformers.PreTrainedTokenizerBase
+    ecg_tokenizer : Path
+        The ecg_tokenizer.json that made the model's ECG ids.
+    about : dict
+        What ecgbyte.json shall say besides: `base`, `method`, `settings`, `result`, ….
+    """
+    from safetensors.torch import save_file
+
+    with silence_libraries():
+        if about["method"] == "full":
+            model.base.save_pretrained(folder / "base")
+            text_tokenizer.save_pretrained(folder / "base")
+        else:
+            # peft would ask the hub whether the embedding grew: it never does here
+            model.base.save_pretrained(folder, save_embedding_layers=False)
+    save_file({"weight": model.ecg_rows.weight.detach().cpu().contiguous()}, folder / "ecg_rows.safetensors")
+    shutil.copyfile(ecg_tokenizer, folder / "ecg_tokenizer.json")
+    (folder / "README.md").write_text(
+        f"# An ECG language model made by ecgbyte {__version__}\n\n{NOTICE}\n\nBase model: {about['base']}. "
+        "Use it with `ecgbyte chat RECORD --model THIS_FOLDER`.\n"
+    )
+    if about["method"] != "full" and Path(about["base"]).is_dir():
+        about = {**about, "base": str(Path(about["base"]).resolve())}
+    fixed = {
+        "format": "ecgbyte-model",
+        "format_version": folder_checks.FORMAT_VERSION,
+        "ecgbyte": __version__,
+        "notice": NOTICE,
+        "prompt_version": model.layout.version,
+        "offset": model.offset,
+        "lead_marks": model.layout.marks,
+        "position_letters": model.layout.unit,
+        "ecg_tokenizer_sha256": ECGTokenizer.from_file(ecg_tokenizer).sha256,
+        "text_tokenizer_sha256": text_tokenizer_sha256(text_tokenizer),
+        "base_revision": getattr(model.base.config, "_commit_hash", None),
+        "base_sha256": None if about["method"] == "full" else base_model_sha256(model.base),
+        "files": folder_checks.file_checksums(folder),
+    }
+    write_json(folder / "ecgbyte.json", {**fixed, **about}, indent=1)
+
+
+@reporting_out_of_memory("for the model", "close other programs, or use a machine with more memory")
+def load_model(
+    folder: str | os.PathLike,
+    device: str | None = None,
+    base: str | os.PathLike | None = None,
+    method: str | None = None,
+    trainable: bool = False,
+) -> "tuple[ECGLM, PreTrainedTokenizerBase, ECGTokenizer, dict]":
+    """Load a model folder.
+
+    Parameters
+    ----------
+    folder : Path
+    device : str or None
+        `cuda` or `cpu`; None takes the GPU if there is one.
+    base : path or None
+        A local folder in the place of the base model, if that has moved.
+    method : str or None
+        How the base model is loaded, if otherwise than it was trained: one that was trained in full can get an adapter.
+    trainable : bool
+        Whether it is to go on learning; then it need not have learned to answer yet.
+
+    Returns
+    -------
+    (ECGLM, text tokenizer, ECGTokenizer, dict)
+        The model in evaluation mode, and what ecgbyte.json says.
+
+    Raises
+    ------
+    Failure
+        If the folder is no model folder, its parts are damaged or do not belong together, its base model is not
+        there, or memory does not suffice.
+    """
+    folder, device = Path(folder), device or best_device()
+    about = folder_checks.read_about(folder)
+    method = method or about["method"]
+    if not (trainable or about.get("qa", True)):
+        raise Failure(
+            f"{folder} has learned ECGs alone and answers nothing yet: train it with `ecgbyte finetune --model "
+            f"{folder} --qa QUESTIONS`"
+        )
+    ecg_tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
+    if ecg_tokenizer.sha256 != about["ecg_tokenizer_sha256"]:
+        raise Failure(
+            f"{folder / 'ecg_tokenizer.json'} is not the tokenizer that this model was trained with"
+        )
+    name, revision = folder_checks.base_model_of(folder, about, base)
+    folder_checks.check_files(folder, about)
+    loaded, text_tokenizer = load_base(name, method, device, revision)
+    if (loaded.get_input_embeddings().num_embeddings, text_tokenizer_sha256(text_tokenizer)) != (
+        about["offset"],
+        about["text_tokenizer_sha256"],
+    ):
+        raise Failure(f"{folder} was trained on another version of {name}: its text vocabulary differs")
+    if about["method"] != "full":
+        if about.get("base_sha256") not in (None, base_model_sha256(loaded)):
+            raise Failure(f"{folder} was trained on another base model than {name} is now")
+        with silence_libraries():
+            loaded = load_adapter(loaded, folder, trainable)
+    layout = Layout(
+        about["offset"],
+        about["lead_marks"] or 0,
+        ecg_tokenizer.lengths,
+        ecg_tokenizer.signal["samples"],
+        about["position_letters"] or 0,
+        about["prompt_version"],
+    )
+    model = ECGLM(loaded, ecg_tokenizer.vocab_size, layout=layout)
+    with torch.no_grad():
+        model.ecg_rows.weight.copy_(_read_rows(folder / "ecg_rows.safetensors", model.ecg_rows.weight.shape))
+    return model.eval(), text_tokenizer, ecg_tokenizer, about
+
+
+def _read_rows(path, shape):
+    """The ECG rows in a file, if these are what it holds."""
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise Failure(f"{path} is missing: copy the model folder anew, or train again")
+    found = folder_checks.tensor_shapes(path)
+    if {*found} != {"weight"} or tuple(found["weight"]) != tuple(shape):
+        raise Failure(
+            f"{path} holds {str(found)[:100]}, and its model needs {shape[0]} rows of {shape[1]} in `weight`"
+        )
+    return load_file(path)["weight"]

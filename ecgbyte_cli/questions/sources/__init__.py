@@ -1,0 +1,1 @@
+"""Data sets that questions are generated from, a file each."""

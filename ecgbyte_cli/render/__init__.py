@@ -1,0 +1,1 @@
+"""Pictures of ECGs: figures, SVG sheets, the terminal."""

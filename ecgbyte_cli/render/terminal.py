@@ -1,0 +1,247 @@
+"""What chat draws in a terminal: the panel, a lead in dots, and the line that is typed."""
+
+import contextlib
+import glob
+import os
+import sys
+
+import click
+import numpy as np
+
+from ecgbyte_cli import readers
+from ecgbyte_cli.cli.output import note
+from ecgbyte_cli.failure import printable
+from ecgbyte_cli.inference.conversation import remembers_earlier_turns
+from ecgbyte_cli.storage.files import atomic_write
+
+COMMANDS = {
+    "/help": "this list",
+    "/ecg PATH": "open another recording beside; without PATH: what is open",
+    "/segment N": "read another stretch of the recording opened last, and start afresh",
+    "/lead NAME": "draw a lead here",
+    "/tokens FILE.png": "picture of the tokens, on lead II or the model's first",
+    "/attention FILE.png": "picture of what the last answer drew on (see ecgbyte explain)",
+    "/save FILE.md": "the conversation, with a picture of each ECG",
+    "/clear": "start afresh, with the recording opened last alone",
+    "/quit": "leave (also Ctrl-D, or Ctrl-C twice)",
+}
+MOST_NOTES = 8  # lines of a header that the panel shows
+
+
+def stderr_console():
+    """Standard error, as wide as the terminal is now."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def status(what):
+    """Say what is done, on a terminal, for as long as it is done."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    # the stream itself, as libraries that are loaded meanwhile are kept off standard error
+    with Console(file=sys.stderr).status(Text(printable(f"{what} …"))):
+        yield
+
+
+def print_greeting(ecg, about):
+    """Show who is talked to about what."""
+    from rich.text import Text
+
+    print_panel(ecg, about)
+    stderr_console().print(Text(printable(about["notice"]), style="bold"))
+
+
+def print_panel(ecg, about=None):
+    """Show a recording: its facts, its header's notes, and lead II."""
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in panel_facts(ecg, about).items():
+        grid.add_row(name, Text(printable(text)))
+    notes = [printable(text) for text in ecg.recording.comments if text.strip()]
+    if notes:
+        grid.add_row("header", Text("(the model is not told)", style="italic"))
+    for text in notes[:MOST_NOTES]:
+        grid.add_row("", Text(text, no_wrap=True, overflow="ellipsis"))
+    if len(notes) > MOST_NOTES:
+        grid.add_row("", Text(f"and {len(notes) - MOST_NOTES} lines more", style="italic"))
+    out = stderr_console()
+    out.print(Panel(grid, title=Text(printable(ecg.recording.name)), title_align="left", expand=False))
+    with contextlib.suppress(readers.Unusable):
+        print_lead(ecg, "II")
+
+
+def panel_facts(ecg, about=None):
+    """What the panel says: name to text."""
+    recording, signal = ecg.recording, ecg.signal
+    told = {
+        "recorded": f"{len(recording.leads)} leads ({', '.join(recording.leads)}), {recording.fs:g} Hz, "
+        f"{recording.signal.shape[1] / recording.fs:g} s"
+        + (f", {recording.start:%Y-%m-%d %H:%M}" if recording.start else ""),
+        "heart rate": heart_rate(ecg),
+        "read": f"{ecg.stretch()}; {', '.join(signal['leads'])} at {signal['fs']:g} Hz: "
+        f"{len(ecg.tokens)} ECG tokens",
+    }
+    if about:
+        asked = (
+            ""
+            if remembers_earlier_turns(about)
+            else "; trained on single questions, so each is asked by itself"
+        )
+        told["model"] = f"{about['folder']}, from {about['base']}{asked}"
+    return told
+
+
+def heart_rate(ecg):
+    """The mean heart rate over the stretch that is read, in words, and how it was measured.
+
+    The beats are found in lead II by the XQRS detector of wfdb, which misses some premature ones.
+    """
+    try:
+        signal = ecg.lead("II").astype(float)
+    except readers.Unusable:
+        return "not measurable: there is no lead II"
+    beats = find_beats(signal, ecg.recording.fs) if np.isfinite(signal).all() else []
+    if len(beats) < 3:
+        return "not measurable in lead II"
+    rate = 60 * (len(beats) - 1) * ecg.recording.fs / (beats[-1] - beats[0])
+    if not 20 <= rate <= 300:
+        return "not measurable in lead II"
+    return f"{rate:.0f} per minute (mean over {len(beats)} beats that wfdb's XQRS finds in lead II)"
+
+
+def find_beats(signal, fs):
+    """Samples of the QRS complexes in one lead in mV, by wfdb's XQRS."""
+    from wfdb.processing import XQRS
+
+    height = np.percentile(np.abs(signal - np.median(signal)), 99.5)
+    # its thresholds are in mV: complexes too small for them are found at twice the usual size
+    for scale in (1, 2 / height) if height > 0 else ():
+        detector = XQRS(sig=signal * scale, fs=fs)
+        try:
+            detector.detect(verbose=False)
+        except (IndexError, ValueError):  # of signals too short or too odd for it
+            continue
+        if len(detector.qrs_inds) >= 3:
+            return detector.qrs_inds
+    return []
+
+
+def print_lead(ecg, lead):
+    """Draw a lead in the terminal, if it can show dots."""
+    out = stderr_console()
+    signal, (start, end) = ecg.lead(lead), ecg.seconds
+    try:
+        "\u28ff".encode(out.encoding)
+    except UnicodeEncodeError:
+        note(f"this terminal cannot show a drawing ({out.encoding})")
+        return
+    for line in braille_plot(signal, start, end, readers.lead_name(lead), min(out.width, 120) - 1):
+        note(line)
+
+
+def braille_plot(signal, start, end, lead, width, height=6):
+    """Draw a signal in mV with braille dots.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (samples,), mV; where it is NaN nothing is drawn.
+    start, end : float
+        Its first and last time in s.
+    lead : str
+    width, height : int
+        Columns and rows.
+
+    Returns
+    -------
+    list of str
+        The rows, and one with the times.
+    """
+    known = signal[np.isfinite(signal)]
+    low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
+    if high - low < 0.1:  # a flat line lies in the middle
+        low, high = (low + high) / 2 - 0.05, (low + high) / 2 + 0.05
+    margin = 9
+    columns, rows = 2 * max(width - margin, 10), 4 * height
+    # each column of dots from the lowest to the highest sample, the next column's first included
+    edges = np.linspace(0, len(signal) - 1, columns + 1)
+    canvas = np.zeros((rows, columns), bool)
+    for i in range(columns):
+        part = signal[int(edges[i]) : int(edges[i + 1]) + 1]
+        part = part[np.isfinite(part)]
+        if part.size:
+            top, bottom = ((high - v) / (high - low) * (rows - 1) for v in (part.max(), part.min()))
+            canvas[round(top) : round(bottom) + 1, i] = True
+    bits = np.array([[1, 8], [2, 16], [4, 32], [64, 128]])  # of Unicode's braille patterns
+    cells = (canvas.reshape(height, 4, columns // 2, 2) * bits[:, None]).sum(axis=(1, 3))
+    labels = [""] * height
+    labels[0], labels[1], labels[-1] = f"{high:.2f} mV", printable(str(lead))[:8], f"{low:.2f} mV"
+    drawn = [
+        f"{label:>{margin - 1}} " + "".join(chr(0x2800 + int(cell)) for cell in row)
+        for label, row in zip(labels, cells, strict=True)
+    ]
+    times = f"{end:g} s".rjust(columns // 2 - len(f"{start:g} s"))
+    return [*drawn, " " * margin + f"{start:g} s{times}"]
+
+
+@contextlib.contextmanager
+def line_editor(history):
+    """Yield a function that reads a line, with a shell's line editing, completion and history.
+
+    The history is kept in the file `history` if the folder that it is in, the work folder, exists.
+    """
+    try:
+        import readline
+    except ImportError:  # not on every system
+        readline = None
+    if readline:
+        readline.set_completer_delims(" ")
+        readline.set_completer(complete)
+        editline = "libedit" in (readline.__doc__ or "")  # macOS
+        readline.parse_and_bind("bind ^I rl_complete" if editline else "tab: complete")
+        with contextlib.suppress(OSError):
+            readline.read_history_file(history)
+
+    def read():
+        try:
+            if sys.stdout.isatty():
+                return input("> ")
+            # the answers go elsewhere, and the prompt shall not go with them
+            click.echo("> ", nl=False, err=True)
+            return input()
+        except (EOFError, KeyboardInterrupt):
+            note("")  # leaves the line that was begun
+            raise
+
+    try:
+        yield read
+    finally:
+        if readline and history.parent.is_dir():
+            readline.set_history_length(1000)
+            with contextlib.suppress(OSError), atomic_write(history) as beside:
+                readline.write_history_file(beside)
+
+
+def complete(text, state):
+    """Complete a command, or the path behind one, for readline."""
+    import readline
+
+    if not readline.get_line_buffer().startswith("/"):
+        return None
+    if readline.get_begidx() == 0:
+        found = [word for word in (usage.split()[0] for usage in COMMANDS) if word.startswith(text)]
+    else:
+        found = glob.glob(glob.escape(os.path.expanduser(text)) + "*")
+        found = [path + "/" if os.path.isdir(path) else path for path in sorted(found)]
+    return found[state] if state < len(found) else None

@@ -1,0 +1,243 @@
+"""Read and write files: arrays as .npy, tables as Parquet, settings as JSON.
+
+Nothing is pickled. A file is written under a temporary name and renamed, so that a reader sees all of it or none."""
+
+import errno
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.storage.locks import hold_folder, restore_replaced
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+MOST_JSON = 2**27  # bytes; the largest known file of a text tokenizer has 2^25
+
+
+@contextmanager
+def atomic_write(path):
+    """Yield a path beside `path` to write to; it takes the place of `path` when the block ends well.
+
+    Raises
+    ------
+    Failure
+        If it cannot be written, such as on a full disk.
+    """
+    path = Path(path)
+    # a random name: two machines, or two containers, may have the same process ids
+    beside = path.with_name(f".{path.name[:50]}.{os.urandom(6).hex()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except Exception as error:
+        if (failure := _write_failure(path, beside, error)) is None:
+            raise
+        raise failure from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _write_failure(path, beside, error):
+    """The failure of a path that cannot be written; None of an error that is about something else."""
+    if isinstance(error, Failure):
+        return None
+    if isinstance(error, OSError):
+        if error.filename is not None:
+            about = Path(os.fsdecode(error.filename))
+            if about not in (path, path.parent, beside) and beside not in about.parents:
+                return None
+        number, reason = error.errno, error.strerror or str(error)
+    elif told := re.search(r"\(os error (\d+)\)", str(error)):  # of a library written in Rust
+        number = int(told[1])
+        reason = os.strerror(number)
+    else:
+        return None
+    more = "; make room, and run the same command again" if number in FULL else ""
+    return Failure(f"{path} cannot be written: {reason}{more}")
+
+
+def check_regular_file(path):
+    """The path of a file; what is none is refused, as to open a FIFO would wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Failure(f"{path} is no regular file")
+    return path
+
+
+def read_text(path, most=MOST_JSON):
+    """Read a text of `most` bytes; a file that holds none fails in one line."""
+    try:
+        if os.stat(check_regular_file(path)).st_size > most:
+            raise Failure(f"{path} is too large: more than {most} bytes")
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Failure(f"{path} is no text in UTF-8: {error}") from error
+
+
+def read_json(path, most=MOST_JSON):
+    """Read a JSON object of `most` bytes; a file that is none fails in one line."""
+    try:
+        value = json.loads(read_text(path, most))
+    except (ValueError, RecursionError) as error:
+        raise Failure(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise Failure(f"{path} holds no JSON object")
+    return value
+
+
+def write_json(path, value, **options):
+    """Write a JSON object, whole or not at all."""
+    with atomic_write(path) as beside:
+        text = json.dumps(value, ensure_ascii=False, **options) + "\n"
+        # what stands for bytes that are no text becomes the escape that JSON has for it
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def read_table(path):
+    """Read a Parquet table as a dict of column name to numpy array (text columns as lists of str)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # not memory-mapped, and in one thread: a table is small
+        columns = pyarrow.parquet.read_table(check_regular_file(path), use_threads=False)
+        return {
+            name: column.to_pylist() if pyarrow.types.is_string(column.type) else column.to_numpy()
+            for name, column in zip(columns.column_names, columns.columns, strict=True)
+        }
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise Failure(f"{path} cannot be read as a Parquet table: {' '.join(str(error).split())}") from error
+
+
+def write_table(path, columns):
+    """Write a dict of column name to values as a Parquet table, whole or not at all."""
+    import pyarrow
+    import pyarrow.parquet
+
+    # an empty column of names would otherwise be written without a type
+    arrays = {
+        k: pyarrow.array(_table_texts(v), pyarrow.string()) if isinstance(v, list) else pyarrow.array(v)
+        for k, v in columns.items()
+    }
+    with atomic_write(path) as beside:
+        pyarrow.parquet.write_table(pyarrow.table(arrays), beside)
+
+
+@contextmanager
+def table_writer(path, columns):
+    """Yield a function that writes rows, a list of columns at a time; the table takes its place at the end.
+
+    Parameters
+    ----------
+    path : Path
+    columns : dict
+        Name to `str`, `int` or `float`.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    kinds = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
+    with atomic_write(path) as beside, pyarrow.parquet.ParquetWriter(beside, schema) as file:
+        yield lambda rows: file.write_table(
+            pyarrow.table(
+                [
+                    _table_texts(row) if kind is str else row
+                    for row, kind in zip(rows, columns.values(), strict=True)
+                ],
+                schema=schema,
+            )
+        )
+
+
+def _table_texts(values):
+    """Texts that a table can hold: what stands for bytes that are no text becomes an escape."""
+    return [v.encode(errors="backslashreplace").decode() if v and not v.isascii() else v for v in values]
+
+
+def read_array(path):
+    """Memory-map a .npy file, read-only; a file that is none, or holds objects, fails in one line."""
+    try:
+        return np.load(check_regular_file(path), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise Failure(f"{path} cannot be read as a .npy array: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def array_writer(path, dtype, size):
+    """Yield a function that writes the next values of a 1-D .npy array; it takes its place at the end.
+
+    Not memory-mapped: on a full disk that is a signal which ends the process without a word.
+
+    Raises
+    ------
+    ValueError
+        If more or fewer than `size` values were written.
+    """
+    with atomic_write(path) as beside, open(beside, "wb") as file:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+            "fortran_order": False,
+            "shape": (size,),
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        yield lambda values: file.write(np.ascontiguousarray(values, dtype).reshape(-1).data)
+        file.flush()
+        if file.tell() - start != size * np.dtype(dtype).itemsize:
+            raise ValueError(f"{path}: {size} values were promised, others written")
+
+
+def sha256_of(path):
+    """The SHA-256 of a file's bytes, in hex."""
+    with open(check_regular_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_folder(path):
+    """Yield an empty folder to fill; it takes the place of `path` when the block ends well.
+
+    What a killed run left of the same folder is removed: it holds no lock any more.
+
+    Raises
+    ------
+    Failure
+        If it cannot be written, such as on a full disk.
+    """
+    path = Path(path)
+    name = os.urandom(6).hex()
+    beside, before = (path.with_name(f".{path.name}.{name}.{word}") for word in ("part", "old"))
+    try:
+        beside.mkdir(parents=True)
+        with hold_folder(beside):
+            restore_replaced(path)
+            for other in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+                with hold_folder(other) as alone:
+                    if alone:
+                        shutil.rmtree(other, ignore_errors=True)
+            yield beside
+            if path.exists():
+                os.replace(path, before)
+            os.replace(beside, path)
+    except Exception as error:
+        if (failure := _write_failure(path, beside, error)) is None:
+            raise
+        raise failure from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        restore_replaced(path)
+        shutil.rmtree(before, ignore_errors=True)

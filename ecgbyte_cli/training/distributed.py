@@ -1,0 +1,129 @@
+"""The processes of a training: which one this is, sums over all, and how they stop together."""
+
+import contextlib
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_groups = itertools.count()  # that this process was in
+
+
+def process_rank() -> tuple[int, int]:
+    """Return the number of this process and how many there are, from the variables of torchrun and accelerate."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def sum_over_processes(values: list[float], device: "torch.device | str") -> list[float]:
+    """Return the sums of some numbers over all processes."""
+    if process_rank()[1] == 1:
+        return values
+    import torch
+
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(sums)
+    return sums.tolist()
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[str]:
+    """Join the other processes, if there are any, and yield the device of this one.
+
+    At the end all wait for the first, which calibrates and writes the model. That may take longer than NCCL lets them
+    wait for each other (ten minutes), so they look at the store by which they found each other.
+    """
+    import torch
+    from torch import distributed
+
+    from ecgbyte_cli.model import base_model
+
+    device = base_model.best_device()
+    if process_rank()[1] == 1:
+        yield device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    store, rank, count = next(distributed.rendezvous("env://"))
+    # launchers keep the store for the next training of `--seeds`
+    store = distributed.PrefixStore(f"ecgbyte-{next(_groups)}", store)
+    distributed.init_process_group(
+        "nccl" if device != "cpu" else "gloo", store=store, rank=rank, world_size=count
+    )
+    try:
+        yield device
+        if rank == 0:
+            store.set("done", "")
+        while not store.check(["done"]):
+            time.sleep(0.2)
+        distributed.barrier()  # the first process may hold the store
+    finally:
+        distributed.destroy_process_group()
+
+
+class StopSignal:
+    """Holds back Ctrl-C and SIGTERM while a step is made and saved.
+
+    Several processes stop at the same place, because `agreed` asks all of them: otherwise one would wait for another
+    that has left. A single process stops at once where nothing can be lost (`at_once`), or when the same signal comes
+    again. Several never do, since launchers repeat the signal.
+
+    Parameters
+    ----------
+    device : torch.device or str
+        Device on which processes exchange tensors.
+
+    Attributes
+    ----------
+    asked : set of int
+        Signals that came.
+    """
+
+    def __init__(self, device: "torch.device | str"):
+        self.device, self.alone = device, process_rank()[1] == 1
+        self.asked: set[int] = set()
+        self.waits, self.before = True, dict[int, Any]()
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.check()
+        finally:
+            for number, handler in self.before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        again = number in self.asked
+        self.asked.add(number)
+        if self.alone and (again or not self.waits):
+            raise KeyboardInterrupt
+
+    def agreed(self) -> bool:
+        """Return whether any process was asked to stop. All processes must call this at the same place."""
+        return sum_over_processes([len(self.asked)], self.device)[0] > 0
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt on all processes if any of them was asked to stop."""
+        if self.agreed():
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a single process stop anywhere in the block, which changes nothing that is kept."""
+        before, self.waits = self.waits, not self.alone
+        try:
+            yield
+        finally:
+            self.waits = before
