@@ -55,7 +55,7 @@ METHODS = {
     "attention": _CHANCE,
 }
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-NoModel = TypeVar("Made")
+Result = TypeVar("Made")
 
 
 class Model(NamedTuple):
@@ -382,7 +382,7 @@ class Service:
             signal, names = signal[[names.index(lead) for lead in names_wanted]], names_wanted
         return signal, names, start, seconds
 
-    async def _by_model(self, work: Callable[[], NoModel]) -> NoModel:
+    async def _by_model(self, work: Callable[[], Result]) -> Result:
         """Have the model's thread do something, behind what others wait for."""
         if self.model is None:
             raise Refused(404, "there is no model: start `ecgbyte serve --model FOLDER`")
