@@ -149,7 +149,7 @@ def _parse_reasoning_benchmark(item):
 
 class Form(NamedTuple):
     keys: set[str]  # that tell it from others
-    parse_item: Callable[[dict], list[ParsedItem]]
+    read: Callable[[dict], list[ParsedItem]]
 
 
 # by what they are called in messages; the first whose keys an item has is its own

@@ -55,7 +55,7 @@ METHODS = {
     "attention": _CHANCE,
 }
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-Result = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class Model(NamedTuple):
