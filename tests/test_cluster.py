@@ -18,7 +18,7 @@ from ecgbyte_cli.signal import shards
 from ecgbyte_cli.workdir import read_json, read_table
 from ecgbyte_kernels import merges as kernels
 
-distributed = pytest.importorskip("distributed")
+dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
 
 SIGNAL = ("--fs", 100, "--leads", "II,V1", "--profile", "resample")
 
@@ -26,7 +26,7 @@ SIGNAL = ("--fs", 100, "--leads", "II,V1", "--profile", "resample")
 @pytest.fixture(scope="module")
 def two():
     """A cluster of two worker processes; a worker that is killed is replaced."""
-    with started(2) as made:
+    with dask.config.set(cluster.PATIENT), started(2) as made:
         yield made
 
 
@@ -56,7 +56,10 @@ def kill(two, monkeypatch):
             up = [
                 nanny
                 for nanny in nannies
-                if nanny.worker_address in two.scheduler.workers and nanny.process.pid not in killed
+                if nanny.process is not None
+                and nanny.process.status == distributed.Status.running
+                and nanny.worker_address in two.scheduler.workers
+                and nanny.process.pid not in killed
             ]
         up.sort(key=lambda nanny: nanny.worker_address not in wanted)
         killed.append(up[0].process.pid)
@@ -291,6 +294,13 @@ def test_what_stands_in_the_way_is_one_line(ecgbyte, small, tmp_path, monkeypatc
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert "pip install ecgbyte[cluster]" in refused(*stage, two.scheduler_address)
+
+
+def test_a_lost_worker_has_time_to_start_again(monkeypatch):
+    monkeypatch.setattr(distributed, "LocalCluster", lambda **_: contextlib.nullcontext())
+    with cluster._processes(1):
+        told = dask.config.get("distributed.deploy.lost-worker-timeout")
+    assert dask.utils.parse_timedelta(told) > cluster.START
 
 
 def test_what_a_task_raises_ends_the_run(two, tmp_path):
