@@ -21,7 +21,7 @@ from ecgbyte_cli.storage.files import read_json, read_table
 from ecgbyte_cli.storage.stamps import file_stamps
 from ecgbyte_kernels import merges as kernels
 
-distributed = pytest.importorskip("distributed")
+dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
 
 SIGNAL = ("--fs", 100, "--leads", "II,V1", "--profile", "resample")
 
@@ -29,7 +29,7 @@ SIGNAL = ("--fs", 100, "--leads", "II,V1", "--profile", "resample")
 @pytest.fixture(scope="module")
 def two():
     """A cluster of two worker processes; a worker that is killed is replaced."""
-    with started(2) as made:
+    with dask.config.set(cluster.PATIENT), started(2) as made:
         yield made
 
 
@@ -59,7 +59,10 @@ def kill(two, monkeypatch):
             up = [
                 nanny
                 for nanny in nannies
-                if nanny.worker_address in two.scheduler.workers and nanny.process.pid not in killed
+                if nanny.process is not None
+                and nanny.process.status == distributed.Status.running
+                and nanny.worker_address in two.scheduler.workers
+                and nanny.process.pid not in killed
             ]
         up.sort(key=lambda nanny: nanny.worker_address not in wanted)
         killed.append(up[0].process.pid)
@@ -327,7 +330,7 @@ def test_a_worker_that_does_not_see_the_input_is_refused_before_anything_begins(
             return made | {path: (0, 0)} if path in made else made
 
         with monkeypatch.context() as patched:
-            patched.setattr(cluster, "stamps", stamped)
+            patched.setattr(cluster, "file_stamps", stamped)
             result = ecgbyte(stage, *inputs, "--overwrite", "--dask", two.scheduler_address)
         assert result.exit_code == 1 and path in asked[0], result.stderr
         last = result.stderr.splitlines()[-1]
@@ -339,7 +342,7 @@ def test_a_worker_that_does_not_see_the_input_is_refused_before_anything_begins(
 def test_a_worker_that_joins_late_is_refused_at_its_first_part(ecgbyte, small, tmp_path, two, monkeypatch):
     monkeypatch.setattr(cluster, "_check", lambda *_: None)  # as if it had not been there
     gone = str(tmp_path / "data" / "gone.hea")
-    monkeypatch.setattr(cluster, "stamps", lambda files: {gone: (1, 1)})
+    monkeypatch.setattr(cluster, "file_stamps", lambda files: {gone: (1, 1)})
     result = ecgbyte("symbolize", small / "data", *SIGNAL, "--dask", two.scheduler_address)
     last = result.stderr.splitlines()[-1]
     assert result.exit_code == 1 and f"a Dask worker on {socket.gethostname()} does not see {gone}" in last
@@ -350,6 +353,13 @@ def test_the_sample_has_the_first_the_last_and_some_between():
     some = cluster.sample(paths)
     assert (some[0], some[-1], len(some)) == ("0", "999", cluster.SAMPLED) and len(set(some)) == len(some)
     assert cluster.sample(paths[:5]) == paths[:5] and cluster.sample([]) == []
+
+
+def test_a_lost_worker_has_time_to_start_again(monkeypatch):
+    monkeypatch.setattr(distributed, "LocalCluster", lambda **_: contextlib.nullcontext())
+    with cluster._processes(1):
+        told = dask.config.get("distributed.deploy.lost-worker-timeout")
+    assert dask.utils.parse_timedelta(told) > cluster.START
 
 
 def test_what_a_task_raises_ends_the_run(two, tmp_path):

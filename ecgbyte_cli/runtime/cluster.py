@@ -33,6 +33,8 @@ CONNECT = 30  # until a scheduler must have answered
 START = 60  # until a worker must be there: it is a process that is started, and imports much
 LOOK = 10  # between looks at what does not answer
 NOTICE = 30  # until the scheduler knows that a worker is gone
+# Dask gives up a process of its own that is not back after 15 s: on a busy machine it starts for longer
+PATIENT = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
 AHEAD = 4  # tasks for each thread of the cluster that are handed out at a time
 LOSSES = 4  # workers lost one after the other, without any progress, that end a command
 SAMPLED = 32  # recordings that each worker is asked about before anything begins
@@ -95,6 +97,7 @@ def connected(address: str, root: Path, files: Files = ()) -> Iterator[Any]:
 @contextlib.contextmanager
 def _processes(count):
     """A cluster of worker processes here, which Ctrl-C does not reach: ending them is this one's business."""
+    import dask
     import distributed
 
     resource_tracker.ensure_running()  # which otherwise lifts the mask
@@ -110,7 +113,7 @@ def _processes(count):
         raise Failure(f"--dask local:{count}: the processes do not start: {error}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    with cluster:
+    with dask.config.set(PATIENT), cluster:
         yield cluster
 
 
