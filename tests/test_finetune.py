@@ -381,7 +381,7 @@ def test_the_time_said_holds_validations_and_calibration(small, tmp_path, ecgbyt
 
     monkeypatch.setattr(ecg_lm.ECGLM, "embed", counted)
     monkeypatch.setattr(Trainer, "minutes", watched)
-    monkeypatch.setattr(trainer_module, "some_answers", lambda *_: [])
+    monkeypatch.setattr(trainer_module, "sample_answers", lambda *_: [])
     base = as_tiny(tiny.build_tiny(), tmp_path / "base")
     args = [
         "finetune",
