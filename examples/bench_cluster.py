@@ -59,9 +59,9 @@ def main():
 
 def best(work, options, *more):
     """The result of the fastest run of `ecgbyte learn`, in a process of its own."""
-    code = "import sys; from ecgbyte_cli.signal import shards\n"
+    code = "import sys; from ecgbyte_cli.signal import distributed_bpe\n"
     if options.gathered is not None:
-        code += f"shards.learn.__defaults__ = (shards.NO_ROWS, {options.gathered})\n"
+        code += f"distributed_bpe.learn.__defaults__ = (distributed_bpe.NO_ROWS, {options.gathered})\n"
     code += "from ecgbyte_cli.__main__ import main; main()"
     rows = []
     for _ in range(options.repeat):

@@ -168,7 +168,7 @@ def as_tiny(text_tokenizer_and_base, folder):
 KILL = """
 import os, signal, sys
 from ecgbyte_cli.__main__ import main
-from ecgbyte_cli.model.training import Trainer
+from ecgbyte_cli.training.trainer import Trainer
 
 def kill(original):
     def killed(self, *args):
@@ -516,7 +516,7 @@ def test_accumulated_batches_are_one_large_batch(small, tmp_path, ecgbyte):
 STOPPED = """
 import os, signal, sys
 from ecgbyte_cli.__main__ import main
-from ecgbyte_cli.model.training import Trainer
+from ecgbyte_cli.training.trainer import Trainer
 
 update = Trainer.update
 def stopped(self, groups):
@@ -852,19 +852,19 @@ def test_before_encode(tmp_path, ecgbyte):
 TRAIN = """
 import sys
 import numpy, torch
-from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model import model_folder
 from ecgbyte_cli.__main__ import main
 
-save, ids = ecg_lm.save, torch.arange(49100, 49240)[None]
+save, ids = model_folder.save_model, torch.arange(49100, 49240)[None]
 
 def logits(lm, path):
     with torch.no_grad():
         numpy.save(path, lm.eval().base(inputs_embeds=lm.embed(ids)).logits.float().numpy())
 
 if sys.argv[1] == "load":
-    logits(ecg_lm.load(sys.argv[2], "cpu")[0], "after.npy")
+    logits(model_folder.load_model(sys.argv[2], "cpu")[0], "after.npy")
 else:
-    ecg_lm.save = lambda folder, lm, *rest: (logits(lm, "before.npy"), save(folder, lm, *rest))
+    model_folder.save_model = lambda folder, lm, *rest: (logits(lm, "before.npy"), save(folder, lm, *rest))
     main(sys.argv[1:])
 """
 

@@ -156,14 +156,14 @@ def test_a_stop_does_not_wait_for_a_validation(learner, monkeypatch):
 KILL = """
 import os, signal, sys
 from ecgbyte_cli.__main__ import main
-from ecgbyte_cli.model.reinforcing import Reinforcer
+from ecgbyte_cli.training.grpo import GRPOTrainer
 
-original = Reinforcer.update
+original = GRPOTrainer.update
 def killed(self, groups):
     if self.step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, groups)
-Reinforcer.update = killed
+GRPOTrainer.update = killed
 main(sys.argv[1:])
 """
 

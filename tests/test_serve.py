@@ -34,7 +34,7 @@ from ecgbyte_cli.render import svg_sheet  # noqa: E402
 from ecgbyte_cli.web import app, middleware, recordings  # noqa: E402
 
 QUESTION = "What is the rhythm?"
-PAGE = Path(ecgbyte_cli.__file__).parent / "page"
+PAGE = Path(ecgbyte_cli.__file__).parent / "web" / "page"
 
 
 @pytest.fixture(scope="module")

@@ -132,18 +132,18 @@ def test_json_of_any_size_is_not_read(tmp_path):
 @pytest.mark.parametrize(
     "code",
     [
-        "with workdir.new_array(path, np.uint8, 10**6) as write: write(np.zeros(10**6))",
-        "with workdir.whole(path) as beside: np.save(open(beside, 'wb'), np.zeros(10**6))",
-        "workdir.write_json(path, {'a': 'x' * 10**6})",
-        "workdir.write_table(path, {'a': np.random.default_rng(0).random(10**6)})",
-        "with workdir.new_folder(path) as folder: (folder / 'file').write_bytes(bytes(10**6))",
+        "with files.array_writer(path, np.uint8, 10**6) as write: write(np.zeros(10**6))",
+        "with files.atomic_write(path) as beside: np.save(open(beside, 'wb'), np.zeros(10**6))",
+        "files.write_json(path, {'a': 'x' * 10**6})",
+        "files.write_table(path, {'a': np.random.default_rng(0).random(10**6)})",
+        "with files.atomic_folder(path) as folder: (folder / 'file').write_bytes(bytes(10**6))",
         "from safetensors.numpy import save_file\n"
-        "with workdir.new_folder(path) as folder: save_file({'a': np.zeros(10**6)}, folder / 'file')",
+        "with files.atomic_folder(path) as folder: save_file({'a': np.zeros(10**6)}, folder / 'file')",
     ],
 )
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, code):
     head = (
-        "import resource, sys, numpy as np; from ecgbyte_cli import workdir; from pathlib import Path\n"
+        "import resource, sys, numpy as np; from ecgbyte_cli.storage import files; from pathlib import Path\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); path = Path(sys.argv[1])\n"
     )
     run = subprocess.run(

@@ -266,7 +266,7 @@ def _begun(work, settings, levels, segments, described, known, threads, dask):
                     f"{described}: a worker needs about {needed / 1e9:.1f} GB of memory and may use "
                     f"{cluster.memory(client) / 1e9:.1f} GB: take more workers, or a --sample"
                 )
-            groups = cluster.Groups(client, shared, cluster.stamps([work.symbols]))
+            groups = cluster.Groups(client, shared, cluster.file_stamps([work.symbols]))
             note(f"learn: read by {len(shared)} workers in {groups.spent['reading']:.1f} s")
             groups.spent["starting"] = starting
             yield distributed_bpe.learn(groups, levels, merges, min_count, longest, known), groups.spent
