@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ecgbyte_cli.questions.metrics import score
     from ecgbyte_cli.readers import Recording, Unusable, find, read
     from ecgbyte_cli.signal.corpus import learn_merges
+    from ecgbyte_cli.signal.measure import measure
+    from ecgbyte_cli.signal.measurement import Measurement
     from ecgbyte_cli.signal.preprocess import segments
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
     from ecgbyte_cli.workdir import WorkDir
@@ -39,6 +41,8 @@ _FACE = {  # name to the module that it is in, and what it is called there
     "read": ("readers", "read"),
     "learn_merges": ("signal.corpus", "learn_merges"),
     "segments": ("signal.preprocess", "segments"),
+    "measure": ("signal.measure", "measure"),
+    "Measurement": ("signal.measurement", "Measurement"),
     "ECGTokenizer": ("signal.tokenizer", "ECGTokenizer"),
     "WorkDir": ("workdir", "WorkDir"),
 }
@@ -49,6 +53,7 @@ __all__ = [
     "ECGLM",
     "ECGTokenizer",
     "Failure",
+    "Measurement",
     "Prompt",
     "Question",
     "Recording",
@@ -57,6 +62,7 @@ __all__ = [
     "find",
     "learn_merges",
     "load_model",
+    "measure",
     "read",
     "read_questions",
     "score",

@@ -122,9 +122,9 @@ class Measurement:
             reason if names == ["all"] else f"{', '.join(names)}: {reason}" for reason, names in about.items()
         )
 
-    def values(self) -> dict[str, float | int | str | None]:
+    def values(self) -> dict[str, str | int | float | None]:
         """The measured columns of a row of the table, rounded: ms and beats to 0.1, mV to 0.001, axes to 1."""
-        row: dict[str, float | int | str | None] = {
+        row: dict[str, str | int | float | None] = {
             name: _rounded(getattr(self, name), DIGITS[name]) for name in VALUES
         }
         for lead, amplitudes in self.leads.items():
