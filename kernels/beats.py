@@ -355,27 +355,29 @@ def agreement(signal: np.ndarray, centres: np.ndarray, beat: np.ndarray, first: 
 
 
 @jit
-def _detrended(x, first, size):
-    """A stretch smoothed over nine samples, each lead without its straight line; and the sum of squares."""
-    leads = x.shape[1]
-    out, square = np.empty((size, leads)), 0.0
-    middle = (size - 1) / 2
-    spread = 0.0
+def _smoothed(x, first, size):
+    """A stretch of the means of nine samples."""
+    out = np.empty((size, x.shape[1]))
+    for i in range(size):
+        a, b = max(0, first + i - 4), min(x.shape[0], first + i + 5)
+        for lead in range(x.shape[1]):
+            out[i, lead] = x[a:b, lead].mean()
+    return out
+
+
+@jit
+def without_line(x, begin, size):
+    """A stretch with each lead's line of least squares taken off, and its sum of squares."""
+    out, middle, spread, square = np.empty((size, x.shape[1])), (size - 1) / 2, 0.0, 0.0
     for i in range(size):
         spread += (i - middle) ** 2
-    for lead in range(leads):
+    for lead in range(x.shape[1]):
         mean = slope = 0.0
         for i in range(size):
-            total, count = 0.0, 0
-            for j in range(max(0, first + i - 4), min(x.shape[0], first + i + 5)):
-                total += x[j, lead]
-                count += 1
-            out[i, lead] = total / count
-            mean += out[i, lead]
-            slope += (i - middle) * out[i, lead]
-        mean, slope = mean / size, slope / spread
+            mean += x[begin + i, lead] / size
+            slope += (i - middle) * x[begin + i, lead] / spread
         for i in range(size):
-            out[i, lead] -= mean + slope * (i - middle)
+            out[i, lead] = x[begin + i, lead] - mean - slope * (i - middle)
             square += out[i, lead] ** 2
     return out, square
 
@@ -383,13 +385,13 @@ def _detrended(x, first, size):
 @jit
 def _agreement(x, centres, beat, first, last):
     size = last - first
-    model, square = _detrended(beat, first, size)
+    model, square = without_line(_smoothed(beat, first, size), 0, size)
     found, count = np.empty(centres.size), 0
     for centre in centres:
         begin = centre - BEFORE + first
         if begin < 0 or begin + size > x.shape[0]:
             continue
-        part, own = _detrended(x, begin, size)
+        part, own = without_line(_smoothed(x, begin, size), 0, size)
         norm = np.sqrt(square * own)
         found[count] = (model * part).sum() / norm if norm > 0 else 0.0
         count += 1

@@ -7,7 +7,7 @@ are parts of the beat's own amplitude or noise, so a gain changes nothing. -1 st
 import numpy as np
 
 from ecgbyte_kernels import jit
-from ecgbyte_kernels.beats import AFTER, BEFORE, RATE
+from ecgbyte_kernels.beats import AFTER, BEFORE, RATE, without_line
 
 # QRS: parts of the steepest slope (1) and of the amplitude (1/ms), multiples of the noise, and samples in a row
 ON_PEAK, ON_AMPLITUDE, ON_NOISE, ON_RUN = 0.02, 0.0013, 2.5, 4
@@ -20,6 +20,7 @@ T_SHIFT = 2.5  # samples, as the mean of trapezium and tangent ends early
 # P, in samples
 P_GAP, P_HOLD, P_BOX, P_FLANK = 9, 4, 7, 25
 P_REACH_ON, P_REACH_OFF = 40, 27
+COPY_HALF, COPY_NEAREST, COPY_FARTHEST = 30, 75, 145  # flutter: 207 to 400 waves a minute
 P_LEAST = 0.3  # of the highest P wave: leads with a lower one do not vote
 
 
@@ -393,3 +394,42 @@ def _together(of_leads, joined, velocity, middle):
         found[count] = velocity
         count += 1
     return np.median(found[:count]) if count else -1.0
+
+
+def earlier_copy(low: np.ndarray, peak: int, first: int) -> float:
+    """How alike the P wave is to what lies 150 to 290 ms before it, as flutter waves are to one another.
+
+    Parameters
+    ----------
+    low : numpy.ndarray
+        float64 (700, leads), as of `p_bounds`.
+    peak : int
+        Peak of the P wave, from `p_bounds`.
+    first : int
+        The first sample of the beat that was measured.
+
+    Returns
+    -------
+    float
+        The highest correlation over all leads of the 120 ms around the peak with as much before it that is 0.6
+        to 1.6 times as high, each lead's straight line taken off; -1 if there is none.
+    """
+    if not 0 <= first <= peak < BEFORE + AFTER:
+        raise ValueError(f"peak {peak} and first {first} do not fit a median beat")
+    return _earlier_copy(_checked(low), peak, first)
+
+
+@jit
+def _earlier_copy(x, peak, first):
+    if peak - COPY_HALF < 0 or peak + COPY_HALF > x.shape[0]:
+        return -1.0
+    wave, square = without_line(x, peak - COPY_HALF, 2 * COPY_HALF)
+    best = -1.0
+    for lag in range(COPY_NEAREST, COPY_FARTHEST):
+        begin = peak - lag - COPY_HALF
+        if begin < first:
+            break
+        other, its = without_line(x, begin, 2 * COPY_HALF)
+        if 0.36 * square < its < 2.56 * square:
+            best = max(best, (wave * other).sum() / np.sqrt(square * its))
+    return best

@@ -426,3 +426,23 @@ def p_bounds(low, onset, first):
     starts = [x for x in (np.median(starts) if starts else -1, start, velocity) if x >= 0]
     stops = [x for x in (np.median(stops) if stops else -1, end) if x >= 0]
     return peak, np.median(starts) if starts else -1, np.median(stops) if stops else -1
+
+
+def earlier_copy(low, peak, first):
+    """The best correlation of the P wave with what lies 150 to 290 ms before it and is about as high."""
+
+    def part(begin):
+        time = np.arange(60)
+        lines = [np.polyval(np.polyfit(time, row, 1), time) for row in low[begin : begin + 60].T]
+        return low[begin : begin + 60] - np.transpose(lines)
+
+    if not 30 <= peak <= len(low) - 30:
+        return -1
+    wave, best = part(peak - 30), -1
+    for lag in range(75, 145):
+        if peak - lag - 30 < first:
+            break
+        other = part(peak - lag - 30)
+        if 0.36 < (other**2).sum() / (wave**2).sum() < 2.56:
+            best = max(best, (wave * other).sum() / np.sqrt((wave**2).sum() * (other**2).sum()))
+    return best

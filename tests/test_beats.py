@@ -142,7 +142,10 @@ def test_boundaries_equal_the_plain_versions(ecg):
             assert found == pytest.approx(naive.t_bounds(low, offset, rr, last, amplitude))
         held = filtered(waves.hold(one, onset), "lowpass", 25)
         for first in (150, 200, onset - 30):
-            assert waves.p_bounds(held, onset, first) == pytest.approx(naive.p_bounds(held, onset, first))
+            found = waves.p_bounds(held, onset, first)
+            assert found == pytest.approx(naive.p_bounds(held, onset, first))
+            copy = waves.earlier_copy(held, max(found[0], 60), 0)
+            assert copy == pytest.approx(naive.earlier_copy(held, max(found[0], 60), 0))
 
 
 def test_boundaries_of_a_beat_that_is_flat():
@@ -150,6 +153,15 @@ def test_boundaries_of_a_beat_that_is_flat():
     assert waves.qrs_bounds(flat)[:2] == (-1, -1)
     assert waves.p_bounds(flat, 280, 100) == (-1, -1, -1)
     assert waves.t_bounds(flat, 330, 400.0, 699, 1.0)[1] == -1
+
+
+def test_waves_that_repeat_before_the_complex_are_told_from_one_wave():
+    time = np.arange(700)[:, None]
+    bumps = [np.exp(-0.5 * ((time - at) / 12) ** 2) * [0.1, 0.2] for at in (130, 240)]
+    assert waves.earlier_copy(bumps[0] + bumps[1], 240, 0) > 0.95
+    assert waves.earlier_copy(bumps[1] + 3 * bumps[0], 240, 0) < 0.5
+    assert waves.earlier_copy(bumps[1], 240, 0) == -1
+    assert waves.earlier_copy(bumps[1], 20, 0) == naive.earlier_copy(bumps[1], 20, 0) == -1
 
 
 def test_a_gain_changes_no_boundary(ecg):
@@ -213,6 +225,7 @@ def test_spikes_are_found_and_blanked(ecg):
         (lambda: waves.t_bounds(np.zeros((700, 1)), -1, 400, 699, 1), "do not fit"),
         (lambda: waves.hold(np.zeros((700, 1)), 5), "does not fit"),
         (lambda: waves.p_bounds(np.zeros((700, 1)), 700, 0), "do not fit"),
+        (lambda: waves.earlier_copy(np.zeros((700, 1)), 3, 5), "do not fit"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

@@ -26,7 +26,9 @@ CONTRAST = 6.0  # see `ecgbyte_kernels.beats.lead_contrast`
 RATES = (15.0, 300.0)  # beats per minute
 STEP = 0.75  # of the amplitude: a complex returns to its level, an edge does not
 IRREGULAR = 0.09  # coefficient of variation of the RR intervals
-SAME_P = 0.80  # correlation of each beat's P wave with the median beat's
+# correlation of each beat's P wave with the median beat's: f waves come close where the rhythm is irregular
+SAME_P, SAME_P_IRREGULAR = 0.80, 0.88
+FLUTTER = 0.90  # correlation of the P wave with one like it before it
 P_LEAST, P_LEAST_MV = 0.008, 0.015  # of the QRS amplitude, and mV, joined over the leads
 WIDE, FAST = 140.0, 120.0  # ms and beats per minute: ventricular tachycardia, or as good as
 LEVEL = (12, 2)  # samples before the QRS onset, from and to: the level that amplitudes are measured against
@@ -152,8 +154,8 @@ def _measure(signal: np.ndarray, leads: list[str], result: Measurement) -> None:
     bounds = {"qrs_onset": float(onset), "qrs_offset": float(offset)}
     result.qrs_ms = (offset - onset) * 1000 / RATE
     _t_wave(beat, offset, rr, last, amplitude, bounds)
-    _p_wave(clean, centres, beat, rr, first, amplitude, bounds)
-    _intervals(bounds, result)
+    no_p = _p_wave(clean, centres, beat, rr, first, amplitude, "irregular" in result.flags, bounds)
+    _intervals(bounds, no_p, result)
     result.median_leads, levelled = amplitudes.all_leads(
         leads, beat - beat[onset - LEVEL[0] : onset - LEVEL[1]].mean(axis=0)
     )
@@ -236,8 +238,7 @@ def _filled(row: np.ndarray) -> np.ndarray:
 
 def _check_complex(beat: np.ndarray, onset: int, offset: int, amplitude: float) -> None:
     """Refuse what is no QRS complex, such as the edges of a square wave."""
-    low, high = PLAUSIBLE["qrs_ms"]
-    if onset < LEVEL[0] or offset + 30 >= len(beat) or not low <= (offset - onset) * 1000 / RATE <= high:
+    if onset < LEVEL[0] or offset + 40 >= len(beat) or not _plausible("qrs_ms", offset - onset):
         raise Unusable("no QRS complex: its boundaries cannot be told")
     step = beat[offset + 10 : offset + 30].mean(axis=0) - beat[onset - LEVEL[0] : onset - LEVEL[1]].mean(
         axis=0
@@ -258,14 +259,9 @@ def _rhythm(beats: np.ndarray, classes: np.ndarray, result: Measurement) -> None
         result.flags.append("irregular")
 
 
-def _set(result: Measurement, name: str, samples: float, reason: str) -> None:
-    """Set an interval, if it is plausible."""
-    value = samples * 1000 / RATE
+def _plausible(name: str, samples: float) -> bool:
     low, high = PLAUSIBLE[name]
-    if low <= value <= high:
-        setattr(result, name, float(value))
-    else:
-        result.quality[name] = reason
+    return low <= samples * 1000 / RATE <= high
 
 
 def _t_wave(
@@ -284,44 +280,56 @@ def _p_wave(
     rr: float,
     first: int,
     amplitude: float,
+    irregular: bool,
     bounds: dict[str, float],
-) -> None:
-    """Find the P wave, and make sure that the single beats have it."""
+) -> str | None:
+    """Find the P wave, and make sure that the single beats have it; if not, return the reason."""
     onset = int(bounds["qrs_onset"])
     held = waves.hold(beat, onset)
     low = filters.zero_phase(held, _filter("lowpass", (25.0,), 2, 60))
     begin = max(first, onset - 160, int(bounds["t_offset"] - rr) + 5 if "t_offset" in bounds else 0)
     peak, start, end = waves.p_bounds(low, onset, begin)
     if peak < 0 or start < 0 or end <= start:
-        return
+        return "no P waves"
     height = low[peak] - 0.5 * (low[round(start)] + low[min(round(end), onset)])
     if np.sqrt((height**2).sum()) < max(P_LEAST * amplitude, P_LEAST_MV):
-        return
+        return "no P waves"
     around = max(0, peak - 35), min(onset - 2, peak + 35)
-    if beat_kernels.agreement(clean, centres, beat, *around) >= SAME_P:
-        bounds |= {"p_onset": start, "p_offset": end, "p_peak": float(peak)}
+    least = SAME_P_IRREGULAR if irregular else SAME_P
+    if beat_kernels.agreement(clean, centres, beat, *around) < least:
+        return "no P waves"
+    if waves.earlier_copy(low, peak, first) >= FLUTTER:
+        return "flutter waves"
+    bounds |= {"p_onset": start, "p_offset": end, "p_peak": float(peak)}
+    return None
 
 
-def _intervals(bounds: dict[str, float], result: Measurement) -> None:
+def _intervals(bounds: dict[str, float], no_p: str | None, result: Measurement) -> None:
     """P, PR, QT and QTc, or why not."""
     onset = bounds["qrs_onset"]
     rate, qrs = result.rate_bpm or 0.0, result.qrs_ms or 0.0
     if qrs > WIDE and rate > FAST:
-        for name in ("p_onset", "p_offset", "p_peak", "t_peak", "t_offset"):
-            bounds.pop(name, None)
+        bounds.pop("t_offset", None)
         no_p = no_t = "fast and wide complexes"
     else:
-        no_p = "paced" if "pacing spikes" in result.flags else "no P waves"
+        no_p = "paced" if no_p and "pacing spikes" in result.flags else no_p
         no_t = "no clear T waves"
-    if "p_onset" in bounds:
-        _set(result, "p_ms", bounds["p_offset"] - bounds["p_onset"], "boundaries of the P wave unclear")
-        _set(result, "pr_ms", onset - bounds["p_onset"], "boundaries of the P wave unclear")
-    else:
+    if no_p is None:
+        p, pr = bounds["p_offset"] - bounds["p_onset"], onset - bounds["p_onset"]
+        if _plausible("p_ms", p) and _plausible("pr_ms", pr):
+            result.p_ms, result.pr_ms = p * 1000 / RATE, pr * 1000 / RATE
+        else:
+            no_p = "boundaries of the P wave unclear"
+    if no_p is not None:
         result.quality |= {"p_ms": no_p, "pr_ms": no_p, "axis_p": no_p}
-    if "t_offset" in bounds:
-        _set(result, "qt_ms", bounds["t_offset"] - onset, "end of the T wave unclear")
+        for name in ("p_onset", "p_offset", "p_peak"):
+            bounds.pop(name, None)
+    if "t_offset" in bounds and _plausible("qt_ms", bounds["t_offset"] - onset):
+        result.qt_ms = (bounds["t_offset"] - onset) * 1000 / RATE
     else:
         result.quality |= {"qt_ms": no_t, "axis_t": no_t}
+        for name in ("t_peak", "t_offset"):
+            bounds.pop(name, None)
     if result.qt_ms is not None and result.rr_ms:
         result.qtcb_ms = result.qt_ms / (result.rr_ms / 1000) ** (1 / 2)
         result.qtcf_ms = result.qt_ms / (result.rr_ms / 1000) ** (1 / 3)
