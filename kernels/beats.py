@@ -163,7 +163,10 @@ def _detect_beats(band):
                 square += band[i, lead] ** 2
             if square > highest:
                 highest, beats[k] = square, i
-    return beats
+    apart = np.ones(beats.size, np.bool_)
+    for k in range(1, beats.size):  # two may have moved to the same place
+        apart[k] = beats[k] - beats[k - 1] >= reach
+    return beats[apart]
 
 
 def beat_classes(signal: np.ndarray, beats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -247,7 +247,8 @@ def detect_beats(band):
     least = 0.6 * np.median(energy[kept]) if kept else 0
     kept = [i for i in kept if 85 <= i < n - 85 or energy[i] >= least]
     square = (band**2).sum(axis=1)
-    return [max(0, i - 35) + int(np.argmax(square[max(0, i - 35) : i + 36])) for i in kept]
+    beats = [max(0, i - 35) + int(np.argmax(square[max(0, i - 35) : i + 36])) for i in kept]
+    return [b for k, b in enumerate(beats) if not k or b - beats[k - 1] >= 50]
 
 
 def correlation(a, b):

@@ -8,6 +8,7 @@ from ecgbyte_cli.signal.measurement import Amplitudes, Measurement
 FLAT = 0.03  # mV: the noise from peak to peak that IEC 60601-2-25 allows an electrocardiograph
 LARGEST = 10.0  # mV: no QRS complex on the skin is as high
 ST_AFTER = 30  # samples at 500 Hz: 60 ms
+P_TURNED = 0.02  # mV
 T_NEAR = 30  # samples: 60 ms
 TOO_SMALL = "amplitude too small in I and III"
 
@@ -120,7 +121,7 @@ def _axes(
             else:
                 setattr(result, name, _axis(vector[0], vector[1]))
     # P and QRS upside down in I, but not in V6, which the arms do not reach
-    turned = net[0] < 0 and p_net[0] is not None and p_net[0] < -FLAT
+    turned = net[0] < 0 and p_net[0] is not None and p_net[0] < -P_TURNED
     if turned and "V6" in heights and sum(heights["V6"]) > 0:
         result.flags.append("arm leads reversed")
 

@@ -177,7 +177,7 @@ def _beats(
         return beat_kernels.detect_beats(band[:, fine] if fine.any() else band), fine
 
     beats, fine = detect(signal)
-    spikes = mains.find_spikes(signal)
+    spikes = mains.find_spikes(signal[:, fine] if fine.any() else signal)
     if spikes.size:
         blanked = mains.blank(signal, spikes)
         paced, its_fine = detect(blanked)

@@ -23,14 +23,14 @@ PART = 64  # recordings that are done together, and lost together if the run is 
 MOST_SHOWN = 20  # recordings on the terminal
 MOST_NOTES = 10  # skipped recordings that are named there
 SHOWN = {  # of the table on the terminal
-    "rate_bpm": "rate /min",
-    "p_ms": "P ms",
-    "pr_ms": "PR ms",
-    "qrs_ms": "QRS ms",
-    "qt_ms": "QT ms",
-    "qtcb_ms": "QTcB ms",
-    "qtcf_ms": "QTcF ms",
-    "axis_qrs": "axis °",
+    "rate_bpm": "rate",
+    "p_ms": "P",
+    "pr_ms": "PR",
+    "qrs_ms": "QRS",
+    "qt_ms": "QT",
+    "qtcb_ms": "QTcB",
+    "qtcf_ms": "QTcF",
+    "axis_qrs": "axis",
 }
 
 
@@ -240,7 +240,7 @@ def _show(rows: list[dict]) -> None:
         return "–" if value is None else f"{value:.0f}"
 
     several = any(row["segment"] for row in rows)
-    header = ("record", *(("start s",) if several else ()), *SHOWN.values(), "flags")
+    header = ("record", *(("start",) if several else ()), *SHOWN.values(), "flags")
     table(
         [
             (
@@ -260,6 +260,7 @@ def _show(rows: list[dict]) -> None:
         if row["quality"]:
             where = f" at {row['start']:g} s" if several else ""
             say(printable(f"{row['record']}{where}: {row['quality']}"))
+    say("Rate in beats per minute, intervals in ms, axis of the QRS complex in degrees.")
     say("Research use only: no medical device.")
 
 
