@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ecgbyte_cli.questions.question_file import Question, read_questions
     from ecgbyte_cli.readers import Recording, Unusable, find, read
     from ecgbyte_cli.signal.corpus import learn_merges
+    from ecgbyte_cli.signal.measure import measure
+    from ecgbyte_cli.signal.measurement import Measurement
     from ecgbyte_cli.signal.preprocess import segments
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
     from ecgbyte_cli.storage.workdir import WorkDir
@@ -38,6 +40,8 @@ _FACE = {  # name to the module that it is in, and what it is called there
     "read": ("readers", "read"),
     "learn_merges": ("signal.corpus", "learn_merges"),
     "segments": ("signal.preprocess", "segments"),
+    "measure": ("signal.measure", "measure"),
+    "Measurement": ("signal.measurement", "Measurement"),
     "ECGTokenizer": ("signal.tokenizer", "ECGTokenizer"),
     "WorkDir": ("storage.workdir", "WorkDir"),
 }
@@ -46,6 +50,7 @@ __all__ = [
     "ECGLM",
     "ECGTokenizer",
     "Failure",
+    "Measurement",
     "Prompt",
     "Question",
     "Recording",
@@ -54,6 +59,7 @@ __all__ = [
     "find",
     "learn_merges",
     "load_model",
+    "measure",
     "read",
     "read_questions",
     "score",

@@ -5,6 +5,7 @@ from ecgbyte_cli.runtime.interrupts import EndingAtOnce
 COMMANDS = {
     "synth": "Write synthetic 12-lead records with questions and answers.",
     "questions": "Make questions and answers from what a data set says.",
+    "measure": "Measure rate, intervals, axes and amplitudes of recordings.",
     "symbolize": "Turn recordings into letters.",
     "learn": "Learn merges from letters (also: learn-merges).",
     "encode": "Turn letters into token ids.",

@@ -33,6 +33,8 @@ class PartialResults:
         What the parts depend on.
     overwrite : bool
         Whether parts made with other settings may be removed.
+    elsewhere : str
+        What to do instead, for the message.
 
     Raises
     ------
@@ -40,14 +42,13 @@ class PartialResults:
         If there are parts made with other settings, and `overwrite` is false.
     """
 
-    def __init__(self, folder, settings, overwrite=False):
+    def __init__(self, folder, settings, overwrite=False, elsewhere="use another --work folder"):
         self.folder = folder
         self.made_with = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         if any(not path.name.endswith(f".{self.made_with}.part") for path in folder.glob("*.part")):
             if not overwrite:
                 raise Failure(
-                    f"{folder} holds an interrupted run with other settings: "
-                    "add --overwrite, or use another --work folder"
+                    f"{folder} holds an interrupted run with other settings: add --overwrite, or {elsewhere}"
                 )
             self.remove()
 
