@@ -660,7 +660,9 @@ def test_groups_are_at_their_own_times(grouped):
         )
         for j, i in enumerate(range(0, 12, 3))
     ]
-    read = readers.read_recording(grouped([*groups, (["II"], signal[1:2], {"MultiplexGroupTimeOffset": "0.3"})]))
+    read = readers.read_recording(
+        grouped([*groups, (["II"], signal[1:2], {"MultiplexGroupTimeOffset": "0.3"})])
+    )
     assert sorted(read.leads) == sorted(TWELVE) and read.signal.shape == signal.shape
     for name, row in zip(read.leads, read.signal, strict=True):
         place = TWELVE.index(name)
@@ -669,7 +671,11 @@ def test_groups_are_at_their_own_times(grouped):
         assert np.abs(row[begin:end] - signal[place, begin:end]).max() < 6e-4
     for late in ("0.001", "1e12"):
         path = grouped([groups[0], (groups[1][0], groups[1][1][:, :300], {"MultiplexGroupTimeOffset": late})])
-        assert late == "0.001" and readers.read_recording(path).signal.shape == (6, 500) or "too large" in reason(path)
+        assert (
+            late == "0.001"
+            and readers.read_recording(path).signal.shape == (6, 500)
+            or "too large" in reason(path)
+        )
     read = readers.read_recording(grouped([groups[3]]))
     assert read.start == datetime(2020, 1, 1, 0, 0, 3) and np.isfinite(read.signal).all()
     path = grouped([groups[0], (groups[1][0], groups[1][1], {})])
@@ -700,7 +706,9 @@ def test_a_channel_that_is_late_is_refused(grouped, skew):
 def test_samples_in_either_byte_order(grouped, big, kind, form, vr, zero):
     signal = wave(12, 1)
     signal[3, 300:500] = np.nan  # as the padding value
-    read = readers.read_recording(grouped([(TWELVE, signal, {})], big=big, kind=kind, form=form, vr=vr, zero=zero))
+    read = readers.read_recording(
+        grouped([(TWELVE, signal, {})], big=big, kind=kind, form=form, vr=vr, zero=zero)
+    )
     assert np.array_equal(np.isnan(read.signal), np.isnan(signal))
     assert np.nanmax(np.abs(read.signal - signal)) < (6e-4 if form[1] == "2" else 0.011)
 

@@ -169,7 +169,10 @@ def test_any_bytes_are_read_as_wfdb_reads_them(tmp_path, form, frames):
     (tmp_path / "x.dat").write_bytes(data.tobytes())
     lines = [f"x.dat {form}x{frame}+12 200(7)/mV 16 0 {i * 5} 0 0 lead {i}" for i, frame in enumerate(frames)]
     (tmp_path / "x.hea").write_text("\n".join([f"x {len(frames)} 100 150", *lines]))
-    read, theirs = readers.read_recording(tmp_path / "x"), wfdb.rdrecord(str(tmp_path / "x"), smooth_frames=False)
+    read, theirs = (
+        readers.read_recording(tmp_path / "x"),
+        wfdb.rdrecord(str(tmp_path / "x"), smooth_frames=False),
+    )
     assert read.fs == 100 * frames[0] and read.leads == theirs.sig_name
     assert np.allclose(read.signal, theirs.e_p_signal, 1e-6, 1e-6, True)
 
@@ -554,10 +557,15 @@ def test_units_of_files_that_say_none(tmp_path, units, scale):
                 file["tracings"].attrs["unit"] = said
     for name in ("a.csv", "b.npy", "c.npz", "f.h5"):
         assert np.allclose(
-            readers.read_recording(tmp_path / name, 500, units=units).signal, signal * scale, 1e-4, 1e-4 * scale
+            readers.read_recording(tmp_path / name, 500, units=units).signal,
+            signal * scale,
+            1e-4,
+            1e-4 * scale,
         )
     for name in ("d.npz", "g.h5"):
-        assert np.allclose(readers.read_recording(tmp_path / name, 500, units=units).signal, signal, 1e-4, 1e-4)
+        assert np.allclose(
+            readers.read_recording(tmp_path / name, 500, units=units).signal, signal, 1e-4, 1e-4
+        )
     assert readers.read_recording(tmp_path / "e.npz", 500).leads == LEADS[:6]
 
 

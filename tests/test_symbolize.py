@@ -65,7 +65,9 @@ def test_real_recordings(ecgbyte, real_data, tmp_path):
     assert symbols.max() == 25 and symbols.min() == 0
     assert segments["offset"] == list(range(0, symbols.size, 30000)) and skipped == {"path": [], "reason": []}
     # the range is the corpus' percentiles, as numpy has them
-    read = [preprocess.segments(readers.read_recording(path), about["signal"])[0][1] for path in segments["path"]]
+    read = [
+        preprocess.segments(readers.read_recording(path), about["signal"])[0][1] for path in segments["path"]
+    ]
     p1, p99 = np.percentile(np.stack(read).astype(float), [1, 99])
     quantizer = about["signal"]["quantizer"]
     assert abs(quantizer["lo"] - p1 + 0.5) < 1e-9 and abs(quantizer["hi"] - p99 - 0.5) < 1e-9
@@ -109,7 +111,9 @@ def test_profile_elm_takes_each_segments_own_range(ecgbyte, many, tmp_path):
     symbols, segments, _, about = results(tmp_path / "work")
     quantizer = {"name": "minmax", "levels": 26, "lo": None, "hi": None, "margin": 1e-6}
     assert about["signal"]["quantizer"] == quantizer and about["signal"]["profile"] == "elm"
-    cut = dict(preprocess.segments(readers.read_recording(segments["path"][0]), about["signal"]))[segments["start"][0]]
+    cut = dict(preprocess.segments(readers.read_recording(segments["path"][0]), about["signal"]))[
+        segments["start"][0]
+    ]
     assert np.array_equal(naive.letters_by_own_range(cut, 26, 1e-6).ravel(), symbols[:400])
     assert (segments["lo"][0], segments["hi"][0]) == (cut.min(), cut.max())
     # another quantizer may follow the same profile, and the quantizer with another profile is as it always was
