@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ecgbyte_cli.model.model_folder import load_model
     from ecgbyte_cli.model.prompt import Prompt
     from ecgbyte_cli.questions.question_file import Question, read_questions
-    from ecgbyte_cli.readers import Recording, Unusable, find, read
+    from ecgbyte_cli.readers import Recording, Unusable, find
+    from ecgbyte_cli.readers import read_recording as read
     from ecgbyte_cli.signal.corpus import learn_merges
     from ecgbyte_cli.signal.measure import measure
     from ecgbyte_cli.signal.measurement import Measurement
@@ -37,7 +38,7 @@ _FACE = {  # name to the module that it is in, and what it is called there
     "Recording": ("readers", "Recording"),
     "Unusable": ("readers", "Unusable"),
     "find": ("readers", "find"),
-    "read": ("readers", "read"),
+    "read": ("readers", "read_recording"),
     "learn_merges": ("signal.corpus", "learn_merges"),
     "segments": ("signal.preprocess", "segments"),
     "measure": ("signal.measure", "measure"),

@@ -22,7 +22,7 @@ from ecgbyte_cli.inference.batch_answering import PromptSet
 from ecgbyte_cli.model import model_folder
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.questions import findings, question_file
+from ecgbyte_cli.questions import findings, question_file, question_segments
 from ecgbyte_cli.questions.labels import NO, YES, derive_labels
 from ecgbyte_cli.questions.sources import ptbxl
 from ecgbyte_cli.stages.finetune import finetune
@@ -134,7 +134,7 @@ def scores(work, qa):
     lm, text_tokenizer, tokenizer, about = model_folder.load_model(work.model, "cpu")
     prompts = PromptSet(Prompt(text_tokenizer, lm.layout), tokenizer, about["prompt_tokens"])
     ids, places = read_array(work.tokens), read_table(work.token_segments)
-    joined, _ = question_file.join_segments(
+    joined, _ = question_segments.join_segments(
         question_file.read_questions(qa), read_table(work.symbol_segments)
     )
     asked = [question for question, *_, split in joined if split == "val"]

@@ -84,7 +84,7 @@ def make_corpus(work, size, real, out):
         "fill_nan": None,
     }
     found, _ = readers.find(real)
-    base = [part for path in found for _, part in preprocess.segments(readers.read(path), signal)]
+    base = [part for path in found for _, part in preprocess.segments(readers.read_recording(path), signal)]
     base = np.stack(base).astype(np.float32)
     low, high = np.percentile(base[:200], [1, 99]) + [-0.5, 0.5]
     signal["quantizer"] = {"name": "paper", "levels": LEVELS, "lo": low, "hi": high}

@@ -92,7 +92,7 @@ def ours(paths):
     spent, out = np.zeros(5), []
     for path in paths:
         times = [time.perf_counter()]
-        recording = readers.read(path)
+        recording = readers.read_recording(path)
         signal = preprocess.pick(recording, preprocess.LEADS)
         times.append(time.perf_counter())
         designs = [f for f, _ in preprocess.paper_filters(recording.fs)[0]]

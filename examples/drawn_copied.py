@@ -76,7 +76,7 @@ def main():
     paths = sorted(options.drawn.rglob("*.hea"))
     random = np.random.default_rng(0)
     paths = [paths[i] for i in np.sort(random.permutation(len(paths))[:MOST])]
-    drawn = spectra(np.stack([readers.read(path).signal for path in paths]))
+    drawn = spectra(np.stack([readers.read_recording(path).signal for path in paths]))
     held_out = of("val")[0]
     held_out = held_out[np.sort(random.permutation(len(held_out))[:MOST])]
     print(

@@ -64,7 +64,7 @@ def measured(paths, leads=("II", "V1")):
     """Rate and variation of the intervals of some recordings, (n, 2)."""
     rows = []
     for path in paths:
-        recording = readers.read(path)
+        recording = readers.read_recording(path)
         signal = preprocess.pick(recording, list(leads))
         at, _ = beats(preprocess.resample(signal, recording.fs, 100), 100)
         intervals = np.diff(at) / 100

@@ -44,7 +44,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import IGNORED, Prompt
-from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.sources import wfdb_headers
 from ecgbyte_cli.storage.files import read_json, read_table, write_json
 from ecgbyte_cli.training.dataset import SampleBuilder
@@ -454,7 +454,7 @@ def elsewhere(folder, work, path):
     source = wfdb_headers.read_headers([str(Path(folder) / f"{name}.hea") for name in names], folder)
     ask_about(path, source.facts)
     table = {"record": names, "patient": names, "split": ["test"] * len(names)}
-    questions, _ = question_file.join_segments(question_file.read_questions(path), table)
+    questions, _ = question_segments.join_segments(question_file.read_questions(path), table)
     return letters, [question for question, *_ in questions], names
 
 
@@ -464,7 +464,7 @@ def elsewhere(folder, work, path):
 def sides(work, qa):
     """The questions of each side of the split, and the patient of each segment."""
     table = read_table(work.symbol_segments)
-    joined, _ = question_file.join_segments(question_file.read_questions(qa), table)
+    joined, _ = question_segments.join_segments(question_file.read_questions(qa), table)
     asked = {name: [q for q, *_, split in joined if split == name] for name in ("train", "val", "test")}
     return asked, table["patient"]
 

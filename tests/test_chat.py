@@ -151,7 +151,7 @@ def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsy
 
 
 def segments_of(conversation, path):
-    recording = readers.read(path)
+    recording = readers.read_recording(path)
     return recording, preprocess.segments(recording, conversation.reader.tokenizer.signal)
 
 
@@ -355,7 +355,7 @@ def test_the_heart_rate_agrees_with_the_truth_of_synthetic_records(small, conver
 def test_the_heart_rate_of_real_recordings(real_data):
     # counted by eye in lead II; the second has complexes that point down, 0.4 mV high
     for path, rate in (("cinc2021/HR06002", 41), ("wfdb/s0010_re", 82)):
-        recording = readers.read(real_data / path)
+        recording = readers.read_recording(real_data / path)
         signal = preprocess.pick(recording, ["II"])[0, : int(10 * recording.fs)].astype(float)
         beats = terminal.find_beats(signal, recording.fs)
         found = 60 * (len(beats) - 1) * recording.fs / (beats[-1] - beats[0])
@@ -521,7 +521,7 @@ def test_attention_draws_what_explains_the_last_answer(
 
 
 def test_a_recording_that_does_not_say_its_rate(small, record, tmp_path, ecgbyte):
-    recording = readers.read(record)
+    recording = readers.read_recording(record)
     np.savetxt(
         tmp_path / "x.csv", recording.signal.T, "%.3f", ",", header=",".join(recording.leads), comments=""
     )

@@ -35,7 +35,7 @@ def test_the_errors_are_those_of_the_written_records(work, ecgbyte):
         record = wfdb.rdrecord(str(header.with_suffix("")))
         assert record.sig_name == ["II", "V1"] and record.fs == 100 and record.fmt == ["16"] * 2
         i = int(header.stem.rpartition("_")[2])
-        original = readers.read(segments["path"][i])
+        original = readers.read_recording(segments["path"][i])
         assert record.comments[:-1] == original.comments
         ((_, x),) = preprocess.segments(original, settings)
         difference = record.p_signal.T - x

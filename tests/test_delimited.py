@@ -42,7 +42,7 @@ def table(
 def read(folder, text, fs=500, encoding="utf-8", **more):
     path = folder / "t.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
-    return readers.read(path, fs, **more)
+    return readers.read_recording(path, fs, **more)
 
 
 def refusal(folder, text, fs=500, **more):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import item_formats, question_file
+from ecgbyte_cli.questions import item_formats, question_file, question_segments
 
 PLACES = {
     "record": ["12662_hr", "05742_hr", "44111511", "43593674", "1109348"],
@@ -24,7 +24,7 @@ def read(path, *items):
 
 def joined(questions):
     """The segments that questions are about; all are found."""
-    found, unmatched = question_file.join_segments(questions, PLACES)
+    found, unmatched = question_segments.join_segments(questions, PLACES)
     assert not unmatched
     return [first for _, first, *_ in found]
 
@@ -103,7 +103,7 @@ def test_elm(tmp_path):
     assert [q.type for q in asked] == ["single-verify", "ECG-QA", "single-query", "code15-test"]
     assert asked[2].labels == ("a", "b") and joined(asked) == [3, 1, 1, 4]
     noise = read(tmp_path / "noise.json", {"ecg_path": "noise", "text": pairs, "name": ""})
-    assert question_file.join_segments(noise, PLACES)[0] == []  # no recording is behind it
+    assert question_segments.join_segments(noise, PLACES)[0] == []  # no recording is behind it
 
 
 def test_ecg_reasoning_benchmark(tmp_path):

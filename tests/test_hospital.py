@@ -89,7 +89,7 @@ def aecg(signal, fs=500):
 
 def reason(path):
     with pytest.raises(Unusable) as caught:
-        readers.read(path)
+        readers.read_recording(path)
     return caught.value.message
 
 
@@ -104,7 +104,7 @@ def hospital_data(real_data):
 def test_the_same_ecg_in_three_formats(hospital_data):
     """As SCP-ECG, aECG and DICOM: equal to the sample."""
     scp, aecg, dicom = (
-        readers.read(hospital_data / name)
+        readers.read_recording(hospital_data / name)
         for name in ("ecgtoolkit_Example.scp", "fda_subject1_0.xml", "ecgtoolkit_Example.dcm")
     )
     assert scp.fs == aecg.fs == dicom.fs == 500 and scp.signal.shape == (12, 5000)
@@ -116,7 +116,7 @@ def test_the_same_ecg_in_three_formats(hospital_data):
 def test_muse_against_numbers_decoded_here(hospital_data):
     text = (hospital_data / "muse_example.xml").read_text(encoding="latin-1")
     rhythm = next(w for w in text.split("<Waveform>")[1:] if "<WaveformType>Rhythm" in w)
-    read = readers.read(hospital_data / "muse_example.xml")
+    read = readers.read_recording(hospital_data / "muse_example.xml")
     seen = 0
     for lead in rhythm.split("<LeadData>")[1:]:
         name, scale, data = (
@@ -186,7 +186,7 @@ def test_nobody_is_named(hospital_data, tmp_path, ecgbyte):
 def test_round_trip(tmp_path, name, write, step):
     signal = wave()
     (tmp_path / f"{name}.xml").write_bytes(write(signal))
-    read = readers.read(tmp_path / f"{name}.xml")
+    read = readers.read_recording(tmp_path / f"{name}.xml")
     assert read.leads == LEADS and read.fs == 500 and read.signal.shape == signal.shape
     assert np.abs(read.signal - signal).max() <= step / 2 + 1e-6
 
@@ -194,14 +194,14 @@ def test_round_trip(tmp_path, name, write, step):
 def test_the_rhythm_is_read_and_not_the_median_beat(tmp_path):
     signal = wave()
     (tmp_path / "both.xml").write_bytes(muse(signal, median=np.ones((8, 600), np.float32)))
-    assert readers.read(tmp_path / "both.xml").signal.shape == signal.shape
+    assert readers.read_recording(tmp_path / "both.xml").signal.shape == signal.shape
     (tmp_path / "median.xml").write_bytes(muse(wave(seconds=1), rhythm="Median"))
     assert reason(tmp_path / "median.xml")
 
 
 def test_what_is_told_and_what_is_not(tmp_path):
     (tmp_path / "m.xml").write_bytes(muse(wave()))
-    read = readers.read(tmp_path / "m.xml")
+    read = readers.read_recording(tmp_path / "m.xml")
     assert read.comments == ["Age: 61", "Sex: Female", "Statement: Sinus rhythm"]
     assert read.identity["Patient"] == "44556677" and read.identity["Birth date"] == "1959-03-09"
 
@@ -275,7 +275,7 @@ def test_mutated_exports_are_read_or_refused(tmp_path, real_data):
         began = time.process_time()
         try:
             with warnings.catch_warnings():
-                read = readers.read(path)
+                read = readers.read_recording(path)
             assert read.signal.dtype == np.float32 and len(read.leads) == len(read.signal)
         except Unusable as error:
             assert error.message and "\n" not in error.message
@@ -354,7 +354,7 @@ def test_scp_leads_are_at_their_own_times(tmp_path):
     signal, path = wave(4, 4), tmp_path / "r.scp"
     parts = [signal[0, :500], signal[1, :500], signal[2, 500:1200], signal[3, 600:1000]]
     path.write_bytes(scp(parts, [1, 1, 501, 601]))
-    read = readers.read(path)
+    read = readers.read_recording(path)
     assert read.signal.shape == (4, 1200) and read.leads == LEADS[:4]
     for row, whole, (begin, end) in zip(
         read.signal, signal, [(0, 500), (0, 500), (500, 1200), (600, 1000)], strict=True
@@ -362,7 +362,7 @@ def test_scp_leads_are_at_their_own_times(tmp_path):
         assert np.flatnonzero(np.isfinite(row)).tolist() == list(range(begin, end))
         assert np.abs(row[begin:end] - whole[begin:end]).max() < 6e-4
     path.write_bytes(scp(list(signal), [301] * 4))
-    assert np.isfinite(readers.read(path).signal).all()
+    assert np.isfinite(readers.read_recording(path).signal).all()
     path.write_bytes(scp([row[:10] for row in signal], [1, 1, 1, 2**31]))
     assert reason(path).startswith("too large")
     # three at a time, says the file, and not which
@@ -372,9 +372,9 @@ def test_scp_leads_are_at_their_own_times(tmp_path):
 
 def test_rates_are_read_as_the_file_says_them(tmp_path):
     (tmp_path / "r.scp").write_bytes(scp(list(wave(2, 2)), [1, 1], interval=3000))
-    assert readers.read(tmp_path / "r.scp").fs == pytest.approx(1000 / 3)
+    assert readers.read_recording(tmp_path / "r.scp").fs == pytest.approx(1000 / 3)
     (tmp_path / "r.xml").write_bytes(aecg(wave(), fs=250.5))
-    assert readers.read(tmp_path / "r.xml").fs == pytest.approx(250.5)
+    assert readers.read_recording(tmp_path / "r.xml").fs == pytest.approx(250.5)
 
 
 @pytest.mark.parametrize("second", [4000, 5000, 400, 0])
@@ -387,7 +387,7 @@ def test_mfer_frames_that_do_not_follow_each_other_are_refused(tmp_path, second)
 def test_mfer_frames(tmp_path):
     signal, path = wave(8, 4), tmp_path / "r.mwf"
     path.write_bytes(mfer([signal[:, :1000], signal[:, 1000:]], [0, 1000]))
-    read = readers.read(path)
+    read = readers.read_recording(path)
     assert read.fs == 500 and np.abs(read.signal - signal).max() < 6e-4
     path.write_bytes(mfer([signal[:, :1000], signal[:, 1000:]], [0, 1000], step=(0, -6, 2)))
     assert "are not loaded" in reason(path)
@@ -395,7 +395,7 @@ def test_mfer_frames(tmp_path):
     path.write_bytes(mfer(three, [0, 1000, 1300], kinds=(1, 9, 1)))
     assert reason(path).startswith("samples missing")
     path.write_bytes(mfer([signal], [0], skew=1000))
-    assert readers.read(path).signal.shape == signal.shape
+    assert readers.read_recording(path).signal.shape == signal.shape
     path.write_bytes(mfer([signal], [0], skew=500_000))
     assert reason(path).startswith("leads not together")
 
@@ -416,7 +416,7 @@ def test_leads_of_muse_at_unlike_times(tmp_path):
     (tmp_path / "m.xml").write_text(late)
     assert reason(tmp_path / "m.xml").startswith("leads not together")
     (tmp_path / "m.xml").write_text(text.replace("<LeadID>", "<LeadTimeOffset>0</LeadTimeOffset><LeadID>"))
-    assert readers.read(tmp_path / "m.xml").signal.shape == (8, 5000)
+    assert readers.read_recording(tmp_path / "m.xml").signal.shape == (8, 5000)
     both = text.replace("</RestingECG>", text[text.index("<Waveform>") : text.index("</RestingECG>") + 13])
     (tmp_path / "m.xml").write_text(both)
     assert "Additional rhythm" in reason(tmp_path / "m.xml")
@@ -442,7 +442,7 @@ def test_an_aecg_with_a_second_time_axis_is_refused(tmp_path):
     (tmp_path / "a.xml").write_text(text.replace(chest, axis.replace("101112", "101122") + chest))
     assert "more than one time axis" in reason(tmp_path / "a.xml")
     (tmp_path / "a.xml").write_text(text.replace(chest, axis.replace("ABSOLUTE", "RELATIVE") + chest))
-    assert readers.read(tmp_path / "a.xml").signal.shape == (8, 1000)
+    assert readers.read_recording(tmp_path / "a.xml").signal.shape == (8, 1000)
 
 
 def test_warnings_that_are_not_known_refuse_a_file(tmp_path, monkeypatch):
@@ -466,9 +466,9 @@ def test_warnings_that_are_not_known_refuse_a_file(tmp_path, monkeypatch):
         "Mortara TYPICAL_CYCLE has no scale",
     ):
         warn(text)
-        assert readers.read(tmp_path / "m.xml").fs == 500
+        assert readers.read_recording(tmp_path / "m.xml").fs == 500
     warn("soon to go", DeprecationWarning)
-    assert readers.read(tmp_path / "m.xml").fs == 500
+    assert readers.read_recording(tmp_path / "m.xml").fs == 500
 
 
 def test_samples_of_a_lead_that_came_off_are_missing(tmp_path):
@@ -481,7 +481,7 @@ def test_samples_of_a_lead_that_came_off_are_missing(tmp_path):
     struct.pack_into("<h12h12h12h", head, 156, 2, 1, 2, *[-9] * 10, *[1] * 12, *[1000] * 12)
     struct.pack_into("<h", head, 272, 500)
     (tmp_path / "h.ecg").write_bytes(bytes(head) + counts.tobytes())
-    read = readers.read(tmp_path / "h.ecg")
+    read = readers.read_recording(tmp_path / "h.ecg")
     assert np.flatnonzero(np.isnan(read.signal[1])).tolist() == list(range(100, 300))
     assert (
         np.abs(np.delete(read.signal, range(100, 300), 1) - np.delete(wave(2, 2), range(100, 300), 1)).max()
@@ -519,7 +519,7 @@ def test_a_patient_is_a_hash_that_the_key_decides(tmp_path, ecgbyte):
 
 def test_identity_is_told_to_who_asks_for_it(tmp_path):
     (tmp_path / "m.xml").write_bytes(muse(wave()))
-    kept = readers.read(tmp_path / "m.xml", keep_identity=True)
+    kept = readers.read_recording(tmp_path / "m.xml", keep_identity=True)
     assert (
         "Patient: 44556677" in kept.comments and "Name: Erna Umlauf" in kept.comments and kept.identity == {}
     )
@@ -554,7 +554,7 @@ def test_single_samples_of_the_padding_value_are_signal(dicom):
         group.add_new(0x5400100A, "OW", bytes(2))
         group.WaveformData = samples.tobytes()
 
-    missing = np.isnan(readers.read(dicom(change)).signal)
+    missing = np.isnan(readers.read_recording(dicom(change)).signal)
     assert missing.sum(axis=1).tolist() == [0, 50, 400, *[0] * 9]
 
 
@@ -567,7 +567,7 @@ def test_leads_are_named_by_their_codes_where_words_are_missing(dicom, form):
             channel.ChannelSourceSequence[0].CodeMeaning = "a channel"
             channel.ChannelSourceSequence[0].CodeValue = form.format(number)
 
-    assert readers.read(dicom(change)).leads == [*"I II III aVR aVL aVF V1 V2 V3 V4 V5 V6".split()]
+    assert readers.read_recording(dicom(change)).leads == [*"I II III aVR aVL aVF V1 V2 V3 V4 V5 V6".split()]
 
 
 TWELVE = "I II III aVR aVL aVF V1 V2 V3 V4 V5 V6".split()
@@ -632,10 +632,10 @@ def test_leads_in_several_groups_are_one_recording(grouped):
     signal = wave(12, 4)
     at = {"MultiplexGroupTimeOffset": "0"}
     path = grouped([(TWELVE[:6], signal[:6], at), (TWELVE[6:], signal[6:], at)])
-    read = readers.read(path)
+    read = readers.read_recording(path)
     assert read.leads == TWELVE and np.abs(read.signal - signal).max() < 6e-4
     path = grouped([(TWELVE[:6], signal[:6], {}), (TWELVE[6:], signal[6:], {})])  # no group says when
-    assert readers.read(path).leads == TWELVE
+    assert readers.read_recording(path).leads == TWELVE
     # a longer strip of one lead, and beats under their name or as what is derived, are left out
     strip, beat = np.tile(signal[1:2], 3), signal[:, :600]
     for other in (
@@ -644,7 +644,7 @@ def test_leads_in_several_groups_are_one_recording(grouped):
         ([*TWELVE, "X"], beat.repeat(2, 0)[:13], {"WaveformOriginality": "DERIVED"}),
     ):
         for groups in ([(TWELVE, signal, at), other], [other, (TWELVE, signal, at)]):
-            read = readers.read(grouped(groups))
+            read = readers.read_recording(grouped(groups))
             assert read.leads == TWELVE and np.abs(read.signal - signal).max() < 6e-4
     assert "representative beats" in reason(grouped([(TWELVE, beat, {"MultiplexGroupLabel": "Median Beat"})]))
 
@@ -660,7 +660,9 @@ def test_groups_are_at_their_own_times(grouped):
         )
         for j, i in enumerate(range(0, 12, 3))
     ]
-    read = readers.read(grouped([*groups, (["II"], signal[1:2], {"MultiplexGroupTimeOffset": "0.3"})]))
+    read = readers.read_recording(
+        grouped([*groups, (["II"], signal[1:2], {"MultiplexGroupTimeOffset": "0.3"})])
+    )
     assert sorted(read.leads) == sorted(TWELVE) and read.signal.shape == signal.shape
     for name, row in zip(read.leads, read.signal, strict=True):
         place = TWELVE.index(name)
@@ -669,8 +671,12 @@ def test_groups_are_at_their_own_times(grouped):
         assert np.abs(row[begin:end] - signal[place, begin:end]).max() < 6e-4
     for late in ("0.001", "1e12"):
         path = grouped([groups[0], (groups[1][0], groups[1][1][:, :300], {"MultiplexGroupTimeOffset": late})])
-        assert late == "0.001" and readers.read(path).signal.shape == (6, 500) or "too large" in reason(path)
-    read = readers.read(grouped([groups[3]]))
+        assert (
+            late == "0.001"
+            and readers.read_recording(path).signal.shape == (6, 500)
+            or "too large" in reason(path)
+        )
+    read = readers.read_recording(grouped([groups[3]]))
     assert read.start == datetime(2020, 1, 1, 0, 0, 3) and np.isfinite(read.signal).all()
     path = grouped([groups[0], (groups[1][0], groups[1][1], {})])
     assert "do not say when they begin" in reason(path)
@@ -683,7 +689,7 @@ def test_a_channel_that_is_late_is_refused(grouped, skew):
     signal = wave(12, 1)
     assert "skewed by" in reason(grouped([(TWELVE, signal, skew)]))
     small = {key: str(float(value) / 20) for key, value in skew.items()}
-    assert readers.read(grouped([(TWELVE, signal, small)])).signal.shape == signal.shape
+    assert readers.read_recording(grouped([(TWELVE, signal, small)])).signal.shape == signal.shape
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -700,7 +706,9 @@ def test_a_channel_that_is_late_is_refused(grouped, skew):
 def test_samples_in_either_byte_order(grouped, big, kind, form, vr, zero):
     signal = wave(12, 1)
     signal[3, 300:500] = np.nan  # as the padding value
-    read = readers.read(grouped([(TWELVE, signal, {})], big=big, kind=kind, form=form, vr=vr, zero=zero))
+    read = readers.read_recording(
+        grouped([(TWELVE, signal, {})], big=big, kind=kind, form=form, vr=vr, zero=zero)
+    )
     assert np.array_equal(np.isnan(read.signal), np.isnan(signal))
     assert np.nanmax(np.abs(read.signal - signal)) < (6e-4 if form[1] == "2" else 0.011)
 
@@ -721,8 +729,8 @@ def test_samples_of_no_known_kind_are_refused(grouped):
 
 
 def test_dicom_names_nobody(dicom):
-    read = readers.read(dicom(lambda group: None))
+    read = readers.read_recording(dicom(lambda group: None))
     assert not any(word in line for line in read.comments for word in ("642341", "Patient", "Name"))
     assert read.identity["Patient"] == "642341"
     bare = dicom(lambda group: None).rename(dicom(lambda group: None).with_suffix(""))
-    assert readers.read(bare).leads == read.leads  # recognised without an ending
+    assert readers.read_recording(bare).leads == read.leads  # recognised without an ending

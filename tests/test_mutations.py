@@ -312,7 +312,7 @@ def read_mutated(folder, count, seed, queue):
         started = time.process_time()
         for path in readers.find(place / first)[0][:5]:
             try:
-                read = readers.read(path, 250)
+                read = readers.read_recording(path, 250)
                 assert read.signal.dtype == np.float32 and read.signal.shape[0] == len(read.leads)
                 for profile in preprocess.PROFILES:
                     preprocess.segments(read, settings | {"profile": profile})

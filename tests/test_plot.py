@@ -55,7 +55,7 @@ def test_the_tokens_picture_draws_every_token_of_the_lead(small, record, ecgbyte
 def test_twelve_leads_make_the_usual_sheet(small, record):
     from ecgbyte_cli import readers
 
-    recording = readers.read(record)
+    recording = readers.read_recording(record)
     axes = figures.plot_sheet(recording.signal, recording.fs, recording.leads, "title").axes[0]
     shown = [text.get_text() for text in axes.texts]
     assert [lead for row in figures.SHEET for lead in row] == shown[:12] and shown[12] == "II"

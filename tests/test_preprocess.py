@@ -33,7 +33,7 @@ def recording(leads, seconds=10, fs=500, seed=0):
 @pytest.fixture(scope="module")
 def real_segments(real_data):
     found, _ = readers.find(real_data / "cinc2021")
-    read = [readers.read(path) for path in found]
+    read = [readers.read_recording(path) for path in found]
     return {r.name: preprocess.segments(r, SETTINGS)[0][1] for r in read}
 
 
@@ -73,7 +73,7 @@ def test_elm_agrees_with_elm(real_data, golden_elm):
     ranges = json.loads((golden_elm / "ranges.json").read_text())
     assert len(theirs.files) == 3
     for name in theirs.files:
-        recording = readers.read(real_data / "cinc2021" / f"{name}.hea")
+        recording = readers.read_recording(real_data / "cinc2021" / f"{name}.hea")
         [(_, segment)] = preprocess.segments(recording, SETTINGS | {"profile": "elm"})
         assert segment.dtype == np.float32 and np.abs(segment - theirs[name]).max() < 1e-6
         assert np.allclose([segment.min(), segment.max()], ranges[name], atol=1e-6)
@@ -325,5 +325,5 @@ def test_every_real_recording_is_in_range(real_data):
     found = [path for folder in ("cinc2021", "wfdb") for path in readers.find(real_data / folder)[0]]
     found += [real_data / "ptbxl" / "records500" / "11000" / "11813_hr"]  # has a lead at its rails
     for path in found:
-        recording = readers.read(path)
+        recording = readers.read_recording(path)
         preprocess.check_range(np.nan_to_num(recording.signal), recording.leads)

@@ -96,7 +96,7 @@ def test_leads_that_are_one_and_the_same_stay():
 
 def test_nothing_of_real_recordings_is_cut(real_data):
     for header in sorted((real_data / "cinc2021").glob("*.hea")):
-        assert readers.read(header).signal.shape[1] == 5000
+        assert readers.read_recording(header).signal.shape[1] == 5000
 
 
 def test_every_format_passes(tmp_path):
@@ -104,11 +104,11 @@ def test_every_format_passes(tmp_path):
     signal = np.concatenate([ecg(), pulse()], 1).round(3)
     rows = "\n".join(",".join(map(str, row)) for row in signal.T.tolist())
     (tmp_path / "r.csv").write_text(",".join(LEADS) + "\n" + rows)
-    assert readers.read(tmp_path / "r.csv", fs=FS).signal.shape == (12, 2500)
+    assert readers.read_recording(tmp_path / "r.csv", fs=FS).signal.shape == (12, 2500)
 
 
 def test_the_pulse_of_sierra(real_data):
     pytest.importorskip("ecgdatakit")
-    read = readers.read(real_data / "hospital" / "sierra_104_demo.xml")
+    read = readers.read_recording(real_data / "hospital" / "sierra_104_demo.xml")
     assert read.signal.shape == (12, 5300)
     assert (np.ptp(read.signal, axis=0)[-50:] > 0.05).all()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.questions import question_file, question_segments
 
 SEGMENTS = {"record": ["a", "a", "b"], "patient": ["p1", "p1", "p2"], "split": ["train", "train", "test"]}
 
@@ -32,15 +32,15 @@ def test_read_and_join(tmp_path):
         {"record": "a", "question": "q2", "answer": "y", "split": "val"},
         {"record": "c", "question": "q3", "answer": "z"},
     )
-    joined, unmatched = question_file.join_segments(question_file.read_questions(path), SEGMENTS)
+    joined, unmatched = question_segments.join_segments(question_file.read_questions(path), SEGMENTS)
     assert [(q.question, q.type, *rest) for q, *rest in joined] == [
         ("q1", "t", 2, "p2", "test"),
         ("q2", "question", 0, "p1", "val"),  # the first segment of its record, and its own split
     ]
     assert [q.record for q in unmatched] == ["c"]
-    assert question_file.describe_unmatched(unmatched, 3).startswith(
+    assert question_segments.describe_unmatched(unmatched, 3).startswith(
         "1 of 3 questions"
-    ) and "(c)" in question_file.describe_unmatched(unmatched, 3)
+    ) and "(c)" in question_segments.describe_unmatched(unmatched, 3)
 
 
 def test_ecg_qa_over_ptb_xl(real_data):
@@ -49,12 +49,12 @@ def test_ecg_qa_over_ptb_xl(real_data):
     assert len(read) == 62 and {q.split for q in read} == {"train"}
     assert {q.type for q in read} == {"single-verify", "comparison_irrelevant-query"}
     for name in ("HR06002", "06002_hr", "06002_lr"):
-        joined, unmatched = question_file.join_segments(read, segments_of("JS20000", name))
+        joined, unmatched = question_segments.join_segments(read, segments_of("JS20000", name))
         assert [(q.answer, i, split) for q, i, _, split in joined] == [("no", 1, "train")] * 2
         assert len(unmatched) == 60
     comparison = next(q for q in read if q.type.startswith("comparison"))
     assert len(comparison.records) == 2
-    joined, _ = question_file.join_segments([comparison], segments_of(*reversed(comparison.records)))
+    joined, _ = question_segments.join_segments([comparison], segments_of(*reversed(comparison.records)))
     assert joined[0][0].segments == (1, 0)
 
 
@@ -69,7 +69,7 @@ def test_ecg_qa_over_mimic_iv(tmp_path):
     assert question.records == ("43402541", "06002_hr")
     assert (question.answer, question.split) == ("pr interval; rr interval", "val")
     assert (
-        question_file.join_segments([question], segments_of("43402541", "6002"))[0] == []
+        question_segments.join_segments([question], segments_of("43402541", "6002"))[0] == []
     )  # 6002 is no name of PTB-XL's
 
 
@@ -130,7 +130,7 @@ def test_a_folder_gives_the_splits_of_its_parts_and_a_lone_file_does_not(tmp_pat
 
 def test_two_records_on_different_sides_cannot_be_compared(tmp_path):
     path = write(tmp_path / "qa.jsonl", {"record": ["a", "b"], "question": "q", "answer": "x"})
-    joined, unmatched = question_file.join_segments(question_file.read_questions(path), SEGMENTS)
+    joined, unmatched = question_segments.join_segments(question_file.read_questions(path), SEGMENTS)
     assert not joined and unmatched[0].records == ("a", "b")
 
 
@@ -251,7 +251,7 @@ TABLE = {
     ],
 )
 def test_a_record_is_found_by_its_name_or_the_end_of_its_path(name, segment):
-    joined, unmatched = question_file.join_segments(
+    joined, unmatched = question_segments.join_segments(
         [question_file.Question(name, "q", "a", "t", None)], TABLE
     )
     assert [i for _, i, *_ in joined] == ([] if segment is None else [segment])
@@ -260,9 +260,9 @@ def test_a_record_is_found_by_its_name_or_the_end_of_its_path(name, segment):
 
 def test_a_name_of_several_recordings_is_refused_and_told_of():
     asked = [question_file.Question(name, "q", "a", "t", None) for name in ("rec_1", "rec_2", "none")]
-    joined, unmatched = question_file.join_segments(asked, TABLE)
+    joined, unmatched = question_segments.join_segments(asked, TABLE)
     assert [q.record for q, *_ in joined] == ["rec_2"] and [q.record for q in unmatched] == ["rec_1", "none"]
-    said = question_file.describe_unmatched(unmatched, 3)
+    said = question_segments.describe_unmatched(unmatched, 3)
     assert "1 of 3 questions name a record that several recordings are called (rec_1)" in said
     assert "1 of 3 questions are about records that were not encoded (none)" in said
     assert "Person_02/rec_1" in said
@@ -282,31 +282,33 @@ def asked_about(record, split, question="q", answer="a"):
 )
 def test_patients_on_both_sides_of_any_pair_of_splits(one, other, said):
     table = {"record": ["a", "b", "c"], "patient": ["p", "p", "q"], "split": ["test", "test", "test"]}
-    joined, _ = question_file.join_segments(
+    joined, _ = question_segments.join_segments(
         [asked_about("a", one), asked_about("b", other), asked_about("c", other)], table
     )
-    assert question_file.split_leaks(joined, set(), "F") == [f"1 patients are {said}, as F has it: p"]
-    joined, _ = question_file.join_segments([asked_about("a", one), asked_about("c", other)], table)
-    assert question_file.split_leaks(joined, set(), "F") == []
+    assert question_segments.split_leaks(joined, set(), "F") == [f"1 patients are {said}, as F has it: p"]
+    joined, _ = question_segments.join_segments([asked_about("a", one), asked_about("c", other)], table)
+    assert question_segments.split_leaks(joined, set(), "F") == []
 
 
 def test_test_questions_about_recordings_that_the_merges_were_learned_from():
     table = {"record": ["a", "b"], "patient": ["p", "q"], "split": ["train", "test"]}
-    joined, _ = question_file.join_segments([asked_about("a", "test"), asked_about("b", "test")], table)
-    (line,) = question_file.split_leaks(joined, {"p"}, "F")
+    joined, _ = question_segments.join_segments([asked_about("a", "test"), asked_about("b", "test")], table)
+    (line,) = question_segments.split_leaks(joined, {"p"}, "F")
     assert line == (
         "1 patients of the test questions are among those whose recordings the merges were learned from: p"
     )
-    assert question_file.split_leaks(joined, set(), "F") == []
+    assert question_segments.split_leaks(joined, set(), "F") == []
 
 
 def test_test_questions_that_stand_in_training_are_counted():
     table = {"record": ["a", "b"], "patient": ["p", "q"], "split": ["train", "train"]}
     asked = [asked_about("a", "train"), asked_about("a", "test"), asked_about("b", "test")]
     asked += [asked_about("a", "test", "another")]
-    joined, _ = question_file.join_segments(asked, table)
-    assert question_file.count_seen_in_training(joined) == 1
-    assert "1 of 3 test questions stand in training too" in question_file.split_leaks(joined, set(), "F")[-1]
+    joined, _ = question_segments.join_segments(asked, table)
+    assert question_segments.count_seen_in_training(joined) == 1
+    assert (
+        "1 of 3 test questions stand in training too" in question_segments.split_leaks(joined, set(), "F")[-1]
+    )
 
 
 def test_answers_of_ecg_qa_stay_lists_in_one_order(tmp_path):
@@ -421,10 +423,10 @@ def test_findings_that_the_test_side_lacks_are_named():
     table = {"record": list("abc"), "patient": list("abc"), "split": ["train", "test", "test"]}
 
     def lines(*asked):
-        joined, _ = question_file.join_segments(
+        joined, _ = question_segments.join_segments(
             [question_file.Question(r, f"{t}?", a, "v", None, topic=t) for r, t, a in asked], table
         )
-        return [line for line in question_file.split_leaks(joined, table, "F") if "positives" in line]
+        return [line for line in question_segments.split_leaks(joined, table, "F") if "positives" in line]
 
     assert lines(("a", "afib", "yes"), ("a", "lvh", "yes"), ("b", "lvh", "yes"), ("b", "afib", "no")) == [
         "1 findings have no positives on the test side of the split: afib"

@@ -12,7 +12,7 @@ import pytest
 
 from ecgbyte_cli.evaluation import metrics
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import phrasings, question_file
+from ecgbyte_cli.questions import phrasings, question_file, question_segments
 from ecgbyte_cli.questions.findings import ALL_FINDINGS, FINDINGS, OF_SCP, OF_SNOMED, STATEMENTS, as_csv
 from ecgbyte_cli.questions.question_builder import build_questions
 from ecgbyte_cli.questions.sources import ptbxl
@@ -237,7 +237,7 @@ def test_what_ptb_xl_says_beside_codes(tmp_path):
         extra_beats="SVES1,alles",
         pacemaker="PACE????, nan",
     )
-    assert facts.said == {
+    assert facts.answers == {
         "age": ["90 years or older"],
         "sex": ["female"],
         "stage": ["early", "old"],
@@ -575,7 +575,7 @@ def test_the_file_is_read_and_joined(tmp_path):
     read = question_file.read_questions(tmp_path / "out" / "qa.jsonl")
     records = [f"HR{i:05d}" for i in range(len(RARE))]  # as the Challenge calls them
     segments = {"record": records, "patient": records, "split": ["train"] * len(records)}
-    joined, unmatched = question_file.join_segments(read, segments)
+    joined, unmatched = question_segments.join_segments(read, segments)
     assert len(joined) == len(read) and not unmatched
     assert {side for *_, side in joined} == {"train", "val", "test"}
     words = {q.type.rpartition("-")[2] for q in read}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import Unusable, limits, wfdb_header
-from ecgbyte_cli.readers.formats import FORMATS
+from ecgbyte_cli.readers.formats import EXTENSIONS
 from ecgbyte_cli.signal import preprocess
 
 LEADS = preprocess.LEADS
@@ -47,7 +47,7 @@ def write_wfdb(folder, name="rec", signal=None, leads=LEADS, fs=250, fmt="16", g
 
 def reason(path, **options):
     with pytest.raises(Unusable) as error:
-        readers.read(path, **options)
+        readers.read_recording(path, **options)
     return error.value.message
 
 
@@ -57,7 +57,7 @@ def reason(path, **options):
 @pytest.mark.parametrize("fmt, gain", [("16", 1000), ("212", 200), ("24", 10000), ("32", 10000), ("80", 40)])
 def test_wfdb_storage_formats(tmp_path, fmt, gain):
     signal = write_wfdb(tmp_path, fmt=fmt, gain=gain, comments=["Patient: P7", "Split: val"])
-    read = readers.read(tmp_path / "rec")
+    read = readers.read_recording(tmp_path / "rec")
     assert read.signal.dtype == np.float32 and read.signal.shape == (12, 1500)
     assert np.abs(read.signal - signal).max() <= 0.51 / gain
     assert (read.fs, read.leads, read.name) == (250, LEADS, "rec")
@@ -68,13 +68,13 @@ def test_wfdb_storage_formats(tmp_path, fmt, gain):
 def test_wfdb_units(tmp_path, units, scale):
     signal = wave()
     write_wfdb(tmp_path, signal=signal * scale, units=units, gain=1000 / scale)
-    assert np.allclose(readers.read(tmp_path / "rec").signal, signal, atol=6e-4)
+    assert np.allclose(readers.read_recording(tmp_path / "rec").signal, signal, atol=6e-4)
 
 
 def test_the_short_way_reads_what_wfdb_reads(real_data):
     found = [path for folder in ("cinc2021", "wfdb") for path in readers.find(real_data / folder)[0]]
     for path in [*found, *readers.find(real_data / "ptbxl" / "records500" / "00000")[0][:5]]:
-        ours, theirs = readers.read(path), wfdb.rdrecord(path[: -len(".hea")])
+        ours, theirs = readers.read_recording(path), wfdb.rdrecord(path[: -len(".hea")])
         keep = [i for i, unit in enumerate(theirs.units) if unit.lower() in ("mv", "uv", "v")]
         assert ours.fs == theirs.fs and ours.leads == [theirs.sig_name[i] for i in keep]
         assert np.allclose(ours.signal, theirs.p_signal[:, keep].T, rtol=1e-6, atol=1e-6)
@@ -88,7 +88,7 @@ def test_header_defaults_and_missing_samples(tmp_path):
     (tmp_path / "d.hea").write_text(
         "d 2 360 3 08:05:01 24/12/1999\nd.dat 16 0 11 10 0 0 0 MLII\nd.dat 16 100(200)/uV 11 0 0 0 0 V5\n# x\n"
     )
-    read, theirs = readers.read(tmp_path / "d"), wfdb.rdrecord(str(tmp_path / "d"))
+    read, theirs = readers.read_recording(tmp_path / "d"), wfdb.rdrecord(str(tmp_path / "d"))
     assert np.allclose(read.signal[0], [0, np.nan, 0.1], equal_nan=True)
     assert np.allclose(read.signal[1], [0.002, -0.002, -0.004])
     assert np.allclose(read.signal, theirs.p_signal.T * [[1], [1e-3]], equal_nan=True)
@@ -96,11 +96,11 @@ def test_header_defaults_and_missing_samples(tmp_path):
 
 
 def test_a_lead_without_volts_is_left_out(real_data):
-    assert readers.read(real_data / "wfdb" / "a103l").leads == ["II", "V"]
+    assert readers.read_recording(real_data / "wfdb" / "a103l").leads == ["II", "V"]
 
 
 def test_several_signal_files(real_data):
-    read = readers.read(real_data / "wfdb" / "s0010_re")
+    read = readers.read_recording(real_data / "wfdb" / "s0010_re")
     assert read.leads[:2] == ["i", "ii"] and read.leads[-1] == "vz" and read.signal.shape == (15, 38400)
 
 
@@ -120,7 +120,7 @@ def test_segments_of_a_record_are_read_with_it_and_not_again(tmp_path):
         ("part1.hea", "part of another recor"),
         ("part2.hea", "part of another recor"),
     ]
-    read = readers.read(found[0])
+    read = readers.read_recording(found[0])
     assert read.leads == ["I", "II"] and np.abs(read.signal - signal).max() < 6e-4
 
 
@@ -130,7 +130,7 @@ def test_a_gap_between_segments_is_missing_samples(tmp_path):
     (tmp_path / "v.hea").write_text("v/4 3 250 1500\nv_layout 0\npart1 700\n~ 300\npart2 500\n")
     line = "~ 0 1000/mV 16 0 0 0 0 "
     (tmp_path / "v_layout.hea").write_text(f"v_layout 3 250 0\n{line}I\n{line}II\n{line}V\n")
-    read = readers.read(tmp_path / "v")
+    read = readers.read_recording(tmp_path / "v")
     assert read.leads == ["I", "II", "V"] and read.signal.shape == (3, 1500)
     nothing = np.full((2, 300), np.nan)
     assert np.allclose(
@@ -155,7 +155,7 @@ def test_a_micro_sign_is_read_in_any_storage_format(tmp_path, fmt, sign, encodin
     (tmp_path / "rec.hea").write_bytes(
         f"{header}# Größe: 1\n".encode(encoding if sign != "UV" else "latin-1")
     )
-    read = readers.read(tmp_path / "rec")
+    read = readers.read_recording(tmp_path / "rec")
     assert np.abs(read.signal - signal).max() <= 0.51e-3 / gain and read.comment("größe") == "1"
 
 
@@ -169,7 +169,10 @@ def test_any_bytes_are_read_as_wfdb_reads_them(tmp_path, form, frames):
     (tmp_path / "x.dat").write_bytes(data.tobytes())
     lines = [f"x.dat {form}x{frame}+12 200(7)/mV 16 0 {i * 5} 0 0 lead {i}" for i, frame in enumerate(frames)]
     (tmp_path / "x.hea").write_text("\n".join([f"x {len(frames)} 100 150", *lines]))
-    read, theirs = readers.read(tmp_path / "x"), wfdb.rdrecord(str(tmp_path / "x"), smooth_frames=False)
+    read, theirs = (
+        readers.read_recording(tmp_path / "x"),
+        wfdb.rdrecord(str(tmp_path / "x"), smooth_frames=False),
+    )
     assert read.fs == 100 * frames[0] and read.leads == theirs.sig_name
     assert np.allclose(read.signal, theirs.e_p_signal, 1e-6, 1e-6, True)
 
@@ -182,7 +185,7 @@ def test_signals_of_several_rates(tmp_path):
     units = ["mV", "mV", "mV", "NU"]
     names = ["I", "II", "resp", "pleth"]
     wfdb.wrsamp("m", 62.5, units, names, e_d_signal=rows, write_dir=str(tmp_path), **more)
-    read = readers.read(tmp_path / "m")
+    read = readers.read_recording(tmp_path / "m")
     assert read.fs == 250 and read.leads == ["I", "II"] and np.abs(read.signal - signal[:2]).max() <= 0.51e-3
 
 
@@ -190,7 +193,7 @@ def test_skew_is_taken_out_or_refused(tmp_path):
     signal = write_wfdb(tmp_path, signal=wave(2), leads=["I", "II"])
     header = (tmp_path / "rec.hea").read_text()
     (tmp_path / "rec.hea").write_text(header.replace("rec.dat 16 ", "rec.dat 16:9 ", 1))
-    read = readers.read(tmp_path / "rec")
+    read = readers.read_recording(tmp_path / "rec")
     assert np.abs(read.signal[0, :-9] - signal[0, 9:]).max() < 6e-4 and np.isnan(read.signal[0, -9:]).all()
     assert np.abs(read.signal[1] - signal[1]).max() < 6e-4
     for skew in (1500, 10**9):
@@ -205,7 +208,7 @@ def test_no_date_refuses_a_signal(tmp_path, when):
     signal = write_wfdb(tmp_path, signal=wave(2), leads=["I", "II"], fmt="212", gain=200)
     header = (tmp_path / "rec.hea").read_text()
     (tmp_path / "rec.hea").write_text(header.replace("250 1500", f"250 1500 {when}"))
-    read = readers.read(tmp_path / "rec")
+    read = readers.read_recording(tmp_path / "rec")
     assert np.abs(read.signal - signal).max() < 6e-3
     assert read.start == (datetime(2020, 2, 1, 10) if when.endswith("1/2/2020") else None)
 
@@ -274,7 +277,7 @@ def test_a_segment_in_other_units(tmp_path):
     signal = write_segmented(tmp_path)
     second = (tmp_path / "part2.hea").read_text()
     (tmp_path / "part2.hea").write_bytes(second.replace("/mV", f"/{MICRO}").encode("latin-1"))
-    read = readers.read(tmp_path / "multi")
+    read = readers.read_recording(tmp_path / "multi")
     assert np.abs(read.signal[:, :700] - signal[:, :700]).max() < 6e-4
     assert np.abs(read.signal[:, 700:] * 1000 - signal[:, 700:]).max() < 6e-4
     (tmp_path / "part2.hea").write_text(second.replace(" 250 ", " 500 "))
@@ -343,7 +346,7 @@ def write_edf(path, signal, fs=250, labels=LEADS, unit="mV"):
 def test_edf(tmp_path, kind):
     signal = wave()
     write_edf(tmp_path / f"e{kind}", signal, labels=[f"ECG {lead}" for lead in LEADS])
-    read = readers.read(tmp_path / "e")
+    read = readers.read_recording(tmp_path / "e")
     assert np.abs(read.signal - signal).max() <= 8 / 2 ** (24 if kind == ".bdf" else 16)
     assert read.fs == 250 and [readers.lead_name(name) for name in read.leads] == LEADS
     assert readers.patient_of(read) == "P12" and read.start == datetime(2020, 1, 2, 3, 4, 5)
@@ -360,7 +363,7 @@ def test_edf_with_other_signals_and_a_wrong_length(tmp_path):
         edfio.EdfSignal(row, 250, label="SpO2", physical_dimension="%", physical_range=(-4, 4)),
     ]
     edfio.Edf(signals).write(path)
-    read = readers.read(path)
+    read = readers.read_recording(path)
     assert read.leads == ["II", "I"] and np.allclose(read.signal, row, atol=2e-4)
     path.write_bytes(path.read_bytes()[:-100])
     assert reason(path).startswith("signal file truncated")
@@ -370,7 +373,7 @@ def test_dicom():
     from pydicom.data import get_testdata_file
 
     path = get_testdata_file("waveform_ecg.dcm", download=False)
-    read = readers.read(path)
+    read = readers.read_recording(path)
     assert read.signal.shape == (12, 10000) and read.fs == 1000
     assert [readers.lead_name(name) for name in read.leads] == LEADS
     # 1.25 uV a step, and Einthoven holds to a step
@@ -409,7 +412,7 @@ def test_an_edf_calibration_without_a_span_is_refused_and_a_comma_understood(tmp
     signal = wave(2)
     write_edf(tmp_path / "e.edf", signal, labels=["I", "II"])
     edf_field(tmp_path / "e.edf", "physical_min", b"-4,0    ", 0)
-    assert np.abs(readers.read(tmp_path / "e.edf").signal - signal).max() < 2e-4
+    assert np.abs(readers.read_recording(tmp_path / "e.edf").signal - signal).max() < 2e-4
     edf_field(tmp_path / "e.edf", "physical_min", b"4       ", 0)
     assert "no span" in reason(tmp_path / "e.edf")
     write_edf(tmp_path / "e.edf", signal, labels=["I", "II"])
@@ -423,7 +426,7 @@ def test_a_micro_sign_in_edf(tmp_path, unit):
     write_edf(tmp_path / "e.edf", signal, labels=["I", "II"])
     for i in (0, 1):
         edf_field(tmp_path / "e.edf", "unit", unit.ljust(8), i)
-    assert np.abs(readers.read(tmp_path / "e.edf").signal * 1000 - signal).max() < 2e-4
+    assert np.abs(readers.read_recording(tmp_path / "e.edf").signal * 1000 - signal).max() < 2e-4
 
 
 @pytest.mark.parametrize("day", [b"00.00.00", b"99.99.99", b"        ", b"\xff" * 8])
@@ -431,7 +434,7 @@ def test_no_date_refuses_an_edf_signal(tmp_path, day):
     write_edf(tmp_path / "e.edf", wave(2), labels=["I", "II"])
     edf_field(tmp_path / "e.edf", 168, day)
     edf_field(tmp_path / "e.edf", 88, b"Startdate 99-XXX-9999")
-    read = readers.read(tmp_path / "e.edf")
+    read = readers.read_recording(tmp_path / "e.edf")
     assert read.start is None and read.signal.shape == (2, 1500)
 
 
@@ -460,7 +463,7 @@ def test_a_dicom_calibration_that_is_none_is_refused(dicom, name, value):
     fine = name == "ChannelBaseline" and value in ("0", None)
     fine |= name == "ChannelSensitivityCorrectionFactor" and value is None
     if fine:
-        assert readers.read(path).signal.shape == (12, 10000)
+        assert readers.read_recording(path).signal.shape == (12, 10000)
     else:
         assert re.search("sensitivity|no number", reason(path))
 
@@ -481,11 +484,11 @@ def test_csv(tmp_path, mark, kind):
     for i, (a, b, c) in enumerate(signal.T):
         lines.append(mark.join([str(i / 500), "" if i == 7 else f"{a:.4f}", f"{b:.4f}", "x", f"{c:.4f}"]))
     (tmp_path / f"t{kind}").write_text("\n".join(lines) + "\n")
-    read = readers.read(tmp_path / "t", fs=500)
+    read = readers.read_recording(tmp_path / "t", fs=500)
     assert read.fs == 500 and read.leads == ["ii", "I", "V1"]
     signal[0, 7] = np.nan
     assert np.allclose(read.signal, signal, atol=1e-6, equal_nan=True)
-    assert readers.read(tmp_path / "t").fs == 500
+    assert readers.read_recording(tmp_path / "t").fs == 500
 
 
 def write_csv(path, names, signal, more=(), encoding="utf-8"):
@@ -522,7 +525,7 @@ def test_a_unit_in_a_columns_name_is_honoured(tmp_path, pattern, scale):
     if scale is None:
         assert reason(tmp_path / "t", fs=500) == "no leads in volts"
     else:
-        read = readers.read(tmp_path / "t", 500, units="mV")  # what the file says goes before
+        read = readers.read_recording(tmp_path / "t", 500, units="mV")  # what the file says goes before
         assert [readers.lead_name(name) for name in read.leads] == ["I", "aVR", "V1"]
         assert np.abs(read.signal - signal).max() <= max(1e-5 * scale, 1e-5)
 
@@ -534,7 +537,7 @@ def test_a_unit_in_a_columns_name_is_honoured(tmp_path, pattern, scale):
 def test_a_line_of_units(tmp_path, units, encoding):
     signal = wave(4, 200)
     write_csv(tmp_path / "t.csv", ["I", "II", "ABP", "beat"], signal * 1000, [units], encoding)
-    read = readers.read(tmp_path / "t", 500)
+    read = readers.read_recording(tmp_path / "t", 500)
     assert read.leads == ["I", "II"] and np.allclose(read.signal, signal[:2], atol=1e-5)
 
 
@@ -554,11 +557,16 @@ def test_units_of_files_that_say_none(tmp_path, units, scale):
                 file["tracings"].attrs["unit"] = said
     for name in ("a.csv", "b.npy", "c.npz", "f.h5"):
         assert np.allclose(
-            readers.read(tmp_path / name, 500, units=units).signal, signal * scale, 1e-4, 1e-4 * scale
+            readers.read_recording(tmp_path / name, 500, units=units).signal,
+            signal * scale,
+            1e-4,
+            1e-4 * scale,
         )
     for name in ("d.npz", "g.h5"):
-        assert np.allclose(readers.read(tmp_path / name, 500, units=units).signal, signal, 1e-4, 1e-4)
-    assert readers.read(tmp_path / "e.npz", 500).leads == LEADS[:6]
+        assert np.allclose(
+            readers.read_recording(tmp_path / name, 500, units=units).signal, signal, 1e-4, 1e-4
+        )
+    assert readers.read_recording(tmp_path / "e.npz", 500).leads == LEADS[:6]
 
 
 def test_numpy(tmp_path):
@@ -567,12 +575,12 @@ def test_numpy(tmp_path):
     np.save(tmp_path / "b.npy", signal.T.astype(np.float32))
     np.savez_compressed(tmp_path / "c.npz", signal=signal[:2], fs=500, leads=["II", "V1"])
     for name in ("a.npy", "b.npy"):
-        read = readers.read(tmp_path / name, fs=250)
+        read = readers.read_recording(tmp_path / name, fs=250)
         assert np.allclose(read.signal, signal, atol=1e-6) and read.leads == LEADS and read.fs == 250
-    read = readers.read(tmp_path / "c.npz")
+    read = readers.read_recording(tmp_path / "c.npz")
     assert np.allclose(read.signal, signal[:2], atol=1e-6) and read.leads == ["II", "V1"] and read.fs == 500
     np.save(tmp_path / "d.npy", signal[:3])
-    assert readers.read(tmp_path / "d.npy", 250, ["a", "b", "c"]).leads == ["a", "b", "c"]
+    assert readers.read_recording(tmp_path / "d.npy", 250, ["a", "b", "c"]).leads == ["a", "b", "c"]
     assert "--lead-names" in reason(tmp_path / "d.npy", fs=250)
     np.save(tmp_path / "e.npy", np.array([{}], object), allow_pickle=True)
     assert "cannot be read" in reason(tmp_path / "e.npy", fs=250)
@@ -602,11 +610,11 @@ def test_times_of_an_array_must_be_evenly_spaced(tmp_path, times, fine):
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file["tracings"], file["time"] = wave().T[None], times
         if fine:
-            assert readers.read(tmp_path / "a.h5").signal.shape == (12, 1500)
+            assert readers.read_recording(tmp_path / "a.h5").signal.shape == (12, 1500)
         else:
             assert re.match("samples missing|header refused", reason(tmp_path / "a.h5"))
     if fine:
-        assert readers.read(tmp_path / "a.npz", fs=250).signal.shape == (12, 1500)
+        assert readers.read_recording(tmp_path / "a.npz", fs=250).signal.shape == (12, 1500)
     else:
         assert re.match("samples missing|header refused", reason(tmp_path / "a.npz", fs=250))
 
@@ -621,10 +629,10 @@ def test_hdf5_as_code15(tmp_path):
         file["tracings"], file["exam_id"] = tracings, np.array([1169160, 2873686, 0])
     found, _ = readers.find(tmp_path)
     assert [path.rpartition("/")[2] for path in found] == [f"exams.hdf5#{row}" for row in range(3)]
-    read = readers.read(found[0])
+    read = readers.read_recording(found[0])
     assert read.fs == 400 and read.name == "1169160" and read.path == found[0]
     assert np.array_equal(read.signal, signal)
-    assert readers.read(found[1]).signal.shape == (12, 4000)
+    assert readers.read_recording(found[1]).signal.shape == (12, 4000)
     assert reason(found[2]) == "no samples"
     assert "no such row" in reason(tmp_path / "exams.hdf5#3")
 
@@ -674,7 +682,7 @@ def test_every_array_of_hdf5_is_in_its_file(tmp_path, kind, name):
         assert re.search("points outside|no array|too large|no samples", reason(tmp_path / "a.h5"))
         assert readers.find(tmp_path / "a.h5")[0] == [str(tmp_path / "a.h5")]
     else:  # names do not refuse a signal
-        assert readers.read(tmp_path / "a.h5").name == "a_0"
+        assert readers.read_recording(tmp_path / "a.h5").name == "a_0"
 
 
 def test_an_hdf5_file_that_was_written_anew_is_read_anew(tmp_path):
@@ -685,7 +693,7 @@ def test_an_hdf5_file_that_was_written_anew_is_read_anew(tmp_path):
         (tmp_path / "a.h5").write_bytes((tmp_path / "new.hdf5").read_bytes())  # in its place
         os.utime(tmp_path / "a.h5", ns=(value, value))
         for path in readers.find(tmp_path / "a.h5")[0]:
-            assert (readers.read(path).signal == value).all()
+            assert (readers.read_recording(path).signal == value).all()
 
 
 @pytest.mark.parametrize(
@@ -737,7 +745,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "folder"])
-@pytest.mark.parametrize("extension", FORMATS)
+@pytest.mark.parametrize("extension", EXTENSIONS)
 def test_only_regular_files_are_opened(tmp_path, monkeypatch, kind, extension):
     monkeypatch.chdir(tmp_path)  # a socket's name must be short
     name = f"x{extension}"
@@ -807,7 +815,7 @@ def test_links_are_read_by_their_own_names(tmp_path):
         os.symlink(f"../../blobs/{i:064x}", tmp_path / "snapshot" / "a" / file.name)
     found, skipped = readers.find(tmp_path / "snapshot")
     assert found == [str(tmp_path / "snapshot" / "a" / "r0.hea")] and skipped == []
-    read = readers.read(found[0])
+    read = readers.read_recording(found[0])
     assert read.name == "r0" and np.abs(read.signal - signal).max() < 6e-4
     write_csv(tmp_path / "blobs" / "obj.csv", LEADS, signal)
     os.symlink("../blobs/obj.csv", tmp_path / "view" / "case1.csv")
@@ -892,7 +900,7 @@ def test_names_are_taken_literally(tmp_path, name):
     found, skipped = readers.find(tmp_path)
     assert len(found) == 4 and not skipped
     for path in found:
-        read = readers.read(path, 250)
+        read = readers.read_recording(path, 250)
         assert read.name in (name, f"{name}_0") and np.abs(read.signal - signal).max() < 6e-4
         assert readers.find(path)[0] == [path]
 

@@ -113,7 +113,7 @@ def test_records_are_listed_and_found(bare, folder):
 
 def test_a_recording_is_told_as_it_was_read(bare, folder):
     number = ids(bare)[0]
-    recording = readers.read(sorted(folder.glob("*.hea"))[0])
+    recording = readers.read_recording(sorted(folder.glob("*.hea"))[0])
     told = bare.get(f"/api/records/{number}").json()
     assert (told["leads"], told["fs"], told["comments"]) == (
         recording.leads,
@@ -136,7 +136,7 @@ def test_a_recording_is_told_as_it_was_read(bare, folder):
 
 def test_a_sheet_draws_the_stretch_that_is_asked_for(bare, folder):
     number = ids(bare)[0]
-    recording = readers.read(sorted(folder.glob("*.hea"))[0])
+    recording = readers.read_recording(sorted(folder.glob("*.hea"))[0])
     name = sorted(folder.glob("*.hea"))[0].stem
     got = bare.get(f"/api/records/{number}/sheet.svg?start=3&seconds=5").text
     assert got == svg_sheet.svg_sheet(recording, 3, 5, title=name)

@@ -65,13 +65,15 @@ def test_real_recordings(ecgbyte, real_data, tmp_path):
     assert symbols.max() == 25 and symbols.min() == 0
     assert segments["offset"] == list(range(0, symbols.size, 30000)) and skipped == {"path": [], "reason": []}
     # the range is the corpus' percentiles, as numpy has them
-    read = [preprocess.segments(readers.read(path), about["signal"])[0][1] for path in segments["path"]]
+    read = [
+        preprocess.segments(readers.read_recording(path), about["signal"])[0][1] for path in segments["path"]
+    ]
     p1, p99 = np.percentile(np.stack(read).astype(float), [1, 99])
     quantizer = about["signal"]["quantizer"]
     assert abs(quantizer["lo"] - p1 + 0.5) < 1e-9 and abs(quantizer["hi"] - p99 - 0.5) < 1e-9
     # the settings are all it takes
     for path, offset in zip(segments["path"], segments["offset"], strict=True):
-        [(_, cut)] = preprocess.segments(readers.read(path), about["signal"])
+        [(_, cut)] = preprocess.segments(readers.read_recording(path), about["signal"])
         assert np.array_equal(
             preprocess.quantize(cut, quantizer)[0].ravel(), symbols[offset : offset + 30000]
         )
@@ -94,7 +96,7 @@ def test_other_quantizers(ecgbyte, many, tmp_path, quantizer):
     symbols, segments, _, about = results(tmp_path / "work")
     wide = np.array(segments["hi"]) - segments["lo"]
     for k in (0, 57, len(segments["path"]) - 1):
-        read = dict(preprocess.segments(readers.read(segments["path"][k]), about["signal"]))
+        read = dict(preprocess.segments(readers.read_recording(segments["path"][k]), about["signal"]))
         cut, told = read[segments["start"][k]], about["signal"]["quantizer"]
         letters = symbols[segments["offset"][k] :][:400].reshape(2, 200)
         assert np.array_equal(preprocess.quantize(cut, told)[0], letters)
@@ -109,7 +111,9 @@ def test_profile_elm_takes_each_segments_own_range(ecgbyte, many, tmp_path):
     symbols, segments, _, about = results(tmp_path / "work")
     quantizer = {"name": "minmax", "levels": 26, "lo": None, "hi": None, "margin": 1e-6}
     assert about["signal"]["quantizer"] == quantizer and about["signal"]["profile"] == "elm"
-    cut = dict(preprocess.segments(readers.read(segments["path"][0]), about["signal"]))[segments["start"][0]]
+    cut = dict(preprocess.segments(readers.read_recording(segments["path"][0]), about["signal"]))[
+        segments["start"][0]
+    ]
     assert np.array_equal(naive.letters_by_own_range(cut, 26, 1e-6).ravel(), symbols[:400])
     assert (segments["lo"][0], segments["hi"][0]) == (cut.min(), cut.max())
     # another quantizer may follow the same profile, and the quantizer with another profile is as it always was
@@ -127,7 +131,7 @@ def test_every_input_ends_somewhere(ecgbyte, real_data, tmp_path):
     shutil.copytree(real_data / "cinc2021", data / "cinc")
     shutil.copytree(real_data / "wfdb", data / "wfdb")
     shutil.copy(get_testdata_file("waveform_ecg.dcm", download=False), data)
-    one = readers.read(data / "cinc" / "HR06002")
+    one = readers.read_recording(data / "cinc" / "HR06002")
     write_edf(data / "edf.edf", one.signal, 500)
     text = [",".join(one.leads), *(",".join(f"{v:.4f}" for v in row) for row in one.signal.T)]
     (data / "csv.csv").write_text("\n".join(text))
@@ -621,7 +625,7 @@ def test_recordings_of_another_hospital_are_read_as_a_model_reads_them(many, tmp
     tokens, places = read_array(WorkDir(there).tokens), read_table(WorkDir(there).token_segments)
     table = read_table(WorkDir(there).symbol_segments)
     for i, path in enumerate(table["path"]):
-        start, signal = preprocess.segments(readers.read(path), tokenizer.signal)[i % 2]
+        start, signal = preprocess.segments(readers.read_recording(path), tokenizer.signal)[i % 2]
         assert start == table["start"][i]
         wanted = tokenizer.encode(signal)
         assert np.array_equal(tokens[places["offset"][i] :][: places["length"][i]], wanted)

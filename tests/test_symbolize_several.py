@@ -11,7 +11,7 @@ from test_symbolize import results, same
 from ecgbyte_cli import readers
 from ecgbyte_cli.__main__ import main
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.questions import question_segments
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.storage.files import read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -202,12 +202,12 @@ def test_what_all_recordings_of_one_data_set_name_is_no_patient_there(ecgbyte, t
 def test_questions_find_a_record_by_the_end_of_its_path(both):
     segments = read_table(WorkDir(both).symbol_segments)
     asked = [Question(name, "?", "", "", None) for name in ("synth00001", "A/synth00001", "B/synth00001")]
-    joined, [unmatched] = question_file.join_segments(asked, segments)
+    joined, [unmatched] = question_segments.join_segments(asked, segments)
     assert [patient[:2] for _, _, patient, _ in joined] == ["A/", "B/"]
     assert ["/A/" in segments["path"][first] for _, first, *_ in joined] == [True, False]
     assert unmatched.record == "synth00001" and "several recordings are called" in unmatched.problem
     pair = Question("A/synth00001", "?", "", "", "train", ("B/synth00001",))
-    [(question, *_)], [] = question_file.join_segments([pair], segments)
+    [(question, *_)], [] = question_segments.join_segments([pair], segments)
     assert len(set(question.segments)) == 2
 
 

@@ -56,7 +56,7 @@ def test_patients_labels_and_questions(tmp_path, above, encoding):
     write("record;patient", "a;15709,0", "b;13243,0")
     assert readers.read_patients(path) == {"a": ("15709", None), "b": ("13243", None)}
     write("record;afib;age;heart_rate;note", "r1;1,0;63,5;1,234;ä", "r2;0,0")
-    assert base.column_names(path) == ["record", "afib", "age", "heart_rate", "note"]
+    assert base.column_names(path, [{"record"}]) == ["record", "afib", "age", "heart_rate", "note"]
     line = above.count("\n") + 2
     assert list(base.table_rows(path)) == [
         (line, {"record": "r1", "afib": "1.0", "age": "63.5", "heart_rate": "1,234", "note": "ä"}),

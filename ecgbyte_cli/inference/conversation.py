@@ -73,7 +73,7 @@ class RecordingLoader:
     def read(self, path: str | os.PathLike) -> ECG:
         """Read, preprocess and encode a recording: the ECG of its first segment."""
         try:
-            recording = readers.read(path, self.fs, self.lead_names, self.units, self.keep_identity)
+            recording = readers.read_recording(path, self.fs, self.lead_names, self.units, self.keep_identity)
             segments = preprocess.segments(recording, self.tokenizer.signal)
         except readers.Unusable as error:
             there = error.message != "not a known format" or os.path.exists(path)

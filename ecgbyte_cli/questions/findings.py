@@ -1,6 +1,6 @@
-"""What an ECG can be said to show: statements with their codes, and the findings that models are compared by.
+"""The table of statements about ECGs with their codes, and the findings by which models are compared.
 
-This is the one table of them; examples/findings.csv is written from it, by
+examples/findings.csv is written from it, by
 
     python -m ecgbyte_cli.questions.findings > examples/findings.csv
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """Something that a data set states of an ECG by a code."""
+    """A statement about an ECG that data sets have a code for."""
 
     words: str
     topic: str
@@ -20,16 +20,15 @@ class Statement(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A finding, present where one of its statements is made."""
+    """A finding, which is present if one of its statements is."""
 
     words: str
     statements: tuple[str, ...]
 
 
-# Name, words, topic, SCP-ECG codes as PTB-XL writes them, SNOMED CT codes as the PhysioNet Challenge 2021 does.
-# Codes that the Challenge scores as one diagnosis stand in one row (CRBBB and RBBB, CLBBB and LBBB, PAC and SVPB,
-# PVC and VPB). Topics in capitals are PTB-XL's diagnostic classes. Words have no commas: those part the labels of
-# an answer.
+# Name, words, topic, SCP-ECG codes of PTB-XL, SNOMED CT codes of the PhysioNet Challenge 2021. Codes that the Challenge
+# scores as one diagnosis are in one row (CRBBB and RBBB, CLBBB and LBBB, PAC and SVPB, PVC and VPB). Topics in capitals
+# are PTB-XL's diagnostic classes. Words have no commas, which separate the labels of an answer.
 TABLE = """
 SR     | sinus rhythm                                        | rhythm | SR      | 426783006
 SBRAD  | sinus bradycardia                                   | rhythm | SBRAD   | 426177001
@@ -119,7 +118,8 @@ ELEC   | electrode problems                                  | noise  |         
 """
 
 
-def _statements():
+def _statements() -> dict[str, Statement]:
+    """Parse the table."""
     rows = [[cell.strip() for cell in line.split("|")] for line in TABLE.strip().splitlines()]
     return {
         name: Statement(words, topic, tuple(scp.split()), tuple(snomed.split()))
@@ -140,8 +140,8 @@ CLASSES = {
 }
 
 _ISCHEMIA = ("ISC", "ISCAN", "ISCAS", "ISCAL", "ISCLA", "ISCIN", "ISCIL")
-# The eighteen findings by which models are compared, in the order of examples/findings.csv. (Injury of the inferior
-# leads, INJIN and INJIL, PTB-XL's rarest, does not count as infarction here.)
+# The eighteen findings by which models are compared, in the order of examples/findings.csv. (The rare injury of the
+# inferior leads, INJIN and INJIL, does not count as infarction.)
 FINDINGS: dict[str, Finding] = {
     name: Finding(words, statements)
     for name, words, statements in (
@@ -174,12 +174,12 @@ FINDINGS: dict[str, Finding] = {
 }
 
 
-def _of_topic(topic):
+def _of_topic(topic: str) -> tuple[str, ...]:
+    """Return the statements of a topic."""
     return tuple(name for name, statement in STATEMENTS.items() if statement.topic == topic)
 
 
-# What else is asked about in words that several statements fit: whoever has sinus bradycardia has sinus rhythm, so
-# the answer is no longer the code's alone.
+# Other findings of several statements: sinus bradycardia is also sinus rhythm.
 BROAD: dict[str, Finding] = {
     "sr": Finding("sinus rhythm", ("SR", "SBRAD", "STACH", "SARRH")),
     "svtac": Finding("supraventricular tachycardia", ("SVTAC", "PSVT", "ATACH")),
@@ -195,15 +195,15 @@ BROAD: dict[str, Finding] = {
     "beats": Finding("premature beats", (*_of_topic("beats"), "BIGU", "TRIGU")),
 }
 ALL_FINDINGS = FINDINGS | BROAD
-# Findings whose own words cover every member: a source that denies "bundle branch block" denies each kind of it. The
-# other words may also be used for one member alone ("sinus rhythm" often excludes sinus bradycardia).
+# Findings whose words cover every member: a source that denies "bundle branch block" denies each kind of it. Other
+# words may stand for a single member ("sinus rhythm" often excludes sinus bradycardia).
 GENERIC = ("mi", "brady", "twa", "bbb", "cd", "hyp", "beats")
 SINUS = BROAD["sr"].statements
-OTHER_RHYTHMS = ("AFIB", "AFLT", "SVTAC", "PSVT", "ATACH")  # there is no sinus rhythm beside one of these
+OTHER_RHYTHMS = ("AFIB", "AFLT", "SVTAC", "PSVT", "ATACH")  # these exclude sinus rhythm
 
 
 def as_csv() -> str:
-    """The eighteen findings as a CSV table: finding, words, SCP codes, SNOMED CT codes."""
+    """Return the eighteen findings as a CSV table: finding, words, SCP codes, SNOMED CT codes."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["finding", "words", "scp", "snomed"])

@@ -1,7 +1,8 @@
-"""Labels: what follows from the statements of a source, for each statement and for each finding of several.
+"""Derive the labels of statements and findings from the facts of a source.
 
-A finding is present if one of its statements is made. It is absent only if the source denies all of them, or denies
-the finding in a word that covers them all. Anything else is unknown, and so is what a source both states and denies.
+A finding is present if one of its statements is. It is absent only if the source denies all of its statements, or the
+finding by a word that covers them all. Anything else is unknown, including findings that a source both states and
+denies.
 """
 
 from collections import Counter
@@ -23,9 +24,9 @@ class Labels(NamedTuple):
     statements : dict of str to numpy.ndarray
         By the names in `findings.STATEMENTS`, or the source's own.
     findings : dict of str to numpy.ndarray
-        By the names in `findings.ASKED`; those that the source says nothing about are missing.
+        By the names in `findings.ALL_FINDINGS`; findings that the source does not cover are missing.
     contradictions : Counter
-        (words stated, words denied) to the number of recordings for which the source says both.
+        (words stated, words denied) to the number of recordings with both.
     """
 
     statements: dict[str, np.ndarray]
@@ -34,14 +35,14 @@ class Labels(NamedTuple):
 
 
 def derive_labels(facts: list[RecordFacts]) -> Labels:
-    """Return the labels that follow from the facts about some recordings.
+    """Return the labels of recordings.
 
-    More facts may open a label that fewer had settled, but never turn a yes into a no or a no into a yes.
+    Further facts may make a label uncertain, but never turn a yes into a no or a no into a yes.
     """
     stated = _stated_columns(facts)
     nowhere = np.zeros(len(facts), bool)
 
-    def says(name, value):
+    def says(name: str, value: int) -> np.ndarray:
         return stated[name] == value if name in stated else nowhere
 
     denied_whole = {name: says(name, NO) for name in ALL_FINDINGS}
@@ -67,9 +68,8 @@ def derive_labels(facts: list[RecordFacts]) -> Labels:
         present = says(name, YES) | (each == YES).any(axis=0)
         absent = denied_whole[name] | np.all([denied[member] for member in members], axis=0)
         findings[name] = _resolve(present, absent, (each == UNCERTAIN).any(axis=0))
-        for member in (
-            members if name != "sr" else ()
-        ):  # two rhythms, one after the other, are no contradiction
+        # two rhythms after each other are no contradiction
+        for member in members if name != "sr" else ():
             if both := int((says(member, YES) & denied_whole[name]).sum()):
                 contradictions[STATEMENTS[member].words, words] += both
         none = np.all([says(member, NO) for member in members], axis=0)
@@ -78,8 +78,8 @@ def derive_labels(facts: list[RecordFacts]) -> Labels:
     return Labels(statements, findings, contradictions)
 
 
-def _resolve(present, absent, doubt):
-    """Yes where there is no denial, no where there is neither a statement nor a doubt."""
+def _resolve(present: np.ndarray, absent: np.ndarray, doubt: np.ndarray) -> np.ndarray:
+    """Return yes where nothing is denied, no where nothing is stated or doubted, else uncertain or unsaid."""
     return np.select(
         [present & ~absent, absent & ~present & ~doubt, present | absent | doubt],
         [YES, NO, UNCERTAIN],
@@ -87,8 +87,8 @@ def _resolve(present, absent, doubt):
     ).astype(np.int8)
 
 
-def _stated_columns(facts):
-    """What the source itself says, an array for each name."""
+def _stated_columns(facts: list[RecordFacts]) -> dict[str, np.ndarray]:
+    """Return the source's own labels by name."""
     value = {False: NO, True: YES, None: UNCERTAIN}
     names = dict.fromkeys(name for each in facts for name in each.known)
     stated = {name: np.full(len(facts), UNSAID, np.int8) for name in names}

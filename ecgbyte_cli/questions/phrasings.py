@@ -1,7 +1,11 @@
-"""The words of questions, several for each, so that a model learns the question and not one wording of it."""
+"""Several phrasings for each question, so that a model learns the question and not its wording."""
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CANNOT = "This cannot be told from an ECG."
 
@@ -35,7 +39,7 @@ VERIFY_OWN = {
     ],
     "nax": ["Is the heart axis normal?", "Is the axis normal?", "Does this ECG show a normal heart axis?"],
 }
-# other words for what is asked about, beside those that answers have
+# synonyms of findings that only questions use
 ALSO = {
     "mi": ["infarction", "MI", "a heart attack"],
     "imi": ["an inferior infarction", "inferior MI"],
@@ -146,7 +150,7 @@ QUERY = {
         "What would a report of this ECG say?",
     ],
 }
-# What no ECG tells. Not among them, since an ECG may well show it: digitalis, electrolytes, a pacemaker, age, sex.
+# Questions that no ECG answers. An ECG may show digitalis, electrolytes, a pacemaker, age and sex.
 UNANSWERABLE = {
     "name": ["What is the patient's name?", "What is the patient called?", "Who is the patient?"],
     "birthday": ["When was the patient born?", "What is the patient's date of birth?"],
@@ -215,56 +219,58 @@ UNANSWERABLE = {
 
 
 def all_texts(words: Sequence[str]) -> list[str]:
-    """What questions and answers are made of: all of the above, and questions about the words of findings."""
-    made = [text for of in (VERIFY_OWN, ALSO, QUERY, UNANSWERABLE) for some in of.values() for text in some]
-    asked = [form.format(is_there=there_question(what), what=what) for what in words for form in VERIFY]
-    return [CANNOT, *VERIFY, *CHOOSE, *made, *asked, *(as_sentence(what) for what in words), *words]
+    """Return all texts of questions and answers, including questions about the words of findings."""
+    tables = (VERIFY_OWN, ALSO, QUERY, UNANSWERABLE)
+    fixed = [text for table in tables for texts in table.values() for text in texts]
+    verify = [form.format(is_there=there_question(what), what=what) for what in words for form in VERIFY]
+    return [CANNOT, *VERIFY, *CHOOSE, *fixed, *verify, *(as_sentence(what) for what in words), *words]
 
 
-def _choose_text(rng, texts: Sequence[str]) -> str:
+def _choose_text(rng: "np.random.Generator", texts: Sequence[str]) -> str:
+    """Return a random text."""
     return texts[int(rng.integers(len(texts)))]
 
 
 def there_question(what: str) -> str:
-    """ "Are there" for what is many, "Is there" for the rest."""
+    """Return "Are there" for a plural, else "Is there"."""
     head = re.split(r" (?:in|as|of|for) ", what)[0]
-    many = head.endswith("s") and not head.endswith(("ss", "is", "us"))
-    return "Are there" if many and not head.startswith(("a ", "an ")) else "Is there"
+    plural = head.endswith("s") and not head.endswith(("ss", "is", "us"))
+    return "Are there" if plural and not head.startswith(("a ", "an ")) else "Is there"
 
 
-def verify_question(rng, name: str, words: str) -> str:
-    """Ask whether something is there, by its short name and its words."""
+def verify_question(rng: "np.random.Generator", name: str, words: str) -> str:
+    """Ask whether a finding is present, by its short name and its words."""
     if name in VERIFY_OWN:
         return _choose_text(rng, VERIFY_OWN[name])
     also = ALSO.get(name)
-    # half of the time in the words of the answers
+    # half of the questions use the words of the answers
     what = _choose_text(rng, also) if also and rng.random() < 0.5 else words
-    # "any a heart attack" is no English
+    # "any a heart attack" is not English
     forms = [form for form in VERIFY if "any" not in form or not what.startswith(("a ", "an "))]
     return _choose_text(rng, forms).format(is_there=there_question(what), what=what)
 
 
-def choose_question(rng, a: str, b: str) -> str:
-    """Ask which of two things is there."""
+def choose_question(rng: "np.random.Generator", a: str, b: str) -> str:
+    """Ask which of two findings is present."""
     text = _choose_text(rng, CHOOSE).format(a=a, b=b)
     return text[0].upper() + text[1:]
 
 
-def open_question(rng, topic: str, what: str = "") -> str:
+def open_question(rng: "np.random.Generator", topic: str, what: str = "") -> str:
     """Ask about a topic."""
     return _choose_text(rng, QUERY[topic]).format(what=what)
 
 
-def unanswerable_question(rng, topic: str) -> str:
-    """Ask what no ECG tells."""
+def unanswerable_question(rng: "np.random.Generator", topic: str) -> str:
+    """Ask a question that no ECG answers."""
     return _choose_text(rng, UNANSWERABLE[topic])
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Words as a list in a sentence: "a, b and c"."""
+    """Join words as in a sentence: "a, b and c"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def as_sentence(text: str) -> str:
-    """A text as a sentence of its own."""
+    """Return a text as a sentence."""
     return f"{text[0].upper()}{text[1:]}."

@@ -1,28 +1,28 @@
-"""Answers behind a reasoning: `<think>reasoning</think>answer`, written and taken apart."""
+"""Join and split reasoning and answer: `<think>reasoning</think>answer`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-TAGS = ("<think>", "</think>")  # around the reasoning; a model's settings say its own
+TAGS = ("<think>", "</think>")  # around the reasoning; a model's settings may have others
 
 
 class ReasonedAnswer(NamedTuple):
-    """A text taken apart."""
+    """The parts of a text."""
 
     reasoning: str
     answer: str
-    kept: bool  # whether it has the form: the two tags, in their order and once each, and an answer
+    kept: bool  # whether the text has the form: each tag once, in order, and an answer
 
 
 def join_reasoning(reasoning: str, answer: str, tags: Sequence[str] = TAGS) -> str:
-    """A reasoning and an answer in one text; tags within them are taken out."""
+    """Return reasoning and answer in one text; tags within them are removed."""
     for tag in tags:
         reasoning, answer = reasoning.replace(tag, ""), answer.replace(tag, "")
     return f"{tags[0]}{reasoning.strip()}{tags[1]}{answer.strip()}"
 
 
 def split_reasoning(text: str, tags: Sequence[str] = TAGS) -> ReasonedAnswer:
-    """Take a text apart. The answer of one without the form is what stands behind the last tag, or all of it."""
+    """Split a text. Without the form, the answer is the text after the last tag."""
     begin, end = tags
     reasoning, found, answer = text.partition(end)
     kept = (

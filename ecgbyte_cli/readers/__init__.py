@@ -1,8 +1,8 @@
-"""Recordings in files: where they are, and what they hold, in millivolts. A file for each format."""
+"""Find recordings and read them in millivolts. Each format has its own file."""
 
 from ecgbyte_cli.readers.data_sets import DataSet, find_data_sets
 from ecgbyte_cli.readers.find import files_of, find, fingerprint
-from ecgbyte_cli.readers.formats import read
+from ecgbyte_cli.readers.formats import read_recording
 from ecgbyte_cli.readers.patients import (
     find_listed,
     is_placeholder,
@@ -33,7 +33,7 @@ __all__ = [
     "patient_and_split",
     "patient_of",
     "pseudonym",
-    "read",
+    "read_recording",
     "read_patients",
     "side_of",
     "split_of",

@@ -1,4 +1,4 @@
-"""Recordings as CSV and TSV: a column for each lead under its name, a row for each sample."""
+"""CSV and TSV: a column per lead under its name, a row per sample."""
 
 import csv
 import io
@@ -40,11 +40,11 @@ from ecgbyte_cli.readers.recording import (
 )
 
 BRACKETS = re.compile(r"(.+)[\[({]([^\[\](){}]*)[\])}]")
-# what stands in brackets behind a lead's name and is no unit
+# words in brackets after a lead's name that are not units
 NO_UNIT = set("einthoven goldberger wilson limb augmented precordial chest lead ecg ekg".split())
-LOOKED_AT = 20  # rows by which it is decided which columns hold numbers
+FIRST_ROWS = 20  # rows that show which columns hold numbers
 
-# settings above the table, in the languages of the exports that we know
+# settings above the table, in the languages of the known exports
 RATE = re.compile(r"sampl|abtast|messrate|chantillon|muestr|campion|amostr|bemonster|vzork|próbk|^fs$|^hz$")
 FREQUENCY = re.compile(r"rate|fr[eé]q|fre[kc]|frekv|hz|fs|tax|tasso|vitesse")
 HERTZ = re.compile(
@@ -55,7 +55,7 @@ LEAD = re.compile(r"lead|ableitung|d[eé]riva|afleiding|avledning|odprowadz|chan
 
 
 class Column(NamedTuple):
-    """A column that is read: a lead's, or that of the times."""
+    """A column that is read: a lead or the times."""
 
     place: int
     name: str
@@ -70,21 +70,21 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
     ----------
     path : str
     fs : float or None
-        Sampling rate, Hz, if neither a column of times nor a line above the names gives it.
+        Sampling rate, Hz, if neither a column of times nor a line above the names states it.
     lead_names : list of str or None
         If no line names the columns.
     units : str or None
-        Of the columns that state none; mV by default.
+        Of columns that state none; mV by default.
 
     Returns
     -------
     Recording
-        Samples that the column of times leaves out are NaN, as are empty cells.
+        NaN for empty cells and for samples missing from the column of times.
 
     Raises
     ------
     Unusable
-        If a cell is no number, or the table or its times can be read in two ways.
+        If a cell is not a number, or the table or its times can be read in two ways.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -129,9 +129,9 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
 
 
 def _stated(layout: Layout) -> tuple[float | None, str | None, str | None]:
-    """The rate, the unit and the lead that the lines above the table state; None for each that they do not."""
+    """Return the rate, the unit and the lead in the lines above the table; None for each that is missing."""
     rate = unit = lead = None
-    export = not layout.names  # a device's own, whose words may be of any language
+    export = not layout.names  # of a device, in any language
     for name, value in settings(layout.above):
         key = name.casefold()
         hertz = HERTZ.fullmatch(value)
@@ -149,7 +149,7 @@ def _stated(layout: Layout) -> tuple[float | None, str | None, str | None]:
 
 
 def _hertz(text: str, factor: int) -> float:
-    """A rate in Hz. "511,562" is not 511562, for no ECG has that, and "1,000" is not 1."""
+    """Return a rate in Hz. "511,562" is not 511562 and "1,000" is not 1: no ECG has such a rate."""
     marks = [".", ""] if re.search(r",[0-9]{3}$", text) else ["."]
     readings = [factor * float(text.replace(",", mark)) for mark in marks]
     possible = [rate for rate in readings if 25 <= rate <= 100_000]
@@ -161,22 +161,22 @@ def _hertz(text: str, factor: int) -> float:
 
 
 def _named_otherwise(head: Head, layout: Layout, lead: str | None, lead_names: list[str] | None) -> Layout:
-    """The layout of a table without names, with those that are known from elsewhere."""
+    """Return the layout of a table without names, with the lead of the settings or the `lead_names`."""
     width = len(layout.numeric)
     names = [lead] if lead and width == 1 else lead_names or []
     if len(names) != width:
         raise Unusable(
             f"leads unknown: no line names the {width} columns of numbers; add one, or name them with --lead-names"
         )
-    # data frames without names are written with the numbers of the columns
+    # data frames without names are written with column numbers
     counted = [[str(i + start) for i in range(width)] for start in (0, 1)]
     is_counted = width > 1 and cells_of(head.lines[layout.first], layout.separator) in counted
     return replace(layout, names=names, first=layout.first + is_counted)
 
 
 def _columns(head: Head, layout: Layout, units: str | None) -> tuple[list[Column], Column | None]:
-    """The columns of leads, and that of the times or of the samples' numbers if there is one."""
-    rows = [cells_of(line, layout.separator) for line in head.lines[layout.first : layout.first + LOOKED_AT]]
+    """Return the columns of leads, and the column of times or of sample numbers if there is one."""
+    rows = [cells_of(line, layout.separator) for line in head.lines[layout.first : layout.first + FIRST_ROWS]]
     names = [without_brackets(name) for name in layout.names]
     below = None if layout.units is None else [*map(without_brackets, layout.units), *[""] * len(names)]
     standard: list[Column] = []
@@ -211,20 +211,20 @@ def _columns(head: Head, layout: Layout, units: str | None) -> tuple[list[Column
     ]
     if twice:
         raise Unusable(f"leads unclear: two columns are lead {twice[0]}; leave one out")
-    # a column that mixes numbers and words is a note where there are leads beside it
+    # a column of both numbers and words is a note if there are other leads
     leads = standard + [column for column, pure in others if pure or not standard]
     return sorted(leads), next(iter([*times, *counts]), None)
 
 
 def _counts(cells: list[str], place: int) -> bool:
-    """Whether a column without a name is the row's number, as data frames are written."""
+    """Return whether a column without a name holds row numbers, as in files written from data frames."""
     return place == 0 and len(cells) > 1 and all(map(str.isdecimal, cells)) and int(cells[1]) > int(cells[0])
 
 
 def _unit(name: str, units: str | None) -> tuple[str, float | None]:
-    """A column's name without the unit that it states, and how many mV that is: None if it is not one of voltage.
+    """Return a column's name without its unit, and the unit in mV, None if it is not one of voltage.
 
-    "I (uV)", "I [µV]", "I/mV", "I_uV" and "I uV" state one; of the others it is `units`.
+    "I (uV)", "I [µV]", "I/mV", "I_uV" and "I uV" state a unit; the unit of other names is `units`.
     """
     name = name[: limits.NAME]
     inside = BRACKETS.fullmatch(name)
@@ -234,7 +234,7 @@ def _unit(name: str, units: str | None) -> tuple[str, float | None]:
     if slash:
         return bare.strip(), millivolts(unit)
     bare, _, unit = re.sub(r"[\s_,.:;-]+", " ", name).rpartition(" ")
-    # "ECG V" is a lead, not a column in volts
+    # "ECG V" is a lead, not a unit
     if millivolts(unit) and (unit.lower() != "v" or lead_name(bare) in STANDARD.values()):
         return bare, millivolts(unit)
     return name, millivolts(units or "mV")
@@ -244,7 +244,7 @@ def _unit(name: str, units: str | None) -> tuple[str, float | None]:
 
 
 def _rows_of(file: BinaryIO, size: int, head: Head) -> tuple[int, int]:
-    """How many lines the file has, and how many at its end hold separators alone."""
+    """Return the number of lines, and the number of lines at the end that hold only separators."""
     file.seek(0)
     mark = head.end.encode()
     rows = sum(block.count(mark) for block in iter(lambda: file.read(2**20), b""))
@@ -259,14 +259,14 @@ def _rows_of(file: BinaryIO, size: int, head: Head) -> tuple[int, int]:
 
 
 def _numbers(file: BinaryIO, head: Head, layout: Layout, columns: list[Column], rows: int) -> list:
-    """The values of some columns, float64 or texts; quickly if every cell is a plain number, else row by row."""
+    """Return the values of columns, float64 or texts; row by row if a cell is not a plain number."""
     import pyarrow
     import pyarrow.csv
 
     file.seek(head.offset(layout.first))
     kinds = {str(c.place): pyarrow.string() if c.text else pyarrow.float64() for c in columns}
     reading = pyarrow.csv.ReadOptions(
-        use_threads=False,  # with several, Python at times aborts where it ends soon after
+        use_threads=False,  # with threads, Python sometimes aborts when it exits soon after
         column_names=[str(i) for i in range(len(layout.names))],
         encoding="utf8" if head.encoding in ("utf-8", "latin-1") else head.encoding,
     )
@@ -290,10 +290,10 @@ def _numbers(file: BinaryIO, head: Head, layout: Layout, columns: list[Column], 
 
 
 def _one_by_one(file: BinaryIO, head: Head, layout: Layout, columns: list[Column]) -> list:
-    """The values of some columns, the first cell that is no number being named.
+    """Return the values of columns; an error names the first cell that is not a number.
 
-    Takes what the quick way does not: blank lines of spaces, comments, trailing separators in some rows, a minus
-    sign in Unicode.
+    Unlike pyarrow, this accepts lines of spaces, comments, trailing separators in some rows, and the Unicode minus
+    sign.
     """
     width = len(layout.names)
     values: list = [[] if column.text else array("d") for column in columns]
@@ -301,12 +301,14 @@ def _one_by_one(file: BinaryIO, head: Head, layout: Layout, columns: list[Column
         while len(row) > width and not row[-1].strip():
             row.pop()
         if len(row) != width:
-            named = (
+            expected = (
                 f"line {layout.named + 1} names {width}"
                 if layout.named >= 0
                 else f"there are {width} columns"
             )
-            raise Unusable(f"rows uneven: line {line} has {len(row)} cells, but {named}; is the file whole?")
+            raise Unusable(
+                f"rows uneven: line {line} has {len(row)} cells, but {expected}; is the file whole?"
+            )
         for column, store in zip(columns, values, strict=True):
             cell = row[column.place].strip()
             if column.text:
@@ -322,7 +324,7 @@ def _one_by_one(file: BinaryIO, head: Head, layout: Layout, columns: list[Column
 
 
 def _rows(file: BinaryIO, head: Head, layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of the line and the cells of each row of numbers."""
+    """Yield the line number and the cells of each row of numbers."""
     file.seek(head.offset(layout.first))
     text = io.TextIOWrapper(file, head.encoding, "replace", newline="")
     try:
@@ -340,7 +342,7 @@ def _rows(file: BinaryIO, head: Head, layout: Layout) -> Iterator[tuple[int, lis
 def _placed(
     file: BinaryIO, head: Head, layout: Layout, column: Column, values: list | np.ndarray, fs: float | None
 ) -> tuple[float, np.ndarray | None]:
-    """The sampling rate and the place of each row, None where no sample is missing."""
+    """Return the sampling rate and the place of each row, None if no sample is missing."""
     if len(values) == 1:
         return need_fs(fs), None
     try:
@@ -348,7 +350,7 @@ def _placed(
             times, resolution = timing.seconds_of_clocks([cell and cell.strip("'\" ") for cell in values])
             unit: float | None = 1.0
         else:
-            lines = head.lines[layout.first : layout.first + LOOKED_AT]
+            lines = head.lines[layout.first : layout.first + FIRST_ROWS]
             rows = [cells_of(line, layout.separator) for line in lines]
             written = [row[column.place] for row in rows if column.place < len(row)]
             numbers = [cell for cell in written if is_number(cell, layout.decimal)]

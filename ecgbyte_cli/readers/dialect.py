@@ -1,15 +1,16 @@
-"""The dialect of a CSV or TSV table: its encoding, separator and decimal mark, and where names and numbers begin.
+"""Detect the dialect of a CSV or TSV table: encoding, separator, decimal mark, and the lines of names and numbers.
 
-All is decided by the first lines of the file. Where two readings fit, the table is refused, and the message says what
-to change. `text_table` reads tables of words with it, `delimited` recordings.
+The first lines of the file decide. A table that can be read in two ways is refused, and the message says what to
+change. `text_table` uses this for tables of text, `delimited` for recordings.
 """
 
 import codecs
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import BinaryIO
 
 from ecgbyte_cli.readers import limits
@@ -18,56 +19,55 @@ from ecgbyte_cli.readers.recording import STANDARD, Unusable, lead_name, millivo
 BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 SEPARATORS = ",;\t|"
 COMMENT = re.compile(r"\s*(?:#|%|//)+")
-SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's own first line
+SEP_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # a first line for Excel
 MISSING = frozenset(
     "- -- NaN nan NAN NA na N/A n/a #N/A NULL Null null None none".split() + [""],
 )
 SIGN = r"[+\-\N{MINUS SIGN}]?"
-NUMBER = {  # no step back over digits, or a long cell would take its length squared
+NUMBER = {  # without backtracking over digits, which would take quadratic time
     mark: re.compile(rf"{SIGN}(?:[0-9]++(?:[{mark}][0-9]*+)?|[{mark}][0-9]++)(?:[eE][+-]?[0-9]++)?")
     for mark in ".,"
 }
-THOUSANDS = re.compile(rf"{SIGN}[1-9][0-9]{{0,2}}(?:,[0-9]{{3}})+")  # which may also be decimals
-# the setting that states the unit, in the languages of the exports that we know
+THOUSANDS = re.compile(rf"{SIGN}[1-9][0-9]{{0,2}}(?:,[0-9]{{3}})+")  # or a number with decimal commas
+# the setting of the unit, in the languages of the known exports
 UNIT = re.compile(r"unit|einheit|unid|eenheid|enhe[td]|jednos?t|yksik|単位|单位|單位")
 LONGEST_SETTING = 512
-SAMPLE = 8  # rows at the end of the first lines by which the columns of numbers are known
+SAMPLE = 8  # rows at the end of the first lines, which show the columns of numbers
 PROOF = 5  # rows below a line of names that should be numbers
 
-
-Lines = list[tuple[int, str]]  # that are not empty, each with its number from 0
+Lines = list[tuple[int, str]]  # lines that are not empty, each with its number from 0
 
 
 @dataclass(frozen=True)
 class Head:
-    """The first lines of a text file, each perhaps with a carriage return at its end."""
+    """The first lines of a text file; each may end in a carriage return."""
 
     encoding: str
     lines: list[str]
     mark: int  # bytes of the byte order mark
-    end: str  # of a line
+    end: str  # the line end
 
     def offset(self, line: int) -> int:
-        """The byte of the file at which a line begins."""
+        """Return the byte of the file at which a line begins."""
         before = self.end.join(self.lines[:line]) + (self.end if line else "")
         return self.mark + len(before.encode(self.encoding))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the numbers of a table stand, and how they are written.
+    """The place and the notation of the numbers in a table.
 
     Attributes
     ----------
     separator, decimal : str
     names : list of str
-        One for each column, "" for a column without; empty if no line names the columns.
+        One per column, "" for a column without a name; empty if no line names the columns.
     units : list of str or None
         The cells of the row of units below the names.
     numeric : list of bool
-        Which columns hold numbers in the first lines.
+        Whether each column holds numbers in the first lines.
     first : int
-        The first row of numbers, as a line from 0.
+        The line of the first row of numbers, from 0.
     named : int
         The line of names, -1 if there is none.
     above : list of str
@@ -88,12 +88,12 @@ class Layout:
 
 
 def read_head(file: BinaryIO) -> Head:
-    """Read the first lines of an open file, `limits.TABLE_LINE_BYTES` at most.
+    """Read the first lines of an open file, at most `limits.TABLE_LINE_BYTES`.
 
     Raises
     ------
     Unusable
-        If it is no text, or its first line is longer.
+        If it is not text, or its first line is longer.
     """
     file.seek(0)
     data = file.read(limits.TABLE_LINE_BYTES)
@@ -115,7 +115,7 @@ def read_head(file: BinaryIO) -> Head:
 
 
 def _encoding_of(data: bytes) -> tuple[str, int]:
-    """The encoding that the first bytes show, and the length of the byte order mark."""
+    """Return the encoding of the first bytes, and the length of the byte order mark."""
     for mark, encoding in BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return encoding, len(mark)
@@ -123,39 +123,39 @@ def _encoding_of(data: bytes) -> tuple[str, int]:
         raise Unusable("not a text table: it is a spreadsheet or an archive; export it as CSV")
     for high, encoding in ((1, "utf-16-le"), (0, "utf-16-be")) if b"\0" in data else ():
         zeros, others = data[high::2].count(0), data[1 - high :: 2].count(0)
-        if zeros > 4 * others and 4 * zeros > len(data):  # half of the characters are Latin
+        if zeros > 4 * others and 4 * zeros > len(data):  # at least half of the characters are Latin
             return encoding, 0
     return "utf-8", 0
 
 
 def cells_of(line: str, separator: str) -> list[str]:
-    """The cells of one line, without quotes and blanks around them."""
+    """Return the cells of a line, without quotes and surrounding blanks."""
     row = next(csv.reader([line.replace("\r", " ").replace("\n", " ")], delimiter=separator), [])
     return [cell.strip() for cell in row]
 
 
 def settings(lines: Iterable[str]) -> list[tuple[str, str]]:
-    """The name and the value of each line such as `Sample Rate,512 hertz` or `# fs: 500`."""
-    found = []
+    """Return the name and the value of each line such as `Sample Rate,512 hertz` or `# fs: 500`."""
+    pairs = []
     for line in lines:
         comment = COMMENT.match(line)
         bare = line[comment.end() if comment else 0 :][:LONGEST_SETTING]
         name, *value = re.split("[,;:=\t]", bare, maxsplit=1)
         if value:
-            found.append((name.strip(' "'), value[0].strip(' ",;\t\r')))
-    return found
+            pairs.append((name.strip(' "'), value[0].strip(' ",;\t\r')))
+    return pairs
 
 
 # Names and numbers
 
 
-def called(separator: str) -> str:
-    """The name of a separator, for messages."""
+def separator_name(separator: str) -> str:
+    """Return the name of a separator for messages."""
     return {",": "commas", ";": "semicolons", "\t": "tabs"}.get(separator, repr(separator))
 
 
 def is_number(cell: str, decimal: str) -> bool:
-    """Whether a cell is a number with that decimal mark."""
+    """Return whether a cell is a number with the decimal mark."""
     return NUMBER[decimal].fullmatch(cell) is not None
 
 
@@ -165,7 +165,7 @@ def layout_of(head: Head) -> Layout:
     Raises
     ------
     Unusable
-        If there are none, or two ways to read them.
+        If there are no numbers, or two ways to read them.
     """
     lines = [(i, line) for i, line in enumerate(head.lines) if line.strip(SEPARATORS + " \r")]
     forced = None
@@ -175,7 +175,7 @@ def layout_of(head: Head) -> Layout:
         columns = max(line.count(mark) for mark in forced or SEPARATORS)
         if columns > limits.LEADS:
             raise Unusable(f"too large: {columns} columns")
-    # in a short file few of the last lines, or the settings above the table would be among them
+    # fewer in a short file, so that they include no settings above the table
     count = min(SAMPLE, max(len(lines) // 4, 1))
     sample = [line for _, line in lines[-count:] if not COMMENT.match(line)]
     if not sample:
@@ -194,21 +194,22 @@ def layout_of(head: Head) -> Layout:
         raise _no_names(readings, lines)
     best, *others = sorted(named or bare, key=_rank, reverse=True)
     if others and _rank(others[0]) == _rank(best):
-        both = f"{called(best.separator)} or {called(others[0].separator)}"
+        both = f"{separator_name(best.separator)} or {separator_name(others[0].separator)}"
         raise Unusable(
             f"separator unclear: line {best.first + 1} can be read with {both} between the cells; use one of them"
         )
-    return _sure(best, lines)
+    _check_decimal_commas(best, lines)
+    return best
 
 
 def _rank(layout: Layout) -> tuple[bool, float, int]:
-    """Columns before a single one, then the reading with the largest share of columns of numbers."""
+    """Rank several columns over a single one, then by the share of columns of numbers."""
     width = len(layout.numeric)
     return width > 1, sum(layout.numeric) / width, width
 
 
 def _alone(lines: Lines, sample: list[str]) -> Layout | None:
-    """The layout of a single column, or None; a setting such as `Unit,mV` does not name it."""
+    """Return the layout of a single column, or None; a setting such as `Unit,mV` is not its name."""
     unused = next(mark for mark in "\t;|\x1f" if not any(mark in line for line in sample))
     layout = _reading(lines, sample, unused)
     if layout and layout.names and UNIT.search(layout.names[0].casefold()):
@@ -218,7 +219,7 @@ def _alone(lines: Lines, sample: list[str]) -> Layout | None:
 
 
 def _is_device_export(above: list[str]) -> bool:
-    """Whether the lines above a column of numbers are the settings of a device, with its rate and its unit."""
+    """Return whether the lines above a column of numbers are a device's settings, with rate and unit."""
     stated = settings(above)
     return any(re.search(r"\d\s*k?h(z|ertz)\b", value, re.IGNORECASE) for _, value in stated) and any(
         millivolts(value) and UNIT.search(name.casefold()) for name, value in stated
@@ -226,14 +227,14 @@ def _is_device_export(above: list[str]) -> bool:
 
 
 def _no_names(readings: list[Layout], lines: Lines) -> Unusable:
-    """The reason why no line of names was found."""
+    """Return the reason why there is no line of names."""
     if not readings:
         return Unusable(
-            "no table of numbers: name the leads in one line, with commas, semicolons or tabs between them, and put "
-            "a row of numbers for each sample below"
+            "no table of numbers: name the leads in one line, separated by commas, semicolons or tabs, and put a row "
+            "of numbers for each sample below"
         )
     layout = readings[0]
-    width, mark = len(layout.numeric), called(layout.separator)
+    width, mark = len(layout.numeric), separator_name(layout.separator)
     for number, line in reversed([each for each in lines if each[0] < layout.first]):
         names = len(cells_of(line, layout.separator))
         if layout.separator == "," and width == 2 * names:
@@ -248,8 +249,8 @@ def _no_names(readings: list[Layout], lines: Lines) -> Unusable:
     return Unusable(f"leads unknown: no line names the {width} columns of numbers; add one")
 
 
-def _sure(layout: Layout, lines: Lines) -> Layout:
-    """A layout whose decimal commas are certain to be some."""
+def _check_decimal_commas(layout: Layout, lines: Lines) -> None:
+    """Reject a layout whose decimal commas could separate thousands."""
     if layout.decimal == ",":
         cells = [
             (number, cell)
@@ -264,11 +265,10 @@ def _sure(layout: Layout, lines: Lines) -> Layout:
                 f"decimal mark unclear: {cell} in line {number + 1} can be a decimal number or thousands; write it "
                 "with a decimal point"
             )
-    return layout
 
 
 def _reading(lines: Lines, sample: list[str], separator: str) -> Layout | None:
-    """The layout with one separator, or None if there are no numbers."""
+    """Return the layout with a separator, or None if there are no numbers."""
     rows = [cells_of(line, separator) for line in sample]
     width = Counter(map(len, rows)).most_common(1)[0][0]
     rows = [row for row in rows if len(row) == width]
@@ -292,56 +292,46 @@ def _reading(lines: Lines, sample: list[str], separator: str) -> Layout | None:
 
 
 def _named(lines: Lines, separator: str, decimal: str, numeric: list[bool]) -> Layout | None:
-    """A layout with the line of names that most rows of numbers follow, if there is one."""
-    kinds = _Lines(lines, separator, decimal, numeric)
-    found, most = None, 0
-    for place in range(len(kinds)):
-        line = kinds[place]
+    """Return the layout with the line of names that has the most rows of numbers below it, if there is one."""
+    head = lines[: limits.TABLE_HEAD_LINES]
+
+    @cache
+    def parse(place: int) -> _Line:
+        return _Line(*head[place], separator, decimal, numeric)
+
+    header: tuple[_Line, list[str] | None, _Line] | None = None  # names, units, first row of numbers
+    most = 0
+    for place in range(len(head)):
+        line = parse(place)
         if not line.could_name:
             continue
-        below = [kinds[i] for i in range(place + 1, min(place + PROOF + 3, len(kinds)))]
+        below = [parse(i) for i in range(place + 1, min(place + PROOF + 3, len(head)))]
         below = [each for each in below if not each.comment]
-        units = None
+        units: list[str] | None = None
         if below and below[0].is_words and (below[0].has_units or line.leads > below[0].leads):
             units, below = below[0].cells, below[1:]
         rows = below[:PROOF]
         proof = sum(row.complete for row in rows)
         if rows and rows[0].numbers and proof > most and 2 * proof >= len(rows):
-            found, most = (line, units, rows[0]), proof
-            if proof >= PROOF - 1:  # one row may hold a cell that is no number
+            header, most = (line, units, rows[0]), proof
+            if proof >= PROOF - 1:  # a row may hold a cell that is not a number
                 break
-    names, number, first = [], -1, None
-    units = None
-    if found:
-        line, units, first = found
-        number, names = line.number, (line.cells + [""] * len(numeric))[: len(numeric)]
-    first = first or next((each for each in kinds if each.complete), None)
-    if first is None:
+    if header:
+        line, units, first = header
+        above = [text for at, text in lines if at < line.number]
+        names = (line.cells + [""] * len(numeric))[: len(numeric)]
+        return Layout(separator, decimal, names, units, numeric, first.number, line.number, above)
+    bare = next((line for line in map(parse, range(len(head))) if line.complete), None)
+    if bare is None:
         return None
-    above = [text for at, text in lines if at < (number if found else first.number)]
-    return Layout(separator, decimal, names, units, numeric, first.number, number, above)
-
-
-class _Lines(Sequence):
-    """The first lines as `_Line`, each made when it is looked at."""
-
-    def __init__(self, lines: Lines, *dialect):
-        self.lines, self.dialect = lines[: limits.TABLE_HEAD_LINES], dialect
-        self.made: dict[int, _Line] = {}
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def __getitem__(self, place):
-        if place not in self.made:
-            self.made[place] = _Line(*self.lines[place], *self.dialect)
-        return self.made[place]
+    above = [text for at, text in lines if at < bare.number]
+    return Layout(separator, decimal, [], None, numeric, bare.number, -1, above)
 
 
 class _Line:
-    """What a line can be: names, units, or a row of numbers."""
+    """A line that may be names, units, or a row of numbers."""
 
-    def __init__(self, number: int, line: str, separator: str, decimal: str, numeric: list[bool]):
+    def __init__(self, number: int, line: str, separator: str, decimal: str, numeric: list[bool]) -> None:
         self.number = number
         match = COMMENT.match(line)
         self.comment = match is not None
@@ -352,10 +342,10 @@ class _Line:
         self.numbers = not match and 2 * numbers >= sum(numeric)
         others = [cell for cell in masked if cell not in MISSING] if numbers < len(masked) else masked
         self.complete = not match and numbers == len(others) > 0
-        given = len(cells)
+        width = len(cells)
         while len(cells) > 1 and not cells[-1]:
             cells.pop()
-        fits = given == len(numeric) or len(cells) <= len(numeric) and not any(numeric[len(cells) :])
+        fits = width == len(numeric) or len(cells) <= len(numeric) and not any(numeric[len(cells) :])
         self.is_words = not numbers and any(c.isalpha() for cell in cells for c in cell)
         self.could_name = fits and self.is_words
 
@@ -369,5 +359,5 @@ class _Line:
 
 
 def without_brackets(cell: str) -> str:
-    """A cell that is all in brackets, such as "[mV]", without them."""
+    """Return a cell such as "[mV]" without its brackets."""
     return re.sub(r"^[\[({](.*)[])}]$", r"\1", cell)

@@ -26,17 +26,17 @@ from ecgbyte_cli.readers.recording import (
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-AT_END, WITHIN = 0.01, 0.2  # s: stretches of the padding value are longer than this
+AT_END, WITHIN = 0.01, 0.2  # s, the shortest run of the padding value that is padding
 # the last part of a lead's code, in SCPECG (5.6.3-9-N) as in MDC (2:N)
 CODES = {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF"} | {n + 2: f"V{n}" for n in range(1, 7)}
 
-# value representations whose length takes four bytes (PS3.5, 7.1.2)
 IMPLICIT, DEFLATED, BIG_ENDIAN = (
     f"1.2.840.10008.1.2{end}" for end in ("", ".1.99", ".2")
 )  # transfer syntaxes
+# value representations whose length takes four bytes (PS3.5, 7.1.2)
 LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 SAMPLES = (0x5400, 0x1010)
-# interpretation and bits of a sample to its type, whose byte order is the file's (PS3.3, C.10.9.1.5)
+# interpretation and bits of a sample to its type, in the byte order of the file (PS3.3, C.10.9.1.5)
 TYPES = {
     ("SB", 8): "i1",
     ("UB", 8): "u1",
@@ -45,36 +45,44 @@ TYPES = {
     ("SL", 32): "i4",
     ("UL", 32): "u4",
 }
-BEAT = re.compile(r"beat|median|average|template", re.IGNORECASE)  # in the label of a group that is no rhythm
-LOOKED_AT = (0x0008, 0x0010, 0x003A, 0x5400)  # the groups of what is read here
+BEAT = re.compile(
+    r"beat|median|average|template", re.IGNORECASE
+)  # in the label of a group of representative beats
+READ_GROUPS = (0x0008, 0x0010, 0x003A, 0x5400)  # element groups that the reader uses
 
 
 @dataclass
 class _Group:
     """A multiplex group: its channels share a rate, a length and a start.
 
-    `begin` is in samples, None where the file does not say it. `leads` has (name, place) of the channels in volts.
+    `begin` is in samples, None if the file does not state it. `leads` has (name, place, mV of the unit) of each
+    channel in volts.
     """
 
     item: "Dataset"
     fs: float
     samples: int
     begin: int | None
-    leads: list[tuple[str, int]]
+    leads: list[tuple[str, int, float]]
 
     @property
     def key(self) -> tuple[float, int, int | None]:
-        """What groups of one piece of the recording have in common."""
+        """The properties that the groups of one piece of the recording share."""
         return self.fs, self.samples, self.begin
 
     @property
     def names(self) -> set[str]:
         """The names of the leads in their usual spelling."""
-        return {lead_name(name) for name, _ in self.leads}
+        return {lead_name(name) for name, *_ in self.leads}
+
+
+def is_dicom(head: bytes) -> bool:
+    """Return whether the first bytes of a file are of DICOM (PS3.10, 7.1)."""
+    return head[128:132] == b"DICM"
 
 
 def read(path: str, fs: float | None, lead_names: list[str] | None, units: str | None) -> Recording:
-    """Read DICOM waveforms (PS3.3 C.10.9) through pydicom; leads in several multiplex groups become one recording."""
+    """Read DICOM waveforms (PS3.3 C.10.9) with pydicom, joining leads in several multiplex groups."""
     import pydicom
 
     with open_regular(path) as file:
@@ -99,7 +107,7 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
 
 
 def _group(item: "Dataset") -> _Group:
-    """Read what a multiplex group says of itself; its samples are left for later."""
+    """Read the header of a multiplex group."""
     check_promise(item.NumberOfWaveformChannels, item.NumberOfWaveformSamples)
     fs, offset = _number(item.SamplingFrequency), item.get("MultiplexGroupTimeOffset")
     if fs <= 0:
@@ -107,18 +115,19 @@ def _group(item: "Dataset") -> _Group:
     leads = []
     for place, channel in enumerate(item.ChannelDefinitionSequence):
         unit = channel.get("ChannelSensitivityUnitsSequence")
-        if unit and millivolts(unit[0].CodeValue) is not None:
-            leads.append((_lead(channel), place))
-    begin = None if offset is None else round(_number(offset) / 1000 * fs)  # the file says it in ms
+        scale = millivolts(unit[0].CodeValue) if unit else None
+        if scale is not None:
+            leads.append((_lead(channel), place, scale))
+    begin = None if offset is None else round(_number(offset) / 1000 * fs)  # the file has ms
     return _Group(item, fs, int(item.NumberOfWaveformSamples), begin, leads)
 
 
 def _together(groups: list[_Group]) -> list[_Group]:
-    """Choose the groups that make up the recording.
+    """Choose the groups that form the recording.
 
-    These are the groups of one rate, length and start that have the most leads between them, of two such the longest.
-    If leads of the same rate are in no such group, all groups of that rate are taken. What was derived from another
-    group (a beat, a report's excerpt) only counts where it has the rate, length and start of an original.
+    These are the groups of the same rate, length and start with the most leads in total; the longest ones of a tie. If
+    other groups of that rate have further leads, they are added. A derived group (a beat, the excerpt of a report)
+    counts only if it has the rate, length and start of an original.
     """
     original = {group.key for group in groups if group.item.get("WaveformOriginality") != "DERIVED"}
     groups = [group for group in groups if group.key in original or not original]
@@ -135,7 +144,7 @@ def _together(groups: list[_Group]) -> list[_Group]:
 
 
 def _count(groups: list[_Group]) -> int:
-    """How many leads several groups have between them."""
+    """Return the number of leads of several groups."""
     return len(set().union(*(group.names for group in groups)))
 
 
@@ -144,9 +153,10 @@ def _joined(groups: list[_Group], order: str) -> tuple[list[str], np.ndarray]:
 
     Returns
     -------
-    tuple
-        The names, and float32 (leads, samples) in mV, NaN where a lead was not recorded. A lead that is in several
-        groups is taken from the longest.
+    names : list of str
+    signal : numpy.ndarray
+        float32 (leads, samples), mV, NaN where a lead was not recorded. A lead in several groups comes from the
+        longest.
     """
     first = min(group.begin or 0 for group in groups)
     width = max((group.begin or 0) - first + group.samples for group in groups)
@@ -157,30 +167,31 @@ def _joined(groups: list[_Group], order: str) -> tuple[list[str], np.ndarray]:
     for group in sorted(groups, key=lambda group: -group.samples):
         at, stored = (group.begin or 0) - first, _stored(group.item, order)
         padding = _padding(group.item, order)
-        for name, place in group.leads:
+        for name, place, scale in group.leads:
             if lead_name(name) in known:
                 continue
             row = np.full(width, np.nan, np.float32)
-            row[at : at + group.samples] = _scaled(group, name, place, stored[:, place], padding)
+            row[at : at + group.samples] = _scaled(group, name, place, scale, stored[:, place], padding)
             names.append(name)
             rows.append(row)
         known |= group.names
     return names, np.array(rows, np.float32).reshape(len(rows), width)
 
 
-def _scaled(group: _Group, name: str, place: int, values: np.ndarray, padding: int | None) -> np.ndarray:
-    """A channel in mV, NaN where it is padded."""
+def _scaled(
+    group: _Group, name: str, place: int, scale: float, values: np.ndarray, padding: int | None
+) -> np.ndarray:
+    """Return a channel in mV, NaN where it is padded."""
     channel = group.item.ChannelDefinitionSequence[place]
     step = _calibration(channel, name, group.fs)
-    unit = millivolts(channel.ChannelSensitivityUnitsSequence[0].CodeValue)
-    row = ((values * step + _number(channel.get("ChannelBaseline") or 0)) * unit).astype(np.float32)
+    row = ((values * step + _number(channel.get("ChannelBaseline") or 0)) * scale).astype(np.float32)
     if padding is not None:
         row[_padded(values == padding, group.fs)] = np.nan
     return row
 
 
 def _stored(item: "Dataset", order: str) -> np.ndarray:
-    """The samples of a group as integers: (samples, channels)."""
+    """Return the samples of a group as integers (samples, channels)."""
     kind, bits = str(item.WaveformSampleInterpretation), item.WaveformBitsAllocated
     if kind in ("MB", "AB"):
         raise Unusable("not a known format: companded DICOM waveform")
@@ -193,14 +204,14 @@ def _stored(item: "Dataset", order: str) -> np.ndarray:
             f"header refused: {len(item.ChannelDefinitionSequence)} of {shape[1]} channels are defined"
         )
     size = shape[0] * shape[1] * bits // 8
-    # a byte may be there to make the length even
+    # a padding byte makes the length even
     if not size <= len(item.WaveformData) <= size + size % 2:
         raise Unusable(f"signal truncated: {len(item.WaveformData)} of {size} bytes")
     return np.frombuffer(item.WaveformData[:size], order + TYPES[kind, bits]).reshape(shape)
 
 
 def _padding(item: "Dataset", order: str) -> int | None:
-    """The value that stands for no sample, or None."""
+    """Return the value of missing samples, or None."""
     value: Any = item.get("WaveformPaddingValue")
     if value is None or isinstance(value, int):
         return value
@@ -212,16 +223,16 @@ def _padding(item: "Dataset", order: str) -> int | None:
 
 
 def _check_words(element: Any, bits: int, order: str) -> None:
-    """Refuse bytes in words of big endian: some writers swap them, some do not."""
+    """Reject bytes in big-endian words: some writers swap them, some do not."""
     if bits == 8 and order == ">" and element.VR != "OB":
         raise Unusable("not a known format: samples of 8 bits in big-endian words")
 
 
-def _padded(same, fs):
-    """Where samples that have the padding value are padding: bool (samples,).
+def _padded(same: np.ndarray, fs: float) -> np.ndarray:
+    """Return which of the samples that have the padding value are padding: bool (samples,).
 
-    A signal passes through that value, too; padding is a stretch of it that reaches an end of the recording, or
-    one in the middle that is longer than an ECG holds one value.
+    A signal may pass through that value. Padding is a run of it that reaches an end of the recording, or is longer
+    than any run of one value in an ECG.
     """
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]])))
     padded = np.zeros(same.size, bool)
@@ -231,33 +242,35 @@ def _padded(same, fs):
     return padded
 
 
-def _lead(channel):
-    """A channel's lead: by what its code means in words, else by the code."""
+def _lead(channel: "Dataset") -> str:
+    """Return a channel's lead: from the meaning of its code, else from the code."""
     source = channel.ChannelSourceSequence[0]
     words = str(source.get("CodeMeaning") or "")
     if lead_name(words) in STANDARD.values():
         return words
     number = re.search(r"[-:](\d{1,2})$", str(source.get("CodeValue") or ""))
-    named = str(source.get("CodeValue") or "").removeprefix("MDC_ECG_LEAD_")
-    code = CODES.get(int(number[1])) if number else named if lead_name(named) in STANDARD.values() else None
-    return code or words
+    if number:
+        return CODES.get(int(number[1])) or words
+    bare = str(source.get("CodeValue") or "").removeprefix("MDC_ECG_LEAD_")
+    return bare if lead_name(bare) in STANDARD.values() else words
 
 
-def _comments(data):
-    """Age and sex, under the names that WFDB headers use."""
+def _comments(data: "Dataset") -> list[str]:
+    """Return age and sex, under the names in WFDB headers."""
     age, sex = str(data.get("PatientAge") or ""), str(data.get("PatientSex") or "")
     lines = [f"Age: {int(age[:-1])}"] if re.fullmatch(r"\d{3}Y", age) else []
     return lines + ([f"Sex: {'Male' if sex == 'M' else 'Female'}"] if sex in ("M", "F") else [])
 
 
-def _identity(data):
+def _identity(data: "Dataset") -> dict[str, str]:
+    """Return the patient's personal data; see `Recording.identity`."""
     keys = {"Patient": "PatientID", "Name": "PatientName", "Birth date": "PatientBirthDate"}
     known = {key: str(data.get(keyword) or "").strip() for key, keyword in keys.items()}
     return {key: text for key, text in known.items() if text}
 
 
 def _start(data: "Dataset", seconds: float) -> datetime | None:
-    """The start of the recording, so many seconds after the one of the file, if the file says one that there was."""
+    """Return the start of the recording, `seconds` after the file's own; None if the file has no valid one."""
     text = str(data.get("AcquisitionDateTime") or "")
     if not text and data.get("AcquisitionDate") and data.get("AcquisitionTime"):
         text = f"{data.AcquisitionDate}{data.AcquisitionTime}"
@@ -268,16 +281,16 @@ def _start(data: "Dataset", seconds: float) -> datetime | None:
 
 
 def _calibration(channel: "Dataset", lead: str, fs: float) -> float:
-    """The units that a step of a channel stands for (PS3.3 C.10.9.1.4.1); a channel that is late is refused."""
+    """Return the size of a channel's step in its unit (PS3.3 C.10.9.1.4.1); reject a channel with a skew."""
     if channel.get("ChannelSensitivity") is None:
         raise Unusable(f"header refused: lead {lead} has no sensitivity")
     step = _number(channel.ChannelSensitivity)
-    # the standard's own default: without a correction there is none
+    # the standard's default: no correction
     correction = channel.get("ChannelSensitivityCorrectionFactor")
     step *= 1.0 if correction is None else _number(correction)
     if not step:
         raise Unusable(f"header refused: the sensitivity of lead {lead} is 0")
-    # the file says one of the two: samples, or seconds
+    # in samples or in seconds
     late = _number(channel.get("ChannelSampleSkew") or 0)
     late = late or _number(channel.get("ChannelTimeSkew") or 0) * fs
     if abs(late) >= 1:
@@ -285,19 +298,20 @@ def _calibration(channel: "Dataset", lead: str, fs: float) -> float:
     return step
 
 
-def _number(value):
+def _number(value: Any) -> float:
+    """Return a finite number of the header."""
     number = float(value)
     if not math.isfinite(number):
         raise Unusable(f"header refused: {value} is no number to calibrate by")
     return number
 
 
-def _check_elements(data):
-    """Refuse a file of more or longer elements than a recording has, by a walk from one length to the next.
+def _check_elements(data: bytes) -> None:
+    """Reject a file with more or longer elements than a recording has.
 
-    Sequences and their items are stepped into, so that elements count however deep they lie.
+    This walks from length to length, into sequences and their items, so that nested elements count, too.
     """
-    if data[128:132] != b"DICM":
+    if not is_dicom(data):
         raise Unusable("not a known format: no DICOM file")
     count, at, syntax = 0, 132, ""
     order, explicit, meta = "<", True, True
@@ -305,8 +319,8 @@ def _check_elements(data):
         count += 1
         if count > limits.DICOM_ELEMENTS:
             raise Unusable(f"too large: more than {limits.DICOM_ELEMENTS} elements")
-        if meta and data[at : at + 2] != b"\2\0":  # the syntax said there is for what follows
-            if syntax == DEFLATED:  # its size is not known beforehand
+        if meta and data[at : at + 2] != b"\2\0":  # the transfer syntax holds from here on
+            if syntax == DEFLATED:  # its inflated size is unknown
                 raise Unusable("not a known format: deflated DICOM")
             order, explicit, meta = ">" if syntax == BIG_ENDIAN else "<", syntax != IMPLICIT, False
         group, element, _, length = struct.unpack_from(order + "HHHH", data, at)
@@ -318,9 +332,11 @@ def _check_elements(data):
         at += head
         if group == 0xFFFE or length == 0xFFFFFFFF or (explicit and kind == b"SQ"):
             continue
-        if data[at : at + 4] == struct.pack(order + "HH", 0xFFFE, 0xE000):  # a sequence, by what it holds
+        if data[at : at + 4] == struct.pack(
+            order + "HH", 0xFFFE, 0xE000
+        ):  # a sequence, recognised by its first item
             continue
-        if length > limits.DICOM_VALUE_BYTES and group in LOOKED_AT and (group, element) != SAMPLES:
+        if length > limits.DICOM_VALUE_BYTES and group in READ_GROUPS and (group, element) != SAMPLES:
             raise Unusable(f"too large: {length} bytes of element ({group:04x},{element:04x})")
         if meta and element == 0x0010:
             syntax = data[at : at + length].decode("ascii", "replace").strip(" \0")

@@ -1,9 +1,10 @@
-"""EDF, EDF+ and BDF (www.edfplus.info): a header in plain text, and records of 16 or 24 bits a sample."""
+"""EDF, EDF+ and BDF (www.edfplus.info): a header in plain text, and records of 16-bit or 24-bit samples."""
 
 import math
 import os
 import re
 from datetime import datetime
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,13 +20,23 @@ from ecgbyte_cli.readers.recording import (
     text_of,
 )
 
-# what a header says of each signal, and the width of each field
+# the fields of each signal in the header, and their widths
 FIELDS = {"label": 16, "transducer": 80, "unit": 8, "physical_min": 8, "physical_max": 8}
 FIELDS |= {"digital_min": 8, "digital_max": 8, "filters": 80, "samples": 8, "reserved": 32}
 
 
-def read(path, fs, lead_names, units):
-    """EDF, EDF+ and BDF. Of several sampling rates the one that most leads share is taken."""
+class _Signal(NamedTuple):
+    """A signal in the header."""
+
+    fields: dict[str, bytes]  # as in the file
+    label: str
+    millivolts: float  # of its unit, 0 if that is not one of voltage
+    samples: int  # in a record
+    start: int  # its first sample in a record
+
+
+def read(path: str, fs: float | None, lead_names: list[str] | None, units: str | None) -> Recording:
+    """Read EDF, EDF+ and BDF. If the sampling rates differ, only the leads at the most common rate are read."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limits.FILE_BYTES:
@@ -44,77 +55,85 @@ def read(path, fs, lead_names, units):
         if not 0 < count <= 2 * limits.LEADS or seconds <= 0:
             raise Unusable(f"header refused: {count} signals in records of {seconds:g} s")
         signals = _signals(file.read(256 * count), count)
-        starts = np.cumsum([0, *(signal["samples"] for signal in signals)])
-        first, width = 256 * (count + 1), int(starts[-1])
+        first, width = 256 * (count + 1), signals[-1].start + signals[-1].samples
         if not 0 < width <= limits.SAMPLES:
             raise Unusable(f"header refused: {width} samples in a record")
-        if records == -1:  # not known when the header was written
+        if records == -1:  # unknown when the header was written
             records = (size - first) // (wide * width)
         if records < 0 or size < first + records * width * wide:
             raise Unusable(f"signal file truncated: {size} of {first + records * width * wide} bytes")
-        leads = [
-            i for i, signal in enumerate(signals) if signal["millivolts"] is not None and signal["samples"]
-        ]
+        leads = [signal for signal in signals if signal.millivolts and signal.samples]
         if not leads or not records:
             raise Unusable("no leads in volts" if records else "no samples")
-        common = common_rate([signals[i]["samples"] for i in leads])
-        leads = [i for i in leads if signals[i]["samples"] == common]
+        common = common_rate([lead.samples for lead in leads])
+        leads = [lead for lead in leads if lead.samples == common]
         check_promise(len(leads), records * common)
         data = np.fromfile(file, np.uint8, records * width * wide).reshape(records, width, wide)
     signal = np.empty((len(leads), records * common), np.float32)
-    for row, i in zip(signal, leads, strict=True):
-        gain, zero = _calibration(signals[i])
-        digital = _integers(data[:, starts[i] : starts[i + 1]]).reshape(-1)
-        physical = digital * gain
-        physical += zero
-        physical *= signals[i]["millivolts"]
-        row[:] = physical
-    # EDF+ 2.1.3.3: the hospital's number, sex, birth date, name; in plain EDF it may say anything
-    words = text_of(head[8:88]).split()
-    known = {}
+    for row, lead in zip(signal, leads, strict=True):
+        row[:] = _physical(lead, data[:, lead.start : lead.start + common])
+    comments, identity = _patient(head)
+    labels = [lead.label for lead in leads]
+    return Recording(
+        signal, common / seconds, labels, record_name(path), path, comments, _start(head), identity
+    )
+
+
+def _patient(head: bytes) -> tuple[list[str], dict[str, str]]:
+    """Return the sex as a comment, and the patient's personal data (EDF+ 2.1.3.3); plain EDF has no such fields."""
+    identity = {}
     if text_of(head[192:236])[3:4] == "+":
         names = ("Patient", "Sex", "Birth date", "Name")
-        known = {key: word for key, word in zip(names, words, strict=False) if word != "X"}
-    sex = {"M": "Male", "F": "Female"}.get(known.pop("Sex", ""))
-    comments = [f"Sex: {sex}"] if sex else []
-    labels = [signals[i]["label"] for i in leads]
-    return Recording(signal, common / seconds, labels, record_name(path), path, comments, _start(head), known)
+        words = text_of(head[8:88]).split()
+        identity = {key: word for key, word in zip(names, words, strict=False) if word != "X"}
+    sex = {"M": "Male", "F": "Female"}.get(identity.pop("Sex", ""))
+    return [f"Sex: {sex}"] if sex else [], identity
 
 
-def _signals(head, count):
-    """What the header says of each signal: a field of all signals after the other."""
+def _signals(head: bytes, count: int) -> list[_Signal]:
+    """Read the headers of all signals: each field for all signals, then the next field."""
     if len(head) < 256 * count:
         raise Unusable("header refused: truncated")
-    signals, at = [{} for _ in range(count)], 0
+    each: list[dict[str, bytes]] = [{} for _ in range(count)]
+    at = 0
     for field, width in FIELDS.items():
-        for signal in signals:
-            signal[field] = head[at : at + width]
+        for fields in each:
+            fields[field] = head[at : at + width]
             at += width
-    for signal in signals:
-        signal["label"] = text_of(signal["label"]).strip(" \0")
-        signal["millivolts"] = millivolts(text_of(signal["unit"]).strip(" \0"))
-        signal["samples"] = _whole(signal["samples"], "samples in a record")
-        if signal["samples"] < 0:
-            raise Unusable(f"header refused: {signal['samples']} samples in a record")
+    signals, start = [], 0
+    for fields in each:
+        samples = _whole(fields["samples"], "samples in a record")
+        if samples < 0:
+            raise Unusable(f"header refused: {samples} samples in a record")
+        label, unit = (text_of(fields[field]).strip(" \0") for field in ("label", "unit"))
+        signals.append(_Signal(fields, label, millivolts(unit) or 0.0, samples, start))
+        start += samples
     return signals
 
 
-def _calibration(signal):
-    """The gain and the zero that make physical values of digital ones."""
-    low, high = (
-        _number(signal[name], f"{name} of {signal['label']}") for name in ("physical_min", "physical_max")
-    )
-    first, last = (
-        _number(signal[name], f"{name} of {signal['label']}") for name in ("digital_min", "digital_max")
+def _physical(signal: _Signal, data: np.ndarray) -> np.ndarray:
+    """Return the samples of a signal in mV, from its bytes: float64 (records * samples,)."""
+    gain, zero = _calibration(signal)
+    physical = _integers(data).reshape(-1) * gain
+    physical += zero
+    physical *= signal.millivolts
+    return physical
+
+
+def _calibration(signal: _Signal) -> tuple[float, float]:
+    """Return the gain and the zero of a signal: physical = gain * digital + zero."""
+    low, high, first, last = (
+        _number(signal.fields[name], f"{name} of {signal.label}")
+        for name in ("physical_min", "physical_max", "digital_min", "digital_max")
     )
     if low == high or first == last:
-        raise Unusable(f"header refused: no span to calibrate {signal['label']} by")
+        raise Unusable(f"header refused: no span to calibrate {signal.label} by")
     gain = (high - low) / (last - first)
     return gain, low - gain * first
 
 
-def _integers(data):
-    """Samples of two or three bytes each as integers: (records, samples)."""
+def _integers(data: np.ndarray) -> np.ndarray:
+    """Return samples of two or three bytes as integers (records, samples)."""
     if data.shape[-1] == 2:
         return np.ascontiguousarray(data).view("<i2")[..., 0]
     wide = np.zeros((*data.shape[:-1], 4), np.uint8)
@@ -122,33 +141,34 @@ def _integers(data):
     return wide.view("<i4")[..., 0] >> 8
 
 
-def _number(field, what):
-    """A number of the header; some writers use a decimal comma."""
+def _number(field: bytes, name: str) -> float:
+    """Return a number of the header; some writers use a decimal comma."""
     text = text_of(field).strip(" \0")
     if not re.fullmatch(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", text, re.ASCII):
-        raise Unusable(f"header refused: the {what} is no number ({text!r})")
+        raise Unusable(f"header refused: the {name} is no number ({text!r})")
     number = float(text.replace(",", "."))
     if not math.isfinite(number):
-        raise Unusable(f"header refused: the {what} is out of range ({text!r})")
+        raise Unusable(f"header refused: the {name} is out of range ({text!r})")
     return number
 
 
-def _whole(field, what):
-    number = _number(field, what)
+def _whole(field: bytes, name: str) -> int:
+    """Return an integer of the header."""
+    number = _number(field, name)
     if number != int(number):
-        raise Unusable(f"header refused: the {what} is no integer ({number:g})")
+        raise Unusable(f"header refused: the {name} is no integer ({number:g})")
     return int(number)
 
 
-def _start(head):
-    """The start of a recording: the day of EDF+'s own field, else the one with two digits for the year."""
+def _start(head: bytes) -> datetime | None:
+    """Return the start of a recording, with the date of EDF+, else the date with a two-digit year."""
     clock, day = text_of(head[176:184]).strip(), text_of(head[168:176]).strip()
-    named = re.match(r"Startdate (\d\d-[A-Za-z]{3}-\d{4})", text_of(head[88:168]))
+    plus = re.match(r"Startdate (\d\d-[A-Za-z]{3}-\d{4})", text_of(head[88:168]))
     try:
-        if named:
-            return datetime.strptime(f"{named[1]} {clock}", "%d-%b-%Y %H.%M.%S")
+        if plus:
+            return datetime.strptime(f"{plus[1]} {clock}", "%d-%b-%Y %H.%M.%S")
         start = datetime.strptime(f"{day} {clock}", "%d.%m.%y %H.%M.%S")
-    except ValueError:  # missing, or made unreadable to hide whose it is
+    except ValueError:  # missing, or removed to hide the patient's identity
         return None
-    # 85 to 99 are of the last century, by the format's own rule; Python takes 69 to 84 for that too
+    # the format's years 85 to 99 are 1985 to 1999; Python also takes 69 to 84 for the last century
     return start.replace(year=start.year + 100) if start.year < 1985 else start

@@ -1,4 +1,4 @@
-"""Where recordings are: folders, RECORDS files, patterns, single records. Links keep their own names."""
+"""Find recordings: folders, RECORDS files, patterns, single records. Links keep their own names."""
 
 import glob
 import hashlib
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import limits, wfdb_header
-from ecgbyte_cli.readers.arrays import open_hdf5, tracings_of
-from ecgbyte_cli.readers.formats import FORMATS, UNSURE, file_of, form_within
+from ecgbyte_cli.readers.formats import EXTENSIONS, SHARED_EXTENSIONS, file_of, format_of_content
+from ecgbyte_cli.readers.hdf5 import row_paths
 from ecgbyte_cli.readers.recording import HDF5, Unusable, open_regular, split_row
 
 
 def find(
     source: str | os.PathLike | Iterable[str | os.PathLike], without: str | os.PathLike | None = None
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """List the recordings that a folder, a RECORDS file, a glob pattern or a record's name stands for.
+    """List the recordings in a folder, in a RECORDS file, of a glob pattern or of a record's name.
 
     Parameters
     ----------
@@ -26,16 +26,16 @@ def find(
     Returns
     -------
     found : list of str
-        Absolute paths, none twice, under the names that they were found by: links are not resolved. A row of
-        an HDF5 file is the file's path, "#" and the row.
+        Absolute paths without duplicates; links are not resolved. A row of an HDF5 file is the file's path, "#" and
+        the row.
     skipped : list of tuple
-        (path, reason) of what is not to be read, such as a part of another record. Bytes of a name that are
+        (path, reason) of each file that is left out, such as a part of another record. Bytes of a name that are
         not UTF-8 are shown as \\xNN.
 
     Raises
     ------
     Failure
-        If there is nothing at a `source`.
+        If a source is missing or there are no recordings.
     """
     sources = [os.fspath(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
     skipped: list[tuple[str, str]] = []
@@ -47,41 +47,35 @@ def find(
         paths = [path for path in paths if not (inside[os.path.dirname(path)] + os.sep).startswith(outside)]
     left_out = _unreadable_names(paths) | _parts(paths) | _same_files(paths)
     skipped += [(_shown(path), left_out[path]) for path in paths if path in left_out]
-    found = [row for path in paths if path not in left_out for row in _rows(path)]
+    found = [row for path in paths if path not in left_out for row in _recordings_in(path)]
     if not found:
         why = f"; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise Failure(f"{_shown(', '.join(sources))} holds no recordings ({', '.join(FORMATS)}){why}")
+        raise Failure(f"{_shown(', '.join(sources))} holds no recordings ({', '.join(EXTENSIONS)}){why}")
     return found, skipped
 
 
-def _paths(source, skipped):
-    """The files that one source names."""
+def _paths(source: str, skipped: list[tuple[str, str]]) -> list[str]:
+    """List the files of one source."""
     if os.path.isdir(source):
         return list(_walk(source, set()))
     if os.path.basename(source) == "RECORDS" and os.path.isfile(source):
         return list(_follow(source, skipped, set()))
-    paths = [file_of(source)]
-    if paths == [None] and glob.has_magic(source):
+    matches = [source]
+    if file_of(source) is None and glob.has_magic(source):
         matches = sorted(glob.glob(source, recursive=True))
-        paths = [p for m in matches for p in (_walk(m, set()) if os.path.isdir(m) else [file_of(m)]) if p]
-    if not paths or paths == [None]:
+    paths = [p for m in matches for p in (_walk(m, set()) if os.path.isdir(m) else [file_of(m)]) if p]
+    if not paths:
         raise Failure(f"{source}: no such folder or recording")
     return paths
 
 
-def _rows(path):
-    """The recordings in a file: one, or the rows of an HDF5 file."""
-    if os.path.splitext(path)[1].lower() not in HDF5:
-        return [path]
-    try:
-        with open_hdf5(path) as file:
-            return [f"{path}#{row}" for row in range(tracings_of(file).shape[0])]
-    except Exception:  # `read` says what is wrong with it
-        return [path]
+def _recordings_in(path: str) -> list[str]:
+    """List the recordings in a file: one, or the rows of an HDF5 file."""
+    return row_paths(path) if os.path.splitext(path)[1].lower() in HDF5 else [path]
 
 
-def _walk(folder, seen):
-    """The recordings below a folder, in the order of their names; of folders, also those that links lead to, once."""
+def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Yield the recordings below a folder in the order of their names. Links to folders are followed once."""
     for place, folders, files in os.walk(folder, followlinks=True):
         stamp = os.stat(place)
         if (stamp.st_dev, stamp.st_ino) in seen:
@@ -95,22 +89,22 @@ def _walk(folder, seen):
                 yield os.path.join(place, name)
 
 
-def _is_recording(place, name, beside):
-    """Whether a file is one by its ending, or by what is in it where the ending says nothing."""
+def _is_recording(folder: str, name: str, beside: set[str]) -> bool:
+    """Return whether a file is a recording by its ending, else by its content."""
     stem, extension = os.path.splitext(name)
-    if extension.lower() in FORMATS:
+    if extension.lower() in EXTENSIONS:
         return True
-    # the signal file of a WFDB record is none of its own
-    if extension.lower() not in UNSURE or stem + ".hea" in beside:
+    # the signal file of a WFDB record is not a recording of its own
+    if extension.lower() not in SHARED_EXTENSIONS or stem + ".hea" in beside:
         return False
     try:
-        return form_within(os.path.join(place, name)) is not None
+        return format_of_content(os.path.join(folder, name)) is not None
     except (Unusable, OSError):
         return False
 
 
-def _follow(records, skipped, seen):
-    """The recordings that a RECORDS file lists: records, or folders with a RECORDS file or recordings."""
+def _follow(records: str, skipped: list[tuple[str, str]], seen: set[str]) -> Iterator[str]:
+    """Yield the recordings that a RECORDS file lists: records, and folders with a RECORDS file or recordings."""
     base = os.path.dirname(records)
     if os.path.abspath(records) in seen:
         return
@@ -131,39 +125,39 @@ def _follow(records, skipped, seen):
 
 
 def _listed(records: str) -> Iterator[tuple[str, str | None]]:
-    """Yield what each line of a RECORDS file names, and its path; None for a path outside the folder."""
+    """Yield the name in each line of a RECORDS file, and its path; None for a path outside the folder."""
     with open_regular(records) as file:
         data = file.read(limits.RECORDS_BYTES + 1)
     if len(data) > limits.RECORDS_BYTES:
         raise Failure(f"{_shown(records)} is larger than {limits.RECORDS_BYTES} bytes")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # as PowerShell writes lists
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # written by PowerShell
         data = data.decode("utf-16", "replace").encode()
     for line in data.removeprefix(b"\xef\xbb\xbf").splitlines():
         name = os.fsdecode(line.strip())
         if not name:
             continue
-        # as it is, with the folders of Windows, in Latin-1: the first that is there
+        # the name itself, with the separators of Windows, in Latin-1: the first that exists
         spellings = dict.fromkeys([name, name.replace("\\", "/"), line.strip().decode("latin-1")])
         inside = [os.path.join(os.path.dirname(records), each) for each in spellings if _stays_inside(each)]
-        there = next((path for path in inside if os.path.isdir(path) or file_of(path)), None)
-        if there is None and name.startswith("#"):
+        existing = next((path for path in inside if os.path.isdir(path) or file_of(path)), None)
+        if existing is None and name.startswith("#"):
             continue
-        yield name, there or (inside[0] if len(inside) == len(spellings) else None)
+        yield name, existing or (inside[0] if len(inside) == len(spellings) else None)
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a name in a RECORDS file names nothing outside its folder."""
+    """Return whether a name in a RECORDS file stays inside its folder."""
     parts = name.replace("\\", "/").split("/")
     return not (parts[0].endswith(":") or parts[0] == "" or ".." in parts or "\0" in name)
 
 
-def _unreadable_names(paths):
-    """Files whose names are no text: no table can hold them."""
+def _unreadable_names(paths: list[str]) -> dict[str, str]:
+    """Return the files whose names are not UTF-8, with the reason: no table can hold them."""
     return {path: "file name is not UTF-8: rename it" for path in paths if not _is_text(path)}
 
 
-def _parts(paths):
-    """The segments of multi-segment records, and PTB-XL's 100 Hz copies of 500 Hz records."""
+def _parts(paths: list[str]) -> dict[str, str]:
+    """Return the segments of multi-segment records and PTB-XL's 100 Hz copies, with the reason to leave them out."""
     parts, everything = {}, set(paths)
     for path in paths:
         if path.endswith(".hea"):
@@ -178,29 +172,32 @@ def _parts(paths):
     return parts
 
 
-def _same_files(paths):
-    """Recordings that links name a second time: those all of whose files are those of another."""
+def _same_files(paths: list[str]) -> dict[str, str]:
+    """Return the recordings whose files all belong to another one, through links, with the reason."""
     if not any(os.path.islink(path) for path in paths):
         return {}
-    first, again = {}, {}
+    first: dict[tuple[str, ...], str] = {}
+    duplicates = {}
     for path in paths:
         files = tuple(sorted(os.path.realpath(file) for file in _files_of(path)))
         other = first.setdefault(files, path)
         if other != path:
-            again[path] = f"same files as another record: {_shown(other)}"
-    return again
+            duplicates[path] = f"same files as another record: {_shown(other)}"
+    return duplicates
 
 
 def files_of(paths: Iterable[str]) -> list[str]:
-    """List the files of recordings that `find` found, each once; of a recording the one that names it first."""
+    """List all files of recordings, without duplicates; the main file of each recording comes first."""
     return list(dict.fromkeys(file for path in paths for file in _files_of(path)))
 
 
-def _files_of(path):
+def _files_of(path: str) -> list[str]:
+    """List the files of one recording."""
     return wfdb_header.files_of(path) if path.endswith(".hea") else [split_row(path)[0]]
 
 
-def _is_text(path):
+def _is_text(path: str) -> bool:
+    """Return whether a path is UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -208,26 +205,27 @@ def _is_text(path):
     return True
 
 
-def _shown(path):
-    """A path as it can be printed: bytes that are not UTF-8 as \\xNN."""
+def _shown(path: str) -> str:
+    """Return a path for messages: bytes that are not UTF-8 as \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def fingerprint(found: list[str]) -> str:
-    """A hash of the names, sizes and times of all files of the recordings, which changes when the data does."""
+    """Return a hash of the names, sizes and times of all files of the recordings: it changes when the data does."""
     base = os.path.commonpath({os.path.dirname(path) for path in found}) if found else ""
     digest = hashlib.sha256()
-    last = None
+    last, stamps = None, ""
     for path in found:
         file = split_row(path)[0]
-        if file != last:  # the rows of an HDF5 file share one
+        if file != last:  # the rows of an HDF5 file share it
             stamps = " ".join(map(_stamp, _files_of(path)))
         last = file
         digest.update(f"{path[len(base) :]} {stamps}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _stamp(file):
+def _stamp(file: str) -> str:
+    """Return the name, size and time of a file."""
     name = file.rpartition("/")[2]
     try:
         stamp = os.stat(file)

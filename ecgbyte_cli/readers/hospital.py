@@ -1,4 +1,4 @@
-"""What hospital systems export, through the package ecgdatakit.
+"""Exports of hospital systems, read with the package ecgdatakit.
 
 GE MUSE, HL7 aECG, Philips Sierra and Mortara ELI XML; SCP-ECG, ISHNE and MFER.
 """
@@ -23,23 +23,23 @@ from ecgbyte_cli.readers.recording import (
 if TYPE_CHECKING:
     from ecgdatakit.models import ECGRecord, Lead
 
-HEAD = 4096  # bytes by which a format is recognised
-ROOTS = (  # of the XML formats, the first that fits
+EXTENSIONS = (".xml", ".scp", ".ecg", ".mwf", ".mfer", ".mfr", ".dat")
+ROOTS = (  # of the XML formats; the first match decides
     ("Philips Sierra XML", r"<restingecgdata\b"),
     ("GE MUSE XML", r"<(RestingECG|MuseInfo)\b"),
     ("HL7 aECG", r"<([\w.-]+:)?AnnotatedECG\b"),
     ("Mortara ELI XML", r"<ECG\b[^>]*>.*(MORTARA|TYPICAL_CYCLE|<CHANNEL\b)"),
 )
-# warnings of ecgdatakit after which the rhythm is all there, in the units, at the times and with the gaps that the file
-# says; any other warning refuses the file, one of a later release too
+# warnings of ecgdatakit after which the rhythm is complete, with the units, times and gaps of the file; any other
+# warning refuses the file, including those of later releases
 HARMLESS = re.compile(
     r"Unit .* not recognised; value ignored"  # of a measurement
     r"|Sampling rate .* Hz is not an integer; rounded"  # the exact one is read
-    r"|Unrecognised sequences ignored"  # channels of something else
+    r"|Unrecognised sequences ignored"  # channels other than ECG
     r"|\d+ (representative beat series|sequence sets in the median series)"
     r"|Additional (?!rhythm )"  # a second median beat
     r"|Leads .* are not in a voltage unit"
-    r"|MFER: (invalid (birth date|measurement time)|no sampling interval)"  # for the latter the standard has a default
+    r"|MFER: (invalid (birth date|measurement time)|no sampling interval)"  # the standard has a default interval
     r"|MFER: waveform data shorter than the frame definition, \d+ missing sample"
     r"|SCP-ECG: Section 1 has a wrong tag length"
     r"|SCP-ECG: Section ([1789]|1[01]) length is"  # of a section without samples
@@ -49,12 +49,12 @@ HARMLESS = re.compile(
     r"|Mortara TYPICAL_CYCLE"
 )
 BEAT = 9  # the waveform type of MFER's representative beats
-FAULT = -32768  # the sample with which ISHNE marks a lead that had come off
+FAULT = -32768  # ISHNE's sample of a lead that came off
 SEX = {"M": "Male", "F": "Female"}
 
 
 def form_of(head: bytes) -> str | None:
-    """The name of the format that a file's first bytes show, or None for all others.
+    """Return the name of the hospital format of a file's first bytes, None for other files.
 
     MUSE, aECG, Sierra and Mortara by their XML root; SCP-ECG by its section 0 (EN 1064, 5.3); ISHNE by its magic
     number (Badilini 1998); MFER by its preamble (ISO 22077-1).
@@ -73,10 +73,10 @@ def form_of(head: bytes) -> str | None:
     return next((name for name, root in ROOTS if re.search(root, text, re.IGNORECASE | re.DOTALL)), None)
 
 
-def read(path: str, fs: float | None, lead_names: list[str] | None, units: str | None = None) -> Recording:
-    """Read an export. The rhythm is read, and neither representative beats nor measurements.
+def read(path: str, fs: float | None, lead_names: list[str] | None, units: str | None) -> Recording:
+    """Read the rhythm of an export, without representative beats and measurements.
 
-    What names a person (patient, physician, technician, hospital) stays in `Recording.identity`.
+    Names of people and hospitals are only in `Recording.identity`.
     """
     from ecgdatakit import ECGDataKitError, FileParser
 
@@ -112,20 +112,20 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
 
 
 def _check_warnings(caught: list[warnings.WarningMessage]) -> None:
-    """Refuse a file of which ecgdatakit says that what it read is not what the file says."""
+    """Reject a file if ecgdatakit warns that it may have read it wrongly."""
     from ecgdatakit import ChecksumWarning
 
     for warning in caught:
         text = " ".join(str(warning.message).split())
         if issubclass(warning.category, ChecksumWarning):
             raise Unusable(f"checksum wrong: {text[:200]}")
-        # others than UserWarning are about the code, not the file
+        # other categories than UserWarning concern the code, not the file
         if issubclass(warning.category, UserWarning) and not HARMLESS.match(text):
             raise Unusable(f"cannot be read as it is meant: {text[:200]}")
 
 
 def _rate(record: "ECGRecord", leads: list["Lead"]) -> float:
-    """The sampling rate as the file says it, Hz: ecgdatakit rounds that of a lead to an integer."""
+    """Return the exact sampling rate, Hz: ecgdatakit rounds that of a lead to an integer."""
     raw = record.raw_metadata
     rates = {float(lead.sampling_rate) for lead in leads}
     if raw.get("rhythm_sample_interval_us"):
@@ -140,7 +140,7 @@ def _rate(record: "ECGRecord", leads: list["Lead"]) -> float:
 
 
 def _check_sequence_sets(path: str) -> None:
-    """Refuse an aECG with two time axes of a kind in a sequence set: ecgdatakit uses the first for all leads."""
+    """Reject an aECG with two time axes in a sequence set: ecgdatakit uses the first for all leads."""
     with open_regular(path) as file:
         content = file.read()
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
@@ -153,16 +153,16 @@ def _check_sequence_sets(path: str) -> None:
 
 
 def _check_together(record: "ECGRecord", leads: list["Lead"], rate: float) -> None:
-    """Refuse leads that the file itself says were not recorded at the same time, without saying when."""
-    # MUSE; in which unit is written nowhere
+    """Reject leads that were not recorded at the same time, if their times are unknown."""
+    # MUSE; the unit of the offset is not documented
     late = {lead.annotations.get("LeadTimeOffset", "0").strip() for lead in leads}
     if len(late) > 1:
         raise Unusable(f"leads not together: their LeadTimeOffset is {' or '.join(sorted(late))[:80]}")
-    skew = max(record.raw_metadata.get("sample_skew_ns", [0]))  # MFER: from each channel to the next
+    skew = max(record.raw_metadata.get("sample_skew_ns", [0]))  # MFER: between neighbouring channels
     if skew * 1e-9 * rate * (len(leads) - 1) >= 1:
         raise Unusable(f"leads not together: each channel is {skew} ns later than the one before")
     _check_frames([f for f in record.raw_metadata.get("frames", []) if f["waveform_type"] != BEAT])
-    # SCP-ECG; derived leads need no recording
+    # SCP-ECG; derived leads were not recorded
     recorded = [lead for lead in leads if lead_name(lead.label) not in DERIVED]
     starts = [lead.annotations.get("start_sample") for lead in recorded]
     most = max(map(starts.count, starts), default=0)
@@ -172,7 +172,7 @@ def _check_together(record: "ECGRecord", leads: list["Lead"], rate: float) -> No
 
 
 def _check_frames(frames: list[dict]) -> None:
-    """Refuse MFER frames of the rhythm with a gap that frames of a beat fill: ecgdatakit counts all frames as one."""
+    """Reject MFER frames of the rhythm with a gap between them: ecgdatakit fills it with the frames of a beat."""
     for before, after in itertools.pairwise(frames):
         if after["pointer"] != before["pointer"] + before["samples"]:
             raise Unusable(
@@ -181,9 +181,9 @@ def _check_frames(frames: list[dict]) -> None:
 
 
 def _placed(record: "ECGRecord", leads: list["Lead"]) -> np.ndarray:
-    """The leads at their times: float32 (leads, samples), mV, NaN where one was not recorded.
+    """Return the leads at their times: float32 (leads, samples), mV, NaN where a lead was not recorded.
 
-    SCP-ECG says the first and the last sample of each lead (EN 1064, 5.6); in the other formats all leads begin and
+    SCP-ECG states the first and the last sample of each lead (EN 1064, 5.6). In the other formats all leads begin and
     end together.
     """
     starts = [int(lead.annotations.get("start_sample", 1)) for lead in leads]
@@ -200,8 +200,8 @@ def _placed(record: "ECGRecord", leads: list["Lead"]) -> np.ndarray:
     return signal
 
 
-def _identity(record):
-    """What says whose recording it is: name of the entry to text."""
+def _identity(record: "ECGRecord") -> dict[str, str]:
+    """Return the personal data; see `Recording.identity`."""
     patient = record.patient
     known = {
         "Patient": patient.patient_id,
@@ -213,8 +213,8 @@ def _identity(record):
     return {key: str(text).strip() for key, text in known.items() if str(text).strip()}
 
 
-def _comments(record):
-    """Age, sex and the device's statements, under the names that WFDB headers use, and nothing that names anyone."""
+def _comments(record: "ECGRecord") -> list[str]:
+    """Return age, sex and the device's statements, under the names in WFDB headers, without names of people."""
     lines = []
     if record.patient.age is not None:
         lines.append(f"Age: {record.patient.age}")

@@ -1,4 +1,4 @@
-"""Whose recordings are whose, and which side of the split a patient is on."""
+"""Find the patient of each recording, and the patient's side of the split."""
 
 import hashlib
 import hmac
@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.readers.formats import FORMATS
+from ecgbyte_cli.readers.formats import EXTENSIONS
 from ecgbyte_cli.readers.recording import Recording, Unusable, split_row
 from ecgbyte_cli.readers.text_table import read_rows
 
-KNOWN_TABLES = [  # the columns that name records, and the one that names patients
+PatientSide = tuple[str, str | None]  # patient, and side of the split if it is known
+Columns = dict[str, list[str | None]]
+
+KNOWN_TABLES = [  # the columns of records, and the column of patients
     (["filename_hr", "filename_lr"], "patient_id"),  # PTB-XL
     (["path"], "subject_id"),  # MIMIC-IV-ECG
     (["exam_id"], "patient_id"),  # CODE-15 %
@@ -20,7 +23,7 @@ KNOWN_TABLES = [  # the columns that name records, and the one that names patien
 ]
 
 SIDES = ("train", "val", "test")
-# what the sides of the split are called in tables, headers, question files and their folders, in small letters
+# names of the sides of the split in tables, headers, question files and their folders, in lower case
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
@@ -28,7 +31,7 @@ SPLITS = {
 }
 FOLDS = {str(fold): "train" for fold in range(1, 9)} | {"9": "val", "10": "test"}  # PTB-XL's
 
-# words that stand where a name was taken away, and parts of such words; a number behind them makes a name of them
+# placeholders for a removed name, and parts of such words; one with a number after it is a name
 PLACEHOLDERS = {
     "",
     *"anon unk na nan none null nil tbd patient subject patientid subjectid name hidden empty".split(),
@@ -37,8 +40,8 @@ PLACEHOLDER = re.compile(
     r"[^\W\d]*(anonym|anonim|unknown|unbekannt|inconnu|unnamed|noname|undefined|unspecified|notavailable|"
     r"notapplicable|identified|redacted|removed|masked|missing|nobody)[^\W\d]*0*"
 )
-# folders of one person's recordings: MIMIC-IV-ECG's p10000032, PTB's patient001, ECG-ID's Person_01, BIDS' sub-01,
-# Icentia11k's p00001; shorter ones of the letter and digits must hold the recording itself
+# folders of one person: MIMIC-IV-ECG's p10000032, PTB's patient001, ECG-ID's Person_01, BIDS' sub-01, Icentia11k's
+# p00001; a folder of a letter and few digits counts only if it holds the recording itself
 PERSON = re.compile(
     r"p(\d{8})|((?:patient|person|participant|proband|volunteer|subject|subj|sub|case|pat|pt)[ _.-]?\d+)",
     re.IGNORECASE,
@@ -47,9 +50,9 @@ OWN_FOLDER = re.compile(r"[ps][_-]?\d{1,6}", re.IGNORECASE)
 
 
 def patient_of(recording: Recording) -> str:
-    """The patient: as the file says, else by the folder of a person, else the record itself.
+    """Return the patient: from the file, else from a person's folder, else the record's name.
 
-    A placeholder such as ANONYMOUS is nobody's name, and not believed.
+    A placeholder such as ANONYMOUS is ignored.
     """
     stated = stated_patient(recording)
     if stated and not is_placeholder(stated):
@@ -64,34 +67,34 @@ def patient_of(recording: Recording) -> str:
 
 
 def stated_patient(recording: Recording) -> str | None:
-    """What the file itself gives as the patient, be it a name or a placeholder."""
-    named = (recording.identity.get("Patient"), *map(recording.comment, ("patient", "patient id", "subject")))
-    return next((text for text in named if text), None)
+    """Return the patient that the file names, which may be a placeholder."""
+    names = (recording.identity.get("Patient"), *map(recording.comment, ("patient", "patient id", "subject")))
+    return next((text for text in names if text), None)
 
 
 def pseudonym(patient: str, salt: str) -> str:
-    """A keyed hash of a patient's number: the same for all recordings of one, and for who has no salt, nobody's."""
+    """Return a keyed hash of a patient's number: the same for all recordings of a patient, secret without the salt."""
     return hmac.new(salt.encode(), patient.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def is_placeholder(patient: str) -> bool:
-    """Whether a patient's name is none: ANONYMOUS, unknown, 0, X, ---."""
+    """Return whether a patient's name is a placeholder: ANONYMOUS, unknown, 0, X, ---."""
     bare = re.sub(r"[\W_]+", "", patient).casefold()
     return bare in PLACEHOLDERS or set(bare) in ({"0"}, {"x"}) or bool(PLACEHOLDER.fullmatch(bare))
 
 
 def side_of(split: str | None, fold: str | None = None) -> str | None:
-    """The side of the split that a source gives: by name, by one of PTB-XL's folds, or both.
+    """Return the side of the split, by its name, by PTB-XL's fold, or both.
 
     Returns
     -------
     str or None
-        train, val or test; None where both are empty.
+        train, val or test; None if both are empty.
 
     Raises
     ------
     ValueError
-        If the name or the fold is unknown, or they are of two sides.
+        If the name or the fold is unknown, or they differ.
     """
     named, number = (split or "").strip(), (fold or "").strip()
     side = SPLITS.get(named.lower())
@@ -106,12 +109,12 @@ def side_of(split: str | None, fold: str | None = None) -> str | None:
 
 
 def stated_side(recording: Recording) -> str | None:
-    """The side of the split that the file itself gives in a comment `Split: …`; None where there is none.
+    """Return the side of the split in a file's comment `Split: …`; None if there is none.
 
     Raises
     ------
     Unusable
-        If it is none of the known names, or there are two.
+        If its name is unknown, or there are two.
     """
     try:
         sides = {side_of(text) for text in recording.all_comments("split")} - {None}
@@ -123,8 +126,8 @@ def stated_side(recording: Recording) -> str | None:
 
 
 def on_two_sides(sides: Mapping[str, set[str]]) -> str:
-    """A line about the patients who are on more than one side of the split; empty where there are none."""
-    both = sorted(patient for patient, their in sides.items() if len(their) > 1)
+    """Return a line about the patients on more than one side of the split; empty if there are none."""
+    both = sorted(patient for patient, each in sides.items() if len(each) > 1)
     if not both:
         return ""
     some = ", ".join(both[:3]) + (", …" if len(both) > 3 else "")
@@ -132,42 +135,60 @@ def on_two_sides(sides: Mapping[str, set[str]]) -> str:
 
 
 def split_of(patient: str) -> str:
-    """The side a patient is on, by the hash of the name: train (80 %), val or test (10 % each)."""
+    """Return the side of a patient by the hash of the name: train (80 %), val or test (10 % each)."""
     place = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") % 10
     return "train" if place < 8 else "val" if place == 8 else "test"
 
 
-def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[str, tuple[str, str | None]]:
-    """Read a table that says whose recordings are whose. Identifiers are text: 00016 is not 16.
+def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[str, PatientSide]:
+    """Read a table of patients. Identifiers are text: 00016 is not 16.
 
     Parameters
     ----------
     path : str or Path
         A CSV or TSV file: PTB-XL's ptbxl_database.csv, MIMIC-IV-ECG's record_list.csv, CODE-15 %'s exams.csv, or
-        any with the columns `record` and `patient`, and `split` if it likes.
+        any with the columns `record` and `patient`, and optionally `split`.
     found : iterable of str
-        The recordings that it is for. What several of them are called is known with its folders alone.
+        The recordings that it is for. A name that several of them have needs its folders, too.
 
     Returns
     -------
     dict
-        Record name to (patient, split); a row without a split takes that of the patient's other rows, else
-        it is None. Where rows of different patients name the record alike, the key is the name with as many
-        of its folders as tell them apart. PTB-XL's folds 1 to 8 are train, 9 is val and 10 is test, as its
-        authors advise.
+        Record name to (patient, split). A row without a split takes that of the patient's other rows, else None.
+        If several patients have a record of the same name, the key is the name with as many of its folders as make
+        it unique. PTB-XL's folds 1 to 8 are train, 9 is val and 10 is test, as its authors recommend.
 
     Raises
     ------
     Failure
-        If the file cannot be read, its columns are not known, a split or fold is unknown, or a recording has two
-        patients or a patient two sides of the split.
+        If the file cannot be read, its columns, a split or a fold are unknown, a recording has two patients, or a
+        patient has two sides.
     """
-    wanted = {
-        "split",
-        "strat_fold",
-        *(name for records, patient in KNOWN_TABLES for name in [*records, patient]),
+    lines, record_columns, patient_column, columns = _read_columns(path)
+    patients = _whole_numbers(columns[patient_column])
+    rows = _rows(path, lines, [columns[name] for name in record_columns], patients, columns)
+    shared = Counter(_without_extension(os.path.basename(each)) for each in found)
+    return {
+        key: row
+        for bare, listed in rows.items()
+        for key, row in _shortest_keys(listed, 1 if shared[bare] < 2 else 2).items()
     }
-    columns: dict[str, list[str | None]] = {}
+
+
+def _read_columns(path: str | os.PathLike) -> tuple[list[int], list[str], str, Columns]:
+    """Read the columns of a table of patients.
+
+    Returns
+    -------
+    lines : list of int
+        The line of each row.
+    record_columns, patient_column
+        Their names; see `KNOWN_TABLES`.
+    columns : dict
+    """
+    wanted = {name for records, patient in KNOWN_TABLES for name in [*records, patient]}
+    wanted |= {"split", "strat_fold"}
+    columns: Columns = {}
     names: list[str] = []
     lines: list[int] = []
     for line, row in read_rows(
@@ -182,29 +203,26 @@ def read_patients(path: str | os.PathLike, found: Iterable[str] = ()) -> dict[st
                 column.append(cells.get(name, "").strip() or None)
     for record_columns, patient_column in KNOWN_TABLES:
         if patient_column in columns and all(name in columns for name in record_columns):
-            break
-    else:
-        raise Failure(
-            f"{path} has no columns `record` and `patient`, and is no table of a known data set; its columns are "
-            f"{', '.join(filter(None, names))[:200] or 'none'}"
-        )
-    patients = _whole_numbers(columns[patient_column])
-    rows = _rows(path, lines, record_columns, patients, columns)
-    shared = Counter(_without_extension(os.path.basename(each)) for each in found)
-    return {
-        key: whose
-        for bare, listed in rows.items()
-        for key, whose in _keys(listed, 1 if shared[bare] < 2 else 2).items()
-    }
+            return lines, record_columns, patient_column, columns
+    raise Failure(
+        f"{path} has no columns `record` and `patient`, and is no table of a known data set; its columns are "
+        f"{', '.join(filter(None, names))[:200] or 'none'}"
+    )
 
 
-def _rows(path, lines, record_columns, patients, columns):
-    """Patient and side of each record, by its bare name and then by the name with its folders."""
+def _rows(
+    path: str | os.PathLike,
+    lines: list[int],
+    record_columns: list[list[str | None]],
+    patients: list[str | None],
+    columns: Columns,
+) -> dict[str, dict[str, PatientSide]]:
+    """Return patient and side of each record, by its bare name and then by the name with its folders."""
     sides = _sides(path, lines, patients, columns)
-    rows: dict[str, dict[str, tuple[str, str | None]]] = {}
+    rows: dict[str, dict[str, PatientSide]] = {}
     first: dict[str, int] = {}  # the line of each record
-    for name in record_columns:
-        for line, record, patient, side in zip(lines, columns[name], patients, sides, strict=True):
+    for records in record_columns:
+        for line, record, patient, side in zip(lines, records, patients, sides, strict=True):
             if record and patient:
                 whole = _without_extension(record.strip())
                 before = rows.setdefault(whole.rpartition("/")[2], {}).setdefault(whole, (patient, side))
@@ -217,18 +235,20 @@ def _rows(path, lines, record_columns, patients, columns):
     return rows
 
 
-def _sides(path, lines, patients, columns):
-    """The side of each row: its own, or that of the patient's other rows; a patient has one."""
-    empty = [None] * len(patients)
-    given = []
-    first: dict[str, tuple[str, int]] = {}  # the side of each patient, and the line that says so
-    named, folds = columns.get("split", empty), columns.get("strat_fold", empty)
-    for line, patient, split, fold in zip(lines, patients, named, folds, strict=True):
+def _sides(
+    path: str | os.PathLike, lines: list[int], patients: list[str | None], columns: Columns
+) -> list[str | None]:
+    """Return the side of each row, its own or that of the patient's other rows. A patient has only one."""
+    empty: list[str | None] = [None] * len(patients)
+    own = []
+    first: dict[str | None, tuple[str, int]] = {}  # the side of each patient, and its line
+    splits, folds = columns.get("split", empty), columns.get("strat_fold", empty)
+    for line, patient, split, fold in zip(lines, patients, splits, folds, strict=True):
         try:
             side = side_of(split, fold)
         except ValueError as error:
             raise Failure(f"{path}, line {line}: {error}") from error
-        given.append(side)
+        own.append(side)
         if side and patient and not is_placeholder(patient):
             before, at = first.setdefault(patient, (side, line))
             if before != side:
@@ -236,37 +256,41 @@ def _sides(path, lines, patients, columns):
                     f"{path}, line {line}: patient {patient} is on the {side} side of the split, and in line {at} on "
                     f"the {before} side: put all recordings of a patient on one side"
                 )
-    return [side or first.get(patient, (None,))[0] for patient, side in zip(patients, given, strict=True)]
+    return [
+        side or (first[patient][0] if patient in first else None)
+        for patient, side in zip(patients, own, strict=True)
+    ]
 
 
-def _keys(listed, parts):
-    """Rows by as few of the last parts of their paths as tell different patients apart, `parts` at least."""
-    groups: dict[str, dict[str, tuple[str, str | None]]] = {}
-    for whole, whose in listed.items():
-        if whole.count("/") + 1 >= parts:  # a shorter one names any of several, and so none
-            groups.setdefault("/".join(whole.split("/")[-parts:]), {})[whole] = whose
+def _shortest_keys(listed: dict[str, PatientSide], parts: int) -> dict[str, PatientSide]:
+    """Key rows by as few of the last parts of their paths, at least `parts`, as tell different patients apart."""
+    groups: dict[str, dict[str, PatientSide]] = {}
+    for whole, row in listed.items():
+        if whole.count("/") + 1 >= parts:  # a shorter name is ambiguous
+            groups.setdefault("/".join(whole.split("/")[-parts:]), {})[whole] = row
     keys = {}
     for key, group in groups.items():
         if len(set(group.values())) == 1:
             keys[key] = next(iter(group.values()))
         else:
-            keys |= _keys(group, parts + 1)
+            keys |= _shortest_keys(group, parts + 1)
     return keys
 
 
-def _whole_numbers(column):
-    """A column of identifiers as text; where all are written as 15709.0, as PTB-XL's are, without the point."""
+def _whole_numbers(column: list[str | None]) -> list[str | None]:
+    """Return identifiers as text; if all are written like PTB-XL's 15709.0, without the ".0"."""
     pointed = all(re.fullmatch(r"\d+\.0", text) for text in column if text)
     return [text.removesuffix(".0") if text and pointed else text and text.strip() for text in column]
 
 
-def _without_extension(record):
+def _without_extension(record: str) -> str:
+    """Return a record's name without the extension of a recording."""
     bare, extension = os.path.splitext(record)
-    return bare if extension.lower() in FORMATS else record
+    return bare if extension.lower() in EXTENSIONS else record
 
 
-def find_listed(record: str, known: dict, path: str = "") -> tuple[str, str | None] | None:
-    """What a table says of a recording, found by its name or by as much of its path as is needed; None if nothing.
+def find_listed(record: str, known: dict[str, PatientSide], path: str = "") -> PatientSide | None:
+    """Find a recording in a table, by its name or by as much of its path as is needed; None if it is not there.
 
     Parameters
     ----------
@@ -288,16 +312,16 @@ def find_listed(record: str, known: dict, path: str = "") -> tuple[str, str | No
 
 
 def patient_and_split(
-    record: str, patient: str, split: str | None, known: dict, path: str = ""
+    record: str, patient: str, split: str | None, known: dict[str, PatientSide], path: str = ""
 ) -> tuple[str, str]:
-    """The patient of a recording and its side of the split: by the table, else by the file, else by the hash.
+    """Return a recording's patient and side of the split: from the table, else from the file, else by the hash.
 
     Parameters
     ----------
     record, patient : str
-        The names that the file gives.
+        As in the file.
     split : {"train", "val", "test"} or None
-        As the file gives it; see `side_of`.
+        As in the file; see `side_of`.
     known : dict
         From `read_patients`.
     path : str

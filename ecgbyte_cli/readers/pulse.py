@@ -1,4 +1,4 @@
-"""The calibration pulse that some recorders write before or after the ECG."""
+"""Remove the calibration pulse that some recorders write before or after the ECG."""
 
 from datetime import timedelta
 
@@ -7,18 +7,18 @@ import numpy as np
 from ecgbyte_cli.readers.recording import DERIVED, Recording, lead_name
 
 LONGEST = 2.0  # s, of a pulse
-HELD, SAMPLES = 0.02, 5  # s, and samples, that each of its two levels has at least
+HELD, SAMPLES = 0.02, 5  # s and samples, the shortest stay at each of its two levels
 LOWEST = 0.35  # mV; pulses are of 0.5, 1 or 2 mV
-APART = 0.025  # mV between leads that hold the same pulse: five of the usual steps of 5 uV
-LEVEL = 0.06  # of the pulse's height, around each level
-FLAT = 0.9  # of the samples are at their level
+APART = 0.025  # mV, the largest difference between leads with the same pulse: five usual steps of 5 uV
+LEVEL = 0.06  # tolerance around each level, as a share of the pulse's height
+FLAT = 0.9  # share of the samples within the tolerance
 
 
 def without_pulse(recording: Recording) -> Recording:
     """Cut off the calibration pulse at either end of a recording, if there is one.
 
-    A pulse is a course of two levels (0, 1 mV, 0) that all recorded leads share. Leads of one heart never do: they
-    differ, or all of them are flat. So recordings of a single lead stay as they are.
+    A pulse has two levels (0, 1 mV, 0) and is the same in all recorded leads. ECG leads differ unless all are flat. So
+    a recording of a single lead stays as it is.
     """
     signal = recording.signal
     rows = [i for i, lead in enumerate(recording.leads) if lead_name(lead) not in DERIVED]
@@ -26,7 +26,7 @@ def without_pulse(recording: Recording) -> Recording:
         rows = list(range(len(signal)))
     if len(rows) < 2:
         return recording
-    # one sample more than a pulse can have, for the leads to differ in: else they are one and the same for longer
+    # one sample longer than a pulse: leads that do not differ within it are copies of each other
     longest = int(LONGEST * recording.fs) + 1
     before = _pulse(signal[rows, :longest][:, ::-1], recording.fs)
     after = _pulse(signal[rows, max(before, signal.shape[1] - longest) :], recording.fs)
@@ -38,7 +38,7 @@ def without_pulse(recording: Recording) -> Recording:
 
 
 def _pulse(signal: np.ndarray, fs: float) -> int:
-    """How many samples at the end of a short signal (leads, samples) are a calibration pulse."""
+    """Return the number of samples of a calibration pulse at the end of a short signal (leads, samples)."""
     differ = np.flatnonzero(~(np.ptp(signal, axis=0) <= APART))
     held = max(int(HELD * fs), SAMPLES)
     if not differ.size or signal.shape[1] - 1 - differ[-1] < 2 * held:
@@ -46,7 +46,7 @@ def _pulse(signal: np.ndarray, fs: float) -> int:
     course = np.median(signal[:, differ[-1] + 1 :], axis=0)
     height = np.ptp(course)
     high = course > course.min() + height / 2
-    # the first may be cut short by samples of ECG that happen to be alike
+    # the first may be shortened by ECG samples that happen to be equal
     lengths = np.diff([0, *np.flatnonzero(np.diff(high)) + 1, high.size])[1:]
     if height < LOWEST or lengths.size == 0 or lengths.min() < held:
         return 0

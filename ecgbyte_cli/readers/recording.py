@@ -1,7 +1,7 @@
-"""One recording in millivolts: what every reader returns, and what all of them share.
+"""The recording that every reader returns, and the checks that readers share.
 
-Every file is taken for hostile: it is read or refused with a reason, and nothing is allocated on the word of
-a header alone. The bounds are in `limits`.
+Every file may be hostile. It is read or refused with a reason, and nothing is allocated before it is checked; the
+bounds are in `limits`.
 """
 
 import os
@@ -10,6 +10,7 @@ import stat
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
+from typing import BinaryIO
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from ecgbyte_cli.readers import limits
 STANDARD = {
     lead.lower(): lead for lead in ("I", "II", "III", "aVR", "aVL", "aVF", *(f"V{i}" for i in range(1, 7)))
 }
-DERIVED = ("III", "aVR", "aVL", "aVF")  # what I and II determine
-# case-folded, which makes one letter of both signs for micro
+DERIVED = ("III", "aVR", "aVL", "aVF")  # linear combinations of I and II
+# case-folded, so that both micro signs are the same letter
 MILLIVOLTS = {"v": 1e3, "mv": 1.0, "uv": 1e-3, "μv": 1e-3, "nv": 1e-6}
 MILLIVOLTS |= {"volt": 1e3, "millivolt": 1.0, "microvolt": 1e-3, "nanovolt": 1e-6}
 HDF5 = (".h5", ".hdf5")
@@ -52,13 +53,13 @@ class Recording:
     name : str
         The record's name, without extension.
     path : str
-        What `read` was given.
+        The path that it was read from.
     comments : list of str
     start : datetime or None
-        None where the file says none, or none that a calendar has.
+        None if the file has no valid start.
     identity : dict
-        What the file says of whose recording it is: `Patient` (the hospital's number), `Name`, `Birth date`, ….
-        None of it is among the comments.
+        The patient's personal data in the file: `Patient` (the hospital's number), `Name`, `Birth date`, …. The
+        comments do not repeat them.
     """
 
     signal: np.ndarray
@@ -71,20 +72,20 @@ class Recording:
     identity: dict[str, str] = field(default_factory=dict)
 
     def comment(self, key: str) -> str | None:
-        """The text behind "key:" in the comments, or None."""
+        """Return the text after "key:" in the comments, or None."""
         return next(iter(self.all_comments(key)), None)
 
     def all_comments(self, key: str) -> list[str]:
-        """The texts behind every "key:" in the comments."""
+        """Return the texts after every "key:" in the comments."""
         parts = (line.partition(":") for line in self.comments)
         return [text.strip() for name, colon, text in parts if colon and name.strip().lower() == key]
 
 
 @lru_cache(256)
 def lead_name(name: str) -> str:
-    """A lead's name in its usual spelling.
+    """Return a lead's name in its usual spelling.
 
-    "avr", "ECG aVR" and "Lead aVR (Goldberger)" are aVR, "DI" is I; what is no standard lead stays.
+    "avr", "ECG aVR" and "Lead aVR (Goldberger)" are aVR, "DI" is I; other names are returned as they are.
     """
     bare = name.strip()
     if bare.endswith(")"):
@@ -96,26 +97,26 @@ def lead_name(name: str) -> str:
 
 @lru_cache(256)
 def millivolts(unit: str) -> float | None:
-    """How many mV a unit is; None if it is not one of voltage."""
+    """Return a unit in mV; None if it is not a unit of voltage."""
     bare = unit.strip().casefold()
     return MILLIVOLTS.get(bare, MILLIVOLTS.get(bare.removesuffix("s")))
 
 
-def common_rate(rates):
-    """Of several sampling rates the one that most leads share, of two the higher."""
+def common_rate(rates: list[int]) -> int:
+    """Return the sampling rate that most leads share, the higher one of a tie."""
     return max(set(rates), key=lambda rate: (rates.count(rate), rate))
 
 
 def text_of(data: bytes) -> str:
-    """The text of a header: UTF-8, else Latin-1, which is what the older writers use."""
+    """Decode the text of a header: UTF-8, else Latin-1, which older writers use."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return data.decode("latin-1")
 
 
-def open_regular(path):
-    """Open a file to read its bytes; what is no regular file is refused, as opening it could wait for ever."""
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a regular file to read its bytes, without waiting: reading a FIFO would block for ever."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     try:
         check_regular(os.fstat(file.fileno()))
@@ -125,8 +126,8 @@ def open_regular(path):
     return file
 
 
-def read_regular(path, most):
-    """The bytes of a small regular file; of a larger one than `most`, nothing."""
+def read_regular(path: str | os.PathLike, most: int) -> bytes:
+    """Return the bytes of a regular file; one of more than `most` bytes is refused."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         stamp = os.fstat(handle)
@@ -138,26 +139,26 @@ def read_regular(path, most):
         os.close(handle)
 
 
-def check_regular(stamp):
-    """Refuse what is a FIFO, a device, a socket or a folder, by its `os.stat`."""
+def check_regular(stamp: os.stat_result) -> None:
+    """Reject anything that is not a regular file."""
     kind = stat.S_IFMT(stamp.st_mode)
     if kind != stat.S_IFREG:
         raise Unusable(f"not a regular file: {KINDS.get(kind, 'something else')}")
 
 
-def check_promise(leads, samples):
-    """Refuse what would not fit into memory, before anything is allocated."""
+def check_promise(leads: int, samples: int) -> None:
+    """Reject a size that would not fit into memory, before anything is allocated."""
     if leads > limits.LEADS or leads * samples > limits.SAMPLES:
         raise Unusable(f"too large: {leads} leads of {samples} samples are promised")
 
 
 def check_times(times: np.ndarray, samples: int) -> None:
-    """Refuse a signal whose own times have gaps, or are not evenly spaced to half a sample.
+    """Reject sample times that have gaps or are not evenly spaced to half a sample.
 
     Parameters
     ----------
     times : numpy.ndarray
-        One of each sample, in any unit; numbers or `datetime64`.
+        A time per sample, in any unit; numbers or `datetime64`.
     samples : int
     """
     if times.shape != (samples,) or times.dtype.kind not in "fiuM":
@@ -174,19 +175,50 @@ def check_times(times: np.ndarray, samples: int) -> None:
         )
 
 
-def need_fs(fs):
+def need_fs(fs: float | None) -> float:
+    """Return the sampling rate, or reject the recording if it is unknown."""
     if fs is None:
         raise Unusable("sampling rate unknown: give it with --input-fs")
     return float(fs)
 
 
-def record_name(path):
+def record_name(path: str) -> str:
+    """Return the name of a record: the file's name without its extension."""
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def split_row(path):
-    """The file that a recording is in, and its row if that is an HDF5 file and the path names one, else None."""
+def split_row(path: str) -> tuple[str, str | None]:
+    """Split `exams.hdf5#3` into file and row; the row is None for other files and paths without one."""
     file, mark, row = path.rpartition("#")
     if mark and file.lower().endswith(HDF5) and row.isascii() and row.isdigit():
         return file, row
     return path, None
+
+
+def array_recording(
+    signal: np.ndarray, fs: float, names: list[str], units: str | np.ndarray | None, name: str, path: str
+) -> Recording:
+    """Return the recording of an array without a header.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (leads, samples).
+    fs : float
+        Hz.
+    names : list of str
+        Of the leads.
+    units : str, array of str or None
+        One for all leads or one per lead; mV by default. A lead whose unit is not one of voltage is left out.
+    name, path : str
+        Of the recording.
+    """
+    each = np.array("mV" if units is None else units).reshape(-1).tolist()
+    if len(each) not in (1, len(names)):
+        raise Unusable(f"header refused: {len(each)} units of {len(names)} leads")
+    scales = [millivolts(str(unit)) for unit in each] * (len(names) // len(each))
+    leads = [(i, scale) for i, scale in enumerate(scales) if scale is not None]
+    scaled = np.empty((len(leads), signal.shape[1]), np.float32)
+    for row, (i, scale) in zip(scaled, leads, strict=True):
+        row[:] = signal[i] if scale == 1 else signal[i] * scale
+    return Recording(scaled, fs, [names[i] for i, _ in leads], name, path)

@@ -1,4 +1,4 @@
-"""Tables of words (CSV, TSV): patients, labels, questions."""
+"""Read tables of text (CSV, TSV): patients, labels, questions."""
 
 import codecs
 import csv
@@ -17,13 +17,13 @@ from ecgbyte_cli.readers.dialect import (
     SEPARATORS,
     THOUSANDS,
     Head,
-    called,
     cells_of,
     read_head,
+    separator_name,
 )
 from ecgbyte_cli.readers.recording import Unusable, open_regular
 
-# bytes that are the same character in the code pages of Western and of Central Europe: ä, é, ß, µ, °, …
+# bytes of the same character in the code pages of Western and Central Europe: ä, é, ß, µ, °, …
 _HIGH = [bytes([code]) for code in range(0x80, 0x100)]
 UNAMBIGUOUS = bytes(
     b[0] for b in _HIGH if b.decode("cp1250", "replace") == b.decode("cp1252", "replace") != "\ufffd"
@@ -31,7 +31,7 @@ UNAMBIGUOUS = bytes(
 
 
 def names_of(path: str | os.PathLike, wanted: Sequence[Collection[str]]) -> list[str]:
-    """The names of the columns of a table; see `read_rows`."""
+    """Return the names of the columns of a table; see `read_rows`."""
     with _failing(path), open_regular(path) as file:
         lines = read_head(file).lines
         named, separator = _line_of_names(lines, wanted)
@@ -47,15 +47,15 @@ def read_rows(
     ----------
     path : str or Path
     wanted : sequence of collections of str
-        The line of names is the first that holds all names of one of these. What stands above it (`sep=;`,
-        comments, a title) is left out. It also shows the separator.
+        The line of names is the first with all names of one of these; it also shows the separator. Lines above it
+        (`sep=;`, comments, a title) are left out.
     numbers : bool
-        Write decimal commas as points, where the separator is no comma.
+        Replace decimal commas by points, unless the separator is a comma.
 
     Raises
     ------
     Failure
-        If the table cannot be read, or a row has more cells than there are names.
+        If the table cannot be read, or a row has more cells than names.
     """
     with _failing(path), open_regular(path) as file:
         head = read_head(file)
@@ -68,7 +68,7 @@ def read_rows(
 
 @contextmanager
 def _failing(path: str | os.PathLike) -> Iterator[None]:
-    """Raise what goes wrong as a Failure that names the file."""
+    """Turn errors into a Failure that names the file."""
     try:
         yield
     except (OSError, Unusable) as error:
@@ -79,13 +79,15 @@ def _failing(path: str | os.PathLike) -> Iterator[None]:
 
 
 class _RowError(Exception):
-    def __init__(self, line: int, reason: str):
+    """A line that cannot be read, and the reason."""
+
+    def __init__(self, line: int, reason: str) -> None:
         super().__init__(line, reason)
         self.line, self.reason = line, reason
 
 
 def _encoding_of_all(file: BinaryIO, head: Head) -> str:
-    """The encoding of a whole file; its first lines may all be ASCII."""
+    """Return the encoding of a whole file; its first lines may be plain ASCII."""
     encoding = "utf-8" if head.encoding == "latin-1" else head.encoding
     decoder = codecs.getincrementaldecoder(encoding)()
     file.seek(head.mark)
@@ -106,7 +108,7 @@ def _encoding_of_all(file: BinaryIO, head: Head) -> str:
 
 
 def _line_of_names(lines: list[str], wanted: Sequence[Collection[str]]) -> tuple[int, str]:
-    """The line of names, from 0, and the separator; if none is sure, the first line and what parts it most."""
+    """Return the line of names, from 0, and the separator; by default the first line and its most frequent one."""
     first = None
     forced = None
     for number, line in enumerate(lines):
@@ -125,7 +127,7 @@ def _line_of_names(lines: list[str], wanted: Sequence[Collection[str]]) -> tuple
 
 
 def _rows(text: TextIO, separator: str, skipped: int, points: bool) -> Iterator[tuple[int, list[str]]]:
-    """The rows of an open table, the names first; what is behind the last name must be empty."""
+    """Yield the rows of an open table, names first; cells beyond the last name must be empty."""
     rows = csv.reader(text, delimiter=separator, strict=True)
     width = 0
     while True:
@@ -148,7 +150,8 @@ def _rows(text: TextIO, separator: str, skipped: int, points: bool) -> Iterator[
                 raise _RowError(line, f"two columns are called {twice[0]}")
         elif any(row[width:]):
             raise _RowError(
-                line, f"has more cells than the {width} names: quote cells that hold {called(separator)}"
+                line,
+                f"has more cells than the {width} names: quote cells that hold {separator_name(separator)}",
             )
         elif points:
             row = [_with_point(cell) for cell in row]
@@ -157,7 +160,7 @@ def _rows(text: TextIO, separator: str, skipped: int, points: bool) -> Iterator[
 
 
 def _with_point(cell: str) -> str:
-    """A cell, with a point for the comma of a decimal number; what may be thousands stays."""
+    """Return a cell with a decimal point for a decimal comma, unless the comma may separate thousands."""
     bare = cell.strip()
     is_decimal = "," in bare and NUMBER[","].fullmatch(bare) and not THOUSANDS.fullmatch(bare)
     return bare.replace(",", ".") if is_decimal else cell

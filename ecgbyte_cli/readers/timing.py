@@ -1,4 +1,4 @@
-"""Columns of times: the sampling rate they show, and the place of each row on an even grid."""
+"""Derive the sampling rate and the place of each row from a column of times."""
 
 import re
 from collections.abc import Sequence
@@ -31,18 +31,19 @@ COUNTS = {
 }
 CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+)(?:[.,](\d+))?")
 LONGEST = 64  # characters of a time
-SLOWEST, FASTEST = 25.0, 20_000.0  # Hz: between them, a step fits one unit alone
-ROUNDED = 1.25  # of the resolution: how far rounded times may be apart from even ones
-GAPS = 0.1  # of the steps: more are no gaps
-EVEN = 0.02  # of a step: how far times may be off that are not rounded
+SLOWEST, FASTEST = 25.0, 20_000.0  # Hz; in this range a step fits only one unit
+ROUNDED = 1.25  # of the resolution, the range of the error of rounded times
+GAPS = 0.1  # of the steps, the largest share that are gaps
+EVEN = 0.02  # of a step, the largest error of times that are not rounded
 
 
 def _words(name: str) -> list[str]:
+    """Return the words of a column's name."""
     return re.findall(r"[^\W\d_]+|#", name.casefold())
 
 
 def is_time(name: str) -> bool:
-    """Whether a column is called after the time: "time", "Time (ms)", "t_s", "Elapsed time", "ms"."""
+    """Return whether the name is of a column of times: "time", "Time (ms)", "t_s", "Elapsed time", "ms"."""
     words = _words(name)
     if is_count(name) or not words:
         return False
@@ -52,18 +53,18 @@ def is_time(name: str) -> bool:
 
 
 def is_count(name: str) -> bool:
-    """Whether a column is called after the number of the sample: "sample", "Sample #", "index"."""
+    """Return whether the name is of a column of sample numbers: "sample", "Sample #", "index"."""
     return " ".join(_words(name)) in COUNTS
 
 
 def unit_of(name: str, unit: str = "") -> float | None:
-    """How many seconds the unit is that a column of times states, in its name or by itself; None if it states none."""
+    """Return the unit of a column of times, in seconds, from its name or the line of units; None if unknown."""
     words = [*_words(name), *_words(unit)]
     return next((SECONDS[word] for word in reversed(words) if word in SECONDS), None)
 
 
 def resolution_of(cells: Sequence[str], decimal: str) -> float:
-    """The last digit that is written in any of some numbers, such as 0.001."""
+    """Return the value of the last digit of the most precise number, such as 0.001."""
     places = []
     for cell in cells:
         mantissa, _, exponent = cell.lower().partition("e")
@@ -72,12 +73,12 @@ def resolution_of(cells: Sequence[str], decimal: str) -> float:
 
 
 def seconds_of_clocks(cells: Sequence[str | None]) -> tuple[np.ndarray, float]:
-    """The seconds of times such as 0:00.004 or 2024-01-01 12:00:00.004, and their resolution.
+    """Return times such as 0:00.004 or 2024-01-01 12:00:00.004 in seconds, and their resolution.
 
     Raises
     ------
     TimeError
-        If a cell is no time, or the date changes.
+        If a cell is not a time, or the date changes.
     """
     seconds = np.empty(len(cells))
     around, digits = None, 0
@@ -97,9 +98,9 @@ def seconds_of_clocks(cells: Sequence[str | None]) -> tuple[np.ndarray, float]:
 
 
 class TimeError(Exception):
-    """A row whose time does not fit: `row` from 0, and why."""
+    """A row with a bad time: `row`, from 0, and the reason."""
 
-    def __init__(self, row: int, reason: str):
+    def __init__(self, row: int, reason: str) -> None:
         super().__init__(row, reason)
         self.row, self.reason = row, reason
 
@@ -112,14 +113,13 @@ def grid(
     Parameters
     ----------
     times : numpy.ndarray
-        float64 (rows,), in units of `unit`; or the numbers of the samples.
+        float64 (rows,), in `unit`; or the numbers of the samples.
     resolution : float
-        Of the times, in the same unit: they may be rounded to it.
+        To which the times are rounded, in the same unit.
     unit : float or None
-        In seconds; None where it is not stated: then it is the one that gives a rate between 25 and 20,000 Hz,
-        or that fits `fs`.
+        In seconds; None if unknown: then the unit that gives a rate between 25 and 20,000 Hz, or that fits `fs`.
     fs : float or None
-        Sampling rate, Hz, if it is known.
+        Sampling rate, Hz, if known.
     count : bool
         Whether `times` are the numbers of the samples.
 
@@ -128,14 +128,14 @@ def grid(
     fs : float
         Sampling rate, Hz.
     places : numpy.ndarray
-        int64 (rows,): the place of each row, the first at 0. Numbers that are left out are missing samples.
+        int64 (rows,), from 0. Places without a row are missing samples.
 
     Raises
     ------
     TimeError
-        If a time is missing or goes back, or the steps are not even.
+        If a time is missing or earlier than the one before, or the steps are uneven.
     Unusable
-        If the rate is not sure, or another than `fs`.
+        If the rate is ambiguous, or differs from `fs`.
     """
     if not np.isfinite(times).all():
         raise TimeError(int(np.argmin(np.isfinite(times))), "the time is missing")
@@ -164,7 +164,7 @@ def grid(
 
 
 def _even(times: np.ndarray, steps: np.ndarray, resolution: float) -> tuple[np.ndarray, float, float]:
-    """The place of each row, the step, and how far the step may be off."""
+    """Return the place of each row, the step, and the error of the step."""
     typical = float(np.median(steps))
     rounded = _uniform(times, steps, resolution)
     if typical > 0:
@@ -176,14 +176,14 @@ def _even(times: np.ndarray, steps: np.ndarray, resolution: float) -> tuple[np.n
             and (np.abs(steps - jumps * step) <= EVEN * step).all()
             and jumps.min() >= 1
         ):
-            # few jumps among even steps are gaps; many that are evenly spread come of rounding
+            # few jumps among even steps are gaps; many evenly spread ones come from rounding
             if rounded is None or np.count_nonzero(jumps > 1) < 3:
                 return _fitted(times, np.concatenate([[0], np.cumsum(jumps)]).astype(np.int64))
     if rounded is not None:
         return rounded
     step = float(steps[steps <= 1.5 * typical].mean()) if typical > 0 else 0.0
     if step > 2 * resolution:
-        for _ in range(5):  # the step is better known with the places, and the places with the step
+        for _ in range(5):  # places improve the estimate of the step, and the step that of the places
             places = np.concatenate([[0], np.cumsum(np.maximum(np.round(steps / step), 1))]).astype(np.int64)
             step = _fitted(times, places)[1]
         jumps = np.diff(places)
@@ -201,14 +201,14 @@ def _even(times: np.ndarray, steps: np.ndarray, resolution: float) -> tuple[np.n
 def _uniform(
     times: np.ndarray, steps: np.ndarray, resolution: float
 ) -> tuple[np.ndarray, float, float] | None:
-    """The same for rows without gaps whose times are rounded; None if they are not."""
+    """Return the same as `_even` for rounded times without gaps; None for other times."""
     places, step, slack = _fitted(times, np.arange(len(times)))
     close = np.abs(steps - step).max() <= 1.01 * resolution
     return (places, step, slack) if close and np.ptp(times - places * step) <= ROUNDED * resolution else None
 
 
 def _fitted(times: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """The places, the step by least squares, and how far that may be off."""
+    """Return the places, the step by least squares, and its error."""
     centred = places - places.mean()
     step = float(centred @ times / (centred @ centred))
     slack = 2 * max(float(np.ptp(times - places * step)), 1e-12 * float(times[-1])) / int(places[-1])
@@ -216,11 +216,11 @@ def _fitted(times: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, float, f
 
 
 def _likely_unit(step: float, off: float, fs: float | None) -> float:
-    """The unit of a column that states none."""
+    """Return the unit of a column that does not state it."""
     units = [SECONDS[name] for name in ("s", "ms", "us", "ns")]
     if fs is not None:
         fits = [unit for unit in units if abs(step * unit * fs - 1) < off]
-        if not fits and abs(step - 1) < EVEN:  # it counts the samples
+        if not fits and abs(step - 1) < EVEN:  # the column numbers the samples
             return 1 / fs
     else:
         fits = []
@@ -241,7 +241,7 @@ def _likely_unit(step: float, off: float, fs: float | None) -> float:
 
 
 def _rate(step: float, slack: float, fs: float | None) -> float:
-    """The roundest rate (or step) that the times allow, or `fs` if it is one of those."""
+    """Return the roundest rate (or step) that fits the times, or `fs` if it fits."""
     rate = 1 / step
     if fs is not None:
         if abs(step * fs - 1) > max(0.002, slack / step):

@@ -1,6 +1,7 @@
 """WFDB: a header, and signal files in any storage format (signal(5) of the WFDB Applications Guide)."""
 
 import os
+from typing import BinaryIO
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ecgbyte_cli.readers.recording import (
     record_name,
 )
 
-# format to bits a sample; the 5xx are FLAC
+# format to bits per sample; the 5xx are FLAC
 BITS = {
     8: 8,
     16: 16,
@@ -32,18 +33,18 @@ BITS = {
     524: 24,
 }
 FLAC = {508: ("PCM_S8",), 516: ("PCM_S8", "PCM_16"), 524: ("PCM_S8", "PCM_16", "PCM_24")}
-# bytes that hold so many samples together
+# format to (bytes, samples) of a packed group
 PACKED = {212: (3, 2), 310: (4, 3), 311: (4, 3)}
 STORED = {8: "i1", 16: "<i2", 24: "u1", 32: "<i4", 61: ">i2", 80: "u1", 160: "<u2"} | dict.fromkeys(
     PACKED, "u1"
 )
 
 
-def read(path, fs, lead_names, units):
-    """WFDB: every signal at its own rate; of several rates the one that most leads share is taken."""
+def read(path: str, fs: float | None, lead_names: list[str] | None, units: str | None) -> Recording:
+    """Read a WFDB record. If the sampling rates differ, only the leads at the most common rate are read."""
     header = wfdb_header.read_header(path)
     if header.segments is not None:
-        return _several(path, header)
+        return _read_segments(path, header, header.segments)
     leads = _leads(header)
     if not leads:
         raise Unusable("no leads in volts")
@@ -57,22 +58,24 @@ def read(path, fs, lead_names, units):
     return Recording(signal, header.fs * frame, names, record_name(path), path, header.comments, header.start)
 
 
-def _several(path, header):
-    """A record of several segments: leads by their place, or by their names where the layout varies."""
+def _read_segments(path: str, header: wfdb_header.Header, segments: list[tuple[str, int]]) -> Recording:
+    """Read a record of several segments, with leads by place, or by name where the layout varies."""
     folder = os.path.dirname(path)
-    whole = sum(length for _, length in header.segments)
+    whole = sum(length for _, length in segments)
     check_promise(1, whole)
-    varies = header.segments[0][1] == 0  # the first is then the layout, which lists all leads
-    known, rows, read, at = {}, {}, 0, 0
-    for name, length in header.segments:
+    varies = segments[0][1] == 0  # the first segment is then the layout, which lists all leads
+    parts: dict[str, wfdb_header.Header] = {}
+    rows: dict[str | int, tuple[wfdb_header.Signal, np.ndarray]] = {}
+    promised, at = 0, 0
+    for name, length in segments:
         if name != "~" and length:  # "~" is a gap
-            if name not in known:
-                known[name] = wfdb_header.read_header(os.path.join(folder, name + ".hea"))
-            part = known[name]
+            if name not in parts:
+                parts[name] = wfdb_header.read_header(os.path.join(folder, name + ".hea"))
+            part = parts[name]
             if part.segments is not None or part.fs != header.fs or part.samples != length:
                 raise Unusable(f"header refused: segment {name[:80]} is not what it promises")
-            read += length * sum(line.frame for line in part.signals)
-            check_promise(1, read)
+            promised += length * sum(line.frame for line in part.signals)
+            check_promise(1, promised)
             stored = _stored(folder, part)
             for place, line in _leads(part):
                 key = line.name if varies else place
@@ -93,8 +96,8 @@ def _several(path, header):
     return Recording(signal, header.fs * frame, names, record_name(path), path, header.comments, header.start)
 
 
-def _leads(header):
-    """The signals of a record that are in volts: (place, line) of each; "~" stands for no file."""
+def _leads(header: wfdb_header.Header) -> list[tuple[int, wfdb_header.Signal]]:
+    """Return (place, signal) of each signal of a record in volts; the file "~" is none."""
     return [
         (place, line)
         for place, line in enumerate(header.signals)
@@ -102,10 +105,10 @@ def _leads(header):
     ]
 
 
-def _scale(row, stored, line):
-    """Fill a row with a signal in mV, NaN where it has no sample.
+def _scale(row: np.ndarray, stored: np.ndarray, line: wfdb_header.Signal) -> None:
+    """Fill a row with a signal in mV, NaN where a sample is missing.
 
-    Its skew is taken out: it is so many frames late, and misses as many at its end.
+    A skewed signal is that many frames late: it is moved forward, and the frames at its end are missing.
     """
     values = stored.reshape(-1)
     if line.skew:
@@ -115,14 +118,14 @@ def _scale(row, stored, line):
         row[-late:] = np.nan
         row, values = row[:-late], values[late:]
     scaled = values - float(line.baseline)
-    scaled *= millivolts(line.unit) / line.gain
+    scaled *= (millivolts(line.unit) or np.nan) / line.gain
     row[:] = scaled
-    if line.form != 8:  # the format's mark of a missing sample; differences have none
+    if line.form != 8:  # the lowest value marks a missing sample, except in format 8 (differences)
         row[values == -(1 << (BITS[line.form] - 1))] = np.nan
 
 
-def _stored(folder, header):
-    """The samples of all signals of a record of one segment: integers (frames, samples in a frame), by their places."""
+def _stored(folder: str, header: wfdb_header.Header) -> dict[int, np.ndarray]:
+    """Return the samples of each signal of a single segment by its place: integers (frames, samples in a frame)."""
     files: dict[str, list[int]] = {}
     for place, line in enumerate(header.signals):
         if line.file != "~":
@@ -130,19 +133,19 @@ def _stored(folder, header):
     stored = {}
     for file, places in files.items():
         digital = _digital(os.path.join(folder, file), [header.signals[i] for i in places], header.samples)
-        digital = np.asfortranarray(digital)  # each signal in one piece, which is quicker from here on
+        digital = np.asfortranarray(digital)  # contiguous signals are faster from here on
         start = 0
         for place in places:
             end = start + header.signals[place].frame
             stored[place] = digital[:, start:end]
             start = end
     if len({len(digital) for digital in stored.values()}) > 1:
-        raise Unusable("header refused: it does not say how long the record is, and its files differ")
+        raise Unusable("header refused: it does not state the length of the record, and its files differ")
     return stored
 
 
-def _digital(path, lines, frames):
-    """The samples of a signal file, an integer each: (frames, samples of all signals in a frame)."""
+def _digital(path: str, lines: list[wfdb_header.Signal], frames: int | None) -> np.ndarray:
+    """Return the samples of a signal file as integers (frames, samples of all signals in a frame)."""
     form, offset, width = lines[0].form, lines[0].offset, sum(line.frame for line in lines)
     if form not in BITS or any((line.form, line.offset) != (form, offset) for line in lines) or not width:
         raise Unusable(f"header refused: signals of format {form} are no known way to store them")
@@ -169,9 +172,9 @@ def _digital(path, lines, frames):
     return _unpacked(data, form, count, lines).reshape(frames, width)
 
 
-def _unpacked(data, form, count, lines):
-    """Samples as integers, from what a file holds."""
-    if form == 8:  # differences, in each signal from its initial value
+def _unpacked(data: np.ndarray, form: int, count: int, lines: list[wfdb_header.Signal]) -> np.ndarray:
+    """Return stored samples as integers."""
+    if form == 8:  # differences, from the initial value of each signal
         steps = data.reshape(-1, sum(line.frame for line in lines)).astype(np.int32)
         start = 0
         for line in lines:
@@ -193,9 +196,9 @@ def _unpacked(data, form, count, lines):
     size, together = PACKED[form]
     data = np.concatenate([data, np.zeros(-len(data) % size, np.uint8)])
     a, b, c, *d = data.reshape(-1, size).T.astype(np.int16)
-    if form == 212:  # the high bits of both samples are in the second byte
+    if form == 212:  # the second byte has the high bits of both samples
         columns = [a | (b & 15) << 8, c | (b >> 4) << 8]
-    elif form == 310:  # two samples of the upper 7 and lower 3 bits, and one of the 5 that each leaves
+    elif form == 310:  # two samples of 7 + 3 bits, and one of the remaining 5 + 5
         columns = [a >> 1 | (b & 7) << 7, c >> 1 | (d[0] & 7) << 7, b >> 3 | (d[0] >> 3) << 5]
     else:
         columns = [a | (b & 3) << 8, b >> 2 | (c & 15) << 6, c >> 4 | (d[0] & 63) << 4]
@@ -203,8 +206,8 @@ def _unpacked(data, form, count, lines):
     return ((np.stack(columns, 1).reshape(-1)[:count] + half) & (2 * half - 1)) - half
 
 
-def _flac(file, form, lines, frames):
-    """The samples of a FLAC file: a channel for each signal, all of so many samples a frame."""
+def _flac(file: BinaryIO, form: int, lines: list[wfdb_header.Signal], frames: int | None) -> np.ndarray:
+    """Return the samples of a FLAC file, which has a channel per signal: (frames, samples of all signals)."""
     import soundfile  # type: ignore[import-untyped]  # comes with wfdb
 
     frame, offset = lines[0].frame, lines[0].offset
@@ -222,10 +225,10 @@ def _flac(file, form, lines, frames):
         sound.seek(offset)
         kind = "int32" if sound.subtype == "PCM_24" else "int16"
         data = np.zeros((frames * frame, len(lines)), kind)
-        for at in range(0, len(data), 2**15):  # more at once than 2**24 in all is too much for libsndfile
+        for at in range(0, len(data), 2**15):  # libsndfile reads at most 2**24 samples at once
             if len(sound.read(out=data[at : at + 2**15])) < len(data[at : at + 2**15]):
                 raise Unusable("signal file truncated")
-        if sound.subtype != "PCM_16":  # the library widens by 8 bits
+        if sound.subtype != "PCM_16":  # the library shifts the others by 8 bits
             data >>= 8
-    # a frame is all samples of the first signal, then all of the second
+    # a frame holds all samples of the first signal, then all of the second
     return data.reshape(frames, frame, len(lines)).transpose(0, 2, 1).reshape(frames, -1)

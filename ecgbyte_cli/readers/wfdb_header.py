@@ -1,6 +1,6 @@
-"""WFDB headers (header(5) of the WFDB Applications Guide), read by ourselves.
+"""Read WFDB headers (header(5) of the WFDB Applications Guide).
 
-So units keep their micro sign, no date refuses a signal, and a hostile line costs no more than its length.
+Unlike the package wfdb, this keeps the micro sign of units, accepts invalid dates, and takes linear time for any line.
 """
 
 import os
@@ -12,11 +12,11 @@ from ecgbyte_cli.readers import limits
 from ecgbyte_cli.readers.recording import Unusable, read_regular, text_of
 
 RATE = re.compile(r"(\d{1,9}(?:\.\d{0,20})?(?:[eE][+-]?\d{1,3})?)(?:/[^/]*)?")
-FIRST_WORDS = re.compile(rb"^[ \t\f\v]*([^\s#]\S*)", re.MULTILINE)  # of lines that are no comments
-# file, format, samples in a frame, skew, offset; gain, baseline, unit; and, as far as they are there, resolution,
-# zero, initial value, checksum, block size; a name. Every part is bounded or ends with the line: time is linear.
+FIRST_WORDS = re.compile(rb"^[ \t\f\v]*([^\s#]\S*)", re.MULTILINE)  # of lines other than comments
+# file, format, samples in a frame, skew, offset; gain, baseline, unit; then optionally resolution, zero, initial value,
+# checksum, block size, name. Every part is bounded or ends with the line, so that matching takes linear time.
 INTEGER = r"(?:\s+([+-]?\d{1,12})(?!\S)%s)?+"
-NOT_NAMES = (b".", b"..", b"~")  # the last is a gap, or a signal without samples
+NOT_NAMES = (b".", b"..", b"~")  # "~" is a gap, or a signal without samples
 SIGNAL = re.compile(
     r"(\S++)\s++(\d{1,3})(?:x(\d{1,6}))?(?::(\d{1,12}))?(?:\+(\d{1,12}))?(?!\S)"
     r"(?:\s++([+-]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})(?:[eE][+-]?\d{1,3})?)?"
@@ -27,7 +27,7 @@ SIGNAL = re.compile(
 
 
 class Signal(NamedTuple):
-    """A line of a header that describes a signal; `gain` is in digital steps for one of `unit`."""
+    """A signal in a header; `gain` is in digital steps per `unit`."""
 
     file: str
     form: int
@@ -42,7 +42,7 @@ class Signal(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A header; `samples` are frames a signal, None where it does not say; `segments` is None for most."""
+    """A header; `samples` is the number of frames or None, `segments` is None for records of a single segment."""
 
     fs: float
     samples: int | None
@@ -58,7 +58,7 @@ def read_header(path: str) -> Header:
     Raises
     ------
     Unusable
-        If it is no header, is larger than a header may be, or points outside its folder.
+        If it is no header, is too large, or points outside its folder.
     OSError
     """
     comments, lines = _lines(path)
@@ -78,13 +78,13 @@ def read_header(path: str) -> Header:
         signals = [_signal(line) for line in lines[1:]]
         if len(signals) != count:
             raise Unusable(f"header refused: it promises {count} leads and describes {len(signals)}")
-    # WFDB's own default of a missing rate
+    # WFDB's default rate
     fs = float(rate[1]) if rate else 250.0
     return Header(fs, samples or None, signals or [], listed, comments, _start(fields[4:6]))
 
 
 def files_of(path: str) -> list[str]:
-    """All files of a record, its header first: signal files, segments. What cannot be read names none."""
+    """List all files of a record, its header first: signal files, segments. An unreadable header has no others."""
     several, names = _segments_of(path)
     folder = os.path.dirname(path)
     files = [path]
@@ -100,15 +100,15 @@ def files_of(path: str) -> list[str]:
 
 
 def segment_names(path: str) -> list[str]:
-    """The names of a multi-segment record's segments; none for other records and for what cannot be read."""
+    """Return the names of the segments of a multi-segment record; an empty list for any other file."""
     several, names = _segments_of(path)
     return names if several else []
 
 
-def _segments_of(path):
-    """Whether a record has several segments, and what its header names, segments or signal files, each once.
+def _segments_of(path: str) -> tuple[bool, list[str]]:
+    """Return whether a record has several segments, and the names of its segments or signal files.
 
-    This is done for each of a million records, and nothing but names is looked at.
+    This runs for each of a million records, so it parses nothing but names.
     """
     try:
         data = read_regular(path, limits.HEADER_BYTES)
@@ -119,8 +119,8 @@ def _segments_of(path):
     return several, [os.fsdecode(name) for name in [*names][1:] if b"/" not in name and name not in NOT_NAMES]
 
 
-def _lines(path):
-    """A header's comments, and its other lines, none of which names a file outside the header's folder."""
+def _lines(path: str) -> tuple[list[str], list[bytes]]:
+    """Return a header's comments and its other lines; reject names of files outside its folder."""
     data = read_regular(path, limits.HEADER_BYTES)
     lines, comments = [], []
     for line in data.removeprefix(b"\xef\xbb\xbf").splitlines():
@@ -140,11 +140,13 @@ def _lines(path):
     return comments, lines
 
 
-def _file_name(line):
+def _file_name(line: bytes) -> str:
+    """Return the first word of a line as a file name."""
     return os.fsdecode(line.split(None, 1)[0])
 
 
-def _segment(line):
+def _segment(line: bytes) -> tuple[str, int]:
+    """Return the name and the length of a segment."""
     words = line.split()
     length = _integer(text_of(words[1])) if len(words) > 1 else -1
     if length < 0:
@@ -152,14 +154,14 @@ def _segment(line):
     return os.fsdecode(words[0]), length
 
 
-def _signal(line):
-    """Read a signal's line."""
+def _signal(line: bytes) -> Signal:
+    """Parse the line of a signal."""
     text = text_of(line)
     match = SIGNAL.fullmatch(text)
     if match is None:
         raise Unusable(f"header refused: format or gain cannot be read ({text[:80]})")
     file, form, frame, skew, offset, gain, baseline, unit, _, zero, initial, _, _, name = match.groups()
-    steps = float(gain or 0) or 200.0  # WFDB's own default: of a gain that is 0 or missing
+    steps = float(gain or 0) or 200.0  # WFDB's default for a gain of 0 or a missing one
     if not 1e-12 < abs(steps) < 1e12:
         raise Unusable(f"header refused: a gain of {gain[:30]}")
     return Signal(
@@ -176,15 +178,15 @@ def _signal(line):
     )
 
 
-def _integer(text):
-    """The integer that a text is, or -1."""
+def _integer(text: str) -> int:
+    """Return the integer in a text, or -1."""
     return int(text) if len(text) <= 12 and text.isascii() and text.isdigit() else -1
 
 
-def _start(fields):
-    """The start of a recording, where time and date are such that there was one."""
+def _start(fields: list[str]) -> datetime | None:
+    """Return the start of a recording, None without a valid time and date."""
     try:
         clock, date = fields
         return datetime.strptime(f"{date} {clock.partition('.')[0]}", "%d/%m/%Y %H:%M:%S")
-    except ValueError:  # missing, or made unreadable to hide whose it is
+    except ValueError:  # missing, or removed to hide the patient's identity
         return None

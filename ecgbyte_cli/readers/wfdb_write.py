@@ -1,14 +1,17 @@
-"""WFDB records of format 16: a header and a signal file."""
+"""Write WFDB records in format 16: a header and a signal file."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 
 from ecgbyte_cli.failure import printable
 
 
-def record_files(name, steps, fs, gain, leads, comments):
-    """A WFDB record.
+def record_files(
+    name: str, steps: np.ndarray, fs: float, gain: float, leads: list[str], comments: list[str]
+) -> tuple[bytes, bytes]:
+    """Return the files of a WFDB record.
 
     Parameters
     ----------
@@ -22,12 +25,12 @@ def record_files(name, steps, fs, gain, leads, comments):
         Steps per mV.
     leads : list of str
     comments : list of str
-        Lines behind "#" in the header; what would break a line is made visible.
+        Lines after "#" in the header; control characters are made visible.
 
     Returns
     -------
     header, signal : bytes
-        To be NAME.hea and NAME.dat.
+        The content of NAME.hea and NAME.dat.
     """
     checksums = (steps.sum(axis=0, dtype=np.int64) + 32768) % 65536 - 32768
     header = [f"{name} {len(leads)} {fs:.12g} {len(steps)}"]
@@ -37,13 +40,13 @@ def record_files(name, steps, fs, gain, leads, comments):
     return ("\n".join(header) + "\n").encode(), steps.astype("<i2", copy=False).tobytes()
 
 
-def file_name(record):
-    """A record's name as WFDB allows it for a file: letters, digits, "-" and "_"."""
+def file_name(record: str) -> str:
+    """Return a record's name with the characters that WFDB allows: letters, digits, "-" and "_"."""
     return re.sub(r"[^-A-Za-z0-9_]", "_", record)[:100]
 
 
-def write_record(folder, name, signal, settings, comments):
-    """Write a segment in mV as a WFDB record, 1 µV a step.
+def write_record(folder: Path, name: str, signal: np.ndarray, settings: dict, comments: list[str]) -> None:
+    """Write a segment in mV as a WFDB record, in steps of 1 µV.
 
     Parameters
     ----------
@@ -52,12 +55,12 @@ def write_record(folder, name, signal, settings, comments):
     signal : numpy.ndarray
         (leads, samples), mV.
     settings : dict
-        Of a tokenizer: `fs` and `leads` are used.
+        `fs` and `leads` of a tokenizer.
     comments : list of str
     """
     steps = np.round(signal.T.astype(np.float64) * 1000).clip(-32767, 32767).astype(np.int64)
     header, samples = record_files(name, steps, settings["fs"], 1000, settings["leads"], comments)
-    # the header last: a record that has one is whole. Without the fsync of workdir.whole(), which costs more
+    # the header last: a record with a header is complete. Without the fsync of `atomic_write`, which is slow
     for ending, content in ((".dat", samples), (".hea", header)):
         beside = folder / f".{name}{ending}.part"
         beside.write_bytes(content)

@@ -60,7 +60,7 @@ def make_part(parts, number, paths, asked, salt):
         for path in paths:
             try:
                 told = (asked["input_fs"], asked["lead_names"], asked["units"], asked["keep_identity"])
-                recording = readers.read(path, *told)
+                recording = readers.read_recording(path, *told)
                 split = readers.stated_side(recording)
                 cut = preprocess.segments(recording, asked)
             except Failure as error:

@@ -273,7 +273,7 @@ class Originals:
     settings : dict
         The tokenizer's `signal`.
     reading : dict
-        What `readers.read` needs beside the path.
+        What `readers.read_recording` needs beside the path.
     """
 
     def __init__(self, settings, reading):
@@ -285,7 +285,7 @@ class Originals:
             self.path, self.parts, self.comments = path, {}, []
             self.why = "shorter than it was"
             try:
-                recording = readers.read(path, **self.reading)
+                recording = readers.read_recording(path, **self.reading)
                 self.parts = dict(preprocess.segments(recording, self.settings))
                 self.comments = recording.comments
             except readers.Unusable as error:

@@ -205,7 +205,7 @@ def picture(path, paths, words):
     """Draw lead II, or the first, of some ECGs, one under another."""
     from ecgbyte_cli.render import figures
 
-    drawn = [readers.read(f"{path}.hea") for path in paths]
+    drawn = [readers.read_recording(f"{path}.hea") for path in paths]
     leads, fs = drawn[0].leads, drawn[0].fs
     at = leads.index("II") if "II" in leads else 0
     rows = np.stack([recording.signal[at] for recording in drawn])

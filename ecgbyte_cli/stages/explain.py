@@ -225,7 +225,7 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
 def choose(segments, split, count, signal, seed, reading):
     """Draw records whose cause is known, as many of each cause, and say where it lies.
 
-    `reading` is what `readers.read` was told about the recordings (see `WorkDir.reading`).
+    `reading` is what `readers.read_recording` was told about the recordings (see `WorkDir.reading`).
 
     Returns
     -------
@@ -241,7 +241,7 @@ def choose(segments, split, count, signal, seed, reading):
         if not any(wanted.values()):
             break
         try:
-            lines = readers.read(segments["path"][i], **reading).comments
+            lines = readers.read_recording(segments["path"][i], **reading).comments
         except readers.Unusable as error:
             raise Failure(
                 f"{segments['path'][i]}: {error.message}: explain reads the recordings again, "

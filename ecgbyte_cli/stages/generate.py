@@ -29,7 +29,7 @@ from ecgbyte_cli.inference.batch_answering import (
 )
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.model.prompt import Prompt
-from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.signal.origin import patients_learned_from
@@ -198,7 +198,7 @@ def generate(
         questions = question_file.filter_types(question_file.read_questions(qa), types)
         table_of = read_table(work.symbol_segments)
         chosen, joined = choose(questions, table_of, split, limit, seed)
-        for line in question_file.split_leaks(joined, patients_learned_from(work), qa):
+        for line in question_segments.split_leaks(joined, patients_learned_from(work), qa):
             note(line)
         asked = [question for question, *_ in chosen]
         given = answer(work, model, base, chosen, settings, batch, dask)
@@ -226,7 +226,7 @@ def generate(
         result |= reliability.score_probabilities(
             asked, given["signal"], [patient for *_, patient, _ in chosen], seed
         )
-        result |= {"split": split, "seen_in_training": question_file.count_seen_in_training(joined)}
+        result |= {"split": split, "seen_in_training": question_segments.count_seen_in_training(joined)}
         result["seconds"] = time.perf_counter() - start
         write(work, chosen, answers, given["signal"], thoughts, settings, result)
         return result
@@ -367,9 +367,9 @@ def choose(questions, segments, split, limit, seed):
     Failure
         If there is no such question.
     """
-    joined, unmatched = question_file.join_segments(questions, segments)
+    joined, unmatched = question_segments.join_segments(questions, segments)
     if unmatched:
-        note(question_file.describe_unmatched(unmatched, len(questions)))
+        note(question_segments.describe_unmatched(unmatched, len(questions)))
     chosen = [item for item in joined if item[3] == split]
     if not chosen:
         raise Failure(f"no question of split {split} is about an encoded record: try another --split or --qa")

@@ -178,7 +178,7 @@ def plot(
 def read(record, told):
     """Read a recording, with what is told about it; what is wrong with it is said with its name."""
     try:
-        return readers.read(record, **told)
+        return readers.read_recording(record, **told)
     except readers.Unusable as error:
         raise Failure(f"{record}: {error.message}") from error
 

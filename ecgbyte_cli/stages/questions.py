@@ -17,20 +17,13 @@ from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.output import note, print_result, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.questions import question_segments
 from ecgbyte_cli.questions.findings import FINDINGS
 from ecgbyte_cli.questions.labels import YES, derive_labels
 from ecgbyte_cli.questions.question_builder import build_questions, verifiable
-from ecgbyte_cli.questions.sources import csv_tables, ptbxl, wfdb_headers
-from ecgbyte_cli.questions.sources.base import column_names
+from ecgbyte_cli.questions.sources import read_source
 from ecgbyte_cli.readers.patients import SIDES
 from ecgbyte_cli.storage.files import atomic_write
-
-TABLES = ("ptbxl_database.csv", "exams.csv")  # that a folder is known by
-KINDS = (
-    "PTB-XL's folder or ptbxl_database.csv, CODE-15's exams.csv, WFDB headers with `# Dx:` codes, or a CSV table of "
-    "`record` and columns of yes and no"
-)
 
 
 @click.command(
@@ -126,7 +119,7 @@ def questions(
     """
     start = time.perf_counter()
     out = Path(out)
-    known = _read(Path(source))
+    known = read_source(Path(source))
     lines = build_questions(known, seed, cap, every_finding, cannot, think)
     if not lines:
         raise Failure(
@@ -148,25 +141,6 @@ def questions(
     }
 
 
-def _read(source):
-    """What is said by a source of whatever kind; it is known by what is in it."""
-    if source.is_dir():
-        found = [source / name for name in TABLES if (source / name).is_file()]
-        if not found:
-            return wfdb_headers.read_headers(_headers(source), source)
-        source = found[0]
-    elif source.suffix.lower() == ".hea" or source.name == "RECORDS" or not source.exists():
-        return wfdb_headers.read_headers(_headers(source), source)
-    names = column_names(source)
-    if all(name in names for name in ptbxl.NEEDED):
-        return ptbxl.read_ptbxl(source)
-    if "exam_id" in names and any(name in names for name in csv_tables.CODE15):
-        return csv_tables.read_code15(source)
-    if "record" in names:
-        return csv_tables.read_label_table(source)
-    raise Failure(f"{source} is no source of questions: name {KINDS}")
-
-
 def _remarks(source):
     """Yield lines about labels that contradict each other, and about the split."""
     labels = derive_labels(source.facts)
@@ -178,25 +152,13 @@ def _remarks(source):
     if line := readers.on_two_sides(sides):
         yield line
     test = np.array([each.split == "test" for each in source.facts])
-    yield from question_file.without_positives(
+    yield from question_segments.without_positives(
         {
             words: {"test"} if (column[test] == YES).any() else {"train"}
             for _, words, kind, column in verifiable(labels, source.words)
             if kind == "finding-verify" and (column == YES).any()
         }
     )
-
-
-def _headers(source):
-    """The headers of the recordings that a folder, a pattern or a name stands for."""
-    if not source.exists() and not any(mark in str(source) for mark in "*?["):
-        if not Path(f"{source}.hea").exists():
-            raise Failure(f"{source} is not there: name {KINDS}")
-    found, _ = readers.find(source)
-    paths = [path for path in found if path.endswith(".hea")]
-    if not paths:
-        raise Failure(f"{source} is no source of questions: name {KINDS}")
-    return paths
 
 
 def _write(out, lines, overwrite):

@@ -100,7 +100,7 @@ class WorkDir:
         return path
 
     def reading(self) -> dict:
-        """What `readers.read` was told about the recordings beside their path: `fs`, `lead_names`, `units`, …."""
+        """Arguments of `readers.read_recording` beside the path: `fs`, `lead_names`, `units`, …."""
         if not self.symbol_settings.exists():
             return {}
         asked = read_json(self.symbol_settings).get("settings", {})

@@ -9,7 +9,7 @@ import numpy as np
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.model.layout import lead_ranges
 from ecgbyte_cli.model.prompt import IGNORED, trim_ecgs
-from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.reasoning import join_reasoning
 from ecgbyte_cli.signal.origin import patients_learned_from
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
@@ -320,13 +320,13 @@ def read_samples(work, qa, samples, seed, tell, think=False, types=(), weights=N
     segments, joined_parts, unmatched = read_table(work.symbol_segments), [], []
     for part in parts:
         asked = [_training_question(question, think) for question in part if question.type in kept]
-        found, lost = question_file.join_segments(asked, segments)
+        found, lost = question_segments.join_segments(asked, segments)
         joined_parts.append(found)
         unmatched += lost
     found = [item for part in joined_parts for item in part]
     if unmatched:
-        tell(question_file.describe_unmatched(unmatched, len(found) + len(unmatched)))
-    for line in question_file.split_leaks(found, patients_learned_from(work), qa):
+        tell(question_segments.describe_unmatched(unmatched, len(found) + len(unmatched)))
+    for line in question_segments.split_leaks(found, patients_learned_from(work), qa):
         tell(line)
 
     def side(items, name):

@@ -35,7 +35,7 @@ class RecordingList:
     upload_bytes : int
         Of a file that is dropped; all of them together may have four times as many, then the oldest go.
     told : dict
-        `fs`, `lead_names` and `units` of recordings that do not say them (see `readers.read`).
+        `fs`, `lead_names` and `units` of recordings that do not say them (see `readers.read_recording`).
     """
 
     def __init__(self, source: Path | None, upload_bytes: int, told: dict | None = None):
@@ -123,7 +123,7 @@ class RecordingList:
 
     def _read(self, path):
         try:
-            return readers.read(path, **self.told)
+            return readers.read_recording(path, **self.told)
         except readers.Unusable as error:
             raise Refused(422, f"{self.name(path)} cannot be read: {error.message}") from error
 

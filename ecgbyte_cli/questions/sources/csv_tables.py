@@ -1,6 +1,6 @@
 """Tables of yes and no: CODE-15 %'s exams.csv (Ribeiro et al. 2021), or any CSV with a column of records.
 
-A table says yes or no to what it has columns for. It covers nothing else, so no question asks for a list.
+A table covers only the findings of its columns, so that no question asks for a list.
 """
 
 import os
@@ -32,16 +32,18 @@ CODE15 = {  # column to finding
     "AF": "afib",
     "normal_ecg": "normal",
 }
+CODE15_COLUMNS = [{"exam_id", name} for name in CODE15]
 YES, NO = {"yes", "y", "true", "1", "1.0"}, {"no", "n", "false", "0", "0.0"}
-# columns that may hold 0 and 1 and are nothing that an ECG shows
+# columns that may hold 0 and 1 but are not findings
 ABOUT = {"record", "patient", "split", "age", "sex", "path", "fold", "strat_fold"}
 MEASURED = {"rate": "heart_rate", "pr": "pr_interval", "qrs": "qrs_duration"}
 
 
 def read_code15(path: str | os.PathLike) -> Source:
     """Read CODE-15 %'s exams.csv."""
-    taken = {name: _names(CODE15[name]) for name in column_names(path) if name in CODE15}
-    return _read_table(path, "exam_id", "patient_id", taken, {})
+    names = column_names(path, CODE15_COLUMNS)
+    findings = {name: _names(CODE15[name]) for name in names if name in CODE15}
+    return _read_table(path, "exam_id", "patient_id", findings, {})
 
 
 def read_label_table(path: str | os.PathLike) -> Source:
@@ -53,34 +55,43 @@ def read_label_table(path: str | os.PathLike) -> Source:
     Raises
     ------
     Failure
-        If no column holds yes and no alone, or a record has two rows.
+        If no column holds only yes and no, or a record has two rows.
     """
-    names = column_names(path)
+    names = column_names(path, [{"record"}])
     answers: dict[str, set[str]] = {name: set() for name in names if name.lower() not in ABOUT}
-    for _, row in table_rows(path):
+    for _, row in table_rows(path, [{"record"}]):
         for name, seen in answers.items():
-            if len(seen) <= 2 * len(YES):  # more is no column of yes and no
+            if len(seen) <= 2 * len(YES):  # more values than yes and no have
                 seen.add(row[name].lower())
-    asked = [name for name, seen in answers.items() if seen - {""} and seen <= YES | NO | {""}]
-    if not asked:
+    usable = [name for name, seen in answers.items() if seen - {""} and seen <= YES | NO | {""}]
+    if not usable:
         raise Failure(f"{path} has no column of yes and no (or true and false, or 1 and 0) beside `record`")
-    unused = answers.keys() - {*asked, *MEASURED.values()}
+    unused = answers.keys() - {*usable, *MEASURED.values()}
     if unused:
         note(f"{path}: not all yes or no, and so not asked about: {', '.join(sorted(unused))}")
-    called = _called()
+    known = _names_of_columns()
     first: dict[tuple[str, ...], str] = {}
-    taken = {name: called.get(_plain(name), (name,)) for name in asked}
-    for name, keys in taken.items():
+    findings = {name: known.get(_plain(name), (name,)) for name in usable}
+    for name, keys in findings.items():
         if (other := first.setdefault(keys, name)) != name:
             note(f"{path}: {other} and {name} are columns of one finding: where they differ, it is unknown")
-    words = {name: " ".join(name.replace("_", " ").split()) for name in asked if _plain(name) not in called}
-    return _read_table(path, "record", "patient", taken, words)
+    words = {name: " ".join(name.replace("_", " ").split()) for name in usable if _plain(name) not in known}
+    return _read_table(path, "record", "patient", findings, words)
 
 
-def _read_table(path, record_column, patient_column, taken, words):
-    patients = read_patients(path) if patient_column in column_names(path) else {}
-    facts, lines = [], {}
-    for line, row in table_rows(path):
+def _read_table(
+    path: str | os.PathLike,
+    record_column: str,
+    patient_column: str,
+    findings: dict[str, tuple[str, ...]],
+    words: dict[str, str],
+) -> Source:
+    """Read a table: `findings` maps its columns to names in `RecordFacts.known`, `words` has their words."""
+    columns = [{record_column}]
+    patients = read_patients(path) if patient_column in column_names(path, columns) else {}
+    facts: list[RecordFacts] = []
+    lines: dict[str, int] = {}
+    for line, row in table_rows(path, columns):
         record = record_name(row[record_column])
         if not record:
             raise Failure(f"{path}, line {line}: {record_column} is empty")
@@ -92,41 +103,42 @@ def _read_table(path, record_column, patient_column, taken, words):
             raise Failure(f"{path}, line {line}: {error}") from error
         patient, split = patient_and_split(record, record, split, patients, row[record_column])
         known: dict[str, bool | None] = {}
-        for name, keys in taken.items():
+        for name, keys in findings.items():
             if (answer := _parse_yes_no(row[name])) is not None:
-                # two columns of one finding that differ leave it open
+                # two columns of a finding that differ leave it unknown
                 known |= {key: answer if known.get(key, answer) is answer else None for key in keys}
-        said = {"age": age_label(row.get("age")), "sex": sex_label(row.get("sex"))}
+        answers = {"age": age_label(row.get("age")), "sex": sex_label(row.get("sex"))}
         if "is_male" in row:
-            said["sex"] = {True: ["male"], False: ["female"], None: None}[_parse_yes_no(row["is_male"])]
-        said |= {topic: measurement_label(topic, row.get(name)) for topic, name in MEASURED.items()}
-        facts.append(RecordFacts(record, patient, split, known, drop_unknown(said)))
+            answers["sex"] = {True: ["male"], False: ["female"], None: None}[_parse_yes_no(row["is_male"])]
+        answers |= {topic: measurement_label(topic, row.get(name)) for topic, name in MEASURED.items()}
+        facts.append(RecordFacts(record, patient, split, known, drop_unknown(answers)))
     return Source(facts, words)
 
 
-def _parse_yes_no(text):
-    """True, False, or None where the cell says neither."""
+def _parse_yes_no(text: str) -> bool | None:
+    """Return True for yes, False for no, None for any other cell."""
     return True if text.lower() in YES else False if text.lower() in NO else None
 
 
 def _plain(text: str) -> str:
+    """Return a name in lower case, without spaces and punctuation."""
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
-def _called() -> dict[str, tuple[str, ...]]:
-    """What columns may be called, to the names in `Facts.known` that they fill in."""
-    called: dict[str, tuple[str, ...]] = {
+def _names_of_columns() -> dict[str, tuple[str, ...]]:
+    """Return possible column names, with the names in `RecordFacts.known` that they set."""
+    known: dict[str, tuple[str, ...]] = {
         _plain(word): (name,) for name, s in STATEMENTS.items() for word in (name, s.words)
     }
     for name, finding in ALL_FINDINGS.items():
-        called |= {_plain(word): _names(name) for word in (name, finding.words, *ALSO.get(name, ()))}
-    return called | {"rbbb": ("CRBBB",)}
+        known |= {_plain(word): _names(name) for word in (name, finding.words, *ALSO.get(name, ()))}
+    return known | {"rbbb": ("CRBBB",)}
 
 
 def _names(finding: str) -> tuple[str, ...]:
-    """The names that a column about a finding fills in: its statement, and the finding as a whole.
+    """Return the names in `RecordFacts.known` that a column of a finding sets: its statement and the finding itself.
 
-    "sinus rhythm" is only the statement: many tables deny it where the rate is not between 60 and 100.
+    "sinus rhythm" sets only the statement: many tables deny it if the rate is not between 60 and 100.
     """
     statements = ALL_FINDINGS[finding].statements
     if len(statements) == 1:

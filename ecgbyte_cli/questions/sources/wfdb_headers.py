@@ -1,8 +1,8 @@
-"""Comments of WFDB headers: SNOMED CT codes behind `Dx:`, as in the PhysioNet Challenges, or those of `ecgbyte synth`.
+"""Comments of WFDB headers: SNOMED CT codes after `Dx:`, as in the PhysioNet Challenges, or those of `ecgbyte synth`.
 
-A header lists the diagnoses of its database's vocabulary: the codes that the headers of that database give anywhere.
-A code of the vocabulary that a header does not give is absent; any other statement is unknown. Where a header has a
-code that the table here does not know (there are some dozens), nothing is absent and nothing is listed.
+The vocabulary of a database is all codes in its headers. A header denies the codes of the vocabulary that it does not
+have; any other statement is unknown. A header with an unknown code (there are dozens) denies nothing, and no question
+asks for its list.
 """
 
 import os
@@ -28,12 +28,12 @@ from ecgbyte_cli.readers import wfdb_header
 from ecgbyte_cli.readers.patients import patient_and_split, patient_of, stated_side
 from ecgbyte_cli.readers.recording import Recording, Unusable, record_name
 
-# The databases of the Challenge 2021 by their records' names: each has a vocabulary of its own.
+# The databases of the Challenge 2021 by the names of their records: each has its own vocabulary.
 DATABASE = re.compile(r"(A|Q|I|S)\d{4}|(HR|JS|E)\d{5}")
-# A statement of form that is a change of ST segment or T wave: the Challenge's data sets have such codes for what
-# PTB-XL states as a diagnosis.
+# Statements of form that are ST-T changes: the Challenge's data sets use them for PTB-XL's diagnosis.
 CHANGES = {"INVT", "STD", "STE"}
-# The conditions of `ecgbyte synth`. Where it names no rhythm, the rate decides between those of the sinus node.
+# The conditions of `ecgbyte synth`, with the statements that each leaves open: without a rhythm, the rate decides
+# between the rhythms of the sinus node.
 BY_RATE = ("SR", "SBRAD", "STACH")
 CONDITIONS = {
     "sinus rhythm": ("SR", ()),
@@ -45,7 +45,7 @@ CONDITIONS = {
     "first-degree av block": ("1AVB", BY_RATE),
     "premature ventricular complexes": ("PVC", BY_RATE),
 }
-# Its recordings have nothing of these topics but their condition. (Whether a rhythm is slow, the rate decides.)
+# Its recordings have only their condition of these topics. (The rate decides about bradycardia.)
 SYNTHETIC = {name for name, s in STATEMENTS.items() if s.topic in ("rhythm", "CD", "beats")} - {"BRADY"}
 SYNTHETIC |= {"STE", "LPR"}
 MEASURED = {"rate": "heart rate", "pr": "pr interval", "qrs": "qrs duration"}
@@ -57,16 +57,17 @@ def read_headers(paths: Iterable[str], source: str | os.PathLike) -> Source:
     Parameters
     ----------
     paths : iterable of str
-        Of .hea files. One that cannot be read says nothing; one whose split is unknown is left out, with a note.
+        Of .hea files. Unreadable ones are skipped; those with an unknown split are skipped with a note.
     source : str or Path
-        What was asked for, for the message.
+        The name of the data set for messages.
 
     Raises
     ------
     Failure
-        If none of them says what its recording shows.
+        If no header states a diagnosis.
     """
-    found, refused = [], []
+    recordings: list[Recording] = []
+    refused: list[str] = []
     for path in paths:
         try:
             comments = wfdb_header.read_header(path).comments
@@ -78,10 +79,10 @@ def read_headers(paths: Iterable[str], source: str | os.PathLike) -> Source:
         except Unusable as error:
             refused.append(f"{path}: {error.message}")
             continue
-        found.append(recording)
+        recordings.append(recording)
     if refused:
         note(f"{len(refused)} recordings left out; the first, {refused[0]}")
-    facts = facts_of(found)
+    facts = facts_of(recordings)
     if not facts:
         raise Failure(
             f"{source}: no header says in its comments what the recording shows: `# Dx:` with SNOMED CT codes, as "
@@ -91,59 +92,60 @@ def read_headers(paths: Iterable[str], source: str | os.PathLike) -> Source:
 
 
 def facts_of(recordings: Iterable[Recording]) -> list[RecordFacts]:
-    """Return the facts of those recordings whose comments have any."""
-    found = [(each, stated) for each in recordings if (stated := _statements_of(each)) is not None]
+    """Return the facts of the recordings whose comments state any."""
+    headers = [(each, stated) for each in recordings if (stated := _statements_of(each)) is not None]
     vocabularies: dict[str, set[str]] = {}
-    for _, stated in found:
-        vocabularies.setdefault(stated.database, set()).update(stated.made)
+    for _, stated in headers:
+        vocabularies.setdefault(stated.database, set()).update(stated.statements)
     vocabularies["synth"] = SYNTHETIC
-    return [_facts(each, stated, vocabularies[stated.database]) for each, stated in found]
+    return [_facts(each, stated, vocabularies[stated.database]) for each, stated in headers]
 
 
 class Stated(NamedTuple):
-    """What a header states."""
+    """The statements of a header."""
 
-    made: set[str]
-    unsaid: set[str]  # statements that it leaves open
-    complete: bool  # whether `made` is all of it
+    statements: set[str]
+    unknown: set[str]  # statements that it leaves open
+    complete: bool  # whether `statements` has all of its codes
     database: str
 
 
-def _statements_of(recording):
-    """What a header states; None if it states nothing."""
+def _statements_of(recording: Recording) -> Stated | None:
+    """Return the statements of a header; None if there are none."""
     codes = (recording.comment("dx") or "")[:CELL]
-    given = [code.strip() for code in codes.split(",") if code.strip().isdigit()]
-    if given:
+    numbers = [code.strip() for code in codes.split(",") if code.strip().isdigit()]
+    if numbers:
         match = DATABASE.fullmatch(recording.name)
-        made = {OF_SNOMED[code] for code in given if code in OF_SNOMED}
-        complete = all(code in OF_SNOMED for code in given)
-        return Stated(made, set(), complete, (match[1] or match[2]) if match else "")
+        statements = {OF_SNOMED[code] for code in numbers if code in OF_SNOMED}
+        complete = all(code in OF_SNOMED for code in numbers)
+        return Stated(statements, set(), complete, (match[1] or match[2]) if match else "")
     condition = CONDITIONS.get((recording.comment("condition") or "").lower())
-    return condition and Stated({condition[0]}, set(condition[1]), True, "synth")
+    return Stated({condition[0]}, set(condition[1]), True, "synth") if condition else None
 
 
-def _known(stated, vocabulary):
-    """The statements made, and those denied, in the table's order."""
-    made = stated.made | ({"STTC"} if stated.made & CHANGES else set())
-    unsaid = set(stated.unsaid)
+def _known(stated: Stated, vocabulary: set[str]) -> dict[str, bool | None]:
+    """Return the statements that are made or denied, in the order of the table."""
+    made = stated.statements | ({"STTC"} if stated.statements & CHANGES else set())
+    unknown = set(stated.unknown)
     for name in GENERIC:
         word, members = name.upper(), set(ALL_FINDINGS[name].statements)
         if word in made:
-            unsaid |= members  # infarction, wherever it may be
+            unknown |= members  # an infarction of any place
         elif made & members:
-            unsaid.add(word)  # an anterior infarction is one
+            unknown.add(word)  # an anterior infarction is an infarction
     if not made & {*SINUS, *OTHER_RHYTHMS}:
-        unsaid.add("SR")  # where no rhythm is stated, it may well be the sinus node's
-    denied = vocabulary - made - unsaid if stated.complete else set()
+        unknown.add("SR")  # a rhythm that is not stated may be sinus rhythm
+    denied = vocabulary - made - unknown if stated.complete else set()
     return {name: name in made for name in STATEMENTS if name in made or name in denied}
 
 
-def _facts(recording, stated, vocabulary):
+def _facts(recording: Recording, stated: Stated, vocabulary: set[str]) -> RecordFacts:
+    """Return the facts about a recording."""
     patient, split = patient_and_split(
         recording.name, patient_of(recording), stated_side(recording), {}, recording.path
     )
-    said = {"age": age_label(recording.comment("age")), "sex": sex_label(recording.comment("sex"))}
-    said |= {topic: measurement_label(topic, recording.comment(key)) for topic, key in MEASURED.items()}
+    answers = {"age": age_label(recording.comment("age")), "sex": sex_label(recording.comment("sex"))}
+    answers |= {topic: measurement_label(topic, recording.comment(key)) for topic, key in MEASURED.items()}
     whole = frozenset({"beats"} if stated.database == "synth" else ())
     known = _known(stated, vocabulary)
-    return RecordFacts(recording.name, patient, split, known, drop_unknown(said), stated.complete, whole)
+    return RecordFacts(recording.name, patient, split, known, drop_unknown(answers), stated.complete, whole)
