@@ -23,14 +23,13 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm, model_folder, tiny
 from ecgbyte_cli.questions import Question
 from ecgbyte_cli.runtime import memory
-from ecgbyte_cli.stages.finetune import less
 from ecgbyte_cli.storage.files import sha256_of
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import trainer as trainer_module
-from ecgbyte_cli.training.dataset import read_samples
 from ecgbyte_cli.training.optimizer import warmup_cosine
+from ecgbyte_cli.training.plans import read_samples
 from ecgbyte_cli.training.sampling import ecg_replacements, length_batches, stratified_order
-from ecgbyte_cli.training.setup import load_for_training
+from ecgbyte_cli.training.setup import load_for_training, memory_advice
 from ecgbyte_cli.training.trainer import Trainer
 from ecgbyte_cli.training.validation import validation_loss
 
@@ -168,16 +167,17 @@ def as_tiny(text_tokenizer_and_base, folder):
 KILL = """
 import os, signal, sys
 from ecgbyte_cli.__main__ import main
-from ecgbyte_cli.model.training import Trainer
+from ecgbyte_cli.training import checkpoint
+from ecgbyte_cli.training.trainer import Trainer
 
 def kill(original):
-    def killed(self, *args):
+    def killed(*args):
         if {when}:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, *args)
+        return original(*args)
     return killed
 
-Trainer.{method} = kill(Trainer.{method})
+{function} = kill({function})
 main(sys.argv[1:])
 """
 
@@ -185,10 +185,10 @@ main(sys.argv[1:])
 @pytest.mark.parametrize(
     ("method", "killed", "going_on"),
     [
-        ("full", {"method": "update", "when": "self.step == 7"}, 5),
-        ("varied", {"method": "update", "when": "self.step == 7"}, 5),
-        ("lora", {"method": "save_weights", "when": "self.step == 10 and 'step' in args[0].name"}, 5),
-        ("qlora", {"method": "update", "when": "self.step == 7"}, 5),
+        ("full", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
+        ("varied", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
+        ("lora", {"function": "checkpoint.save_weights", "when": "'step-0000010' in args[0].name"}, 5),
+        ("qlora", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
     ],
 )
 def test_a_killed_training_goes_on_as_if_undisturbed(small, tmp_path, ecgbyte, method, killed, going_on):
@@ -381,7 +381,7 @@ def test_the_time_said_holds_validations_and_calibration(small, tmp_path, ecgbyt
 
     monkeypatch.setattr(ecg_lm.ECGLM, "embed", counted)
     monkeypatch.setattr(Trainer, "minutes", watched)
-    monkeypatch.setattr(trainer_module, "some_answers", lambda *_: [])
+    monkeypatch.setattr(trainer_module, "sample_answers", lambda *_: [])
     base = as_tiny(tiny.build_tiny(), tmp_path / "base")
     args = [
         "finetune",
@@ -516,7 +516,7 @@ def test_accumulated_batches_are_one_large_batch(small, tmp_path, ecgbyte):
 STOPPED = """
 import os, signal, sys
 from ecgbyte_cli.__main__ import main
-from ecgbyte_cli.model.training import Trainer
+from ecgbyte_cli.training.trainer import Trainer
 
 update = Trainer.update
 def stopped(self, groups):
@@ -807,20 +807,24 @@ def test_patience_without_validation_questions(small, tmp_path, ecgbyte):
 @pytest.mark.parametrize(
     ("where", "more", "said"),
     [
-        ("training.Trainer.update", [], ["--batch 4", "lower --batch", "--max-length", "--checkpointing on"]),
         (
-            "training.validation_loss",
+            "training.trainer.Trainer.update",
             [],
             ["--batch 4", "lower --batch", "--max-length", "--checkpointing on"],
         ),
-        ("beginning.shares", [], ["lower --max-length or --together"]),
-        ("ecg_lm.load_base", [], ["take a smaller one, or --method qlora"]),
+        (
+            "training.trainer.validation_loss",
+            [],
+            ["--batch 4", "lower --batch", "--max-length", "--checkpointing on"],
+        ),
+        ("training.plans.can_share_reading", [], ["lower --max-length or --together"]),
+        ("model.base_model.load_base", [], ["take a smaller one, or --method qlora"]),
     ],
 )
 def test_out_of_memory_is_one_line_that_says_what_to_lower(
     small, tmp_path, ecgbyte, monkeypatch, where, more, said
 ):
-    monkeypatch.setattr(f"ecgbyte_cli.model.{where}", lambda *_, **__: torch.empty(2**50))
+    monkeypatch.setattr(f"ecgbyte_cli.{where}", lambda *_, **__: torch.empty(2**50))
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", *more]
     result = ecgbyte(*args, work=untrained(small, tmp_path / "work"))
     line = result.stderr.splitlines()[-1]
@@ -829,9 +833,12 @@ def test_out_of_memory_is_one_line_that_says_what_to_lower(
 
 def test_what_cannot_help_is_not_said():
     settings = {"batch": 1, "method": "qlora", "base": "a"}
-    assert less(settings, True) == "lower --max-length"
-    assert less(settings | {"batch": 2}, True) == "lower --batch (and raise --accumulate) or --max-length"
-    assert less(settings | {"method": "lora"}, False) == (
+    assert memory_advice(settings, True) == "lower --max-length"
+    assert (
+        memory_advice(settings | {"batch": 2}, True)
+        == "lower --batch (and raise --accumulate) or --max-length"
+    )
+    assert memory_advice(settings | {"method": "lora"}, False) == (
         "lower --max-length, or give --checkpointing on, or take --method qlora"
     )
 
@@ -852,19 +859,19 @@ def test_before_encode(tmp_path, ecgbyte):
 TRAIN = """
 import sys
 import numpy, torch
-from ecgbyte_cli.model import ecg_lm
+from ecgbyte_cli.model import model_folder
 from ecgbyte_cli.__main__ import main
 
-save, ids = ecg_lm.save, torch.arange(49100, 49240)[None]
+save, ids = model_folder.save_model, torch.arange(49100, 49240)[None]
 
 def logits(lm, path):
     with torch.no_grad():
         numpy.save(path, lm.eval().base(inputs_embeds=lm.embed(ids)).logits.float().numpy())
 
 if sys.argv[1] == "load":
-    logits(ecg_lm.load(sys.argv[2], "cpu")[0], "after.npy")
+    logits(model_folder.load_model(sys.argv[2], "cpu")[0], "after.npy")
 else:
-    ecg_lm.save = lambda folder, lm, *rest: (logits(lm, "before.npy"), save(folder, lm, *rest))
+    model_folder.save_model = lambda folder, lm, *rest: (logits(lm, "before.npy"), save(folder, lm, *rest))
     main(sys.argv[1:])
 """
 
