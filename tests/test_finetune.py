@@ -208,7 +208,7 @@ def test_a_killed_training_goes_on_as_if_undisturbed(small, tmp_path, ecgbyte, m
     assert other.exit_code == 1 and "other settings (seed)" in other.stderr
     resumed = ecgbyte(*args, work=work)
     assert resumed.exit_code == 0, resumed.stderr
-    assert f"going on after step {going_on} of 20" in resumed.stderr
+    assert f"resuming after step {going_on} of 20" in resumed.stderr
     assert losses(work) == losses(tmp_path / "undisturbed") and len(losses(work)) == 20
     first, second = json.loads(whole.stdout), json.loads(resumed.stdout)
     assert first["val_loss"] == second["val_loss"] and first["train_loss"] == second["train_loss"]
@@ -325,7 +325,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_step(small, tmp_path, ecgbyte, monkey
     stopped = ecgbyte(*args, work=work)
     monkeypatch.undo()
     assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr.splitlines()[-1]
-    assert "going on after step 4 of 6" in ecgbyte(*args, work=work).stderr
+    assert "resuming after step 4 of 6" in ecgbyte(*args, work=work).stderr
 
 
 @pytest.mark.parametrize("when", ["in the step before", "in the validation"])
@@ -357,7 +357,7 @@ def test_a_stop_does_not_wait_for_a_validation_which_is_made_up_for(
     assert len(asked) == (1 if when == "in the step before" else 2)
     assert [path.name for path in WorkDir(work).checkpoints("step")] == ["step-0000002"]
     resumed = ecgbyte(*args, work=work)
-    assert "going on after step 2 of 4" in resumed.stderr and losses(work) == losses(tmp_path / "undisturbed")
+    assert "resuming after step 2 of 4" in resumed.stderr and losses(work) == losses(tmp_path / "undisturbed")
     first, second = json.loads(whole.stdout), json.loads(resumed.stdout)
     assert all(first[key] == second[key] for key in ("val_loss", "train_loss", "best_step"))
     # the loss of a step that is validated counts in what is said of it
@@ -415,7 +415,7 @@ def test_a_stop_in_the_validation_after_the_last_step_loses_nothing(small, tmp_p
     monkeypatch.undo()
     monkeypatch.setattr(Trainer, "update", interrupted)  # no step is made again
     resumed = ecgbyte(*args, work=work)
-    assert resumed.exit_code == 0 and "going on after step 4 of 4" in resumed.stderr
+    assert resumed.exit_code == 0 and "resuming after step 4 of 4" in resumed.stderr
     again = json.loads(resumed.stdout)
     assert [again[key] for key in ("steps", "train_loss", "val_loss", "best_step")] == [
         whole[key] for key in ("steps", "train_loss", "val_loss", "best_step")
@@ -548,7 +548,7 @@ def test_two_processes_stop_together_and_are_one_with_twice_the_batches(small, t
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr.count("goes on from there") == 2 and "going on after step 1 of 3" in run.stderr
+    assert run.stderr.count("goes on from there") == 2 and "resuming after step 1 of 3" in run.stderr
     two = json.loads(run.stdout)  # the first process alone prints
     alone = ecgbyte(*args, "--accumulate", 2, "--json", work=untrained(small, tmp_path / "one"))
     assert two["val_loss"] == pytest.approx(json.loads(alone.stdout)["val_loss"], rel=1e-4)
@@ -976,5 +976,5 @@ def test_a_base_model_that_cannot_share_a_reading_says_so_and_goes_on(small, tmp
     monkeypatch.undo()
     assert stopped.exit_code == 1 and "each gets one of its own" in stopped.stderr
     result = ecgbyte(*args, work=work)
-    assert result.exit_code == 0 and "going on after step 2 of 3" in result.stderr
+    assert result.exit_code == 0 and "resuming after step 2 of 3" in result.stderr
     assert "nothing to do" in ecgbyte(*args, work=work).stderr

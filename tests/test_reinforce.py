@@ -200,7 +200,7 @@ def test_a_killed_one_goes_on_with_the_same_rewards(small, tmp_path, ecgbyte):
     other = ecgbyte(*args, "--kl", 1, work=works[0])
     assert other.exit_code == 1 and "other settings (kl)" in other.stderr
     resumed = ecgbyte(*args, work=works[0])
-    assert resumed.exit_code == 0 and "going on after step 3 of 8" in resumed.stderr, resumed.stderr
+    assert resumed.exit_code == 0 and "resuming after step 3 of 8" in resumed.stderr, resumed.stderr
     assert course(works[0]) == course(works[1]) and len(course(works[0])) == 8
     numbers = json.loads(resumed.stdout)
     assert {k: v for k, v in numbers.items() if k not in ("model", "seconds")} == {

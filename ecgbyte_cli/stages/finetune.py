@@ -1,11 +1,9 @@
 """ecgbyte finetune: questions and ECG tokens to an adapted language model."""
 
-import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -29,11 +27,8 @@ from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint
 from ecgbyte_cli.training.checkpoint import unfinished_checkpoint
 from ecgbyte_cli.training.distributed import process_group, process_rank
-from ecgbyte_cli.training.plans import TrainingPlans, plan_training, read_samples
-from ecgbyte_cli.training.validation import format_ecg_loss, format_loss
-
-if TYPE_CHECKING:
-    from ecgbyte_cli.training.trainer import Trainer
+from ecgbyte_cli.training.plans import plan_training, read_samples
+from ecgbyte_cli.training.validation import format_loss
 
 # by method; docs/fine-tuning.md has the trials of the ECG loss
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
@@ -367,7 +362,7 @@ def _train(
         ):
             trainer = setup.make_trainer(work, lm, samples, settings, plans, recompute, tell)
             with trainer.stop:
-                result = _run(trainer, plans, resume_from, recompute)
+                result = setup.run_training(trainer, plans, resume_from, recompute)
         if rank != 0:
             return None
         certainty = None
@@ -390,39 +385,6 @@ def _train(
         }
         checkpoint.write_model(work, lm, text_tokenizer, certainty, about)
         return result
-
-
-def _run(trainer: "Trainer", plans: TrainingPlans, resume_from: Path | None, recompute: bool) -> dict:
-    """Validate once, so that a broken validation shows at once, then train and return the results."""
-    settings, tell = trainer.settings, trainer.tell
-    start, trial = time.perf_counter(), trainer.held_out(2 * settings["batch"])
-    text, ecg, bits = trainer.validation_loss(trial)
-    seconds = time.perf_counter() - start
-    questions = [question for plan in plans.training for question in plan.questions]
-    counts = f"{len(questions)} training and {len(plans.validation)} validation questions"
-    per_step = settings["batch"] * settings["accumulate"] * trainer.processes
-    tell(
-        f"{settings['base']} ({settings['method']}) on {trainer.lm.device}: {len(plans.training)} readings, "
-        f"{counts if settings['qa'] else 'no questions'}, {trainer.steps} steps of {per_step}; validation loss before "
-        f"training {format_loss(text if settings['qa'] else ecg)}{format_ecg_loss(ecg, bits)}"
-    )
-    if resume_from is not None:
-        trainer.restore(resume_from)
-        tell(f"going on after step {trainer.step} of {trainer.steps}, from {resume_from}")
-    elif trainer.rank == 0:
-        shutil.rmtree(trainer.work.training, ignore_errors=True)
-    if trial and settings["method"] != "full" and trainer.lm.device.type == "cpu":
-        from ecgbyte_cli.training import calibration
-
-        calibrated = 0
-        if settings["qa"]:
-            calibrated = calibration.tokens_read(trainer.lm, trainer.samples, questions, plans.validation)
-        forward = seconds / sum(plan.length for plan in trial)
-        tell(
-            f"no GPU: this training will take about {trainer.minutes(forward, recompute, calibrated):.1f} minutes"
-        )
-    trainer.run()
-    return trainer.result()
 
 
 def show_samples(work: WorkDir, count: int, options: FinetuneOptions) -> dict:

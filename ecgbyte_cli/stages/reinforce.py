@@ -296,7 +296,7 @@ def _run(trainer: "GRPOTrainer", resume_from: Path | None) -> dict:
     """Train and return the results. A new training starts with a validation."""
     if resume_from is not None:
         trainer.restore(resume_from)
-        note(f"going on after step {trainer.step} of {trainer.steps}, from {resume_from}")
+        note(f"resuming after step {trainer.step} of {trainer.steps}, from {resume_from}")
     else:
         shutil.rmtree(trainer.work.training, ignore_errors=True)
         if trainer.validation:

@@ -116,45 +116,56 @@ def read_samples(
         If there are no training questions about encoded recordings, or all are too long.
     """
     files = _join_files(work, qa, tell, think, types, weights)
-    questions = {
-        "training": [question for file in files for question in file.train],
-        "validation": [question for file in files for question in file.val],
-    }
-    if not questions["training"]:
+    train = [question for file in files for question in file.train]
+    val = [question for file in files for question in file.val]
+    if not train:
         raise Failure(
             f"{qa} holds no question of the training split about an encoded record: see `ecgbyte info`"
         )
-    samples.make_room(questions["training"] + questions["validation"])
-    counts = {"trimmed": 0, "left_out": 0}
-    plans: dict[str, list[ReadingPlan]] = {"training": [], "validation": []}
-    for split in plans:
-        trimmed = left_out = 0
-        for number, file in enumerate(files):
-            in_training = split == "training"
-            planned, trimmed_here, left_out_here = samples.plans(file.train if in_training else file.val)
-            plans[split] += repeat_plans(planned, file.weight if in_training else 1, [seed, number])
-            trimmed += trimmed_here
-            left_out += left_out_here
-        too_long = (
-            f"of {len(questions[split])} {split} samples have prompts of more than {samples.longest} tokens "
-            f"(--max-length {samples.max_length} minus the longest answer)"
-        )
-        if trimmed:
-            tell(f"{trimmed} {too_long}: they lose ECG tokens from the end of each lead")
-        if left_out:
-            tell(f"{left_out} {too_long}: left out")
-        counts["trimmed"] += trimmed
-        counts["left_out"] += left_out
-    long_drawings = samples.to_draw(questions["training"])[1]
+    samples.make_room(train + val)
+    training, *in_training = _plan_split(
+        samples, "training", [(file.train, file.weight) for file in files], seed, tell
+    )
+    held_out, *in_validation = _plan_split(
+        samples, "validation", [(file.val, 1) for file in files], seed, tell
+    )
+    long_drawings = samples.to_draw(train)[1]
     if long_drawings:
         tell(f"{long_drawings} ECGs to draw are longer than --max-length {samples.max_length}: left out")
-    if not plans["training"]:
+    if not training:
         raise Failure(
             f"no prompt of a training question of {qa} is at most {samples.longest} tokens long: raise --max-length"
         )
-    fitting = {question for plan in plans["validation"] for question in plan.questions}
-    validation = [q for q in stratified_order(questions["validation"], seed) if q in fitting]
-    return TrainingPlans(plans["training"], validation, counts)
+    fitting = {question for plan in held_out for question in plan.questions}
+    validation = [q for q in stratified_order(val, seed) if q in fitting]
+    trimmed, left_out = map(sum, zip(in_training, in_validation, strict=True))
+    return TrainingPlans(training, validation, {"trimmed": trimmed, "left_out": left_out})
+
+
+def _plan_split(
+    samples: SampleBuilder,
+    split: str,
+    files: Sequence[tuple[list[Question], float]],
+    seed: int,
+    tell: Tell,
+) -> tuple[list[ReadingPlan], int, int]:
+    """Return the plans of a split, and the numbers of trimmed samples and of those left out; report both."""
+    plans: list[ReadingPlan] = []
+    trimmed = left_out = 0
+    for number, (questions, weight) in enumerate(files):
+        planned, trimmed_here, left_out_here = samples.plans(questions)
+        plans += repeat_plans(planned, weight, [seed, number])
+        trimmed += trimmed_here
+        left_out += left_out_here
+    too_long = (
+        f"of {sum(len(questions) for questions, _ in files)} {split} samples have prompts of more than "
+        f"{samples.longest} tokens (--max-length {samples.max_length} minus the longest answer)"
+    )
+    if trimmed:
+        tell(f"{trimmed} {too_long}: they lose ECG tokens from the end of each lead")
+    if left_out:
+        tell(f"{left_out} {too_long}: left out")
+    return plans, trimmed, left_out
 
 
 def _join_files(

@@ -1,6 +1,8 @@
-"""Setup of a training: a new or trained model with its samples, and the parts of it to train."""
+"""Set up a training, and run it: a new or trained model, its samples, the weights to train."""
 
 import math
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +17,12 @@ from ecgbyte_cli.runtime.memory import exceeds_memory
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training.calibration import tokens_read
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
 from ecgbyte_cli.training.distributed import process_rank
 from ecgbyte_cli.training.plans import TrainingPlans
 from ecgbyte_cli.training.trainer import Trainer
+from ecgbyte_cli.training.validation import format_ecg_loss, format_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -153,6 +157,39 @@ def make_trainer(
     steps = settings["steps"] or math.ceil(len(plans.training) / per_step)
     every = settings["every"] or max(1, steps // 5)
     return Trainer(work, lm, samples, settings, steps, every, plans.training, plans.validation, tell)
+
+
+def run_training(
+    trainer: Trainer, plans: TrainingPlans, resume_from: Path | None, recompute: bool
+) -> dict[str, Any]:
+    """Validate once, so that a broken validation shows at once, then train and return the results."""
+    settings, tell = trainer.settings, trainer.tell
+    start, trial = time.perf_counter(), trainer.held_out(2 * settings["batch"])
+    text, ecg, bits = trainer.validation_loss(trial)
+    seconds = time.perf_counter() - start
+    questions = [question for plan in plans.training for question in plan.questions]
+    counts = f"{len(questions)} training and {len(plans.validation)} validation questions"
+    per_step = settings["batch"] * settings["accumulate"] * trainer.processes
+    tell(
+        f"{settings['base']} ({settings['method']}) on {trainer.lm.device}: {len(plans.training)} readings, "
+        f"{counts if settings['qa'] else 'no questions'}, {trainer.steps} steps of {per_step}; validation loss before "
+        f"training {format_loss(text if settings['qa'] else ecg)}{format_ecg_loss(ecg, bits)}"
+    )
+    if resume_from is not None:
+        trainer.restore(resume_from)
+        tell(f"resuming after step {trainer.step} of {trainer.steps}, from {resume_from}")
+    elif trainer.rank == 0:
+        shutil.rmtree(trainer.work.training, ignore_errors=True)
+    if trial and settings["method"] != "full" and trainer.lm.device.type == "cpu":
+        calibrated = 0
+        if settings["qa"]:
+            calibrated = tokens_read(trainer.lm, trainer.samples, questions, plans.validation)
+        forward = seconds / sum(plan.length for plan in trial)
+        tell(
+            f"no GPU: this training will take about {trainer.minutes(forward, recompute, calibrated):.1f} minutes"
+        )
+    trainer.run()
+    return trainer.result()
 
 
 def model_abilities(settings: dict[str, Any], training: list[ReadingPlan]) -> dict[str, Any]:
