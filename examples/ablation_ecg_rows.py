@@ -11,7 +11,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from ecgbyte_cli.stages.finetune import finetune
+from ecgbyte_cli.stages.finetune import FinetuneOptions, finetune
 from ecgbyte_cli.stages.generate import generate
 from ecgbyte_cli.storage.workdir import WorkDir
 
@@ -31,9 +31,15 @@ def main():
                 if not (root / part).exists():
                     shutil.copytree(options.folder / "ecgbyte-work" / part, root / part)
             work, qa = WorkDir(root), options.folder / "data" / "qa.jsonl"
-            model = finetune(
-                work, qa=qa, model="tiny", steps=options.steps, ecg_rows=trained, ecg_init=init, ecg_loss=0
+            training = FinetuneOptions(
+                qa=((qa, 1.0),),
+                model="tiny",
+                steps=options.steps,
+                ecg_rows=trained,
+                ecg_init=init,
+                ecg_loss=0.0,
             )
+            model = finetune(work, training)
             scores = generate(work, limit=options.questions)
             control = scores["control"]["no signal"]["exact_match"]
             rows.append(

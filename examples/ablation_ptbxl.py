@@ -25,7 +25,7 @@ from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import findings, question_file, question_segments
 from ecgbyte_cli.questions.labels import NO, YES, derive_labels
 from ecgbyte_cli.questions.sources import ptbxl
-from ecgbyte_cli.stages.finetune import finetune
+from ecgbyte_cli.stages.finetune import FinetuneOptions, finetune
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import trainer
@@ -105,7 +105,8 @@ def train(work, qa, seconds, seed, marks=True, pretrain=False, **options):
     def steps(seconds, **more):
         spent.clear()
         model = more.pop("model", "tiny")
-        finetune(work, model=model, steps=8, every=8, overwrite=True, seed=seed, **more)
+        trial = {"model": model, "steps": 8, "every": 8, "overwrite": True, "seed": seed}
+        finetune(work, FinetuneOptions(**trial, **more))
         return max(10, round(seconds / np.median(spent[3:])))
 
     trainer.Trainer.update = timed
@@ -118,12 +119,14 @@ def train(work, qa, seconds, seed, marks=True, pretrain=False, **options):
             seconds /= 2
             alone = {"pretrain": True, "augment": options["augment"], "batch": options["batch"]}
             count = steps(seconds, **alone)
-            finetune(work, steps=count, every=count, overwrite=True, seed=seed, model="tiny", **alone)
+            whole = {"steps": count, "every": count, "overwrite": True, "seed": seed, "model": "tiny"}
+            finetune(work, FinetuneOptions(**whole, **alone))
             model = str(work.root / "pretrained")
             subprocess.run(["cp", "-rT", str(work.model), model], check=True)
-        more = steps(seconds, qa=qa, model=model, **options)
+        files = ((qa, 1.0),)
+        more = steps(seconds, qa=files, model=model, **options)
         options |= {"steps": more, "every": more, "overwrite": True, "seed": seed}
-        result = finetune(work, qa=qa, model=model, **options)
+        result = finetune(work, FinetuneOptions(qa=files, model=model, **options))
     finally:
         trainer.Trainer.update, Layout.of = update, of
     return count + more, result

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from ablation_ptbxl import MODEL, TOKENS, ask, scores, tokens
 
-from ecgbyte_cli.stages.finetune import finetune
+from ecgbyte_cli.stages.finetune import FinetuneOptions, finetune
 from ecgbyte_cli.storage.files import read_json
 
 VOCABULARIES, QUANTIZERS, SEEDS = (500, 2000, 5000), ("paper", "mulaw"), (0, 1)
@@ -43,7 +43,7 @@ def bits(out, data, steps):
     def made(vocab, quantizer):
         work = tokens(out, data, **TOKENS | {"vocab": vocab, "quantizer": quantizer})
         options = {"steps": steps, "every": steps, "batch": 16, "model": "tiny", "overwrite": True}
-        result = finetune(work, pretrain=True, **options)
+        result = finetune(work, FinetuneOptions(pretrain=True, **options))
         decode = [
             sys.executable,
             "-m",
@@ -85,10 +85,11 @@ def helps(out, data, steps):
     def made(before, seed):
         model = "tiny"
         if before:
-            finetune(work, pretrain=True, model=model, seed=seed, batch=MODEL["batch"], **same)
+            pretraining = {"pretrain": True, "model": model, "seed": seed, "batch": MODEL["batch"]}
+            finetune(work, FinetuneOptions(**pretraining, **same))
             model = str(out / f"pretrained-{seed}")
             subprocess.run(["cp", "-rT", str(work.model), model], check=True)
-        result = finetune(work, qa=qa, model=model, seed=seed, **same, **MODEL)
+        result = finetune(work, FinetuneOptions(qa=((qa, 1.0),), model=model, seed=seed, **same, **MODEL))
         each = scores(work, qa)
         return {"auroc": float(np.mean([*each.values()])), "val_loss": result["val_loss"], "each": each}
 

@@ -11,7 +11,7 @@ The comparison of the ECG-Byte paper, small. What reads the ECG, in front of the
 
 and, without a language model, the same ResNet trained to classify: with the same leads (classifier), and with all eight
 that were recorded (classifier, 8 leads). All see what the letters stand for, varied in the same way, and are asked the
-eighteen findings of findings.csv, a letter each, by the same loop (`model/training.py`).
+eighteen findings of findings.csv, a letter each, by the same loop (`training/trainer.py`).
 
 Time is CPU time of one thread, stage 1 included, turned into steps by what a step of each takes: measured once, at the
 first run, when nothing else should run (OUT/speed.json). The learning rate is constant and falls in the last fifth, so
@@ -274,7 +274,7 @@ class Answerer:
     def train(self, steps, factor):
         """Go on to a step, each at its share of the learning rate."""
         trainer = self.trainer
-        trainer.factor = factor
+        trainer.schedule = factor
         order = length_batches([plan.length for plan in trainer.training], SETTINGS["batch"], self.seed)
         self.lm.train()
         for group in itertools.islice(order, trainer.step, steps):

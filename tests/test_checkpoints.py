@@ -13,7 +13,7 @@ from test_finetune import SETTINGS, begun
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint
 from ecgbyte_cli.training import trainer as trainer_module
-from ecgbyte_cli.training.dataset import read_samples
+from ecgbyte_cli.training.plans import read_samples
 
 LEAVES = st.one_of(
     st.none(),

@@ -23,14 +23,13 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm, model_folder, tiny
 from ecgbyte_cli.questions import Question
 from ecgbyte_cli.runtime import memory
-from ecgbyte_cli.stages.finetune import less
 from ecgbyte_cli.storage.files import sha256_of
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import trainer as trainer_module
-from ecgbyte_cli.training.dataset import read_samples
 from ecgbyte_cli.training.optimizer import warmup_cosine
+from ecgbyte_cli.training.plans import read_samples
 from ecgbyte_cli.training.sampling import ecg_replacements, length_batches, stratified_order
-from ecgbyte_cli.training.setup import load_for_training
+from ecgbyte_cli.training.setup import load_for_training, memory_advice
 from ecgbyte_cli.training.trainer import Trainer
 from ecgbyte_cli.training.validation import validation_loss
 
@@ -168,16 +167,17 @@ def as_tiny(text_tokenizer_and_base, folder):
 KILL = """
 import os, signal, sys
 from ecgbyte_cli.__main__ import main
+from ecgbyte_cli.training import checkpoint
 from ecgbyte_cli.training.trainer import Trainer
 
 def kill(original):
-    def killed(self, *args):
+    def killed(*args):
         if {when}:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, *args)
+        return original(*args)
     return killed
 
-Trainer.{method} = kill(Trainer.{method})
+{function} = kill({function})
 main(sys.argv[1:])
 """
 
@@ -185,10 +185,10 @@ main(sys.argv[1:])
 @pytest.mark.parametrize(
     ("method", "killed", "going_on"),
     [
-        ("full", {"method": "update", "when": "self.step == 7"}, 5),
-        ("varied", {"method": "update", "when": "self.step == 7"}, 5),
-        ("lora", {"method": "save_weights", "when": "self.step == 10 and 'step' in args[0].name"}, 5),
-        ("qlora", {"method": "update", "when": "self.step == 7"}, 5),
+        ("full", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
+        ("varied", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
+        ("lora", {"function": "checkpoint.save_weights", "when": "'step-0000010' in args[0].name"}, 5),
+        ("qlora", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
     ],
 )
 def test_a_killed_training_goes_on_as_if_undisturbed(small, tmp_path, ecgbyte, method, killed, going_on):
@@ -208,7 +208,7 @@ def test_a_killed_training_goes_on_as_if_undisturbed(small, tmp_path, ecgbyte, m
     assert other.exit_code == 1 and "other settings (seed)" in other.stderr
     resumed = ecgbyte(*args, work=work)
     assert resumed.exit_code == 0, resumed.stderr
-    assert f"going on after step {going_on} of 20" in resumed.stderr
+    assert f"resuming after step {going_on} of 20" in resumed.stderr
     assert losses(work) == losses(tmp_path / "undisturbed") and len(losses(work)) == 20
     first, second = json.loads(whole.stdout), json.loads(resumed.stdout)
     assert first["val_loss"] == second["val_loss"] and first["train_loss"] == second["train_loss"]
@@ -325,7 +325,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_step(small, tmp_path, ecgbyte, monkey
     stopped = ecgbyte(*args, work=work)
     monkeypatch.undo()
     assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr.splitlines()[-1]
-    assert "going on after step 4 of 6" in ecgbyte(*args, work=work).stderr
+    assert "resuming after step 4 of 6" in ecgbyte(*args, work=work).stderr
 
 
 @pytest.mark.parametrize("when", ["in the step before", "in the validation"])
@@ -357,7 +357,7 @@ def test_a_stop_does_not_wait_for_a_validation_which_is_made_up_for(
     assert len(asked) == (1 if when == "in the step before" else 2)
     assert [path.name for path in WorkDir(work).checkpoints("step")] == ["step-0000002"]
     resumed = ecgbyte(*args, work=work)
-    assert "going on after step 2 of 4" in resumed.stderr and losses(work) == losses(tmp_path / "undisturbed")
+    assert "resuming after step 2 of 4" in resumed.stderr and losses(work) == losses(tmp_path / "undisturbed")
     first, second = json.loads(whole.stdout), json.loads(resumed.stdout)
     assert all(first[key] == second[key] for key in ("val_loss", "train_loss", "best_step"))
     # the loss of a step that is validated counts in what is said of it
@@ -415,7 +415,7 @@ def test_a_stop_in_the_validation_after_the_last_step_loses_nothing(small, tmp_p
     monkeypatch.undo()
     monkeypatch.setattr(Trainer, "update", interrupted)  # no step is made again
     resumed = ecgbyte(*args, work=work)
-    assert resumed.exit_code == 0 and "going on after step 4 of 4" in resumed.stderr
+    assert resumed.exit_code == 0 and "resuming after step 4 of 4" in resumed.stderr
     again = json.loads(resumed.stdout)
     assert [again[key] for key in ("steps", "train_loss", "val_loss", "best_step")] == [
         whole[key] for key in ("steps", "train_loss", "val_loss", "best_step")
@@ -548,7 +548,7 @@ def test_two_processes_stop_together_and_are_one_with_twice_the_batches(small, t
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr.count("goes on from there") == 2 and "going on after step 1 of 3" in run.stderr
+    assert run.stderr.count("goes on from there") == 2 and "resuming after step 1 of 3" in run.stderr
     two = json.loads(run.stdout)  # the first process alone prints
     alone = ecgbyte(*args, "--accumulate", 2, "--json", work=untrained(small, tmp_path / "one"))
     assert two["val_loss"] == pytest.approx(json.loads(alone.stdout)["val_loss"], rel=1e-4)
@@ -807,20 +807,24 @@ def test_patience_without_validation_questions(small, tmp_path, ecgbyte):
 @pytest.mark.parametrize(
     ("where", "more", "said"),
     [
-        ("training.Trainer.update", [], ["--batch 4", "lower --batch", "--max-length", "--checkpointing on"]),
         (
-            "training.validation_loss",
+            "training.trainer.Trainer.update",
             [],
             ["--batch 4", "lower --batch", "--max-length", "--checkpointing on"],
         ),
-        ("beginning.shares", [], ["lower --max-length or --together"]),
-        ("ecg_lm.load_base", [], ["take a smaller one, or --method qlora"]),
+        (
+            "training.trainer.validation_loss",
+            [],
+            ["--batch 4", "lower --batch", "--max-length", "--checkpointing on"],
+        ),
+        ("training.plans.can_share_reading", [], ["lower --max-length or --together"]),
+        ("model.base_model.load_base", [], ["take a smaller one, or --method qlora"]),
     ],
 )
 def test_out_of_memory_is_one_line_that_says_what_to_lower(
     small, tmp_path, ecgbyte, monkeypatch, where, more, said
 ):
-    monkeypatch.setattr(f"ecgbyte_cli.model.{where}", lambda *_, **__: torch.empty(2**50))
+    monkeypatch.setattr(f"ecgbyte_cli.{where}", lambda *_, **__: torch.empty(2**50))
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", *more]
     result = ecgbyte(*args, work=untrained(small, tmp_path / "work"))
     line = result.stderr.splitlines()[-1]
@@ -829,9 +833,12 @@ def test_out_of_memory_is_one_line_that_says_what_to_lower(
 
 def test_what_cannot_help_is_not_said():
     settings = {"batch": 1, "method": "qlora", "base": "a"}
-    assert less(settings, True) == "lower --max-length"
-    assert less(settings | {"batch": 2}, True) == "lower --batch (and raise --accumulate) or --max-length"
-    assert less(settings | {"method": "lora"}, False) == (
+    assert memory_advice(settings, True) == "lower --max-length"
+    assert (
+        memory_advice(settings | {"batch": 2}, True)
+        == "lower --batch (and raise --accumulate) or --max-length"
+    )
+    assert memory_advice(settings | {"method": "lora"}, False) == (
         "lower --max-length, or give --checkpointing on, or take --method qlora"
     )
 
@@ -969,5 +976,5 @@ def test_a_base_model_that_cannot_share_a_reading_says_so_and_goes_on(small, tmp
     monkeypatch.undo()
     assert stopped.exit_code == 1 and "each gets one of its own" in stopped.stderr
     result = ecgbyte(*args, work=work)
-    assert result.exit_code == 0 and "going on after step 2 of 3" in result.stderr
+    assert result.exit_code == 0 and "resuming after step 2 of 3" in result.stderr
     assert "nothing to do" in ecgbyte(*args, work=work).stderr

@@ -10,11 +10,11 @@ import torch
 from ecgbyte_cli.evaluation import metrics
 from ecgbyte_cli.model import model_folder
 from ecgbyte_cli.model import tiny as tiny_module
+from ecgbyte_cli.stages.finetune import FinetuneOptions
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_cli.training.dataset import read_samples
 from ecgbyte_cli.training.optimizer import make_optimizer
+from ecgbyte_cli.training.plans import read_samples
 from ecgbyte_cli.training.setup import load_for_training
-from ecgbyte_cli.training.trainer import DEFAULTS
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -42,7 +42,7 @@ def two_files(small, tmp_path):
 
 
 def samples_of(small):
-    settings = DEFAULTS | {"base": "tiny", "method": "full", "lr": 1e-3}
+    settings = vars(FinetuneOptions()) | {"base": "tiny", "method": "full", "lr": 1e-3}
     return load_for_training(WorkDir(small / "ecgbyte-work"), settings, "cpu")[2]
 
 
@@ -117,7 +117,7 @@ def test_the_rows_learn_at_their_own_rate(small, work, ecgbyte):
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 3, "--ecg-loss", 0]
     assert ecgbyte(*args, "--rows-lr", 1e-12, "--weight-decay", 0, work=work).exit_code == 0
     lm, _, tokenizer, about = model_folder.load_model(work / "model", "cpu")
-    settings = DEFAULTS | {"base": "tiny", "method": "full", "lr": 1e-3}
+    settings = vars(FinetuneOptions()) | {"base": "tiny", "method": "full", "lr": 1e-3}
     torch.manual_seed(0)
     first = load_for_training(WorkDir(work), settings, "cpu")[0]
     torch.testing.assert_close(lm.ecg_rows.weight, first.ecg_rows.weight, atol=1e-9, rtol=0)

@@ -16,8 +16,8 @@ from ecgbyte_cli.model import model_folder, tiny
 from ecgbyte_cli.questions import Question
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_cli.training.dataset import read_samples
 from ecgbyte_cli.training.grpo import GRPOTrainer
+from ecgbyte_cli.training.plans import read_samples
 from ecgbyte_cli.training.rewards import total_reward
 from ecgbyte_cli.training.setup import load_for_training
 
@@ -69,7 +69,7 @@ def test_the_gradient_is_that_of_every_answer_by_itself(learner):
         for p in made.lm.parameters():
             p += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
     questions = [q for plan in made.training[:3] for q in plan.questions]
-    began, now = made.began, {n: p.detach().clone() for n, p in made.lm.named_parameters()}
+    began, now = made.initial, {n: p.detach().clone() for n, p in made.lm.named_parameters()}
     sampled = made.sample(questions)
     assert sum(one.times for one in sampled) == 6 * len(questions) and len(sampled) < 6 * len(questions)
 
@@ -103,7 +103,7 @@ def test_the_gradient_is_that_of_every_answer_by_itself(learner):
         (found, _), _ = made.update([[(0, i) for i in range(3)]])
     finally:
         torch.nn.utils.clip_grad_norm_ = clip
-    assert found == pytest.approx(loss, rel=1e-4, abs=1e-6) and made.told["kl"] > 0
+    assert found == pytest.approx(loss, rel=1e-4, abs=1e-6) and made.numbers["kl"] > 0
     for name, gradient in slow.items():
         torch.testing.assert_close(kept[name], gradient, rtol=1e-3, atol=1e-6)
     alone = learner(together=1)  # a reading for each answer
@@ -133,7 +133,7 @@ def test_what_is_rewarded_becomes_more(learner, monkeypatch):
     rewards = []
     for step in range(9):
         made.update([[(0, i) for i in range(4 * step, 4 * step + 4)]])
-        rewards.append(made.told["reward"])
+        rewards.append(made.numbers["reward"])
     assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.15
 
 
@@ -200,7 +200,7 @@ def test_a_killed_one_goes_on_with_the_same_rewards(small, tmp_path, ecgbyte):
     other = ecgbyte(*args, "--kl", 1, work=works[0])
     assert other.exit_code == 1 and "other settings (kl)" in other.stderr
     resumed = ecgbyte(*args, work=works[0])
-    assert resumed.exit_code == 0 and "going on after step 3 of 8" in resumed.stderr, resumed.stderr
+    assert resumed.exit_code == 0 and "resuming after step 3 of 8" in resumed.stderr, resumed.stderr
     assert course(works[0]) == course(works[1]) and len(course(works[0])) == 8
     numbers = json.loads(resumed.stdout)
     assert {k: v for k, v in numbers.items() if k not in ("model", "seconds")} == {

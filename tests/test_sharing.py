@@ -21,7 +21,7 @@ from ecgbyte_cli.questions import Question
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.training import calibration
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
-from ecgbyte_cli.training.setup import can_share_reading
+from ecgbyte_cli.training.plans import can_share_reading
 
 SIGNAL = {
     **{"fs": 100.0, "leads": ["II", "V1"], "segment_seconds": 1.0, "samples": 100, "profile": "resample"},

@@ -1,4 +1,4 @@
-"""Running out of memory: recognized, avoided by smaller parts, and reported in one line with what to do."""
+"""Recognize running out of memory, avoid it by smaller parts, and report it in one line with advice."""
 
 import contextlib
 import re
@@ -25,16 +25,16 @@ _SHAPE = re.compile(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device or the machine has no memory left."""
+    """Return whether an error means that a device or the machine is out of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
 
 
 def unsupported(error: Exception) -> bool:
-    """Return whether an error of a trial says that the model cannot take such an input.
+    """Return whether the error of a trial means that the model does not support the input.
 
-    Running out of memory, tensors on two devices and failures of a device say nothing about the model.
+    Running out of memory, tensors on two devices and device failures do not.
     """
     if out_of_memory(error):
         return False
@@ -56,7 +56,7 @@ def reporting_out_of_memory(where: str, advice: str) -> Iterator[None]:
     where : str
         Follows "out of memory", such as `at --batch 4`.
     advice : str
-        What to do. It names options of the command alone.
+        What to do. It names only options of the current command.
 
     Raises
     ------
@@ -72,42 +72,42 @@ def reporting_out_of_memory(where: str, advice: str) -> Iterator[None]:
 
 
 def in_parts(items: "Sequence[Any] | torch.Tensor", size: int, compute: Callable[[Any], T]) -> Iterator[T]:
-    """Compute consecutive parts of some items, in smaller parts where memory does not suffice.
+    """Compute consecutive parts of some items, in smaller parts if memory runs out.
 
     Parameters
     ----------
     items : sequence or torch.Tensor
     size : int
-        Longest part. It is halved when `compute` runs out of memory, and stays so.
+        Largest part. It is halved whenever `compute` runs out of memory.
     compute : callable
         Takes a part.
 
     Yields
     ------
     object
-        What `compute` returns for each part.
+        The result of `compute` for each part.
 
     Raises
     ------
     RuntimeError or MemoryError
-        If memory does not suffice for one item.
+        If memory is too small for one item.
     """
     first = 0
     while first < len(items):
         part = items[first : first + size]
         try:
-            made = compute(part)
+            result = compute(part)
         except (RuntimeError, MemoryError) as error:
             if len(part) == 1 or not out_of_memory(error):
                 raise
             size = len(part) // 2
             continue
-        yield made
+        yield result
         first += len(part)
 
 
 def exceeds_memory(lm: "ECGLM", tokens: int, full: bool = False) -> bool:
-    """Return whether the states that a backward pass keeps may take more than half of the free memory.
+    """Return whether the activations of a training step may take more than half of the free memory.
 
     Parameters
     ----------
@@ -115,16 +115,16 @@ def exceeds_memory(lm: "ECGLM", tokens: int, full: bool = False) -> bool:
     tokens : int
         Tokens of a batch.
     full : bool
-        Whether all weights are trained: their gradients and the optimizer's state need memory first.
+        Whether all weights are trained: gradients and the optimizer's state take memory first.
     """
     import torch
 
     config = lm.base.config.get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    # of each layer: norms, projections and their adapters' inputs, some of them in float32
-    kept = tokens * layers * (34 * width + 6 * inner) * (2 if lm.device.type == "cuda" else 4)
+    # per layer: norms, projections and the adapters' inputs, some of them in float32
+    activations = tokens * layers * (34 * width + 6 * inner) * (2 if lm.device.type == "cuda" else 4)
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else free_memory()
-    if full:  # a gradient and two moments, float32
+    if full:  # a gradient and two moments in float32
         free -= 12 * sum(p.numel() for p in lm.parameters())
-    return kept > free / 2
+    return activations > free / 2

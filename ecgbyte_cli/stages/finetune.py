@@ -1,15 +1,15 @@
 """ecgbyte finetune: questions and ECG tokens to an adapted language model."""
 
-import math
-import shutil
-import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import WeightedName, seeds_option, types_option
-from ecgbyte_cli.cli.output import note, print_result, progress, wants_json
+from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.folder_checks import (
@@ -20,17 +20,59 @@ from ecgbyte_cli.model.folder_checks import (
     resolve_model_folder,
 )
 from ecgbyte_cli.questions import question_file
-from ecgbyte_cli.runtime.memory import exceeds_memory, reporting_out_of_memory
-from ecgbyte_cli.storage.files import atomic_folder, read_json
+from ecgbyte_cli.runtime.memory import reporting_out_of_memory
+from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.manifest import completed_result
-from ecgbyte_cli.training.dataset import read_samples
+from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training import checkpoint
+from ecgbyte_cli.training.checkpoint import unfinished_checkpoint
 from ecgbyte_cli.training.distributed import process_group, process_rank
-from ecgbyte_cli.training.trainer import DEFAULTS, Trainer, unfinished_checkpoint
-from ecgbyte_cli.training.validation import format_ecg_loss, format_loss
+from ecgbyte_cli.training.plans import plan_training, read_samples
+from ecgbyte_cli.training.validation import format_loss
 
+# by method; docs/fine-tuning.md has the trials of the ECG loss
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
-ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has the trials
+ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}
+# options that are not settings, or have other names there
+NOT_SETTINGS = ("qa", "pretrain", "model", "method", "checkpointing", "overwrite")
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Options of `ecgbyte finetune`."""
+
+    qa: Sequence[tuple[str | Path, float]] = ()  # question files or folders, each with its weight
+    pretrain: bool = False  # learn the ECG tokens of all recordings, without questions
+    model: str = "Qwen/Qwen2.5-0.5B-Instruct"  # hub id, local folder, tiny, or a trained model folder
+    method: str | None = None  # qlora, lora or full; None: qlora, full for tiny
+    ecg_rows: str = "train"  # train or frozen: the embeddings of the ECG tokens
+    ecg_init: str = "signal"  # initial ECG embeddings: signal, random or mean
+    positions: str | None = None  # token (as None) or time: positions of the ECG tokens
+    ecg_loss: float | None = None  # weight of the loss of the ECG tokens; None: `ECG_LOSS`
+    draw: str | None = None  # type of the questions from whose answers to draw ECGs
+    think: bool = False  # learn the reasoning before the answer
+    types: Sequence[str] = ()  # types of the questions to use; empty: all
+    system: str | None = None  # system prompt, for models with a chat template
+    augment: float = 0.0  # strength of the random variation of ECGs, 0 to 4
+    dropout: float | None = None  # None: `DROPOUT`
+    rank: int | None = None  # of LoRA; None: 16
+    alpha: float | None = None  # scale of LoRA; None: twice the rank
+    steps: int | None = None  # number of updates; None: one epoch
+    batch: int = 4  # ECGs per batch, each with its questions
+    accumulate: int = 1  # batches per update, on each process
+    together: int | None = None  # most questions that share a reading; None: as many as fit
+    lr: float | None = None  # highest learning rate; None: `LEARNING_RATE`
+    rows_lr: float | None = None  # learning rate of the ECG embeddings; None: as lr
+    weight_decay: float | None = None  # of matrices; None: 0.05
+    max_length: int = 4096  # longest sample in tokens
+    long: str = "trim"  # trim or skip longer samples
+    without_ecg: float = 0.1  # share of the ECGs of each step that are replaced by no signal or a flat line
+    checkpointing: str = "auto"  # gradient checkpointing: on, off or auto
+    every: int | None = None  # steps between validations; None: a fifth of all
+    patience: int | None = None  # stop after this many validations without a new best; None: never
+    seed: int = 0
+    overwrite: bool = False  # replace a model trained with other settings
 
 
 @click.command(
@@ -42,8 +84,8 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
     "--qa",
     type=WeightedName(),
     multiple=True,
-    help="Question file (JSONL, CSV, or JSON as of ECG-QA, ECG-Chat, PULSE, LLaVA), or a folder of them. Given several "
-    "times, all are learned, with a weight behind a colon (a.jsonl:2) that often.",
+    help="Question file (JSONL, CSV, or JSON of ECG-QA, ECG-Chat, PULSE, LLaVA), or a folder of them. Repeat the "
+    "option to mix files; a weight (a.jsonl:2) repeats a file's questions in each epoch.",
 )
 @click.option(
     "--pretrain", is_flag=True, help="Learn to predict the ECG tokens of all recordings, without questions."
@@ -51,190 +93,181 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
 @click.option(
     "--model",
     type=Model("tiny"),
-    default="Qwen/Qwen2.5-0.5B-Instruct",
+    default=FinetuneOptions.model,
     show_default=True,
-    help="Base model: a hub id, a local folder, or tiny (a small decoder, trained in full, no download); or a model "
-    "folder of ecgbyte, which goes on learning, or ptbxl, which comes with it.",
+    help="Base model: a hub id, a local folder, or tiny (a small decoder, trained in full, no download). Or a model "
+    "to train further: a model folder, or ptbxl, the one that comes with ecgbyte.",
 )
 @click.option(
     "--method",
     type=click.Choice(["qlora", "lora", "full"]),
-    default=None,
-    help="4-bit base with LoRA, LoRA, or everything.  [default: qlora; full for tiny]",
+    help="LoRA on a 4-bit base model, LoRA, or all weights.  [default: qlora; full for tiny]",
 )
 @click.option(
     "--ecg-rows",
     type=click.Choice(["frozen", "train"]),
-    default="train",
+    default=FinetuneOptions.ecg_rows,
     show_default=True,
-    help="Whether the ECG tokens' embeddings are trained.",
+    help="Train the embeddings of the ECG tokens, or freeze them.",
 )
 @click.option(
     "--ecg-init",
     type=click.Choice(["signal", "random", "mean"]),
-    default="signal",
+    default=FinetuneOptions.ecg_init,
     show_default=True,
-    help="Their first values: from each token's waveform, random, or near the mean of the text embeddings.",
+    help="Initial ECG embeddings: from each token's waveform, random, or near the mean of the text embeddings.",
 )
 @click.option(
     "--positions",
     type=click.Choice(["token", "time"]),
-    help="Where ECG tokens stand for the model: one after the other, or where each begins in its lead.  "
+    help="Positions of the ECG tokens: consecutive, or the time at which each starts in its lead.  "
     "[default: token]",
 )
 @click.option(
     "--ecg-loss",
     type=click.FloatRange(0),
-    help="Weight of predicting the ECG's own tokens, beside the answers.  [default: 0.3 for full, else 0]",
+    help="Weight of the loss of predicting the ECG's own tokens.  [default: 0.3 for full, else 0]",
 )
 @click.option(
-    "--draw", metavar="TYPE", help="Learn to draw ECGs too: from answers to questions of this type."
+    "--draw", metavar="TYPE", help="Also learn to draw ECGs, from the answers to questions of this type."
 )
-@click.option("--think", is_flag=True, help="Reason before the answer, where the question file does.")
+@click.option(
+    "--think", is_flag=True, help="Learn the reasoning before the answer, where the question file has one."
+)
 @types_option
-@click.option("--system", help="System prompt, of models with a chat template.  [default: what ecgbyte has]")
+@click.option("--system", help="System prompt, for models with a chat template.  [default: built in]")
 @click.option(
     "--augment",
     type=click.FloatRange(0, 4),
-    default=0.0,
+    default=FinetuneOptions.augment,
     show_default=True,
-    help="How much the letters of a recording are varied each time that it is read in training: shifted in time, "
-    "scaled, moved, a lead left out; 1 is moderate.",
+    help="Strength of the random variation of each ECG in training: time shift, gain, offset, missing leads. "
+    "1 is moderate.",
 )
 @click.option(
     "--dropout",
     type=click.FloatRange(0, 0.9),
-    help="Share of what each layer adds that is left out at each step.  [default: 0 for full, else LoRA's 0.05]",
+    help="Dropout of each layer, or of LoRA.  [default: 0 for full, else 0.05]",
 )
-@click.option("--rank", type=click.IntRange(1, 4096), help="Of LoRA's matrices.  [default: 16]")
+@click.option("--rank", type=click.IntRange(1, 4096), help="Rank of LoRA.  [default: 16]")
 @click.option(
-    "--alpha", type=click.FloatRange(0, min_open=True), help="LoRA's scale.  [default: twice the rank]"
+    "--alpha", type=click.FloatRange(0, min_open=True), help="Scale of LoRA.  [default: twice the rank]"
 )
-@click.option("--steps", type=click.IntRange(1), help="Updates of the weights.  [default: one epoch]")
+@click.option("--steps", type=click.IntRange(1), help="Number of updates.  [default: one epoch]")
 @click.option(
     "--batch",
     type=click.IntRange(1),
-    default=4,
+    default=FinetuneOptions.batch,
     show_default=True,
-    help="ECGs read together, with their questions.",
+    help="ECGs per batch, each with its questions.",
 )
 @click.option(
     "--accumulate",
     type=click.IntRange(1),
-    default=1,
+    default=FinetuneOptions.accumulate,
     show_default=True,
     help="Batches per update, on each process.",
 )
 @click.option(
     "--together",
     type=click.IntRange(1),
-    help="Questions behind one reading of their ECG, at most.  [default: as many as fit into --max-length]",
+    help="Most questions that share one reading of their ECG.  [default: as many as fit into --max-length]",
 )
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 2e-3 for full, else 2e-4]")
 @click.option(
     "--rows-lr",
     type=click.FloatRange(0, min_open=True),
-    help="That of the ECG tokens' embeddings.  [default: the same]",
+    help="Learning rate of the ECG embeddings.  [default: as --lr]",
 )
-@click.option("--weight-decay", type=click.FloatRange(0), help="Of matrices.  [default: 0.05]")
+@click.option(
+    "--weight-decay", type=click.FloatRange(0), help="Weight decay (matrices only).  [default: 0.05]"
+)
 @click.option(
     "--max-length",
     type=click.IntRange(16),
-    default=4096,
+    default=FinetuneOptions.max_length,
     show_default=True,
     help="Longest sample in tokens, ECG and questions together.",
 )
 @click.option(
     "--long",
     type=click.Choice(["trim", "skip"]),
-    default="trim",
+    default=FinetuneOptions.long,
     show_default=True,
-    help="Longer samples lose ECG tokens, evenly from the end of each lead, or are left out; they are counted.",
+    help="Trim longer samples, evenly from the end of each lead, or skip them. The result counts them.",
 )
 @click.option(
     "--without-ecg",
     type=click.FloatRange(0, 0.5),
-    default=0.1,
+    default=FinetuneOptions.without_ecg,
     show_default=True,
-    help="Share of the ECGs, drawn anew at each step, that are shown with no signal or a flat line: "
-    "so `generate` can ask how far the questions alone lead.",
+    help="Share of the ECGs of each step that are replaced by no signal or a flat line, so that `generate` can "
+    "measure how well the model answers from the questions alone.",
 )
 @click.option(
     "--checkpointing",
     type=click.Choice(["auto", "on", "off"]),
-    default="auto",
+    default=FinetuneOptions.checkpointing,
     show_default=True,
-    help="Compute each layer again in the backward pass instead of keeping its states: less memory, a third more time. "
-    "auto: if a batch of the longest samples might take more than half of the free memory.",
+    help="Recompute each layer in the backward pass: less memory, a third more time. auto: only if a batch of the "
+    "longest samples might take more than half of the free memory.",
 )
 @click.option(
     "--every",
     type=click.IntRange(1),
-    help="Validate and write a checkpoint every so many steps.  [default: a fifth of them]",
+    help="Steps between validations, each with a checkpoint.  [default: a fifth of all steps]",
 )
 @click.option(
     "--patience",
     type=click.IntRange(1),
-    help="Stop when so many validations in a row were no better than the best.  [default: never]",
+    help="Stop after this many validations without a new best loss.  [default: never]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of order and first values.")
+@click.option("--seed", type=int, default=FinetuneOptions.seed, show_default=True, help="Random seed.")
 @seeds_option
-@click.option("--show", type=click.IntRange(1), help="Print so many training samples, and do not train.")
-@click.option("--overwrite", is_flag=True, help="Replace a model made with other settings.")
+@click.option("--show", type=click.IntRange(1), help="Print this many training samples instead of training.")
+@click.option("--overwrite", is_flag=True, help="Replace a model trained with other settings.")
 @click.pass_obj
-def command(work, show, **options):
+def command(work: WorkDir, show: int | None, seeds: int, **options: Any) -> dict | None:
     """Train a language model to answer questions about ECGs (decoder-only, loss on the answer).
 
-    Reads the tokens that `ecgbyte encode` left and the questions; writes the folder model/, and in training/ the
-    course of the losses (CSV, PNG, TensorBoard) and checkpoints. The model is that of the best validation. Run
-    again after a stop, it goes on from the last checkpoint. On several GPUs: the same command under torchrun or
-    accelerate launch. With --show, prints samples instead, the words that the loss counts in green.
+    Reads the questions and the tokens of `ecgbyte encode`. Writes the model with the best validation loss to model/,
+    and the losses (CSV, PNG, TensorBoard) and checkpoints to training/. Rerun an interrupted training and it resumes.
+    On several GPUs, run the same command under torchrun or accelerate launch. --show prints samples instead, with the
+    tokens of the loss in green.
     """
-    if options["model"] == SHIPPED.name:
-        options["model"] = str(resolve_model_folder(options["model"]))
-    files, weights = zip(*options.pop("qa"), strict=True) if options["qa"] else ((), ())
-    if len(files) == 1 and weights != (1.0,):
-        raise click.UsageError("a weight is that of one --qa among several: leave it out")
-    options["qa"] = list(files) if len(files) > 1 else files[0] if files else None
-    options["weights"] = list(weights) if len(files) > 1 and {*weights} != {1.0} else None
+    given = FinetuneOptions(**options)
+    if given.model == SHIPPED.name:
+        given = replace(given, model=str(resolve_model_folder(given.model)))
+    if len(given.qa) == 1 and given.qa[0][1] != 1:
+        raise click.UsageError("a single --qa has no weight: leave it out")
     if show:
-        del options["seeds"]
-        return show_samples(work, show, **options)
-    seeds, made = options.pop("seeds"), []
-    for number in range(seeds):
-        of = work.of_seed(number) if number else work
-        made.append(finetune(of, **options | {"seed": options["seed"] + number}))
-    for result in filter(None, made):
+        return show_samples(work, show, given)
+    results = [
+        finetune(work.of_seed(number) if number else work, replace(given, seed=given.seed + number))
+        for number in range(seeds)
+    ]
+    for result in filter(None, results):
         print_result(
             f"{result['model']}: {result['steps']} steps, training loss {format_loss(result['train_loss'])}, "
             f"validation loss {format_loss(result['val_loss'])}, {result['trainable_parameters']:,} parameters "
             f"trained, {result['tokens_per_second']:.0f} tokens/s"
         )
-    return made[0] if seeds == 1 or made[0] is None else made[0] | {"models": [one["model"] for one in made]}
+    first = results[0]
+    if seeds == 1 or first is None:
+        return first
+    return first | {"models": [result["model"] for result in results if result]}
 
 
-def finetune(
-    work,
-    *,
-    qa=None,
-    pretrain=False,
-    model="Qwen/Qwen2.5-0.5B-Instruct",
-    method=None,
-    checkpointing="auto",
-    overwrite=False,
-    **options,
-):
+def finetune(work: WorkDir, options: FinetuneOptions) -> dict | None:
     """Train a model on the training split and write it to the work folder.
-
-    The parameters are the options of the command, which says what they do; the others are those of `DEFAULTS`.
 
     Returns
     -------
     dict or None
         steps, train_loss (mean of the last tenth), val_loss (of the model that is kept; None without validation
-        questions), ecg_loss, ecg_perplexity and bits_per_second (of validation; None without --ecg-loss or
-        --pretrain), best_step, tokens_per_second, trainable_parameters, trimmed and left_out (samples that were too
-        long), peak_gpu_mb (None without a GPU), seconds, model (path). None on all processes but the first.
+        questions), ecg_loss, ecg_perplexity and bits_per_second (in validation; None without an ECG loss),
+        best_step, tokens_per_second, trainable_parameters, trimmed and left_out (samples that were too long),
+        peak_gpu_mb (None without a GPU), seconds, model (path). None on all processes but the first.
 
     Raises
     ------
@@ -242,205 +275,131 @@ def finetune(
         If tokens or questions are missing or do not fit together, the base model cannot be loaded, or memory is short.
     """
     rank, processes = process_rank()
-    method = check(work, qa, pretrain, model, method)
-    if options.keys() - DEFAULTS.keys():
-        raise TypeError(f"no options of finetune: {', '.join(sorted(options.keys() - DEFAULTS.keys()))}")
-    options = DEFAULTS | options
-    if options["ecg_loss"] is None:
-        options["ecg_loss"] = ECG_LOSS[method]
-    if options["draw"] and not (qa and options["ecg_loss"]):
+    method = check_options(work, options)
+    qa, settings = question_paths(options), training_settings(work, options, method, processes)
+    if settings["draw"] and not (qa and settings["ecg_loss"]):
         raise Failure(
-            "--draw learns by the ECG's own loss, from the answers of --qa: give --ecg-loss 0.3 too, or more"
+            "--draw needs an ECG loss and the answers of --qa: add --ecg-loss 0.3, or a larger weight"
         )
-    if options["dropout"] is None:
-        options["dropout"] = DROPOUT[method]
-    settings = options | {
-        "qa": None if pretrain else question_file.questions_sha256(qa),
-        "tokens": [read_json(work.token_settings)[key] for key in ("tokenizer_sha256", "settings")],
-        "base": model,
-        "begun_with": model_sha256(Path(model)) if is_ecgbyte_model(model) else None,
-        "method": method,
-        "processes": processes,
-        "lr": options["lr"] or LEARNING_RATE[method],
-        "think": options["think"] or None,
-        "types": list(options["types"]) or None,
-    }
-    if pretrain:
-        settings |= {"ecg_loss": 1.0, "without_ecg": 0.0}
     with work.checked("tokens"), work.making("training"):
-        going_on = unfinished_checkpoint(work, settings, overwrite)
-        done = going_on is None and completed_result(work.model_settings, settings, overwrite, "a model")
+        going_on = unfinished_checkpoint(work, settings, options.overwrite)
+        done = going_on is None and completed_result(
+            work.model_settings, settings, options.overwrite, "a model"
+        )
         if done:
             note(f"{work.model} is there already, made with these settings: nothing to do")
             return done if rank == 0 else None
-        return _train(work, qa, settings, checkpointing, going_on)
+        return _train(work, qa, settings, options.checkpointing, going_on)
 
 
-def _train(work, qa, settings, checkpointing, going_on):
+def check_options(work: WorkDir, options: FinetuneOptions) -> str:
+    """Check the options that need no model, and return the training method."""
+    work.need(work.token_settings, "encode")
+    if bool(options.qa) == options.pretrain:
+        raise Failure(
+            "give either --qa, the questions to learn, or --pretrain, to learn the ECGs without questions"
+        )
+    return method_of(options.model, options.method)
+
+
+def question_paths(options: FinetuneOptions) -> Any:
+    """Return the path of the question file, a list of several paths, or None."""
+    paths = [path for path, _ in options.qa]
+    return paths if len(paths) > 1 else paths[0] if paths else None
+
+
+def question_weights(options: FinetuneOptions) -> list[float] | None:
+    """Return the weights of several question files; None if all are 1."""
+    weights = [weight for _, weight in options.qa]
+    return weights if len(weights) > 1 and {*weights} != {1} else None
+
+
+def training_settings(work: WorkDir, options: FinetuneOptions, method: str, processes: int) -> dict[str, Any]:
+    """Return the settings that ecgbyte.json holds, and that a resumed training must have."""
+    values = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
+    qa = question_paths(options)
+    settings = values | {
+        "weights": question_weights(options),
+        "ecg_loss": ECG_LOSS[method] if options.ecg_loss is None else options.ecg_loss,
+        "dropout": DROPOUT[method] if options.dropout is None else options.dropout,
+        "qa": question_file.questions_sha256(qa) if qa else None,
+        "tokens": [read_json(work.token_settings)[key] for key in ("tokenizer_sha256", "settings")],
+        "base": options.model,
+        "begun_with": model_sha256(Path(options.model)) if is_ecgbyte_model(options.model) else None,
+        "method": method,
+        "processes": processes,
+        "lr": options.lr or LEARNING_RATE[method],
+        "think": options.think or None,
+        "types": list(options.types) or None,
+    }
+    return settings | ({"ecg_loss": 1.0, "without_ecg": 0.0} if options.pretrain else {})
+
+
+def _train(
+    work: WorkDir, qa: Any, settings: dict[str, Any], checkpointing: str, resume_from: Path | None
+) -> dict | None:
     """Train, from a checkpoint if there is one, and write the model."""
     import torch
 
-    from ecgbyte_cli.training.setup import load_for_training, plan_readings
+    from ecgbyte_cli.training import calibration, setup
 
     rank = process_rank()[0]
-    tell = note if rank == 0 else lambda text: None
+    tell: Callable[[str], object] = note if rank == 0 else lambda text: None
     with process_group() as device:
         torch.manual_seed(settings["seed"])
         smaller = "take a smaller one" + (", or --method qlora" if settings["method"] != "qlora" else "")
         with reporting_out_of_memory(f"for the base model {settings['base']}", smaller):
-            lm, text_tokenizer, samples, name = load_for_training(work, settings, device)
+            lm, text_tokenizer, samples, name = setup.load_for_training(work, settings, device)
         with reporting_out_of_memory(
             f"with samples of up to {samples.max_length} tokens", "lower --max-length or --together"
         ):
-            training, validation, counts = plan_readings(work, qa, lm, samples, settings, tell)
-        longest = max(plan.length for plan in training)
-        again = checkpoints_layers(lm, settings, longest, checkpointing, tell)
+            plans = plan_training(work, qa, lm, samples, settings, tell)
+        longest = max(plan.length for plan in plans.training)
+        recompute = setup.recomputes_layers(lm, settings, longest, checkpointing, tell)
         with reporting_out_of_memory(
-            f"at --batch {settings['batch']} with samples of up to {longest} tokens", less(settings, again)
+            f"at --batch {settings['batch']} with samples of up to {longest} tokens",
+            setup.memory_advice(settings, recompute),
         ):
-            trainer = make_trainer(work, lm, samples, settings, training, validation, again, tell)
+            trainer = setup.make_trainer(work, lm, samples, settings, plans, recompute, tell)
             with trainer.stop:
-                result = learn(trainer, going_on, again, qa)
+                result = setup.run_training(trainer, plans, resume_from, recompute)
         if rank != 0:
             return None
-        known = None
+        certainty = None
         if qa is not None:
-            from ecgbyte_cli.training import calibration
-
-            some = validation[: calibration.WEIGHED]
-            with progress("certainty", len(some), "questions") as bar:
-                asked = [question for plan in training for question in plan.questions]
-                known = calibration.calibrate_model(lm, samples, asked, some, settings["batch"], bar, tell)
-        result |= counts | {"model": str(work.model)}
-        write(work, qa, trainer, text_tokenizer, name, known, result)
+            certainty = calibration.calibrate_training(lm, samples, plans, settings["batch"], tell)
+        result |= plans.counts | {"model": str(work.model)}
+        about = {
+            "base": name,
+            "method": settings["method"],
+            "qa": qa and question_file.absolute_paths(qa),
+            "segmenter": samples.segmenter,
+            "prompt_tokens": samples.longest,
+            "date": samples.prompt.date,
+            "system": samples.prompt.told,
+            "conversations": any(q.earlier for plan in plans.training for q in plan.questions),
+            "most_ecgs": max(len(plan.segments) for plan in plans.training),
+            **setup.model_abilities(settings, plans.training),
+            "settings": settings,
+            "result": result,
+        }
+        checkpoint.write_model(work, lm, text_tokenizer, certainty, about)
         return result
 
 
-def checkpoints_layers(lm, settings, longest, checkpointing, tell):
-    """Whether the layers are computed again in the backward pass."""
-    able = getattr(lm.base, "supports_gradient_checkpointing", False)
-    if checkpointing == "on" and not able:
-        raise Failure(f"--checkpointing on: {settings['base']} cannot compute its layers again: leave it out")
-    full = settings["method"] == "full"
-    if checkpointing == "auto" and able and exceeds_memory(lm, settings["batch"] * longest, full):
-        tell("gradient checkpointing: a batch of the longest samples might not fit into memory else")
-        return True
-    return checkpointing == "on"
-
-
-def less(settings, again):
-    """What to change where memory does not suffice for a batch."""
-    lower = [*(["--batch (and raise --accumulate)"] if settings["batch"] > 1 else []), "--max-length"]
-    advice = [f"lower {' or '.join(lower)}"]
-    if not again:
-        advice.append("give --checkpointing on")
-    if settings["method"] != "qlora" and settings["base"] != "tiny":
-        advice.append("take --method " + ("qlora" if settings["method"] == "lora" else "lora"))
-    return ", or ".join(advice)
-
-
-def make_trainer(work, lm, samples, settings, training, validation, again, tell):
-    """Prepare a model to be trained by the method of the settings."""
-    from ecgbyte_cli.model import base_model, ecg_lm
-
-    if settings["method"] == "full":
-        if again:
-            ecg_lm.checkpoint_layers(lm.base)
-        if settings["dropout"]:
-            lm.drop(settings["dropout"])
-    elif hasattr(lm.base, "peft_config"):
-        base_model.enable_gradients(lm.base, again)
-    else:
-        r, dropout = settings["rank"] or 16, settings["dropout"]
-        lm.base = base_model.add_adapter(lm.base, r, settings["alpha"] or 2 * r, dropout, again)
-    lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
-    a_step = settings["batch"] * settings["accumulate"] * process_rank()[1]
-    steps = settings["steps"] or math.ceil(len(training) / a_step)
-    every = settings["every"] or max(1, steps // 5)
-    return Trainer(work, lm, samples, settings, steps, every, training, validation, tell)
-
-
-def learn(trainer, going_on, again, qa):
-    """Validate once, so that a broken evaluation shows now, and train; return what came out."""
-    settings, work, tell = trainer.settings, trainer.work, trainer.tell
-    training, batch, method = trainer.training, settings["batch"], settings["method"]
-    start, some = time.perf_counter(), trainer.held_out(2 * batch)
-    text, ecg, bits = trainer.validated(some)
-    took = time.perf_counter() - start
-    questions = [question for plan in training for question in plan.questions]
-    what = f"{len(questions)} training and {len(trainer.validation)} validation questions"
-    a_step = batch * settings["accumulate"] * trainer.processes
-    tell(
-        f"{settings['base']} ({method}) on {trainer.lm.device}: {len(training)} readings, "
-        f"{what if qa else 'no questions'}, {trainer.steps} steps of {a_step}; "
-        f"validation loss before training {format_loss(ecg if qa is None else text)}{format_ecg_loss(ecg, bits)}"
-    )
-    if going_on is not None:
-        trainer.restore(going_on)
-        tell(f"going on after step {trainer.step} of {trainer.steps}, from {going_on}")
-    elif trainer.rank == 0:
-        shutil.rmtree(work.training, ignore_errors=True)
-    if some and method != "full" and trainer.lm.device.type == "cpu":
-        from ecgbyte_cli.training import calibration
-
-        after = (
-            calibration.tokens_read(trainer.lm, trainer.samples, questions, trainer.validation) if qa else 0
-        )
-        minutes = trainer.minutes(took / sum(plan.length for plan in some), again, after)
-        tell(f"no GPU: this training will take about {minutes:.1f} minutes")
-    trainer.run()
-    return trainer.result()
-
-
-def write(work, qa, trainer, text_tokenizer, name, known, result):
-    """Write the model folder, and remove the checkpoints."""
-    from ecgbyte_cli.model import model_folder
-    from ecgbyte_cli.training.setup import model_abilities
-
-    samples, settings, training = trainer.samples, trainer.settings, trainer.training
-    about = {
-        "base": name,
-        "method": settings["method"],
-        "qa": qa and question_file.absolute_paths(qa),
-        "segmenter": samples.segmenter,
-        "prompt_tokens": samples.longest,
-        "date": samples.prompt.date,
-        "system": samples.prompt.told,
-        "conversations": any(question.earlier for plan in training for question in plan.questions),
-        "most_ecgs": max(len(plan.segments) for plan in training),
-        **model_abilities(settings, training),
-        "settings": settings,
-        "result": result,
-    }
-    with work.making("model"), atomic_folder(work.model) as folder:
-        if known:
-            known.write(folder)
-        model_folder.save_model(folder, trainer.lm, text_tokenizer, work.ecg_tokenizer, about)
-    for path in (*work.checkpoints("step"), *work.checkpoints("best")):
-        shutil.rmtree(path)
-
-
-def check(work, qa, pretrain, model, method):
-    """Check what needs no model, and return the method."""
-    work.need(work.token_settings, "encode")
-    if bool(qa) == pretrain:
-        raise Failure("--qa names the questions to learn; without any, --pretrain learns the ECGs themselves")
-    return method_of(model, method)
-
-
-def show_samples(work, count, *, qa, pretrain, model, method, **options):
-    """Print training samples with what the loss counts in green, and return them."""
+def show_samples(work: WorkDir, count: int, options: FinetuneOptions) -> dict:
+    """Print training samples with the tokens of the loss in green, and return them."""
     from ecgbyte_cli.training.setup import load_for_training
 
-    if pretrain:
-        raise Failure("--show prints questions as they are trained, and --pretrain has none: give --qa alone")
-    settings = options | {"base": model, "method": check(work, qa, pretrain, model, method)}
+    if options.pretrain:
+        raise Failure("--show prints training questions, and --pretrain has none: give only --qa")
+    settings = asdict(options) | {"base": options.model, "method": check_options(work, options)}
     with work.checked("tokens"):
         _, _, samples, _ = load_for_training(work, settings, "cpu")
-        think, types, weights = (options[name] for name in ("think", "types", "weights"))
-        training, _, _ = read_samples(work, qa, samples, options["seed"], note, think, types, weights)
+        qa, weights = question_paths(options), question_weights(options)
+        plans = read_samples(work, qa, samples, options.seed, note, options.think, options.types, weights)
         shown = []
-        for question in [question for plan in training for question in plan.questions][:count]:
+        for question in [question for plan in plans.training for question in plan.questions][:count]:
             text, about = samples.shown(question)
             if not wants_json():
                 click.echo(f"{text}\n")

@@ -1,13 +1,15 @@
-"""From a training: what the model was trained to answer, how far its probabilities are off, what its ECGs are like."""
+"""Calibrate a trained model: its questions and answers, temperatures of its probabilities, typical ECGs."""
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.inference.batch_answering import PromptSet
 from ecgbyte_cli.inference.certainty import (
     Certainty,
@@ -22,14 +24,25 @@ from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.questions import Question
 from ecgbyte_cli.runtime.memory import in_parts, out_of_memory
 from ecgbyte_cli.training.dataset import SampleBuilder
+from ecgbyte_cli.training.plans import TrainingPlans
 
-MOST_TEXTS = 100_000  # a training with more questions in other words knows no list of them
-SEEN = 3  # times that each answer of a question stands in training, on average, if it is to be chosen from
-WEIGHED = 1500  # validation questions that the probabilities are calibrated on
-WEIGHED_ALONE = 100  # of a model that reads the ECG once for each answer
-LEAST = 50  # validation questions with as many answers: of fewer nothing is concluded
-SEGMENTS = 20_000  # of the training split that pairs of tokens are counted in
-RIGHT, COVERED = 0.9, 0.7  # "sure": so many of the answers are right, or else so many of all are given
+MOST_TEXTS = 100_000  # with more question texts than this, no list of questions is kept
+SEEN = 3  # mean number of times that each answer of a closed question must occur in training
+WEIGHED = 1500  # validation questions for calibration
+WEIGHED_ALONE = 100  # the same for a model that reads the ECG once per answer
+LEAST = 50  # fewest validation questions to calibrate on
+SEGMENTS = 20_000  # training segments in which pairs of tokens are counted
+RIGHT, COVERED = 0.9, 0.7  # sure answers: at least this share is right, or else they are this share of all
+
+
+def calibrate_training(
+    lm: ECGLM, samples: SampleBuilder, plans: TrainingPlans, batch: int, tell: Callable[[str], object]
+) -> Certainty:
+    """Calibrate a model on the data of its training, with a progress bar; see `calibrate_model`."""
+    questions = [question for plan in plans.training for question in plan.questions]
+    validation = plans.validation[:WEIGHED]
+    with progress("certainty", len(validation), "questions") as bar:
+        return calibrate_model(lm, samples, questions, validation, batch, bar, tell)
 
 
 def calibrate_model(
@@ -38,81 +51,78 @@ def calibrate_model(
     training: Sequence[Question],
     validation: Sequence[Question],
     batch: int = 4,
-    bar=None,
-    tell=print,
+    bar: Any = None,
+    tell: Callable[[str], object] = print,
 ) -> Certainty:
-    """Find out, after a training, what the model was trained to answer and how far it can be believed.
+    """Collect the questions and answers of a training, and calibrate the probabilities of the answers.
 
     Parameters
     ----------
     lm : ECGLM
-    samples : Samples
+    samples : SampleBuilder
     training, validation : list of Question
-        Those of validation calibrate the probabilities.
+        The probabilities are calibrated on the validation questions.
     batch : int
-        ECGs that are read together.
+        ECGs read together.
     bar : object or None
-        Shows how many questions of validation are done.
+        Shows the progress in validation questions.
     tell : callable
         Prints a remark.
     """
     pairs = count_pairs(samples, samples.tokenizer.vocab_size)
-    made = Certainty(answer_groups(training), {}, {}, None, None, *pairs)
-    given: list[np.ndarray] = []
-    asked: list[tuple[Question, list[str]]] = []
+    certainty = Certainty(answer_groups(training), {}, {}, None, None, *pairs)
+    log_probabilities: list[np.ndarray] = []
+    weighed: list[tuple[Question, list[str]]] = []
     try:
-        asked = to_weigh(made, lm, validation)
-        given = answer_log_probabilities(lm, samples, asked, batch, bar)
-    except RuntimeError as error:  # the model is there, and is to be kept
+        weighed = to_weigh(certainty, lm, validation)
+        log_probabilities = answer_log_probabilities(lm, samples, weighed, batch, bar)
+    except RuntimeError as error:  # the trained model is kept in any case
         reason = "out of memory" if out_of_memory(error) else " ".join(str(error).split())[:200]
         tell(f"its probabilities are not calibrated: {reason}")
     for kind in ("two", "more"):
-        mine = [
+        of_kind = [
             (logs, answers, question)
-            for (question, answers), logs in zip(asked, given, strict=False)
+            for (question, answers), logs in zip(weighed, log_probabilities, strict=False)
             if answer_kind(answers) == kind
         ]
-        if len(mine) >= LEAST:
-            made.temperature[kind], made.sure[kind] = fit_temperature(mine)
+        if len(of_kind) >= LEAST:
+            certainty.temperature[kind], certainty.sure[kind] = fit_temperature(of_kind)
     places = np.flatnonzero(np.asarray(samples.recorded["split"]) == "val")[:2000]
     if len(places) >= LEAST:
-        made.bits, made.amplitude = _typical_ranges(made, samples, places)
-    return made
+        certainty.bits, certainty.amplitude = _typical_ranges(certainty, samples, places)
+    return certainty
 
 
 def to_weigh(
     certainty: Certainty, lm: ECGLM, validation: Sequence[Question]
 ) -> list[tuple[Question, list[str]]]:
-    """Return the questions that probabilities are calibrated on, in the words of training, with their answers."""
-    asked = []
+    """Return the questions for calibration, worded as in training, with their possible answers."""
+    weighed = []
     for question in validation:
         known = certainty.match(question.question)
         if known and known.answers and not question.earlier and len(question.segments) == 1:
-            asked.append((replace(question, question=known.text), known.answers))
-    return asked[: WEIGHED if lm.beside else WEIGHED_ALONE]
+            weighed.append((replace(question, question=known.text), known.answers))
+    return weighed[: WEIGHED if lm.beside else WEIGHED_ALONE]
 
 
 def tokens_read(
     lm: ECGLM, samples: SampleBuilder, training: Sequence[Question], validation: Sequence[Question]
 ) -> int:
-    """Return about how many tokens a model reads to be calibrated, for an estimate of the time.
-
-    The parameters are those of `measure`.
-    """
+    """Estimate how many tokens a calibration reads. The parameters are those of `calibrate_model`."""
     certainty = Certainty(answer_groups(training), {}, {}, None, None, *[np.zeros(0, np.int64)] * 3)
-    asked = to_weigh(certainty, lm, validation[:WEIGHED])
-    plans = samples.plans([question for question, _ in asked])[0]
+    weighed = to_weigh(certainty, lm, validation[:WEIGHED])
+    plans = samples.plans([question for question, _ in weighed])[0]
     if lm.beside:
         return sum(plan.length for plan in plans)
-    # each answer is read behind a prompt of its own
+    # each answer has its own prompt
     longest = max((plan.length for plan in plans), default=0)
-    return longest * sum(len(answers) for _, answers in asked)
+    return longest * sum(len(answers) for _, answers in weighed)
 
 
 def answer_groups(questions: Sequence[Question]) -> list[dict]:
-    """Questions that ask the same, with the answers that they can have.
+    """Group questions that ask the same, and return their texts and possible answers.
 
-    Those of a question file that says so (`closed`, and the same `topic`) ask the same in other words.
+    Closed questions with the same type and topic are rewordings of each other.
     """
     texts: dict[tuple[str, str] | str, dict[str, None]] = {}
     answers: dict[tuple[str, str] | str, Counter] = {}
@@ -124,66 +134,72 @@ def answer_groups(questions: Sequence[Question]) -> list[dict]:
         key = (question.type, str(question.topic)) if of_topic else normalize_question(question.question)
         texts.setdefault(key, {})[question.question] = None
         if question.reasoning:
-            reasoned.add(key)  # no two reasonings are the same: there is nothing to choose from
+            reasoned.add(key)  # reasonings are all different, so there are no answers to choose from
         answers.setdefault(key, Counter())[question.answer] += 1
     if sum(map(len, texts.values())) > MOST_TEXTS:
         return []
-    made = []
-    for key, some in texts.items():
+    groups = []
+    for key, same in texts.items():
         counted = answers[key]
         known = [answer for answer, _ in counted.most_common()]
         if {*known} < {"yes", "no"}:
             known += {"yes", "no"} - {*known}
         often = isinstance(key, tuple) or counted.total() >= SEEN * len(counted)
-        made.append(
+        groups.append(
             {
-                "texts": [*some],
+                "texts": [*same],
                 "answers": known if often and can_choose_from(known) and key not in reasoned else None,
             }
         )
-    return made
+    return groups
 
 
-def answer_log_probabilities(lm, samples, asked, batch, bar=None):
-    """The logarithms of the probabilities of answers, of (Question, list of str) each."""
+def answer_log_probabilities(
+    lm: ECGLM,
+    samples: SampleBuilder,
+    weighed: Sequence[tuple[Question, Sequence[str]]],
+    batch: int,
+    bar: Any = None,
+) -> list[np.ndarray]:
+    """Return the log probabilities of the possible answers to each question."""
     prompts = PromptSet(samples.prompt, samples.tokenizer, samples.longest)
-    for number, (question, _) in enumerate(asked):
+    for number, (question, _) in enumerate(weighed):
         prompts.ask(number, question, [samples.own(segment) for segment in question.segments])
-    made = [np.zeros(0)] * len(asked)
+    log_probabilities = [np.zeros(0)] * len(weighed)
+
+    def weigh(numbers: Sequence[int]) -> list[np.ndarray]:
+        answers = [[samples.prompt.written(answer) for answer in weighed[number][1]] for number in numbers]
+        return lm.weigh([prompts.ids(number) for number in numbers], answers)
+
     lm.eval()
-    for together in prompts.batches(range(len(asked)), 4 * batch, False):
+    for together in prompts.batches(range(len(weighed)), 4 * batch, False):
         numbers = [number for (number,) in together]
-        found = in_parts(numbers, len(numbers), lambda some: _weigh(lm, prompts, samples, asked, some))
-        for number, logs in zip(numbers, itertools.chain.from_iterable(found), strict=True):
-            made[number] = logs
+        parts = in_parts(numbers, len(numbers), weigh)
+        for number, logs in zip(numbers, itertools.chain.from_iterable(parts), strict=True):
+            log_probabilities[number] = logs
         if bar:
             bar.advance(len(numbers))
-    return made
+    return log_probabilities
 
 
-def _weigh(lm, prompts, samples, asked, numbers):
-    answers = [[samples.prompt.written(answer) for answer in asked[number][1]] for number in numbers]
-    return lm.weigh([prompts.ids(number) for number in numbers], answers)
-
-
-def fit_temperature(given: Sequence[tuple[np.ndarray, Sequence[str], Question]]) -> tuple[float, float]:
-    """The temperature under which the truths are likeliest, and from which probability on an answer is sure.
+def fit_temperature(weighed: Sequence[tuple[np.ndarray, Sequence[str], Question]]) -> tuple[float, float]:
+    """Return the temperature under which the truths are likeliest, and the probability from which an answer is sure.
 
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
 
     Parameters
     ----------
-    given : list of (float64 array, list of str, Question)
-        Logarithms of the probabilities of answers, the answers, and the question with its true one.
+    weighed : list of (float64 array, list of str, Question)
+        Log probabilities of the possible answers, these answers, and the question with its true answer.
     """
-    known = [(logs, list(a).index(q.answer)) for logs, a, q in given if q.answer in a]
+    known = [(logs, list(a).index(q.answer)) for logs, a, q in weighed if q.answer in a]
     temperatures = np.geomspace(0.25, 8, 61)
     losses = [
         -sum(math.log(max(softmax(logs / t)[truth], 1e-300)) for logs, truth in known) for t in temperatures
     ]
     temperature = float(temperatures[int(np.argmin(losses))]) if known else 1.0
     best, right = [], []
-    for logs, answers, question in given:
+    for logs, answers, question in weighed:
         weights = softmax(logs / temperature)
         best.append(float(weights.max()))
         right.append(answers[int(weights.argmax())] == question.answer)
@@ -195,37 +211,41 @@ def fit_temperature(given: Sequence[tuple[np.ndarray, Sequence[str], Question]])
 
 
 def count_pairs(samples: SampleBuilder, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How often tokens follow each other in the training split, and how often each token is there.
+    """Count the tokens of the training split, and the pairs of consecutive tokens.
 
     Returns
     -------
     (keys, counts, single)
-        int64 arrays: the pairs that are there more than once, rising, and their numbers; and of each token its number.
+        int64 arrays: the pairs that occur more than once in rising order, their counts, and the count of each token.
     """
     places = np.flatnonzero(np.asarray(samples.recorded["split"]) == "train")
     if len(places) > SEGMENTS:
         places = places[np.linspace(0, len(places) - 1, SEGMENTS).astype(int)]
     single, keys = np.zeros(vocabulary, np.int64), []
-    for place in places:
+    for place in places.tolist():
         ecg = samples.own(place)
         if len(ecg):
             single += np.bincount(ecg, minlength=vocabulary)
             before = preceding_tokens(ecg, samples.tokenizer.lengths, samples.shape[1], vocabulary)
             keys.append(before * vocabulary + ecg)
-    found, counts = np.unique(np.concatenate(keys) if keys else np.zeros(0, np.int64), return_counts=True)
-    return found[counts > 1], counts[counts > 1], single
+    pairs, counts = np.unique(np.concatenate(keys) if keys else np.zeros(0, np.int64), return_counts=True)
+    return pairs[counts > 1], counts[counts > 1], single
 
 
-def _typical_ranges(made, samples, places):
-    """Bits per token and mV of segments: median and 99.5th percentile, and 0.5th and 99.5th."""
-    tokenizer, bits, moves = samples.tokenizer, [], []
-    for place in places:
+def _typical_ranges(
+    certainty: Certainty, samples: SampleBuilder, places: np.ndarray
+) -> tuple[list[float] | None, list[float]]:
+    """Return percentiles over segments: bits per token (50 and 99.5), and range in mV (0.5 and 99.5)."""
+    tokenizer = samples.tokenizer
+    bits: list[float] = []
+    ranges: list[float] = []
+    for place in places.tolist():
         ecg = samples.own(place)
         lo, hi = samples.recorded["lo"][place], samples.recorded["hi"][place]
-        moves.append(float(np.median(lead_ranges(tokenizer.to_mv(samples.letters_of(place), lo, hi)))))
+        ranges.append(float(np.median(lead_ranges(tokenizer.to_mv(samples.letters_of(place), lo, hi)))))
         if len(ecg):
-            bits.append(made.bits_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]))
+            bits.append(certainty.bits_of(ecg, tokenizer.lengths, tokenizer.signal["samples"]))
     return (
         [float(x) for x in np.percentile(bits, [50, 99.5])] if bits else None,
-        [float(x) for x in np.percentile(moves, [0.5, 99.5])],
+        [float(x) for x in np.percentile(ranges, [0.5, 99.5])],
     )

@@ -1,61 +1,172 @@
-"""The state of an optimizer as safetensors and JSON."""
+"""Checkpoints of a training: weights, the optimizer's state and the progress, as safetensors and JSON."""
 
 import re
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ecgbyte_cli.storage.files import atomic_folder, read_json, write_json
+from ecgbyte_cli.storage.manifest import completed_result, used_settings
+from ecgbyte_cli.storage.workdir import WorkDir
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from ecgbyte_cli.inference.certainty import Certainty
+    from ecgbyte_cli.model.ecg_lm import ECGLM
+
+
+def unfinished_checkpoint(work: WorkDir, settings: dict[str, Any], overwrite: bool) -> Path | None:
+    """Return the newest checkpoint of an unfinished training with these settings, or None.
+
+    Raises
+    ------
+    Failure
+        If there is only one with other settings and no finished model, and `overwrite` is false.
+    """
+    checkpoints = work.checkpoints("step")
+    if overwrite or not checkpoints:
+        return None
+    state = checkpoints[-1] / "state.json"
+    if used_settings(read_json(state)["settings"]) == used_settings(settings):
+        return checkpoints[-1]
+    if not work.model_settings.exists():
+        completed_result(state, settings, overwrite, "an unfinished training")  # names the differences
+    return None
+
+
+def save_checkpoint(
+    folder: Path,
+    lm: "ECGLM",
+    optimizer: "torch.optim.Optimizer",
+    settings: dict[str, Any],
+    progress: dict[str, Any],
+) -> None:
+    """Write a checkpoint from which a training can resume."""
+    from safetensors.torch import save_file
+
+    tensors, values = flatten_state(optimizer.state_dict()["state"])
+    with atomic_folder(folder) as beside:
+        save_weights(beside, lm)
+        save_file(tensors, beside / "optimizer.safetensors")
+        result = progress | {"optimizer": values}
+        write_json(beside / "state.json", {"settings": settings, "result": result})
+
+
+def update_progress(folder: Path, progress: dict[str, Any]) -> None:
+    """Replace the progress in a checkpoint."""
+    path = folder / "state.json"
+    state = read_json(path)
+    write_json(path, state | {"result": state["result"] | progress})
+
+
+def load_checkpoint(folder: Path, lm: "ECGLM", optimizer: "torch.optim.Optimizer") -> dict[str, Any]:
+    """Load the weights and the optimizer's state of a checkpoint, and return its progress."""
+    from safetensors.torch import load_file
+
+    load_weights(folder, lm)
+    progress = read_json(folder / "state.json")["result"]
+    state = unflatten_state(load_file(folder / "optimizer.safetensors") | progress.pop("optimizer"))
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return progress
+
+
+def save_weights(folder: Path, lm: "ECGLM") -> None:
+    """Write the trained weights."""
+    from safetensors.torch import save_file
+
+    trained = {name: p.detach().cpu() for name, p in lm.named_parameters() if p.requires_grad}
+    save_file({name: p.contiguous() for name, p in trained.items()}, folder / "weights.safetensors")
+
+
+def load_weights(folder: Path, lm: "ECGLM") -> None:
+    """Load the trained weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "weights.safetensors")
+    with torch.no_grad():
+        for name, p in lm.named_parameters():
+            if p.requires_grad:
+                p.copy_(weights[name])
+
+
+def remove_old_checkpoints(work: WorkDir, best_step: int | None) -> None:
+    """Remove all checkpoints but the newest and the one with the best weights."""
+    best = None if best_step is None else work.checkpoint("best", best_step)
+    old = [path for path in work.checkpoints("best") if path != best]
+    for path in (*work.checkpoints("step")[:-1], *old):
+        shutil.rmtree(path)
+
+
+def write_model(
+    work: WorkDir,
+    lm: "ECGLM",
+    text_tokenizer: "PreTrainedTokenizerBase",
+    certainty: "Certainty | None",
+    about: dict[str, Any],
+) -> None:
+    """Write the model folder of a finished training, and remove its checkpoints."""
+    from ecgbyte_cli.model.model_folder import save_model
+
+    with work.making("model"), atomic_folder(work.model) as folder:
+        if certainty:
+            certainty.write(folder)
+        save_model(folder, lm, text_tokenizer, work.ecg_tokenizer, about)
+    for path in (*work.checkpoints("step"), *work.checkpoints("best")):
+        shutil.rmtree(path)
 
 
 def flatten_state(state: dict[int, dict[str, Any]]) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
-    """Take the state of an optimizer apart.
+    """Flatten the nested state of an optimizer.
 
     Parameters
     ----------
     state : dict
-        `optimizer.state_dict()["state"]`: by the number of a parameter, tensors and values by name. A name may hold a
-        dict of more of them, to any depth, as those of bitsandbytes do.
+        `optimizer.state_dict()["state"]`: the number of a parameter to its tensors and values by name. A name may
+        hold a nested dict, as in bitsandbytes.
 
     Returns
     -------
     (dict of str to torch.Tensor, dict of str to object)
-        Tensors on the CPU that share no memory, and values for JSON. A key is the number and the names, joined by
-        dots; a dot in a name is written `%2E`, a percent sign `%25`.
+        Tensors on the CPU that share no memory, and values for JSON. A key joins the number and the names with dots;
+        a dot in a name becomes `%2E`, a percent sign `%25`.
 
     Raises
     ------
     TypeError
-        If a value is neither a tensor nor a number, a text, a truth value or None.
+        If a value is not a tensor, number, string, bool or None.
     """
     tensors: dict[str, torch.Tensor] = {}
     values: dict[str, Any] = {}
 
-    def take(key: str, value: Any) -> None:
+    def add(key: str, value: Any) -> None:
         if isinstance(value, dict) and value:
             for name, part in value.items():
                 if not isinstance(name, str):
-                    raise TypeError(f"the optimizer's state {key} has a key that is no text: {name!r}")
-                take(f"{key}.{name.replace('%', '%25').replace('.', '%2E')}", part)
+                    raise TypeError(f"the optimizer's state {key} has a key that is not a string: {name!r}")
+                add(f"{key}.{name.replace('%', '%25').replace('.', '%2E')}", part)
         elif hasattr(value, "detach"):
             tensors[key] = value.detach().cpu().clone().contiguous()
         elif value is None or value == {} or isinstance(value, (bool, int, float, str)):
             values[key] = value
         else:
-            raise TypeError(f"the optimizer's state {key} cannot be kept: {type(value).__name__}")
+            raise TypeError(f"the optimizer's state {key} cannot be saved: {type(value).__name__}")
 
     for number, entries in state.items():
-        take(str(number), entries)
+        add(str(number), entries)
     return tensors, values
 
 
 def unflatten_state(flat: "dict[str, torch.Tensor | Any]") -> dict[int, dict[str, Any]]:
-    """Put the state of an optimizer together again: the inverse of `flatten`, from tensors and values in one dict."""
+    """Rebuild the state of an optimizer: the inverse of `flatten_state`, from tensors and values in one dict."""
     state: dict[Any, Any] = {}
     for key, value in flat.items():
         number, *names = key.split(".")
         path = [int(number), *(re.sub("%2E|%25", lambda m: {"%2E": ".", "%25": "%"}[m[0]], n) for n in names)]
-        at = state
+        parent = state
         for name in path[:-1]:
-            at = at.setdefault(name, {})
-        at[path[-1]] = value
+            parent = parent.setdefault(name, {})
+        parent[path[-1]] = value
     return state

@@ -1,4 +1,4 @@
-"""The processes of a training: which one this is, sums over all, and how they stop together."""
+"""Training on several processes: rank, sums over all processes, and a common stop."""
 
 import contextlib
 import itertools
@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_groups = itertools.count()  # that this process was in
+_groups = itertools.count()  # groups that this process has joined
 
 
 def process_rank() -> tuple[int, int]:
-    """Return the number of this process and how many there are, from the variables of torchrun and accelerate."""
+    """Return the rank of this process and the number of processes, as torchrun and accelerate set them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def sum_over_processes(values: list[float], device: "torch.device | str") -> list[float]:
-    """Return the sums of some numbers over all processes."""
+    """Return the sum of each value over all processes."""
     if process_rank()[1] == 1:
         return values
     import torch
@@ -36,8 +36,8 @@ def sum_over_processes(values: list[float], device: "torch.device | str") -> lis
 def process_group() -> Iterator[str]:
     """Join the other processes, if there are any, and yield the device of this one.
 
-    At the end all wait for the first, which calibrates and writes the model. That may take longer than NCCL lets them
-    wait for each other (ten minutes), so they look at the store by which they found each other.
+    At the end all wait for the first, which calibrates and writes the model. That may take longer than NCCL's timeout
+    of ten minutes, so they poll the store through which they found each other.
     """
     import torch
     from torch import distributed
@@ -52,7 +52,7 @@ def process_group() -> Iterator[str]:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     store, rank, count = next(distributed.rendezvous("env://"))
-    # launchers keep the store for the next training of `--seeds`
+    # with `--seeds`, the next training uses the same store
     store = distributed.PrefixStore(f"ecgbyte-{next(_groups)}", store)
     distributed.init_process_group(
         "nccl" if device != "cpu" else "gloo", store=store, rank=rank, world_size=count
@@ -63,17 +63,17 @@ def process_group() -> Iterator[str]:
             store.set("done", "")
         while not store.check(["done"]):
             time.sleep(0.2)
-        distributed.barrier()  # the first process may hold the store
+        distributed.barrier()  # the first process may host the store
     finally:
         distributed.destroy_process_group()
 
 
 class StopSignal:
-    """Holds back Ctrl-C and SIGTERM while a step is made and saved.
+    """Delay Ctrl-C and SIGTERM until a step is finished and saved.
 
     Several processes stop at the same place, because `agreed` asks all of them: otherwise one would wait for another
-    that has left. A single process stops at once where nothing can be lost (`at_once`), or when the same signal comes
-    again. Several never do, since launchers repeat the signal.
+    that has left. A single process stops at once where nothing can be lost (`at_once`), or at the second signal of the
+    same kind. Several processes never do, since launchers repeat the signal.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class StopSignal:
     Attributes
     ----------
     asked : set of int
-        Signals that came.
+        Signals received.
     """
 
     def __init__(self, device: "torch.device | str"):
@@ -111,17 +111,17 @@ class StopSignal:
             raise KeyboardInterrupt
 
     def agreed(self) -> bool:
-        """Return whether any process was asked to stop. All processes must call this at the same place."""
+        """Return whether any process received a signal. All processes must call this at the same place."""
         return sum_over_processes([len(self.asked)], self.device)[0] > 0
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt on all processes if any of them was asked to stop."""
+        """Raise KeyboardInterrupt on all processes if any of them received a signal."""
         if self.agreed():
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let a single process stop anywhere in the block, which changes nothing that is kept."""
+        """Let a single process stop anywhere in the block, which must not change any saved state."""
         before, self.waits = self.waits, not self.alone
         try:
             yield

@@ -1,12 +1,19 @@
-"""The optimizer of a training, and the course of its learning rate."""
+"""The optimizer and the learning rate schedule."""
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from ecgbyte_cli.model.ecg_lm import ECGLM
 
 
-def make_optimizer(lm, settings):
-    """AdamW, in paged 8-bit form for QLoRA on a GPU; no weight decay on vectors.
+def make_optimizer(lm: "ECGLM", settings: dict[str, Any]) -> "torch.optim.Optimizer":
+    """Return AdamW, in paged 8-bit form for QLoRA on a GPU. Vectors have no weight decay.
 
-    The ECG rows have a group of their own where their learning rate differs: `times` is by how much.
+    The ECG rows have their own group if their learning rate differs: `times` is the ratio.
     """
     import torch
 
@@ -14,14 +21,12 @@ def make_optimizer(lm, settings):
     decay = 0.05 if decay is None else decay
     trained = [p for p in lm.parameters() if p.requires_grad]
     rows = [p for p in trained if rate and p is lm.ecg_rows.weight]
-    groups = [
-        {
-            "params": [p for p in trained if p.dim() > 1 and not any(p is row for row in rows)],
-            "weight_decay": decay,
-        },
+    matrices = [p for p in trained if p.dim() > 1 and not any(p is row for row in rows)]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    if rows:
+    if rate and rows:
         groups.append({"params": rows, "weight_decay": decay, "times": rate / settings["lr"]})
     if settings["method"] == "qlora" and lm.device.type == "cuda":
         import bitsandbytes
@@ -30,11 +35,11 @@ def make_optimizer(lm, settings):
     return torch.optim.AdamW(groups, lr=settings["lr"], betas=(0.9, 0.98))
 
 
-def warmup_cosine(steps):
-    """The learning rate's factor per step: a linear rise over 4 % of the steps, then half a cosine to zero."""
+def warmup_cosine(steps: int) -> Callable[[int], float]:
+    """Return the learning rate factor per step: a linear rise over 4 % of the steps, then half a cosine to zero."""
     rise = max(1, round(0.04 * steps))
 
-    def factor(step):
+    def factor(step: int) -> float:
         if step < rise:
             return (step + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))

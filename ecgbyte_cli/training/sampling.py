@@ -1,16 +1,29 @@
-"""Choose which readings are trained on, how often, and in which batches."""
+"""Order of training samples: repetition, shuffling, batches of like length, replaced ECGs."""
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
+from ecgbyte_cli.questions.question_file import Question
+
+EpochItem = tuple[int, int]  # epoch, and number of a plan
+T = TypeVar("T")
 
 
-def recording_runs(recorded):
-    """Of each segment the first one of its recording, and how many that has: two int64 arrays."""
+def recording_runs(recorded: Mapping[str, Sequence]) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for each segment, the first segment of its recording and the recording's number of segments.
+
+    Parameters
+    ----------
+    recorded : dict
+        The columns of symbols/segments.parquet.
+
+    Returns
+    -------
+    (int64 array, int64 array)
+    """
     names = list(zip(recorded.get("path", recorded["record"]), recorded["record"], strict=True))
     first = np.arange(len(names))
     for i in range(1, len(names)):
@@ -19,16 +32,16 @@ def recording_runs(recorded):
     return first, np.bincount(first, minlength=len(names))[first]
 
 
-def _repeat_plans(plans, times, seed):
-    """Plans, so many times each; what is left of a whole number is drawn."""
+def repeat_plans(plans: list[T], times: float, seed: Sequence[int]) -> list[T]:
+    """Repeat plans; a fraction repeats a random share of them."""
     whole, rest = divmod(times, 1)
-    drawn = np.random.default_rng(seed).permutation(len(plans))[: round(rest * len(plans))]
-    return plans * int(whole) + [plans[i] for i in sorted(drawn)]
+    chosen = np.random.default_rng(seed).permutation(len(plans))[: round(rest * len(plans))]
+    return plans * int(whole) + [plans[i] for i in sorted(chosen)]
 
 
-def stratified_order(questions, seed):
-    """Questions in an order drawn by seed, of which every beginning holds the types in about their shares."""
-    random, seen = np.random.default_rng(seed), Counter()
+def stratified_order(questions: Sequence[Question], seed: int) -> list[Question]:
+    """Shuffle questions so that every beginning of the list holds the types in about their shares."""
+    random, seen = np.random.default_rng(seed), Counter[str]()
     of_type, place = Counter(question.type for question in questions), {}
     order = random.permutation(len(questions)).tolist()
     for i in order:
@@ -38,8 +51,8 @@ def stratified_order(questions, seed):
     return [questions[i] for i in sorted(order, key=place.__getitem__)]
 
 
-def ecg_replacements(seed, step, count, share):
-    """What stands in the place of the ECGs of the samples of a step, as seed and step have it.
+def ecg_replacements(seed: int, step: int, count: int, share: float) -> list[str | None]:
+    """Choose the replacement for each ECG of a step.
 
     Returns
     -------
@@ -50,17 +63,17 @@ def ecg_replacements(seed, step, count, share):
     return [None if value >= 1 else "no signal" if value < 0.5 else "flat line" for value in drawn]
 
 
-def length_batches(lengths, batch, seed):
-    """Endless batches of (epoch, number), of like length each, in an order that the seed decides.
+def length_batches(lengths: Sequence[int], batch: int, seed: int) -> Iterator[list[EpochItem]]:
+    """Yield endless batches of items of like length, in a random order.
 
-    Each epoch shuffles what is read, sorts stretches of 50 batches by length, and shuffles the batches.
+    Each epoch shuffles the items, sorts runs of 50 batches by length, and shuffles the batches.
     """
-    lengths, epoch = np.asarray(lengths), 0
+    sizes, epoch = np.asarray(lengths), 0
     while True:
         random = np.random.default_rng([seed, epoch])
-        order = random.permutation(len(lengths))
-        stretches = [order[i : i + 50 * batch] for i in range(0, len(order), 50 * batch)]
-        order = np.concatenate([s[np.argsort(lengths[s], kind="stable")] for s in stretches])
+        order = random.permutation(len(sizes))
+        runs = [order[i : i + 50 * batch] for i in range(0, len(order), 50 * batch)]
+        order = np.concatenate([run[np.argsort(sizes[run], kind="stable")] for run in runs])
         groups = [order[i : i + batch] for i in range(0, len(order), batch)]
         for i in random.permutation(len(groups)):
             yield [(epoch, int(k)) for k in groups[i]]

@@ -1,22 +1,27 @@
-"""The training loop and its checkpoints, on one process or several."""
+"""The training loop, on one process or several."""
 
 import contextlib
 import itertools
 import math
-import shutil
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.storage.files import atomic_folder, read_json, write_json
-from ecgbyte_cli.storage.manifest import completed_result, used_settings
+from ecgbyte_cli.questions.question_file import Question
+from ecgbyte_cli.storage.files import atomic_folder
+from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint, training_log
+from ecgbyte_cli.training.dataset import Batch, ReadingPlan, SampleBuilder
 from ecgbyte_cli.training.distributed import StopSignal, process_rank, sum_over_processes
 from ecgbyte_cli.training.optimizer import make_optimizer, warmup_cosine
-from ecgbyte_cli.training.sampling import ecg_replacements, length_batches
+from ecgbyte_cli.training.sampling import EpochItem, ecg_replacements, length_batches
 from ecgbyte_cli.training.validation import (
+    ValidationLoss,
     autocast,
     count_labels,
     format_ecg_loss,
@@ -25,206 +30,179 @@ from ecgbyte_cli.training.validation import (
     validation_loss,
 )
 
-TENSORBOARD = {
-    "train_loss": "loss/training",
-    "val_loss": "loss/validation",
-    "learning_rate": "learning rate",
-    "train_ecg_loss": "ECG loss/training",
-    "val_ecg_loss": "ECG loss/validation",
-    "val_ecg_perplexity": "ECG perplexity/validation",
-    "val_bits_per_second": "bits per second and lead/validation",
-    "reward": "reward/training",
-    "val_reward": "reward/validation",
-    "exact": "exact match/training",
-    "answer_tokens": "tokens an answer",
-    "kl": "KL to the model at the beginning",
-}
-# of the options that stand in the settings as they were given; the command's help explains None
-DEFAULTS = {
-    **{"ecg_rows": "train", "ecg_init": "signal", "positions": None, "ecg_loss": None, "draw": None},
-    **{"think": False, "types": (), "weights": None, "system": None, "augment": 0.0, "dropout": None},
-    **{"rank": None, "alpha": None, "steps": None, "batch": 4, "accumulate": 1, "together": None, "lr": None},
-    **{"rows_lr": None, "weight_decay": None, "max_length": 4096, "long": "trim", "without_ecg": 0.1},
-    **{"every": None, "patience": None, "seed": 0},
-}
-CHECKPOINT_SECONDS = 600  # a checkpoint at least so often
+if TYPE_CHECKING:
+    from ecgbyte_cli.model.ecg_lm import ECGLM
+
+Losses = tuple[float | None, float | None]  # per labelled token of text, and per ECG token
+
+CHECKPOINT_SECONDS = 600  # longest time between checkpoints
 SHOWN = 3  # answers generated at each validation
-VALIDATED, AT_THE_END = 128, 2000  # questions of a validation between steps, and of the one after the last
-
-
-def unfinished_checkpoint(work, settings, overwrite):
-    """The newest checkpoint of a training with these settings that was not finished, or None.
-
-    Raises
-    ------
-    Failure
-        If there is one with other settings and no finished model, and `overwrite` is false.
-    """
-    checkpoint = work.checkpoints("step")
-    if overwrite or not checkpoint:
-        return None
-    state = checkpoint[-1] / "state.json"
-    if used_settings(read_json(state)["settings"]) == used_settings(settings):
-        return checkpoint[-1]
-    if not work.model_settings.exists():
-        completed_result(state, settings, overwrite, "an unfinished training")  # says what differs
-    return None
+VALIDATED, AT_THE_END = 128, 2000  # questions of a validation between steps, and of the final one
 
 
 class Trainer:
-    """The loop, its checkpoints, and what it writes about itself.
+    """Run a training, with checkpoints, validations and a log.
 
-    What happens at a step follows from the settings and the number of the step alone: the order of the samples,
-    the learning rate and the random numbers (dropout) are made anew from them. So a checkpoint holds weights,
-    the optimizer's state and the losses so far, and a training that goes on from it is the same, bit by bit.
+    The settings and the number of a step determine its samples, learning rate and random numbers (dropout). So a
+    checkpoint holds only weights, the optimizer's state and the losses so far, and a resumed training is
+    bit-identical to an undisturbed one.
 
     Parameters
     ----------
     work : WorkDir
     lm : ECGLM
-    samples : Samples
+    samples : SampleBuilder
     settings : dict
     steps, every : int
-        Updates in all, and between validations.
-    training : list of Plan
-    validation : list of Question
-        So that any beginning stands for all; of a training without questions, of segments.
+        Updates in all, and updates between validations.
+    training : list of ReadingPlan
+    validation : list of Question or ReadingPlan
+        In an order in which every beginning represents the whole; plans if the training has no questions.
     tell : callable
-        Prints a remark, on the first process.
+        Prints a remark on the first process.
     """
 
-    what = "finetune"
-    pending = False  # whether the validation of the step reached is still to come
+    label = "finetune"  # of the progress bar
+    pending = False  # whether the current step is still to be validated
 
-    def __init__(self, work, lm, samples, settings, steps, every, training, validation, tell):
+    def __init__(
+        self,
+        work: WorkDir,
+        lm: "ECGLM",
+        samples: SampleBuilder,
+        settings: dict[str, Any],
+        steps: int,
+        every: int,
+        training: Sequence[ReadingPlan],
+        validation: Sequence[Any],
+        tell: Callable[[str], object],
+    ):
         import torch
 
         self.work, self.lm, self.samples, self.settings, self.tell = work, lm, samples, settings, tell
         self.steps, self.every, self.training, self.validation = steps, every, training, validation
         self.rank, self.processes = process_rank()
-        self.model = lm
+        self.model: Any = lm
         if self.processes > 1:
-            on = [lm.device] if lm.device.type == "cuda" else None
-            self.model = torch.nn.parallel.DistributedDataParallel(lm, device_ids=on)
+            devices = [lm.device] if lm.device.type == "cuda" else None
+            self.model = torch.nn.parallel.DistributedDataParallel(lm, device_ids=devices)
         self.optimizer = make_optimizer(lm, settings)
-        self.factor = warmup_cosine(steps)
+        self.schedule = warmup_cosine(steps)
         self.step, self.seen, self.seconds = 0, 0, 0.0
-        self.rows = []  # as curves.row makes them
-        self.best, self.waited = None, 0  # (step, loss) of the best validation, and how many came after it
+        self.rows: list[dict[str, Any]] = []  # one per step: see `training_log`
+        self.best: tuple[int, float] | None = None  # step and loss of the best validation
+        self.waited = 0  # validations since the best one
         self.stop = StopSignal(lm.device)
 
-    def run(self):
-        """Train from the step reached to the last, or until patience ends; to be called within `self.stop`.
+    def run(self) -> None:
+        """Train from the current step to the last, or until patience runs out. Call it within `self.stop`.
 
-        A checkpoint is written before a validation, which may take long: a stop leaves the validation out, and the
-        training that goes on makes up for it.
+        A checkpoint is written before a validation, which may take long: a stop skips the validation, and the
+        resumed training starts with it.
         """
         batch, per_step = self.settings["batch"], self.settings["accumulate"] * self.processes
-        order = length_batches([plan.length for plan in self.training], batch, self.settings["seed"])
-        order = itertools.islice(order, self.step * per_step, None)
-        first, saved = self.rank == 0, time.monotonic()
-        begun = self.step if self.pending else self.step + 1
+        batches = length_batches([plan.length for plan in self.training], batch, self.settings["seed"])
+        batches = itertools.islice(batches, self.step * per_step, None)
+        is_first, saved = self.rank == 0, time.monotonic()
+        first_step = self.step if self.pending else self.step + 1
         self.lm.train()
         with contextlib.ExitStack() as stack:
-            if first:
+            if is_first:
                 events = stack.enter_context(
-                    contextlib.closing(training_log.TensorBoardEvents(self.work.training, begun))
+                    contextlib.closing(training_log.TensorBoardEvents(self.work.training, first_step))
                 )
-                bar = stack.enter_context(progress(self.what, self.steps, "steps"))
+                bar = stack.enter_context(progress(self.label, self.steps, "steps"))
             while self.pending or (self.step < self.steps and not self.out_of_patience()):
                 stopping, due = False, self.pending
                 if not self.pending:
-                    self.advance([next(order) for _ in range(per_step)])
+                    self.advance([next(batches) for _ in range(per_step)])
                     stopping = self.stop.agreed()
-                    # after the last step too: what comes then may be interrupted
+                    # also after the last step: the final validation may be interrupted
                     due = stopping or self.due(self.step) or time.monotonic() - saved > CHECKPOINT_SECONDS
-                    if first and due:
+                    if is_first and due:
                         self.save()
                         saved = time.monotonic()
                 if self.pending and not stopping:
-                    self.check_up()
-                if first and due:
-                    self.draw()
-                if first and not self.pending:
-                    row = self.rows[-1]
-                    events.scalars(self.step, {TENSORBOARD[k]: v for k, v in row.items() if k != "step"})
-                    bar.update(self.step, self.how())
+                    self.validate_step()
+                if is_first and due:
+                    self.write_log()
+                if is_first and not self.pending:
+                    events.add_row(self.rows[-1])
+                    bar.update(self.step, self.status())
                 if stopping:
-                    # launchers end all processes when one has left: none leaves before the checkpoint is whole
+                    # launchers end all processes when one leaves: none leaves before the checkpoint is complete
                     self.stop.check()
         if self.out_of_patience():
             self.tell(f"stopped at step {self.step}: {self.waited} validations were no better")
 
-    def due(self, step):
-        """Whether a validation and a checkpoint follow a step."""
+    def due(self, step: int) -> bool:
+        """Return whether a validation and a checkpoint follow a step."""
         return step % self.every == 0 or step == self.steps
 
-    def advance(self, groups):
-        """Make an update and keep a row about it."""
+    def advance(self, groups: Sequence[Sequence[EpochItem]]) -> None:
+        """Make an update and log it."""
         losses, rate = self.update(groups)
         if not all(math.isfinite(loss) for loss in losses if loss is not None):
             raise Failure(f"the loss is no longer finite at step {self.step}: try a smaller --lr")
-        self.rows.append(self.row(rate, losses))
+        self.rows.append(self.log_row(rate, losses))
         self.pending = bool(self.validation) and self.due(self.step)
 
-    def check_up(self):
-        """Validate, and add to the row and the checkpoint of the step how it went."""
+    def validate_step(self) -> None:
+        """Validate, and add the result to the log and the checkpoint of the current step."""
         with self.stop.at_once():
-            val = self.validate()
-        self.rows[-1] |= self.of_validation(val)
+            loss = self.validate()
+        self.rows[-1] |= self.log_validation(loss)
         self.pending = False
         if self.rank == 0:
-            path = self.work.checkpoint("step", self.step) / "state.json"
-            kept = read_json(path)
-            write_json(path, kept | {"result": kept["result"] | self.state()})
-            self.tidy()
+            checkpoint.update_progress(self.work.checkpoint("step", self.step), self.progress())
+            self.remove_old_checkpoints()
 
-    def row(self, rate, losses):
-        """What is kept of a step."""
+    def log_row(self, rate: float, losses: Losses) -> dict[str, Any]:
+        """Return the log entries of a step."""
         return training_log.log_row(self.step, rate, losses)
 
-    def of_validation(self, val):
-        """What is kept of a validation."""
-        return training_log.log_validation(val)
+    def log_validation(self, loss: Any) -> dict[str, Any]:
+        """Return the log entries of a validation."""
+        return training_log.log_validation(loss)
 
-    def how(self):
-        """How it goes, in a word."""
-        return f"loss {format_loss(self.recent(50))}"
+    def status(self) -> str:
+        """Return the text beside the progress bar."""
+        return f"loss {format_loss(self.recent_loss(50))}"
 
-    def minutes(self, forward, again, afterwards=0):
-        """About how long the training will take from the step reached, validations and calibration included.
+    def minutes(self, forward: float, recompute: bool, afterwards: int = 0) -> float:
+        """Estimate the remaining time of the training, with validations and calibration.
 
         Parameters
         ----------
         forward : float
-            Seconds that a token takes forward.
-        again : bool
-            Whether the backward pass computes the layers again. It takes twice as long as forward without.
+            Seconds per token of a forward pass.
+        recompute : bool
+            Whether the backward pass recomputes the layers. Without that it takes twice as long as the forward pass.
         afterwards : int
-            Tokens that are read after the training, on one process.
+            Tokens read after the training, on one process.
         """
-        a_step = np.mean([plan.length for plan in self.training])
-        a_step *= self.settings["batch"] * self.settings["accumulate"]
-        learned = a_step * (self.steps - self.step) * (4 if again else 3)
+        per_step = np.mean([plan.length for plan in self.training])
+        per_step *= self.settings["batch"] * self.settings["accumulate"]
+        learned = per_step * (self.steps - self.step) * (4 if recompute else 3)
         validations = self.pending + sum(map(self.due, range(self.step + 1, self.steps + 1)))
-        # processes share what is validated
+        # the processes share each validation
         between, last = (
-            sum(plan.length for plan in self.held_out(most)) / self.processes
-            for most in (VALIDATED, AT_THE_END)
+            sum(plan.length for plan in self.held_out(count)) / self.processes
+            for count in (VALIDATED, AT_THE_END)
         )
         return forward * (learned + validations * between + last + afterwards) / 60
 
-    def out_of_patience(self):
-        """Whether as many validations in a row were no better as `--patience` allows."""
+    def out_of_patience(self) -> bool:
+        """Return whether `--patience` validations in a row were no better than the best."""
         return bool(self.settings["patience"]) and self.waited >= self.settings["patience"]
 
-    def update(self, groups):
-        """Make one update of the weights from groups of sample numbers, of which every process takes its share.
+    def update(self, groups: Sequence[Sequence[EpochItem]]) -> tuple[Losses, float]:
+        """Update the weights once.
 
         Parameters
         ----------
         groups : list of list of (int, int)
-            Epoch and number of each plan.
+            Epoch and number of each plan. The processes share the groups.
 
         Returns
         -------
@@ -237,57 +215,57 @@ class Trainer:
         rate = self.set_rate()
         seeds = np.random.SeedSequence([self.settings["seed"], self.step, self.rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
-        instead = iter(
-            ecg_replacements(
-                self.settings["seed"], self.step, sum(map(len, groups)), self.settings["without_ecg"]
-            )
+        batches = self.batches_of_step(groups)
+        counts = np.array([count_labels(batch, self.lm) for batch in batches])
+        totals = sum_over_processes(counts.sum(0).tolist(), device)
+        # the mean over all labelled tokens of the step; the gradients of the processes are averaged
+        weights = (1, self.settings["ecg_loss"])
+        factors = torch.tensor(
+            [w * self.processes / n if n else 0 for w, n in zip(weights, totals, strict=True)], device=device
         )
-        made = [[(epoch, i, next(instead)) for epoch, i in group] for group in groups]
-        weight = self.settings["ecg_loss"]
-        parts = [
+        loss_sums = torch.zeros(2, dtype=torch.float64)
+        for i, batch in enumerate(batches):
+            # processes exchange gradients with the last batch
+            local = i + 1 < len(batches) and self.processes > 1
+            with self.model.no_sync() if local else contextlib.nullcontext():
+                with autocast(self.lm):
+                    losses = self.model(*batch.to(device))
+                (losses * factors).sum().backward()
+            loss_sums += losses.detach().double().cpu()
+        self.apply_gradients()
+        tokens = sum(batch.ids.numel() for batch in batches)
+        text, ecg, seen = sum_over_processes([*loss_sums.tolist(), tokens], device)
+        self.seen += int(seen)
+        self.seconds += time.perf_counter() - start
+        return (text / totals[0] if totals[0] else None, ecg / totals[1] if totals[1] else None), rate
+
+    def batches_of_step(self, groups: Sequence[Sequence[EpochItem]]) -> list[Batch]:
+        """Return this process's share of a step's groups as batches, with some ECGs replaced."""
+        seed, learn_ecg = self.settings["seed"], self.settings["ecg_loss"] > 0
+        count = sum(map(len, groups))
+        replacements = iter(ecg_replacements(seed, self.step, count, self.settings["without_ecg"]))
+        replaced = [[(epoch, i, next(replacements)) for epoch, i in group] for group in groups]
+        return [
             self.samples.batch(
                 [
                     self.samples.reading(
-                        self.training[i],
-                        other,
-                        np.random.default_rng([self.settings["seed"], epoch, i]),
-                        learn_ecg=weight > 0,
+                        self.training[i], replacement, np.random.default_rng([seed, epoch, i]), learn_ecg
                     )
-                    for epoch, i, other in group
+                    for epoch, i, replacement in group
                 ]
             )
-            for group in made[self.rank :: self.processes]
+            for group in replaced[self.rank :: self.processes]
         ]
-        counted = np.array([count_labels(part, self.lm) for part in parts])
-        totals = sum_over_processes(counted.sum(0).tolist(), device)
-        # the mean over all labelled tokens of the step; processes: their gradients are averaged
-        factors = torch.tensor(
-            [w * self.processes / n if n else 0 for w, n in zip((1, weight), totals, strict=True)],
-            device=device,
-        )
-        sums = torch.zeros(2, dtype=torch.float64)
-        for i, part in enumerate(parts):
-            alone = i + 1 < len(parts) and self.processes > 1  # gradients are exchanged with the last group
-            with self.model.no_sync() if alone else contextlib.nullcontext():
-                with autocast(self.lm):
-                    losses = self.model(*part.to(device))
-                (losses * factors).sum().backward()
-            sums += losses.detach().double().cpu()
-        self.move()
-        *sums, seen = sum_over_processes([*sums.tolist(), sum(part.ids.numel() for part in parts)], device)
-        self.seen += int(seen)
-        self.seconds += time.perf_counter() - start
-        return tuple(x / n if n else None for x, n in zip(sums, totals, strict=True)), rate
 
-    def set_rate(self):
-        """Set the learning rate of the step that comes, and return it."""
-        rate = self.settings["lr"] * self.factor(self.step)
+    def set_rate(self) -> float:
+        """Set the learning rate of the next step, and return it."""
+        rate = self.settings["lr"] * self.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("times", 1.0)
         return rate
 
-    def move(self):
-        """Take the step that the gradients say, if they are not too large, and forget them."""
+    def apply_gradients(self) -> None:
+        """Clip the gradients, update the weights and clear the gradients."""
         import torch
 
         torch.nn.utils.clip_grad_norm_([p for p in self.lm.parameters() if p.requires_grad], 1.0)
@@ -295,71 +273,75 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
 
-    def recent(self, steps):
-        """The mean training loss of the last steps: of the text, or of the ECG where that is all; None of none."""
+    def recent_loss(self, steps: int) -> float | None:
+        """Return the mean training loss of the last steps: text, or ECG in a training without questions."""
         name = "train_loss" if self.settings["qa"] else "train_ecg_loss"
-        # a step may have had drawings alone
-        some = [row[name] for row in self.rows if name in row][-steps:]
-        return float(np.mean(some)) if some else None
+        # a step may hold drawings only, which have no text loss
+        losses = [row[name] for row in self.rows if name in row][-steps:]
+        return float(np.mean(losses)) if losses else None
 
-    def validate(self):
-        """Validate on some questions, say how it went, and keep the weights if they are the best so far."""
-        val = self.validated(self.held_out(VALIDATED))
-        text, ecg, bits = val
+    def validate(self) -> Any:
+        """Validate on some questions, report the loss, and keep the weights if they are the best so far."""
+        validation = self.validation_loss(self.held_out(VALIDATED))
+        text, ecg, bits = validation
         loss = ecg if text is None else text
-        trained = f"training loss {format_loss(self.recent(self.every))}, " if self.rows else ""
+        assert loss is not None, "there are validation samples"
+        trained = f"training loss {format_loss(self.recent_loss(self.every))}, " if self.rows else ""
         self.tell(f"step {self.step}: {trained}validation loss {loss:.4f}{format_ecg_loss(ecg, bits)}")
-        if self.settings["draw"]:  # then the ECG is an aim too, and counts as it does in training
-            loss = text + self.settings["ecg_loss"] * ecg
+        if self.settings["draw"]:  # drawing is an aim too, with the same weight as in training
+            loss = (text or 0.0) + self.settings["ecg_loss"] * (ecg or 0.0)
         if self.rank == 0 and self.settings["qa"]:
-            room = 128 if self.settings["think"] else 32
-            for line in sample_answers(self.lm, self.samples, self.validation[:SHOWN], room):
+            max_new = 128 if self.settings["think"] else 32
+            for line in sample_answers(self.lm, self.samples, self.validation[:SHOWN], max_new):
                 self.tell(line)
-        self.weigh(loss)
-        return val
+        self.keep_if_best(loss)
+        return validation
 
-    def weigh(self, loss):
-        """Keep the weights if they are the best so far."""
+    def keep_if_best(self, loss: float) -> None:
+        """Keep the weights if their loss is the lowest so far."""
         self.waited += 1
         if self.best is None or loss < self.best[1]:
             self.best, self.waited = (self.step, loss), 0
             if self.rank == 0 and self.step < self.steps:
                 with atomic_folder(self.work.checkpoint("best", self.step)) as folder:
-                    self.save_weights(folder)
+                    checkpoint.save_weights(folder, self.lm)
 
-    def held_out(self, most):
-        """The first so many questions of validation, with all others about their ECGs where these are read once for
-        all; or segments. The others cost little, and make the choice of the best step much less a matter of luck."""
-        some = self.validation[:most]
+    def held_out(self, count: int) -> list[ReadingPlan]:
+        """Return plans of the first `count` validation questions, or segments.
+
+        If questions share readings, all other validation questions about the same ECGs are included: they cost
+        little and make the choice of the best step much less a matter of luck.
+        """
         if not self.settings["qa"]:
-            return some
+            return list(self.validation[:count])
+        questions: list[Question] = list(self.validation[:count])
         if self.samples.together != 1:
-            read = {question.segments for question in some}
-            some = [question for question in self.validation if question.segments in read]
-        return self.samples.plans(some)[0]
+            segments = {question.segments for question in questions}
+            questions = [question for question in self.validation if question.segments in segments]
+        return self.samples.plans(questions)[0]
 
-    def validated(self, plans, bar=None):
-        """`validation_loss` of what was held out."""
-        learn = self.settings["ecg_loss"] > 0
+    def validation_loss(self, plans: Sequence[ReadingPlan], bar: Any = None) -> ValidationLoss:
+        """Return the `validation_loss` of plans. A stop signal ends it at once."""
+        learn_ecg = self.settings["ecg_loss"] > 0
         with self.stop.at_once():
             return validation_loss(
-                self.lm, self.samples, plans, self.settings["batch"], learn, bar, self.stop.check
+                self.lm, self.samples, plans, self.settings["batch"], learn_ecg, bar, self.stop.check
             )
 
-    def result(self):
-        """Put the best weights back, and return what came out."""
+    def result(self) -> dict[str, Any]:
+        """Load the best weights, and return the results of the training."""
         import torch
 
-        self.put_back()
-        some = self.held_out(AT_THE_END)
-        count = sum(max(1, len(plan.questions)) for plan in some)
+        self.load_best()
+        plans = self.held_out(AT_THE_END)
+        count = sum(max(1, len(plan.questions)) for plan in plans)
         shown = progress("validation", count, "questions") if self.rank == 0 else contextlib.nullcontext()
         with shown as bar:
-            text, ecg, bits = self.validated(some, bar)
+            text, ecg, bits = self.validation_loss(plans, bar)
         cuda = self.lm.device.type == "cuda"
         return {
             "steps": self.step,
-            "train_loss": self.recent(max(1, self.step // 10)),
+            "train_loss": self.recent_loss(max(1, self.step // 10)),
             "val_loss": text if self.settings["qa"] else ecg,
             "best_step": self.best[0] if self.best else self.step,
             "tokens_per_second": self.seen / self.seconds,
@@ -371,79 +353,39 @@ class Trainer:
             "seconds": self.seconds,
         }
 
-    def put_back(self):
-        """Put the best weights back, and draw the curves."""
+    def load_best(self) -> None:
+        """Load the best weights, and write the log."""
         if self.best and self.best[0] != self.step:
-            self.load_weights(self.work.checkpoint("best", self.best[0]))
-            self.tell(f"the model kept is that of step {self.best[0]}, the best on validation")
+            checkpoint.load_weights(self.work.checkpoint("best", self.best[0]), self.lm)
+            self.tell(f"keeping the model of step {self.best[0]}, the best in validation")
         if self.rank == 0:
-            self.draw()
+            self.write_log()
 
-    def draw(self):
-        """Write the course of the losses as CSV and as a picture."""
+    def write_log(self) -> None:
+        """Write the losses as CSV and as a picture."""
         training_log.write_loss_csv(self.work.loss_csv, self.rows)
         training_log.plot_losses(
             self.work.loss_picture, self.rows, f"{self.settings['base']} ({self.settings['method']})"
         )
 
-    def save(self):
-        """Write a checkpoint beside the one before, then remove that: at any moment one is whole."""
-        from safetensors.torch import save_file
+    def save(self) -> None:
+        """Write a checkpoint, then remove the one before: there is always a complete one."""
+        folder = self.work.checkpoint("step", self.step)
+        checkpoint.save_checkpoint(folder, self.lm, self.optimizer, self.settings, self.progress())
+        self.remove_old_checkpoints()
 
-        tensors, values = checkpoint.flatten_state(self.optimizer.state_dict()["state"])
-        state = self.state() | {"optimizer": values}
-        with atomic_folder(self.work.checkpoint("step", self.step)) as folder:
-            self.save_weights(folder)
-            save_file(tensors, folder / "optimizer.safetensors")
-            write_json(folder / "state.json", {"settings": self.settings, "result": state})
-        self.tidy()
+    def restore(self, folder: Path) -> None:
+        """Resume from a checkpoint."""
+        progress = checkpoint.load_checkpoint(folder, self.lm, self.optimizer)
+        self.step, self.seen, self.seconds = progress["step"], progress["seen"], progress["seconds"]
+        self.rows, self.best, self.waited = progress["rows"], progress["best"], progress["waited"]
+        self.pending = progress.get("pending", False)  # older versions validated before they saved
 
-    def state(self):
-        """How far the training is, for a checkpoint."""
-        return {
-            "step": self.step,
-            "seen": self.seen,
-            "seconds": self.seconds,
-            "rows": self.rows,
-            "best": self.best,
-            "waited": self.waited,
-            "pending": self.pending,
-        }
+    def progress(self) -> dict[str, Any]:
+        """Return the progress of the training, for a checkpoint."""
+        names = ("step", "seen", "seconds", "rows", "best", "waited", "pending")
+        return {name: getattr(self, name) for name in names}
 
-    def tidy(self):
+    def remove_old_checkpoints(self) -> None:
         """Remove the checkpoints that are no longer needed."""
-        best = self.best and self.work.checkpoint("best", self.best[0])
-        old = [path for path in self.work.checkpoints("best") if path != best]
-        for path in (*self.work.checkpoints("step")[:-1], *old):
-            shutil.rmtree(path)
-
-    def save_weights(self, folder):
-        """Write the weights that are trained."""
-        from safetensors.torch import save_file
-
-        trained = {name: p.detach().cpu() for name, p in self.lm.named_parameters() if p.requires_grad}
-        save_file({name: p.contiguous() for name, p in trained.items()}, folder / "weights.safetensors")
-
-    def load_weights(self, folder):
-        """Put the weights of a checkpoint in place."""
-        import torch
-        from safetensors.torch import load_file
-
-        weights = load_file(folder / "weights.safetensors")
-        with torch.no_grad():
-            for name, p in self.lm.named_parameters():
-                if p.requires_grad:
-                    p.copy_(weights[name])
-
-    def restore(self, folder):
-        """Go back to a checkpoint."""
-        from safetensors.torch import load_file
-
-        self.load_weights(folder)
-        state = read_json(folder / "state.json")["result"]
-        entries = checkpoint.unflatten_state(load_file(folder / "optimizer.safetensors") | state["optimizer"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
-        self.rows, self.best, self.waited = state["rows"], state["best"], state["waited"]
-        self.pending = state.get("pending", False)  # older versions validated before they saved
+        checkpoint.remove_old_checkpoints(self.work, self.best[0] if self.best else None)

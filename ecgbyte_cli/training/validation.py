@@ -1,59 +1,78 @@
-"""How well a model predicts what it was not trained on; on one process or several."""
+"""The loss on validation data, on one process or several."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ecgbyte_cli.model.prompt import IGNORED
+from ecgbyte_cli.questions.question_file import Question
+from ecgbyte_cli.training.dataset import Batch, ReadingPlan, SampleBuilder
 from ecgbyte_cli.training.distributed import process_rank, sum_over_processes
 
+if TYPE_CHECKING:
+    import torch
 
-def autocast(lm):
-    """Compute in bfloat16 where the device has it; on a CPU only over a base model that is in it."""
+    from ecgbyte_cli.model.ecg_lm import ECGLM
+
+ValidationLoss = tuple[float | None, float | None, float | None]  # see `validation_loss`
+
+
+def autocast(lm: "ECGLM") -> "torch.autocast":
+    """Return a context that computes in bfloat16: on a GPU that has it, on a CPU only if the base model is in it."""
     import torch
 
     from ecgbyte_cli.model import base_model
 
     kind = lm.device.type
-    held = lm.base.get_input_embeddings().weight.dtype == torch.bfloat16
+    in_bfloat16 = lm.base.get_input_embeddings().weight.dtype == torch.bfloat16
     return torch.autocast(
-        kind, torch.bfloat16, enabled=kind == "cuda" or (held and base_model.supports_bfloat16(kind))
+        kind, torch.bfloat16, enabled=kind == "cuda" or (in_bfloat16 and base_model.supports_bfloat16(kind))
     )
 
 
-def count_labels(batch, lm):
-    """How many labels of a batch are text, and how many ECG tokens."""
-    wanted = batch.labels[:, 1:]
-    return int(((wanted != IGNORED) & (wanted < lm.offset)).sum()), int((wanted >= lm.offset).sum())
+def count_labels(batch: Batch, lm: "ECGLM") -> tuple[int, int]:
+    """Return how many labels of a batch are text, and how many are ECG tokens."""
+    labels = batch.labels[:, 1:]
+    return int(((labels != IGNORED) & (labels < lm.offset)).sum()), int((labels >= lm.offset).sum())
 
 
-def validation_loss(lm, samples, plans, batch, learn_ecg=False, bar=None, check=lambda: None):
-    """How well a model predicts what it was not trained on.
+def validation_loss(
+    lm: "ECGLM",
+    samples: SampleBuilder,
+    plans: Sequence[ReadingPlan],
+    batch: int,
+    learn_ecg: bool = False,
+    bar: Any = None,
+    check: Callable[[], object] = lambda: None,
+) -> ValidationLoss:
+    """Return the loss of a model on held-out plans.
 
     Parameters
     ----------
     lm : ECGLM
-    samples : Samples
-    plans : list of Plan
+    samples : SampleBuilder
+    plans : list of ReadingPlan
     batch : int
-        Of them computed together.
+        Plans computed together.
     learn_ecg : bool
         Whether the ECG's tokens are predicted too.
     bar : object or None
-        Shows how far it is.
+        Shows the progress.
     check : callable
         Called before each batch, on all processes alike. It ends the validation by an exception.
 
     Returns
     -------
     (float or None, float or None, float or None)
-        Loss per labelled token of text, loss per ECG token, and bits per second of signal and lead that the ECG tokens
-        take; None of what there was none of.
+        Loss per labelled token of text, loss per ECG token, and bits of the ECG tokens per second of signal and lead;
+        None where there are no such tokens.
     """
     import torch
 
     rank, processes = process_rank()
-    was_training, sums, counts, letters = lm.training, np.zeros(2), np.zeros(2), 0
+    was_training, losses, counts, letters = lm.training, np.zeros(2), np.zeros(2), 0
     plans = sorted(plans, key=lambda plan: plan.length)
     groups = [plans[i : i + batch] for i in range(0, len(plans), batch)]
     lm.eval()
@@ -61,32 +80,34 @@ def validation_loss(lm, samples, plans, batch, learn_ecg=False, bar=None, check=
         for first in range(0, len(groups), processes):
             check()
             for group in groups[first : first + processes][rank : rank + 1]:
-                made = samples.batch([samples.reading(plan, learn_ecg=learn_ecg) for plan in group])
-                sums += lm(*made.to(lm.device)).double().cpu().numpy()
-                counts += count_labels(made, lm)
-                letters += samples.letters_labelled(made.labels)
+                inputs = samples.batch([samples.reading(plan, learn_ecg=learn_ecg) for plan in group])
+                losses += lm(*inputs.to(lm.device)).double().cpu().numpy()
+                counts += count_labels(inputs, lm)
+                letters += samples.letters_labelled(inputs.labels)
                 if bar:
                     bar.advance(processes * sum(max(1, len(plan.questions)) for plan in group))
     lm.train(was_training)
-    *sums, text, ecg, letters = sum_over_processes([*sums, *counts, letters], lm.device)
-    bits = sums[1] / math.log(2) / (letters / samples.tokenizer.signal["fs"]) if ecg else None
-    return sums[0] / text if text else None, sums[1] / ecg if ecg else None, bits
+    text_loss, ecg_loss, text, ecg, length = sum_over_processes([*losses, *counts, letters], lm.device)
+    bits = ecg_loss / math.log(2) / (length / samples.tokenizer.signal["fs"]) if ecg else None
+    return text_loss / text if text else None, ecg_loss / ecg if ecg else None, bits
 
 
-def format_loss(loss):
-    """A loss in words."""
+def format_loss(loss: float | None) -> str:
+    """Format a loss."""
     return "none" if loss is None else f"{loss:.4f}"
 
 
-def format_ecg_loss(loss, bits):
-    """Words for the loss of the ECG's own tokens, if there is one."""
+def format_ecg_loss(loss: float | None, bits: float | None) -> str:
+    """Format the loss of the ECG's own tokens; empty if there is none."""
     if loss is None:
         return ""
     return f", ECG perplexity {math.exp(min(loss, 700)):.1f}, {bits:.1f} bits per second and lead"
 
 
-def sample_answers(lm, samples, questions, max_new):
-    """Lines with what the model answers to some questions, as it is now."""
+def sample_answers(
+    lm: "ECGLM", samples: SampleBuilder, questions: Sequence[Question], max_new: int
+) -> list[str]:
+    """Return lines with the model's current answers to some questions."""
     prompt, was_training, lines = samples.prompt, lm.training, []
     lm.eval()
     for question in questions:
