@@ -83,7 +83,7 @@ def test_hidden_columns_of_a_table(tmp_path, consistent):
             cells = {name: str(int(name in there)) if rng.random() < 0.9 else "" for name in names}
         rows.append({"record": f"r{i}", **cells})
     full = csv_tables.read_label_table(table(tmp_path / "t.csv", rows))
-    called = csv_tables._called()
+    called = csv_tables._names_of_columns()
     keys = {name: called.get(csv_tables._plain(name), (name,)) for name in names}
 
     def hidings():

@@ -47,7 +47,7 @@ def rows_of(path: str, told: dict, seconds: float) -> list[Row]:
     Unusable
         If it cannot be read.
     """
-    recording = readers.read(path, **told)
+    recording = readers.read_recording(path, **told)
     rows = []
     for number, (start, part) in enumerate(_segments(recording, seconds)):
         row: Row = {"record": recording.name, "path": path, "segment": number, "start": start}

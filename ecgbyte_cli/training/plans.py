@@ -8,7 +8,7 @@ import numpy as np
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.prompt import IGNORED
-from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.questions.reasoning import join_reasoning
 from ecgbyte_cli.runtime.memory import unsupported
@@ -180,13 +180,13 @@ def _join_files(
     segments, joined, unmatched = read_table(work.symbol_segments), [], []
     for file in files:
         used = [_training_question(question, think) for question in file if question.type in used_types]
-        matched, not_matched = question_file.join_segments(used, segments)
+        matched, not_matched = question_segments.join_segments(used, segments)
         joined.append(matched)
         unmatched += not_matched
     items = [item for matched in joined for item in matched]
     if unmatched:
-        tell(question_file.describe_unmatched(unmatched, len(items) + len(unmatched)))
-    for line in question_file.split_leaks(items, patients_learned_from(work), qa):
+        tell(question_segments.describe_unmatched(unmatched, len(items) + len(unmatched)))
+    for line in question_segments.split_leaks(items, patients_learned_from(work), qa):
         tell(line)
 
     def in_split(matched: Sequence[tuple], name: str) -> list[Question]:
