@@ -210,7 +210,7 @@ def test_an_unknown_form_is_one_line_that_names_those_known(tmp_path, item):
     with pytest.raises(Failure) as error:
         read(tmp_path / "a.jsonl", item)
     assert "line 1" in error.value.message and "\n" not in error.value.message
-    assert all(name in error.value.message for name in item_formats.FORMS)
+    assert all(form.name in error.value.message for form in item_formats.FORMS)
 
 
 def test_every_form_is_asked_and_answered(ecgbyte, small, tmp_path):
@@ -254,3 +254,20 @@ def test_every_form_is_asked_and_answered(ecgbyte, small, tmp_path):
         "generate", "--qa", path, "--split", "test", "--no-controls", "--overwrite", "--json", work=work
     )
     assert result.exit_code == 0 and json.loads(result.stdout)["questions"] == 3, result.stderr
+
+
+def test_a_form_is_a_parser_and_a_row(tmp_path, monkeypatch):
+    def parse(item):
+        return [item_formats.ParsedItem([item["toy"]], [(item["ask"], "yes")], "toy")]
+
+    toy = item_formats.Form("a toy", {"toy", "ask"}, parse)
+    monkeypatch.setattr(item_formats, "FORMS", (toy, *item_formats.FORMS))
+    own = {"record": "r", "question": "q?", "answer": "a"}
+    first, second = read(tmp_path / "t.jsonl", {"toy": "r", "ask": "Is it?"}, own)
+    assert (first.record, first.question, first.answer, first.type) == ("r", "Is it?", "yes", "toy")
+    assert (second.question, second.answer) == ("q?", "a")
+
+
+def test_the_message_about_an_unknown_form_names_all_forms():
+    assert all(form.name in item_formats.KNOWN for form in item_formats.FORMS)
+    assert item_formats.FORMS[-1].keys == {"question", "answer"}  # ecgbyte's own, and the last

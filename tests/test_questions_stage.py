@@ -12,11 +12,18 @@ import pytest
 
 from ecgbyte_cli.evaluation import metrics
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions import phrasings, question_file, question_segments
+from ecgbyte_cli.questions import phrasings, question_file, question_segments, sources
 from ecgbyte_cli.questions.findings import ALL_FINDINGS, FINDINGS, OF_SCP, OF_SNOMED, STATEMENTS, as_csv
 from ecgbyte_cli.questions.question_builder import build_questions
 from ecgbyte_cli.questions.sources import ptbxl
-from ecgbyte_cli.questions.sources.base import age_label, measurement_label, sex_label
+from ecgbyte_cli.questions.sources.base import (
+    RecordFacts,
+    Source,
+    SourceKind,
+    age_label,
+    measurement_label,
+    sex_label,
+)
 from ecgbyte_cli.readers import split_of
 from ecgbyte_cli.stages.questions import questions
 
@@ -660,3 +667,17 @@ def test_the_challenge_s_recordings(real_data, tmp_path):
     answers = verify(map(json.loads, (tmp_path / "qa.jsonl").read_text().splitlines()))
     assert answers["HR06002", "irbbb"] == answers["HR06002", "sbrad"] == {"yes"}
     assert answers["HR06002", "stach"] == {"no"}
+
+
+def test_a_source_is_a_reader_and_a_row(tmp_path, monkeypatch):
+    def read_toy(path):
+        return Source([RecordFacts("r", "p", "train", {"AFIB": True})])
+
+    toy = SourceKind("a toy", read_toy, [{"toy", "label"}], "toy.csv")
+    monkeypatch.setattr(sources, "SOURCES", (toy, *sources.SOURCES))
+    (tmp_path / "toy.csv").write_text("# exported\ntoy,label\n1,2\n")
+    for path in (tmp_path, tmp_path / "toy.csv"):
+        assert [facts.record for facts in sources.read_source(path).facts] == ["r"]
+    (tmp_path / "toy.csv").write_text("toy,other\n1,2\n")
+    with pytest.raises(Failure, match="is no source of questions: name PTB-XL's folder"):
+        sources.read_source(tmp_path)

@@ -4,6 +4,7 @@ import socket
 from collections import Counter
 from datetime import date, datetime
 from datetime import time as clock
+from pathlib import Path
 from time import process_time
 
 import numpy as np
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.readers import Unusable, limits, wfdb_header
-from ecgbyte_cli.readers.formats import EXTENSIONS
+from ecgbyte_cli.readers import Recording, Unusable, limits, wfdb_header
+from ecgbyte_cli.readers.formats import EXTENSIONS, FORMATS, Format
 from ecgbyte_cli.signal import preprocess
 
 LEADS = preprocess.LEADS
@@ -1115,3 +1116,28 @@ def test_splits_are_by_hash_and_about_80_10_10():
     sides = Counter(readers.split_of(f"patient{i}") for i in range(5000))
     assert 3900 < sides["train"] < 4100 and 430 < sides["val"] < 570 and 430 < sides["test"] < 570
     assert readers.split_of("P1") == readers.split_of("P1")
+
+
+def test_every_reader_has_a_row_in_the_table():
+    readers_with_read = {
+        path.stem
+        for path in Path(readers.__file__).parent.glob("*.py")
+        if re.search(r"^def read\(", path.read_text(), re.MULTILINE)
+    }
+    assert {form.read.__module__.rpartition(".")[2] for form in FORMATS} == readers_with_read
+    extensions = [extension for form in FORMATS for extension in form.extensions]
+    assert len(set(extensions)) == len(extensions) == len(EXTENSIONS)
+    for form in FORMATS:  # an extension that does not decide needs a look at the content
+        assert form.extensions or form.shared_extensions
+        assert bool(form.shared_extensions) == bool(form.recognises)
+
+
+def test_a_format_is_a_reader_and_a_row(tmp_path, monkeypatch):
+    def read(path, fs, lead_names, units):
+        return Recording(np.ones((1, 10), np.float32), fs, ["I"], "toy", path)
+
+    monkeypatch.setitem(EXTENSIONS, ".toy", Format(read, (".toy",)))
+    (tmp_path / "x.TOY").touch()
+    found, skipped = readers.find(tmp_path)
+    assert found == [str(tmp_path / "x.TOY")] and skipped == []
+    assert readers.read_recording(found[0], 250).fs == 250

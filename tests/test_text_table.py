@@ -58,7 +58,7 @@ def test_patients_labels_and_questions(tmp_path, above, encoding):
     write("record;afib;age;heart_rate;note", "r1;1,0;63,5;1,234;ä", "r2;0,0")
     assert base.column_names(path, [{"record"}]) == ["record", "afib", "age", "heart_rate", "note"]
     line = above.count("\n") + 2
-    assert list(base.table_rows(path)) == [
+    assert list(base.table_rows(path, [{"record"}])) == [
         (line, {"record": "r1", "afib": "1.0", "age": "63.5", "heart_rate": "1,234", "note": "ä"}),
         (line + 1, {"record": "r2", "afib": "0.0", "age": "", "heart_rate": "", "note": ""}),
     ]
@@ -108,4 +108,4 @@ def test_what_is_wrong_is_one_line(tmp_path, data, message):
 def test_the_line_of_names_may_be_the_only_one(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("record,patient\n")
-    assert readers.read_patients(path) == {} and list(base.table_rows(path)) == []
+    assert readers.read_patients(path) == {} and list(base.table_rows(path, [{"record"}])) == []

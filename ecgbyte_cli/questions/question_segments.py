@@ -41,17 +41,17 @@ def join_segments(
     joined: list[Joined] = []
     unmatched: list[Question] = []
     for question in questions:
-        found = [find(record) for record in question.records]
-        splits = {question.split or segments["split"][places[0]] for places in found if places}
-        if not all(found):
+        matches = [find(record) for record in question.records]
+        splits = {question.split or segments["split"][places[0]] for places in matches if places}
+        if not all(matches):
             unmatched.append(replace(question, problem="are about records that were not encoded"))
-        elif any(len(places) > 1 for places in found):
+        elif any(len(places) > 1 for places in matches):
             unmatched.append(replace(question, problem="name a record that several recordings are called"))
         elif len(splits) > 1:
             unmatched.append(replace(question, problem="are about records on different sides of the split"))
         else:
-            first = found[0][0]
-            question = replace(question, segments=tuple(places[0] for places in found))
+            first = matches[0][0]
+            question = replace(question, segments=tuple(places[0] for places in matches))
             joined.append((question, first, segments["patient"][first], splits.pop()))
     return joined, unmatched
 

@@ -24,12 +24,10 @@ def join_reasoning(reasoning: str, answer: str, tags: Sequence[str] = TAGS) -> s
 def split_reasoning(text: str, tags: Sequence[str] = TAGS) -> ReasonedAnswer:
     """Split a text. Without the form, the answer is the text after the last tag."""
     begin, end = tags
-    reasoning, found, answer = text.partition(end)
-    kept = (
-        bool(found and answer.strip())
-        and text.startswith(begin)
-        and (text.count(begin), text.count(end)) == (1, 1)
+    reasoning, _, answer = text.partition(end)
+    complete = (
+        bool(answer.strip()) and text.startswith(begin) and (text.count(begin), text.count(end)) == (1, 1)
     )
-    if kept:
+    if complete:
         return ReasonedAnswer(reasoning[len(begin) :].strip(), answer.strip(), True)
     return ReasonedAnswer("", text.rpartition(end)[2].rpartition(begin)[2].strip(), False)

@@ -89,13 +89,13 @@ def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
                 yield os.path.join(place, name)
 
 
-def _is_recording(folder: str, name: str, beside: set[str]) -> bool:
+def _is_recording(folder: str, name: str, files: set[str]) -> bool:
     """Return whether a file is a recording by its ending, else by its content."""
     stem, extension = os.path.splitext(name)
     if extension.lower() in EXTENSIONS:
         return True
     # the signal file of a WFDB record is not a recording of its own
-    if extension.lower() not in SHARED_EXTENSIONS or stem + ".hea" in beside:
+    if extension.lower() not in SHARED_EXTENSIONS or stem + ".hea" in files:
         return False
     try:
         return format_of_content(os.path.join(folder, name)) is not None

@@ -81,16 +81,16 @@ def seconds_of_clocks(cells: Sequence[str | None]) -> tuple[np.ndarray, float]:
         If a cell is not a time, or the date changes.
     """
     seconds = np.empty(len(cells))
-    around, digits = None, 0
+    date, digits = None, 0
     for row, text in enumerate(cells):
         cell = text or ""
         match = CLOCK.search(cell[:LONGEST])
         if match is None:
             raise TimeError(row, f"{cell[:LONGEST]!r} is no time" if cell else "the time is missing")
-        beside = cell[: match.start()], cell[match.end() :]
-        if around not in (None, beside):
+        rest = cell[: match.start()], cell[match.end() :]
+        if date not in (None, rest):
             raise TimeError(row, "the date changes")
-        around = beside
+        date = rest
         hours, minutes, whole, part = match.groups()
         digits = max(digits, len(part or ""))
         seconds[row] = 3600 * int(hours or 0) + 60 * int(minutes) + float(f"{whole}.{part or 0}")

@@ -62,6 +62,6 @@ def write_record(folder: Path, name: str, signal: np.ndarray, settings: dict, co
     header, samples = record_files(name, steps, settings["fs"], 1000, settings["leads"], comments)
     # the header last: a record with a header is complete. Without the fsync of `atomic_write`, which is slow
     for ending, content in ((".dat", samples), (".hea", header)):
-        beside = folder / f".{name}{ending}.part"
-        beside.write_bytes(content)
-        beside.replace(folder / f"{name}{ending}")
+        part = folder / f".{name}{ending}.part"
+        part.write_bytes(content)
+        part.replace(folder / f"{name}{ending}")

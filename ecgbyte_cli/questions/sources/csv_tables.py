@@ -68,7 +68,7 @@ def read_label_table(path: str | os.PathLike) -> Source:
         raise Failure(f"{path} has no column of yes and no (or true and false, or 1 and 0) beside `record`")
     unused = answers.keys() - {*usable, *MEASURED.values()}
     if unused:
-        note(f"{path}: not all yes or no, and so not asked about: {', '.join(sorted(unused))}")
+        note(f"{path}: no questions about columns that are not all yes or no: {', '.join(sorted(unused))}")
     known = _names_of_columns()
     first: dict[tuple[str, ...], str] = {}
     findings = {name: known.get(_plain(name), (name,)) for name in usable}

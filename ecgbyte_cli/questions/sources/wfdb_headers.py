@@ -124,19 +124,19 @@ def _statements_of(recording: Recording) -> Stated | None:
 
 
 def _known(stated: Stated, vocabulary: set[str]) -> dict[str, bool | None]:
-    """Return the statements that are made or denied, in the order of the table."""
-    made = stated.statements | ({"STTC"} if stated.statements & CHANGES else set())
+    """Return the statements that are present or denied, in the order of the table."""
+    present = stated.statements | ({"STTC"} if stated.statements & CHANGES else set())
     unknown = set(stated.unknown)
     for name in GENERIC:
         word, members = name.upper(), set(ALL_FINDINGS[name].statements)
-        if word in made:
+        if word in present:
             unknown |= members  # an infarction of any place
-        elif made & members:
+        elif present & members:
             unknown.add(word)  # an anterior infarction is an infarction
-    if not made & {*SINUS, *OTHER_RHYTHMS}:
+    if not present & {*SINUS, *OTHER_RHYTHMS}:
         unknown.add("SR")  # a rhythm that is not stated may be sinus rhythm
-    denied = vocabulary - made - unknown if stated.complete else set()
-    return {name: name in made for name in STATEMENTS if name in made or name in denied}
+    denied = vocabulary - present - unknown if stated.complete else set()
+    return {name: name in present for name in STATEMENTS if name in present or name in denied}
 
 
 def _facts(recording: Recording, stated: Stated, vocabulary: set[str]) -> RecordFacts:
