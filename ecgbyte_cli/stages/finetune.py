@@ -27,7 +27,7 @@ from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint
 from ecgbyte_cli.training.checkpoint import unfinished_checkpoint
 from ecgbyte_cli.training.distributed import process_group, process_rank
-from ecgbyte_cli.training.plans import plan_training, read_samples
+from ecgbyte_cli.training.plans import QuestionFiles, plan_training, read_samples
 from ecgbyte_cli.training.validation import format_loss
 
 # by method; docs/fine-tuning.md has the trials of the ECG loss
@@ -282,14 +282,14 @@ def finetune(work: WorkDir, options: FinetuneOptions) -> dict | None:
             "--draw needs an ECG loss and the answers of --qa: add --ecg-loss 0.3, or a larger weight"
         )
     with work.checked("tokens"), work.making("training"):
-        going_on = unfinished_checkpoint(work, settings, options.overwrite)
-        done = going_on is None and completed_result(
+        resume_from = unfinished_checkpoint(work, settings, options.overwrite)
+        done = resume_from is None and completed_result(
             work.model_settings, settings, options.overwrite, "a model"
         )
         if done:
             note(f"{work.model} is there already, made with these settings: nothing to do")
             return done if rank == 0 else None
-        return _train(work, qa, settings, options.checkpointing, going_on)
+        return _train(work, qa, settings, options.checkpointing, resume_from)
 
 
 def check_options(work: WorkDir, options: FinetuneOptions) -> str:
@@ -302,7 +302,7 @@ def check_options(work: WorkDir, options: FinetuneOptions) -> str:
     return method_of(options.model, options.method)
 
 
-def question_paths(options: FinetuneOptions) -> Any:
+def question_paths(options: FinetuneOptions) -> QuestionFiles | None:
     """Return the path of the question file, a list of several paths, or None."""
     paths = [path for path, _ in options.qa]
     return paths if len(paths) > 1 else paths[0] if paths else None
@@ -336,7 +336,11 @@ def training_settings(work: WorkDir, options: FinetuneOptions, method: str, proc
 
 
 def _train(
-    work: WorkDir, qa: Any, settings: dict[str, Any], checkpointing: str, resume_from: Path | None
+    work: WorkDir,
+    qa: QuestionFiles | None,
+    settings: dict[str, Any],
+    checkpointing: str,
+    resume_from: Path | None,
 ) -> dict | None:
     """Train, from a checkpoint if there is one, and write the model."""
     import torch
@@ -397,6 +401,7 @@ def show_samples(work: WorkDir, count: int, options: FinetuneOptions) -> dict:
     with work.checked("tokens"):
         _, _, samples, _ = load_for_training(work, settings, "cpu")
         qa, weights = question_paths(options), question_weights(options)
+        assert qa is not None  # `check_options` requires it
         plans = read_samples(work, qa, samples, options.seed, note, options.think, options.types, weights)
         shown = []
         for question in [question for plan in plans.training for question in plan.questions][:count]:

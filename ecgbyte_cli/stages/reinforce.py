@@ -23,7 +23,7 @@ from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint
 from ecgbyte_cli.training.checkpoint import unfinished_checkpoint
 from ecgbyte_cli.training.distributed import process_group, process_rank
-from ecgbyte_cli.training.plans import TrainingPlans, can_share_reading, read_samples
+from ecgbyte_cli.training.plans import QuestionFiles, TrainingPlans, can_share_reading, read_samples
 from ecgbyte_cli.training.rewards import REWARDS
 
 if TYPE_CHECKING:
@@ -184,18 +184,22 @@ def reinforce(work: WorkDir, options: ReinforceOptions) -> dict:
         raise Failure(f"{initial} is where the new model goes: move it, and name it with --model")
     settings = training_settings(initial, about, encoded, qa, options)
     with work.checked("tokens"), work.making("training"):
-        going_on = unfinished_checkpoint(work, settings, options.overwrite)
-        done = going_on is None and completed_result(
+        resume_from = unfinished_checkpoint(work, settings, options.overwrite)
+        done = resume_from is None and completed_result(
             work.model_settings, settings, options.overwrite, "a model"
         )
         if done:
             note(f"{work.model} is there already, made with these settings: nothing to do")
             return done
-        return _train(work, qa, about, settings, going_on)
+        return _train(work, qa, about, settings, resume_from)
 
 
 def training_settings(
-    initial: Path, about: dict[str, Any], encoded: dict[str, Any], qa: Any, options: ReinforceOptions
+    initial: Path,
+    about: dict[str, Any],
+    encoded: dict[str, Any],
+    qa: QuestionFiles,
+    options: ReinforceOptions,
 ) -> dict[str, Any]:
     """Return the settings that ecgbyte.json holds, and that a resumed training must have."""
     before = about["settings"]  # of the training of the initial model
@@ -231,7 +235,11 @@ def training_settings(
 
 
 def _train(
-    work: WorkDir, qa: Any, about: dict[str, Any], settings: dict[str, Any], resume_from: Path | None
+    work: WorkDir,
+    qa: QuestionFiles,
+    about: dict[str, Any],
+    settings: dict[str, Any],
+    resume_from: Path | None,
 ) -> dict:
     """Train, from a checkpoint if there is one, and write the model."""
     from ecgbyte_cli.inference import certainty

@@ -1,5 +1,6 @@
 """Plans of a training: questions of both splits, joined with their recordings, and grouped in readings."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ecgbyte_cli.model.ecg_lm import ECGLM
 
 Tell = Callable[[str], object]
+QuestionFiles = str | os.PathLike | list  # the path of a file or folder, or a list of several
 
 
 class TrainingPlans(NamedTuple):
@@ -41,7 +43,12 @@ class JoinedFile(NamedTuple):
 
 
 def plan_training(
-    work: WorkDir, qa: Any, lm: "ECGLM", samples: SampleBuilder, settings: dict[str, Any], tell: Tell
+    work: WorkDir,
+    qa: QuestionFiles | None,
+    lm: "ECGLM",
+    samples: SampleBuilder,
+    settings: dict[str, Any],
+    tell: Tell,
 ) -> TrainingPlans:
     """Plan a training with the questions of `qa`, or without questions if it is None."""
     if qa is None:
@@ -83,7 +90,7 @@ def _plan_pretraining(work: WorkDir, samples: SampleBuilder, settings: dict[str,
 
 def read_samples(
     work: WorkDir,
-    qa: Any,
+    qa: QuestionFiles,
     samples: SampleBuilder,
     seed: int,
     tell: Tell,
@@ -97,7 +104,6 @@ def read_samples(
     ----------
     work : WorkDir
     qa : path or list of path
-        Question files or folders.
     samples : SampleBuilder
     seed : int
         Seed of the order of the validation questions, and of fractional weights.
@@ -169,10 +175,16 @@ def _plan_split(
 
 
 def _join_files(
-    work: WorkDir, qa: Any, tell: Tell, think: bool, types: Sequence[str], weights: Sequence[float] | None
+    work: WorkDir,
+    qa: QuestionFiles,
+    tell: Tell,
+    think: bool,
+    types: Sequence[str],
+    weights: Sequence[float] | None,
 ) -> list[JoinedFile]:
     """Read the question files, find their recordings, and report unmatched questions and leaks between splits."""
-    files = [question_file.read_questions(path) for path in (qa if weights else [qa])]
+    paths = qa if isinstance(qa, list) and weights else [qa]
+    files = [question_file.read_questions(path) for path in paths]
     questions = [question for file in files for question in file]
     used_types = {question.type for question in question_file.filter_types(questions, types)}
     if think and not any(question.reasoning for question in questions if question.type in used_types):
@@ -185,8 +197,8 @@ def _join_files(
         unmatched += not_matched
     items = [item for matched in joined for item in matched]
     if unmatched:
-        tell(question_segments.describe_unmatched(unmatched, len(items) + len(unmatched)))
-    for line in question_segments.split_leaks(items, patients_learned_from(work), qa):
+        tell(question_file.describe_unmatched(unmatched, len(items) + len(unmatched)))
+    for line in question_file.split_leaks(items, patients_learned_from(work), str(qa)):
         tell(line)
 
     def in_split(matched: Sequence[tuple], name: str) -> list[Question]:
