@@ -57,7 +57,7 @@ class Toy(app.Toolkit):
 
 
 def run(*args):
-    return CliRunner().invoke(Toy({"first": "", "second": "", "several": ""}, {}), args)
+    return CliRunner().invoke(Toy({name: ("Use", "") for name in ("first", "second", "several")}, {}), args)
 
 
 @pytest.mark.parametrize(
@@ -199,11 +199,11 @@ def test_plain_progress_lines_go_to_standard_error(capsys, monkeypatch):
 
 
 def test_every_command_is_in_the_table_and_in_the_readme():
-    stages = Path(main.get_command.__code__.co_filename).parent / "stages"
+    stages = Path(main.get_command.__code__.co_filename).parents[1] / "stages"
     names = {p.stem.rstrip("_").replace("_", "-") for p in stages.glob("*.py")} - {"--init"}
     assert names == set(COMMANDS)
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    for name, line in COMMANDS.items():
+    for name, (_, line) in COMMANDS.items():
         assert f"ecgbyte {name}" in readme
         command = main.get_command(None, name)
         assert command.short_help == line
@@ -280,14 +280,18 @@ def test_what_is_shown_of_it():
 @settings(max_examples=100, deadline=None)
 @given(text=ANY)
 def test_no_way_to_the_terminal_lets_commands_through(text):
-    @click.command()
+    @click.command(cls=app.Stage)
     def shows():
         output.print_result(text)
         output.note(text)
         output.table([(text, "[/x]")], ("[red]name", text), text)
         raise output.Failure(text)
 
-    result = CliRunner().invoke(shows)
+    class Shows(app.Toolkit):
+        def get_command(self, ctx, name):
+            return shows
+
+    result = CliRunner().invoke(Shows({"shows": ("Use", "")}, {}), ["shows"])
     assert result.exit_code == 1
     assert all(c == "\n" or c.isprintable() for c in result.stdout.replace("\t", "") + result.stderr)
 
@@ -306,12 +310,12 @@ def test_brackets_are_no_markup(capsys):
 def program(code, **options):
     """Start a program that has the toolkit's command line and two commands of its own."""
     head = (
-        "import sys, os, time, signal, click; from ecgbyte_cli import console\n"
-        "@click.command(cls=console.Stage)\ndef go():\n"
+        "import sys, os, time, signal, click; from ecgbyte_cli.cli import app, output\n"
+        "@click.command(cls=app.Stage)\ndef go():\n"
     )
     tail = (
-        "\nclass Toy(console.Toolkit):\n    def get_command(self, ctx, name): return go\n"
-        "Toy({'go': ''}, {})()"
+        "\nclass Toy(app.Toolkit):\n    def get_command(self, ctx, name): return go\n"
+        "Toy({'go': ('Use', '')}, {})()"
     )
     body = "".join(f"    {line}\n" for line in code.splitlines())
     return subprocess.Popen(
@@ -325,9 +329,9 @@ def program(code, **options):
     ("code", "args"),
     [
         ("return {'a': 1}", ["--json"]),
-        ("console.say('text')", []),
-        ("console.table([('a', 'b')], ('c', 'd'))", []),
-        ("console.say('x' * 100000)", []),
+        ("output.print_result('text')", []),
+        ("output.table([('a', 'b')], ('c', 'd'))", []),
+        ("output.print_result('x' * 100000)", []),
     ],
 )
 def test_a_full_device_is_one_line(code, args):
@@ -341,7 +345,7 @@ def test_a_full_device_is_one_line(code, args):
 
 @pytest.mark.parametrize(
     ("code", "args"),
-    [("return {'a': 1}", ["--json"]), ("console.say('text')", []), ("console.table([], 'ab')", [])],
+    [("return {'a': 1}", ["--json"]), ("output.print_result('text')", []), ("output.table([], 'ab')", [])],
 )
 def test_a_closed_pipe_ends_it_quietly(code, args):
     reading, writing = os.pipe()
@@ -354,7 +358,7 @@ def test_a_closed_pipe_ends_it_quietly(code, args):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_notes_that_nobody_can_read_do_not_end_the_work():
     with open("/dev/full", "w") as full:
-        process = program("console.note('remark')\nconsole.say('result')", stderr=full)
+        process = program("output.note('remark')\noutput.print_result('result')", stderr=full)
     assert process.communicate()[0] == "result\n" and process.returncode == 0
 
 

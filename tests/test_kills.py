@@ -52,7 +52,7 @@ STAGES = {
 
 # says when the stage begins: earlier signals are the business of test_console.py
 COMMAND = """import os
-from ecgbyte_cli import interrupts
+from ecgbyte_cli.runtime import interrupts
 def begin(before=interrupts.raise_them):
     before()
     os.write(1, b"begun\\n")

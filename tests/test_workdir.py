@@ -49,9 +49,9 @@ def test_arrays(tmp_path, sizes):
 
 
 @pytest.mark.parametrize("written", [2, 4])
-def test_an_array_of_another_size_than_promised_is_none(tmp_path, written):
+def test_an_array_of_another_size_is_rejected(tmp_path, written):
     with (
-        pytest.raises(ValueError, match="promised"),
+        pytest.raises(ValueError, match="expected 3 values"),
         files.array_writer(tmp_path / "a.npy", np.uint8, 3) as write,
     ):
         write(np.zeros(written, np.uint8))
@@ -132,18 +132,18 @@ def test_json_of_any_size_is_not_read(tmp_path):
 @pytest.mark.parametrize(
     "code",
     [
-        "with workdir.new_array(path, np.uint8, 10**6) as write: write(np.zeros(10**6))",
-        "with workdir.whole(path) as beside: np.save(open(beside, 'wb'), np.zeros(10**6))",
-        "workdir.write_json(path, {'a': 'x' * 10**6})",
-        "workdir.write_table(path, {'a': np.random.default_rng(0).random(10**6)})",
-        "with workdir.new_folder(path) as folder: (folder / 'file').write_bytes(bytes(10**6))",
+        "with files.array_writer(path, np.uint8, 10**6) as write: write(np.zeros(10**6))",
+        "with files.atomic_write(path) as beside: np.save(open(beside, 'wb'), np.zeros(10**6))",
+        "files.write_json(path, {'a': 'x' * 10**6})",
+        "files.write_table(path, {'a': np.random.default_rng(0).random(10**6)})",
+        "with files.atomic_folder(path) as folder: (folder / 'file').write_bytes(bytes(10**6))",
         "from safetensors.numpy import save_file\n"
-        "with workdir.new_folder(path) as folder: save_file({'a': np.zeros(10**6)}, folder / 'file')",
+        "with files.atomic_folder(path) as folder: save_file({'a': np.zeros(10**6)}, folder / 'file')",
     ],
 )
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, code):
     head = (
-        "import resource, sys, numpy as np; from ecgbyte_cli import workdir; from pathlib import Path\n"
+        "import resource, sys, numpy as np; from ecgbyte_cli.storage import files; from pathlib import Path\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); path = Path(sys.argv[1])\n"
     )
     run = subprocess.run(
@@ -339,8 +339,8 @@ def test_settings_that_were_edited_are_refused(copy):
 
 
 def test_what_is_hashed(copy, monkeypatch):
-    real, hashed = files.sha256_of, []
-    monkeypatch.setattr(files, "sha256_of", lambda path: hashed.append(path.name) or real(path))
+    real, hashed = manifest.sha256_of, []
+    monkeypatch.setattr(manifest, "sha256_of", lambda path: hashed.append(path.name) or real(path))
     with copy.checked("tokens"):
         assert hashed == []  # size and time are as they were written
     os.utime(copy.symbols)  # as a copy has it

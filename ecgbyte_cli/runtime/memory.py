@@ -1,4 +1,4 @@
-"""Running out of memory: recognized, avoided by smaller parts, and reported in one line with what to do."""
+"""Recognize running out of memory, avoid it by smaller parts, and report it in one line."""
 
 import contextlib
 import re
@@ -56,7 +56,7 @@ def reporting_out_of_memory(where: str, advice: str) -> Iterator[None]:
     where : str
         Follows "out of memory", such as `at --batch 4`.
     advice : str
-        What to do. It names options of the command alone.
+        What to do, in options of the command.
 
     Raises
     ------
@@ -72,13 +72,13 @@ def reporting_out_of_memory(where: str, advice: str) -> Iterator[None]:
 
 
 def in_parts(items: "Sequence[Any] | torch.Tensor", size: int, compute: Callable[[Any], T]) -> Iterator[T]:
-    """Compute consecutive parts of some items, in smaller parts where memory does not suffice.
+    """Compute consecutive parts of some items, in smaller parts if memory runs out.
 
     Parameters
     ----------
     items : sequence or torch.Tensor
     size : int
-        Longest part. It is halved when `compute` runs out of memory, and stays so.
+        Length of a part. It is halved whenever `compute` runs out of memory.
     compute : callable
         Takes a part.
 
@@ -90,19 +90,19 @@ def in_parts(items: "Sequence[Any] | torch.Tensor", size: int, compute: Callable
     Raises
     ------
     RuntimeError or MemoryError
-        If memory does not suffice for one item.
+        If memory runs out at a single item.
     """
     first = 0
     while first < len(items):
         part = items[first : first + size]
         try:
-            made = compute(part)
+            result = compute(part)
         except (RuntimeError, MemoryError) as error:
             if len(part) == 1 or not out_of_memory(error):
                 raise
             size = len(part) // 2
             continue
-        yield made
+        yield result
         first += len(part)
 
 
@@ -122,9 +122,9 @@ def exceeds_memory(lm: "ECGLM", tokens: int, full: bool = False) -> bool:
     config = lm.base.config.get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    # of each layer: norms, projections and their adapters' inputs, some of them in float32
-    kept = tokens * layers * (34 * width + 6 * inner) * (2 if lm.device.type == "cuda" else 4)
+    # per layer: norms, projections and their adapters' inputs, some of them in float32
+    states = tokens * layers * (34 * width + 6 * inner) * (2 if lm.device.type == "cuda" else 4)
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else free_memory()
     if full:  # a gradient and two moments, float32
         free -= 12 * sum(p.numel() for p in lm.parameters())
-    return kept > free / 2
+    return states > free / 2

@@ -35,6 +35,26 @@ ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}  # docs/fine-tuning.md has t
 
 @click.command(
     cls=Stage,
+    groups={
+        "Data": (
+            "qa",
+            "pretrain",
+            "draw",
+            "think",
+            "types",
+            "system",
+            "augment",
+            "without_ecg",
+            "max_length",
+            "long",
+        ),
+        "Model": ("model", "method", "ecg_rows", "ecg_init", "positions", "dropout", "rank", "alpha"),
+        "Optimisation": (
+            *("steps", "batch", "accumulate", "together", "lr", "rows_lr", "weight_decay", "ecg_loss"),
+            *("checkpointing", "seed", "seeds"),
+        ),
+        "Evaluation": ("every", "patience", "show"),
+    },
     short_help="Train a language model on questions and ECG tokens.",
     epilog="Example: ecgbyte finetune --qa data/qa.jsonl --model tiny --draw rhythm --steps 20",
 )
@@ -271,7 +291,6 @@ def finetune(
         going_on = unfinished_checkpoint(work, settings, overwrite)
         done = going_on is None and completed_result(work.model_settings, settings, overwrite, "a model")
         if done:
-            note(f"{work.model} is there already, made with these settings: nothing to do")
             return done if rank == 0 else None
         return _train(work, qa, settings, checkpointing, going_on)
 

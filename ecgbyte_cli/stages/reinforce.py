@@ -191,7 +191,6 @@ def reinforce(
         going_on = unfinished_checkpoint(work, settings, overwrite)
         done = going_on is None and completed_result(work.model_settings, settings, overwrite, "a model")
         if done:
-            note(f"{work.model} is there already, made with these settings: nothing to do")
             return done
         return _train(work, qa, about, settings, going_on)
 
