@@ -1,7 +1,7 @@
 """Options and parameter types that several commands share."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ class WeightedName(click.ParamType):
 
     name = "name[:weight]"
 
-    def __init__(self, names: Sequence[str] | None = None):
+    def __init__(self, names: Collection[str] | None = None):
         self.names = names
 
     def convert(

@@ -25,9 +25,7 @@ LIKE = {"ecg-byte": ("paper", "paper"), "elm": ("elm", "minmax")}  # profile and
 class ImportOptions:
     """Options of `ecgbyte import-tokenizer`."""
 
-    like: str = (
-        "ecg-byte"  # implementation whose preprocessing and quantizer made the letters: ecg-byte or elm
-    )
+    like: str = "ecg-byte"  # implementation that made the letters: ecg-byte or elm
     leads: str = ",".join(preprocess.LEADS)  # order of the leads, separated by commas
     bounds: tuple[float, float] | None = None  # range of the letters in mV (--range); None: from the file
     overwrite: bool = False  # replace another tokenizer
