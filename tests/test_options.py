@@ -80,6 +80,7 @@ def test_help_shows_every_option_once_and_in_groups(name):
     shown = [line.split()[0].rstrip(",") for line in text.splitlines() if line.startswith("  -")]
     names = [param.opts[0] for param in command.params if isinstance(param, click.Option)]
     assert sorted(shown) == sorted([*names, "-h"])
+    assert "\n  DATA..." not in text  # an argument is not an option
     titles = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert titles == [*(f"{title}:" for title in command.groups), "Running:"] and len(titles) >= 4
 

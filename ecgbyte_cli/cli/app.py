@@ -175,7 +175,8 @@ class Stage(click.Command):
         ]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        lines = {p.name: record for p in self.get_params(ctx) if (record := p.get_help_record(ctx))}
+        options = (p for p in self.get_params(ctx) if isinstance(p, click.Option))
+        lines = {p.name: record for p in options if (record := p.get_help_record(ctx))}
         for title, names in self.groups.items():
             with formatter.section(title):
                 formatter.write_dl([lines.pop(name) for name in names])
