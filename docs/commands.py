@@ -1,9 +1,9 @@
-"""Write the command reference, docs/commands.md, from the commands' own --help.
+"""Write the command reference, docs/commands.md, from the --help of the commands.
 
     python docs/commands.py             # writes docs/commands.md
-    python docs/commands.py --check     # exit code 1 if docs/commands.md is not what would be written
+    python docs/commands.py --check     # exit code 1 if docs/commands.md is stale
 
-A change to an option or a help text needs a new page; tests/test_docs.py says so where it was forgotten.
+Run it after any change to an option or a help text; tests/test_docs.py fails if the page is stale.
 """
 
 import sys
@@ -17,20 +17,20 @@ PAGE = Path(__file__).with_name("commands.md")
 WIDTH = 80  # columns, whatever the terminal has
 
 
-def help_of(*command):
-    """The help text of `ecgbyte`, or of one of its commands, as it is printed in 80 columns."""
+def help_of(*command: str) -> str:
+    """Return the help text of `ecgbyte` or of a command, as printed in 80 columns."""
     result = CliRunner().invoke(main, [*command, "--help"], prog_name="ecgbyte", terminal_width=WIDTH)
     if result.exit_code:
         raise SystemExit(f"ecgbyte {' '.join(command)} --help: {result.output}{result.exception or ''}")
     return result.stdout.rstrip() + "\n"
 
 
-def page():
-    """The whole page, in Markdown."""
+def page() -> str:
+    """Return the page in Markdown."""
     parts = [
         "# Commands\n",
-        "This page is made by `python docs/commands.py` from what `--help` prints: change the help texts, not\n"
-        "the page. What the commands have in common: [what commands print](formats-on-disk.md#what-commands-print).\n",
+        "`python docs/commands.py` writes this page from the commands' `--help`: change the help texts, not the page.\n"
+        "Output that all commands share: [what commands print](formats-on-disk.md#what-commands-print).\n",
         f"    ecgbyte [--work DIR] COMMAND …\n\n```text\n{help_of()}```\n",
     ]
     for name in COMMANDS:

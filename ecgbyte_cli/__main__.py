@@ -2,30 +2,30 @@
 
 from ecgbyte_cli.runtime.interrupts import EndingAtOnce
 
-COMMANDS = {
-    "synth": "Write synthetic 12-lead records with questions and answers.",
-    "questions": "Make questions and answers from what a data set says.",
-    "measure": "Measure rate, intervals, axes and amplitudes of recordings.",
-    "symbolize": "Turn recordings into letters.",
-    "learn": "Learn merges from letters (also: learn-merges).",
-    "encode": "Turn letters into token ids.",
-    "decode": "Turn token ids back into recordings, and say how faithful they are.",
-    "finetune": "Train a language model on questions and ECG tokens.",
-    "reinforce": "Train a model on answers of its own, by what they are worth.",
-    "generate": "Answer many questions, and score the answers.",
-    "explain": "Measure which attribution points at the true cause.",
-    "chat": "Talk about one recording.",
-    "continue": "Let a model go on where a recording is cut.",
-    "draw": "Draw ECGs from words.",
-    "serve": "Show ECGs on a page, and answer there.",
-    "export": "Write the model as a plain Transformers folder.",
-    "plot": "Draw an ECG, its tokens, or what a model looked at.",
-    "import-tokenizer": "Import a tokenizer of ECG-Byte, ECG-Bench or ELM.",
-    "info": "Tell what the work folder holds, and what to run next.",
+COMMANDS = {  # name: (group in `ecgbyte --help`, summary)
+    "synth": ("Data", "Write synthetic 12-lead records with questions and answers."),
+    "questions": ("Data", "Build questions and answers from a data set's labels."),
+    "measure": ("Data", "Measure rate, intervals, axes and amplitudes of recordings."),
+    "symbolize": ("Tokenizer", "Turn recordings into letters."),
+    "learn": ("Tokenizer", "Learn merges from letters (also: learn-merges)."),
+    "encode": ("Tokenizer", "Turn letters into token ids."),
+    "decode": ("Tokenizer", "Turn token ids back into recordings, and measure the error."),
+    "finetune": ("Model", "Train a language model on questions and ECG tokens."),
+    "reinforce": ("Model", "Train a model on answers of its own, by what they are worth."),
+    "generate": ("Use", "Answer many questions, and score the answers."),
+    "explain": ("Look inside", "Measure which attribution points at the true cause."),
+    "chat": ("Use", "Talk about one recording."),
+    "continue": ("Use", "Let a model go on where a recording is cut."),
+    "draw": ("Use", "Draw ECGs from words."),
+    "serve": ("Use", "Show ECGs on a page, and answer there."),
+    "export": ("Model", "Write the model as a plain Transformers folder."),
+    "plot": ("Look inside", "Draw an ECG, its tokens, or what a model looked at."),
+    "import-tokenizer": ("Tokenizer", "Import a tokenizer of ECG-Byte, ECG-Bench or ELM."),
+    "info": ("Look inside", "Show the contents of the work folder, and the next command."),
 }
 ALIASES = {"learn-merges": "learn"}
 
-with EndingAtOnce():  # importing takes long enough for a Ctrl-C
+with EndingAtOnce():  # the import takes long enough for a Ctrl-C
     from ecgbyte_cli.cli.app import Toolkit
 
     main = Toolkit(COMMANDS, ALIASES)

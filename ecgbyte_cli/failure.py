@@ -1,17 +1,16 @@
-"""The failure that every part of the toolkit raises, and text made safe for a terminal."""
-
-import click
+"""The error that every part of the toolkit raises, and text made safe for a terminal."""
 
 
-class Failure(click.ClickException):  # noqa: N818 (Click's word for it is an exception, ours a failure)
-    """The work could not be done: one line saying what, which file, and what to do. Exit code 1."""
+class Failure(Exception):  # noqa: N818 (the public name)
+    """The work could not be done: one line that names the problem, the file and the remedy. Exit code 1."""
 
-    def show(self, file=None):
-        click.echo(f"ecgbyte: {printable(self.format_message())}", file=file, err=file is None)
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
 
 
 def printable(text: str, keep: str = "") -> str:
-    """A text as a file or a model has it, without what a terminal would take for a command.
+    """Replace everything in a text that a terminal would take for a command.
 
     Parameters
     ----------
@@ -22,16 +21,16 @@ def printable(text: str, keep: str = "") -> str:
     Returns
     -------
     str
-        Each kind of space as a space; control characters, marks of direction, bytes that are no text and
-        whatever else has no picture as an escape that can be seen, such as ``\\x1b``.
+        With every kind of space as a space. Control characters, direction marks, bytes that are not text and all
+        other unprintable characters become visible escapes such as ``\\x1b``.
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in keep else " " if c.isspace() else _seen(c) for c in text)
+    return "".join(c if c.isprintable() or c in keep else " " if c.isspace() else _escape(c) for c in text)
 
 
-def _seen(character):
-    # a byte of a file name that is no UTF-8 stands in Python's text as U+DC00 and the byte
+def _escape(character: str) -> str:
+    # Python holds a byte of a file name that is not UTF-8 as U+DC00 plus the byte
     code = ord(character)
     return (
         f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()

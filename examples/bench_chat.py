@@ -23,9 +23,9 @@ from ecgbyte_cli.inference.conversation import ECG, Conversation, RecordingLoade
 from ecgbyte_cli.model import ecg_lm, tiny
 from ecgbyte_cli.model.kv_cache import PromptCache
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.stages.learn import learn
-from ecgbyte_cli.stages.symbolize import symbolize
-from ecgbyte_cli.stages.synth import synth
+from ecgbyte_cli.stages.learn import LearnOptions, learn
+from ecgbyte_cli.stages.symbolize import SymbolizeOptions, symbolize
+from ecgbyte_cli.stages.synth import SynthOptions, synth
 from ecgbyte_cli.storage.workdir import WorkDir
 
 QUESTIONS = ("What is the rhythm?", "Is the heart rate above 100 beats per minute?")
@@ -53,9 +53,9 @@ def opening(repeats):
     """Seconds to open a record of 10 s, and how many tokens it makes."""
     with tempfile.TemporaryDirectory() as folder:
         data, work = Path(folder) / "data", WorkDir(Path(folder) / "work")
-        synth(data, records=64)
-        symbolize(work, str(data))
-        learn(work, vocab=5000)
+        synth(data, SynthOptions(records=64))
+        symbolize(work, str(data), SymbolizeOptions())
+        learn(work, LearnOptions(vocab=5000))
         reader = RecordingLoader(ECGTokenizer.from_file(work.ecg_tokenizer), "longest")
         paths, times = sorted(data.glob("*.hea")), []
         for path in [paths[0], *paths[:repeats]]:

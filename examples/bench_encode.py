@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS, ECGTokenizer, character
-from ecgbyte_cli.stages.learn import learn
-from ecgbyte_cli.stages.symbolize import symbolize
-from ecgbyte_cli.stages.synth import synth
+from ecgbyte_cli.stages.learn import LearnOptions, learn
+from ecgbyte_cli.stages.symbolize import SymbolizeOptions, symbolize
+from ecgbyte_cli.stages.synth import SynthOptions, synth
 from ecgbyte_cli.storage.files import read_array
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_kernels.tokens import expand, spell
@@ -50,9 +50,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         work = WorkDir(Path(folder) / "work")
         if not args.folder:
-            synth(Path(folder) / "data", records=500)
-        symbolize(work, args.folder or Path(folder) / "data")
-        learn(work, merges=args.merges, split="all")
+            synth(Path(folder) / "data", SynthOptions(records=500))
+        symbolize(work, args.folder or Path(folder) / "data", SymbolizeOptions())
+        learn(work, LearnOptions(merges=args.merges, split="all"))
         tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
         library = Tokenizer.from_file(str(work.hf_tokenizer))
         letters = np.array(read_array(work.symbols))

@@ -188,7 +188,7 @@ def one(name, work, threads, vocab, folder):
 
 
 def train_ecgbyte(work, threads, vocab):
-    from ecgbyte_cli.stages.learn import learn
+    from ecgbyte_cli.stages.learn import LearnOptions, learn
     from ecgbyte_cli.storage.files import read_table
     from ecgbyte_cli.storage.workdir import WorkDir
     from ecgbyte_kernels.merges import compile_kernels
@@ -196,7 +196,7 @@ def train_ecgbyte(work, threads, vocab):
     compile_kernels(LEVELS, vocab - LEVELS, lambda: None)
     before = resident_mb()
     paths = WorkDir(work)
-    result = learn(paths, vocab=vocab, max_token_length=0, threads=threads, overwrite=True)
+    result = learn(paths, LearnOptions(vocab=vocab, max_token_length=0, threads=threads, overwrite=True))
     return {
         "seconds": result["seconds"],
         "peak_mb": result["peak_rss_mb"],

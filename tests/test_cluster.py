@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.runtime import cluster
+from ecgbyte_cli.runtime import cluster, worker_groups
 from ecgbyte_cli.signal import distributed_bpe
 from ecgbyte_cli.storage.files import read_json, read_table
 from ecgbyte_cli.storage.stamps import file_stamps
@@ -178,7 +178,7 @@ def test_decoded_and_answered_alike(ecgbyte, small, tmp_path, two, monkeypatch):
 def test_a_worker_lost_while_learning(ecgbyte, small, tmp_path, two, kill, monkeypatch):
     monkeypatch.setattr(distributed_bpe, "GATHERED", 0)
     monkeypatch.setattr(distributed_bpe.learn, "__defaults__", (distributed_bpe.NO_ROWS, 0))
-    kill.calls(cluster.Groups, "call", 4, 30)
+    kill.calls(worker_groups.Groups, "call", 4, 30)
     for stage in chain(small / "data"):
         done(ecgbyte, *stage, *(["--dask", two.scheduler_address] if stage[0] == "learn" else []))
     assert len(kill.killed) == 2
@@ -191,7 +191,7 @@ def test_a_worker_lost_while_learning(ecgbyte, small, tmp_path, two, kill, monke
 def test_workers_lost_while_reading_and_one_after_the_other(ecgbyte, small, tmp_path, two, kill, monkeypatch):
     for stage in chain(small / "data")[:1]:
         done(ecgbyte, *stage)
-    kill.calls(cluster.Groups, "_waited_for", 1, 2)
+    kill.calls(worker_groups.Groups, "_wait_for", 1, 2)
     result = done(ecgbyte, "learn", "--vocab", 200, "--dask", two.scheduler_address)
     assert kill.killed and "others take over" in result.stderr
     rows = [
@@ -200,7 +200,7 @@ def test_workers_lost_while_reading_and_one_after_the_other(ecgbyte, small, tmp_
     ]
     assert rows[0] == rows[1]
     monkeypatch.undo()
-    kill.calls(cluster.Groups, "call", *range(100))
+    kill.calls(worker_groups.Groups, "call", *range(100))
     monkeypatch.setattr(distributed_bpe.learn, "__defaults__", (distributed_bpe.NO_ROWS, 0))
     result = ecgbyte("learn", "--vocab", 200, "--dask", two.scheduler_address, "--overwrite")
     assert result.exit_code == 1 and "workers one after the other" in result.stderr.splitlines()[-1], (
@@ -216,7 +216,7 @@ def test_a_scheduler_that_dies_is_one_line(ecgbyte, small, tmp_path, stage, monk
     )
     monkeypatch.setattr(cluster, "LOOK", 2)
     made = started(1)
-    before, closed = cluster.Groups.call, []
+    before, closed = worker_groups.Groups.call, []
 
     def call(self, name, *arguments):
         if name == "scan" and not closed:
@@ -229,7 +229,7 @@ def test_a_scheduler_that_dies_is_one_line(ecgbyte, small, tmp_path, stage, monk
 
     submitted = distributed.Client.submit
     if stage == "learn":
-        monkeypatch.setattr(cluster.Groups, "call", call)
+        monkeypatch.setattr(worker_groups.Groups, "call", call)
     else:
         monkeypatch.setattr(distributed.Client, "submit", submit)
     more = ["--overwrite", "--vocab", 150] if stage == "learn" else []

@@ -57,7 +57,7 @@ class Toy(app.Toolkit):
 
 
 def run(*args):
-    return CliRunner().invoke(Toy({"first": "", "second": "", "several": ""}, {}), args)
+    return CliRunner().invoke(Toy({name: ("Use", "") for name in ("first", "second", "several")}, {}), args)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_every_command_is_in_the_table_and_in_the_readme():
     names = {p.stem.rstrip("_").replace("_", "-") for p in stages.glob("*.py")} - {"--init"}
     assert names == set(COMMANDS)
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    for name, line in COMMANDS.items():
+    for name, (_, line) in COMMANDS.items():
         assert f"ecgbyte {name}" in readme
         command = main.get_command(None, name)
         assert command.short_help == line
@@ -280,14 +280,18 @@ def test_what_is_shown_of_it():
 @settings(max_examples=100, deadline=None)
 @given(text=ANY)
 def test_no_way_to_the_terminal_lets_commands_through(text):
-    @click.command()
+    @click.command(cls=app.Stage)
     def shows():
         output.print_result(text)
         output.note(text)
         output.table([(text, "[/x]")], ("[red]name", text), text)
         raise output.Failure(text)
 
-    result = CliRunner().invoke(shows)
+    class Shows(app.Toolkit):
+        def get_command(self, ctx, name):
+            return shows
+
+    result = CliRunner().invoke(Shows({"shows": ("Use", "")}, {}), ["shows"])
     assert result.exit_code == 1
     assert all(c == "\n" or c.isprintable() for c in result.stdout.replace("\t", "") + result.stderr)
 
@@ -309,7 +313,10 @@ def program(code, **options):
         "import sys, os, time, signal, click; from ecgbyte_cli.cli import app, output\n"
         "@click.command(cls=app.Stage)\ndef go():\n"
     )
-    tail = "\nclass Toy(app.Toolkit):\n    def get_command(self, ctx, name): return go\nToy({'go': ''}, {})()"
+    tail = (
+        "\nclass Toy(app.Toolkit):\n    def get_command(self, ctx, name): return go\n"
+        "Toy({'go': ('Use', '')}, {})()"
+    )
     body = "".join(f"    {line}\n" for line in code.splitlines())
     return subprocess.Popen(
         [sys.executable, "-c", head + body + tail, "go", *options.pop("args", [])],

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.signal.reference_tokenizer import plain
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.stages import import_tokenizer as stage
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_kernels.bpe import bpe, bpe_tables
@@ -74,7 +75,7 @@ def test_without_a_range_letters_are_encoded_and_signals_refused(ecgbyte, work, 
     letters = np.random.default_rng(0).integers(0, 26, (12, 2500), np.uint8)
     assert np.array_equal(tokenizer.decode(tokenizer.encode(letters)), letters)
     for work_on_mv in (lambda: tokenizer.encode(np.zeros((12, 2500))), lambda: tokenizer.to_mv(letters)):
-        with pytest.raises(stage.Failure, match="--range LO HI"):
+        with pytest.raises(Failure, match="--range LO HI"):
             work_on_mv()
 
 
@@ -392,7 +393,7 @@ def test_long_tokens_are_taken_apart_or_refused_in_seconds(ecgbyte, work, tmp_pa
     st.integers(2, 5),
 )
 def test_what_is_read_is_what_python_reads(value, protocol):
-    assert stage.plain(pickle.dumps(value, protocol)) == value
+    assert plain(pickle.dumps(value, protocol)) == value
 
 
 @settings(max_examples=100, deadline=None)
@@ -401,6 +402,6 @@ def test_damaged_pickles_are_refused_or_read(at, change):
     content = pickle.dumps(({0: "a"}, [(list(text.encode()), 256 + k) for k, text in enumerate(SPELLED)]))
     at %= len(content)
     try:
-        stage.plain(content[:at] + change + content[at + len(change) :])
+        plain(content[:at] + change + content[at + len(change) :])
     except (ValueError, TypeError, IndexError, KeyError, AttributeError):
         pass

@@ -14,7 +14,7 @@ from ecgbyte_cli.questions.question_builder import alternatives, build_questions
 from ecgbyte_cli.questions.sources import csv_tables, ptbxl, wfdb_headers
 from ecgbyte_cli.questions.sources.base import RecordFacts, Source
 from ecgbyte_cli.readers import Recording
-from ecgbyte_cli.stages.questions import questions
+from ecgbyte_cli.stages.questions import QuestionsOptions, questions
 
 HIDINGS = 1000
 TOGETHER = 50  # hidings whose facts are labelled in one call
@@ -265,7 +265,9 @@ def test_columns_are_known_by_findings_names_and_words(tmp_path, capsys):
         {"record": f"r{i}", "Hypertrophy": i % 2, "LVH": i % 2, "conduction disturbance": 0, "RBBB": i % 2}
         for i in range(8)
     ]
-    result = questions(table(tmp_path / "t.csv", rows), out=tmp_path / "qa.jsonl", every_finding=True)
+    result = questions(
+        table(tmp_path / "t.csv", rows), QuestionsOptions(out=tmp_path / "qa.jsonl", every_finding=True)
+    )
     said = capsys.readouterr().err
     assert "4 recordings" in said and "complete right bundle branch block" in said
     lines = [json.loads(line) for line in (tmp_path / "qa.jsonl").read_text().splitlines()]

@@ -14,6 +14,7 @@ from ecgbyte_cli.runtime import processes
 from ecgbyte_cli.signal import corpus
 from ecgbyte_cli.signal.tokenizer import character
 from ecgbyte_cli.stages import learn as stage
+from ecgbyte_cli.stages.learn import LearnOptions
 from ecgbyte_cli.storage.files import array_writer, read_json, read_table, write_json, write_table
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_kernels import merges as kernels
@@ -133,7 +134,7 @@ def test_boundaries(tmp_path):
         "none": [sum(flat, [])],
     }
     for boundary, parts in pieces.items():
-        result = stage.learn(work, merges=30, boundary=boundary, overwrite=True)
+        result = stage.learn(work, LearnOptions(merges=30, boundary=boundary, overwrite=True))
         expected, left = naive.learn_merges(parts, 3, 30)
         tokenizer = read_json(work.ecg_tokenizer)
         assert tokenizer["merges"] == [[a, b] for a, b, _ in expected]
@@ -148,7 +149,10 @@ def test_the_held_out_segments_are_left_out(tmp_path):
     alone = letters_of(
         tmp_path / "train", [s for s, split in zip(segments, splits, strict=True) if split == "train"]
     )
-    assert stage.learn(work, vocab=100)["sha256"] == stage.learn(alone, vocab=100)["sha256"]
+    assert (
+        stage.learn(work, LearnOptions(vocab=100))["sha256"]
+        == stage.learn(alone, LearnOptions(vocab=100))["sha256"]
+    )
     result = run(work, "--vocab", 100, "--split", "all", "--overwrite", "--json")
     assert "10 of 10 segments (split all)" in result.stderr
     assert json.loads(result.stdout)["symbols"] == 20_000
@@ -160,13 +164,16 @@ def test_sample(tmp_path):
     assert "10 of 40 of 40 segments" in result.stderr
     ten = json.loads(result.stdout)
     assert ten["symbols"] == 20_000
-    quarter = stage.learn(work, vocab=100, sample=0.25, overwrite=True)
+    quarter = stage.learn(work, LearnOptions(vocab=100, sample=0.25, overwrite=True))
     assert quarter["sha256"] == ten["sha256"]
-    other = stage.learn(work, vocab=100, sample=10, seed=1, overwrite=True)
+    other = stage.learn(work, LearnOptions(vocab=100, sample=10, seed=1, overwrite=True))
     assert other["symbols"] == 20_000 and other["sha256"] != ten["sha256"]
-    everything = stage.learn(work, vocab=100, overwrite=True)
+    everything = stage.learn(work, LearnOptions(vocab=100, overwrite=True))
     for sample in (1.0, 40, 99):
-        assert stage.learn(work, vocab=100, sample=sample, overwrite=True)["sha256"] == everything["sha256"]
+        assert (
+            stage.learn(work, LearnOptions(vocab=100, sample=sample, overwrite=True))["sha256"]
+            == everything["sha256"]
+        )
     for wrong in ("0", "-3", "1.5", "x"):
         assert "neither a number" in run(work, "--sample", wrong, code=2).stderr
 
@@ -175,7 +182,8 @@ def test_the_same_at_any_number_of_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "LEAST_IN_SHARD", 1000)
     work = letters_of(tmp_path, walk(30))
     digests = {
-        stage.learn(work, vocab=900, threads=threads, overwrite=True)["sha256"] for threads in (1, 2, 8)
+        stage.learn(work, LearnOptions(vocab=900, threads=threads, overwrite=True))["sha256"]
+        for threads in (1, 2, 8)
     }
     assert len(digests) == 1
 
@@ -188,7 +196,7 @@ def test_goes_on_after_a_kill(tmp_path, monkeypatch, save):
     monkeypatch.setattr(stage, "SAVE_EVERY", 0)
     monkeypatch.setattr(kernels._learn, "__defaults__", (0, kernels.SCAN_SHARE))  # keep the shards apart
     options = {"vocab": 1200, "threads": 2}
-    expected = stage.learn(letters_of(tmp_path / "whole", walk(30)), **options)
+    expected = stage.learn(letters_of(tmp_path / "whole", walk(30)), LearnOptions(**options))
     work = letters_of(tmp_path / "killed", walk(30))
 
     child = os.fork()
@@ -202,7 +210,7 @@ def test_goes_on_after_a_kill(tmp_path, monkeypatch, save):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         stage.write_json = write_and_die
-        stage.learn(work, **options)
+        stage.learn(work, LearnOptions(**options))
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     known = len(read_json(work.half_learned)["merges"])
@@ -214,11 +222,11 @@ def test_goes_on_after_a_kill(tmp_path, monkeypatch, save):
     for merges in ([[left, right, count - 1], *saved["merges"][1:]], saved["merges"][:-1]):
         write_json(work.half_learned, saved | {"merges": merges})
         with pytest.raises(Failure, match="half_learned.json is damaged"):
-            stage.learn(work, **options)
+            stage.learn(work, LearnOptions(**options))
     write_json(work.half_learned, saved)
     # a run with other settings is refused, not mixed in
     with pytest.raises(Failure, match="other settings"):
-        stage.learn(work, vocab=1000)
+        stage.learn(work, LearnOptions(vocab=1000))
     result = run(work, "--vocab", 1200, "--threads", 2, "--json")
     assert f"goes on from merge {known}" in result.stderr
     assert json.loads(result.stdout)["sha256"] == expected["sha256"]
@@ -231,14 +239,14 @@ def test_goes_on_after_a_kill(tmp_path, monkeypatch, save):
 
 def test_a_finished_run_is_not_done_again(tmp_path):
     work = letters_of(tmp_path, walk(4))
-    first = stage.learn(work, vocab=60)
+    first = stage.learn(work, LearnOptions(vocab=60))
     before = work.ecg_tokenizer.stat().st_mtime_ns
     result = run(work, "--vocab", 60, "--threads", 1, "--json")
-    assert "already done" in result.stderr and json.loads(result.stdout) == first
+    assert "nothing to do" in result.stderr and json.loads(result.stdout) == first
     assert work.ecg_tokenizer.stat().st_mtime_ns == before
     refused = run(work, "--vocab", 61, code=1).stderr
     assert "other settings (merges)" in refused
-    assert stage.learn(work, vocab=61, overwrite=True)["vocab"] == 61
+    assert stage.learn(work, LearnOptions(vocab=61, overwrite=True))["vocab"] == 61
     letters_of(tmp_path, walk(4, seed=2), splits=["train", "train", "train", "val"])
     assert "other settings (symbols)" in run(work, "--vocab", 61, code=1).stderr
 
@@ -247,13 +255,13 @@ def test_a_flat_lead(tmp_path):
     work = letters_of(tmp_path, [np.full((1, 1000), 4, np.uint8)])
     result = run(work, "--json")
     # runs of 2, 4, … 128, 256: then 1000 letters are three tokens of 256 and the rest
-    assert "no other pair is found 2 times or more" in result.stderr
+    assert "no other pair occurs 2 times or more" in result.stderr
     tokenizer = read_json(work.ecg_tokenizer)
     expected, left = naive.learn_merges([[4] * 1000], 26, 5000, max_length=256)
     assert tokenizer["merges"] == [[a, b] for a, b, _ in expected]
     assert json.loads(result.stdout)["tokens"] == len(left[0])
     assert read_table(work.merges)["length"].max() == 256
-    unlimited = stage.learn(work, max_token_length=0, overwrite=True)
+    unlimited = stage.learn(work, LearnOptions(max_token_length=0, overwrite=True))
     assert unlimited["tokens"] == len(naive.learn_merges([[4] * 1000], 26, 5000)[1][0])
 
 
@@ -262,10 +270,10 @@ def test_the_ends_of_the_vocabulary(tmp_path):
     assert reason(work, "--vocab", 25) == (
         f"ecgbyte: --vocab 25 is smaller than the 26 letters of {work.symbols}"
     )
-    nothing = stage.learn(work, vocab=26)
+    nothing = stage.learn(work, LearnOptions(vocab=26))
     assert nothing["merges"] == 0 and nothing["tokens"] == 50 and nothing["compression"] == 1
-    assert stage.learn(work, merges=0, overwrite=True)["vocab"] == 26
-    many = stage.learn(work, vocab=100_000, min_count=1, max_token_length=0, overwrite=True)
+    assert stage.learn(work, LearnOptions(merges=0, overwrite=True))["vocab"] == 26
+    many = stage.learn(work, LearnOptions(vocab=100_000, min_count=1, max_token_length=0, overwrite=True))
     assert many["tokens"] == 1
 
 
@@ -276,7 +284,7 @@ def test_nothing_to_learn_from(tmp_path):
     assert "none of the 2 segments" in reason(work) and "add --split all" in reason(work)
     assert "run `ecgbyte symbolize` first" in reason(WorkDir(tmp_path / "missing"))
     work = letters_of(tmp_path / "empty", [np.zeros((2, 0), np.uint8)])
-    assert stage.learn(work, vocab=30)["merges"] == 0
+    assert stage.learn(work, LearnOptions(vocab=30))["merges"] == 0
 
 
 def test_letters_and_table_that_disagree(tmp_path):

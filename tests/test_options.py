@@ -1,12 +1,17 @@
-"""Options of training and scoring: mixed question files, types, adapters, learning rates, system prompts, seeds."""
+"""Options: defaults and help of all commands; mixed question files, types, adapters, rates, prompts, seeds."""
 
+import dataclasses
+import importlib
 import json
 import shutil
 
+import click
+import click.testing
 import numpy as np
 import pytest
 import torch
 
+from ecgbyte_cli.__main__ import COMMANDS, main
 from ecgbyte_cli.evaluation import metrics
 from ecgbyte_cli.model import model_folder
 from ecgbyte_cli.model import tiny as tiny_module
@@ -20,6 +25,74 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+# options that a command handles itself, before it calls its function
+APART = {"finetune": {"show", "seeds"}, "generate": {"seeds"}, "reinforce": {"show"}}
+
+
+def options_class(command):
+    """Return the dataclass of a command's options, defined in its stage file, or None."""
+    module = importlib.import_module(command.callback.__module__)
+    classes = [
+        value
+        for name, value in vars(module).items()
+        if name.endswith("Options")
+        and dataclasses.is_dataclass(value)
+        and value.__module__ == module.__name__
+    ]
+    assert len(classes) <= 1
+    return classes[0] if classes else None
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_have_their_defaults_from_one_place(name):
+    command = main.get_command(None, name)
+    options = options_class(command)
+    if options is None:
+        assert name not in (
+            "synth",
+            "questions",
+            "symbolize",
+            "learn",
+            "encode",
+            "decode",
+            "import-tokenizer",
+        )
+        return
+    ctx = click.Context(command)
+    defaults = {}
+    for param in command.params:
+        if isinstance(param, click.Option) and param.expose_value and param.name not in APART.get(name, ()):
+            default = param.get_default(ctx)
+            # newer versions of Click have a mark for an option without a default, which becomes None
+            unset = "UNSET" in repr(default)
+            defaults[param.name] = param.type_cast_value(ctx, None if unset else default)
+    assert defaults == {field.name: field.default for field in dataclasses.fields(options)}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options().overwrite = True
+
+
+@pytest.mark.parametrize("name", ["symbolize", "finetune", "generate"])
+def test_help_shows_every_option_once_and_in_groups(name):
+    command = main.get_command(None, name)
+    text = click.testing.CliRunner().invoke(main, [name, "--help"], terminal_width=200).stdout
+    shown = [line.split()[0].rstrip(",") for line in text.splitlines() if line.startswith("  -")]
+    names = [param.opts[0] for param in command.params if isinstance(param, click.Option)]
+    assert sorted(shown) == sorted([*names, "-h"])
+    assert "\n  DATA..." not in text  # an argument is not an option
+    titles = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == [*(f"{title}:" for title in command.groups), "Running:"] and len(titles) >= 4
+
+
+def test_help_lists_every_command_once_in_groups():
+    lines = click.testing.CliRunner().invoke(main, ["--help"], terminal_width=200).stdout.splitlines()
+    groups = list(dict.fromkeys(group for group, _ in COMMANDS.values()))
+    assert [line[:-1] for line in lines if line.endswith(":")] == ["Options", *groups]
+    for name, (group, summary) in COMMANDS.items():
+        [place] = [i for i, line in enumerate(lines) if line.split()[:1] == [name]]
+        assert lines[place].endswith(summary)
+        assert [line[:-1] for line in lines[:place] if line.endswith(":")][-1] == group
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from ecgbyte_cli.questions.sources.base import (
     sex_label,
 )
 from ecgbyte_cli.readers import split_of
-from ecgbyte_cli.stages.questions import questions
+from ecgbyte_cli.stages.questions import QuestionsOptions, questions
 
 ROOT = Path(__file__).resolve().parent.parent
 # of the PhysioNet Challenge 2021: dx_mapping_scored.csv
@@ -97,7 +97,7 @@ def asked(source, **options):
     """The questions about a source, as dicts."""
     source = Path(source)
     out = (source if source.is_dir() else source.parent) / "out" / "qa.jsonl"
-    questions(source, out=out, overwrite=True, **options)
+    questions(source, QuestionsOptions(out=out, overwrite=True, **options))
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -556,11 +556,11 @@ def test_what_is_no_source(ecgbyte, tmp_path):
 
 def test_a_file_is_not_replaced_unasked(tmp_path):
     path, out = ptb_xl(tmp_path, *RARE), tmp_path / "qa.jsonl"
-    first = questions(path, out=out)
-    assert questions(path, out=out)["questions"] == first["questions"]  # the same again
+    first = questions(path, QuestionsOptions(out=out))
+    assert questions(path, QuestionsOptions(out=out))["questions"] == first["questions"]  # the same again
     with pytest.raises(Failure, match="holds something else"):
-        questions(path, out=out, seed=2)
-    questions(path, out=out, seed=2, overwrite=True)
+        questions(path, QuestionsOptions(out=out, seed=2))
+    questions(path, QuestionsOptions(out=out, seed=2, overwrite=True))
 
 
 def test_the_command_prints_counts(ecgbyte, tmp_path):
@@ -662,7 +662,9 @@ def test_noise_is_where_ecg_qa_has_it(real_data):
 
 
 def test_the_challenge_s_recordings(real_data, tmp_path):
-    result = questions(real_data / "cinc2021", out=tmp_path / "qa.jsonl", every_finding=True)
+    result = questions(
+        real_data / "cinc2021", QuestionsOptions(out=tmp_path / "qa.jsonl", every_finding=True)
+    )
     assert result["records"] == 25
     answers = verify(map(json.loads, (tmp_path / "qa.jsonl").read_text().splitlines()))
     assert answers["HR06002", "irbbb"] == answers["HR06002", "sbrad"] == {"yes"}

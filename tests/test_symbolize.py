@@ -412,8 +412,8 @@ def test_memory_follows_samples_not_records(tmp_path):
                 file.truncate(300000 * 24)
         code = (
             "import sys, resource; from ecgbyte_cli.storage.workdir import WorkDir\n"
-            "from ecgbyte_cli.stages.symbolize import symbolize\n"
-            "symbolize(WorkDir(sys.argv[2]), sys.argv[1], profile='resample', jobs=1)\n"
+            "from ecgbyte_cli.stages.symbolize import SymbolizeOptions, symbolize\n"
+            "symbolize(WorkDir(sys.argv[2]), sys.argv[1], SymbolizeOptions(profile='resample', jobs=1))\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
         )
         args = [sys.executable, "-c", code, tmp_path / name, tmp_path / f"work {name}"]

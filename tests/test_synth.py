@@ -8,7 +8,7 @@ import wfdb
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal.simulate import CONDITIONS, SPLITS, make_record, plan_records
 from ecgbyte_cli.stages import synth as synth_stage
-from ecgbyte_cli.stages.synth import ask, synth
+from ecgbyte_cli.stages.synth import SynthOptions, ask, synth
 from ecgbyte_kernels.vcg import LEADS
 
 FS = 250
@@ -279,7 +279,7 @@ def test_questions():
 
 
 def test_files_read_back_as_made(tmp_path):
-    result = synth(tmp_path / "data", records=16, fs=500, seed=2)
+    result = synth(tmp_path / "data", SynthOptions(records=16, fs=500, seed=2))
     plan = plan_records(16, seed=2)
     assert sorted(p.name for p in tmp_path.glob("data/*.hea")) == [f"{r['name']}.hea" for r in plan]
     assert not list(tmp_path.glob("data/*.part"))
@@ -320,7 +320,7 @@ def contents(folder):
 
 def test_same_files_whatever_the_jobs_and_others_with_another_seed(tmp_path):
     for name, jobs, seed in (("one", 1, 4), ("three", 3, 4), ("other", 1, 5)):
-        synth(tmp_path / name, records=12, seconds=5, fs=100, seed=seed, jobs=jobs)
+        synth(tmp_path / name, SynthOptions(records=12, seconds=5, fs=100, seed=seed, jobs=jobs))
     one, three, other = (contents(tmp_path / name) for name in ("one", "three", "other"))
     assert one == three
     assert one.keys() == other.keys()
@@ -330,15 +330,15 @@ def test_same_files_whatever_the_jobs_and_others_with_another_seed(tmp_path):
 def test_rerun_resume_and_refusal(tmp_path, monkeypatch, capsys):
     out = tmp_path / "data"
     small = {"seconds": 5, "fs": 100}
-    first = synth(out, records=10, **small)
+    first = synth(out, SynthOptions(records=10, **small))
     before = contents(out)
-    assert synth(out, records=10, **small) == first
-    assert "made already" in capsys.readouterr().err
+    assert synth(out, SynthOptions(records=10, **small)) == first
+    assert "nothing to do" in capsys.readouterr().err
     with pytest.raises(Failure, match=r"other settings \(records\).*--overwrite, or name another folder"):
-        synth(out, records=4, **small)
+        synth(out, SynthOptions(records=4, **small))
     assert contents(out) == before
     (out / "mine.txt").write_text("kept")
-    synth(out, records=4, overwrite=True, **small)
+    synth(out, SynthOptions(records=4, overwrite=True, **small))
     assert len(list(out.glob("*.dat"))) == len(list(out.glob("*.hea"))) == 4
     assert (out / "mine.txt").exists()
 
@@ -354,15 +354,15 @@ def test_rerun_resume_and_refusal(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(synth_stage, "_write_record", stops)
     with pytest.raises(KeyboardInterrupt):
-        synth(again, records=10, jobs=1, **small)
+        synth(again, SynthOptions(records=10, jobs=1, **small))
     assert not (again / "qa.jsonl").exists()
     there = len(list(again.glob("*.hea")))
     assert 3 <= there < 10
     calls.clear()
     monkeypatch.setattr(synth_stage, "_write_record", lambda *a: (calls.append(a[1]["name"]), real(*a)))
     with pytest.raises(Failure, match="other settings"):
-        synth(again, records=11, **small)
-    synth(again, records=10, jobs=1, **small)
+        synth(again, SynthOptions(records=11, **small))
+    synth(again, SynthOptions(records=10, jobs=1, **small))
     assert f"{there} of 10 records are there" in capsys.readouterr().err
     assert len(calls) == 10 - there
     assert contents(again) == before
@@ -372,12 +372,12 @@ def test_many_records_go_to_subfolders(tmp_path, monkeypatch):
     monkeypatch.setattr(
         synth_stage, "make_record", lambda *_: (np.zeros((10, 12), np.int16), ["Patient: P1"])
     )
-    synth(tmp_path / "data", records=1001, jobs=2)
+    synth(tmp_path / "data", SynthOptions(records=1001, jobs=2))
     assert len(list((tmp_path / "data" / "00000").glob("*.hea"))) == 1000
     assert [p.name for p in (tmp_path / "data" / "01000").glob("*.hea")] == ["synth01001.hea"]
     names = {json.loads(line)["record"] for line in (tmp_path / "data" / "qa.jsonl").open()}
     assert len(names) == 1001 and "synth01001" in names
-    synth(tmp_path / "data", records=2, overwrite=True)
+    synth(tmp_path / "data", SynthOptions(records=2, overwrite=True))
     assert len(list((tmp_path / "data").rglob("*.hea"))) == 2
 
 
@@ -391,7 +391,7 @@ def test_command(ecgbyte, tmp_path):
     result = ecgbyte(*args)
     assert result.exit_code == 0
     assert "sinus tachycardia" in result.stdout and "40 records" in result.stdout
-    assert "made already" in result.stderr
+    assert "nothing to do" in result.stderr
     result = ecgbyte("synth", out, "--records", 41)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
     (tmp_path / "file").write_text("")

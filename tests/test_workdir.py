@@ -48,10 +48,45 @@ def test_arrays(tmp_path, sizes):
     assert read.dtype == np.uint16 and read.shape == (sum(sizes),) and (read == 7).all()
 
 
+def test_a_finished_run_is_not_run_again(tmp_path, capsys):
+    work, runs = WorkDir(tmp_path), []
+
+    def run():
+        assert (work.root / ".decoded.lock").exists()
+        runs.append(len(runs))
+        result = {"runs": len(runs)}
+        files.write_json(work.decode_settings, {"settings": {"limit": 3}, "result": result})
+        return result
+
+    def once(settings, overwrite=False):
+        return work.run_once("decoded", work.decode_settings, settings, overwrite, "recordings", run)
+
+    assert once({"limit": 3}) == once({"limit": 3}) == {"runs": 1}
+    assert capsys.readouterr().err.endswith(
+        "holds recordings made with these settings already: nothing to do\n"
+    )
+    with pytest.raises(Failure, match=r"other settings \(limit\): add --overwrite"):
+        once({"limit": 4})
+    assert once({"limit": 3}, overwrite=True) == {"runs": 2}
+
+
+def test_a_run_that_finished_meanwhile_is_taken(tmp_path, monkeypatch):
+    work, result = WorkDir(tmp_path), {"settings": {}, "result": {"segments": 3}}
+    making = work.making
+
+    def meanwhile(name):
+        files.write_json(work.decode_settings, result)  # by another process, before the lock
+        return making(name)
+
+    monkeypatch.setattr(work, "making", meanwhile)
+    fails = lambda: pytest.fail("it ran again")  # noqa: E731
+    assert work.run_once("decoded", work.decode_settings, {}, False, "recordings", fails) == {"segments": 3}
+
+
 @pytest.mark.parametrize("written", [2, 4])
-def test_an_array_of_another_size_than_promised_is_none(tmp_path, written):
+def test_an_array_of_another_size_is_rejected(tmp_path, written):
     with (
-        pytest.raises(ValueError, match="promised"),
+        pytest.raises(ValueError, match="expected 3 values"),
         files.array_writer(tmp_path / "a.npy", np.uint8, 3) as write,
     ):
         write(np.zeros(written, np.uint8))
@@ -339,8 +374,8 @@ def test_settings_that_were_edited_are_refused(copy):
 
 
 def test_what_is_hashed(copy, monkeypatch):
-    real, hashed = files.sha256_of, []
-    monkeypatch.setattr(files, "sha256_of", lambda path: hashed.append(path.name) or real(path))
+    real, hashed = manifest.sha256_of, []
+    monkeypatch.setattr(manifest, "sha256_of", lambda path: hashed.append(path.name) or real(path))
     with copy.checked("tokens"):
         assert hashed == []  # size and time are as they were written
     os.utime(copy.symbols)  # as a copy has it

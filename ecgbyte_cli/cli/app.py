@@ -8,27 +8,37 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
 from ecgbyte_cli import __version__
 from ecgbyte_cli.cli import spelling
-from ecgbyte_cli.cli.output import reporting_closed_stdout
+from ecgbyte_cli.cli.output import note, reporting_closed_stdout
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import interrupts
 
 
 class Toolkit(click.Group):
-    """The chained command group; a command's module is imported only when the command is named."""
+    """The chained command group. A command's module is imported only when the command is named.
 
-    def __init__(self, commands, aliases):
+    Parameters
+    ----------
+    commands : dict of str to (str, str)
+        Name to its group in the help and its summary.
+    aliases : dict of str to str
+        Further names of commands.
+    """
+
+    def __init__(self, commands: Mapping[str, tuple[str, str]], aliases: Mapping[str, str]):
         super().__init__(
             "ecgbyte",
             chain=True,
             help="ECGs to byte pair tokens, and one causal language model over ECG and text (ECG-Byte). "
-            "Each command reads what the one before left in the work folder, and commands can be "
-            "chained in one line. Research use only: no medical device.",
+            "Each command reads the files that earlier commands wrote to the work folder. Commands can be "
+            "chained in one line. Research use only: not a medical device.",
             epilog="Example: ecgbyte symbolize data/ learn --vocab 5000 encode",
             context_settings={"help_option_names": ["-h", "--help"]},
             callback=open_work,
@@ -47,8 +57,8 @@ class Toolkit(click.Group):
                     type=click.Choice(["changed", "all", "none"]),
                     default="changed",
                     show_default=True,
-                    help="Which files of earlier stages are compared with their checksums: those whose size "
-                    "or time has changed, all, or none.",
+                    help="Files of earlier stages to compare with their checksums: files whose size or time has "
+                    "changed, all, or none.",
                 ),
             ],
             result_callback=print_json,
@@ -58,10 +68,10 @@ class Toolkit(click.Group):
 
     @property
     def names(self) -> list[str]:
-        """The names of all commands, and what else they are called."""
+        """The names and aliases of all commands."""
         return [*self.table, *self.aliases]
 
-    def list_commands(self, ctx):
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.table)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
@@ -70,62 +80,76 @@ class Toolkit(click.Group):
             ctx.fail(f"No such command {args[0]!r}. Did you mean {near!r}?")
         return super().resolve_command(ctx, args)
 
-    def get_command(self, ctx, name):
+    def get_command(self, ctx: click.Context | None, name: str) -> click.Command | None:  # type: ignore[override]
         name = self.aliases.get(name, name)
         if name not in self.table:
             return None
         module = name.replace("-", "_") + "_" * keyword.iskeyword(name)
         return importlib.import_module(f"ecgbyte_cli.stages.{module}").command
 
-    def format_commands(self, ctx, formatter):
-        # from the table, so that --help imports no stage
-        with formatter.section("Commands"):
-            formatter.write_dl(list(self.table.items()))
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # from the table, so that --help imports no stage; all sections have their columns alike
+        width = max(map(len, self.table))
+        for title in dict.fromkeys(group for group, _ in self.table.values()):
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (name.ljust(width), line)
+                        for name, (group, line) in self.table.items()
+                        if group == title
+                    ]
+                )
 
-    def main(self, args=None, prog_name="ecgbyte", **kwargs):
-        # errors="replace": a file name that is no valid text must not break the message about it
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = "ecgbyte", **kwargs: Any
+    ) -> Any:
+        # errors="replace": a file name that is not valid text must not break the message about it
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
-        return super().main(args, prog_name, **kwargs)
+        try:
+            return super().main(args, prog_name, **kwargs)
+        except Failure as failure:
+            note(f"ecgbyte: {failure.message}")
+            sys.exit(1)
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Failure(interrupts.STOPPED) from None
 
-    def __call__(self, *args, **kwargs):
-        """Run as the program, whose signals and streams are its own."""
-        sys.unraisablehook = _unraisable
-        # Python's helpers, such as multiprocessing's, else look for modules in the current folder first
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program that owns its signals and streams."""
+        sys.unraisablehook = _raise_again
+        # otherwise Python's helper processes look for modules in the current folder first
         os.environ["PYTHONSAFEPATH"] = "1"
         try:
             with interrupts.EndingAtOnce():  # until a stage begins
                 return super().__call__(*args, **kwargs)
         finally:
-            # it is over: a signal now would only show where Python cleans up
+            # a signal from here on would only show a traceback of Python's clean-up
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
-            exec("")  # Python keeps in mind that one ended such a text, and `python -m` would die of it now
+            exec("")  # clears Python's memory of a KeyboardInterrupt, of which `python -m` would die now
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 try:
                     stream.flush()
-                except OSError:  # full or closed, which was said; else Python would say so once more
+                except OSError:  # full or closed, and reported already: Python would report it again
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _unraisable(what):
-    """Take up an interrupt that came where Python cannot raise it, such as in a destructor."""
-    if issubclass(what.exc_type, KeyboardInterrupt):
+def _raise_again(unraisable: Any) -> None:
+    """Send an interrupt again that Python could not raise, such as one in a destructor."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
-        sys.__unraisablehook__(what)
+        sys.__unraisablehook__(unraisable)
 
 
 @click.pass_context
-def open_work(ctx, work, verify):
-    """Make the work folder's paths the object that `click.pass_obj` hands to the commands."""
+def open_work(ctx: click.Context, work: Path, verify: str) -> None:
+    """Set the work folder as the object that `click.pass_obj` hands to the commands."""
     from ecgbyte_cli.storage.workdir import WorkDir
 
     ctx.obj = WorkDir(work, verify)
@@ -134,32 +158,35 @@ def open_work(ctx, work, verify):
 class Stage(click.Command):
     """A command of the chain. Adds --json and --debug, and turns errors into one line.
 
-    The callback returns a dict: the stage's results, which `--json` prints.
+    The callback returns the stage's results as a dict, which `--json` prints.
+
+    Parameters
+    ----------
+    groups : dict of str to sequence of str
+        Sections of the help: title to the names of its parameters. All other options follow under "Running".
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.groups = groups or {}
         self.params += [
-            click.Option(
-                ["--json"],
-                is_flag=True,
-                expose_value=False,
-                callback=lambda ctx, _, on: ctx.find_root().meta.__setitem__("json", True) if on else None,
-                help="Print the results as one JSON object on standard output.",
-            ),
-            click.Option(
-                ["--debug"],
-                is_flag=True,
-                expose_value=False,
-                callback=lambda ctx, _, on: ctx.find_root().meta.__setitem__("debug", True) if on else None,
-                help="Show the traceback of an error.",
-            ),
+            _meta_flag("json", "Print the results as one JSON object on standard output."),
+            _meta_flag("debug", "Show the traceback of an error."),
         ]
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = (p for p in self.get_params(ctx) if isinstance(p, click.Option))
+        lines = {p.name: record for p in options if (record := p.get_help_record(ctx))}
+        for title, names in self.groups.items():
+            with formatter.section(title):
+                formatter.write_dl([lines.pop(name) for name in names])
+        with formatter.section("Running" if self.groups else "Options"):
+            formatter.write_dl(list(lines.values()))
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # In chain mode Click ends a command at its first argument, and would take an option behind it
-        # for the next command. So the options up to the next command are put before the arguments.
-        # An argument of any number of words ends at a command's name: a folder of that name is ./learn.
+        # In chain mode Click ends a command at its first argument and takes an option behind it for the next
+        # command. So the options up to the next command are moved before the arguments.
+        # An argument that takes any number of words ends at a command's name: write a folder of that name as ./learn.
         values = {
             name: 0 if p.is_flag or p.count else p.nargs
             for p in self.get_params(ctx)
@@ -172,7 +199,7 @@ class Stage(click.Command):
         while rest:
             word = rest[0]
             is_option = word.startswith("-") and word != "-" and not plain
-            # behind -- words are arguments, whatever they begin with, and a folder may have a command's name
+            # behind -- every word is an argument, and a folder may have a command's name
             ends = -1 not in wanted or (word in commands and not (plain and os.path.exists(word)))
             if len(arguments) >= len(wanted) and ends and not is_option:
                 break
@@ -190,50 +217,63 @@ class Stage(click.Command):
         ctx.args += rest
         return ctx.args
 
-    def invoke(self, ctx):
-        meta = ctx.find_root().meta
+    def invoke(self, ctx: click.Context) -> Any:
         try:
             interrupts.raise_them()
             result = super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            if meta.get("debug"):
-                raise_with_traceback()
-            raise
         except Exception as error:
-            if meta.get("debug"):
-                raise_with_traceback()
-            if caused_by_interrupt(error):
-                raise KeyboardInterrupt from None
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # who read the results has enough, and Click ends quietly
-            if isinstance(error, OSError) and error.filename is not None and error.strerror:
-                raise Failure(f"{os.fsdecode(error.filename)}: {error.strerror}") from error
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise Failure(f"{ctx.info_name}: {text} ({type(error).__name__}; --debug shows where)") from error
+            if ctx.find_root().meta.get("debug"):
+                print_traceback()
+            if isinstance(error, (Failure, click.ClickException, click.exceptions.Exit, click.Abort)):
+                raise
+            _raise_as_failure(error, ctx.info_name)
         return ctx.info_name, result
 
 
-def caused_by_interrupt(error):
-    """Whether an error came of Ctrl-C: compiled code and imports make other errors of it."""
+def _meta_flag(name: str, text: str) -> click.Option:
+    """Return the option `--NAME`, which sets `meta[NAME]` of the whole command line."""
+
+    def set_meta(ctx: click.Context, _: click.Parameter, on: bool) -> None:
+        if on:
+            ctx.find_root().meta[name] = True
+
+    return click.Option([f"--{name}"], is_flag=True, expose_value=False, callback=set_meta, help=text)
+
+
+def _raise_as_failure(error: Exception, command: str | None) -> NoReturn:
+    """Raise an unforeseen error again as a Failure of one line, or as the interrupt that caused it."""
+    if caused_by_interrupt(error):
+        raise KeyboardInterrupt from None
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        raise error  # the reader of the results closed the pipe, and Click ends quietly
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        raise Failure(f"{os.fsdecode(error.filename)}: {error.strerror}") from error
+    text = " ".join(str(error).split()) or type(error).__name__
+    raise Failure(f"{command}: {text} ({type(error).__name__}; --debug shows where)") from error
+
+
+def caused_by_interrupt(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C caused an error: compiled code and imports turn it into other errors."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
-def raise_with_traceback():
+def print_traceback() -> None:
     """Print the traceback of the exception being handled to standard error."""
     import traceback
 
     traceback.print_exc()
 
 
-def print_json(results, **_):
-    """Print what the stages returned, under --json: one object, keyed by stage if there were several."""
+def print_json(results: Sequence[tuple[str, dict | None]], **_: Any) -> None:
+    """Print the results of the stages, under --json: one object, keyed by stage if there were several."""
     if not click.get_current_context().meta.get("json"):
         return
-    results = [(name, result) for name, result in results if result is not None]
-    if not results:  # one of several processes, not the first
+    # in a distributed training only the first process has results
+    named = [(name, result) for name, result in results if result is not None]
+    if not named:
         return
-    value = results[0][1] if len(results) == 1 else dict(results)
+    value = named[0][1] if len(named) == 1 else dict(named)
     with reporting_closed_stdout():
         click.echo(json.dumps(value, ensure_ascii=False))

@@ -1,40 +1,46 @@
 """Options and parameter types that several commands share."""
 
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from ecgbyte_cli.cli.spelling import Model
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 
 class CommaList(click.ParamType):
-    """Words parted by commas, as a tuple."""
+    """The type of an option that takes comma-separated words: tuple of str."""
 
     name = "a,b,…"
 
-    def convert(self, value, param, ctx):
-        return (
-            tuple(word.strip() for word in value.split(",") if word.strip())
-            if isinstance(value, str)
-            else value
-        )
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if not isinstance(value, str):
+            return value
+        return tuple(word.strip() for word in value.split(",") if word.strip())
 
 
 class WeightedName(click.ParamType):
-    """A name, or one of some, with a weight behind a colon; 1 where there is none: (str, float)."""
+    """The type of an option that takes a name and an optional weight, 1 by default: (str, float)."""
 
     name = "name[:weight]"
 
-    def __init__(self, names=None):
+    def __init__(self, names: Collection[str] | None = None):
         self.names = names
 
-    def convert(self, value, param, ctx):
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
         if not isinstance(value, str):
             return value
         name, _, weight = value.rpartition(":")
         if not name or not re.fullmatch(r"\d*\.?\d+", weight):
-            name, weight = value, 1
+            name, weight = value, "1"
         if self.names and name not in self.names:
             self.fail(f"{name!r} is none of {', '.join(self.names)}", param, ctx)
         if float(weight) == 0:
@@ -42,7 +48,6 @@ class WeightedName(click.ParamType):
         return name, float(weight)
 
 
-# options that several commands have alike
 model_option = click.option(
     "--model",
     type=Model(),
@@ -52,14 +57,14 @@ model_option = click.option(
 )
 
 base_option = click.option(
-    "--base", type=click.Path(path_type=Path), help="Where the model's base model is, if it has moved."
+    "--base", type=click.Path(path_type=Path), help="Path of the base model, if it has moved."
 )
 
 max_new_option = click.option(
     "--max-new",
     type=click.IntRange(1),
     default=None,
-    show_default="64, or 512 of a model that reasons first",
+    show_default="64; 512 for a model that reasons first",
     help="Longest answer in tokens.",
 )
 
@@ -67,7 +72,7 @@ types_option = click.option(
     "--types",
     type=CommaList(),
     default="",
-    help="Take questions of these types alone, parted by commas.  [default: all]",
+    help="Use only questions of these types, separated by commas.  [default: all]",
 )
 
 seeds_option = click.option(
@@ -75,24 +80,31 @@ seeds_option = click.option(
     type=click.IntRange(1, 100),
     default=1,
     show_default=True,
-    help="How many trainings, with as many seeds: the first in the usual place, the others in seeds/.",
+    help="Number of trainings, each with its own seed. The first is in the usual place, the others are in seeds/.",
 )
 
 
-def sampling_options(command):
-    """Of commands that write ECGs: how their tokens are drawn."""
+dask_option = click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Work on a Dask cluster: its scheduler's address (tcp://…) or file, or local:N for N processes here.",
+)
+
+
+def sampling_options(command: F) -> F:
+    """Add the options that control how a command samples ECG tokens."""
     top_p = click.option(
         "--top-p",
         type=click.FloatRange(0, 1, min_open=True),
         default=1.0,
         show_default=True,
-        help="Draw from the likeliest tokens that have so much of the probability together.",
+        help="Sample from the most probable tokens that together have this probability.",
     )
     temperature = click.option(
         "--temperature",
         type=click.FloatRange(0, min_open=True),
         default=1.0,
         show_default=True,
-        help="Below 1 the likelier tokens become likelier still.",
+        help="Sampling temperature: below 1, probable tokens become more probable.",
     )
     return temperature(top_p(command))

@@ -1,4 +1,4 @@
-"""What every command shares on the command line: options, results, progress, tables and errors.
+"""Print results, tables, progress and notes.
 
 Results go to standard output; progress, notes and errors go to standard error.
 """
@@ -6,16 +6,22 @@ Results go to standard output; progress, notes and errors go to standard error.
 import errno
 import sys
 import time
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING
 
 import click
 
 from ecgbyte_cli.failure import Failure, printable
 
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.text import Text
+
 
 @contextmanager
-def reporting_closed_stdout():
-    """Say it in one line if standard output cannot be written; a closed one is Click's business."""
+def reporting_closed_stdout() -> Iterator[None]:
+    """Raise a Failure if standard output cannot be written. Click handles a closed pipe."""
     try:
         yield
     except OSError as error:
@@ -24,54 +30,58 @@ def reporting_closed_stdout():
         raise Failure(f"standard output cannot be written: {error.strerror}") from error
 
 
-def wants_json():
-    """True if standard output belongs to the JSON object."""
+def wants_json() -> bool:
+    """Return whether standard output is reserved for the JSON object."""
     ctx = click.get_current_context(silent=True)
     return bool(ctx and ctx.find_root().meta.get("json"))
 
 
-def print_result(text=""):
+def print_result(text: str = "") -> None:
     """Print a result to standard output (nothing under --json)."""
     if not wants_json():
         with reporting_closed_stdout():
             click.echo(printable(text, "\n\t"))
 
 
-def note(text):
-    """Print a remark to standard error: a line."""
-    with suppress(OSError):  # the work goes on where nobody can be told
+def note(text: str) -> None:
+    """Print a line to standard error."""
+    with suppress(OSError):  # the work goes on if standard error cannot be written
         click.echo(printable(text), err=True)
 
 
-def table(rows, header, title=None):
-    """Print a table to standard output (nothing under --json): rows of strings under a header."""
+def table(rows: Sequence[Sequence[object]], header: Sequence[str], title: str | None = None) -> None:
+    """Print a table to standard output (nothing under --json)."""
     if wants_json():
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    def shown(cell):
-        return Text(printable(str(cell)))  # as it is: brackets in a name are no markup
+    def literal(cell: object) -> "Text":
+        return Text(printable(str(cell)))  # brackets in a name are not markup
 
     grid = Table(
-        title=title and shown(title), title_justify="left", box=None, pad_edge=False, header_style="bold"
+        title=literal(title) if title else None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
     )
     for i, name in enumerate(header):
-        grid.add_column(shown(name), justify="left" if i == 0 else "right", overflow="fold")
+        grid.add_column(literal(name), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*map(shown, row))
+        grid.add_row(*map(literal, row))
     with reporting_closed_stdout():
         Console(highlight=False).print(grid)
 
 
 class _Progress:
-    """A count that reports itself: a bar in a terminal, a plain line every ten seconds elsewhere."""
+    """A count of finished work: a bar in a terminal, a plain line every ten seconds elsewhere."""
 
-    def __init__(self, what, total, unit):
-        self.what, self.total, self.unit, self.done, self.extra = what, total, unit, 0, ""
+    def __init__(self, work: str, total: int | None, unit: str):
+        self.work, self.total, self.unit, self.done, self.extra = work, total, unit, 0, ""
         self.start = self.reported = time.perf_counter()
-        self.bar = None
+        self.bar: Bar | None = None
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -85,10 +95,10 @@ class _Progress:
                 console=Console(stderr=True),
                 transient=True,
             )
-            self.task = self.bar.add_task(what, total=total, extra="")
+            self.task = self.bar.add_task(work, total=total, extra="")
 
-    def update(self, done, extra=""):
-        """Say that `done` of the total are done; `extra` is shown behind the count."""
+    def update(self, done: int, extra: str = "") -> None:
+        """Set the count; `extra` is shown behind it."""
         self.done, self.extra = done, printable(extra)
         if self.bar:
             self.bar.update(self.task, completed=done, extra=self.extra)
@@ -98,34 +108,31 @@ class _Progress:
             self.reported = now
             left = (now - self.start) / max(done, 1) * ((self.total or done) - done)
             of = f"/{self.total}" if self.total else ""
-            note(f"{self.what}: {done}{of} {self.unit} {extra} {left:.0f} s left")
+            note(f"{self.work}: {done}{of} {self.unit} {extra} {left:.0f} s left")
 
-    def advance(self, n=1, extra=""):
-        """Say that `n` more are done."""
+    def advance(self, n: int = 1, extra: str = "") -> None:
+        """Add `n` to the count."""
         self.update(self.done + n, extra or self.extra)
 
 
 @contextmanager
-def progress(what, total=None, unit=""):
-    """Show the progress of the work inside the `with` block on standard error.
+def progress(work: str, total: int | None = None, unit: str = "") -> Iterator[_Progress]:
+    """Show the progress of the `with` block on standard error.
 
     Parameters
     ----------
-    what : str
-        The work, in a word or two.
+    work : str
+        Name of the work, in a word or two.
     total : int or None
-        How many units there are.
+        Number of units.
     unit : str
-        What is counted.
+        Name of the units.
 
     Yields
     ------
     _Progress
         With `update(done, extra)` and `advance(n, extra)`.
     """
-    shown = _Progress(what, total, unit)
-    if shown.bar is None:
-        yield shown
-        return
-    with shown.bar:
-        yield shown
+    count = _Progress(work, total, unit)
+    with count.bar or nullcontext():
+        yield count

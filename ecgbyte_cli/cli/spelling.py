@@ -1,4 +1,4 @@
-"""The nearest of some names, suggested where a command line has a slip."""
+"""Suggestions for misspelt names on the command line."""
 
 import difflib
 import glob
@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 SHIPPED = "ptbxl"  # the model that comes with the package
-LIKE_A_NAME = 0.8  # the least similarity (difflib's ratio) with which a model's name counts as misspelt
+LIKE_A_NAME = 0.8  # least similarity (difflib's ratio) at which a word counts as a misspelt model name
 
 
 def nearest(word: str, names: Sequence[str], similarity: float = 0.6) -> str | None:
-    """Return the name that a word is most like, whatever its case and its dashes; None if it is like none."""
+    """Return the most similar name, ignoring case and dashes; None if no name is similar."""
     bare = {_bare(name): name for name in names}
     found = difflib.get_close_matches(_bare(word), bare, n=1, cutoff=similarity)
     return bare[found[0]] if found else None
@@ -24,19 +24,19 @@ def _bare(word: str) -> str:
 
 
 def check_file(ctx: click.Context, word: str, commands: Sequence[str]) -> None:
-    """Refuse an argument that names no file and is nearly a command: a slip in a chain of commands."""
+    """Reject an argument that names no file and is nearly a command."""
     near = nearest(word, commands)
     if near and not glob.has_magic(word) and not glob.glob(glob.escape(word) + "*"):
         ctx.fail(f"{word}: no such folder or recording, and no such command. Did you mean {near!r}?")
 
 
 class Model(click.Path):
-    """The type of an option that names a model: a misspelt `ptbxl` is no folder and no model of the hub.
+    """The type of an option that names a model. Rejects a misspelt `ptbxl`.
 
     Parameters
     ----------
     *names : str
-        Further names that are no folders, such as `tiny`; with any, the value is a text and may be a hub id.
+        Further names, such as `tiny`. With any, the value is a text and may be a hub id.
     """
 
     def __init__(self, *names: str):

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import click
 import numpy as np
 
 from ecgbyte_cli.failure import Failure, printable
@@ -317,12 +316,12 @@ class Prompt:
         for run in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(kinds)) + 1):
             kind, here = kinds[run[0]], ids[run].tolist()
             if kind == 0:
-                line += click.style(f"[{len(here)} ECG tokens]", dim=True)
+                line += f"\x1b[2m[{len(here)} ECG tokens]\x1b[0m"
             elif kind == 1:
                 line += "".join(names.get(i - layout.offset, f"<lead_{i - layout.offset - 1}>") for i in here)
             else:
                 text = printable(self.words(here), "\n")
-                line += click.style(text, fg="green", underline=True) if kind == 3 else text
+                line += f"\x1b[32m\x1b[4m{text}\x1b[0m" if kind == 3 else text
                 counted += text if kind == 3 else ""
         return line, counted
 

@@ -72,7 +72,7 @@ def _failing(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (OSError, Unusable) as error:
-        reason = error.strerror if isinstance(error, OSError) else error.format_message()
+        reason = error.strerror if isinstance(error, OSError) else error.message
         raise Failure(f"{path} cannot be read: {reason}") from error
     except _RowError as error:
         raise Failure(f"{path}, line {error.line}: {error.reason}") from error

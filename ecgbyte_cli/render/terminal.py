@@ -5,7 +5,6 @@ import glob
 import os
 import sys
 
-import click
 import numpy as np
 
 from ecgbyte_cli import readers
@@ -218,7 +217,7 @@ def line_editor(history):
             if sys.stdout.isatty():
                 return input("> ")
             # the answers go elsewhere, and the prompt shall not go with them
-            click.echo("> ", nl=False, err=True)
+            print("> ", end="", file=sys.stderr, flush=True)
             return input()
         except (EOFError, KeyboardInterrupt):
             note("")  # leaves the line that was begun

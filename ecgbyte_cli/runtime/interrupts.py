@@ -1,48 +1,49 @@
-"""Ctrl-C and SIGTERM before any work has begun, such as while modules are imported: one line, and the end.
+"""Ctrl-C and SIGTERM before the work begins, such as during imports: end the process with one line.
 
-This is imported first of all, and imports next to nothing itself.
+This module is imported first, and imports next to nothing itself.
 """
 
 import os
 import signal
+from types import FrameType
 
 STOPPED = "stopped; what was finished is kept, and the same command goes on from there"
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class EndingAtOnce:
-    """While the block runs, or until `raise_them`, the signals end the process: there is nothing to tidy up.
+    """Let the signals end the process at once, during the block or until `raise_them`.
 
-    Raised as an exception they would show from wherever an import is, or be lost in a callback of it.
+    As an exception, a signal would show a traceback from inside an import, or be lost in a callback of it.
     """
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.before = {n: signal.getsignal(n) for n in NUMBERS}
         for number, handler in self.before.items():
             if handler in (signal.default_int_handler, signal.SIG_DFL):
                 _handle(number, _end)
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             if signal.getsignal(number) is _end:
                 _handle(number, handler)
 
 
-def raise_them():
-    """From here on the signals are raised as KeyboardInterrupt, so that what was begun is tidied up."""
+def raise_them() -> None:
+    """Raise the signals as KeyboardInterrupt from here on, so that the work is cleaned up."""
     for number in NUMBERS:
         if signal.getsignal(number) is _end:
             _handle(number, signal.default_int_handler)
 
 
-def _handle(number, handler):
+def _handle(number: int, handler: object) -> None:
     try:
-        signal.signal(number, handler)
-    except ValueError:  # only the main thread may, and only it is interrupted
+        signal.signal(number, handler)  # type: ignore[arg-type]  # what getsignal returned
+    except ValueError:  # outside the main thread, which alone is interrupted
         pass
 
 
-def _end(number, frame):
+def _end(number: int, frame: FrameType | None) -> None:
     try:
         os.write(2, f"ecgbyte: {STOPPED}\n".encode())
     finally:

@@ -1,17 +1,19 @@
-"""What the machine gives: its memory, and processes that work side by side."""
+"""The machine's memory, and parallel processes and threads."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 
-def free_memory():
-    """Bytes of memory that this process can still take."""
+def free_memory() -> int:
+    """Return how many bytes of memory this process can still allocate."""
     free = []
     limits = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if Path("/proc/meminfo").exists():
@@ -24,10 +26,10 @@ def free_memory():
     return min(free)
 
 
-def peak_rss_mb():
-    """The most memory this process has held, in MB."""
+def peak_rss_mb() -> float:
+    """Return the peak memory of this process, in MB."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count what the parent held before it started this process
+    if status.exists():  # ru_maxrss would count the memory of the parent process too
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1000 * 1.024
@@ -36,25 +38,27 @@ def peak_rss_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000 * 1.024
 
 
-def in_parallel(function, tasks, jobs, preload=()):
+def in_parallel(
+    function: Callable[..., Any], tasks: Iterable[tuple], jobs: int, preload: Sequence[str] = ()
+) -> Iterator[Any]:
     """Yield the results of `function(*task)`, in any order, from `jobs` processes that import `preload` once.
 
-    The processes end when this one does, in whatever way, and at once where the loop over the results is left:
-    put it into `contextlib.closing`, as what is left by an exception is otherwise closed later.
+    The processes end with this one, in whatever way it ends, and when the generator is closed. Wrap it in
+    `contextlib.closing`: after an exception, it would be closed only later.
     """
     if jobs <= 1:
         yield from (function(*task) for task in tasks)
         return
-    # not by fork: a process with threads of its own (Numba, torch) must not be copied
+    # not fork: a process with threads (Numba, torch) must not be copied
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload([*preload])
-    starting = _signals_kept if method == "forkserver" else nullcontext
+    starting = _signals_deferred if method == "forkserver" else nullcontext
     ends, lifeline = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(ends,))
     try:
-        running = set()
+        running: set[Any] = set()
         for task in tasks:
             if len(running) >= 2 * jobs:
                 ready, running = wait(running, return_when=FIRST_COMPLETED)
@@ -66,22 +70,22 @@ def in_parallel(function, tasks, jobs, preload=()):
             yield from (future.result() for future in ready)
         pool.shutdown()
     finally:
-        lifeline.close()  # the workers of a run that was stopped do not finish what they have in hand
+        lifeline.close()  # ends the workers of a stopped run at once
         pool.shutdown(cancel_futures=True)
         ends.close()
 
 
 @contextmanager
-def _signals_kept():
-    """Keep Ctrl-C and SIGTERM until the block ends; processes that it starts never get them.
+def _signals_deferred() -> Iterator[None]:
+    """Defer Ctrl-C and SIGTERM until the block ends; processes started in the block never get them.
 
-    Ending the workers is the main process' business: theirs would be a traceback each, from wherever they are.
+    The main process ends the workers. A signal would make each of them print a traceback.
     """
-    numbers, kept, before = (signal.SIGINT, signal.SIGTERM), [], {}
+    numbers, deferred, before = (signal.SIGINT, signal.SIGTERM), list[int](), dict[int, Any]()
     if threading.current_thread() is threading.main_thread():
         # the mask alone is not enough: another thread of this process may take the signal
-        before = {n: signal.signal(n, lambda number, _: kept.append(number)) for n in numbers}
-    resource_tracker.ensure_running()  # which otherwise lifts the mask
+        before = {n: signal.signal(n, lambda number, _: deferred.append(number)) for n in numbers}
+    resource_tracker.ensure_running()  # later it would lift the mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -89,14 +93,14 @@ def _signals_kept():
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in kept[:1]:
+        for number in deferred[:1]:
             signal.raise_signal(number)
 
 
-def _end_with(lifeline):
-    """End this worker as soon as the main process has closed its end of the pipe, or is gone."""
+def _end_with(lifeline: Any) -> None:
+    """End this worker when the main process closes its end of the pipe, or ends."""
 
-    def watch():
+    def watch() -> None:
         with suppress(EOFError, OSError):
             lifeline.recv_bytes()
         os._exit(1)
@@ -105,8 +109,8 @@ def _end_with(lifeline):
 
 
 @contextmanager
-def threads(count=None):
-    """Yield a pool of threads, one for each processor unless told; when it is left, what has not begun is dropped."""
+def threads(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of `count` threads (default: one per processor). On exit, drop tasks that have not begun."""
     pool = ThreadPoolExecutor(count or os.cpu_count())
     try:
         yield pool

@@ -10,7 +10,7 @@ import numpy as np
 
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import base_option, model_option, sampling_options
-from ecgbyte_cli.cli.output import note, print_result, progress, table
+from ecgbyte_cli.cli.output import print_result, progress, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import RecordingLoader
 from ecgbyte_cli.model import folder_checks
@@ -139,7 +139,6 @@ def go_on(
         out / SAID, settings, overwrite, "continuations", "name another folder with --out"
     )
     if done:
-        note(f"{out} holds these continuations already: nothing to do")
         return done
     refuse_foreign_folder(out, out / SAID, "continuations")
 

@@ -1,17 +1,19 @@
-"""ecgbyte decode: token ids to recordings, and how faithful they are."""
+"""ecgbyte decode: token ids to recordings, and their error."""
 
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing, nullcontext
-from itertools import starmap
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage, caused_by_interrupt
+from ecgbyte_cli.cli.options import dask_option
 from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers.wfdb_write import file_name, write_record
@@ -19,37 +21,46 @@ from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.signal import fidelity, preprocess
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import atomic_folder, read_array, read_json, read_table, write_json
-from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_cli.storage.workdir import WorkDir
 
-PART = 200  # segments that are decoded at a time
+PART = 200  # segments decoded together
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Options of `ecgbyte decode`."""
+
+    limit: int = 1000  # largest number of segments, chosen at random
+    seed: int = 0  # seed of this choice
+    dask: str | None = None  # address of a Dask cluster to decode on
+    overwrite: bool = False  # replace recordings decoded with other settings
 
 
 @click.command(
     cls=Stage,
-    short_help="Turn token ids back into recordings, and say how faithful they are.",
+    short_help="Turn token ids back into recordings, and measure the error.",
     epilog="Example: ecgbyte decode --limit 10",
 )
 @click.option(
     "--limit",
     type=click.IntRange(1),
-    default=1000,
+    default=DecodeOptions.limit,
     show_default=True,
-    help="At most so many segments, drawn by seed.",
+    help="Largest number of segments, chosen at random.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw.")
-@cluster.option
 @click.option(
-    "--overwrite", is_flag=True, show_default=True, help="Replace recordings decoded with other settings."
+    "--seed", type=int, default=DecodeOptions.seed, show_default=True, help="Random seed of this choice."
 )
+@dask_option
+@click.option("--overwrite", is_flag=True, help="Replace recordings decoded with other settings.")
 @click.pass_obj
-def command(work, **options):
-    """Turn token ids back into letters and into mV, write them as WFDB records, and measure what was lost.
+def command(work: WorkDir, **options: Any) -> dict:
+    """Turn token ids back into letters and mV, write them as WFDB records, and measure the error.
 
-    The comparison is with the same recordings after filtering and resampling, which are read again from where
-    `ecgbyte symbolize` found them.
+    The error is measured against the recordings after filtering and resampling. They are read again from the paths
+    where `ecgbyte symbolize` found them.
     """
-    result = decode(work, **options)
+    result = decode(work, DecodeOptions(**options))
     print_result(
         f"{result['segments']} segments: RMSE {result['rmse_uv']:.1f} µV, PRD {result['prd_percent']:.1f} %, "
         f"SNR {result['snr_db']:.1f} dB, {100 * result['clipped_fraction']:.2f} % of the samples beyond the "
@@ -75,103 +86,99 @@ def command(work, **options):
     return result
 
 
-def decode(work, *, limit=1000, seed=0, dask=None, overwrite=False):
+def decode(work: WorkDir, options: DecodeOptions) -> dict:
     """Turn token ids back into recordings.
 
     Parameters
     ----------
     work : WorkDir
-    limit : int
-        At most so many segments.
-    seed : int
-        Of the draw.
-    dask : str or None
-        Decode on the Dask cluster at this address.
-    overwrite : bool
+    options : DecodeOptions
 
     Returns
     -------
     dict
         segments; rmse_uv, the root of the mean squared difference over all samples, in µV; prd_percent and
         snr_db, means over segments (see `fidelity.differences`); clipped_fraction, the share of samples
-        outside the range that the letters stand for; beats, how many of lead II were compared (0 without
-        lead II, or below 100 Hz), and if there are any, r_amplitude_mv, r_time_ms and st_level_mv, each with
-        the mean_absolute, p95_absolute and mean error (see `fidelity.beat_errors`); seconds.
+        outside the range of the letters; beats, how many of lead II were compared (0 without lead II, or
+        below 100 Hz), and if there are any, r_amplitude_mv, r_time_ms and st_level_mv, each with the
+        mean_absolute, p95_absolute and mean error (see `fidelity.beat_errors`); seconds.
 
     Raises
     ------
     Failure
-        If there are no token ids, they do not give the letters they were made of, or no recording can be
-        read again.
+        If there are no token ids, they do not decode to their letters, or no recording can be read again.
     """
     with work.checked("tokens"):
-        about, tokenizer = read_json(work.token_settings), ECGTokenizer.from_file(work.ecg_tokenizer)
-        if tokenizer.sha256 != about["tokenizer_sha256"]:
+        encoded, tokenizer = read_json(work.token_settings), ECGTokenizer.from_file(work.ecg_tokenizer)
+        if tokenizer.sha256 != encoded["tokenizer_sha256"]:
             raise Failure(
                 f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: encode again"
             )
-        settings = {"tokens": about["settings"], "limit": limit, "seed": seed}
-        done = completed_result(work.decode_settings, settings, overwrite, "decoded recordings")
-        if done:
-            note(f"{work.decoded} is there already, made with these settings: nothing to do")
-            return done
-        with work.making("decoded"):
-            completed_result(
-                work.decode_settings, settings, overwrite, "decoded recordings"
-            )  # another run may just have ended
-            return _decode(work, tokenizer, settings, dask)
+        settings = {"tokens": encoded["settings"], "limit": options.limit, "seed": options.seed}
+        return work.run_once(
+            "decoded",
+            work.decode_settings,
+            settings,
+            options.overwrite,
+            "decoded recordings",
+            lambda: _decode(work, tokenizer, settings, options.dask),
+        )
 
 
-def _decode(work, tokenizer, settings, dask):
-    """Decode the segments drawn, and compare them with the recordings."""
+def _decode(work: WorkDir, tokenizer: ECGTokenizer, settings: dict[str, Any], dask: str | None) -> dict:
+    """Decode the chosen segments, and compare them with the recordings."""
     start = time.perf_counter()
     count, limit = len(read_table(work.token_segments)["offset"]), settings["limit"]
-    draw = np.random.default_rng(settings["seed"])
-    chosen = np.sort(draw.choice(count, min(limit, count), replace=False))
+    random = np.random.default_rng(settings["seed"])
+    chosen = np.sort(random.choice(count, min(limit, count), replace=False))
     each = len(tokenizer.signal["leads"]) * tokenizer.signal["samples"]
-    with atomic_folder(work.decoded) as folder, progress("decode", len(chosen), "segments") as bar:
-        rows = _rows(work, chosen)
-        parts = [rows[i : i + PART] for i in range(0, len(rows), PART)]
-        tasks = ((number, part, work, folder) for number, part in enumerate(parts))
-        made = _on_cluster(dask, work, rows, tasks) if dask else starmap(decode_part, tasks)
-        found = {}
-        with closing(made) if dask else nullcontext():
-            for number, *told in made:
-                found[number] = told
-                bar.advance(len(parts[number]))
-        measured, beats, clipped, unread, changed = [], [np.zeros((0, 3))], 0, {}, {}
-        for number in range(len(parts)):
-            compared, errors, beyond, not_read, other = found[number]
-            measured, beats, clipped = measured + compared, beats + errors, clipped + beyond
-            unread, changed = unread | not_read, changed | other
-        for paths, what in (
+    with atomic_folder(work.decoded) as folder:
+        parts = _decode_parts(work, _rows(work, chosen), folder, dask)
+        unread = {path: why for part in parts for path, why in part.unread.items()}
+        changed = {path: why for part in parts for path, why in part.changed.items()}
+        for paths, problem in (
             (unread, "cannot be read again"),
             (changed, "have changed since they were symbolized"),
         ):
             if paths:
                 path, why = next(iter(paths.items()))
-                note(f"{len(paths)} recordings {what}: decoded, but not compared ({path}: {why})")
-        if not measured:
+                note(f"{len(paths)} recordings {problem}: decoded, but not compared ({path}: {why})")
+        differences = [difference for part in parts for difference in part.differences]
+        if not differences:
             raise Failure("no recording is as `ecgbyte symbolize` found it: nothing to compare with")
-        squares, prds, snrs = zip(*measured, strict=True)
+        squares, prds, snrs = zip(*differences, strict=True)
+        samples = len(differences) * each
         result = {
             "segments": len(chosen),
-            "compared": len(measured),
+            "compared": len(differences),
             "changed": len(changed),
-            "rmse_uv": 1000 * float(np.sqrt(np.sum(squares) / (len(measured) * each))),
+            "rmse_uv": 1000 * float(np.sqrt(np.sum(squares) / samples)),
             # a flat segment has no difference in percent
             "prd_percent": mean(prds),
             "snr_db": mean(snrs),
-            "clipped_fraction": clipped / (len(measured) * each),
-            **summary(np.concatenate(beats)),
+            "clipped_fraction": sum(part.clipped for part in parts) / samples,
+            **summary(np.concatenate([np.zeros((0, 3)), *(beats for part in parts for beats in part.beats)])),
             "seconds": time.perf_counter() - start,
         }
         write_json(folder / work.decode_settings.name, {"settings": settings, "result": result}, indent=1)
     return result
 
 
+def _decode_parts(work: WorkDir, rows: list["Row"], folder: Path, dask: str | None) -> list["Comparison"]:
+    """Decode all segments into a folder, and return the comparisons in their order."""
+    parts = [rows[i : i + PART] for i in range(0, len(rows), PART)]
+    tasks = ((number, part, work, folder) for number, part in enumerate(parts))
+    decoded = _on_cluster(dask, work, rows, tasks) if dask else (decode_part(*task) for task in tasks)
+    comparisons = {}
+    with progress("decode", len(rows), "segments") as bar, closing(decoded):  # type: ignore[type-var]
+        for number, comparison in decoded:
+            comparisons[number] = comparison
+            bar.advance(len(parts[number]))
+    return [comparisons[number] for number in range(len(parts))]
+
+
 def _on_cluster(dask: str, work: WorkDir, rows: list["Row"], tasks: Iterable[tuple]) -> Iterator[tuple]:
-    """Do the tasks on a cluster whose workers see the letters, the tokens and the recordings."""
+    """Decode on a cluster whose workers see the letters, the tokens and the recordings."""
     own = [work.ecg_tokenizer, work.symbols, work.tokens]
 
     def files(paths: list[str]) -> list[str | os.PathLike]:
@@ -185,7 +192,7 @@ def _on_cluster(dask: str, work: WorkDir, rows: list["Row"], tasks: Iterable[tup
 
 
 class Row(NamedTuple):
-    """What decoding a segment needs of the tables."""
+    """The values of a segment in the tables."""
 
     segment: int
     record: str
@@ -193,36 +200,45 @@ class Row(NamedTuple):
     start: float
     lo: float
     hi: float
-    letters: int  # where its letters begin, and its tokens, and how many these are
-    tokens: int
-    length: int
+    letters: int  # offset of its letters
+    tokens: int  # offset of its tokens
+    length: int  # number of its tokens
 
 
-def _rows(work, chosen):
-    """The rows of segments."""
+class Comparison(NamedTuple):
+    """The errors of some segments."""
+
+    differences: list[tuple[float, float, float]]  # per compared segment: see `fidelity.differences`
+    beats: list[np.ndarray]  # per compared segment: see `fidelity.beat_errors`
+    clipped: int  # samples outside the range of the letters
+    unread: dict[str, str]  # recordings that cannot be read again: path to reason
+    changed: dict[str, str]  # recordings that have changed: path to reason
+
+
+def _rows(work: WorkDir, chosen: np.ndarray) -> list[Row]:
+    """Return the rows of segments."""
     places, segments = read_table(work.token_segments), read_table(work.symbol_segments)
     columns = [segments[name] for name in ("record", "path", "start", "lo", "hi", "offset")]
     columns += [places["offset"], places["length"]]
     return [Row(int(i), *(column[i] for column in columns)) for i in chosen]
 
 
-def decode_part(number, rows, work, folder):
+def decode_part(number: int, rows: Sequence[Row], work: WorkDir, folder: Path) -> tuple[int, Comparison]:
     """Decode some segments into a folder, and compare them with the recordings.
 
     Returns
     -------
-    (int, list, list, int, dict, dict)
-        The number given; of each segment that could be compared what `fidelity.differences` and
-        `fidelity.beat_errors` return, and how many of their samples lie beyond the letters' range; paths that cannot
-        be read again, and that have changed, with why.
+    (int, Comparison)
+        `number`, and the errors.
     """
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
     tokens, symbols = read_array(work.tokens), read_array(work.symbols)
     leads, fs = tokenizer.signal["leads"], tokenizer.signal["fs"]
     each = len(leads) * tokenizer.signal["samples"]
-    original = Originals(tokenizer.signal, work.reading())
-    two = leads.index("II") if "II" in leads and fs >= fidelity.LEAST_FS else None
-    measured, beats, clipped, unread, changed = [], [], 0, {}, {}
+    originals = Originals(tokenizer.signal, work.reading())
+    lead_ii = leads.index("II") if "II" in leads and fs >= fidelity.LEAST_FS else None
+    differences, beat_errors, clipped = [], [], 0
+    unread, changed = dict[str, str](), dict[str, str]()
     for row in rows:
         letters = tokenizer.decode(tokens[row.tokens : row.tokens + row.length])
         if not np.array_equal(letters.ravel(), symbols[row.letters :][:each]):
@@ -230,31 +246,31 @@ def decode_part(number, rows, work, folder):
                 f"{work.tokens}: segment {row.segment} does not decode to its letters; encode again"
             )
         signal = tokenizer.to_mv(letters, row.lo, row.hi)
-        x, comments = original.of(row.path, row.start)
+        original, comments = originals.segment(row.path, row.start)
         comments = [*comments, "Decoded from ECG tokens by ecgbyte"]
         write_record(folder, f"{file_name(row.record)}_{row.segment:06d}", signal, tokenizer.signal, comments)
-        if x is None:
-            unread[row.path] = original.why
-        elif not np.array_equal(tokenizer.letters(x), letters):
-            changed[row.path] = "other letters than those that were kept"
+        if original is None:
+            unread[row.path] = originals.reason
+        elif not np.array_equal(tokenizer.letters(original), letters):
+            changed[row.path] = "its letters are not the ones in the work folder"
         else:
-            measured.append(fidelity.differences(x, signal))
-            if two is not None:
-                found = fidelity.beats(x[two], fs)
-                beats.append(fidelity.beat_errors(x[two], signal[two], fs, found))
-            clipped += int(((x < row.lo) | (x > row.hi)).sum())
-    return number, measured, beats, clipped, unread, changed
+            differences.append(fidelity.differences(original, signal))
+            if lead_ii is not None:
+                beats = fidelity.beats(original[lead_ii], fs)
+                beat_errors.append(fidelity.beat_errors(original[lead_ii], signal[lead_ii], fs, beats))
+            clipped += int(((original < row.lo) | (original > row.hi)).sum())
+    return number, Comparison(differences, beat_errors, clipped, unread, changed)
 
 
-def mean(values):
-    """The mean of those that are there, or None."""
-    values = [value for value in values if np.isfinite(value)]
-    return float(np.mean(values)) if values else None
+def mean(values: Iterable[float]) -> float | None:
+    """Return the mean of the finite values, or None if there are none."""
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
 
 
-def summary(errors):
-    """The errors of beats, (beats, 3), as results."""
-    result = {"beats": len(errors)}
+def summary(errors: np.ndarray) -> dict[str, Any]:
+    """Return the errors of beats, (beats, 3), as results."""
+    result: dict[str, Any] = {"beats": len(errors)}
     if len(errors):
         for name, column in zip(("r_amplitude_mv", "r_time_ms", "st_level_mv"), errors.T, strict=True):
             result[name] = {
@@ -266,7 +282,7 @@ def summary(errors):
 
 
 class Originals:
-    """Preprocessed segments of recordings, read again; the last recording is kept, for its next segment.
+    """Preprocessed segments of recordings, read again. The last recording stays in memory for its next segment.
 
     Parameters
     ----------
@@ -276,20 +292,25 @@ class Originals:
         What `readers.read_recording` needs beside the path.
     """
 
-    def __init__(self, settings, reading):
-        self.settings, self.reading, self.path, self.why = settings, reading, None, ""
+    def __init__(self, settings: dict[str, Any], reading: Mapping[str, Any]):
+        self.settings, self.reading = settings, reading
+        self.path: str | None = None
+        self.reason = ""
 
-    def of(self, path, start):
-        """Signal in mV, float32 (leads, samples), and header comments; (None, []) if there is none: see `why`."""
+    def segment(self, path: str, start: float) -> tuple[np.ndarray | None, list[str]]:
+        """Return a segment in mV, float32 (leads, samples), and header comments; None and [] if it is missing.
+
+        `reason` says why it is missing.
+        """
         if path != self.path:
-            self.path, self.parts, self.comments = path, {}, []
-            self.why = "shorter than it was"
+            self.path, self.segments, self.comments = path, dict[float, np.ndarray](), list[str]()
+            self.reason = "shorter than it was"
             try:
-                recording = readers.read_recording(path, **self.reading)
-                self.parts = dict(preprocess.segments(recording, self.settings))
+                recording = readers.read(path, **self.reading)
+                self.segments = dict(preprocess.segments(recording, self.settings))
                 self.comments = recording.comments
             except readers.Unusable as error:
                 if caused_by_interrupt(error):
                     raise KeyboardInterrupt from None
-                self.why = error.message
-        return self.parts.get(start), self.comments
+                self.reason = error.message
+        return self.segments.get(start), self.comments

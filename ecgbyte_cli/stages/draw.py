@@ -124,7 +124,6 @@ def draw(
     with lock(out):
         done = completed_result(out / SAID, settings, overwrite, "ECGs", "name another folder")
         if done:
-            note(f"{out} holds these ECGs already: nothing to do")
             return done
         refuse_foreign_folder(out, out / SAID, "drawn ECGs")
         return _draw(folder, about, base, out, settings, overwrite, start)

@@ -147,7 +147,6 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
     }
     done = completed_result(work.explained, settings, overwrite, "measures")
     if done:
-        note(f"{work.explained} is there already, made with these settings: nothing to do")
         return done
 
     if about["segmenter"] != encoded["segmenter"]:

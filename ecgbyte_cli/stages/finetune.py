@@ -77,6 +77,26 @@ class FinetuneOptions:
 
 @click.command(
     cls=Stage,
+    groups={
+        "Data": (
+            "qa",
+            "pretrain",
+            "draw",
+            "think",
+            "types",
+            "system",
+            "augment",
+            "without_ecg",
+            "max_length",
+            "long",
+        ),
+        "Model": ("model", "method", "ecg_rows", "ecg_init", "positions", "dropout", "rank", "alpha"),
+        "Optimisation": (
+            *("steps", "batch", "accumulate", "together", "lr", "rows_lr", "weight_decay", "ecg_loss"),
+            *("checkpointing", "seed", "seeds"),
+        ),
+        "Evaluation": ("every", "patience", "show"),
+    },
     short_help="Train a language model on questions and ECG tokens.",
     epilog="Example: ecgbyte finetune --qa data/qa.jsonl --model tiny --draw rhythm --steps 20",
 )
@@ -287,7 +307,6 @@ def finetune(work: WorkDir, options: FinetuneOptions) -> dict | None:
             work.model_settings, settings, options.overwrite, "a model"
         )
         if done:
-            note(f"{work.model} is there already, made with these settings: nothing to do")
             return done if rank == 0 else None
         return _train(work, qa, settings, options.checkpointing, resume_from)
 

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, max_new_option, seeds_option, types_option
+from ecgbyte_cli.cli.options import base_option, dask_option, max_new_option, seeds_option, types_option
 from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.evaluation import metrics, reliability
@@ -31,7 +31,6 @@ from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.reasoning import split_reasoning
-from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.signal.origin import patients_learned_from
 from ecgbyte_cli.storage.files import atomic_write, read_json, read_table, write_json
 from ecgbyte_cli.storage.manifest import completed_result
@@ -39,6 +38,11 @@ from ecgbyte_cli.storage.manifest import completed_result
 
 @click.command(
     cls=Stage,
+    groups={
+        "Data": ("qa", "split", "types", "limit", "segments"),
+        "Model": ("model", "base", "max_new", "temperature", "seeds"),
+        "Evaluation": ("controls", "bertscore"),
+    },
     short_help="Answer many questions, and score the answers.",
     epilog="Example: ecgbyte generate --split test --limit 8",
 )
@@ -92,7 +96,7 @@ from ecgbyte_cli.storage.manifest import completed_result
     help="Of the limit, the controls, and answers that are drawn.",
 )
 @seeds_option
-@cluster.option
+@dask_option
 @click.option("--overwrite", is_flag=True, help="Replace answers made with other settings.")
 @click.pass_obj
 def command(work, **options):
@@ -193,7 +197,6 @@ def generate(
         }
         done = completed_result(work.metrics, settings, overwrite, "answers")
         if done:
-            note(f"{work.answers} is there already, made with these settings: nothing to do")
             return done
         questions = question_file.filter_types(question_file.read_questions(qa), types)
         table_of = read_table(work.symbol_segments)

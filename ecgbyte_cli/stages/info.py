@@ -1,4 +1,7 @@
-"""ecgbyte info: what the work folder holds, and what to run next."""
+"""ecgbyte info: the contents of the work folder, and the next command."""
+
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -8,25 +11,26 @@ from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.signal.origin import described
 from ecgbyte_cli.storage.files import read_json, read_text
+from ecgbyte_cli.storage.workdir import WorkDir
 
 
 @click.command(
     cls=Stage,
-    short_help="Tell what the work folder holds, and what to run next.",
+    short_help="Show the contents of the work folder, and the next command.",
     epilog="Example: ecgbyte info",
 )
 @click.option(
     "--model",
     type=Model(),
-    help="Print the card of a model folder instead; `ptbxl` is the model that comes with ecgbyte.",
+    help="Print the card of a model folder instead. `ptbxl` is the model that comes with ecgbyte.",
 )
 @click.pass_obj
-def command(work, model):
-    """Tell what the work folder holds, stage by stage, and which command comes next; or what a model is."""
+def command(work: WorkDir, model: Path | None) -> dict:
+    """Show the result of each finished stage and the next command, or the card of a model."""
     if model:
-        result = card(model)
-        print_result(result["card"])
-        return result
+        about = card(model)
+        print_result(about["card"])
+        return about
     result = info(work)
     if result["stages"]:
         rows = [
@@ -45,12 +49,12 @@ def command(work, model):
     return result
 
 
-def _short(value):
+def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)[:40]
 
 
-def card(model):
-    """What a model folder says of itself.
+def card(model: Path) -> dict[str, str]:
+    """Read the card of a model folder.
 
     Parameters
     ----------
@@ -65,17 +69,17 @@ def card(model):
     Raises
     ------
     Failure
-        If it is no model folder, or its card cannot be read.
+        If it is not a model folder, or its card cannot be read.
     """
     from ecgbyte_cli.model import folder_checks
 
     path = folder_checks.resolve_model_folder(model)
-    said = folder_checks.read_about(path)
+    about = folder_checks.read_about(path)
     text = read_text(path / "README.md").rstrip()
-    return {"model": str(path), "base": said["base"], "method": said["method"], "card": text}
+    return {"model": str(path), "base": about["base"], "method": about["method"], "card": text}
 
 
-def info(work):
+def info(work: WorkDir) -> dict[str, Any]:
     """Read the settings files of a work folder.
 
     Parameters
@@ -97,15 +101,16 @@ def info(work):
         ("learn", work.ecg_tokenizer, "ecgbyte learn --vocab 5000"),
         ("encode", work.token_settings, "ecgbyte encode"),
         ("finetune", work.model_settings, "ecgbyte finetune --qa data/qa.jsonl"),
-        ("reinforce", work.reinforcing().model_settings, None),  # who wants it asks for it
+        ("reinforce", work.reinforcing().model_settings, None),  # optional, so never suggested
         ("generate", work.metrics, "ecgbyte generate"),
     ]
-    stages, following = {}, None
+    stages: dict[str, dict[str, Any]] = {}
+    following = None
     for name, path, line in steps:
         if path.exists():
             result = read_json(path).get("result", {})
             if not isinstance(result, dict):
-                raise Failure(f"{path} is damaged: its result is no JSON object")
+                raise Failure(f"{path} is damaged: its result is not a JSON object")
             stages[name] = described(work, result) if name == "learn" else result
         else:
             following = following or line

@@ -4,21 +4,28 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
 from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import dask_option
 from ecgbyte_cli.cli.output import note, print_result, progress
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.runtime import cluster
+from ecgbyte_cli.runtime import cluster, worker_groups
 from ecgbyte_cli.runtime.processes import free_memory, peak_rss_mb
 from ecgbyte_cli.signal import corpus
 from ecgbyte_cli.signal.origin import fingerprint, rows_learned_from
 from ecgbyte_cli.signal.tokenizer import write_tokenizer
 from ecgbyte_cli.storage.files import read_array, read_json, read_table, write_json
-from ecgbyte_cli.storage.manifest import add_checksum, completed_result, has_valid_checksum
+from ecgbyte_cli.storage.manifest import add_checksum, has_valid_checksum
+from ecgbyte_cli.storage.stamps import file_stamps
+from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_kernels.tokens import MOST_TOKENS
 
 SAVE_EVERY = 10  # seconds between saves of the merges found so far
@@ -26,11 +33,11 @@ MOST_IN_ONE_PIECE = 2**31
 
 
 class Sample(click.ParamType):
-    """A number of segments (`2000`), or a fraction of them (`0.1`)."""
+    """The type of an option that takes a number of segments (`2000`) or a fraction of them (`0.1`)."""
 
     name = "n|fraction"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
         try:
             number = float(value) if "." in str(value) else int(value)
         except ValueError:
@@ -40,64 +47,96 @@ class Sample(click.ParamType):
         return number
 
 
+@dataclass(frozen=True)
+class LearnOptions:
+    """Options of `ecgbyte learn`."""
+
+    vocab: int = 5000  # letters and merges together
+    merges: int | None = None  # merges alone, instead of `vocab`
+    boundary: str = "lead"  # the unit that no token crosses: lead, segment, or none (one long text)
+    min_count: int = 2  # stop when no pair occurs this often
+    max_token_length: int = 256  # in samples; 0 for no limit
+    split: str = "train"  # segments to learn from: train or all
+    sample: int | float | None = None  # learn from this many segments, or this fraction, chosen by `seed`
+    seed: int = 0  # seed of `sample`
+    threads: int | None = None  # None: one per core; the merges do not depend on it
+    dask: str | None = None  # address of a Dask cluster to learn on; the merges are the same
+    overwrite: bool = False  # replace a tokenizer learned with other settings
+
+
 @click.command(
     cls=Stage,
     short_help="Learn merges from letters (also: learn-merges).",
     epilog="Example: ecgbyte learn --vocab 5000",
 )
 @click.option(
-    "--vocab", type=click.IntRange(1, MOST_TOKENS), help="Letters and merges together.  [default: 5000]"
+    "--vocab",
+    type=click.IntRange(1, MOST_TOKENS),
+    default=LearnOptions.vocab,
+    show_default=True,
+    help="Letters and merges together.",
 )
-@click.option("--merges", type=click.IntRange(0, MOST_TOKENS - 256), help="Merges alone, instead of --vocab.")
+@click.option(
+    "--merges",
+    type=click.IntRange(0, MOST_TOKENS - 256),
+    default=LearnOptions.merges,
+    help="Merges alone, instead of --vocab.",
+)
 @click.option(
     "--boundary",
     type=click.Choice(["lead", "segment", "none"]),
-    default="lead",
+    default=LearnOptions.boundary,
     show_default=True,
-    help="What no token crosses: a lead, a segment of all leads, or nothing (one long text).",
+    help="The unit that no token crosses: a lead, a segment of all leads, or none (one long text).",
 )
 @click.option(
     "--min-count",
     type=click.IntRange(1),
-    default=2,
+    default=LearnOptions.min_count,
     show_default=True,
-    help="Stop when no pair is found this often.",
+    help="Stop when no pair occurs this often.",
 )
 @click.option(
     "--max-token-length",
     type=click.IntRange(0),
-    default=256,
+    default=LearnOptions.max_token_length,
     show_default=True,
-    help="The longest token, in samples, so that a flat lead is not one token (0: no limit).",
+    help="Length of the longest token in samples, so that a flat lead is not one token (0: no limit).",
 )
 @click.option(
     "--split",
     type=click.Choice(["train", "all"]),
-    default="train",
+    default=LearnOptions.split,
     show_default=True,
-    help="The segments to learn from: those of the training split, or all.",
+    help="Segments to learn from: the training split, or all.",
 )
-@click.option("--sample", type=Sample(), help="Learn from this many segments, or this fraction, at random.")
-@click.option("--seed", default=0, show_default=True, help="The random choice of --sample.")
+@click.option(
+    "--sample",
+    type=Sample(),
+    default=LearnOptions.sample,
+    help="Learn from this many segments, or this fraction, chosen at random.",
+)
+@click.option("--seed", default=LearnOptions.seed, show_default=True, help="Random seed of --sample.")
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    help="Threads to work with; the merges do not depend on it.  [default: one per core]",
+    default=LearnOptions.threads,
+    show_default="one per core",
+    help="Number of threads. The merges do not depend on it.",
 )
-@cluster.option
+@dask_option
 @click.option("--overwrite", is_flag=True, help="Replace a tokenizer learned with other settings.")
 @click.pass_obj
-def command(work, **options):
+def command(work: WorkDir, **options: Any) -> dict:
     """Learn byte pair encoding merges from the letters, and write the tokenizer.
 
-    The next merge is always the pair found most often; ties go to the smaller ids. So the merges are one
-    well-defined list, the same at any number of threads.
+    The next merge is always the most frequent pair; ties go to the smaller ids. So the merges are one well-defined
+    list, the same at any number of threads.
     """
-    if options["vocab"] is not None and options["merges"] is not None:
-        raise click.UsageError("--vocab and --merges are both given: one follows from the other")
-    if options["vocab"] is None:
-        del options["vocab"]
-    result = learn(work, **options)
+    source = click.get_current_context().get_parameter_source("vocab")
+    if source is not click.core.ParameterSource.DEFAULT and options["merges"] is not None:
+        raise click.UsageError("use --vocab or --merges, not both: one follows from the other")
+    result = learn(work, LearnOptions(**options))
     print_result(
         f"{result['merges']} merges, vocabulary {result['vocab']}: {result['symbols']:,} letters in "
         f"{result['tokens']:,} tokens ({result['compression']:.2f} to 1), {result['seconds']:.1f} s"
@@ -105,47 +144,13 @@ def command(work, **options):
     return result
 
 
-def learn(
-    work,
-    *,
-    vocab=5000,
-    merges=None,
-    boundary="lead",
-    min_count=2,
-    max_token_length=256,
-    split="train",
-    sample=None,
-    seed=0,
-    threads=None,
-    dask=None,
-    overwrite=False,
-):
+def learn(work: WorkDir, options: LearnOptions) -> dict:
     """Learn merges from the letters of a work folder and write the tokenizer.
 
     Parameters
     ----------
     work : WorkDir
-    vocab : int
-        Letters and merges together.
-    merges : int or None
-        Merges alone, instead of `vocab`.
-    boundary : {"lead", "segment", "none"}
-        What no token crosses.
-    min_count : int
-        Stop when no pair is found this often.
-    max_token_length : int
-        In samples; 0 for no limit.
-    split : {"train", "all"}
-        The segments to learn from.
-    sample : int, float or None
-        This many segments, or this fraction of them, chosen by `seed`.
-    seed : int
-    threads : int or None
-        None for one per core.
-    dask : str or None
-        Learn on the Dask cluster at this address; the merges are the same.
-    overwrite : bool
-        Replace a tokenizer learned with other settings.
+    options : LearnOptions
 
     Returns
     -------
@@ -161,37 +166,38 @@ def learn(
     """
     with work.checked("symbols"):
         signal = read_json(work.symbol_settings)["signal"]
-        levels = signal["quantizer"]["levels"]
+        levels, merges = signal["quantizer"]["levels"], options.merges
         if merges is None:
-            if vocab < levels:
-                raise Failure(f"--vocab {vocab} is smaller than the {levels} letters of {work.symbols}")
-            merges = vocab - levels
+            if options.vocab < levels:
+                raise Failure(
+                    f"--vocab {options.vocab} is smaller than the {levels} letters of {work.symbols}"
+                )
+            merges = options.vocab - levels
         settings = {
             "merges": merges,
-            "boundary": boundary,
-            "min_count": min_count,
-            "max_token_length": max_token_length,
-            "split": split,
-            "sample": sample,
-            "seed": seed,
+            "boundary": options.boundary,
+            "min_count": options.min_count,
+            "max_token_length": options.max_token_length,
+            "split": options.split,
+            "sample": options.sample,
+            "seed": options.seed,
             "symbols": fingerprint(work),
         }
-        result = completed_result(work.ecg_tokenizer, settings, overwrite, "a tokenizer")
-        if result is not None:
-            note(f"learn: already done, see {work.ecg_tokenizer}")
-            return result
-        with work.making("tokenizer"):
-            completed_result(
-                work.ecg_tokenizer, settings, overwrite, "a tokenizer"
-            )  # another run may just have ended
-            return _learn(work, settings, signal, threads, dask, overwrite)
+        return work.run_once(
+            "tokenizer",
+            work.ecg_tokenizer,
+            settings,
+            options.overwrite,
+            "a tokenizer",
+            lambda: _learn(work, settings, signal, options),
+        )
 
 
-def _learn(work, settings, signal, threads, dask, overwrite):
+def _learn(work: WorkDir, settings: dict[str, Any], signal: dict[str, Any], options: LearnOptions) -> dict:
     """Learn, and write the tokenizer."""
-    merges, min_count, levels = settings["merges"], settings["min_count"], signal["quantizer"]["levels"]
-    known = half_learned(work.half_learned, settings, overwrite)
-    segments, described = choose_segments(work, settings["split"], settings["sample"], settings["seed"])
+    merges, levels = settings["merges"], signal["quantizer"]["levels"]
+    known = half_learned(work.half_learned, settings, options.overwrite)
+    segments, description = choose_segments(work, options.split, options.sample, options.seed)
 
     from ecgbyte_kernels import merges as kernels
 
@@ -205,28 +211,15 @@ def _learn(work, settings, signal, threads, dask, overwrite):
 
     started = time.perf_counter()
     symbols = int((segments["leads"] * segments["samples"]).sum())
-    # arrays, not lists: thousands of small objects would set off Python's garbage collector
-    rows, tokens, saved = [known], symbols, time.perf_counter()
-    made = len(known)
-    begun = _begun(work, settings, levels, segments, described, known, threads, dask)
-    with begun as (steps, spent), progress("learning", merges, "merges") as bar:
-        for fresh, tokens in steps:
-            rows.append(fresh)
-            made += len(fresh)
-            count = f"last count {fresh[-1, 2]:,}, " if len(fresh) else ""
-            bar.update(made, f"{count}{symbols / max(1, tokens):.2f} letters a token")
-            if len(fresh) and time.perf_counter() - saved >= SAVE_EVERY:
-                saved = time.perf_counter()
-                so_far = {"settings": settings, "merges": np.concatenate(rows).tolist()}
-                write_json(work.half_learned, add_checksum(so_far))
-    if made < merges:
-        note(f"learn: {made} of {merges} merges: no other pair is found {min_count} times or more")
-    rows = np.concatenate(rows)
+    with _merge_steps(work, merges, levels, segments, description, known, options) as (steps, spent):
+        rows, tokens = _collect(work, steps, settings, known, symbols)
+    if len(rows) < merges:
+        note(f"learn: {len(rows)} of {merges} merges: no other pair occurs {options.min_count} times or more")
     result = {
         "symbols": symbols,
         "vocab": levels + len(rows),
         "merges": len(rows),
-        "tokens": int(tokens),
+        "tokens": tokens,
         "compression": symbols / max(1, tokens),
         "seconds": round(time.perf_counter() - started, 3),
         "compile_seconds": round(compile_seconds, 3),
@@ -248,57 +241,93 @@ def _learn(work, settings, signal, threads, dask, overwrite):
     return result
 
 
+def _collect(
+    work: WorkDir,
+    steps: Iterator[tuple[np.ndarray, int]],
+    settings: dict[str, Any],
+    known: np.ndarray,
+    symbols: int,
+) -> tuple[np.ndarray, int]:
+    """Return all merges, int64 (k, 3), and the number of tokens they leave. Save the merges now and then."""
+    # arrays, not lists: thousands of small objects would set off Python's garbage collector
+    rows, tokens, saved, count = [known], symbols, time.perf_counter(), len(known)
+    with progress("learning", settings["merges"], "merges") as bar:
+        for fresh, tokens in steps:
+            rows.append(fresh)
+            count += len(fresh)
+            last = f"last count {fresh[-1, 2]:,}, " if len(fresh) else ""
+            bar.update(count, f"{last}{symbols / max(1, tokens):.2f} letters a token")
+            if len(fresh) and time.perf_counter() - saved >= SAVE_EVERY:
+                saved = time.perf_counter()
+                so_far = {"settings": settings, "merges": np.concatenate(rows).tolist()}
+                write_json(work.half_learned, add_checksum(so_far))
+    return np.concatenate(rows), int(tokens)
+
+
 @contextmanager
-def _begun(work, settings, levels, segments, described, known, threads, dask):
-    """What yields the merges, here or on a cluster, and what the cluster spends on it (None here)."""
-    names = ("merges", "boundary", "min_count", "max_token_length")
-    merges, boundary, min_count, longest = (settings[name] for name in names)
+def _merge_steps(
+    work: WorkDir,
+    merges: int,
+    levels: int,
+    segments: dict[str, np.ndarray],
+    description: str,
+    known: np.ndarray,
+    options: LearnOptions,
+) -> Iterator[tuple[Iterator[tuple[np.ndarray, int]], dict[str, Any] | None]]:
+    """Yield an iterator over steps of learning, and what a cluster spends on them (None on this machine)."""
     started = time.perf_counter()
-    if dask:
+    boundary, min_count, longest = options.boundary, options.min_count, options.max_token_length
+    if options.dask:
         from ecgbyte_cli.signal import distributed_bpe
 
-        with cluster.connected(dask, work.root, [work.symbols]) as client:
+        with cluster.connected(options.dask, work.root, [work.symbols]) as client:
             starting = time.perf_counter() - started
-            shared = cluster.share_array(work.symbols, segments, boundary, levels, merges, client.nthreads())
-            needed = max(memory_needed(int((of["leads"] * of["samples"]).sum())) for _, of, *_ in shared)
+            shared = worker_groups.share_array(
+                work.symbols, segments, boundary, levels, merges, client.nthreads()
+            )
+            needed = max(
+                memory_needed(int((part["leads"] * part["samples"]).sum())) for _, part, *_ in shared
+            )
             if needed > cluster.memory(client):
                 raise Failure(
-                    f"{described}: a worker needs about {needed / 1e9:.1f} GB of memory and may use "
+                    f"{description}: a worker needs about {needed / 1e9:.1f} GB of memory and may use "
                     f"{cluster.memory(client) / 1e9:.1f} GB: take more workers, or a --sample"
                 )
-            groups = cluster.Groups(client, shared, cluster.file_stamps([work.symbols]))
+            groups = worker_groups.Groups(client, shared, file_stamps([work.symbols]))
             note(f"learn: read by {len(shared)} workers in {groups.spent['reading']:.1f} s")
             groups.spent["starting"] = starting
             yield distributed_bpe.learn(groups, levels, merges, min_count, longest, known), groups.spent
         return
     from ecgbyte_kernels.merges import learn_merges
 
-    check_memory(segments, boundary, described, free_memory())
-    threads = threads or len(os.sched_getaffinity(0))
+    check_memory(segments, boundary, description, free_memory())
+    threads = options.threads or len(os.sched_getaffinity(0))
     texts = corpus.read_texts(read_array(work.symbols), segments, boundary, levels, threads, work.symbols)
     note(f"learn: read in {time.perf_counter() - started:.1f} s")
     yield learn_merges(texts, levels, merges, min_count, longest, threads, known[:, :2]), None
 
 
-def half_learned(path, settings, overwrite):
-    """The merges that an interrupted run with the same settings has saved: int64 (k, 3)."""
+def half_learned(path: Path, settings: dict[str, Any], overwrite: bool) -> np.ndarray:
+    """Read the merges that an interrupted run with the same settings saved: int64 (k, 3)."""
     if overwrite or not path.exists():
         return np.zeros((0, 3), np.int64)
-    before = read_json(path)
-    if before.get("settings") != json.loads(json.dumps(settings)):
+    earlier = read_json(path)
+    if earlier.get("settings") != json.loads(json.dumps(settings)):
         raise Failure(
-            f"{path} is of a run with other settings that was interrupted: "
+            f"{path} is of an interrupted run with other settings: "
             "add --overwrite, or use another --work folder"
         )
-    if not has_valid_checksum(before):
+    if not has_valid_checksum(earlier):
         raise Failure(f"{path} is damaged: remove it, and run the same command again")
-    rows = np.array(before["merges"], np.int64).reshape(-1, 3)
+    rows = np.array(earlier["merges"], np.int64).reshape(-1, 3)
     note(f"learn: goes on from merge {len(rows)}, where it was interrupted")
     return rows
 
 
-def choose_segments(work, split, sample, seed):
-    """The rows to learn from: those of the split, or a random part of them, in the table's order."""
+def choose_segments(
+    work: WorkDir, split: str, sample: int | float | None, seed: int
+) -> tuple[dict[str, np.ndarray], str]:
+    """Return the segments to learn from, `offset`, `leads` and `samples` in the table's order, and a description."""
     segments = read_table(work.need(work.symbol_segments, "symbolize"))
     total = len(segments["segment"])
     if total == 0:
@@ -310,22 +339,24 @@ def choose_segments(work, split, sample, seed):
         raise Failure(
             f"none of the {total} segments of {work.symbol_segments} is in the training split: add --split all"
         )
-    described = f"{len(rows)} of {total} segments (split {split})"
+    description = f"{len(rows)} of {total} segments (split {split})"
     if sample is not None:
         rows = rows_learned_from(segments, split, sample, seed)
-        described = f"{len(rows)} of {described}, by seed {seed}"
-    return {name: segments[name][rows].astype(np.int64) for name in ("offset", "leads", "samples")}, described
+        description = f"{len(rows)} of {description}, by seed {seed}"
+    return {
+        name: segments[name][rows].astype(np.int64) for name in ("offset", "leads", "samples")
+    }, description
 
 
-def check_memory(segments, boundary, described, free):
-    """Print what the work will need, and refuse what cannot fit into `free` bytes."""
+def check_memory(segments: dict[str, np.ndarray], boundary: str, description: str, free: float) -> None:
+    """Note how much memory learning needs, and raise a Failure if `free` bytes do not suffice."""
     symbols = int((segments["leads"] * segments["samples"]).sum())
     needed = memory_needed(symbols)
 
-    def fitting(share):
+    def fitting(share: float) -> int:
         return max(1, int(0.95 * share * len(segments["leads"])))
 
-    note(f"learn: {symbols:,} letters from {described}; about {needed / 1e9:.1f} GB of memory needed")
+    note(f"learn: {symbols:,} letters from {description}; about {needed / 1e9:.1f} GB of memory needed")
     if needed > free:
         raise Failure(
             f"{symbols:,} letters need about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
@@ -338,6 +369,6 @@ def check_memory(segments, boundary, described, free):
         )
 
 
-def memory_needed(symbols):
-    """Bytes that learning takes at most, above what Python and its libraries take: measured, and rounded up."""
+def memory_needed(symbols: int) -> float:
+    """Return an upper bound of the bytes that learning needs besides Python and its libraries, from measurements."""
     return 3e8 + min(12 * symbols, 1e9 + 3.2 * symbols)

@@ -1,14 +1,17 @@
-"""ecgbyte questions: questions and answers from what a data set says about its recordings.
+"""ecgbyte questions: questions and answers from the labels of a data set.
 
-Each kind of source has its file in questions/; what is asked, and how it is balanced, is in questions/asking.py,
-and the wordings are in questions/wording.py.
+questions/sources/ has a file for each kind of source, questions/question_builder.py chooses and balances the
+questions, and questions/phrasings.py words them.
 """
 
 import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -22,29 +25,43 @@ from ecgbyte_cli.questions.findings import FINDINGS
 from ecgbyte_cli.questions.labels import YES, derive_labels
 from ecgbyte_cli.questions.question_builder import build_questions, verifiable
 from ecgbyte_cli.questions.sources import read_source
+from ecgbyte_cli.questions.sources.base import Source
 from ecgbyte_cli.readers.patients import SIDES
 from ecgbyte_cli.storage.files import atomic_write
 
 
+@dataclass(frozen=True)
+class QuestionsOptions:
+    """Options of `ecgbyte questions`. See `ecgbyte_cli.questions.question_builder.build_questions`."""
+
+    out: Path = Path("qa.jsonl")  # the question file to write
+    cap: int = 500  # most questions about a finding with the same answer, on each side of the split
+    every_finding: bool = False  # ask about each finding of examples/findings.csv for every record
+    cannot: float = 0.02  # share of questions that no ECG can answer
+    think: bool = False  # add the reasoning that leads to each answer
+    seed: int = 1  # random seed of the questions
+    overwrite: bool = False  # replace a file that holds anything else
+
+
 @click.command(
     cls=Stage,
-    short_help="Make questions and answers from what a data set says.",
+    short_help="Build questions and answers from a data set's labels.",
     epilog="Example: ecgbyte questions data/ --out questions.jsonl",
 )
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=Path("qa.jsonl"),
+    default=QuestionsOptions.out,
     show_default=True,
     help="The question file to write.",
 )
 @click.option(
     "--cap",
     type=click.IntRange(1),
-    default=500,
+    default=QuestionsOptions.cap,
     show_default=True,
-    help="How often a thing is asked about with the same answer, at most, on each side of the split.",
+    help="Most questions about a finding with the same answer, on each side of the split.",
 )
 @click.option(
     "--every-finding",
@@ -54,29 +71,32 @@ from ecgbyte_cli.storage.files import atomic_write
 @click.option(
     "--cannot",
     type=click.FloatRange(0, 0.9),
-    default=0.02,
+    default=QuestionsOptions.cannot,
     show_default=True,
-    help="The share of questions that no ECG can answer.",
+    help="Share of questions that no ECG can answer.",
 )
 @click.option(
     "--think",
     is_flag=True,
-    help="Add the reasoning that leads to each answer, from what is measured and seen.",
+    help="Add the reasoning that leads to each answer, from measurements and labels.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Another seed, other questions."
+    "--seed",
+    type=click.IntRange(0),
+    default=QuestionsOptions.seed,
+    show_default=True,
+    help="Random seed of the questions.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace other questions in the file.")
-@click.pass_obj
-def command(_work, source, **options):
-    """Make questions and answers from what the data set SOURCE says about its recordings.
+def command(source: Path, **options: Any) -> dict:
+    """Build questions and answers from the labels of the data set SOURCE.
 
     SOURCE is PTB-XL's folder or its ptbxl_database.csv; a folder of WFDB headers with SNOMED CT codes in their
     comments, as in the PhysioNet Challenges, or of `ecgbyte synth`; CODE-15's exams.csv; or any CSV table with the
-    column `record` and columns of yes and no. Yes and no are equally often right, on each side of the split. No
-    question is asked about what the source neither states nor denies.
+    column `record` and columns of yes and no. Yes and no are equally frequent on each side of the split. Uncertain
+    and missing labels are skipped.
     """
-    result = questions(source, **options)
+    result = questions(source, QuestionsOptions(**options))
     by_type, by_split = result["by_type"], result["by_split"]
     rows = [(kind, *result["counts"][kind].values(), number) for kind, number in by_type.items()]
     rows.append(("all", *by_split.values(), result["questions"]))
@@ -89,48 +109,40 @@ def command(_work, source, **options):
     return result
 
 
-def questions(
-    source, *, out="qa.jsonl", cap=500, every_finding=False, cannot=0.02, think=False, seed=1, overwrite=False
-):
+def questions(source: Path, options: QuestionsOptions) -> dict:
     """Write questions and answers about the recordings of a data set.
 
     Parameters
     ----------
     source : path
         See the command.
-    out : path
-        The question file, JSON Lines in ecgbyte's own form.
-    cap, every_finding, cannot, think, seed
-        See `ecgbyte_cli.questions.question_builder.build_questions`.
-    overwrite : bool
-        Replace a file that holds anything else.
+    options : QuestionsOptions
 
     Returns
     -------
     dict
         `records` (of the data set), `questions`, `by_type` and `by_split` (their numbers), `counts` (type to split
-        to number), `by_finding` (finding to the numbers of `yes` and `no`: the eighteen that models are compared by
-        first, then the others but noise), `path` and `seconds`.
+        to number), `by_finding` (finding to the numbers of `yes` and `no`: first the eighteen of
+        examples/findings.csv, then the others without noise), `path` and `seconds`.
 
     Raises
     ------
     Failure
-        If the source is none of the kinds or cannot be read, or `out` cannot be written or holds something else.
+        If the source is of an unknown kind or cannot be read, or `out` cannot be written or holds something else.
     """
     start = time.perf_counter()
-    out = Path(out)
-    known = read_source(Path(source))
-    lines = build_questions(known, seed, cap, every_finding, cannot, think)
+    out, labelled = Path(options.out), read_source(Path(source))
+    lines = build_questions(
+        labelled, options.seed, options.cap, options.every_finding, options.cannot, options.think
+    )
     if not lines:
-        raise Failure(
-            f"{source} says nothing that a question could be made of: each side needs a yes and a no"
-        )
-    for line in _remarks(known):
+        raise Failure(f"{source} has no labels to ask about: each side of the split needs a yes and a no")
+    for line in _remarks(labelled):
         note(line)
-    _write(out, lines, overwrite)
-    counts = _counted(lines, "type", "split", SIDES)
+    _write(out, lines, options.overwrite)
+    counts = _count(lines, "type", "split", SIDES)
     return {
-        "records": len(known.facts),
+        "records": len(labelled.facts),
         "questions": len(lines),
         "by_type": {kind: sum(numbers.values()) for kind, numbers in counts.items()},
         "by_split": {side: sum(numbers[side] for numbers in counts.values()) for side in SIDES},
@@ -141,8 +153,8 @@ def questions(
     }
 
 
-def _remarks(source):
-    """Yield lines about labels that contradict each other, and about the split."""
+def _remarks(source: Source) -> Iterator[str]:
+    """Yield lines about contradictory labels and about the split."""
     labels = derive_labels(source.facts)
     for (stated, denied), count in labels.contradictions.most_common(5):
         yield f"{count} recordings have {stated} and no {denied}: taken as unknown"
@@ -161,28 +173,30 @@ def _remarks(source):
     )
 
 
-def _write(out, lines, overwrite):
-    """Write the lines, unless they stand there already; something else is only replaced if that was asked for."""
+def _write(out: Path, lines: Sequence[dict[str, Any]], overwrite: bool) -> None:
+    """Write the lines, unless the file holds them already. Replace other content only if `overwrite`."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     if out.is_dir():
         raise Failure(f"{out} is a folder: --out names a file")
     if out.exists() and not overwrite:
         if os.path.getsize(out) == len(text) and out.read_bytes() == text:
-            note(f"{out}: these questions stand there already")
+            note(f"{out} holds these questions already")
             return
         raise Failure(f"{out} holds something else: add --overwrite, or name another file with --out")
     with atomic_write(out) as beside:
         beside.write_bytes(text)
 
 
-def _counted(lines, key, other, columns_):
-    """How many lines have each value of `key`, by their value of `other`, the columns."""
+def _count(
+    lines: Sequence[dict[str, Any]], key: str, other: str, columns: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """Count the lines: value of `key` to value of `other`, one of `columns`, to number."""
     counts = Counter((line[key], line[other]) for line in lines)
     values = sorted({value for value, _ in counts})
-    return {value: {column: counts[value, column] for column in columns_} for value in values}
+    return {value: {column: counts[value, column] for column in columns} for value in values}
 
 
-def _by_finding(lines):
+def _by_finding(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     asked = [line for line in lines if line["type"] == "finding-verify"]
-    counts = _counted(asked, "finding", "answer", ("yes", "no"))
+    counts = _count(asked, "finding", "answer", ("yes", "no"))
     return {name: counts[name] for name in [*FINDINGS, *sorted(counts.keys() - FINDINGS)] if name in counts}

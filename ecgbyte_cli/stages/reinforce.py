@@ -189,7 +189,6 @@ def reinforce(work: WorkDir, options: ReinforceOptions) -> dict:
             work.model_settings, settings, options.overwrite, "a model"
         )
         if done:
-            note(f"{work.model} is there already, made with these settings: nothing to do")
             return done
         return _train(work, qa, about, settings, resume_from)
 

@@ -1,7 +1,7 @@
 """ecgbyte synth: 12-lead records with questions and answers, from a model of the heart vector.
 
-Every record shows one of eight conditions, and its truth stands in the comments of the WFDB header, one
-`# Key: value` a line, in this order:
+Every record shows one of eight conditions. The comments of its WFDB header hold the truth, one `# Key: value` a
+line, in this order:
 
     Source: synthetic (ecgbyte synth)
     Patient: P000123           name; a patient has one to three records, all on one side of the split
@@ -11,21 +11,24 @@ Every record shows one of eight conditions, and its truth stands in the comments
     RR variation: 0.213        standard deviation of the RR intervals over their mean
     R peaks: 0.412 1.180       time of every beat in s, premature ones included
     PR interval: 0.162         start of P to start of QRS in s, or none (no P waves)
-    Premature beats: 3.218     times in s, or none; the sinus beat that each takes the place of has no P wave
+    Premature beats: 3.218     times in s, or none; each replaces a sinus beat, whose P wave is missing
     Raised leads: V1 V2 V3 V4  ST segment at least 0.1 mV above the line before the QRS complex, or none;
-                               told for anterior ST elevation only
+                               only for anterior ST elevation
 
 `qa.jsonl` beside the records holds the questions, one JSON object a line: record, patient, question, answer,
-type and split. The rhythm is asked of every record; the rate and bundle branch block of so many that "yes" and
-"no" are equally often right on each side of the split.
+type and split. Every record has a question about its rhythm. Questions about the rate and bundle branch block are
+chosen so that "yes" and "no" are equally frequent on each side of the split.
 
-The signals are made in signal/simulate.py.
+signal/simulate.py makes the signals.
 """
 
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -43,6 +46,18 @@ from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_kernels.vcg import LEADS
 
 
+@dataclass(frozen=True)
+class SynthOptions:
+    """Options of `ecgbyte synth`."""
+
+    records: int = 400  # number of records
+    seconds: int = 10  # length of a record in seconds
+    fs: int = 500  # sampling rate in Hz
+    seed: int = 1  # random seed of the records
+    jobs: int | None = None  # threads; None: one per core. The records do not depend on it
+    overwrite: bool = False  # replace records made with other settings
+
+
 @click.command(
     cls=Stage,
     short_help="Write synthetic 12-lead records with questions and answers.",
@@ -50,34 +65,49 @@ from ecgbyte_kernels.vcg import LEADS
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--records", type=click.IntRange(1, 10_000_000), default=400, show_default=True, help="How many records."
+    "--records",
+    type=click.IntRange(1, 10_000_000),
+    default=SynthOptions.records,
+    show_default=True,
+    help="Number of records.",
 )
 @click.option(
-    "--seconds", type=click.IntRange(5, 3600), default=10, show_default=True, help="Length of a record."
+    "--seconds",
+    type=click.IntRange(5, 3600),
+    default=SynthOptions.seconds,
+    show_default=True,
+    help="Length of a record in seconds.",
 )
 @click.option(
-    "--fs", type=click.IntRange(100, 2000), default=500, show_default=True, help="Samples per second."
+    "--fs",
+    type=click.IntRange(100, 2000),
+    default=SynthOptions.fs,
+    show_default=True,
+    help="Sampling rate in Hz.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Another seed, other records."
+    "--seed",
+    type=click.IntRange(0),
+    default=SynthOptions.seed,
+    show_default=True,
+    help="Random seed of the records.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    default=None,
+    default=SynthOptions.jobs,
     show_default="all cores",
-    help="Threads; the records do not depend on it.",
+    help="Number of threads. The records do not depend on it.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace records made with other settings.")
-@click.pass_obj
-def command(_work, out, **options):
+def command(out: Path, **options: Any) -> dict:
     """Write synthetic 12-lead records (WFDB format 16) and questions about them to the folder OUT.
 
-    The records show eight conditions, in equal numbers, and are for learning and for trying things out: they
-    come from a model, not from people. What each record shows stands in the comments of its header; the
-    questions and answers are in OUT/qa.jsonl. Above 1000 records, OUT gets a subfolder for every 1000.
+    The records show eight conditions in equal numbers, for learning and for trying things out. They come from a
+    model, not from people. The header of each record says in its comments what the record shows; the questions and
+    answers are in OUT/qa.jsonl. Above 1000 records, OUT gets a subfolder for every 1000.
     """
-    result = synth(out, **options)
+    result = synth(out, SynthOptions(**options))
     counts = result["conditions"]
     rows = [(name, *(counts[name][s] for s in SPLITS), sum(counts[name].values())) for name in counts]
     rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 5))))
@@ -86,24 +116,19 @@ def command(_work, out, **options):
     return result
 
 
-def synth(out, *, records=400, seconds=10, fs=500, seed=1, jobs=None, overwrite=False):
+def synth(out: Path, options: SynthOptions) -> dict:
     """Write synthetic records and the questions about them.
 
     Parameters
     ----------
     out : path
-        The folder to write to; made if it does not exist.
-    records, seconds, fs, seed : int
-        How many, how long (s), samples per second, and which.
-    jobs : int or None
-        Number of threads; None for one per core. The files do not depend on it.
-    overwrite : bool
-        Replace the records that an earlier run with other settings left in `out`.
+        The folder to write to; created if it does not exist.
+    options : SynthOptions
 
     Returns
     -------
     dict
-        `records`, `questions`, `leads` (how many), `fs`, `path`, `seconds` (the work took) and `conditions`
+        `records`, `questions`, `leads` (how many), `fs`, `path`, `seconds` (duration of the run) and `conditions`
         (condition to split to number of records).
 
     Raises
@@ -113,40 +138,39 @@ def synth(out, *, records=400, seconds=10, fs=500, seed=1, jobs=None, overwrite=
     """
     start = time.perf_counter()
     out = Path(out)
-    asked = {"records": records, "seconds": seconds, "fs": fs, "seed": seed}
-    # Written before the records without a result, and again after them with it: so that a run that was
-    # interrupted is known from one that was not.
-    settings_path = out / "synth.json"
     if out.exists() and not out.is_dir():
         raise Failure(f"{out} is a file, not a folder: name another folder for the records")
     try:
         with lock(out):
-            return _synth(out, settings_path, asked, jobs, overwrite, start)
+            return _synth(out, options, start)
     except OSError as error:
         raise Failure(
             f"{error.filename or out} cannot be written ({error.strerror}): name another folder"
         ) from error
 
 
-def _synth(out, settings_path, asked, jobs, overwrite, start):
-    """Write the records that are missing, and the questions."""
-    records, seconds, fs, seed = (asked[key] for key in ("records", "seconds", "fs", "seed"))
-    earlier = completed_result(settings_path, asked, overwrite, "records", "name another folder")
-    if earlier:
-        note(f"{out}: these {records} records were made already; --overwrite makes them again")
+def _synth(out: Path, options: SynthOptions, start: float) -> dict:
+    """Write the missing records, and the questions."""
+    records, seconds, fs, seed = options.records, options.seconds, options.fs, options.seed
+    settings = {"records": records, "seconds": seconds, "fs": fs, "seed": seed}
+    # Written before the records without a result, and after them with it: this shows an interrupted run.
+    settings_path = out / "synth.json"
+    if earlier := completed_result(
+        settings_path, settings, options.overwrite, "records", "name another folder"
+    ):
         return earlier
     clear_leftovers(out)
     plan = plan_records(records, seed)
     todo = [record for record in plan if not (out / f"{record['path']}.hea").exists()]
-    if not settings_path.exists() or overwrite:
+    if not settings_path.exists() or options.overwrite:
         _remove_earlier(out, settings_path)
         todo = plan
     elif len(todo) < records:
         note(f"{out}: going on, {records - len(todo)} of {records} records are there")
-    write_json(settings_path, {"settings": asked, "result": None, "ecgbyte": __version__})
+    write_json(settings_path, {"settings": settings, "result": None, "ecgbyte": __version__})
     for folder in {(out / record["path"]).parent for record in plan}:
         folder.mkdir(exist_ok=True)
-    with progress("making", len(todo), "records") as bar, threads(jobs) as pool:
+    with progress("making", len(todo), "records") as bar, threads(options.jobs) as pool:
         for _ in pool.map(lambda record: _write_record(out, record, seconds, fs, seed), todo):
             bar.advance()
     questions = ask(plan, seed)
@@ -164,12 +188,12 @@ def _synth(out, settings_path, asked, jobs, overwrite, start):
         "seconds": round(time.perf_counter() - start, 3),
         "conditions": counts,
     }
-    write_json(settings_path, {"settings": asked, "result": result, "ecgbyte": __version__})
+    write_json(settings_path, {"settings": settings, "result": result, "ecgbyte": __version__})
     return result
 
 
-def ask(plan, seed):
-    """Make the questions: dicts as `qa.jsonl` holds them, ordered by record."""
+def ask(plan: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Return the lines of `qa.jsonl`, ordered by record."""
     rng = np.random.default_rng([seed, 3])
     yes_no = {
         "rate": ("Is the heart rate above 100 beats per minute?", lambda record: record["fast"]),
@@ -178,21 +202,20 @@ def ask(plan, seed):
             lambda record: record["condition"] == "left bundle branch block",
         ),
     }
-    # As many with the answer yes as with no, on each side.
-    asked = {}
+    # as many answers yes as no, on each side
+    chosen: dict[str, set[int]] = {kind: set() for kind in yes_no}
     for kind, (_, truth) in yes_no.items():
-        asked[kind] = set()
         for side in SPLITS:
             yes = [record["number"] for record in plan if record["split"] == side and truth(record)]
             no = [record["number"] for record in plan if record["split"] == side and not truth(record)]
             n = min(len(yes), len(no))
             for numbers in (yes, no):
-                asked[kind].update(rng.permutation(numbers)[:n].tolist())
+                chosen[kind].update(rng.permutation(numbers)[:n].tolist())
     questions = []
     for record in plan:
         items = [("rhythm", "What is the rhythm?", record["condition"])]
         for kind, (question, truth) in yes_no.items():
-            if record["number"] in asked[kind]:
+            if record["number"] in chosen[kind]:
                 items.append((kind, question, "yes" if truth(record) else "no"))
         for kind, question, answer in items:
             questions.append(
@@ -208,13 +231,12 @@ def ask(plan, seed):
     return questions
 
 
-def _write_record(out, record, seconds, fs, seed):
-    """Write a record's .dat and then its .hea: a record with a header is complete."""
+def _write_record(out: Path, record: Mapping[str, Any], seconds: int, fs: int, seed: int) -> None:
+    """Write a record's .dat and then its .hea, so that a record with a header is complete."""
     steps, comments = make_record(record, seconds, fs, seed)
     header, signal = record_files(record["name"], steps, fs, GAIN, LEADS, comments)
     path = out / record["path"]
-    # Without the fsync of workdir.whole(): it costs more than making the record, and after a power cut the
-    # records are made again.
+    # not by atomic_write, whose fsync takes longer than the simulation
     for ending, content in ((".dat", signal), (".hea", header)):
         beside = f"{path}{ending}.part"
         try:
@@ -226,8 +248,8 @@ def _write_record(out, record, seconds, fs, seed):
             raise
 
 
-def _remove_earlier(out, settings_path):
-    """Remove the records of an earlier run, so that no stranger stands among the new ones."""
+def _remove_earlier(out: Path, settings_path: Path) -> None:
+    """Remove the records of an earlier run."""
     try:
         earlier = json.loads(settings_path.read_text(encoding="utf-8"))["settings"]
         paths = [record["path"] for record in plan_records(int(earlier["records"]), int(earlier["seed"]))]

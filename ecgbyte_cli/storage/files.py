@@ -1,6 +1,7 @@
 """Read and write files: arrays as .npy, tables as Parquet, settings as JSON.
 
-Nothing is pickled. A file is written under a temporary name and renamed, so that a reader sees all of it or none."""
+Nothing is pickled. A file is written under a temporary name and renamed, so that a reader sees all of it or none.
+"""
 
 import errno
 import glob
@@ -10,27 +11,31 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.storage.locks import hold_folder, restore_replaced
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MOST_JSON = 2**27  # bytes; the largest known text tokenizer has 2^25
 
-MOST_JSON = 2**27  # bytes; the largest known file of a text tokenizer has 2^25
+PathLike = str | os.PathLike[str]
 
 
 @contextmanager
-def atomic_write(path):
-    """Yield a path beside `path` to write to; it takes the place of `path` when the block ends well.
+def atomic_write(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary path to write to, and rename it to `path` if the block succeeds.
 
     Raises
     ------
     Failure
-        If it cannot be written, such as on a full disk.
+        If the path cannot be written, such as on a full disk.
     """
     path = Path(path)
     # a random name: two machines, or two containers, may have the same process ids
@@ -49,34 +54,34 @@ def atomic_write(path):
         beside.unlink(missing_ok=True)
 
 
-def _write_failure(path, beside, error):
-    """The failure of a path that cannot be written; None of an error that is about something else."""
+def _write_failure(path: Path, beside: Path, error: Exception) -> Failure | None:
+    """Return the Failure for a path that cannot be written, or None if the error has another cause."""
     if isinstance(error, Failure):
         return None
     if isinstance(error, OSError):
         if error.filename is not None:
-            about = Path(os.fsdecode(error.filename))
-            if about not in (path, path.parent, beside) and beside not in about.parents:
+            culprit = Path(os.fsdecode(error.filename))
+            if culprit not in (path, path.parent, beside) and beside not in culprit.parents:
                 return None
         number, reason = error.errno, error.strerror or str(error)
-    elif told := re.search(r"\(os error (\d+)\)", str(error)):  # of a library written in Rust
-        number = int(told[1])
+    elif match := re.search(r"\(os error (\d+)\)", str(error)):  # raised by a library written in Rust
+        number = int(match[1])
         reason = os.strerror(number)
     else:
         return None
-    more = "; make room, and run the same command again" if number in FULL else ""
-    return Failure(f"{path} cannot be written: {reason}{more}")
+    remedy = "; make room, and run the same command again" if number in FULL else ""
+    return Failure(f"{path} cannot be written: {reason}{remedy}")
 
 
-def check_regular_file(path):
-    """The path of a file; what is none is refused, as to open a FIFO would wait for ever."""
+def check_regular_file(path: PathLike) -> PathLike:
+    """Return the path of a regular file. Reject anything else: opening a FIFO would wait for ever."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise Failure(f"{path} is no regular file")
     return path
 
 
-def read_text(path, most=MOST_JSON):
-    """Read a text of `most` bytes; a file that holds none fails in one line."""
+def read_text(path: PathLike, most: int = MOST_JSON) -> str:
+    """Read a UTF-8 text of at most `most` bytes, or raise a Failure."""
     try:
         if os.stat(check_regular_file(path)).st_size > most:
             raise Failure(f"{path} is too large: more than {most} bytes")
@@ -87,8 +92,8 @@ def read_text(path, most=MOST_JSON):
         raise Failure(f"{path} is no text in UTF-8: {error}") from error
 
 
-def read_json(path, most=MOST_JSON):
-    """Read a JSON object of `most` bytes; a file that is none fails in one line."""
+def read_json(path: PathLike, most: int = MOST_JSON) -> dict[str, Any]:
+    """Read a JSON object of at most `most` bytes, or raise a Failure."""
     try:
         value = json.loads(read_text(path, most))
     except (ValueError, RecursionError) as error:
@@ -98,16 +103,16 @@ def read_json(path, most=MOST_JSON):
     return value
 
 
-def write_json(path, value, **options):
-    """Write a JSON object, whole or not at all."""
+def write_json(path: PathLike, value: Mapping[str, Any], **options: Any) -> None:
+    """Write a JSON object atomically; `options` go to `json.dumps`."""
     with atomic_write(path) as beside:
         text = json.dumps(value, ensure_ascii=False, **options) + "\n"
-        # what stands for bytes that are no text becomes the escape that JSON has for it
+        # surrogates, which stand for bytes that are not text, become JSON's escapes
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def read_table(path):
-    """Read a Parquet table as a dict of column name to numpy array (text columns as lists of str)."""
+def read_table(path: PathLike) -> dict[str, Any]:
+    """Read a Parquet table: column name to numpy array, or to list of str for a text column."""
     import pyarrow
     import pyarrow.parquet
 
@@ -122,12 +127,12 @@ def read_table(path):
         raise Failure(f"{path} cannot be read as a Parquet table: {' '.join(str(error).split())}") from error
 
 
-def write_table(path, columns):
-    """Write a dict of column name to values as a Parquet table, whole or not at all."""
+def write_table(path: PathLike, columns: Mapping[str, Any]) -> None:
+    """Write a Parquet table atomically: column name to array, or to list of str."""
     import pyarrow
     import pyarrow.parquet
 
-    # an empty column of names would otherwise be written without a type
+    # with the type, which an empty column would lack
     arrays = {
         k: pyarrow.array(_table_texts(v), pyarrow.string()) if isinstance(v, list) else pyarrow.array(v)
         for k, v in columns.items()
@@ -137,8 +142,10 @@ def write_table(path, columns):
 
 
 @contextmanager
-def table_writer(path, columns):
-    """Yield a function that writes rows, a list of columns at a time; the table takes its place at the end.
+def table_writer(
+    path: PathLike, columns: Mapping[str, type]
+) -> Iterator[Callable[[Sequence[Sequence[Any]]], None]]:
+    """Yield a function that appends rows to a Parquet table, as a list of columns.
 
     Parameters
     ----------
@@ -163,13 +170,13 @@ def table_writer(path, columns):
         )
 
 
-def _table_texts(values):
-    """Texts that a table can hold: what stands for bytes that are no text becomes an escape."""
+def _table_texts(values: Sequence[str]) -> list[str]:
+    """Replace the surrogates that stand for bytes that are not text: a table cannot hold them."""
     return [v.encode(errors="backslashreplace").decode() if v and not v.isascii() else v for v in values]
 
 
-def read_array(path):
-    """Memory-map a .npy file, read-only; a file that is none, or holds objects, fails in one line."""
+def read_array(path: PathLike) -> np.ndarray:
+    """Memory-map a .npy file, read-only, or raise a Failure. Arrays of objects are rejected."""
     try:
         return np.load(check_regular_file(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -177,10 +184,10 @@ def read_array(path):
 
 
 @contextmanager
-def array_writer(path, dtype, size):
-    """Yield a function that writes the next values of a 1-D .npy array; it takes its place at the end.
+def array_writer(path: PathLike, dtype: DTypeLike, size: int) -> Iterator[Callable[[ArrayLike], int]]:
+    """Yield a function that appends values to a 1-D .npy array of `size` values.
 
-    Not memory-mapped: on a full disk that is a signal which ends the process without a word.
+    The file is not memory-mapped: on a full disk, a signal would end the process without a message.
 
     Raises
     ------
@@ -198,25 +205,25 @@ def array_writer(path, dtype, size):
         yield lambda values: file.write(np.ascontiguousarray(values, dtype).reshape(-1).data)
         file.flush()
         if file.tell() - start != size * np.dtype(dtype).itemsize:
-            raise ValueError(f"{path}: {size} values were promised, others written")
+            raise ValueError(f"{path}: expected {size} values, wrote another number")
 
 
-def sha256_of(path):
-    """The SHA-256 of a file's bytes, in hex."""
+def sha256_of(path: PathLike) -> str:
+    """Return the SHA-256 of a file, in hex."""
     with open(check_regular_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def atomic_folder(path):
-    """Yield an empty folder to fill; it takes the place of `path` when the block ends well.
+def atomic_folder(path: PathLike) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill, and rename it to `path` if the block succeeds.
 
-    What a killed run left of the same folder is removed: it holds no lock any more.
+    Remove temporary folders that killed runs left: no process locks them any more.
 
     Raises
     ------
     Failure
-        If it cannot be written, such as on a full disk.
+        If the path cannot be written, such as on a full disk.
     """
     path = Path(path)
     name = os.urandom(6).hex()

@@ -1,7 +1,6 @@
-"""One run at a time in a folder, and what killed runs left there.
+"""Locks that let one run at a time write a folder, and the removal of files that killed runs left.
 
-A lock goes with the process that holds it, however that ends: so what is locked is being written, and what is not
-has been left.
+The system releases a lock when its process ends, in whatever way. So a temporary file without a lock is a leftover.
 """
 
 import glob
@@ -9,7 +8,10 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
 
 from ecgbyte_cli.failure import Failure
 
@@ -18,20 +20,20 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LEFTOVER = re.compile(r"\..+\.([0-9a-f]{12}|\d+)\.(part|old)", re.DOTALL)  # older versions: a process id
+LEFTOVER = re.compile(r"\..+\.([0-9a-f]{12}|\d+)\.(part|old)", re.DOTALL)  # older versions used process ids
 
 
 @contextmanager
-def lock(path, shared=False):
-    """Hold a file or folder for this run: alone, or `shared` with others that only read it.
+def lock(path: Path, shared: bool = False) -> Iterator[None]:
+    """Lock a file or folder: for this run alone, or `shared` with other readers.
 
-    The lock is a file beside it, gone when the last run leaves. Where the file system has no locks or cannot
-    be written there is none.
+    The lock is a file beside `path`, removed by the last run that holds it. Nothing is locked on a file system that
+    has no locks or is read-only.
 
     Raises
     ------
     Failure
-        If another run holds it.
+        If another run holds the lock.
     """
     file = None
     if fcntl is not None:
@@ -42,28 +44,28 @@ def lock(path, shared=False):
         yield
     finally:
         if file is not None:
-            with suppress(OSError):  # the last to leave is alone with it
+            with suppress(OSError):  # removed only if no other run holds it
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.unlink(file.name)
             file.close()
 
 
-def _locked(path, place, shared):
-    """The open lock file, or None where there can be none."""
+def _locked(path: Path, lock_path: Path, shared: bool) -> IO[str] | None:
+    """Return the open, locked file, or None if the file system does not allow it."""
     kind, started = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic()
     while True:
         try:
-            file = open(place, "a+")
+            file = open(lock_path, "a+")
         except OSError:
             return None
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(place)):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock_path)):
                 return file
-        except FileNotFoundError:  # who left took it away meanwhile
+        except FileNotFoundError:  # its last holder has just removed it
             pass
         except BlockingIOError:
-            if time.monotonic() - started > 1:  # whoever is just leaving is gone by then
+            if time.monotonic() - started > 1:  # long enough for a run that is just ending
                 file.close()
                 raise Failure(
                     f"another run of ecgbyte is at work on {path}: wait until it has ended, or use another folder"
@@ -75,28 +77,28 @@ def _locked(path, place, shared):
         file.close()
 
 
-def clear_leftovers(folder):
-    """Remove what killed runs left of files and folders inside and of the folder itself, which nobody writes now."""
+def clear_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed runs left in a folder and beside it. The caller holds its lock."""
     restore_replaced(folder)
     beside = folder.parent.glob(f".{glob.escape(folder.name)}.*")
-    for place in (*beside, *folder.rglob(".*")):
-        if LEFTOVER.fullmatch(place.name):
-            if place.is_dir():
-                shutil.rmtree(place, ignore_errors=True)
+    for path in (*beside, *folder.rglob(".*")):
+        if LEFTOVER.fullmatch(path.name):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                place.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
 
-def restore_replaced(folder):
-    """A run that was killed while it replaced the folder has left the one before under another name."""
+def restore_replaced(folder: Path) -> None:
+    """Restore a folder whose replacement was interrupted: the run left it under another name."""
     for before in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
         if not folder.exists():
             os.replace(before, folder)
 
 
 @contextmanager
-def hold_folder(folder):
-    """Hold a folder itself while the block runs; yields whether no other process does."""
+def hold_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder itself during the block, and yield whether this succeeded."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -107,7 +109,7 @@ def hold_folder(folder):
         if alone:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # held, or a file system without locks
+            except OSError:  # held by another process, or a file system without locks
                 alone = False
         yield alone
     finally:

@@ -1,19 +1,24 @@
-"""Record what a stage wrote and with which settings, and check it later."""
+"""Record the files and settings of a finished stage, and check them later."""
 
 import hashlib
 import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
+from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.storage.files import read_json, sha256_of
 
 
-def tokenizer_sha256(about):
-    """The SHA-256 of all in an ecg_tokenizer.json that decides which ids a recording gets, in hex."""
+def tokenizer_sha256(about: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hex, of everything in an ecg_tokenizer.json that decides the ids of a recording."""
     return _digest({key: about.get(key) for key in ("signal", "boundary", "merges")})
 
 
-def describe_files(*paths):
-    """What a stage's settings say of its files, by name: `sha256`, `size` and `mtime_ns`."""
+def describe_files(*paths: Path) -> dict[str, dict[str, Any]]:
+    """Return file name to `sha256`, `size` and `mtime_ns`."""
     return {
         path.name: {
             "sha256": sha256_of(path),
@@ -24,75 +29,103 @@ def describe_files(*paths):
     }
 
 
-def matches_description(path, told, always=False):
-    """Whether a file is the one that `described` saw: believed if size and time are, unless `always`; else hashed."""
-    if told is None or path.stat().st_size != told["size"]:
+def matches_description(path: Path, description: Mapping[str, Any] | None, always: bool = False) -> bool:
+    """Return whether a file is the one that `describe_files` saw.
+
+    Equal size and time suffice, unless `always`. Otherwise the file is hashed.
+    """
+    if description is None or path.stat().st_size != description["size"]:
         return False
-    return (not always and path.stat().st_mtime_ns == told["mtime_ns"]) or sha256_of(path) == told["sha256"]
+    same_time = path.stat().st_mtime_ns == description["mtime_ns"]
+    return (not always and same_time) or sha256_of(path) == description["sha256"]
 
 
-def add_checksum(value):
-    """A JSON object with a checksum of itself, which `is_sealed` checks."""
+def add_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its own checksum, for `has_valid_checksum`."""
     return value | {"sha256": _digest(value)}
 
 
-def has_valid_checksum(value):
-    """Whether an object is as `sealed` made it."""
+def has_valid_checksum(value: Mapping[str, Any]) -> bool:
+    """Return whether an object is unchanged since `add_checksum`."""
     return value.get("sha256") == _digest({key: v for key, v in value.items() if key != "sha256"})
 
 
-def _digest(value):
+def _digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def completed_result(path, settings, overwrite, what, elsewhere="use another --work folder"):
-    """Tell whether a stage has been run already, with these settings.
+def completed_result(
+    path: Path,
+    settings: Mapping[str, Any],
+    overwrite: bool,
+    holds: str,
+    elsewhere: str = "use another --work folder",
+    check: AbstractContextManager | None = None,
+) -> dict[str, Any] | None:
+    """Return the result of a finished run with the same settings, and note that there is nothing to do.
 
-    A stage writes its settings file last, under the keys `settings` (what it was asked for, its input's
-    fingerprint included) and `result` (what `--json` prints).
+    A stage writes its settings file last, with the keys `settings` (its options and the fingerprint of its input)
+    and `result` (what `--json` prints).
+
+    Parameters
+    ----------
+    path : Path
+        The settings file of the stage.
+    settings : dict
+    overwrite : bool
+        Ignore earlier runs.
+    holds : str
+        What the stage writes, such as "token ids".
+    elsewhere : str
+        The way to keep results of other settings.
+    check : context manager, optional
+        Entered before the note, to check the files of the finished run.
 
     Returns
     -------
     dict or None
-        The result of the finished run, or None if there is work to do.
+        None if there is work to do.
 
     Raises
     ------
     Failure
-        If it was run with other settings, and `overwrite` is false.
+        If an earlier run had other settings, and `overwrite` is false.
     """
     if overwrite or not path.exists():
         return None
-    before = read_json(path)
-    asked, had = used_settings(settings), used_settings(before.get("settings", {}))
-    if asked == had:
-        return before.get("result")
-    changed = sorted(key for key in asked | had if asked.get(key) != had.get(key))
+    earlier = read_json(path)
+    wanted, used = used_settings(settings), used_settings(earlier.get("settings", {}))
+    if wanted == used:
+        if result := earlier.get("result"):
+            with check or nullcontext():
+                note(f"{path.parent} holds {holds} made with these settings already: nothing to do")
+        return result
+    changed = sorted(key for key in wanted | used if wanted.get(key) != used.get(key))
     raise Failure(
-        f"{path.parent} holds {what} made with other settings ({', '.join(changed)}): "
+        f"{path.parent} holds {holds} made with other settings ({', '.join(changed)}): "
         f"add --overwrite, or {elsewhere}"
     )
 
 
-def used_settings(settings):
-    """Settings as JSON has them. An option that is not used counts as one that there was not yet."""
+def used_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON stores them, without unused options, which an older version may not have had."""
     return {key: value for key, value in json.loads(json.dumps(settings)).items() if value is not None}
 
 
-def refuse_foreign_folder(folder, path, what):
-    """Refuse a folder that somebody named, if it holds anything and not the settings file of a stage.
+def refuse_foreign_folder(folder: Path, path: Path, content: str) -> None:
+    """Reject an output folder that holds files but not the settings file of the stage.
 
     Parameters
     ----------
     folder : Path
     path : Path
         The settings file that the stage writes there.
-    what : str
-        Comes out of the stage.
+    content : str
+        What the stage writes.
 
     Raises
     ------
     Failure
     """
     if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Failure(f"{folder} holds other things than {what}: name another folder")
+        raise Failure(f"{folder} holds other things than {content}: name another folder")

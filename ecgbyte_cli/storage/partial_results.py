@@ -1,7 +1,7 @@
-"""What a stage has done so far, in numbered files: an interrupted run goes on with those that are missing.
+"""Numbered files with the finished parts of a stage: an interrupted run resumes with the missing ones.
 
-A part holds arrays one after the other, each as its length in bytes, its CRC-32, and a .npy file; a length of 0
-ends it. Its name tells which settings it was made with, so that parts of other settings or data are never taken for it.
+A part holds a sequence of arrays, each as its length in bytes, its CRC-32, and a .npy file; a length of 0 ends it.
+Its name holds a hash of the settings, so that parts of other settings or data are never mixed.
 """
 
 import hashlib
@@ -11,14 +11,17 @@ import os
 import shutil
 import struct
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.storage.files import atomic_write
 
-FRAME = struct.Struct("<QI")  # length and CRC-32 of what follows
+FRAME = struct.Struct("<QI")  # length and CRC-32 of the array that follows
 END = FRAME.pack(0, 0)
 
 
@@ -28,50 +31,56 @@ class PartialResults:
     Parameters
     ----------
     folder : Path
-        Of the parts; `remove` takes it away when they have been put together.
+        Folder of the parts; `remove` removes it when they have been joined.
     settings : dict
-        What the parts depend on.
+        Everything that the parts depend on.
     overwrite : bool
-        Whether parts made with other settings may be removed.
+        Remove parts of other settings.
     elsewhere : str
         What to do instead, for the message.
 
     Raises
     ------
     Failure
-        If there are parts made with other settings, and `overwrite` is false.
+        If there are parts of other settings, and `overwrite` is false.
     """
 
-    def __init__(self, folder, settings, overwrite=False, elsewhere="use another --work folder"):
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        elsewhere: str = "use another --work folder",
+    ):
         self.folder = folder
-        self.made_with = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        if any(not path.name.endswith(f".{self.made_with}.part") for path in folder.glob("*.part")):
+        self.settings_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        if any(not path.name.endswith(f".{self.settings_hash}.part") for path in folder.glob("*.part")):
             if not overwrite:
                 raise Failure(
                     f"{folder} holds an interrupted run with other settings: add --overwrite, or {elsewhere}"
                 )
             self.remove()
 
-    def path(self, number):
-        """The file of a part."""
-        return self.folder / f"{number:07d}.{self.made_with}.part"
+    def path(self, number: int) -> Path:
+        """Return the path of a part."""
+        return self.folder / f"{number:07d}.{self.settings_hash}.part"
 
-    def missing(self, count):
-        """The numbers below `count` of the parts that are still to be made."""
-        # one look at the folder: on shared storage a name that was asked for in vain may be remembered as missing
-        there = {path.name for path in self.folder.glob("*.part")}
-        return [number for number in range(count) if self.path(number).name not in there]
+    def missing(self, count: int) -> list[int]:
+        """Return the numbers below `count` of the parts that do not exist yet."""
+        # the folder is listed: shared storage may cache that a single name was missing
+        existing = {path.name for path in self.folder.glob("*.part")}
+        return [number for number in range(count) if self.path(number).name not in existing]
 
     @contextmanager
-    def new(self, number):
-        """Yield a function that writes the next array of a part; the part takes its place at the end."""
+    def new(self, number: int) -> Iterator[Callable[[np.ndarray], None]]:
+        """Yield a function that appends an array to a new part."""
         with atomic_write(self.path(number)) as beside, open(beside, "wb") as file:
 
-            def write(array):
+            def write(array: np.ndarray) -> None:
                 array = np.ascontiguousarray(array)
-                header = io.BytesIO()
-                np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-                header, data = header.getvalue(), array.reshape(-1).view(np.uint8).data
+                buffer = io.BytesIO()
+                np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(array))
+                header, data = buffer.getvalue(), array.reshape(-1).view(np.uint8).data
                 file.write(FRAME.pack(len(header) + len(data), zlib.crc32(data, zlib.crc32(header))))
                 file.write(header)
                 file.write(data)
@@ -79,8 +88,8 @@ class PartialResults:
             yield write
             file.write(END)
 
-    def read(self, number, which=slice(None)):
-        """Yield the arrays of a part that the slice `which` picks, one in memory at a time.
+    def read(self, number: int, which: slice = slice(None)) -> Iterator[np.ndarray]:
+        """Yield the arrays of a part that the slice `which` selects, one in memory at a time.
 
         Raises
         ------
@@ -93,7 +102,7 @@ class PartialResults:
                 for place in self._places(file)[which]:
                     file.seek(place)
                     length, crc = FRAME.unpack(file.read(FRAME.size))
-                    content = bytearray(length)  # so that the array can be written to
+                    content = bytearray(length)  # a bytearray makes the array writable
                     file.readinto(content)
                     if zlib.crc32(content) != crc:
                         raise ValueError("wrong checksum")
@@ -103,9 +112,9 @@ class PartialResults:
                 f"{path} is damaged ({error}): remove it, and run the same command again"
             ) from error
 
-    def _places(self, file):
-        """Where each array's frame begins."""
-        size, places, at = os.fstat(file.fileno()).st_size, [], 0
+    def _places(self, file: BinaryIO) -> list[int]:
+        """Return the position of each array's frame."""
+        size, places, at = os.fstat(file.fileno()).st_size, list[int](), 0
         while at < size - len(END):
             places.append(at)
             file.seek(at)
@@ -115,15 +124,15 @@ class PartialResults:
             raise ValueError("cut short")
         return places
 
-    def remove(self):
-        """Remove all parts; under another name first, so that none is taken for a whole set meanwhile."""
+    def remove(self) -> None:
+        """Remove all parts. The folder is renamed first, so that no run sees half of them."""
         away = self.folder.with_name(f".{self.folder.name}.{os.urandom(6).hex()}.old")
         self.folder.rename(away)
         shutil.rmtree(away)
 
 
-def _array(content):
-    """The array that the bytes of a .npy file hold, which are not copied."""
+def _array(content: bytearray) -> np.ndarray:
+    """Return the array in the bytes of a .npy file, without copying them."""
     start = 10 + int.from_bytes(content[8:10], "little")
     header = io.BytesIO(content[:start])
     np.lib.format.read_magic(header)

@@ -1,4 +1,4 @@
-"""The sizes and times of files, by which two machines tell whether they see the same ones."""
+"""Sizes and times of files, to check that two machines see the same files."""
 
 import os
 from collections.abc import Iterable
@@ -10,30 +10,30 @@ Stamps = dict[str, tuple[int, int] | None]  # of absolute paths: size and time (
 
 
 def file_stamps(files: Files) -> Stamps:
-    """Return the size and the time (ns) of files, by their absolute paths; None for one that cannot be opened."""
+    """Return the size and the time (ns) of files, by their absolute paths; None for a file that cannot be opened."""
     return {os.path.abspath(file): _stamp(file) for file in dict.fromkeys(files)}
 
 
 def _stamp(file: str | os.PathLike) -> tuple[int, int] | None:
     try:
-        # opened, because a network file system asks its server then, and may answer a bare stat from memory
+        # a network file system may answer a bare stat from its cache, but asks the server on open
         with open_regular(file) as opened:
-            about = os.fstat(opened.fileno())
+            status = os.fstat(opened.fileno())
     except (OSError, ValueError, Unusable):
         return None
-    return about.st_size, about.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def find_changed(files: Stamps) -> str | None:
-    """Say how the first file that differs here from its stamp does so; None if none differs."""
+    """Describe the first file that differs from its stamp; None if none differs."""
     for file, stamp in files.items():
-        found = _stamp(file)
-        if found == stamp:
+        here = _stamp(file)
+        if here == stamp:
             continue
-        if found is None:
-            what = f"does not see {file}"
+        if here is None:
+            difference = f"does not see {file}"
         else:
-            what = f"sees another {file} than the command does (other size or time)"
+            difference = f"sees another {file} than the command does (other size or time)"
         folder = os.path.dirname(file)
-        return f"{what}: the folder {folder} must be on storage that all workers share, under the same path"
+        return f"{difference}: the folder {folder} must be on storage that all workers share, under the same path"
     return None

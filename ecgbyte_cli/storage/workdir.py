@@ -1,24 +1,24 @@
-"""Files on disk. This module alone knows the names of the files in a work folder.
-
-Arrays are .npy, tables Parquet, settings JSON; nothing is pickled. A file is written beside its place and
-renamed into it, so that a reader sees all of it or none.
-"""
+"""The paths of a work folder, and the checks on its files. No other module knows the names of these files."""
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
-import click
 import numpy as np
 
-from ecgbyte_cli.failure import Failure, printable
+from ecgbyte_cli.cli.output import note
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.storage.files import atomic_write, read_array, read_json, read_table
 from ecgbyte_cli.storage.locks import clear_leftovers, lock
-from ecgbyte_cli.storage.manifest import has_valid_checksum, matches_description, tokenizer_sha256
-
-VERIFY = ("changed", "all", "none")  # which files are hashed before they are used
+from ecgbyte_cli.storage.manifest import (
+    completed_result,
+    has_valid_checksum,
+    matches_description,
+    tokenizer_sha256,
+)
 
 
 class WorkDir:
@@ -28,8 +28,7 @@ class WorkDir:
     ----------
     root : str or Path
     verify : {"changed", "all", "none"}
-        Which files of earlier stages are hashed before they are used: those whose size or time is not what
-        the stage wrote, all, or none.
+        Files of earlier stages to hash before use: files whose size or time has changed, all, or none.
     """
 
     def __init__(self, root: str | os.PathLike, verify: str = "changed"):
@@ -39,7 +38,7 @@ class WorkDir:
         self.symbol_segments = self.root / "symbols" / "segments.parquet"
         self.symbol_settings = self.root / "symbols" / "settings.json"
         self.skipped = self.root / "symbols" / "skipped.parquet"
-        self.symbol_parts = self.root / "symbols" / "parts"  # what an interrupted run has done
+        self.symbol_parts = self.root / "symbols" / "parts"  # finished parts of an interrupted run
         self.ecg_tokenizer = self.root / "tokenizer" / "ecg_tokenizer.json"
         self.hf_tokenizer = self.root / "tokenizer" / "tokenizer.json"
         self.merges = self.root / "tokenizer" / "merges.parquet"
@@ -47,7 +46,7 @@ class WorkDir:
         self.tokens = self.root / "tokens" / "tokens.npy"
         self.token_segments = self.root / "tokens" / "segments.parquet"
         self.token_settings = self.root / "tokens" / "settings.json"
-        self.token_parts = self.root / "tokens" / "parts"  # what an interrupted run has encoded
+        self.token_parts = self.root / "tokens" / "parts"
         self.decoded = self.root / "decoded"
         self.decode_settings = self.decoded / "decode.json"
         self._train_in("training", "model", "answers")
@@ -55,64 +54,64 @@ class WorkDir:
         self.explained_table = self.root / "explained" / "explain.md"
         self.pictures = self.root / "pictures"
         self.continued = self.root / "continued"
-        self.chat_history = self.root / "chat_history"  # the lines typed in earlier chats
+        self.chat_history = self.root / "chat_history"  # lines typed in earlier chats
 
-    def _train_in(self, training, model, answers):
-        self.training, self.model, answers = self.root / training, self.root / model, self.root / answers
-        self._folders = {"training": self.training, "model": self.model, "answers": answers}
+    def _train_in(self, training: str, model: str, answers: str) -> None:
+        self.training, self.model, answered = self.root / training, self.root / model, self.root / answers
+        self._folders = {"training": self.training, "model": self.model, "answers": answered}
         self.loss_csv = self.training / "loss.csv"
         self.loss_picture = self.training / "loss.png"
         self.reward_csv = self.training / "reward.csv"
         self.reward_picture = self.training / "reward.png"
         self.model_settings = self.model / "ecgbyte.json"
-        self.answers = answers / "answers.jsonl"
-        self.metrics = answers / "metrics.json"
-        self.metrics_table = answers / "metrics.md"
-        self.partial_answers = answers / "partial.jsonl"  # what an interrupted run has answered
+        self.answers = answered / "answers.jsonl"
+        self.metrics = answered / "metrics.json"
+        self.metrics_table = answered / "metrics.md"
+        self.partial_answers = answered / "partial.jsonl"  # answers of an interrupted run
 
     def reinforcing(self) -> "WorkDir":
-        """The same work folder, with the folders of `reinforce` for its training and its model."""
-        made = copy.copy(self)
-        made._train_in("reinforcing", "reinforced", "answers")
-        return made
+        """Return the work folder with the training and model folders of `reinforce`."""
+        work = copy.copy(self)
+        work._train_in("reinforcing", "reinforced", "answers")
+        return work
 
     def of_seed(self, number: int) -> "WorkDir":
-        """The same work folder, with folders of their own for the training, model and answers of a further seed."""
-        made = copy.copy(self)
-        made._train_in(*(f"seeds/{number}/{name}" for name in ("training", "model", "answers")))
-        return made
+        """Return the work folder with the training, model and answer folders of a further seed."""
+        work = copy.copy(self)
+        work._train_in(*(f"seeds/{number}/{name}" for name in ("training", "model", "answers")))
+        return work
 
-    def _folder(self, name):
+    def _folder(self, name: str) -> Path:
         return self._folders.get(name, self.root / name)
 
     def checkpoint(self, kind: str, step: int) -> Path:
-        """The folder of a training's checkpoint: `step` (to go on from) or `best` (the best weights so far)."""
+        """Return the folder of a checkpoint: `step` (to resume from) or `best` (the best weights so far)."""
         return self.training / f"{kind}-{step:07d}"
 
     def checkpoints(self, kind: str) -> list[Path]:
-        """The checkpoints of a kind that are there, the newest last."""
+        """Return the existing checkpoints of a kind, the newest last."""
         return sorted(p for p in self.training.glob(f"{kind}-*") if p.name[len(kind) + 1 :].isdigit())
 
     def need(self, path: Path, command: str) -> Path:
-        """Return `path` if it exists; else fail, naming the command that makes it."""
+        """Return `path` if it exists; else raise a Failure that names the command to run."""
         if not path.exists():
             raise Failure(f"{path} is missing: run `ecgbyte {command}` first")
         return path
 
-    def reading(self) -> dict:
-        """Arguments of `readers.read_recording` beside the path: `fs`, `lead_names`, `units`, …."""
+    def reading(self) -> dict[str, Any]:
+        """Return the options with which the recordings were read: `fs`, `lead_names`, `units`, …."""
         if not self.symbol_settings.exists():
             return {}
-        asked = read_json(self.symbol_settings).get("settings", {})
+        settings = read_json(self.symbol_settings).get("settings", {})
         return {
-            "fs": asked.get("input_fs"),
-            "lead_names": asked.get("lead_names"),
-            "units": asked.get("units"),
-            "keep_identity": bool(asked.get("keep_identity")),
+            "fs": settings.get("input_fs"),
+            "lead_names": settings.get("lead_names"),
+            "units": settings.get("units"),
+            "keep_identity": bool(settings.get("keep_identity")),
         }
 
     def salt(self) -> str:
-        """The key by which patients' numbers are hashed in this work folder; made when it is first needed."""
+        """Return the key that hashes patients' numbers in this work folder. The first call creates it."""
         if not self.patient_salt.exists():
             with atomic_write(self.patient_salt) as beside:
                 beside.write_text(os.urandom(16).hex(), encoding="utf-8")
@@ -121,56 +120,87 @@ class WorkDir:
 
     @contextmanager
     def making(self, *names: str) -> Iterator[None]:
-        """Hold folders of the work folder for this run alone, free of what killed runs left there.
+        """Lock folders of the work folder for this run alone, and remove leftovers of killed runs.
 
         Parameters
         ----------
         *names : str
-            Such as `symbols` or `model`.
+            Names of folders, such as `symbols` or `model`.
 
         Raises
         ------
         Failure
             If another run is at work on one of them.
         """
-        if os.environ.get("RANK", "0") != "0":  # of several processes of one training, the first holds it
+        if os.environ.get("RANK", "0") != "0":  # the first process of a training holds the lock for all
             yield
             return
         with ExitStack() as stack:
             folders = [self._folder(name) for name in names]
             for folder in folders:
                 stack.enter_context(lock(folder))
-            # whoever holds the lock knows that nobody writes these any more, and what writes then clears
-            # its own; at the end, those of workers that were stopped
+            # at the end once more, for the files of workers that were stopped
             for folder in folders:
                 stack.callback(clear_leftovers, folder)
                 clear_leftovers(folder)
             yield
 
-    @contextmanager
-    def checked(self, *names: str) -> Iterator[None]:
-        """Keep what earlier stages made from being replaced, and make sure that it is what they wrote.
+    def run_once(
+        self,
+        folder: str,
+        path: Path,
+        settings: Mapping[str, Any],
+        overwrite: bool,
+        holds: str,
+        run: Callable[[], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Return the result of a finished run with these settings, or lock the folder and run.
 
         Parameters
         ----------
-        *names : str
-            Of folders: `symbols`, or `tokens` (and the symbols that they are of), are compared with their
-            settings; of others, such as `model`, it is only seen to that no run replaces them.
+        folder : str
+            The folder that the stage writes.
+        path, settings, overwrite, holds
+            See `manifest.completed_result`.
+        run : callable
+            Does the work and returns its result.
 
         Raises
         ------
         Failure
-            If something is missing, damaged, of another run than the rest, or just being replaced.
+            If an earlier run had other settings, or another run is at work on the folder.
+        """
+        result = completed_result(path, settings, overwrite, holds, check=self.checked(folder))
+        if result is None:
+            with self.making(folder):
+                # another run may have finished meanwhile
+                result = completed_result(path, settings, overwrite, holds) or run()
+        return result
+
+    @contextmanager
+    def checked(self, *names: str) -> Iterator[None]:
+        """Lock the output of earlier stages against replacement, and check it.
+
+        Parameters
+        ----------
+        *names : str
+            Names of folders. `symbols` and `tokens` (with their symbols) are compared with their settings; others,
+            such as `model`, are only locked.
+
+        Raises
+        ------
+        Failure
+            If a file is missing, damaged or from another run, or a run is replacing it.
         """
         names = ("symbols", *names) if "tokens" in names and "symbols" not in names else names
         with ExitStack() as stack:
             for name in names:
                 if self._folder(name).is_dir():
                     stack.enter_context(lock(self._folder(name), shared=True))
-            told = [self._compare(name) for name in names if name in ("symbols", "tokens")]
-            if not all(told) and self.verify != "none":
-                click.echo(printable(f"{self.root}: made by a version that wrote no checksums"), err=True)
-                self._agree()
+            compared = [self._compare(name) for name in names if name in ("symbols", "tokens")]
+            if not all(compared) and self.verify != "none":
+                note(f"{self.root}: made by a version that wrote no checksums")
+                self._check_agreement()
             if "tokens" in names:
                 letters, ids = read_json(self.symbol_settings), read_json(self.token_settings)
                 if letters.get("settings") != ids.get("settings", {}).get("symbols"):
@@ -180,8 +210,8 @@ class WorkDir:
                     )
             yield
 
-    def _compare(self, name):
-        """Compare the files of `symbols` or `tokens` with their settings; False if those have no checksums."""
+    def _compare(self, name: str) -> bool:
+        """Compare the files of `symbols` or `tokens` with their settings. Return False if these have no checksums."""
         command, settings, array, table = {
             "symbols": ("symbolize", self.symbol_settings, self.symbols, self.symbol_segments),
             "tokens": ("encode", self.token_settings, self.tokens, self.token_segments),
@@ -192,21 +222,21 @@ class WorkDir:
         about = read_json(settings)
         if self.verify == "none" or "files" not in about:
             return "files" in about
-        for path, right in (
+        for path, is_valid in (
             (settings, has_valid_checksum(about)),
             *(
                 (path, matches_description(path, about["files"].get(path.name), self.verify == "all"))
                 for path in (array, table)
             ),
         ):
-            if not right:
+            if not is_valid:
                 raise Failure(
                     f"{path} is damaged or of another run: `ecgbyte {command} --overwrite` makes it again"
                 )
         return True
 
-    def _agree(self):
-        """Where settings have no checksums: the ids must decode to the letters that lie beside them."""
+    def _check_agreement(self) -> None:
+        """Check that the ids decode to the letters, where the settings have no checksums."""
         needed = (self.ecg_tokenizer, self.symbols, self.symbol_segments, self.tokens, self.token_segments)
         if not all(path.exists() for path in (*needed, self.token_settings)):
             return
@@ -214,7 +244,7 @@ class WorkDir:
         if encoded.get("tokenizer_sha256") != tokenizer_sha256(about) or encoded.get("settings", {}).get(
             "symbols"
         ) != read_json(self.symbol_settings).get("settings"):
-            return  # ids of other letters or merges: whoever needs them says so
+            return  # the ids are of other letters or merges, which the stages report
         letters, segments = read_array(self.symbols), read_table(self.symbol_segments)
         ids, places = read_array(self.tokens), read_table(self.token_segments)
         if not _decodes(about, ids, places, letters, segments):
@@ -224,8 +254,14 @@ class WorkDir:
             )
 
 
-def _decodes(about, ids, places, letters, segments):
-    """Whether the ids of each segment are its letters."""
+def _decodes(
+    about: Mapping[str, Any],
+    ids: np.ndarray,
+    places: Mapping[str, np.ndarray],
+    letters: np.ndarray,
+    segments: Mapping[str, np.ndarray],
+) -> bool:
+    """Return whether the ids of each segment decode to its letters."""
     from ecgbyte_kernels import tokens as kernels
 
     try:
@@ -247,6 +283,6 @@ def _decodes(about, ids, places, letters, segments):
             beside = letters[segments["offset"][first] : ends[last]]
             if not np.array_equal(kernels.expand(here, text, starts), beside):
                 return False
-    except (KeyError, IndexError, TypeError, ValueError):  # columns, ids or merges that cannot be
+    except (KeyError, IndexError, TypeError, ValueError):  # impossible columns, ids or merges
         return False
     return True
