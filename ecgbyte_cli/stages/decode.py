@@ -306,7 +306,7 @@ class Originals:
             self.path, self.segments, self.comments = path, dict[float, np.ndarray](), list[str]()
             self.reason = "shorter than it was"
             try:
-                recording = readers.read(path, **self.reading)
+                recording = readers.read_recording(path, **self.reading)
                 self.segments = dict(preprocess.segments(recording, self.settings))
                 self.comments = recording.comments
             except readers.Unusable as error:

@@ -11,6 +11,7 @@ import click
 
 from ecgbyte_cli import __version__, readers
 from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import dask_option
 from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.runtime import cluster
@@ -78,7 +79,7 @@ SHOWN = {  # of the table on the terminal
 @click.option(
     "--jobs", type=click.IntRange(1), default=None, show_default="all processors", help="Processes to use."
 )
-@cluster.option
+@dask_option
 @click.option("--overwrite", is_flag=True, show_default=True, help="Replace a file that exists.")
 @click.pass_obj
 def command(work: Any, **options: Any) -> dict:

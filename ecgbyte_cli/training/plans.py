@@ -197,8 +197,8 @@ def _join_files(
         unmatched += not_matched
     items = [item for matched in joined for item in matched]
     if unmatched:
-        tell(question_file.describe_unmatched(unmatched, len(items) + len(unmatched)))
-    for line in question_file.split_leaks(items, patients_learned_from(work), str(qa)):
+        tell(question_segments.describe_unmatched(unmatched, len(items) + len(unmatched)))
+    for line in question_segments.split_leaks(items, patients_learned_from(work), str(qa)):
         tell(line)
 
     def in_split(matched: Sequence[tuple], name: str) -> list[Question]:
