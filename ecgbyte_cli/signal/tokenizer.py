@@ -1,6 +1,5 @@
 """The tokenizer: signal in mV <-> letters <-> token ids."""
 
-import math
 import os
 
 import numpy as np
@@ -8,7 +7,8 @@ import numpy.typing as npt
 
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal import preprocess, quantizers
+from ecgbyte_cli.signal.quantizers import check_number
 from ecgbyte_cli.storage.files import read_json, write_json, write_table
 from ecgbyte_cli.storage.manifest import tokenizer_sha256
 from ecgbyte_kernels import bpe, fewest, longest, tokens
@@ -132,18 +132,18 @@ class ECGTokenizer:
         Failure
             If the tokenizer was imported without a range.
         """
-        return preprocess.quantize(np.asarray(signal, np.float32), self._quantizer())
+        return quantizers.quantize(np.asarray(signal, np.float32), self._quantizer())
 
     def to_mv(self, letters: np.ndarray, lo: float | None = None, hi: float | None = None) -> np.ndarray:
         """Signal in mV, float32 (leads, samples), of letters.
 
-        `lo` and `hi`, from `quantize`, are needed for the quantizers `minmax` and `trellis`.
+        `lo` and `hi`, from `quantize`, are needed where letters have no size of their own (see `has_size`).
         """
-        return preprocess.dequantize(letters, self._quantizer(), lo, hi)
+        return quantizers.dequantize(letters, self._quantizer(), lo, hi)
 
     def _quantizer(self):
         quantizer = self.signal["quantizer"]
-        if quantizer["name"] == "paper" and quantizer["lo"] is None:
+        if not quantizers.is_complete(quantizer):
             raise Failure(
                 "the imported tokenizer does not say what range in mV its letters stand for: "
                 "import it again with --range LO HI"
@@ -152,14 +152,14 @@ class ECGTokenizer:
 
     @property
     def has_size(self) -> bool:
-        """Whether a letter stands for mV by itself, and not by the range of its segment."""
-        return self.signal["quantizer"]["name"] not in ("minmax", "trellis")
+        """Whether a letter stands for mV by itself, and not relative to its segment."""
+        return quantizers.has_size(self.signal["quantizer"])
 
     def flat_line(self, segmenter: str = "longest") -> np.ndarray:
         """Token ids of a segment on which nothing happens.
 
-        It is at 0 mV; with the quantizers `minmax` and `trellis`, whose letters have no size of their own, at the
-        letter that takes fewest tokens: one that recordings never rest at would take a token for each sample.
+        It lies at 0 mV. Where letters have no size of their own, it lies at the letter that takes the fewest tokens: a
+        letter that recordings never rest at would take a token for each sample.
         """
         shape = (len(self.signal["leads"]), self.signal["samples"])
         if self.has_size:
@@ -278,8 +278,8 @@ def check_signal(signal: dict) -> None:
     KeyError, TypeError or ValueError
         If something is missing, of another type, or outside of what can be.
     """
-    fs, seconds = _number(signal["fs"], 1, 100_000), _number(signal["segment_seconds"], 0, 1e6)
-    samples = _number(signal["samples"], 1, preprocess.MOST_SAMPLES, int)
+    fs, seconds = check_number(signal["fs"], 1, 100_000), check_number(signal["segment_seconds"], 0, 1e6)
+    samples = check_number(signal["samples"], 1, preprocess.MOST_SAMPLES, int)
     if abs(fs * seconds - samples) > 1:
         raise ValueError(f"{samples} samples are no segment of {seconds} s at {fs} Hz")
     leads, profile, fill = signal["leads"], signal["profile"], signal["fill_nan"]
@@ -289,38 +289,7 @@ def check_signal(signal: dict) -> None:
         raise ValueError(f"leads {', '.join(leads)[:80]}: each once, of {', '.join(preprocess.LEADS)}")
     if profile not in list(preprocess.PROFILES) or fill not in (None, "linear"):
         raise ValueError(f"profile {str(profile)[:80]}, fill_nan {str(fill)[:80]}")
-    _check_quantizer(signal["quantizer"])
-
-
-def _check_quantizer(quantizer):
-    name, levels = quantizer["name"], _number(quantizer["levels"], 2, 256, int)
-    if name not in ("paper", "minmax", "mulaw", "lloyd", "trellis"):
-        raise ValueError(f"no quantizer is called {str(name)[:80]!r}")
-    lo, hi = quantizer.get("lo"), quantizer.get("hi")
-    if name == "paper" and (lo, hi) != (None, None):  # a tokenizer that was imported may not know
-        if not _number(lo, -1e6, 1e6) < _number(hi, -1e6, 1e6):
-            raise ValueError(f"range {lo} to {hi} mV")
-    if name in ("mulaw", "trellis"):
-        _number(quantizer["mu"], 1e-6, 1e6)
-        _number(quantizer["limit"], 1e-6, 1e6)
-    if name == "trellis":
-        _number(quantizer["penalty"], 0, 1e6)
-    if name == "minmax":
-        _number(quantizer.get("margin", 0), 0, 1)
-    if name == "lloyd":
-        for key, count in (("edges", levels + 1), ("centroids", levels)):
-            values = [_number(v, -1e6, 1e6) for v in quantizer[key]]
-            if len(values) != count or sorted(values) != values:
-                raise ValueError(f"{key} of the quantizer lloyd: {count} numbers, rising")
-
-
-def _number(value, least, most, kind=(int, float)):
-    """A number of JSON, if it is one and in its range: True is none, nor is NaN."""
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise TypeError(f"{str(value)[:80]!r} is no {'whole number' if kind is int else 'number'}")
-    if not (math.isfinite(value) and least <= value <= most):
-        raise ValueError(f"{str(value)[:80]} is not from {least} to {most}")
-    return value
+    quantizers.check(signal["quantizer"])
 
 
 def _pairs(merges):

@@ -13,6 +13,7 @@ from ecgbyte_cli.cli.output import note, print_result, progress
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.processes import threads as pool_of_threads
+from ecgbyte_cli.signal import quantizers
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS, ECGTokenizer
 from ecgbyte_cli.storage.files import array_writer, read_array, read_json, read_table, write_json, write_table
 from ecgbyte_cli.storage.manifest import add_checksum, completed_result, describe_files
@@ -95,7 +96,7 @@ def _other_letters(work: WorkDir, needed: dict, there: dict) -> str:
     """Say that a tokenizer needs other letters than there are, in what they differ, and what to do."""
     differ = ", ".join(key for key in needed if needed[key] != there.get(key))
     said = f"{work.ecg_tokenizer} needs other letters than {work.symbols} ({differ})"
-    if needed["quantizer"]["name"] == "paper" and needed["quantizer"]["lo"] is None:
+    if not quantizers.is_complete(needed["quantizer"]):
         return f"{said}: it does not know their range in mV, import it again with --range LO HI, or with --like elm"
     return f"{said}: learn again, or `ecgbyte symbolize DATA --like {work.ecg_tokenizer} --overwrite`"
 

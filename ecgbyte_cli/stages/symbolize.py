@@ -18,7 +18,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.folder_checks import resolve_model_folder
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.processes import in_parallel
-from ecgbyte_cli.signal import corpus, preprocess
+from ecgbyte_cli.signal import corpus, preprocess, quantizers
 from ecgbyte_cli.signal.symbolize import (
     COLUMNS,
     about_part,
@@ -39,7 +39,6 @@ from ecgbyte_cli.storage.files import (
 )
 from ecgbyte_cli.storage.manifest import add_checksum, completed_result, describe_files
 from ecgbyte_cli.storage.partial_results import PartialResults
-from ecgbyte_kernels import quantize as kernels
 
 PRELOAD = ("ecgbyte_cli.signal.symbolize", "scipy.signal", "pywt")
 OF_SIGNAL = ("fs", "leads", "segment", "profile", "quantizer", "levels", "bounds", "mu", "fill_nan")
@@ -62,16 +61,14 @@ PART = 64  # recordings that are done together, and lost together if the run is 
     type=click.Choice(list(preprocess.PROFILES)),
     default="paper",
     show_default=True,
-    help="`paper`: the published filters. `elm`: no filters, cubic interpolation, as ECG-Bench and ELM do. `resample`: "
-    "no filters, resampling with a low-pass.",
+    help=preprocess.help_text(),
 )
 @click.option(
     "--quantizer",
-    type=click.Choice(["paper", "minmax", "mulaw", "lloyd", "trellis"]),
+    type=click.Choice(list(quantizers.QUANTIZERS)),
     default=None,
     show_default="paper; with --profile elm, minmax",
-    help="Equal steps over the corpus' range or each segment's own, companded steps, fitted levels, or "
-    "steps of each segment's RMS with as few changes as pay (with 43 levels the most faithful for its tokens).",
+    help=quantizers.help_text(),
 )
 @click.option(
     "--levels", type=click.IntRange(2, 256), default=26, show_default=True, help="How many letters."
@@ -216,8 +213,7 @@ def symbolize(
         If there is no usable recording, or other letters or merges are there already.
     """
     started = time.perf_counter()
-    quantizer = quantizer or ("minmax" if profile == "elm" else "paper")
-    merges, asked_quantizer = None, corpus.asked_quantizer(quantizer, levels, bounds, mu, profile)
+    merges, asked_quantizer = None, quantizers.describe(quantizer, levels, bounds, mu, profile)
     if like:
         merges, signal = corpus.as_read_by(resolve_model_folder(like))
         fs, segment, profile, fill_nan = (signal[k] for k in ("fs", "segment_seconds", "profile", "fill_nan"))
@@ -231,7 +227,8 @@ def symbolize(
         raise click.UsageError(f"--leads {leads}: each lead once, commas between them")
     if not (0 < fs <= 100_000 and 1 < samples <= 2**24 and mu > 0):
         raise click.UsageError("--fs, --segment and --mu must be above 0 (and a segment of sensible length)")
-    if bounds and not (quantizer == "paper" and -np.inf < bounds[0] < bounds[1] < np.inf):
+    takes_range = quantizers.QUANTIZERS[asked_quantizer["name"]].takes_range
+    if bounds and not (takes_range and -np.inf < bounds[0] < bounds[1] < np.inf):
         raise click.UsageError("--range needs --quantizer paper and two numbers, the smaller first")
 
     sets, skipped, told = readers.find_data_sets(data, patients, without=work.root)
@@ -337,7 +334,7 @@ def _join(work, parts, sets, lots, skipped, asked, started):
     def blocks_of_parts():
         return (block for number in range(len(lots)) for block in blocks_of_part(parts, number))
 
-    quantizer = corpus.fit_quantizer(asked["quantizer"], counts, blocks_of_parts)
+    quantizer = quantizers.fit(asked["quantizer"], counts, blocks_of_parts)
     shape = (len(asked["leads"]), asked["samples"])
     letters = segments * shape[0] * shape[1]
     # without settings the rest counts as nothing
@@ -361,7 +358,7 @@ def _join(work, parts, sets, lots, skipped, asked, started):
                     sides.setdefault(row[1], set()).add(row[2])
                 if block.dtype != np.uint8:
                     signals = block
-                    block, lo, hi = kernels.quantize(signals, quantizer)
+                    block, lo, hi = quantizers.quantize(signals, quantizer)
                     for row in here:
                         row[5:] = lo, hi
                     lost += lost_leads([row[0] for row in here], signals, block, asked["leads"])
