@@ -16,6 +16,7 @@ from itertools import repeat
 
 import numpy as np
 
+from ecgbyte_kernels import merge_heap as heap
 from ecgbyte_kernels import merge_lists as lists
 from ecgbyte_kernels import merge_scans as scans
 from ecgbyte_kernels import merges as kernels
@@ -290,7 +291,7 @@ class _Driver:
             made = len(self.rows)
             threshold = max(self.min_count, int(self.last * ((made + 1) / self.merges) ** 1.4))
             found = call("pairs", sum(call("buckets")) >= threshold)
-            threshold, (left, right, count, _) = lists._frequent(
+            threshold, (left, right, count, _) = heap._frequent(
                 [(keys, counts) for keys, counts, _ in found],
                 threshold,
                 self.lengths,
@@ -300,7 +301,7 @@ class _Driver:
             if len(left) == 0:
                 self.last = threshold - 1
                 continue
-            pairs = lists.pairs_of(left, right, count)
+            pairs = heap.pairs_of(left, right, count)
             call("open", left, right, len(self.lengths))
             yield from self._generation(size, pairs, threshold, len(found))
             size = sum(call("close"))
@@ -314,7 +315,7 @@ class _Driver:
         while len(self.rows) < self.merges and not full:
             made = len(self.rows)
             most, new = min(scans.BATCH, self.merges - made), self.levels + made
-            n = lists._pick(pairs, rows, where, most, new, self.lengths, width, threshold, marks)
+            n = heap._pick(pairs, rows, where, most, new, self.lengths, width, threshold, marks)
             if n == 0:
                 return
             self.add(rows[:n].copy())
