@@ -43,7 +43,7 @@ def _find_prefixes(
 @jit
 def _longest_at(
     letters: np.ndarray, i: int, stop: int, child: np.ndarray, levels: int, nodes: int, vocab: int
-) -> int:
+) -> np.int64:
     """Return the longest token that matches at letters[i:stop]."""
     node = np.int64(letters[i])
     best = node

@@ -15,7 +15,7 @@ class Pairs(NamedTuple):
 
     left: np.ndarray  # ids
     right: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count
     origin: (
         np.ndarray
     )  # the merge that created the pair, or -1: together with `side` it leads to the pair's list
@@ -58,14 +58,9 @@ def pairs_of(left: np.ndarray, right: np.ndarray, count: np.ndarray) -> Pairs:
     """Put pairs in a heap, with room for those that merges will create."""
     room = 2 * len(left) + SPARE
     bits = int(2 * room - 1).bit_length()
-    pairs = Pairs(
-        *(np.zeros(room, np.int64) for _ in range(5)),
-        np.full(1 << bits, -1, np.int64),
-        np.zeros(1 << bits, np.int64),
-        np.zeros(room, np.int64),
-        np.zeros(room, np.int64),
-        np.zeros(3, np.int64),
-    )
+    table = np.full(1 << bits, -1, np.int64), np.zeros(1 << bits, np.int64)
+    columns = [np.zeros(room, np.int64) for _ in range(7)]
+    pairs = Pairs._make([*columns[:5], *table, *columns[5:], np.zeros(3, np.int64)])
     _add_all(pairs, left, right, count)
     return pairs
 

@@ -130,13 +130,15 @@ def opened(cells: np.ndarray, ends: np.ndarray, room: int, most: int) -> Shard:
     """Open a shard on its own for a generation of at most `most` merges; `ends`: the end of each pair's list."""
     base = np.concatenate([[0], ends])
     entries = SPARE + min(room // 4, 1 << 24)
+    neighbour, number = np.empty((2, entries), np.int32)
     return Shard(
         cells,
         np.empty(SPARE + max(room, base[-1]), np.uint32),
         base,
         np.zeros((most, 2), np.int64),
         np.zeros(2 * most + 1, np.int64),
-        *np.empty((2, entries), np.int32),
+        neighbour,
+        number,
         np.empty(entries, np.int64),
         np.array([0, base[-1], 0], np.int64),
     )
@@ -183,7 +185,7 @@ def _write_lists(shard: Shard, size: int, end: int, key: np.ndarray, slot: np.nd
 @jit
 def _positions(
     shard: Shard, pair: np.ndarray, where: np.ndarray, width: np.ndarray
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray, int | np.int64]:
     """Return the positions where a pair may be, and their place in the pool.
 
     A pair too rare for a list gets the positions of its newer token beside the other, and the place -1.

@@ -157,13 +157,13 @@ def _hash_table(left: np.ndarray, right: np.ndarray, values: np.ndarray) -> tupl
 
 
 @jit
-def _hash(left: int, right: int, mask: int) -> int:
+def _hash(left: int, right: int, mask: int) -> np.int64:
     mixed = (np.int64(left) & 0xFFFFFF) * MULTIPLY_LEFT + (np.int64(right) & 0xFFFFFF) * MULTIPLY_RIGHT
     return (mixed ^ (mixed >> 17)) & mask
 
 
 @jit
-def _find(key: np.ndarray, slot: np.ndarray, left: int, right: int) -> int:
+def _find(key: np.ndarray, slot: np.ndarray, left: int, right: int) -> np.int64:
     """Return the value of a pair in a hash table with linear probing; -1 if it is not there."""
     mask = len(key) - 1
     wanted = np.int64(left) << 32 | np.int64(right)

@@ -34,6 +34,7 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ecgbyte_kernels.merge_heap import _frequent
 from ecgbyte_kernels.merge_lists import _generation
@@ -132,14 +133,14 @@ def _over(
 ) -> list[Any]:
     """Map a kernel over its arguments, on this thread and `others` more."""
     calls = list(enumerate(zip(*arguments, strict=False)))
-    results = [None] * len(calls)
+    results: list[Any] = [None] * len(calls)
     waiting = iter(calls)  # each thread takes the next call when it is done with one
 
     def work() -> None:
         for i, call in waiting:
             results[i] = kernel(*call)
 
-    futures = [pool.submit(work) for _ in range(min(others, len(calls) - 1))]
+    futures = [pool.submit(work) for _ in range(min(others, len(calls) - 1))] if pool else []
     work()
     for future in futures:
         future.result()
@@ -167,7 +168,7 @@ def _learn(
     end = int(np.iinfo(texts[0].dtype).max)
     pieces = sum(over(_count_value, texts, repeat(end)))
     letters, sizes = [len(text) for text in texts], [len(text) for text in texts]
-    counts = None
+    counts: list[Any] = []
     made, last = 0, sum(sizes)  # merges so far, and a bound on the count of every pair
 
     # 1. scans over one byte per letter, while the ids fit and the scans pay
@@ -197,7 +198,7 @@ def _learn(
 
     # 2. lists of positions, over two bytes per token (four, if there are so many ids)
     cell = _cell_type(levels, merges)
-    cells = []
+    cells: list[np.ndarray] = []
     while texts:  # one by one, so that only one shard is in memory twice
         cells.append(_widen(texts.pop(0), sizes[len(cells)], end, cell(0), np.iinfo(cell).max))
     if made < len(known):
@@ -205,13 +206,13 @@ def _learn(
             k = k + made
             table = _hash_table(known[k, 0], known[k, 1], levels + k)
             sizes = over(_replay, cells, sizes, repeat(table))
-        made, counts = len(known), None
+        made, counts = len(known), []
         yield nothing, sum(sizes) - pieces
     if len(cells) > 1 and sum(sizes) < few:
         cells = [np.concatenate([part[:size] for part, size in zip(cells, sizes, strict=True)])]
         letters, sizes = [sum(letters)], [sum(sizes)]
         counts = counts and [sum(counts)]
-    found = counts and [_pairs_of_letters(count) for count in counts]
+    found = [_pairs_of_letters(count) for count in counts] or None
     tokens = sum(sizes) - pieces
     yield from _by_lists(
         over, cells, letters, sizes, found, tokens, made, last, merges, levels, min_count, lengths, limit
@@ -268,7 +269,12 @@ def _room(size: int, letters: int) -> int:
 
 
 def cut_pieces(
-    letters: np.ndarray, starts: np.ndarray, lengths: np.ndarray, text: np.ndarray, at: int, ends: bool = True
+    letters: np.ndarray,
+    starts: npt.ArrayLike,
+    lengths: npt.ArrayLike,
+    text: np.ndarray,
+    at: int,
+    ends: bool = True,
 ) -> tuple[int, int]:
     """Copy pieces of letters to a text for `learn_merges`, with the end value behind each piece.
 

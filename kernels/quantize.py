@@ -168,7 +168,7 @@ def _trellis(leads: np.ndarray, centres: np.ndarray, cost: float, letters: np.nd
         error[:] = 0.0
         for t in range(samples):
             # error[l] = (x[t] - centre[l])**2 + min(error[l], min(error) + cost)
-            best = 0
+            best: int | np.int64 = 0
             for level in range(1, levels):
                 if error[level] < error[best]:
                     best = level

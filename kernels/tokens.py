@@ -179,18 +179,18 @@ def _grow_trie(
     # renumber the nodes: tokens by their ids, the others behind them
     number = np.empty(nodes, np.int32)
     after = vocab
-    for node in range(nodes):
-        if token[node] >= 0:
-            number[node] = token[node]
+    for k in range(nodes):
+        if token[k] >= 0:
+            number[k] = token[k]
         else:
-            number[node] = after
+            number[k] = after
             after += 1
     sorted_child = np.full(after * levels, after, np.int32)
-    for node in range(nodes):
-        first = np.int64(number[node]) * levels
+    for k in range(nodes):
+        first = np.int64(number[k]) * levels
         for letter in range(levels):
-            if child[node * levels + letter] >= 0:
-                sorted_child[first + letter] = number[child[node * levels + letter]]
+            if child[k * levels + letter] >= 0:
+                sorted_child[first + letter] = number[child[k * levels + letter]]
     return sorted_child, after
 
 

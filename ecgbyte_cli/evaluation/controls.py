@@ -104,7 +104,7 @@ def other_patients(
     drawn = []
     for own, other in zip(segments, partner, strict=True):
         # the other question may be about fewer segments than this one
-        drawn.append(tuple(segments[other][i % len(segments[other])] for i in range(len(own))))
+        drawn.append(tuple(segments[int(other)][i % len(segments[int(other)])] for i in range(len(own))))
     return drawn
 
 

@@ -136,20 +136,20 @@ def score(
     seed : int
         Of the bootstrap.
     attributes : list of str or None, optional
-        The attribute of each question (ECG-QA's attribute_type), where known.
+        ECG-QA's attribute_type of each question.
 
     Returns
     -------
     dict
         `questions`, `patients` (numbers), `exact_match`, `interval`, `by_type`, `by_answer_set`, `by_attribute`,
-        `set_f1`; `labels` (see `label_scores`); `control` (name to its exact_match, interval and the three groups); and
-        with a control `best_control`, `difference` (signal minus best control, points), `difference_interval` (each
-        draw has its own best control) and `difference_by_type`.
+        `set_f1`; `labels` (see `label_scores`); `control` (name to its exact_match, interval and groups); with controls
+        also `best_control`, `difference` (points), `difference_interval` (each draw has its own best control) and
+        `difference_by_type`.
 
     Raises
     ------
     ValueError
-        If there is no question, or a list has another length.
+        If there is no question, or the lengths differ.
     """
     if not truths:
         raise ValueError("no answers to score")
@@ -166,13 +166,11 @@ def score(
         | {f"by_{key}": group_means(right[name], of) for key, of in groups.items()}
         for name in answers
     }
-    f1 = [set_f1(answer, truth, whole) for answer, truth in zip(answers["signal"], truths, strict=True)]
-    result = {
-        "questions": len(truths),
-        "patients": len(set(patients)),
+    f1 = [set_f1(a, t, whole) for a, t in zip(answers["signal"], truths, strict=True)]
+    result = {"questions": len(truths), "patients": len(set(patients))} | {
         **scores["signal"],
         "set_f1": float(100 * np.mean(f1)),
-        "control": {name: of for name, of in scores.items() if name != "signal"},
+        "control": {name: scores[name] for name in answers if name != "signal"},
         "labels": label_scores(answers["signal"], truths, types, whole),
     }
     return result | (_gain(result, drawn) if result["control"] else {})

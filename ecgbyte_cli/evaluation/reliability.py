@@ -74,7 +74,8 @@ def _resample(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the AUROC of each topic, and each recall, in every draw of the bootstrap."""
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
-    longest = max((len(part.some) for part in [*topics, *recalls]), default=1)
+    numbers = [topic.some for topic in topics] + [recall.some for recall in recalls]
+    longest = max(map(len, numbers), default=1)
     areas: list[list[np.ndarray]] = [[] for _ in topics]
     hits: list[list[np.ndarray]] = [[] for _ in recalls]
     for times in bootstrap_counts(len(names), seed, at_a_time=longest):

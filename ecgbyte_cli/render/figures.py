@@ -143,17 +143,9 @@ def plot_tokens(
         for i in inside:
             a, b = max(starts[i], cut), min(stops[i], cut + samples)
             x = (np.arange(a, b + 1) - cut) / fs * MM_PER_S
-            colour = COLOURS[ids[i] % len(COLOURS)]
             # a level holds from its sample to the next
             level = np.append(decoded[a:b], decoded[b - 1]) * MM_PER_MV + y
-            axes.fill_between(x[[0, -1]], y + low + 2.5, y + high, color=colour, alpha=0.10, lw=0)
-            axes.plot(x, level, color=colour, lw=1.6, drawstyle="steps-post", solid_capstyle="butt")
-            axes.plot([x[0]] * 2, [y + low + 2.5, y + high], color=colour, lw=0.4, alpha=0.6)
-            if x[-1] - x[0] >= 0.75:  # room for upright digits
-                axes.text(
-                    *((x[0] + x[-1]) / 2, y + low + 2.3, str(ids[i])),
-                    ha="center", va="top", fontsize=6, color=colour, rotation=90,
-                )  # fmt: skip
+            _plot_token(axes, x, level, int(ids[i]), y + low, y + high)
         axes.text(-1, y, f"{cut / fs:g} s", ha="right", va="center", fontsize=8, color=INK)
     axes.plot([-5, -5], [baselines[0], baselines[0] + 10], color=INK, lw=1)
     axes.text(-5.4, baselines[0] + 5, "1 mV", ha="right", va="center", rotation=90, fontsize=7, color=INK)
@@ -162,6 +154,19 @@ def plot_tokens(
     axes.set_title(title, loc="left", fontsize=10, **LITERAL)
     axes.set_xlabel("s in the row      grey: the signal, coloured: its tokens, below: their ids", fontsize=8)
     return figure
+
+
+def _plot_token(axes: "Axes", x: np.ndarray, level: np.ndarray, token: int, low: float, high: float) -> None:
+    """Draw a token in its colour: its levels, a box from `low` to `high`, and its id below."""
+    colour = COLOURS[token % len(COLOURS)]
+    axes.fill_between(x[[0, -1]], low + 2.5, high, color=colour, alpha=0.10, lw=0)
+    axes.plot(x, level, color=colour, lw=1.6, drawstyle="steps-post", solid_capstyle="butt")
+    axes.plot([x[0]] * 2, [low + 2.5, high], color=colour, lw=0.4, alpha=0.6)
+    if x[-1] - x[0] >= 0.75:  # room for upright digits
+        axes.text(
+            *((x[0] + x[-1]) / 2, low + 2.3, str(token)),
+            ha="center", va="top", fontsize=6, color=colour, rotation=90,
+        )  # fmt: skip
 
 
 def plot_token_distribution(
@@ -266,12 +271,9 @@ def plot_attribution(
         y = baseline + below
         shade = np.zeros((1, len(shares), 4))
         shade[..., :3], shade[0, :, 3] = (0.84, 0.37, 0.0), 0.85 * shades / darkest
-        box = (edges[0], edges[-1], y + low + 4.5, y + high)
+        box, bars = (edges[0], edges[-1], y + low + 4.5, y + high), 4 * np.append(shares, 0) / most
         axes.imshow(shade, extent=box, aspect="auto", interpolation="nearest", zorder=1)
-        axes.fill_between(
-            edges, y + low, y + low + 4 * np.append(shares, 0) / most,
-            step="post", color=COLOURS[1], lw=0, zorder=2,
-        )  # fmt: skip
+        axes.fill_between(edges, y + low, y + low + bars, step="post", color=COLOURS[1], lw=0, zorder=2)
         axes.plot(x, row * MM_PER_MV + y, color=INK, lw=0.8, solid_joinstyle="round", zorder=3)
         axes.text(
             *(-10, y + high + 0.5, printable(lead)),
@@ -280,14 +282,19 @@ def plot_attribution(
     axes.set(xlim=(-12, edges[-1]), ylim=(0, height + below))  # imshow has changed them
     axes.fill_between([-12, edges[-1]], 0, below, color="white", zorder=1)
     _plot_words(axes, words, values, edges[-1])
-    axes.set_xticks([])  # the words are below, so the seconds go to the edge of the paper
-    for second in range(int(signal.shape[1] / fs) + 1):
-        axes.text(
-            *(second * MM_PER_S, below + 0.5, f"{start + second:g} s"),
-            fontsize=7, ha="center", va="bottom", color=INK, **_text_outline(),
-        )  # fmt: skip
+    _plot_seconds(axes, below, start, signal.shape[1] / fs)
     axes.set_title(printable(title), loc="left", fontsize=10, **LITERAL)
     return figure
+
+
+def _plot_seconds(axes: "Axes", y: float, start: float, seconds: float) -> None:
+    """Write the seconds at the edge of the paper, because the words are below."""
+    axes.set_xticks([])
+    for second in range(int(seconds) + 1):
+        axes.text(
+            *(second * MM_PER_S, y + 0.5, f"{start + second:g} s"),
+            fontsize=7, ha="center", va="bottom", color=INK, **_text_outline(),
+        )  # fmt: skip
 
 
 def _plot_words(axes: "Axes", words: Sequence[str], values: np.ndarray, width: float) -> None:

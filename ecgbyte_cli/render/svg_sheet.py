@@ -85,18 +85,13 @@ def svg_sheet(
     start, seconds : float
         The part to draw, s; it ends where the recording ends.
     layout : {"3x4", "6x2", "12x1"}
-        Three rows of four leads over a rhythm strip, six rows of two, or one lead under another. A layout with a
-        missing lead becomes 12x1.
+        Rows by columns; 3x4 has a rhythm strip too. A layout with a missing lead becomes 12x1.
     speed, gain : float
         mm/s and mm/mV.
     leads : list of str or None
         Draw these, one under another; None is all leads from `drawable_leads`.
     title : str or None
         None is the recording's name.
-
-    Returns
-    -------
-    str
 
     Raises
     ------

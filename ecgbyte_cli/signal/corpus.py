@@ -144,14 +144,9 @@ def read_texts(
     segments : dict
         `offset`, `leads` and `samples` of the segments to read: int64 arrays.
     boundary : {"lead", "segment", "none"}
-    levels : int
-    threads : int
+    levels, threads : int
     path : Path
         The file of the letters, for errors.
-
-    Returns
-    -------
-    list of numpy.ndarray
     """
     from ecgbyte_kernels.merges import cut_pieces, text_type
 
