@@ -47,7 +47,7 @@ def _frequent(
     left, right, count = keys >> 32, keys & 0xFFFFFFFF, local.sum(axis=0)
     keep = (count >= threshold) & (lengths[left] + lengths[right] <= limit)
     largest = np.sort(count[keep])[::-1]
-    fitting = np.searchsorted(np.cumsum(largest), room, side="right")
+    fitting = int(np.searchsorted(np.cumsum(largest), room, side="right"))
     if fitting < len(largest):
         threshold = int(largest[max(0, fitting - 1)])
         keep &= count >= threshold

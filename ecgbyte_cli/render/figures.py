@@ -78,7 +78,7 @@ def plot_sheet(
             if a:
                 axes.plot([a * MM_PER_S] * 2, [y - 5, y + 5], color=INK, lw=0.7)
             axes.text(
-                *(a * MM_PER_S + 1, y + high + 0.5, printable(lead)),
+                a * MM_PER_S + 1, y + high + 0.5, printable(lead),
                 fontsize=9, weight="bold", color=INK, **_text_outline(), **LITERAL,
             )  # fmt: skip
     _time_axis(axes, start, seconds)
@@ -164,7 +164,7 @@ def _plot_token(axes: "Axes", x: np.ndarray, level: np.ndarray, token: int, low:
     axes.plot([x[0]] * 2, [low + 2.5, high], color=colour, lw=0.4, alpha=0.6)
     if x[-1] - x[0] >= 0.75:  # room for upright digits
         axes.text(
-            *((x[0] + x[-1]) / 2, low + 2.3, str(token)),
+            (x[0] + x[-1]) / 2, low + 2.3, str(token),
             ha="center", va="top", fontsize=6, color=colour, rotation=90,
         )  # fmt: skip
 
@@ -251,10 +251,6 @@ def plot_attribution(
     title : str
     start : float
         Time of the first sample, s.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
     """
     extents = [(low - 5, high) for low, high in (_extent(row) for row in signal)]  # room for the attribution
     baselines, height = _stack(extents, gap=4)
@@ -275,10 +271,10 @@ def plot_attribution(
         axes.imshow(shade, extent=box, aspect="auto", interpolation="nearest", zorder=1)
         axes.fill_between(edges, y + low, y + low + bars, step="post", color=COLOURS[1], lw=0, zorder=2)
         axes.plot(x, row * MM_PER_MV + y, color=INK, lw=0.8, solid_joinstyle="round", zorder=3)
+        name = printable(lead)
         axes.text(
-            *(-10, y + high + 0.5, printable(lead)),
-            fontsize=9, weight="bold", color=INK, **_text_outline(), **LITERAL,
-        )  # fmt: skip
+            -10, y + high + 0.5, name, fontsize=9, weight="bold", color=INK, **_text_outline(), **LITERAL
+        )
     axes.set(xlim=(-12, edges[-1]), ylim=(0, height + below))  # imshow has changed them
     axes.fill_between([-12, edges[-1]], 0, below, color="white", zorder=1)
     _plot_words(axes, words, values, edges[-1])
@@ -292,7 +288,7 @@ def _plot_seconds(axes: "Axes", y: float, start: float, seconds: float) -> None:
     axes.set_xticks([])
     for second in range(int(seconds) + 1):
         axes.text(
-            *(second * MM_PER_S, y + 0.5, f"{start + second:g} s"),
+            second * MM_PER_S, y + 0.5, f"{start + second:g} s",
             fontsize=7, ha="center", va="bottom", color=INK, **_text_outline(),
         )  # fmt: skip
 
@@ -307,7 +303,7 @@ def _plot_words(axes: "Axes", words: Sequence[str], values: np.ndarray, width: f
             [left, left + 0.8 * step], 11, 11 + 12 * value / tallest, color=COLOURS[0], lw=0, zorder=2
         )
         axes.text(
-            *(left + 0.4 * step, 10, printable(word)), ha="center", va="top", zorder=2,
+            left + 0.4 * step, 10, printable(word), ha="center", va="top", zorder=2,
             fontsize=min(7, 2.2 * step), rotation=90 if len(word) > 2 else 0, **LITERAL,
         )  # fmt: skip
     if words:
@@ -357,7 +353,7 @@ def plot_continuation(
         axes.plot(x[cut - 1 :], row[cut - 1 :], color=colour, lw=0.8, solid_joinstyle="round")
         name = f"generated {number}" if number else f"{printable(lead)}: recorded"
         axes.text(
-            *((x[cut] if number else 0) + 1, y + high - 1, name),
+            (x[cut] if number else 0) + 1, y + high - 1, name,
             fontsize=8, weight="normal" if number else "bold", color=colour if number else INK,
             **_text_outline(), **LITERAL,
         )  # fmt: skip

@@ -111,7 +111,9 @@ def make_record(record: dict[str, Any], seconds: int, fs: int, seed: int) -> tup
     rng = np.random.default_rng([seed, 1, record["number"]])
     condition, samples = record["condition"], seconds * fs
     person = _person(np.random.default_rng([seed, 2, record["patient"]]))
-    beats, premature = _beats(rng, condition, CONDITIONS[condition][record["fast"]], seconds)
+    rates = CONDITIONS[condition][record["fast"]]
+    assert rates is not None  # the plan picks a range that the condition has
+    beats, premature = _beats(rng, condition, rates, seconds)
     inside = beats[(beats >= 0) & (beats < seconds)]
     intervals = np.diff(inside)
 
