@@ -62,7 +62,8 @@ class ECGTokenizer:
     >>> start, signal = segments(read("data/synth00001"), tokenizer.signal)[0]
     >>> ids = tokenizer.encode(signal)
 
-    `tokenizer.decode(ids)` returns the letters, `tokenizer.to_mv(*tokenizer.quantize(signal))` their signal in mV, and `tokenizer.spans(ids)` the lead, first sample and sample after the last of each token.
+    `tokenizer.decode(ids)` returns the letters, `tokenizer.to_mv(*tokenizer.quantize(signal))` their signal in mV, and
+    `tokenizer.spans(ids)` the lead, first sample and sample after the last of each token.
     """
 
     def __init__(self, about: dict, name: str = "the tokenizer") -> None:
