@@ -7,21 +7,28 @@ not independent, so patients are drawn, each with all its questions.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ecgbyte_cli.questions.question_file import Question
-
-    Labels = frozenset[str]
-    Answer = str | Sequence[str]  # a text, or its labels
+Labels = frozenset[str]
+Answer = str | Sequence[str]  # a text, or its labels
 
 DRAWS = 2000  # of the bootstrap
 MOST_LABELS = 100  # a question type with more distinct labels has no per-label scores
 
 
-def split_labels(answer: "Answer", whole: Sequence[str] = ()) -> "Labels":
+class Question(Protocol):
+    """The parts of a question that scores need."""
+
+    question: str
+    type: str
+
+    @property
+    def truth(self) -> Answer: ...
+
+
+def split_labels(answer: Answer, whole: Sequence[str] = ()) -> Labels:
     """Split an answer into its labels: `"B,  a."` is {"a", "b"}.
 
     Commas and semicolons separate labels; case, outer white space and a full stop at the end do not count.
@@ -47,24 +54,24 @@ def _normalized(label: str) -> str:
     return re.sub(r"\s+", " ", label).strip().rstrip(".").rstrip().casefold()
 
 
-def unsplittable_labels(truths: Iterable["Answer"]) -> list[str]:
+def unsplittable_labels(truths: Iterable[Answer]) -> list[str]:
     """Return the labels of list truths that hold a comma or a semicolon, the longest first."""
     known = {label for truth in truths if not isinstance(truth, str) for label in split_labels(truth)}
     return sorted((label for label in known if re.search("[,;]", label)), key=len, reverse=True)
 
 
-def exact_match(answer: "Answer", truth: "Answer", whole: Sequence[str] = ()) -> bool:
+def exact_match(answer: Answer, truth: Answer, whole: Sequence[str] = ()) -> bool:
     """Return whether two answers have the same labels, in any order."""
     return split_labels(answer, whole) == split_labels(truth, whole)
 
 
-def set_f1(answer: "Answer", truth: "Answer", whole: Sequence[str] = ()) -> float:
+def set_f1(answer: Answer, truth: Answer, whole: Sequence[str] = ()) -> float:
     """Return the F1 of an answer's labels against the truth's, 0 to 1; two empty answers agree."""
     predicted, true = split_labels(answer, whole), split_labels(truth, whole)
     return 2 * len(predicted & true) / (len(predicted) + len(true)) if predicted or true else 1.0
 
 
-def candidate_answers(kind: str, truth: "Answer") -> str:
+def candidate_answers(kind: str, truth: Answer) -> str:
     """Return the kind of choice: verify (yes or no), choose (one of two named) or query (any).
 
     ECG-QA's question types end in it (`single-verify`). Other types are verify if the truth is yes or no, else query.
@@ -75,7 +82,7 @@ def candidate_answers(kind: str, truth: "Answer") -> str:
     return "verify" if split_labels(truth) in ({"yes"}, {"no"}) else "query"
 
 
-def majority_answers(truths: Sequence["Answer"], groups: Sequence[str]) -> dict[str, "Answer"]:
+def majority_answers(truths: Sequence[Answer], groups: Sequence[str]) -> dict[str, Answer]:
     """Return the most frequent answer of each group; of equally frequent ones the first."""
     counts: dict[str, Counter] = {}
     spelled: dict[Labels, Answer] = {}
@@ -85,9 +92,7 @@ def majority_answers(truths: Sequence["Answer"], groups: Sequence[str]) -> dict[
     return {group: spelled[counter.most_common(1)[0][0]] for group, counter in counts.items()}
 
 
-def baseline_guesses(
-    training: Sequence["Question"], asked: Sequence["Question"]
-) -> tuple[list["Answer"], str]:
+def baseline_guesses(training: Sequence[Question], asked: Sequence[Question]) -> tuple[list[Answer], str]:
     """Guess answers without any signal: the most frequent in training, by type or by the question's words.
 
     Parameters
@@ -273,7 +278,7 @@ def group_means(right: Iterable[float], groups: Iterable[str | None]) -> dict[st
 
 
 def label_scores(
-    answers: Sequence["Answer"], truths: Sequence["Answer"], types: Sequence[str], whole: Sequence[str] = ()
+    answers: Sequence[Answer], truths: Sequence[Answer], types: Sequence[str], whole: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Return the F1 of each label, for question types with few labels that occur more than once.
 
