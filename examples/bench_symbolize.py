@@ -25,8 +25,8 @@ from scipy.signal import butter, filtfilt, iirnotch
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal.quantizers import quantize
 from ecgbyte_kernels import filters
-from ecgbyte_kernels.quantize import quantize
 
 QUANTIZER = {"name": "paper", "levels": 26, "lo": -1.5, "hi": 1.5}
 

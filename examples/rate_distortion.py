@@ -15,7 +15,7 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.render import figures
-from ecgbyte_cli.signal import fidelity, preprocess
+from ecgbyte_cli.signal import fidelity, preprocess, quantizers
 from ecgbyte_cli.signal.corpus import read_texts
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS
 from ecgbyte_kernels import merges, quantize
@@ -76,9 +76,9 @@ def tokens(letters, name, pairs, levels):
 def measure(label, quantizer, learned, measured, beats):
     """Rows of the table: one for each vocabulary."""
     levels, fs = quantizer["levels"], SIGNAL["fs"]
-    pairs = learn(np.stack([quantize.quantize(x, quantizer)[0] for x in learned]), levels)
-    made = [quantize.quantize(x, quantizer) for x in measured]
-    decoded = [quantize.dequantize(letters, quantizer, lo, hi) for letters, lo, hi in made]
+    pairs = learn(np.stack([quantizers.quantize(x, quantizer)[0] for x in learned]), levels)
+    made = [quantizers.quantize(x, quantizer) for x in measured]
+    decoded = [quantizers.dequantize(letters, quantizer, lo, hi) for letters, lo, hi in made]
     losses = [fidelity.differences(x, y)[1:] for x, y in zip(measured, decoded, strict=True)]
     prd, snr = np.nanmean(losses, axis=0)
     two = SIGNAL["leads"].index("II")

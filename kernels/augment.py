@@ -1,15 +1,15 @@
-"""Letters varied at random, as the same heart might have been recorded another time: for training.
+"""Random variations of letters for training, as if the same heart had been recorded again.
 
-A variation is a gain, an offset of each lead, and sometimes a lead that is missing. All of it follows from the random
-numbers given, so that a training that goes on after a stop sees the same. No noise is added: even a fifth of a letter
-of it cuts tokens to pieces, and a model that was trained on those pieces reads real recordings worse.
+A variation is a gain, an offset of each lead, and sometimes a missing lead. The random generator decides all of it, so
+that a resumed training sees the same. No noise is added: even a fifth of a letter breaks up tokens, and a model trained
+on the fragments reads real recordings worse.
 """
 
 import numpy as np
 
 from ecgbyte_kernels import jit
 
-GAIN = 0.25  # largest change of the gain, as a part of it
+GAIN = 0.25  # largest change of the logarithm of the gain
 OFFSET = 0.5  # standard deviation of a lead's offset, in letters
 DROP = 0.05  # how often a lead is missing
 
@@ -24,11 +24,11 @@ def varied(
     letters : numpy.ndarray
         uint8, (leads, samples).
     levels : int
-        Number of letters; what would lie beyond is clipped.
+        Number of letters; the result is clipped.
     random : numpy.random.Generator
-        Decides everything; made anew for each sample and epoch.
+        A new one for each sample and epoch.
     strength : float
-        1 is the usual; 0 changes nothing.
+        1 is the usual strength; 0 changes nothing.
 
     Returns
     -------
@@ -46,7 +46,15 @@ def varied(
 
 
 @jit
-def _varied(letters, levels, gain, centre, offset, dropped, out):
+def _varied(
+    letters: np.ndarray,
+    levels: int,
+    gain: float,
+    centre: np.ndarray,
+    offset: np.ndarray,
+    dropped: np.ndarray,
+    out: np.ndarray,
+) -> None:
     leads, samples = letters.shape
     for lead in range(leads):
         if dropped[lead]:

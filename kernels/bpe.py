@@ -1,8 +1,8 @@
 """The segmenter `bpe`: the merges in their order, each from the left.
 
-The pairs wait in one list for each rank, and the ranks are gone through once, upwards: a merge makes a new
-token, so the pairs it brings have higher ranks. Neighbours that are the same token are one run with a count,
-because most merges of an ECG join equal neighbours: "aaaaa" becomes two "aa" and an "a" in one step.
+Pairs wait in one list for each rank, and one pass goes through the ranks, upwards: a merge creates a new token, so its
+new pairs have higher ranks. Equal neighbours are one run with a count, because most merges of an ECG join equal
+neighbours: "aaaaa" becomes two "aa" and an "a" in one step.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from ecgbyte_kernels.tokens import _checked, _id_type, spell
 
 
 def bpe_tables(merges: np.ndarray, levels: int) -> tuple:
-    """The tables that `bpe` needs, from merges (m, 2) and the number of letters."""
+    """Build the tables of `bpe` from merges (m, 2) and the number of letters."""
     text, starts = spell(merges, levels)
     merges = np.asarray(merges, np.int64).reshape(-1, 2)
     # open addressing, at most a quarter full, so that few searches take a second look
@@ -26,13 +26,13 @@ def bpe_tables(merges: np.ndarray, levels: int) -> tuple:
 
 
 @jit(inline="always")
-def _first_slot(left, right, mask):
+def _first_slot(left: int, right: int, mask: int) -> int:
     # Fibonacci hashing: bits of the product that both ids have reached
     return (((left << 20 | right) * 0x9E3779B97F4A7C1) >> 36) & mask
 
 
 @jit
-def _fill_pairs(merges, slots, same):
+def _fill_pairs(merges: np.ndarray, slots: np.ndarray, same: np.ndarray) -> None:
     mask = len(slots) - 1
     for k in range(len(merges)):
         left, right = merges[k, 0], merges[k, 1]
@@ -45,8 +45,8 @@ def _fill_pairs(merges, slots, same):
 
 
 @jit(inline="always")
-def _rank(left, right, slots):
-    """The rank of a pair of ids, or -1."""
+def _rank(left: int, right: int, slots: np.ndarray) -> int:
+    """Return the rank of a pair of ids, or -1."""
     mask = len(slots) - 1
     at = _first_slot(left, right, mask)
     while slots[at] >= 0:
@@ -57,8 +57,8 @@ def _rank(left, right, slots):
 
 
 @jit(inline="always")
-def _lowest_bit(word):
-    """The place of the lowest bit that is set."""
+def _lowest_bit(word: np.uint64) -> int:
+    """Return the place of the lowest set bit."""
     bit, width, low = 0, 32, np.uint64(0xFFFFFFFF)
     while width:
         if not word & low:
@@ -72,7 +72,7 @@ def _lowest_bit(word):
 def bpe(letters: np.ndarray, bounds: np.ndarray, tables: tuple) -> tuple[np.ndarray, np.ndarray]:
     """Cut pieces into tokens by the merges in their order, as the `tokenizers` library does.
 
-    Parameters and what is returned are those of `longest`, with tables from `bpe_tables`.
+    Parameters and results are the same as for `longest`, with tables from `bpe_tables`.
     """
     levels, merges, slots, same = tables
     letters, bounds, counts = _checked(letters, bounds, levels)
@@ -80,35 +80,101 @@ def bpe(letters: np.ndarray, bounds: np.ndarray, tables: tuple) -> tuple[np.ndar
     return ids[: _bpe(letters, bounds, levels, merges, slots, same, ids, counts)].copy(), counts
 
 
+@jit(inline="always")
+def _find_runs(
+    letters: np.ndarray,
+    i: int,
+    stop: int,
+    token: np.ndarray,
+    count: np.ndarray,
+    after: np.ndarray,
+    ahead: np.ndarray,
+) -> int:
+    """Write the runs of equal letters of a piece; return how many."""
+    runs = 0
+    while i < stop:
+        letter = letters[i]
+        j = i + 1
+        while j < stop and letters[j] == letter:
+            j += 1
+        token[runs], count[runs] = letter, j - i
+        after[runs], ahead[runs] = runs + 1, runs - 1
+        runs += 1
+        i = j
+    if runs:
+        after[runs - 1] = -1
+    return runs
+
+
+@jit(inline="always")
+def _join_runs(
+    middle: int,
+    other: int,
+    made: int,
+    token: np.ndarray,
+    count: np.ndarray,
+    after: np.ndarray,
+    ahead: np.ndarray,
+) -> int:
+    """Join the run of a new token with runs of the same token on either side; return the joint run."""
+    beside = ahead[middle]
+    if beside >= 0 and token[beside] == made:
+        count[beside] += 1
+        token[middle] = -1
+        after[beside] = other
+        if other >= 0:
+            ahead[other] = beside
+        middle = beside
+    if other >= 0 and token[other] == made:
+        count[middle] += count[other]
+        token[other] = -1
+        other = after[other]
+        after[middle] = other
+        if other >= 0:
+            ahead[other] = middle
+    return middle
+
+
+@jit(inline="always")
+def _write_runs(
+    run: int, token: np.ndarray, count: np.ndarray, after: np.ndarray, ids: np.ndarray, n: int
+) -> int:
+    """Write the tokens of runs from `run` on to `ids` from `n` on; return the place behind them."""
+    while run >= 0:
+        for _ in range(count[run]):
+            ids[n] = token[run]
+            n += 1
+        run = after[run]
+    return n
+
+
 @jit
-def _bpe(letters, bounds, levels, merges, slots, same, ids, counts):
+def _bpe(
+    letters: np.ndarray,
+    bounds: np.ndarray,
+    levels: int,
+    merges: np.ndarray,
+    slots: np.ndarray,
+    same: np.ndarray,
+    ids: np.ndarray,
+    counts: np.ndarray,
+) -> int:
     room = 0
     for p in range(len(bounds) - 1):
         room = max(room, bounds[p + 1] - bounds[p])
-    # A run: its token, how many of it, the runs beside it (-1: none). A merge makes at most one more run.
+    # A run: its token, its count, the runs beside it (-1: none). A merge creates at most one more run.
     token, count = np.empty(2 * room, np.int32), np.empty(2 * room, np.int32)
     after, ahead = np.empty(2 * room, np.int32), np.empty(2 * room, np.int32)
-    # The waiting pairs: entry e is the run entry_run[e], with the next entry of its rank in entry_next[e].
-    # An entry whose run has changed since is passed over. A merge adds at most four.
+    # The waiting pairs: entry e is the run entry_run[e], and the next entry of its rank is entry_next[e].
+    # Entries whose run has changed are skipped. A merge adds at most four.
     entry_run, entry_next = np.empty(6 * room, np.int32), np.empty(6 * room, np.int32)
     head = np.full(len(merges), -1, np.int32)
     waiting = np.zeros(len(merges) // 64 + 1, np.uint64)  # a bit for each rank
     n = 0
     for p in range(len(bounds) - 1):
         before = n
-        runs, entries = 0, 0
-        i, stop = bounds[p], bounds[p + 1]
-        while i < stop:
-            letter = letters[i]
-            j = i + 1
-            while j < stop and letters[j] == letter:
-                j += 1
-            token[runs], count[runs] = letter, j - i
-            after[runs], ahead[runs] = runs + 1, runs - 1
-            runs += 1
-            i = j
-        if runs:
-            after[runs - 1] = -1
+        entries = 0
+        runs = _find_runs(letters, bounds[p], bounds[p + 1], token, count, after, ahead)
         for run in range(runs):
             entries = _wait_same(run, token, count, same, head, entry_run, entry_next, entries, waiting)
             entries = _wait_next(run, token, after, slots, head, entry_run, entry_next, entries, waiting)
@@ -124,7 +190,7 @@ def _bpe(letters, bounds, levels, merges, slots, same, ids, counts):
                     entry = entry_next[entry]
                     if token[run] != left:
                         continue
-                    last = run  # behind it the neighbours are as they were
+                    last = run  # behind it the neighbours do not change
                     if left == right:
                         if count[run] < 2:
                             continue
@@ -144,7 +210,7 @@ def _bpe(letters, bounds, levels, merges, slots, same, ids, counts):
                             continue
                         count[run] -= 1
                         count[other] -= 1
-                        # the new token stands in the run that is used up, if there is one
+                        # the new token takes the place of a run that is used up, if there is one
                         if count[run] == 0:
                             middle = run
                         elif count[other] == 0:
@@ -162,22 +228,7 @@ def _bpe(letters, bounds, levels, merges, slots, same, ids, counts):
                         else:
                             after[middle] = -1
                         token[middle], count[middle] = made, 1
-                        # runs of the new token on either side become one with it
-                        beside = ahead[middle]
-                        if beside >= 0 and token[beside] == made:
-                            count[beside] += 1
-                            token[middle] = -1
-                            after[beside] = other
-                            if other >= 0:
-                                ahead[other] = beside
-                            middle = beside
-                        if other >= 0 and token[other] == made:
-                            count[middle] += count[other]
-                            token[other] = -1
-                            other = after[other]
-                            after[middle] = other
-                            if other >= 0:
-                                ahead[other] = middle
+                        middle = _join_runs(middle, other, made, token, count, after, ahead)
                         run = last = middle
                     entries = _wait_same(
                         run, token, count, same, head, entry_run, entry_next, entries, waiting
@@ -193,27 +244,42 @@ def _bpe(letters, bounds, levels, merges, slots, same, ids, counts):
                         entries = _wait_next(
                             last, token, after, slots, head, entry_run, entry_next, entries, waiting
                         )
-        run = 0 if stop > bounds[p] else -1
-        while run >= 0:
-            for _ in range(count[run]):
-                ids[n] = token[run]
-                n += 1
-            run = after[run]
+        n = _write_runs(0 if runs else -1, token, count, after, ids, n)
         counts[p] = n - before
     return n
 
 
 @jit(inline="always")
-def _wait_same(run, token, count, same, head, entry_run, entry_next, entries, waiting):
-    """Let the pairs within a run wait for their rank; return the number of entries."""
+def _wait_same(
+    run: int,
+    token: np.ndarray,
+    count: np.ndarray,
+    same: np.ndarray,
+    head: np.ndarray,
+    entry_run: np.ndarray,
+    entry_next: np.ndarray,
+    entries: int,
+    waiting: np.ndarray,
+) -> int:
+    """Queue the pairs within a run at their rank; return the number of entries."""
     if count[run] < 2 or same[token[run]] < 0:
         return entries
     return _wait(run, same[token[run]], head, entry_run, entry_next, entries, waiting)
 
 
 @jit(inline="always")
-def _wait_next(run, token, after, slots, head, entry_run, entry_next, entries, waiting):
-    """Let the pair of a run's last token and the next run's first wait; return the number of entries."""
+def _wait_next(
+    run: int,
+    token: np.ndarray,
+    after: np.ndarray,
+    slots: np.ndarray,
+    head: np.ndarray,
+    entry_run: np.ndarray,
+    entry_next: np.ndarray,
+    entries: int,
+    waiting: np.ndarray,
+) -> int:
+    """Queue the pair of a run's last token and the next run's first; return the number of entries."""
     if after[run] < 0:
         return entries
     rank = _rank(np.int64(token[run]), np.int64(token[after[run]]), slots)
@@ -223,7 +289,15 @@ def _wait_next(run, token, after, slots, head, entry_run, entry_next, entries, w
 
 
 @jit(inline="always")
-def _wait(run, rank, head, entry_run, entry_next, entries, waiting):
+def _wait(
+    run: int,
+    rank: int,
+    head: np.ndarray,
+    entry_run: np.ndarray,
+    entry_next: np.ndarray,
+    entries: int,
+    waiting: np.ndarray,
+) -> int:
     entry_run[entries], entry_next[entries] = run, head[rank]
     head[rank] = entries
     waiting[rank >> 6] |= np.uint64(1) << np.uint64(rank & 63)

@@ -1,4 +1,4 @@
-"""The segmenter `fewest`: the fewest tokens; of several such ways, the one with the longest first token."""
+"""The segmenter `fewest`: the fewest tokens; ties go to the longest first token, and so on."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from ecgbyte_kernels.tokens import _checked, _id_type, _trie, spell
 
 
 def fewest_tables(merges: np.ndarray, levels: int) -> tuple:
-    """The tables that `fewest` needs, from merges (m, 2) and the number of letters."""
+    """Build the tables of `fewest` from merges (m, 2) and the number of letters."""
     text, starts = spell(merges, levels)
     wanted = np.ones(len(starts) - 1, np.bool_)
     shorter = np.full(wanted.size, -1, np.int32)
     _find_prefixes(text, starts, levels, wanted, _trie(text, starts, levels, wanted), shorter)
-    # every token with all tokens that it starts with, the longest first
+    # every token with all its prefixes that are tokens, the longest first
     counts = np.zeros(wanted.size, np.int64)
     _count_prefixes(shorter, counts)
     firsts = np.concatenate([[0], np.cumsum(counts)])
@@ -24,8 +24,15 @@ def fewest_tables(merges: np.ndarray, levels: int) -> tuple:
 
 
 @jit
-def _find_prefixes(text, starts, levels, wanted, child, shorter):
-    """For each token the longest other token that it starts with, or -1."""
+def _find_prefixes(
+    text: np.ndarray,
+    starts: np.ndarray,
+    levels: int,
+    wanted: np.ndarray,
+    child: np.ndarray,
+    shorter: np.ndarray,
+) -> None:
+    """Find for each token the longest other token that it starts with, or -1."""
     vocab = len(shorter)
     nodes = len(child) // levels
     for t in range(levels, vocab):
@@ -34,8 +41,10 @@ def _find_prefixes(text, starts, levels, wanted, child, shorter):
 
 
 @jit
-def _longest_at(letters, i, stop, child, levels, nodes, vocab):
-    """The longest token that matches at letters[i:stop]."""
+def _longest_at(
+    letters: np.ndarray, i: int, stop: int, child: np.ndarray, levels: int, nodes: int, vocab: int
+) -> np.int64:
+    """Return the longest token that matches at letters[i:stop]."""
     node = np.int64(letters[i])
     best = node
     i += 1
@@ -49,7 +58,7 @@ def _longest_at(letters, i, stop, child, levels, nodes, vocab):
 
 
 @jit
-def _count_prefixes(shorter, counts):
+def _count_prefixes(shorter: np.ndarray, counts: np.ndarray) -> None:
     for t in range(len(shorter)):
         token = np.int64(t)
         while token >= 0:
@@ -58,7 +67,7 @@ def _count_prefixes(shorter, counts):
 
 
 @jit
-def _list_prefixes(shorter, firsts, prefixes):
+def _list_prefixes(shorter: np.ndarray, firsts: np.ndarray, prefixes: np.ndarray) -> None:
     for t in range(len(shorter)):
         token = np.int64(t)
         for k in range(firsts[t], firsts[t + 1]):
@@ -66,17 +75,16 @@ def _list_prefixes(shorter, firsts, prefixes):
             token = np.int64(shorter[token])
 
 
-def _automaton(child, levels, lengths):
-    """Make a trie of tokens spelled backwards an automaton (Aho and Corasick, CACM 18, 1975).
+def _automaton(child: np.ndarray, levels: int, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn a trie of tokens spelled backwards into an automaton (Aho and Corasick, CACM 18, 1975).
 
-    Reading letters from right to left, one step for each, its state is the longest run of letters from
-    here on that ends some token; `match` is the longest token that is all of a state's letters or the
-    first of them.
+    It reads letters from right to left, one step each. Its state is the longest run of letters from here on that ends
+    some token; `match` is the longest token that a state's letters start with.
 
     Returns
     -------
     following : numpy.ndarray
-        (nodes * levels,), the state behind each state by each letter.
+        (nodes * levels,), the next state of each state by each letter.
     match : numpy.ndarray
         int32, (nodes,).
     """
@@ -87,13 +95,13 @@ def _automaton(child, levels, lengths):
 
 
 @jit
-def _link(following, levels, vocab, match):
+def _link(following: np.ndarray, levels: int, vocab: int, match: np.ndarray) -> None:
     nodes = len(following) // levels
     fail = np.zeros(nodes, np.int64)
     queue = np.empty(nodes, np.int64)
     n = 0
     for letter in range(levels):
-        fail[letter] = -1  # the empty run of letters, behind which letter l is node l
+        fail[letter] = -1  # the empty run: letter l leads to node l
         match[letter] = letter
         queue[n] = letter
         n += 1
@@ -116,11 +124,10 @@ def _link(following, levels, vocab, match):
 def fewest(letters: np.ndarray, bounds: np.ndarray, tables: tuple) -> tuple[np.ndarray, np.ndarray]:
     """Cut pieces into as few tokens as possible.
 
-    Dynamic programming from the right: the fewest tokens for the letters from i on is one more than the
-    fewest behind any token that matches at i. Of several such rows, the one with the longest first token
-    is taken, and so on.
+    Dynamic programming from the right: the fewest tokens for the letters from i on is one more than the fewest behind
+    any token that matches at i. Ties go to the longest first token, and so on.
 
-    Parameters and what is returned are those of `longest`, with tables from `fewest_tables`.
+    Parameters and results are the same as for `longest`, with tables from `fewest_tables`.
     """
     levels, lengths, following, match, firsts, prefixes, prefix_lengths = tables
     letters, bounds, counts = _checked(letters, bounds, levels)
@@ -146,8 +153,19 @@ def fewest(letters: np.ndarray, bounds: np.ndarray, tables: tuple) -> tuple[np.n
 
 @jit
 def _fewest(
-    letters, bounds, levels, following, match, firsts, prefixes, prefix_lengths, needed, choice, ids, counts
-):
+    letters: np.ndarray,
+    bounds: np.ndarray,
+    levels: int,
+    following: np.ndarray,
+    match: np.ndarray,
+    firsts: np.ndarray,
+    prefixes: np.ndarray,
+    prefix_lengths: np.ndarray,
+    needed: np.ndarray,
+    choice: np.ndarray,
+    ids: np.ndarray,
+    counts: np.ndarray,
+) -> int:
     n = 0
     for p in range(len(bounds) - 1):
         first, before = bounds[p], n

@@ -1,7 +1,7 @@
 """Zero-phase filters, wavelet threshold and cubic resampling for all leads of a recording at once.
 
-Arrays lie sample by sample here, (samples, leads), so that the innermost loop runs over the leads and the
-processor works on several of them in one instruction.
+Arrays are (samples, leads) here, so that the innermost loop runs over the leads, and the processor works on several of
+them in one instruction.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from ecgbyte_kernels import jit
 
 
-def zero_phase(signal, filters):
+def zero_phase(signal: np.ndarray, filters: list[tuple[np.ndarray, np.ndarray, int]]) -> np.ndarray:
     """Run filters forwards and backwards over all leads, one filter after the other.
 
     The same as `scipy.signal.sosfiltfilt` for each filter in turn, with odd extension at both ends.
@@ -20,7 +20,7 @@ def zero_phase(signal, filters):
         (samples, leads), any float type.
     filters : list of tuple
         For each filter: second-order sections float64 (sections, 6), their start values for a constant
-        input of one (`scipy.signal.sosfilt_zi`, float64 (sections, 2)), and how many samples to extend.
+        input of one (`scipy.signal.sosfilt_zi`, float64 (sections, 2)), and the number of samples to extend.
 
     Returns
     -------
@@ -44,7 +44,9 @@ def zero_phase(signal, filters):
 
 
 @jit
-def _both_ways(x, outer, first, last, end, sos, start):
+def _both_ways(
+    x: np.ndarray, outer: int, first: int, last: int, end: int, sos: np.ndarray, start: np.ndarray
+) -> None:
     for i in range(1, first - outer + 1):
         for lead in range(x.shape[1]):
             x[first - i, lead] = 2 * x[first, lead] - x[first + i, lead]
@@ -54,7 +56,7 @@ def _both_ways(x, outer, first, last, end, sos, start):
 
 
 @jit
-def _one_way(x, begin, end, step, sos, start):
+def _one_way(x: np.ndarray, begin: int, end: int, step: int, sos: np.ndarray, start: np.ndarray) -> None:
     sections, leads = sos.shape[0], x.shape[1]
     z0, z1 = np.empty((sections, leads)), np.empty((sections, leads))
     for s in range(sections):
@@ -73,8 +75,8 @@ def _one_way(x, begin, end, step, sos, start):
                 x[i, lead] = y
 
 
-def denoise(signal, filters, levels):
-    """Soft wavelet threshold: median|d| / 0.6745 of each lead's coarsest detail, for all its details.
+def denoise(signal: np.ndarray, filters: tuple[np.ndarray, ...], levels: int) -> np.ndarray:
+    """Apply a soft wavelet threshold: median|d| / 0.6745 of each lead's coarsest detail, for all its details.
 
     The discrete wavelet transform is `pywt.wavedec`'s with its mode "symmetric": the signal is mirrored at
     both ends, the first and last sample included.
@@ -115,7 +117,7 @@ def denoise(signal, filters, levels):
 
 
 @jit
-def _analyse(x, low, high):
+def _analyse(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n, leads = x.shape
     half = (n + low.size - 1) // 2
     a, d = np.zeros((half, leads)), np.zeros((half, leads))
@@ -135,7 +137,7 @@ def _analyse(x, low, high):
 
 
 @jit
-def _shrink(d, threshold):
+def _shrink(d: np.ndarray, threshold: np.ndarray) -> None:
     for k in range(d.shape[0]):
         for lead in range(d.shape[1]):
             # sign(d) max(|d| - threshold, 0)
@@ -144,7 +146,7 @@ def _shrink(d, threshold):
 
 
 @jit
-def _synthesise(a, d, low, high, size):
+def _synthesise(a: np.ndarray, d: np.ndarray, low: np.ndarray, high: np.ndarray, size: int) -> np.ndarray:
     leads = a.shape[1]
     x = np.zeros((size, leads))
     for i in range(size):
@@ -158,7 +160,7 @@ def _synthesise(a, d, low, high, size):
     return x
 
 
-def cubic(signal, samples):
+def cubic(signal: np.ndarray, samples: int) -> np.ndarray:
     """Resample all leads by the cubic spline through their samples (not-a-knot ends).
 
     The same as `scipy.interpolate.make_interp_spline(k=3)` on even grids that both run from the first
@@ -169,7 +171,7 @@ def cubic(signal, samples):
     signal : numpy.ndarray
         float64 (n, leads), n at least 4.
     samples : int
-        How many to make, at least 2.
+        Number of samples to return, at least 2.
 
     Returns
     -------
@@ -182,19 +184,19 @@ def cubic(signal, samples):
         If there are too few samples.
     """
     if signal.shape[0] < 4 or samples < 2:
-        raise ValueError("a cubic spline needs at least 4 samples, and 2 to make")
+        raise ValueError("a cubic spline needs at least 4 samples, and returns at least 2")
     out = np.empty((samples, signal.shape[1]), np.float32)
     _cubic(np.ascontiguousarray(signal), out)
     return out
 
 
 @jit
-def _cubic(y, out):
+def _cubic(y: np.ndarray, out: np.ndarray) -> None:
     n, leads = y.shape
-    # The spline's second derivatives m, the distance of samples being 1, solve
+    # The spline's second derivatives m, for samples at distance 1, solve
     #   m[i-1] + 4 m[i] + m[i+1] = 6 (y[i-1] - 2 y[i] + y[i+1]),   i = 1 .. n-2.
-    # Not-a-knot means m[0] = 2 m[1] - m[2], so the first row is 6 m[1] = …, and the last one likewise;
-    # what is left is solved by Thomas' algorithm.
+    # Not-a-knot means m[0] = 2 m[1] - m[2], so the first row is 6 m[1] = …, and the last one likewise.
+    # Thomas' algorithm solves the rest.
     m = np.empty((n, leads))
     for i in range(1, n - 1):
         for lead in range(leads):

@@ -7,7 +7,7 @@ from ecgbyte_kernels.tokens import _checked, _id_type, _trie, spell
 
 
 def longest_tables(merges: np.ndarray, levels: int) -> tuple:
-    """The tables that `longest` needs, from merges (m, 2) and the number of letters."""
+    """Build the tables of `longest` from merges (m, 2) and the number of letters."""
     text, starts = spell(merges, levels)
     lengths = np.diff(starts)
     return levels, lengths, _trie(text, starts, levels, np.ones(len(lengths), np.bool_))
@@ -32,26 +32,34 @@ def longest(letters: np.ndarray, bounds: np.ndarray, tables: tuple) -> tuple[np.
     ids : numpy.ndarray
         uint16 (uint32 if the vocabulary needs it), the ids of all pieces end to end.
     counts : numpy.ndarray
-        int64, (pieces,): how many ids each piece has.
+        int64, (pieces,): number of ids of each piece.
 
     Raises
     ------
     ValueError
-        If there is a letter that the tokenizer has not, or the pieces do not hold all letters.
+        If a letter is not below the number of letters, or the pieces do not hold all letters.
     """
     levels, lengths, child = tables
     letters, bounds, counts = _checked(letters, bounds, levels)
-    # no more is touched than is filled
+    # memory beyond the ids is never touched
     ids = np.empty(letters.size, _id_type(lengths.size))
     return ids[: _longest(letters, bounds, levels, lengths.size, child, ids, counts)].copy(), counts
 
 
-# Every step of a walk through the trie waits for the memory; two pieces are walked side by side, so that one
-# steps while the other waits. Each writes its ids where its letters begin, and in the end they are moved up.
+# Every step through the trie waits for memory, so two pieces go side by side: one steps while the other waits.
+# Each writes its ids at its letters' place, and at the end they are moved together.
 
 
 @jit
-def _longest(letters, bounds, levels, vocab, child, ids, counts):
+def _longest(
+    letters: np.ndarray,
+    bounds: np.ndarray,
+    levels: int,
+    vocab: int,
+    child: np.ndarray,
+    ids: np.ndarray,
+    counts: np.ndarray,
+) -> int:
     nodes = len(child) // levels
     pieces = len(bounds) - 1
     half = pieces // 2
@@ -85,7 +93,7 @@ def _longest(letters, bounds, levels, vocab, child, ids, counts):
                 else:
                     other_end = other_i if other_node < vocab else other_end
                     other_best = other_node if other_node < vocab else other_best
-        # one of them is at its end: the tokens begun are begun again
+        # one of them is at its end: start the current tokens again
         n = _longest_alone(letters, first, stop, levels, vocab, child, ids, n)
         other_n = _longest_alone(letters, other_first, other_stop, levels, vocab, child, ids, other_n)
         counts[p], counts[q] = n - bounds[p], other_n - bounds[q]
@@ -102,10 +110,19 @@ def _longest(letters, bounds, levels, vocab, child, ids, counts):
 
 
 @jit
-def _longest_alone(letters, i, stop, levels, vocab, child, ids, n):
+def _longest_alone(
+    letters: np.ndarray,
+    i: int,
+    stop: int,
+    levels: int,
+    vocab: int,
+    child: np.ndarray,
+    ids: np.ndarray,
+    n: int,
+) -> int:
     nodes = len(child) // levels
     while i < stop:
-        # `fewest`'s _longest_at, written out: the end of the match is known without a look at the lengths
+        # _longest_at of `fewest` inlined, so that the end of the match is known without the lengths
         node = np.int64(letters[i])
         best = node
         i += 1

@@ -1,17 +1,20 @@
-"""Scans of `merges`: what goes over the whole text of a shard, from one end to the other.
+"""Scans of `merges`: passes over the whole text of a shard.
 
-First over one byte per letter, with a dense table of counts; later over cells of two bytes or four, with
-hash tables of pairs, which are here as well. A text is closed up in place, and its new size returned.
+The first scans read one byte per letter, with a dense table of counts; later ones read cells of two or four bytes, with
+hash tables of pairs. Gaps in a text are closed in place, and the new size is returned.
 """
 
+from collections.abc import Callable
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 
 from ecgbyte_kernels import jit
 
-BATCH = 64  # the most merges that are made in one go
+BATCH = 64  # the most merges applied in one go
 BUCKET_BITS = 18  # a table of counts that stays in a core's own cache
+Over = Callable[..., list[Any]]  # maps a kernel over the shards
 MULTIPLY_LEFT, MULTIPLY_RIGHT = 0x9E3779B1, 0x85EBCA6B  # hash of a pair: golden ratio, and MurmurHash3's
 
 
@@ -19,7 +22,15 @@ MULTIPLY_LEFT, MULTIPLY_RIGHT = 0x9E3779B1, 0x85EBCA6B  # hash of a pair: golden
 
 
 @jit
-def _cut_pieces(letters, starts, lengths, text, at, end, ends):
+def _cut_pieces(
+    letters: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    text: np.ndarray,
+    at: int,
+    end: int,
+    ends: bool,
+) -> tuple[int, int]:
     largest = -1
     for i in range(len(starts)):
         for j in range(starts[i], starts[i] + lengths[i]):
@@ -33,7 +44,7 @@ def _cut_pieces(letters, starts, lengths, text, at, end, ends):
 
 
 @jit
-def _count_value(text, value):
+def _count_value(text: np.ndarray, value: int) -> int:
     n = 0
     for x in text:
         n += x == value
@@ -41,8 +52,8 @@ def _count_value(text, value):
 
 
 @jit
-def _count_letters(text):
-    """Counts of pairs of bytes, at left * 256 + right; those with an end in them mean nothing."""
+def _count_letters(text: np.ndarray) -> np.ndarray:
+    """Count pairs of bytes, at left * 256 + right; pairs with an end mean nothing."""
     counts = np.zeros(65536, np.int64)
     left = np.int64(text[0])
     for i in range(1, len(text)):
@@ -52,19 +63,26 @@ def _count_letters(text):
     return counts
 
 
-def _scan(over, texts, sizes, counts, pairs, ids):
-    """Make merges that share no place, in one scan of every shard; the sizes after it."""
+def _scan(
+    over: Over,
+    texts: list[np.ndarray],
+    sizes: list[int],
+    counts: list[np.ndarray],
+    pairs: np.ndarray,
+    ids: np.ndarray,
+) -> list[int]:
+    """Apply merges that share no position, in one scan of every shard; return the new sizes."""
     table = np.zeros(65536, np.uint8)  # no id is 0: that is a letter
     table[pairs[:, 0] << 8 | pairs[:, 1]] = ids
     return over(_merge_letters, texts, sizes, counts, repeat(table))
 
 
 @jit
-def _merge_letters(text, size, counts, table):
-    """Replace the pairs in `table` (which share no place), close the gaps, and put `counts` right."""
+def _merge_letters(text: np.ndarray, size: int, counts: np.ndarray, table: np.ndarray) -> int:
+    """Replace the pairs in `table` (they share no position), close the gaps, and update `counts`."""
     i = o = 0
-    fresh = False  # whether the token before is made in this scan, and then: what it ended in
-    ended = np.int64(0)
+    fresh = False  # whether this scan created the token before,
+    ended = np.int64(0)  # and the old token at its end
     token = np.int64(text[0])
     while i < size - 1:
         left, right = np.int64(text[i]), np.int64(text[i + 1])
@@ -94,8 +112,10 @@ def _merge_letters(text, size, counts, table):
 
 
 @jit
-def _pick_letters(counts, ids, lengths, limit, min_count, most):
-    """The next merges that can be made in one go, from a dense table of counts: rows left, right, count."""
+def _pick_letters(
+    counts: np.ndarray, ids: int, lengths: np.ndarray, limit: int, min_count: int, most: int
+) -> np.ndarray:
+    """Pick the next merges that can be applied in one go, from a dense table of counts: rows left, right, count."""
     rows = np.zeros((most, 3), np.int64)
     as_left, as_right = np.zeros(ids, np.bool_), np.zeros(ids, np.bool_)
     taken = np.zeros(65536, np.bool_)
@@ -118,8 +138,8 @@ def _pick_letters(counts, ids, lengths, limit, min_count, most):
     return rows[:n]
 
 
-def _pairs_of_letters(counts):
-    """Keys and counts from a dense table, as `_count_pairs` returns them."""
+def _pairs_of_letters(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return keys and counts from a dense table, like `_count_pairs`."""
     here = np.flatnonzero(counts)
     here = here[(here >> 8 < 255) & (here & 255 < 255)]
     return here >> 8 << 32 | here & 255, counts[here]
@@ -128,8 +148,8 @@ def _pairs_of_letters(counts):
 # Hash table of pairs -------------------------------------------------------------------------------------
 
 
-def _hash_table(left, right, values):
-    """Keys and values of a hash table from pair to value, at most a quarter full."""
+def _hash_table(left: np.ndarray, right: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Build a hash table from pair to value, at most a quarter full: keys and values."""
     bits = max(4, int(len(left) * 4 - 1).bit_length())
     key, slot = np.full(1 << bits, -1, np.int64), np.zeros(1 << bits, np.int64)
     _insert_all(key, slot, np.asarray(left), np.asarray(right), np.asarray(values))
@@ -137,14 +157,14 @@ def _hash_table(left, right, values):
 
 
 @jit
-def _hash(left, right, mask):
+def _hash(left: int, right: int, mask: int) -> np.int64:
     mixed = (np.int64(left) & 0xFFFFFF) * MULTIPLY_LEFT + (np.int64(right) & 0xFFFFFF) * MULTIPLY_RIGHT
     return (mixed ^ (mixed >> 17)) & mask
 
 
 @jit
-def _find(key, slot, left, right):
-    """The value of a pair in a hash table with linear probing; -1 if it is not there."""
+def _find(key: np.ndarray, slot: np.ndarray, left: int, right: int) -> np.int64:
+    """Return the value of a pair in a hash table with linear probing; -1 if it is not there."""
     mask = len(key) - 1
     wanted = np.int64(left) << 32 | np.int64(right)
     i = _hash(left, right, mask)
@@ -156,7 +176,7 @@ def _find(key, slot, left, right):
 
 
 @jit
-def _insert(key, slot, left, right, value):
+def _insert(key: np.ndarray, slot: np.ndarray, left: int, right: int, value: int) -> None:
     mask = len(key) - 1
     i = _hash(left, right, mask)
     while key[i] >= 0:
@@ -166,7 +186,9 @@ def _insert(key, slot, left, right, value):
 
 
 @jit
-def _insert_all(key, slot, left, right, values):
+def _insert_all(
+    key: np.ndarray, slot: np.ndarray, left: np.ndarray, right: np.ndarray, values: np.ndarray
+) -> None:
     for i in range(len(left)):
         _insert(key, slot, left[i], right[i], values[i])
 
@@ -175,8 +197,8 @@ def _insert_all(key, slot, left, right, values):
 
 
 @jit
-def _widen(text, size, end, like, wide_end):
-    """The text in cells of the type of `like`, with another end of pieces."""
+def _widen(text: np.ndarray, size: int, end: int, like: np.generic, wide_end: int) -> np.ndarray:
+    """Copy a text to cells of the type of `like`, with another end of pieces."""
     cells = np.full(size, like)
     for i in range(size):
         cells[i] = wide_end if text[i] == end else text[i]
@@ -184,8 +206,8 @@ def _widen(text, size, end, like, wide_end):
 
 
 @jit
-def _replay(cells, size, table):
-    """Replace the pairs in a hash table (which share no place), and close the gaps."""
+def _replay(cells: np.ndarray, size: int, table: tuple[np.ndarray, np.ndarray]) -> int:
+    """Replace the pairs in a hash table (they share no position), and close the gaps."""
     i = o = 0
     while i < size - 1:
         new = _find(table[0], table[1], cells[i], cells[i + 1])
@@ -201,8 +223,8 @@ def _replay(cells, size, table):
 
 
 @jit
-def _count_buckets(cells, size, end):
-    """Counts of pairs by a hash of the pair: no pair is found more often than its bucket says."""
+def _count_buckets(cells: np.ndarray, size: int, end: int) -> np.ndarray:
+    """Count pairs by a hash: no pair occurs more often than its bucket."""
     buckets = np.zeros(1 << BUCKET_BITS, np.int64)
     left = cells[0]
     for i in range(1, size):
@@ -214,8 +236,8 @@ def _count_buckets(cells, size, end):
 
 
 @jit
-def _count_pairs(cells, size, end, wanted):
-    """Keys (left << 32 | right) and counts of all pairs in the buckets that are wanted."""
+def _count_pairs(cells: np.ndarray, size: int, end: int, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return keys (left << 32 | right) and counts of all pairs in the `wanted` buckets."""
     key, number = np.full(1 << 12, -1, np.int64), np.zeros(1 << 12, np.int64)
     used = 0
     left = cells[0]

@@ -1,43 +1,46 @@
 """Byte pair encoding merges of a corpus: exact, in shards, at the size of a hospital's archive.
 
-The corpus is cut into shards of whole pieces. A shard applies merges to its own text and returns counts;
-the driver, `learn_merges`, sums the counts of all shards and picks what comes next. No shard needs another.
+The corpus is cut into shards of whole pieces. A shard applies merges to its own text and returns counts. The driver,
+`learn_merges`, sums the counts of all shards and picks the next merges. No shard needs another.
 
-What makes it fast, and leaves the merges what the plain definition says:
+Four ideas make it fast without changing the merges:
 
-Batches. Merges that share no place in the text can be made in one go. Take the pairs by falling count. The
-next one, (c, d), is the next merge even before the merges (a, b) taken so far are made, as long as no b is c
-and no d is a: then its count stays what it is; and a pair (x, y) that a merge brings into being takes the
-places of a pair (b, y) or (x, a) that stands behind (c, d) in the order, so it stands behind it too. Only a
-merge (a, a) can make pairs, inside its runs, that come from nowhere else: at most half of its own count.
+Batches. Merges that share no position in the text can be applied in one go. Take the pairs by falling count. The next
+pair (c, d) is the next merge even before the picked merges (a, b) are applied, if no b is c and no d is a: then its
+count does not change. A new pair (x, y) takes its positions from a pair (b, y) or (x, a) behind (c, d) in the order, so
+it is behind it too. The exception is a merge (a, a), which creates new pairs inside its runs: at most half its count.
 
-Scans, then lists. The first merges touch most of the text. They are made by scans that close the gaps in
-place, over one byte per letter, with a dense table of counts. After that, merges are made by lists of
-positions, in generations: a generation counts the pairs, writes the positions of those that reach a
-threshold (a guess at the count of the last merge of all, or what there is room for), makes merges until no
-pair reaches it or the room is used up, and closes the gaps. Pairs below the threshold need neither a list
-nor a count. What a generation leaves behind is only the text, so a wrong guess costs time, nothing else.
+Scans, then lists. The first merges touch most of the text. Scans apply them and close the gaps in place, over one byte
+per letter, with a dense table of counts. Later merges are applied by lists of positions, in generations. A generation
+counts the pairs, lists the positions of pairs that reach a threshold (a guess at the count of the very last merge, or
+as many as there is room for), applies merges until no pair reaches it or the room is used up, and closes the gaps.
+Pairs below the threshold need neither a list nor a count. Only the text survives a generation, so a wrong guess costs
+nothing but time.
 
-Lazy lists and heap. A pair's occurrences all come into being when the later of its two tokens is made, and
-afterwards only vanish. So its list is written once, in rising order, and each entry is checked when it is
-used; and its count only falls, so a heap may hold old counts that are put right when they come up.
+Lazy lists and heap. All occurrences of a pair appear when the later of its two tokens is created; afterwards they only
+vanish. So its list is written once, in rising order, and each entry is checked when it is used. Its count only falls,
+so a heap may hold old counts and correct them at the top.
 
-No linked list. A token's length in cells follows from its id, which leads to the next token; the id is also
-written to the token's last cell, which leads to the token before.
+No linked list. A token's id gives its length in cells, which leads to the next token. The id is also written to the
+token's last cell, which leads to the token before.
 
-The scans are in merge_scans.py, the lists in merge_lists.py; here is what drives them.
+The scans are in merge_scans.py, the heap in merge_heap.py, the lists in merge_lists.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ecgbyte_kernels.merge_lists import _frequent, _generation
+from ecgbyte_kernels.merge_heap import _frequent
+from ecgbyte_kernels.merge_lists import _generation
 from ecgbyte_kernels.merge_scans import (
     BATCH,
+    Over,
     _count_buckets,
     _count_letters,
     _count_pairs,
@@ -51,8 +54,8 @@ from ecgbyte_kernels.merge_scans import (
     _widen,
 )
 
-SCAN_SHARE = 0.015  # scans go on while one removes this part of the text; then lists are faster
-TOO_SMALL = 8_000_000  # with fewer tokens than this, handing work to threads saves little or nothing
+SCAN_SHARE = 0.015  # scans continue while one removes this share of the text; then lists are faster
+TOO_SMALL = 8_000_000  # with fewer tokens, threads save little or nothing
 
 
 def learn_merges(
@@ -73,27 +76,28 @@ def learn_merges(
     Parameters
     ----------
     texts : list of numpy.ndarray of uint8 or uint16, 1-D
-        Shards: letters 0..levels-1, with the type's largest value in front, and behind every piece.
-        Used up: on return the list is empty.
+        Shards: letters 0..levels-1, with the type's largest value in front and behind every piece.
+        The list is empty on return.
     levels : int
-        How many letters there are; merge k makes the id levels + k.
+        Number of letters; merge k creates the id levels + k.
     merges : int
-        How many merges to learn at most.
+        The most merges to learn.
     min_count : int
-        Stop when no pair is found this often.
+        Stop when no pair occurs this often.
     max_length : int
-        No token becomes longer than this many letters (0: no limit).
+        Letters in the longest token (0: no limit).
     threads : int
-        Threads that work on the shards. The merges do not depend on it, nor on the cut into shards.
+        Threads that work on the shards. The merges depend neither on it nor on the cut into shards.
     known : numpy.ndarray of int64, shape (k, 2) or None
-        The first merges, from an earlier run on the same text: made without counting.
+        The first merges, from an earlier run on the same text: applied without counting.
 
     Yields
     ------
-    made : numpy.ndarray of int64, shape (m, 3)
-        The next merges: left id, right id, and the count of the pair when it was merged.
+    rows : numpy.ndarray of int64, shape (m, 3)
+        The next merges: left id, right id, and the count of the pair when it was merged. Empty while the known merges
+        are applied.
     tokens : int
-        How many tokens are left after them. Without merges: the known ones are being made.
+        Number of tokens after them.
 
     Raises
     ------
@@ -118,23 +122,25 @@ def learn_merges(
     others = min(threads, len(texts)) - 1
     with ThreadPoolExecutor(max(1, others)) as pool:
 
-        def over(kernel, *arguments):
+        def over(kernel: Callable[..., Any], *arguments: Any) -> list[Any]:
             return _over(pool, others, kernel, *arguments)
 
         yield from _learn(texts, levels, merges, min_count, limit, lengths, known, over)
 
 
-def _over(pool, others, kernel, *arguments):
-    """Like `map`, as a list, on this thread and `others` more."""
+def _over(
+    pool: ThreadPoolExecutor | None, others: int, kernel: Callable[..., Any], *arguments: Any
+) -> list[Any]:
+    """Map a kernel over its arguments, on this thread and `others` more."""
     calls = list(enumerate(zip(*arguments, strict=False)))
-    results = [None] * len(calls)
+    results: list[Any] = [None] * len(calls)
     waiting = iter(calls)  # each thread takes the next call when it is done with one
 
-    def work():
+    def work() -> None:
         for i, call in waiting:
             results[i] = kernel(*call)
 
-    futures = [pool.submit(work) for _ in range(min(others, len(calls) - 1))]
+    futures = [pool.submit(work) for _ in range(min(others, len(calls) - 1))] if pool else []
     work()
     for future in futures:
         future.result()
@@ -142,18 +148,30 @@ def _over(pool, others, kernel, *arguments):
 
 
 def _learn(
-    texts, levels, merges, min_count, limit, lengths, known, over, few=TOO_SMALL, scan_share=SCAN_SHARE
-):
-    """What `learn_merges` does, once its arguments are checked; `over` maps a kernel over the shards,
-    which are put together when they hold fewer than `few` tokens; scans go on while they remove `scan_share`."""
+    texts: list[np.ndarray],
+    levels: int,
+    merges: int,
+    min_count: int,
+    limit: int,
+    lengths: np.ndarray,
+    known: np.ndarray,
+    over: Over,
+    few: int = TOO_SMALL,
+    scan_share: float = SCAN_SHARE,
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Learn merges, with checked arguments.
+
+    `over` maps a kernel over the shards. Shards with fewer than `few` tokens in all are put together; scans continue
+    while they remove `scan_share` of the text.
+    """
     nothing = np.zeros((0, 3), np.int64)
     end = int(np.iinfo(texts[0].dtype).max)
     pieces = sum(over(_count_value, texts, repeat(end)))
     letters, sizes = [len(text) for text in texts], [len(text) for text in texts]
-    counts = None
-    made, last = 0, sum(sizes)  # merges made, and what no pair's count exceeds
+    counts: list[Any] = []
+    made, last = 0, sum(sizes)  # merges so far, and a bound on the count of every pair
 
-    # 1. scans over one byte per letter, as long as the ids fit and the scans pay
+    # 1. scans over one byte per letter, while the ids fit and the scans pay
     room = min(merges, end - levels) if end == 255 else 0
     if room:
         counts = over(_count_letters, texts)
@@ -180,21 +198,21 @@ def _learn(
 
     # 2. lists of positions, over two bytes per token (four, if there are so many ids)
     cell = _cell_type(levels, merges)
-    cells = []
-    while texts:  # one by one, so that no more than one shard is there twice
+    cells: list[np.ndarray] = []
+    while texts:  # one by one, so that only one shard is in memory twice
         cells.append(_widen(texts.pop(0), sizes[len(cells)], end, cell(0), np.iinfo(cell).max))
     if made < len(known):
         for k in _independent(known[made:], levels + made):
             k = k + made
             table = _hash_table(known[k, 0], known[k, 1], levels + k)
             sizes = over(_replay, cells, sizes, repeat(table))
-        made, counts = len(known), None
+        made, counts = len(known), []
         yield nothing, sum(sizes) - pieces
     if len(cells) > 1 and sum(sizes) < few:
         cells = [np.concatenate([part[:size] for part, size in zip(cells, sizes, strict=True)])]
         letters, sizes = [sum(letters)], [sum(sizes)]
         counts = counts and [sum(counts)]
-    found = counts and [_pairs_of_letters(count) for count in counts]
+    found = [_pairs_of_letters(count) for count in counts] or None
     tokens = sum(sizes) - pieces
     yield from _by_lists(
         over, cells, letters, sizes, found, tokens, made, last, merges, levels, min_count, lengths, limit
@@ -202,16 +220,28 @@ def _learn(
 
 
 def _by_lists(
-    over, cells, letters, sizes, found, tokens, made, last, merges, levels, min_count, lengths, limit
-):
-    """Make the merges that are left by lists of positions, generation by generation.
+    over: Over,
+    cells: list[np.ndarray],
+    letters: list[int],
+    sizes: list[int],
+    found: list[tuple[np.ndarray, np.ndarray]] | None,
+    tokens: int,
+    made: int,
+    last: int,
+    merges: int,
+    levels: int,
+    min_count: int,
+    lengths: np.ndarray,
+    limit: int,
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Apply the remaining merges by lists of positions, generation by generation.
 
-    `cells` are the shards' texts, `sizes` how much of each is in use, `letters` how long they were at first; `found`
-    the pairs of each, if they are known, as `_count_pairs` returns them; no pair is found more than `last` times.
+    `cells` are the shards' texts, `sizes` how much of each is in use, `letters` their first lengths; `found` the pairs
+    of each from `_count_pairs`, if known; no pair occurs more than `last` times.
     """
     end = int(np.iinfo(cells[0].dtype).max)
     while made < merges and last >= min_count:
-        # counts fall with the rank to a power between 1 and 1.5: where the last merge will be
+        # a guess at the last merge's count: counts fall with the rank to a power between 1 and 1.5
         threshold = max(min_count, int(last * ((made + 1) / merges) ** 1.4))
         if not found:
             buckets = sum(over(_count_buckets, cells, sizes, repeat(end)))
@@ -229,30 +259,37 @@ def _by_lists(
             yield rows, tokens
 
 
-def _room(size, letters):
-    """How many positions the lists of a shard may hold.
+def _room(size: int, letters: int) -> int:
+    """Return how many positions the lists of a shard may hold.
 
-    They take four bytes. With two for each token, three for each letter are not exceeded, as long as the text has
+    A position takes four bytes. With two bytes a token the total stays below three bytes a letter, once the text has
     shrunk by a fifth.
     """
     return max(size // 4, min(3 * size, (3 * letters - 2 * size) // 4))
 
 
-def cut_pieces(letters, starts, lengths, text, at, ends=True):
-    """Copy pieces of letters to a text for `learn_merges`, with the value that ends a piece behind each.
+def cut_pieces(
+    letters: np.ndarray,
+    starts: npt.ArrayLike,
+    lengths: npt.ArrayLike,
+    text: np.ndarray,
+    at: int,
+    ends: bool = True,
+) -> tuple[int, int]:
+    """Copy pieces of letters to a text for `learn_merges`, with the end value behind each piece.
 
     Parameters
     ----------
     letters : numpy.ndarray of uint8, 1-D
         All letters.
     starts, lengths : numpy.ndarray of int64, shape (pieces,)
-        Where the pieces begin, and how long they are.
+        First letter and length of each piece.
     text : numpy.ndarray of uint8 or uint16, 1-D
         Filled from `at` on.
     at : int
-        The first place to fill; at the first place of all, an end goes in front.
+        The first place to fill; at place 0 an end value goes in front.
     ends : bool
-        False: nothing goes between the pieces, which then are one.
+        False joins the pieces to one.
 
     Returns
     -------
@@ -278,15 +315,15 @@ def cut_pieces(letters, starts, lengths, text, at, ends=True):
     return _cut_pieces(letters, starts, lengths, text, at, end, ends)
 
 
-def compile_kernels(levels, merges, cold):
+def compile_kernels(levels: int, merges: int, cold: Callable[[], object]) -> None:
     """Compile the kernels, or load them from Numba's cache, by learning from a few letters.
 
     Parameters
     ----------
     levels, merges : int
-        As `learn_merges` will be given them.
+        As for `learn_merges`.
     cold : callable
-        Called without arguments before the long part, if the kernels must be compiled.
+        Called before the long part, if the kernels must be compiled.
     """
     kind = text_type(levels)
     _count_value(np.zeros(1, kind), 1)
@@ -294,7 +331,7 @@ def compile_kernels(levels, merges, cold):
         cold()
     letters = (np.arange(200) ** 3 // 7 % 3 % levels).astype(np.uint8)
     letters.flags.writeable = False  # as a memory-mapped file is
-    for shards, few in ((1, TOO_SMALL), (2, 0)):  # lists are made in another way with one shard
+    for shards, few in ((1, TOO_SMALL), (2, 0)):  # lists work differently with one shard
         texts = [np.empty(len(letters) + 2, kind) for _ in range(shards)]
         for text in texts:
             cut_pieces(letters, [0], [len(letters)], text, 0)
@@ -306,25 +343,24 @@ def compile_kernels(levels, merges, cold):
     _replay(cells, 2, _hash_table(np.array([1]), np.array([1]), np.array([2])))
 
 
-def text_type(levels):
-    """The type of a text for `learn_merges`: one byte, if a value is left to end a piece."""
+def text_type(levels: int) -> type[np.uint8] | type[np.uint16]:
+    """Return the type of a text for `learn_merges`: one byte, if a value is left to end a piece."""
     return np.uint8 if levels < 255 else np.uint16
 
 
-def _cell_type(levels, merges):
+def _cell_type(levels: int, merges: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if levels + merges < 65534 else np.uint32
 
 
-def _independent(merges, levels):
-    """Group merges, given in order, so that those of a group share no place and can be made in one go.
+def _independent(merges: np.ndarray, levels: int) -> list[np.ndarray]:
+    """Group merges, in order, so that the merges of a group share no position and can be applied in one go.
 
-    Merges without a common place commute, so each goes to the first group behind all it depends on: those
-    that made its tokens, and earlier ones that compete with it for a token.
+    Merges without a common position commute, so each joins the first group behind all merges that it depends on: those
+    that created its tokens, and earlier ones that compete with it for a token.
     """
     ids = levels + len(merges)
     group = np.zeros(len(merges), np.int64)
-    # for a token: the first group behind the one that made it, behind those that take it as their right
-    # (left) part
+    # for a token: the first group behind its own merge, and behind the merges with it on the right (left)
     behind_birth, behind_right, behind_left = np.zeros((3, ids), np.int64)
     for k, (left, right) in enumerate(merges):
         group[k] = max(behind_birth[left], behind_birth[right], behind_right[left], behind_left[right])

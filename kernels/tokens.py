@@ -1,30 +1,28 @@
-"""What the segmenters share: the tokens' letters, the trie of tokens, and ids turned back into letters.
+"""Shared by the segmenters: the letters of tokens, the trie of tokens, and ids turned back into letters.
 
-A segmenter turns letters to token ids over flat tables. A piece is what no token crosses; pieces lie end to
-end, piece p being letters[bounds[p]:bounds[p + 1]]. There are three, each with a function that makes its
-tables from the merges:
+A segmenter turns letters into token ids with flat tables. No token crosses a piece; pieces lie end to end, and piece p
+is letters[bounds[p]:bounds[p + 1]]. There are three, each with a function that builds its tables from the merges:
 
 longest   the longest token that matches, from the left
 bpe       the merges in their order, each from the left
-fewest    the fewest tokens; of several such ways, the one with the longest first token, and so on
+fewest    the fewest tokens; ties go to the longest first token, and so on
 
-All of them are linear in the number of letters. The functions hold no state and release the GIL, so that
-threads may call them side by side, each with letters of its own.
+All are linear in the number of letters. They hold no state and release the GIL, so threads may call them side by side.
 """
 
 import numpy as np
 
 from ecgbyte_kernels import jit
 
-MOST_TOKENS = 1 << 20  # what `bpe` packs ids in
-# All tokens written out, in letters, and their trie, in nodes times letters: so many, or so many a token where
-# there are many tokens. What is learned stays far below; merges that double would fill any memory.
+MOST_TOKENS = 1 << 20  # `bpe` packs an id into 20 bits
+# Limits of all tokens spelled, in letters, and of their trie, in nodes times letters: in all, or for each token
+# where there are many. Learned merges stay far below; merges that keep doubling would fill any memory.
 MOST_LETTERS, LETTERS_EACH = 1 << 22, 256
 MOST_STEPS, NODES_EACH = 1 << 25, 16
 
 
 def spell(merges: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write every token out in letters.
+    """Spell every token in letters.
 
     Parameters
     ----------
@@ -43,8 +41,8 @@ def spell(merges: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ValueError
-        If a merge joins ids that do not exist before it, a pair is there twice, there are more than
-        `MOST_TOKENS`, or the tokens are too long to be written out.
+        If a merge joins ids that do not exist before it, a pair occurs twice, there are more than `MOST_TOKENS`, or
+        the tokens are too long to spell.
     """
     merges = np.asarray(merges, np.int64).reshape(-1, 2)
     if levels + len(merges) > MOST_TOKENS:
@@ -68,14 +66,14 @@ def spell(merges: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @jit
-def _add_up(merges, levels, lengths):
+def _add_up(merges: np.ndarray, levels: int, lengths: np.ndarray) -> None:
     for k in range(len(merges)):
         # capped, so that no sum overflows
         lengths[levels + k] = min(lengths[merges[k, 0]] + lengths[merges[k, 1]], 1 << 40)
 
 
 @jit
-def _spell(merges, levels, starts, text):
+def _spell(merges: np.ndarray, levels: int, starts: np.ndarray, text: np.ndarray) -> None:
     for k in range(len(merges)):
         at = starts[levels + k]
         for side in range(2):
@@ -86,7 +84,7 @@ def _spell(merges, levels, starts, text):
 
 
 def expand(ids: np.ndarray, text: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Turn ids back into letters, whichever segmenter made them.
+    """Turn ids back into letters, from any segmenter.
 
     Parameters
     ----------
@@ -114,7 +112,7 @@ def expand(ids: np.ndarray, text: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 @jit
-def _expand(ids, text, starts, letters):
+def _expand(ids: np.ndarray, text: np.ndarray, starts: np.ndarray, letters: np.ndarray) -> None:
     at = 0
     for t in ids:
         for i in range(starts[t], starts[t + 1]):
@@ -122,17 +120,19 @@ def _expand(ids, text, starts, letters):
             at += 1
 
 
-def _trie(text, starts, levels, wanted, backwards=False):
-    """The trie of the wanted tokens (of their letters from the right, if `backwards`).
+def _trie(
+    text: np.ndarray, starts: np.ndarray, levels: int, wanted: np.ndarray, backwards: bool = False
+) -> np.ndarray:
+    """Build the trie of the wanted tokens (of their letters from the right, if `backwards`).
 
-    Node t is where token t ends; other nodes come behind them, and the letters themselves are the roots.
-    Of tokens that spell the same, the first counts.
+    Token t ends at node t; other nodes come behind, and the letters are the roots. Of tokens with the same letters the
+    first counts.
 
     Returns
     -------
     child : numpy.ndarray
-        (nodes * levels,): the node behind each node by each letter; `nodes` where there is none.
-        In 16 bits if they hold it: half the memory is half the cache misses.
+        (nodes * levels,): the next node of each node by each letter; `nodes` where there is none.
+        In 16 bits if they suffice: half the memory is half the cache misses.
 
     Raises
     ------
@@ -148,7 +148,9 @@ def _trie(text, starts, levels, wanted, backwards=False):
 
 
 @jit
-def _grow_trie(text, starts, levels, wanted, backwards, most):
+def _grow_trie(
+    text: np.ndarray, starts: np.ndarray, levels: int, wanted: np.ndarray, backwards: bool, most: int
+) -> tuple[np.ndarray, int]:
     vocab = len(starts) - 1
     child = np.full((2 * vocab) * levels, -1, np.int32)
     nodes = levels
@@ -174,30 +176,32 @@ def _grow_trie(text, starts, levels, wanted, backwards, most):
             node = np.int64(child[at])
         if token[node] < 0:
             token[node] = t
-    # number the nodes anew: tokens by their ids, the others behind them
+    # renumber the nodes: tokens by their ids, the others behind them
     number = np.empty(nodes, np.int32)
     after = vocab
-    for node in range(nodes):
-        if token[node] >= 0:
-            number[node] = token[node]
+    for k in range(nodes):
+        if token[k] >= 0:
+            number[k] = token[k]
         else:
-            number[node] = after
+            number[k] = after
             after += 1
     sorted_child = np.full(after * levels, after, np.int32)
-    for node in range(nodes):
-        first = np.int64(number[node]) * levels
+    for k in range(nodes):
+        first = np.int64(number[k]) * levels
         for letter in range(levels):
-            if child[node * levels + letter] >= 0:
-                sorted_child[first + letter] = number[child[node * levels + letter]]
+            if child[k * levels + letter] >= 0:
+                sorted_child[first + letter] = number[child[k * levels + letter]]
     return sorted_child, after
 
 
-def _id_type(vocab):
+def _id_type(vocab: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if vocab <= 2**16 else np.uint32
 
 
-def _checked(letters, bounds, levels):
-    """Check what a segmenter is given; make room for what it returns."""
+def _checked(
+    letters: np.ndarray, bounds: np.ndarray, levels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Check the arguments of a segmenter; return them with an array for the counts."""
     letters = np.asarray(letters)
     bounds = np.ascontiguousarray(bounds, np.int64)
     if letters.dtype != np.uint8 or letters.ndim != 1:

@@ -1,23 +1,24 @@
-"""The electrical heart vector as a sum of Gaussians, and the twelve leads that it makes.
+"""The electrical heart vector as a sum of Gaussians, and its projection on the twelve leads.
 
 A heartbeat is written as a few Gaussian waves (P, Q, R, S, T, …) on each of three orthogonal axes: McSharry,
 Clifford, Tarassenko & Smith, "A dynamical model for generating synthetic electrocardiogram signals", IEEE
-Trans. Biomed. Eng. 50 (2003) 289-294, eq. (1), carried to the vectorcardiogram by Sameni, Clifford, Jutten &
+Trans. Biomed. Eng. 50 (2003) 289-294, eq. (1), extended to the vectorcardiogram by Sameni, Clifford, Jutten &
 Shamsollahi, "Multichannel ECG and noise modeling", EURASIP J. Adv. Signal Process. (2007) 043407, eq. (3).
-Here the Gaussians are functions of time instead of the phase of the beat, and have a width of their own on
-either side of the peak, because a T wave rises more slowly than it falls.
+Here the Gaussians are functions of time, not of the phase of the beat, and have a width on either side of the peak,
+because a T wave rises more slowly than it falls.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from ecgbyte_kernels import jit
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 
-# The leads that a heart vector (x to the left, y to the feet, z to the back) makes: Dower's matrix, as used by
+# From a heart vector (x to the left, y to the feet, z to the back) to the leads: Dower's matrix, as used by
 # Edenbrandt & Pahlm, "Vectorcardiogram synthesized from a 12-lead ECG: superiority of the inverse Dower
-# matrix", J. Electrocardiol. 21 (1988) 361-367. Its pseudo-inverse is the "inverse Dower matrix" of the title,
-# which goes the other way, from these eight leads to the vector.
+# matrix", J. Electrocardiol. 21 (1988) 361-367. Its pseudo-inverse, the "inverse Dower matrix" of the title, leads
+# from these eight leads to the vector.
 DOWER = np.array(
     [
         [0.632, -0.235, 0.059],  # I
@@ -31,10 +32,17 @@ DOWER = np.array(
     ]
 )
 
-REACH = 5.0  # widths from the peak after which a Gaussian is left out: e^-12.5 of the peak
+REACH = 5.0  # widths from the peak beyond which a Gaussian, e^-12.5 of the peak, is left out
 
 
-def vcg(centres, before, after, vectors, fs, samples):
+def vcg(
+    centres: npt.ArrayLike,
+    before: npt.ArrayLike,
+    after: npt.ArrayLike,
+    vectors: npt.ArrayLike,
+    fs: float,
+    samples: int,
+) -> np.ndarray:
     """Add up Gaussian waves on the three axes of the heart vector.
 
     Parameters
@@ -80,7 +88,14 @@ def vcg(centres, before, after, vectors, fs, samples):
 
 
 @jit
-def _vcg(centres, before, after, vectors, fs, out):
+def _vcg(
+    centres: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    vectors: np.ndarray,
+    fs: float,
+    out: np.ndarray,
+) -> None:
     samples = out.shape[1]
     for w in range(len(centres)):
         centre = centres[w]
@@ -96,19 +111,21 @@ def _vcg(centres, before, after, vectors, fs, out):
             out[2, k] += vectors[w, 2] * height
 
 
-def twelve_leads(sources, matrix, noise, gain):
-    """Mix sources into eight leads, make integers of them, and derive the other four leads.
+def twelve_leads(
+    sources: npt.ArrayLike, matrix: npt.ArrayLike, noise: npt.ArrayLike, gain: float
+) -> np.ndarray:
+    """Mix sources into eight leads, round them to integers, and derive the other four leads.
 
     III = II - I (Einthoven), aVR = -(I + II) / 2, aVL = I - II / 2 and aVF = II - I / 2 (Goldberger) are
-    computed on the integers that are written, so that I + III = II holds exactly in the file, and the
-    augmented leads are off by half a step at most (halves are rounded down).
+    computed on these integers, so that I + III = II holds exactly in the file, and the augmented leads are off by at
+    most half a step (halves are rounded down).
 
     Parameters
     ----------
     sources : array_like, shape (sources, samples)
-        Heart vector in mV, then whatever else the electrodes pick up.
+        Heart vector in mV, then interference.
     matrix : array_like, shape (8, sources)
-        What I, II, V1 … V6 see of each source: `DOWER` for the heart vector.
+        Weight of each source in I, II, V1 … V6: `DOWER` for the heart vector.
     noise : array_like, shape (8, samples)
         Noise of each of these leads, in mV.
     gain : float
@@ -117,7 +134,7 @@ def twelve_leads(sources, matrix, noise, gain):
     Returns
     -------
     ndarray, int16, shape (samples, 12)
-        All leads in the order of `LEADS`, a row per sample as WFDB's format 16 wants it. I, II, V1 … V6 are
+        All leads in the order of `LEADS`, a row per sample as in WFDB's format 16. I, II, V1 … V6 are
         clipped to ±16000 steps, so that III fits too.
 
     Raises
@@ -139,7 +156,9 @@ def twelve_leads(sources, matrix, noise, gain):
 
 
 @jit
-def _twelve_leads(sources, matrix, noise, gain, out):
+def _twelve_leads(
+    sources: np.ndarray, matrix: np.ndarray, noise: np.ndarray, gain: float, out: np.ndarray
+) -> None:
     for k in range(sources.shape[1]):
         for lead in range(8):
             mv = float(noise[lead, k])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import naive
-from ecgbyte_kernels import merge_lists
+from ecgbyte_kernels import merge_heap, merge_lists
 from ecgbyte_kernels import merges as kernels
 
 NO_MERGES = np.zeros((0, 2), np.int64)
@@ -97,7 +97,8 @@ def test_every_number_of_letters(levels):
 @pytest.mark.kernels
 @pytest.mark.parametrize("spare", [0, 4, 40])
 def test_a_generation_that_runs_out_of_room(monkeypatch, spare):
-    monkeypatch.setattr(merge_lists, "SPARE", 16 * spare)
+    for module in (merge_heap, merge_lists):
+        monkeypatch.setattr(module, "SPARE", 16 * spare)
     rng = np.random.default_rng(7)
     for levels in (2, 6):  # with few letters it is the pairs that there is no room for
         pieces = [rng.integers(0, levels, 60).tolist() for _ in range(4)]

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from ecgbyte_cli.evaluation import metrics
+from ecgbyte_cli.evaluation import metrics, report, text_scores
 from ecgbyte_cli.questions import Question
 
 
@@ -85,7 +85,7 @@ def test_scores_by_attribute():
     result = metrics.score(given, ["yes", "yes", "x", "y"], ["t"] * 4, list("abcd"), 0, attributes)
     assert result["by_attribute"] == {"noise": 50, "scp_code": 100}
     assert result["control"]["majority"]["by_attribute"] == {"noise": 0, "scp_code": 0}
-    assert "noise 50.0, scp_code 100.0" in metrics.metrics_markdown(result, "Scores")
+    assert "noise 50.0, scp_code 100.0" in report.metrics_markdown(result, "Scores")
     assert metrics.score(given, ["yes", "yes", "x", "y"], ["t"] * 4, list("abcd"))["by_attribute"] == {}
 
 
@@ -173,29 +173,29 @@ def test_free_text_has_no_scores_per_label():
 def test_overlap():
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rouge_score")
-    same = metrics.text_scores(["the heart beats in sinus rhythm"], ["the heart beats in sinus rhythm"])
+    same = text_scores.text_scores(["the heart beats in sinus rhythm"], ["the heart beats in sinus rhythm"])
     assert same["bleu"] == pytest.approx(100) and same["rouge_l"] == pytest.approx(100)
     # "a b" and "a c": longest common subsequence 1 of 2 words each, F1 one half
-    assert metrics.text_scores(["a b"], ["a c"])["rouge_l"] == pytest.approx(50)
+    assert text_scores.text_scores(["a b"], ["a c"])["rouge_l"] == pytest.approx(50)
     # five words of six: precisions 5/6, 3/5, 1/4 and 0 of 3 (smoothed: 1/2 of it), no brevity penalty
-    bleu = metrics.text_scores(["the cat sat on the mat"], ["the cat is on the mat"])["bleu"]
+    bleu = text_scores.text_scores(["the cat sat on the mat"], ["the cat is on the mat"])["bleu"]
     assert bleu == pytest.approx(100 * (5 / 6 * 3 / 5 * 1 / 4 * 1 / 6) ** 0.25)
 
 
 def test_bleu_as_the_reference_has_it():
     pytest.importorskip("nltk")
     # one word of one, and no longer pieces, which count 0.1 each: (1 * 0.1^3) ^ (1/4)
-    assert metrics.bleu_nltk(["yes"], ["yes"]) == pytest.approx(100 * 0.001**0.25)
+    assert text_scores.bleu_nltk(["yes"], ["yes"]) == pytest.approx(100 * 0.001**0.25)
     # words are what white space parts; empty answers are left out, as there
     same = "the heart beats, in sinus-rhythm"
-    assert metrics.bleu_nltk([same, "", "x"], [same, "lost", ""]) == pytest.approx(100)
-    assert metrics.bleu_nltk(["a, b"], ["a , b"]) < 20 and metrics.bleu_nltk([""], ["a"]) == 0
+    assert text_scores.bleu_nltk([same, "", "x"], [same, "lost", ""]) == pytest.approx(100)
+    assert text_scores.bleu_nltk(["a, b"], ["a , b"]) < 20 and text_scores.bleu_nltk([""], ["a"]) == 0
     # of the corpus: pieces matched of all answers over pieces of all answers, the words in 3 of 4 places
-    mixed = metrics.bleu_nltk(["a b", "c d"], ["a b", "c e"])
+    mixed = text_scores.bleu_nltk(["a b", "c d"], ["a b", "c e"])
     assert mixed == pytest.approx(100 * (3 / 4 * 1 / 2 * 0.1 / 2 * 0.1 / 2) ** 0.25)
-    both = metrics.text_scores([same], [same])
+    both = text_scores.text_scores([same], [same])
     if both["bleu"] is not None:
-        text = metrics.text_score_line({"labels": {}, "set_f1": 100, **both})
+        text = report.text_score_line({"labels": {}, "set_f1": 100, **both})
         assert "BLEU-4 (sacrebleu) 100.0" in text and "BLEU-4 (nltk) 100.0" in text
 
 
@@ -203,7 +203,7 @@ def test_overlap_agrees_with_the_libraries_own_examples():
     pytest.importorskip("sacrebleu")
     pytest.importorskip("rouge_score")
     # rouge-score's README: precision 1/2... of "the quick brown dog jumps on the log."
-    scores = metrics.text_scores(
+    scores = text_scores.text_scores(
         ["the quick brown dog jumps on the log."], ["The quick brown fox jumps over the lazy dog"]
     )
     lcs, given, true = 5, 8, 9  # the quick brown jumps the
@@ -213,7 +213,7 @@ def test_overlap_agrees_with_the_libraries_own_examples():
     truths = ["The dog bit the man.", "It was not unexpected.", "The man bit him first."]
     import sacrebleu
 
-    assert metrics.text_scores(system, truths)["bleu"] == pytest.approx(
+    assert text_scores.text_scores(system, truths)["bleu"] == pytest.approx(
         sacrebleu.BLEU().corpus_score(system, [truths]).score
     )
 
@@ -239,7 +239,7 @@ def test_meteor_by_hand(monkeypatch):
     monkeypatch.setattr(meteor_score, "single_meteor_score", lambda *args: score(*args, wordnet=stand_in))
     # "the cat sat" in "the cat sat here": precision 1, recall 3/4, one chunk of three matches
     mean = 10 * 1 * 0.75 / (0.75 + 9 * 1)
-    value = metrics.text_scores(["the cat sat"], ["the cat sat here"])["meteor"]
+    value = text_scores.text_scores(["the cat sat"], ["the cat sat here"])["meteor"]
     assert value == pytest.approx(100 * mean * (1 - 0.5 * (1 / 3) ** 3))
 
 
@@ -252,11 +252,9 @@ def test_meteor_is_left_out_without_its_data(monkeypatch):
             raise LookupError("wordnet")
 
     monkeypatch.setattr(nltk.corpus, "wordnet", Absent())
-    scores = metrics.text_scores(["a"], ["a"])
+    scores = text_scores.text_scores(["a"], ["a"])
     assert scores["meteor"] is None and "nltk.downloader wordnet" in scores["meteor_missing"]
-    assert "no METEOR (nltk has no wordnet" in metrics.text_score_line(
-        {"labels": {}, "set_f1": 100, **scores}
-    )
+    assert "no METEOR (nltk has no wordnet" in report.text_score_line({"labels": {}, "set_f1": 100, **scores})
 
 
 def test_bertscore_of_a_local_model(tmp_path):
@@ -269,23 +267,25 @@ def test_bertscore_of_a_local_model(tmp_path):
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=len(words), **shape)).save_pretrained(tmp_path)
     truths = ["yes", "sinus rhythm"]
-    assert metrics.text_scores(truths, truths, str(tmp_path))["bertscore"] == pytest.approx(100, abs=1e-3)
-    other = metrics.text_scores(["no", "sinus"], truths, str(tmp_path))["bertscore"]
+    assert text_scores.text_scores(truths, truths, str(tmp_path))["bertscore"] == pytest.approx(100, abs=1e-3)
+    other = text_scores.text_scores(["no", "sinus"], truths, str(tmp_path))["bertscore"]
     assert other < 99.9
     # an empty answer counts as nothing, and does not break the others
-    assert metrics.text_scores(["yes", ""], truths, str(tmp_path))["bertscore"] == pytest.approx(50, abs=1e-3)
+    assert text_scores.text_scores(["yes", ""], truths, str(tmp_path))["bertscore"] == pytest.approx(
+        50, abs=1e-3
+    )
 
 
 def test_the_table_fits_and_says_what_the_signal_adds():
     controls = ("no signal", "shuffled", "flat line", "noise", "majority")
     answers = {"signal": ANSWERS["signal"], **{name: ANSWERS["no signal"] for name in controls}}
     result = metrics.score(answers, TRUTHS, TYPES, PATIENTS)
-    header, lines = metrics.score_rows(result)
+    header, lines = report.score_rows(result)
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     assert sum(widths) + 2 * (len(widths) - 1) <= 80
     assert [line[0] for line in lines] == ["t", "u", "all", "95 % interval"]
-    assert "50.0 points" in metrics.headline(result)
-    text = metrics.metrics_markdown(result | {"bleu": 1.0}, "Scores")
+    assert "50.0 points" in report.headline(result)
+    text = report.metrics_markdown(result | {"bleu": 1.0}, "Scores")
     grid = [line for line in text.splitlines() if line.startswith("|")]
     assert len(grid) == 6 and {line.count("|") for line in grid} == {len(header) + 1}
     assert re.search(r"\| all \| 75\.0 \|", text)

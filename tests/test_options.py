@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ecgbyte_cli.__main__ import COMMANDS, main
-from ecgbyte_cli.evaluation import metrics
+from ecgbyte_cli.evaluation import metrics, report
 from ecgbyte_cli.model import model_folder
 from ecgbyte_cli.model import tiny as tiny_module
 from ecgbyte_cli.stages.finetune import FinetuneOptions
@@ -245,5 +245,5 @@ def test_the_interval_over_seeds_is_students():
     # mean 83, sd 3.606, 4.303 of them over sqrt 3
     assert over["exact_match"]["mean"] == 83 and over["difference"]["mean"] == 53
     assert over["by_type"]["a"]["interval"] == pytest.approx([83 - 8.957, 83 + 8.957], abs=1e-3)
-    lines, header = metrics.seed_table(over)
+    lines, header = report.seed_table(over)
     assert [line[0] for line in lines] == ["a", "all", "gain"] and len(header) == len(lines[0])

@@ -11,8 +11,8 @@ import naive
 from ecgbyte_cli import readers
 from ecgbyte_cli.readers import Recording, Unusable
 from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal.quantizers import quantize
 from ecgbyte_kernels import filters
-from ecgbyte_kernels.quantize import quantize
 
 SETTINGS = {
     "fs": 250.0,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ecgbyte_cli.evaluation import reliability
+from ecgbyte_cli.evaluation import reliability, report
 from ecgbyte_cli.inference.batch_answering import Answer
 from ecgbyte_cli.questions import Question
 
@@ -73,11 +73,11 @@ def test_scores_of_yes_and_no_and_of_rhythms():
     assert rhythm["accuracy"] == pytest.approx(np.mean([*rhythm["recall"].values()]))
     assert rhythm["confusion"]["bigeminy"] == {"sinus rhythm": 8, "bigeminy": 2}
     assert "finding-verify" not in result["balanced"]
-    text = " ".join(reliability.reliability_lines(result))
+    text = " ".join(report.reliability_lines(result))
     assert "AUROC" in text and "balanced accuracy of rhythm-query" in text
 
 
 def test_answers_that_were_not_chosen_have_no_such_scores():
     questions = [Question("r", "?", "yes", "t-verify", "test") for _ in range(3)]
     result = reliability.score_probabilities(questions, [Answer("yes", 0.9, 0.1)] * 3, ["a", "b", "c"])
-    assert result == {"balanced": {}} and reliability.reliability_lines(result) == []
+    assert result == {"balanced": {}} and report.reliability_lines(result) == []

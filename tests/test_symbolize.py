@@ -13,7 +13,7 @@ from test_readers import wave, write_edf, write_wfdb
 
 import naive
 from ecgbyte_cli import readers
-from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal import preprocess, quantizers
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -75,7 +75,7 @@ def test_real_recordings(ecgbyte, real_data, tmp_path):
     for path, offset in zip(segments["path"], segments["offset"], strict=True):
         [(_, cut)] = preprocess.segments(readers.read_recording(path), about["signal"])
         assert np.array_equal(
-            preprocess.quantize(cut, quantizer)[0].ravel(), symbols[offset : offset + 30000]
+            quantizers.quantize(cut, quantizer)[0].ravel(), symbols[offset : offset + 30000]
         )
 
 
@@ -99,8 +99,8 @@ def test_other_quantizers(ecgbyte, many, tmp_path, quantizer):
         read = dict(preprocess.segments(readers.read_recording(segments["path"][k]), about["signal"]))
         cut, told = read[segments["start"][k]], about["signal"]["quantizer"]
         letters = symbols[segments["offset"][k] :][:400].reshape(2, 200)
-        assert np.array_equal(preprocess.quantize(cut, told)[0], letters)
-        back = preprocess.dequantize(letters, told, segments["lo"][k], segments["hi"][k])
+        assert np.array_equal(quantizers.quantize(cut, told)[0], letters)
+        back = quantizers.dequantize(letters, told, segments["lo"][k], segments["hi"][k])
         most = {"minmax": wide[k] / 127, "mulaw": 0.5, "lloyd": 0.3, "trellis": wide[k] / 30}
         assert np.abs(back - cut).max() < most[quantizer]
     assert (len(set(wide)) > 1) == (quantizer in ("minmax", "trellis"))

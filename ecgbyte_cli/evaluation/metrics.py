@@ -1,67 +1,80 @@
-"""Scores of answers, beside those of answers that were given without the signal.
+"""Exact match, F1 and per-label scores of answers, beside those of answers without the signal.
 
-Percentages are 0 to 100. Intervals hold 95 % of what a bootstrap over patients gives (Efron 1979): the questions
-about one patient are not independent, so patients are drawn, with all their questions.
+Percentages are 0 to 100. Intervals hold 95 % of a bootstrap over patients (Efron 1979): questions about one patient are
+not independent, so patients are drawn, each with all its questions.
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+
+Labels = frozenset[str]
+Answer = str | Sequence[str]  # a text, or its labels
 
 DRAWS = 2000  # of the bootstrap
 MOST_LABELS = 100  # a question type with more distinct labels has no per-label scores
 
 
-def split_labels(answer, whole=()):
+class Question(Protocol):
+    """The parts of a question that scores need."""
+
+    question: str
+    type: str
+
+    @property
+    def truth(self) -> Answer: ...
+
+
+def split_labels(answer: Answer, whole: Sequence[str] = ()) -> Labels:
     """Split an answer into its labels: `"B,  a."` is {"a", "b"}.
 
-    Labels are parted by commas or semicolons; case, outer white space and a full stop at the end do not count.
+    Commas and semicolons separate labels; case, outer white space and a full stop at the end do not count.
 
     Parameters
     ----------
     answer : str or sequence of str
         A text, or the labels themselves.
     whole : sequence of str
-        Labels, as `labels` has them, that hold a comma or a semicolon: they are not split.
+        Labels with a comma or a semicolon, from `unsplittable_labels`: they are not split.
     """
     if not isinstance(answer, str):
         return frozenset(map(_normalized, answer)) - {""}
-    found, text = set(), re.sub(r"\s+", " ", answer).casefold()
+    labels, text = set(), re.sub(r"\s+", " ", answer).casefold()
     for label in whole:
         if label in text:
-            found.add(label)
+            labels.add(label)
             text = text.replace(label, ";")
-    return frozenset(found | {_normalized(part) for part in re.split("[,;]", text)} - {""})
+    return frozenset(labels | {_normalized(part) for part in re.split("[,;]", text)} - {""})
 
 
-def _normalized(label):
+def _normalized(label: str) -> str:
     return re.sub(r"\s+", " ", label).strip().rstrip(".").rstrip().casefold()
 
 
-def unsplittable_labels(truths):
-    """The labels of those truths that are lists which hold a comma or a semicolon, the longest first."""
+def unsplittable_labels(truths: Iterable[Answer]) -> list[str]:
+    """Return the labels of list truths that hold a comma or a semicolon, the longest first."""
     known = {label for truth in truths if not isinstance(truth, str) for label in split_labels(truth)}
     return sorted((label for label in known if re.search("[,;]", label)), key=len, reverse=True)
 
 
-def exact_match(answer, truth, whole=()):
-    """True if two answers have the same labels, in whatever order."""
+def exact_match(answer: Answer, truth: Answer, whole: Sequence[str] = ()) -> bool:
+    """Return whether two answers have the same labels, in any order."""
     return split_labels(answer, whole) == split_labels(truth, whole)
 
 
-def set_f1(answer, truth, whole=()):
-    """F1 of an answer's labels against the truth's, 0 to 1; two empty answers agree."""
-    given, true = split_labels(answer, whole), split_labels(truth, whole)
-    return 2 * len(given & true) / (len(given) + len(true)) if given or true else 1.0
+def set_f1(answer: Answer, truth: Answer, whole: Sequence[str] = ()) -> float:
+    """Return the F1 of an answer's labels against the truth's, 0 to 1; two empty answers agree."""
+    predicted, true = split_labels(answer, whole), split_labels(truth, whole)
+    return 2 * len(predicted & true) / (len(predicted) + len(true)) if predicted or true else 1.0
 
 
-def candidate_answers(kind, truth):
-    """What the answer is taken from: verify (yes or no), choose (one of two named) or query (any).
+def candidate_answers(kind: str, truth: Answer) -> str:
+    """Return the kind of choice: verify (yes or no), choose (one of two named) or query (any).
 
-    ECG-QA's question types say so in their last word (`single-verify`); elsewhere it is verify where the truth is
-    yes or no, and query else.
+    ECG-QA's question types end in it (`single-verify`). Other types are verify if the truth is yes or no, else query.
     """
     word = kind.rpartition("-")[2]
     if word in ("verify", "choose", "query"):
@@ -69,17 +82,18 @@ def candidate_answers(kind, truth):
     return "verify" if split_labels(truth) in ({"yes"}, {"no"}) else "query"
 
 
-def majority_answers(truths, groups):
-    """The most frequent answer of each group, the first of several that are equally frequent."""
-    counts, spelled = {}, {}
+def majority_answers(truths: Sequence[Answer], groups: Sequence[str]) -> dict[str, Answer]:
+    """Return the most frequent answer of each group; of equally frequent ones the first."""
+    counts: dict[str, Counter] = {}
+    spelled: dict[Labels, Answer] = {}
     for truth, group in zip(truths, groups, strict=True):
         counts.setdefault(group, Counter())[split_labels(truth)] += 1
         spelled.setdefault(split_labels(truth), truth)
     return {group: spelled[counter.most_common(1)[0][0]] for group, counter in counts.items()}
 
 
-def baseline_guesses(training, asked):
-    """Answers without any signal: the training questions' most frequent, by type or by the question's words.
+def baseline_guesses(training: Sequence[Question], asked: Sequence[Question]) -> tuple[list[Answer], str]:
+    """Guess answers without any signal: the most frequent in training, by type or by the question's words.
 
     Parameters
     ----------
@@ -88,22 +102,22 @@ def baseline_guesses(training, asked):
     Returns
     -------
     (list of str or of tuple, str)
-        A guess for each question asked, and `type` or `question`: whichever is right more often. A question that
-        training does not have is guessed by its type, and a type that it does not have from those asked.
+        A guess for each question asked, and the better of `type` and `question`. A question not in training is guessed
+        by its type, and a type not in training from the questions asked.
     """
     by_type = majority_answers([q.truth for q in asked], [q.type for q in asked])
     by_type |= majority_answers([q.truth for q in training], [q.type for q in training])
     by_words = majority_answers([q.truth for q in training], [q.question for q in training])
-    made = {
+    guesses = {
         "type": [by_type[q.type] for q in asked],
         "question": [by_words.get(q.question, by_type[q.type]) for q in asked],
     }
     right = {
-        name: sum(exact_match(guess, q.truth) for guess, q in zip(given, asked, strict=True))
-        for name, given in made.items()
+        name: sum(exact_match(guess, q.truth) for guess, q in zip(of, asked, strict=True))
+        for name, of in guesses.items()
     }
     best = max(right, key=right.__getitem__)
-    return made[best], best
+    return guesses[best], best
 
 
 def score(
@@ -113,8 +127,8 @@ def score(
     patients: Sequence[str],
     seed: int = 0,
     attributes: Sequence[str | None] | None = None,
-) -> dict:
-    """Score answers given with the signal, and the same questions' answers given without it.
+) -> dict[str, Any]:
+    """Score answers with the signal, and answers to the same questions without it.
 
     Parameters
     ----------
@@ -127,69 +141,66 @@ def score(
     seed : int
         Of the bootstrap.
     attributes : list of str or None, optional
-        What each question asks for (ECG-QA's attribute_type), where that is known.
+        ECG-QA's attribute_type of each question.
 
     Returns
     -------
     dict
-        `questions`, `patients` (how many), `exact_match`, `interval`, `by_type`, `by_answer_set`, `set_f1`;
-        `control` (name to its exact_match, interval, by_type, by_answer_set); `best_control`, `difference`
-        (signal minus best control, points), `difference_interval` (the best control is chosen anew in every
-        draw), `difference_by_type`; `by_attribute`, where attributes are known;
-        `labels` (type to `macro_f1` and `f1` by label, where answers are labels).
+        `questions`, `patients` (numbers), `exact_match`, `interval`, `by_type`, `by_answer_set`, `by_attribute`,
+        `set_f1`; `labels` (see `label_scores`); `control` (name to its exact_match, interval and groups); with controls
+        also `best_control`, `difference` (points), `difference_interval` (each draw has its own best control) and
+        `difference_by_type`.
 
     Raises
     ------
     ValueError
-        If there is no question, or a list has another length.
+        If there is no question, or the lengths differ.
     """
     if not truths:
         raise ValueError("no answers to score")
     whole = unsplittable_labels(truths)
     right = {
-        name: np.array([exact_match(a, t, whole) for a, t in zip(given, truths, strict=True)], float)
-        for name, given in answers.items()
+        name: np.array([exact_match(a, t, whole) for a, t in zip(of, truths, strict=True)], float)
+        for name, of in answers.items()
     }
-    attributes = attributes or [None] * len(truths)
     sets = [candidate_answers(kind, truth) for kind, truth in zip(types, truths, strict=True)]
+    groups = {"type": types, "answer_set": sets, "attribute": attributes or [None] * len(truths)}
     drawn = bootstrap(right, patients, seed)
-
-    def scores(name):
-        return {
-            "exact_match": 100 * right[name].mean(),
-            "interval": confidence_interval(drawn[name]),
-            "by_type": group_means(right[name], types),
-            "by_answer_set": group_means(right[name], sets),
-            "by_attribute": group_means(right[name], attributes),
-        }
-
-    pairs = list(zip(answers["signal"], truths, strict=True))
-    result = {
-        "questions": len(truths),
-        "patients": len(set(patients)),
-        **scores("signal"),
-        "set_f1": float(100 * np.mean([set_f1(*pair, whole) for pair in pairs])),
-        "control": {name: scores(name) for name in answers if name != "signal"},
+    scores = {
+        name: {"exact_match": 100 * right[name].mean(), "interval": confidence_interval(drawn[name])}
+        | {f"by_{key}": group_means(right[name], of) for key, of in groups.items()}
+        for name in answers
+    }
+    f1 = [set_f1(a, t, whole) for a, t in zip(answers["signal"], truths, strict=True)]
+    result = {"questions": len(truths), "patients": len(set(patients))} | {
+        **scores["signal"],
+        "set_f1": float(100 * np.mean(f1)),
+        "control": {name: scores[name] for name in answers if name != "signal"},
         "labels": label_scores(answers["signal"], truths, types, whole),
     }
+    return result | (_gain(result, drawn) if result["control"] else {})
+
+
+def _gain(result: dict[str, Any], drawn: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return how far the signal's score lies above the best control's."""
     controls = result["control"]
-    if controls:
-        best = max(controls, key=lambda name: controls[name]["exact_match"])
-        difference = drawn["signal"] - np.max([drawn[name] for name in controls], axis=0)
-        result |= {
-            "best_control": best,
-            "difference": result["exact_match"] - controls[best]["exact_match"],
-            "difference_interval": confidence_interval(difference),
-            "difference_by_type": {
-                kind: value - max(control["by_type"][kind] for control in controls.values())
-                for kind, value in result["by_type"].items()
-            },
-        }
-    return result
+    best = max(controls, key=lambda name: controls[name]["exact_match"])
+    difference = drawn["signal"] - np.max([drawn[name] for name in controls], axis=0)
+    return {
+        "best_control": best,
+        "difference": result["exact_match"] - controls[best]["exact_match"],
+        "difference_interval": confidence_interval(difference),
+        "difference_by_type": {
+            kind: value - max(control["by_type"][kind] for control in controls.values())
+            for kind, value in result["by_type"].items()
+        },
+    }
 
 
-def bootstrap(right, patients, seed=0, draws=DRAWS):
-    """Means over samples of as many patients, drawn with replacement, in percent.
+def bootstrap(
+    right: Mapping[str, np.ndarray], patients: Sequence[str], seed: int = 0, draws: int = DRAWS
+) -> dict[str, np.ndarray]:
+    """Return means over samples of as many patients, drawn with replacement, in percent.
 
     Parameters
     ----------
@@ -215,10 +226,12 @@ def bootstrap(right, patients, seed=0, draws=DRAWS):
     return totals
 
 
-def bootstrap_counts(patients, seed=0, draws=DRAWS, at_a_time=0):
-    """How often each patient is drawn: arrays (some draws, patients), a few million numbers at a time.
+def bootstrap_counts(
+    patients: int, seed: int = 0, draws: int = DRAWS, at_a_time: int = 0
+) -> Iterator[np.ndarray]:
+    """Yield how often each patient is drawn: arrays (some draws, patients), a few million numbers at a time.
 
-    `at_a_time`: how many numbers a draw is turned into, where that is more than there are patients.
+    `at_a_time` is how many numbers the caller makes of a draw, if more than there are patients.
     """
     random, chunk = np.random.default_rng(seed), max(1, 4_000_000 // max(patients, at_a_time))
     for start in range(0, draws, chunk):
@@ -226,12 +239,13 @@ def bootstrap_counts(patients, seed=0, draws=DRAWS, at_a_time=0):
         yield random.multinomial(patients, np.full(patients, 1 / patients), size=size)
 
 
-def confidence_interval(values):
+def confidence_interval(values: np.ndarray) -> list[float]:
+    """Return the percentiles 2.5 and 97.5."""
     return [float(v) for v in np.percentile(values, [2.5, 97.5])]
 
 
-def summarize_seeds(results):
-    """Scores over trainings that differ in their seed.
+def summarize_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Summarize scores over trainings that differ in their seed.
 
     Returns
     -------
@@ -241,47 +255,32 @@ def summarize_seeds(results):
     """
     from scipy.stats import t
 
-    def of(values):
+    def summary(values: Sequence[float]) -> dict[str, Any]:
         mean, count = float(np.mean(values)), len(values)
         wide = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
         return {"values": [float(v) for v in values], "mean": mean, "interval": [mean - wide, mean + wide]}
 
-    made = {
-        key: of([one[key] for one in results]) for key in ("exact_match", "difference") if key in results[0]
+    first = results[0]
+    scores = {
+        key: summary([one[key] for one in results]) for key in ("exact_match", "difference") if key in first
     }
-    return made | {
-        "by_type": {kind: of([one["by_type"][kind] for one in results]) for kind in results[0]["by_type"]}
-    }
+    by_type = {kind: summary([one["by_type"][kind] for one in results]) for kind in first["by_type"]}
+    return scores | {"by_type": by_type}
 
 
-def seed_table(over):
-    """The lines of a table of `over_seeds`, and its header."""
-    named = {**over["by_type"], "all": over["exact_match"]}
-    if "difference" in over:
-        named["gain"] = over["difference"]
-    lines = [
-        [
-            name,
-            f"{of['mean']:.1f}",
-            "{:.1f} to {:.1f}".format(*of["interval"]),
-            ", ".join(f"{v:.1f}" for v in of["values"]),
-        ]
-        for name, of in named.items()
-    ]
-    return lines, ("questions", "mean", "95 %", "each")
-
-
-def group_means(right, groups):
-    """Mean of each group in percent: a dict from the group's name; None is no group."""
-    values = {}
+def group_means(right: Iterable[float], groups: Iterable[str | None]) -> dict[str, float]:
+    """Return the mean of each group in percent, by the group's name; None is no group."""
+    values: dict[str, list[float]] = {}
     for r, group in zip(right, groups, strict=True):
         if group is not None:
             values.setdefault(group, []).append(r)
     return {group: float(100 * np.mean(values[group])) for group in sorted(values)}
 
 
-def label_scores(answers, truths, types, whole=()):
-    """F1 of each label, for the question types whose answers are labels: few, and seen more than once.
+def label_scores(
+    answers: Sequence[Answer], truths: Sequence[Answer], types: Sequence[str], whole: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Return the F1 of each label, for question types with few labels that occur more than once.
 
     Returns
     -------
@@ -292,18 +291,16 @@ def label_scores(answers, truths, types, whole=()):
     result = {}
     for kind in sorted(set(types)):
         at = [i for i, t in enumerate(types) if t == kind]
-        given, true = (
-            [split_labels(answers[i], whole) for i in at],
-            [split_labels(truths[i], whole) for i in at],
-        )
-        support, made = Counter(x for s in true for x in s), Counter(x for s in given for x in s)
+        predicted = [split_labels(answers[i], whole) for i in at]
+        true = [split_labels(truths[i], whole) for i in at]
+        support, named = Counter(x for s in true for x in s), Counter(x for s in predicted for x in s)
         if len(support) > MOST_LABELS or sum(support.values()) < 2 * len(support):
             continue
-        hits = Counter(x for g, t in zip(given, true, strict=True) for x in g & t)
+        hits = Counter(x for p, t in zip(predicted, true, strict=True) for x in p & t)
         table = {
             label: {
-                "f1": 200 * hits[label] / (made[label] + support[label]),
-                "precision": 100 * hits[label] / made[label] if made[label] else 0.0,
+                "f1": 200 * hits[label] / (named[label] + support[label]),
+                "precision": 100 * hits[label] / named[label] if named[label] else 0.0,
                 "recall": 100 * hits[label] / support[label],
                 "support": support[label],
             }
@@ -312,160 +309,3 @@ def label_scores(answers, truths, types, whole=()):
         macro = float(np.mean([row["f1"] for row in table.values()])) if table else 0.0
         result[kind] = {"macro_f1": macro, "f1": table}
     return result
-
-
-def text_scores(answers, truths, bertscore=None):
-    """Overlap of texts, all 0 to 100.
-
-    Parameters
-    ----------
-    answers, truths : list of str
-    bertscore : str or None
-        Hub id or folder of the model for BERTScore; without one it is not computed.
-
-    Returns
-    -------
-    dict
-        `bleu`: BLEU-4 of the corpus (sacrebleu; 0 where no answer has four words), `bleu_nltk`: the same as
-        ECG-Byte's reference code and ECG-Bench compute it (see `bleu_nltk`), `rouge_l`: mean F1 of ROUGE-L
-        (rouge-score), `meteor`: mean METEOR (nltk, with its wordnet data); each None where the extra `eval`, or
-        the data, is not installed, and `meteor_missing` says why. `bertscore`: mean F1, where asked for.
-    """
-    scores = {"bleu": None, "bleu_nltk": None, "rouge_l": None, "meteor": None}
-    try:
-        import sacrebleu
-        from rouge_score.rouge_scorer import RougeScorer
-    except ModuleNotFoundError:
-        pass
-    else:
-        scorer = RougeScorer(["rougeL"])
-        f1 = [scorer.score(t, a)["rougeL"].fmeasure for a, t in zip(answers, truths, strict=True)]
-        scores["bleu"] = sacrebleu.corpus_bleu(list(answers), [list(truths)]).score
-        scores["rouge_l"] = float(100 * np.mean(f1))
-    try:
-        scores["bleu_nltk"] = bleu_nltk(answers, truths)
-        scores["meteor"] = _meteor(answers, truths)
-    except ModuleNotFoundError:
-        scores["meteor_missing"] = "nltk is not installed: pip install 'ecgbyte[eval]'"
-    except LookupError:
-        scores["meteor_missing"] = "nltk has no wordnet: python -m nltk.downloader wordnet"
-    if bertscore:
-        scores["bertscore"] = bert_score(answers, truths, bertscore)
-    return scores
-
-
-def bleu_nltk(answers, truths):
-    """BLEU-4 of the corpus, 0 to 100, as published results of ECG-Byte and ECG-Bench have it.
-
-    Words are what white space parts, an n-gram order without a match counts 0.1 of one (nltk's smoothing method
-    1, Chen and Cherry 2014), and empty answers are left out. On short answers it is far from sacrebleu's.
-    """
-    from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
-
-    pairs = [(t.split(), a.split()) for a, t in zip(answers, truths, strict=True) if a.strip() and t.strip()]
-    if not pairs:
-        return 0.0
-    smooth = SmoothingFunction().method1
-    return float(100 * corpus_bleu([[t] for t, _ in pairs], [a for _, a in pairs], smoothing_function=smooth))
-
-
-def _meteor(answers, truths):
-    """Mean METEOR, 0 to 100 (Banerjee and Lavie 2005); LookupError without nltk's wordnet data."""
-    from nltk.corpus import wordnet
-    from nltk.translate.meteor_score import single_meteor_score
-
-    wordnet.ensure_loaded()
-
-    def words(text):
-        return re.findall(r"\w+|[^\w\s]", text)
-
-    values = [single_meteor_score(words(t), words(a)) for a, t in zip(answers, truths, strict=True)]
-    return float(100 * np.mean(values))
-
-
-def bert_score(answers, truths, model):
-    """Mean F1 of BERTScore (Zhang et al., ICLR 2020), 0 to 100, without baseline rescaling.
-
-    Parameters
-    ----------
-    answers, truths : list of str
-    model : str
-        Hub id or folder. The layer is the one that bert-score recommends for the model, else its last.
-    """
-    from bert_score import BERTScorer
-    from bert_score.utils import model2layers
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model)
-    scorer = BERTScorer(model, num_layers=model2layers.get(model) or config.num_hidden_layers)
-    # a tokenizer that names no longest text says 1e30, which bert-score hands on
-    longest = getattr(config, "max_position_embeddings", 512)
-    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, longest)
-    # an empty text scores 0, as in bert-score, which no longer gets that far with it
-    pairs = [(a, t) for a, t in zip(answers, truths, strict=True) if a.strip() and t.strip()]
-    f1 = scorer.score(*map(list, zip(*pairs, strict=True)))[2].sum() if pairs else 0.0
-    return float(100 * f1 / len(truths))
-
-
-def score_columns(result):
-    """The scores of a result by name: the signal's first, then each control's."""
-    return {"signal": result, **result["control"]}
-
-
-def score_rows(result):
-    """The table of a result: the header, and a row for each question type, for all, and for their interval.
-
-    The last column is the signal's score minus that of the row's best control. With names of types of up to 15
-    letters it fits 80 columns, which is what a pipe has.
-    """
-    scores = score_columns(result)
-    header = ["questions", *scores]
-    lines = [[kind, *(f"{s['by_type'][kind]:.1f}" for s in scores.values())] for kind in result["by_type"]]
-    lines.append(["all", *(f"{s['exact_match']:.1f}" for s in scores.values())])
-    lines.append(["95 % interval", *("{:.0f}-{:.0f}".format(*s["interval"]) for s in scores.values())])
-    if result["control"]:
-        header.append("gain")
-        for line, kind in zip(lines, result["by_type"], strict=False):
-            line.append(f"{result['difference_by_type'][kind]:+.1f}")
-        lines[-2].append(f"{result['difference']:+.1f}")
-        lines[-1].append("{:.0f}-{:.0f}".format(*result["difference_interval"]))
-    return header, lines
-
-
-def headline(result):
-    """One line: what the signal adds to the best control."""
-    if not result["control"]:
-        return f"exact match {result['exact_match']:.1f} %, without controls: it may not need the signal"
-    low, high = result["difference_interval"]
-    return (
-        f"signal minus best control ({result['best_control']}): {result['difference']:.1f} points, "
-        f"95 % interval {low:.1f} to {high:.1f} ({result['patients']} patients)"
-    )
-
-
-def text_score_line(result):
-    """One line: the scores that compare texts, and F1 of label sets."""
-    names = {
-        "bleu": "BLEU-4 (sacrebleu)",
-        "bleu_nltk": "BLEU-4 (nltk)",
-        "rouge_l": "ROUGE-L",
-        "meteor": "METEOR",
-        "bertscore": "BERTScore F1",
-    }
-    known = [f"{names[k]} {result[k]:.1f}" for k in names if result.get(k) is not None]
-    if "meteor_missing" in result:
-        known.append(f"no METEOR ({result['meteor_missing']})")
-    macro = [f"macro F1 of {kind} {scores['macro_f1']:.1f}" for kind, scores in result["labels"].items()]
-    return ", ".join([f"F1 of answer sets {result['set_f1']:.1f}", *macro, *known])
-
-
-def metrics_markdown(result, title):
-    """The table, the headline and the other scores as Markdown."""
-    header, lines = score_rows(result)
-    grid = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
-    attributes = [f"{name} {value:.1f}" for name, value in result["by_attribute"].items()]
-    return "\n".join(
-        [f"# {title}", "", *("| " + " | ".join(line) + " |" for line in grid), ""]
-        + [headline(result), "", text_score_line(result), ""]
-        + ([f"Exact match by attribute: {', '.join(attributes)}", ""] if attributes else [])
-    )

@@ -1,11 +1,11 @@
-"""Whether a model's probabilities can be believed: discrimination, calibration, and what it gets right of each kind.
+"""How reliable a model's probabilities are: AUROC, calibration, coverage and balanced accuracy.
 
-Intervals hold 95 % of a bootstrap over patients, as those of metrics.py.
+Intervals hold 95 % of a bootstrap over patients, as in metrics.py.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from ecgbyte_cli.questions.question_file import Question
 
 BINS = 10  # of the calibration error
-SUPPORT = 10  # true answers that a label needs to count in the balanced accuracy
+SUPPORT = 10  # the fewest true answers of a label in the balanced accuracy
 MOST_LABELS = 40
 STEPS = (100, 90, 80, 70, 60, 50, 40, 30, 20, 10)  # of the coverage, %
 
 
 def score_probabilities(
-    questions: Sequence["Question"], given: Sequence["Answer"], patients: Sequence[str], seed: int = 0
-) -> dict:
+    questions: Sequence["Question"], answers: Sequence["Answer"], patients: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
     """Score answers with their probabilities.
 
     Parameters
     ----------
     questions : list of Question
-    given : list of Given
-        The answer to each.
+    answers : list of Answer
+        One for each question.
     patients : list of str
         Of each question.
     seed : int
@@ -47,67 +47,82 @@ def score_probabilities(
     Returns
     -------
     dict
-        Where the answers were chosen from several, and their probabilities are calibrated:
-        `auroc`, `auroc_intervals`: of the probability of yes, by topic (where questions have none, by type);
-        `mean_auroc`, `mean_auroc_interval`, `mean_of`: over the findings of examples/findings.csv, where there are
-        some, else over all topics, and over how many; `calibration_error`: of the answers yes and no, 0 to 1 (10 bins;
-        Guo et al., ICML 2017); `coverage`: list of [share of the answers, %, the likeliest first; how many of these are
-        right, %]; `sure`: `share` and `right`, %.
-        Always: `balanced`: by type of question with few labels `accuracy` (mean recall over labels with ten or more
-        true answers, %), `interval`, `recall` (by label, %), and `confusion` (truth to answer to number).
+        With calibrated answers, chosen from several: `auroc`, `auroc_intervals` (of P(yes), by topic, or by type where
+        questions have no topic), `mean_auroc`, `mean_auroc_interval`, `mean_of` (over how many: the findings of
+        examples/findings.csv if there are some, else all topics), `calibration_error` (of yes and no, 0 to 1, in 10
+        bins; Guo et al., ICML 2017), `coverage` (list of [share of the answers in %, the likeliest first; how many of
+        these are right, %]) and `sure` (`share` and `right`, %).
+        Always: `balanced`, by question type with few labels: `accuracy` (mean recall over labels with ten or more true
+        answers, %), `interval`, `recall` (by label, %) and `confusion` (truth to answer to number).
     """
     whole = unsplittable_labels([q.truth for q in questions])
-    right = np.array([exact_match(g.answer, q.truth, whole) for q, g in zip(questions, given, strict=True)])
+    right = np.array([exact_match(a.answer, q.truth, whole) for q, a in zip(questions, answers, strict=True)])
+    topics, kinds = _topics(questions, answers), _question_types(questions, answers, whole)
+    areas, hits = _resample(topics, [r for kind in kinds for r in kind.recalls], patients, seed)
+    result: dict[str, Any] = {"balanced": _balanced_accuracy(kinds, hits)}
+    if topics:
+        result |= _auroc_by_topic(topics, areas)
+    yes_no = [i for i, answer in enumerate(answers) if answer.yes is not None]
+    if yes_no:
+        probability = np.array([answers[i].probability for i in yes_no])
+        result["calibration_error"] = calibration_error(probability, right[yes_no])
+    return result | _coverage(answers, right)
+
+
+def _resample(
+    topics: list["Topic"], recalls: list["Recall"], patients: Sequence[str], seed: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the AUROC of each topic, and each recall, in every draw of the bootstrap."""
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
-    asked = [i for i, g in enumerate(given) if g.yes is not None]
-    topics, kinds = _topics(questions, given, asked), _question_types(questions, given, whole)
-    some = [topic.some for topic in topics] + [r.some for kind in kinds for r in kind.recalls]
+    numbers = [topic.some for topic in topics] + [recall.some for recall in recalls]
+    longest = max(map(len, numbers), default=1)
     areas: list[list[np.ndarray]] = [[] for _ in topics]
-    hits: list[list[np.ndarray]] = [[] for kind in kinds for _ in kind.recalls]
-    for times in bootstrap_counts(len(names), seed, at_a_time=max(map(len, some), default=1)):
-        for topic, made in zip(topics, areas, strict=True):
+    hits: list[list[np.ndarray]] = [[] for _ in recalls]
+    for times in bootstrap_counts(len(names), seed, at_a_time=longest):
+        for topic, drawn_areas in zip(topics, areas, strict=True):
             area = auroc(topic.values, topic.truth, times[:, patient[topic.some]])
-            made.append(
-                np.where(np.isnan(area), topic.auroc, area)
-            )  # a draw without a yes, or a no, says nothing
-        for recall, made in zip((r for kind in kinds for r in kind.recalls), hits, strict=True):
+            # a draw without a yes, or without a no, counts as the undrawn value
+            drawn_areas.append(np.where(np.isnan(area), topic.auroc, area))
+        for recall, drawn_hits in zip(recalls, hits, strict=True):
             drawn = times[:, patient[recall.some]]
             count = drawn.sum(1)
-            made.append(np.where(count > 0, drawn @ recall.hit / np.maximum(count, 1), recall.hit.mean()))
-    result: dict = {"balanced": _balanced_accuracy(kinds, [np.concatenate(of) for of in hits])}
-    if topics:
-        result |= _auroc_by_topic(topics, [np.concatenate(of) for of in areas])
-    if asked:
-        sure = np.array([given[i].probability for i in asked])
-        result["calibration_error"] = calibration_error(sure, right[asked])
-    chosen = np.array([i for i, g in enumerate(given) if g.sure is not None], int)
-    if len(chosen):
-        probability = np.array([given[i].probability for i in chosen])
-        order = chosen[np.argsort(-probability, kind="stable")]
-        counts = [max(1, round(len(order) * step / 100)) for step in STEPS]
-        result["coverage"] = [
+            share = drawn @ recall.hit / np.maximum(count, 1)
+            drawn_hits.append(np.where(count > 0, share, recall.hit.mean()))
+    return [np.concatenate(of) for of in areas], [np.concatenate(of) for of in hits]
+
+
+def _coverage(answers: Sequence["Answer"], right: np.ndarray) -> dict[str, Any]:
+    """Return how many of the likeliest answers, and of the sure ones, are right."""
+    chosen = np.array([i for i, answer in enumerate(answers) if answer.sure is not None], int)
+    if not len(chosen):
+        return {}
+    probability = np.array([answers[i].probability for i in chosen])
+    order = chosen[np.argsort(-probability, kind="stable")]
+    counts = [max(1, round(len(order) * step / 100)) for step in STEPS]
+    sure = np.array([answers[i].sure for i in chosen])
+    return {
+        "coverage": [
             [step, float(100 * right[order[:n]].mean())] for step, n in zip(STEPS, counts, strict=True)
-        ]
-        kept = np.array([given[i].sure for i in chosen])
-        result["sure"] = {
-            "share": float(100 * kept.mean()),
-            "right": float(100 * right[chosen[kept]].mean()) if kept.any() else None,
-        }
-    return result
+        ],
+        "sure": {
+            "share": float(100 * sure.mean()),
+            "right": float(100 * right[chosen[sure]].mean()) if sure.any() else None,
+        },
+    }
 
 
 class Topic(NamedTuple):
-    """Questions with yes and no about one thing."""
+    """Yes/no questions about one topic."""
 
     name: str
-    some: list[int]
+    some: list[int]  # the questions' numbers
     values: np.ndarray  # P(yes)
     truth: np.ndarray
     auroc: float
 
 
 class Recall(NamedTuple):
-    """The questions whose true answer has a label, and of which the answer has it too."""
+    """The questions whose true answer has a label, and whether the answer has it too."""
 
     label: str
     some: list[int]
@@ -123,14 +138,14 @@ class QuestionType(NamedTuple):
 
 
 def auroc(values: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Areas under the receiver operating characteristic: how often a yes has more than a no (ties count half).
+    """Return areas under the ROC curve: how often a yes has a higher value than a no (ties count half).
 
     Parameters
     ----------
     values : float array (n,)
     truth : bool array (n,)
     weights : array (draws, n)
-        How often each counts.
+        Count of each question.
 
     Returns
     -------
@@ -145,67 +160,71 @@ def auroc(values: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndar
     return np.where(pairs > 0, (yes * below).sum(1) / np.maximum(pairs, 1), np.nan)
 
 
-def _topics(questions, given, asked):
+def _topics(questions: Sequence["Question"], answers: Sequence["Answer"]) -> list[Topic]:
     groups: dict[str, list[int]] = {}
-    for i in asked:
-        groups.setdefault(questions[i].topic or questions[i].type, []).append(i)
+    for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        if answer.yes is not None:
+            groups.setdefault(question.topic or question.type, []).append(i)
     topics = []
     for name, some in groups.items():
         truth = np.array([split_labels(questions[i].truth) == {"yes"} for i in some])
         if truth.any() and not truth.all():
-            values = np.array([given[i].yes for i in some])
+            values = np.array([answers[i].yes for i in some])
             area = float(auroc(values, truth, np.ones((1, len(some))))[0])
             topics.append(Topic(name, some, values, truth, area))
     return topics
 
 
-def _auroc_by_topic(topics, resampled):
-    """AUROC of the probability of yes, by topic and in the mean."""
+def _auroc_by_topic(topics: list[Topic], resampled: list[np.ndarray]) -> dict[str, Any]:
+    """Return the AUROC of P(yes) by topic and its mean."""
     areas = {topic.name: topic.auroc for topic in topics}
     drawn = dict(zip(areas, resampled, strict=True))
-    mine = [name for name in FINDINGS if name in areas] or [*areas]
+    averaged = [name for name in FINDINGS if name in areas] or [*areas]
     return {
         "auroc": areas,
         "auroc_intervals": {name: confidence_interval(values) for name, values in drawn.items()},
-        "mean_auroc": float(np.mean([areas[name] for name in mine])),
-        "mean_auroc_interval": confidence_interval(np.mean([drawn[name] for name in mine], axis=0)),
-        "mean_of": len(mine),
+        "mean_auroc": float(np.mean([areas[name] for name in averaged])),
+        "mean_auroc_interval": confidence_interval(np.mean([drawn[name] for name in averaged], axis=0)),
+        "mean_of": len(averaged),
     }
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error: how far probabilities lie from the shares that are right, in bins, 0 to 1."""
+    """Return the expected calibration error: how far probabilities lie from the shares that are right, 0 to 1."""
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     count = np.bincount(bins, minlength=BINS)
     off = np.bincount(bins, probabilities, BINS) - np.bincount(bins, right, BINS)
     return float(np.abs(off).sum() / count.sum())
 
 
-def _question_types(questions, given, whole):
+def _question_types(
+    questions: Sequence["Question"], answers: Sequence["Answer"], whole: Sequence[str]
+) -> list[QuestionType]:
     kinds = []
     for name in sorted({q.type for q in questions}):
         some = [i for i, q in enumerate(questions) if q.type == name]
         truths = [split_labels(questions[i].truth, whole) for i in some]
         support = Counter(label for of in truths for label in of)
-        kept = sorted(label for label, n in support.items() if n >= SUPPORT)
-        few = 2 <= len(kept) and len(support) <= MOST_LABELS
+        frequent = sorted(label for label, n in support.items() if n >= SUPPORT)
+        few = 2 <= len(frequent) and len(support) <= MOST_LABELS
         alone = sum(len(of) == 1 for of in truths) >= 0.8 * len(some)
         if not (few and alone) or candidate_answers(name, questions[some[0]].truth) == "verify":
             continue
-        answered = [split_labels(given[i].answer, whole) for i in some]
-        recalls, confusion = [], {}
-        for label in kept:
-            mine = [n for n, of in enumerate(truths) if label in of]
-            hit = np.array([label in answered[n] for n in mine], float)
-            recalls.append(Recall(label, [some[n] for n in mine], hit))
-        for of, got in zip(truths, answered, strict=True):
-            confusion.setdefault(", ".join(sorted(of)), Counter())[", ".join(sorted(got))] += 1
+        answered = [split_labels(answers[i].answer, whole) for i in some]
+        recalls: list[Recall] = []
+        confusion: dict[str, Counter] = {}
+        for label in frequent:
+            places = [n for n, of in enumerate(truths) if label in of]
+            hit = np.array([label in answered[n] for n in places], float)
+            recalls.append(Recall(label, [some[n] for n in places], hit))
+        for true, named in zip(truths, answered, strict=True):
+            confusion.setdefault(", ".join(sorted(true)), Counter())[", ".join(sorted(named))] += 1
         kinds.append(QuestionType(name, recalls, confusion))
     return kinds
 
 
-def _balanced_accuracy(kinds, hits):
-    """Mean recall, and what was answered for what."""
+def _balanced_accuracy(kinds: list[QuestionType], hits: list[np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Return the mean recall and the confusion of each question type; `hits` holds the draws of each recall."""
     result, drawn = {}, iter(hits)
     for kind in kinds:
         recall = {one.label: float(100 * one.hit.mean()) for one in kind.recalls}
@@ -216,45 +235,3 @@ def _balanced_accuracy(kinds, hits):
             "confusion": {name: dict(row.most_common()) for name, row in sorted(kind.confusion.items())},
         }
     return result
-
-
-def reliability_lines(result: dict) -> list[str]:
-    """What a result says of all this, a line each."""
-    made = []
-    if "auroc" in result:
-        low, high = result["mean_auroc_interval"]
-        made.append(
-            f"AUROC of P(yes), mean of {result['mean_of']}: {result['mean_auroc']:.3f} ({low:.3f} to {high:.3f})"
-        )
-    if "calibration_error" in result:
-        made.append(f"calibration error of yes and no: {result['calibration_error']:.3f}")
-    if "coverage" in result:
-        shares = ", ".join(
-            f"{right:.1f} % of the surest {step} %"
-            for step, right in result["coverage"]
-            if step in (100, 70, 50)
-        )
-        sure = result["sure"]
-        of_sure = f", {sure['right']:.1f} % of these right" if sure["right"] is not None else ""
-        made.append(f"right: {shares}; said to be sure: {sure['share']:.0f} %{of_sure}")
-    for kind, of in result["balanced"].items():
-        low, high = of["interval"]
-        made.append(
-            f"balanced accuracy of {kind}: {of['accuracy']:.1f} % ({low:.1f} to {high:.1f}; "
-            f"{len(of['recall'])} answers)"
-        )
-    return made
-
-
-def confusion_tables(result: dict) -> str:
-    """For each type of question with few labels, which answers were given to which truths, as Markdown."""
-    made = []
-    for kind, of in result["balanced"].items():
-        given = list(dict.fromkeys([*of["confusion"], *(a for row in of["confusion"].values() for a in row)]))
-        head = [f"| {kind}: truth | {' | '.join(given)} |", "| --- |" + " ---: |" * len(given)]
-        rows = [
-            f"| {truth} | {' | '.join(str(row.get(answer, 0)) for answer in given)} |"
-            for truth, row in of["confusion"].items()
-        ]
-        made.append("\n".join([*head, *rows]) + "\n")
-    return "\n".join(made)

@@ -1,27 +1,34 @@
-"""Pictures of ECGs on the usual paper: 25 mm/s, 10 mm/mV, a fine line a millimetre, a strong one every five.
+"""Pictures of ECGs on the usual paper: 25 mm/s, 10 mm/mV, a fine line every millimetre, a strong one every five.
 
-All coordinates are millimetres of paper: 25 s for time, 10 mV for voltage.
+All coordinates are millimetres of paper.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.storage.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0
 PAPER, FINE, STRONG, INK = "#fffaf8", "#f7dcd8", "#eab6ae", "#1a1a1a"
 # the usual sheet: three rows of four leads, 2.5 s each, over a rhythm strip
 SHEET = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
-# told apart in print and by colour-blind eyes (Okabe and Ito), darkened for thin lines
+# distinct in print and for colour-blind readers (Okabe and Ito), darkened for thin lines
 COLOURS = ("#0072b2", "#d55e00", "#007f5f", "#b0508c", "#8a6d00", "#3b3b98", "#a03030", "#2a7f9e")
-# texts of files and of models are what they are: a "$" begins no formula
-LITERAL = {"parse_math": False}
+# a "$" in a text from a file or a model begins no formula
+LITERAL: dict[str, Any] = {"parse_math": False}
 
 
-def save_figure(figure, path):
-    """Write a figure as PNG, SVG or PDF, by the file's ending, whole or not at all."""
+def save_figure(figure: "Figure", path: str | Path) -> None:
+    """Write a figure as PNG, SVG or PDF, by the file's extension, all or nothing."""
     path = Path(path)
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("png", "svg", "pdf"):
@@ -30,7 +37,9 @@ def save_figure(figure, path):
         figure.savefig(beside, format=kind, dpi=150, facecolor="white")
 
 
-def plot_sheet(signal, fs, leads, title, start=0.0, seconds=10.0):
+def plot_sheet(
+    signal: np.ndarray, fs: float, leads: Sequence[str], title: str, start: float = 0.0, seconds: float = 10.0
+) -> "Figure":
     """Draw a recording: twelve leads as the 3 x 4 sheet with a rhythm strip, other leads one under another.
 
     Parameters
@@ -42,7 +51,7 @@ def plot_sheet(signal, fs, leads, title, start=0.0, seconds=10.0):
     leads : list of str
     title : str
     start, seconds : float
-        The stretch to draw, s.
+        The part to draw, s.
 
     Returns
     -------
@@ -69,7 +78,7 @@ def plot_sheet(signal, fs, leads, title, start=0.0, seconds=10.0):
             if a:
                 axes.plot([a * MM_PER_S] * 2, [y - 5, y + 5], color=INK, lw=0.7)
             axes.text(
-                *(a * MM_PER_S + 1, y + high + 0.5, printable(lead)),
+                a * MM_PER_S + 1, y + high + 0.5, printable(lead),
                 fontsize=9, weight="bold", color=INK, **_text_outline(), **LITERAL,
             )  # fmt: skip
     _time_axis(axes, start, seconds)
@@ -87,15 +96,25 @@ def plot_sheet(signal, fs, leads, title, start=0.0, seconds=10.0):
     return figure
 
 
-def plot_tokens(signal, decoded, fs, lead, ids, starts, stops, title, row_seconds=2.5):
-    """Draw a lead with its tokens: each a coloured stretch with its id, in rows one under another.
+def plot_tokens(
+    signal: np.ndarray,
+    decoded: np.ndarray,
+    fs: float,
+    lead: str,
+    ids: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    title: str,
+    row_seconds: float = 2.5,
+) -> "Figure":
+    """Draw a lead with its tokens: each in colour with its id, in rows one under another.
 
     Parameters
     ----------
     signal : numpy.ndarray
-        (samples,), mV: the lead as it was before it became letters.
+        (samples,), mV: the lead before it became letters.
     decoded : numpy.ndarray
-        (samples,), mV: what the letters stand for.
+        (samples,), mV: the letters turned back.
     fs : float
         Hz.
     lead : str
@@ -124,31 +143,36 @@ def plot_tokens(signal, decoded, fs, lead, ids, starts, stops, title, row_second
         for i in inside:
             a, b = max(starts[i], cut), min(stops[i], cut + samples)
             x = (np.arange(a, b + 1) - cut) / fs * MM_PER_S
-            colour = COLOURS[ids[i] % len(COLOURS)]
             # a level holds from its sample to the next
             level = np.append(decoded[a:b], decoded[b - 1]) * MM_PER_MV + y
-            axes.fill_between(x[[0, -1]], y + low + 2.5, y + high, color=colour, alpha=0.10, lw=0)
-            axes.plot(x, level, color=colour, lw=1.6, drawstyle="steps-post", solid_capstyle="butt")
-            axes.plot([x[0]] * 2, [y + low + 2.5, y + high], color=colour, lw=0.4, alpha=0.6)
-            if x[-1] - x[0] >= 0.75:  # room for a line of digits, standing
-                axes.text(
-                    *((x[0] + x[-1]) / 2, y + low + 2.3, str(ids[i])),
-                    ha="center", va="top", fontsize=6, color=colour, rotation=90,
-                )  # fmt: skip
+            _plot_token(axes, x, level, int(ids[i]), y + low, y + high)
         axes.text(-1, y, f"{cut / fs:g} s", ha="right", va="center", fontsize=8, color=INK)
     axes.plot([-5, -5], [baselines[0], baselines[0] + 10], color=INK, lw=1)
     axes.text(-5.4, baselines[0] + 5, "1 mV", ha="right", va="center", rotation=90, fontsize=7, color=INK)
     _time_axis(axes, 0, row_seconds, every=0.5)
     title = printable(f"{title}, lead {lead}: {len(ids)} tokens")
     axes.set_title(title, loc="left", fontsize=10, **LITERAL)
-    axes.set_xlabel(
-        "s in the row      grey: the signal, coloured: what its token says, below: the token's id", fontsize=8
-    )
+    axes.set_xlabel("s in the row      grey: the signal, coloured: its tokens, below: their ids", fontsize=8)
     return figure
 
 
-def plot_token_distribution(counts, lengths, per_segment, title):
-    """Draw how often tokens occur, how long they are, and how many a segment has.
+def _plot_token(axes: "Axes", x: np.ndarray, level: np.ndarray, token: int, low: float, high: float) -> None:
+    """Draw a token in its colour: its levels, a box from `low` to `high`, and its id below."""
+    colour = COLOURS[token % len(COLOURS)]
+    axes.fill_between(x[[0, -1]], low + 2.5, high, color=colour, alpha=0.10, lw=0)
+    axes.plot(x, level, color=colour, lw=1.6, drawstyle="steps-post", solid_capstyle="butt")
+    axes.plot([x[0]] * 2, [low + 2.5, high], color=colour, lw=0.4, alpha=0.6)
+    if x[-1] - x[0] >= 0.75:  # room for upright digits
+        axes.text(
+            (x[0] + x[-1]) / 2, low + 2.3, str(token),
+            ha="center", va="top", fontsize=6, color=colour, rotation=90,
+        )  # fmt: skip
+
+
+def plot_token_distribution(
+    counts: np.ndarray, lengths: np.ndarray, per_segment: np.ndarray, title: str
+) -> "Figure":
+    """Draw how often tokens occur, how long they are, and how many there are in a segment.
 
     Parameters
     ----------
@@ -157,7 +181,7 @@ def plot_token_distribution(counts, lengths, per_segment, title):
     lengths : numpy.ndarray
         (vocab,): its length in ms.
     per_segment : numpy.ndarray
-        Tokens of each segment.
+        Number of tokens of each segment.
     title : str
 
     Returns
@@ -197,10 +221,19 @@ def plot_token_distribution(counts, lengths, per_segment, title):
     return figure
 
 
-def plot_attribution(signal, fs, leads, density, words, values, title, start=0.0):
-    """Draw what an answer drew on: the leads one under another, each over the attribution of its samples.
+def plot_attribution(
+    signal: np.ndarray,
+    fs: float,
+    leads: Sequence[str],
+    density: np.ndarray,
+    words: Sequence[str],
+    values: np.ndarray,
+    title: str,
+    start: float = 0.0,
+) -> "Figure":
+    """Draw the attribution of an answer under the leads, which lie one under another.
 
-    The bars under a lead are the attribution itself, the shade behind it is its mean over 0.1 s.
+    The bars under a lead are the attribution of its samples, the shade behind it is the mean over 0.1 s.
 
     Parameters
     ----------
@@ -212,46 +245,57 @@ def plot_attribution(signal, fs, leads, density, words, values, title, start=0.0
     density : numpy.ndarray
         (leads, samples): attribution of each sample, not negative.
     words : list of str
-        The text of the prompt, token by token; empty: no bars are drawn.
+        The text of the prompt, token by token; may be empty.
     values : numpy.ndarray
-        Attribution of each of them, in parts of that of the whole prompt.
+        Attribution of each, as a share of the whole prompt's.
     title : str
     start : float
         Time of the first sample, s.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
     """
     extents = [(low - 5, high) for low, high in (_extent(row) for row in signal)]  # room for the attribution
     baselines, height = _stack(extents, gap=4)
-    bars = 26.0 if words else 6.0  # mm below, for the words
-    figure, axes = _paper(signal.shape[1] / fs * MM_PER_S, height + bars, left=12)
+    below = 26.0 if words else 6.0  # mm for the words
+    figure, axes = _paper(signal.shape[1] / fs * MM_PER_S, height + below, left=12)
     x = np.arange(signal.shape[1]) / fs * MM_PER_S
     edges = np.append(x, x[-1] + MM_PER_S / fs)
     width = max(1, round(0.1 * fs))
     shaded = np.apply_along_axis(np.convolve, 1, density, np.ones(width) / width, "same")
     most, darkest = density.max() or 1.0, shaded.max() or 1.0
-    for row, shares, shades, lead, y, (low, high) in zip(
+    for row, shares, shades, lead, baseline, (low, high) in zip(
         signal, density, shaded, leads, baselines, extents, strict=True
     ):
-        y += bars
+        y = baseline + below
         shade = np.zeros((1, len(shares), 4))
         shade[..., :3], shade[0, :, 3] = (0.84, 0.37, 0.0), 0.85 * shades / darkest
-        box = (edges[0], edges[-1], y + low + 4.5, y + high)
+        box, bars = (edges[0], edges[-1], y + low + 4.5, y + high), 4 * np.append(shares, 0) / most
         axes.imshow(shade, extent=box, aspect="auto", interpolation="nearest", zorder=1)
-        axes.fill_between(
-            edges, y + low, y + low + 4 * np.append(shares, 0) / most,
-            step="post", color=COLOURS[1], lw=0, zorder=2,
-        )  # fmt: skip
+        axes.fill_between(edges, y + low, y + low + bars, step="post", color=COLOURS[1], lw=0, zorder=2)
         axes.plot(x, row * MM_PER_MV + y, color=INK, lw=0.8, solid_joinstyle="round", zorder=3)
+        name = printable(lead)
         axes.text(
-            *(-10, y + high + 0.5, printable(lead)),
-            fontsize=9, weight="bold", color=INK, **_text_outline(), **LITERAL,
+            -10, y + high + 0.5, name, fontsize=9, weight="bold", color=INK, **_text_outline(), **LITERAL
+        )
+    axes.set(xlim=(-12, edges[-1]), ylim=(0, height + below))  # imshow has changed them
+    axes.fill_between([-12, edges[-1]], 0, below, color="white", zorder=1)
+    _plot_words(axes, words, values, edges[-1])
+    _plot_seconds(axes, below, start, signal.shape[1] / fs)
+    axes.set_title(printable(title), loc="left", fontsize=10, **LITERAL)
+    return figure
+
+
+def _plot_seconds(axes: "Axes", y: float, start: float, seconds: float) -> None:
+    """Write the seconds at the edge of the paper, because the words are below."""
+    axes.set_xticks([])
+    for second in range(int(seconds) + 1):
+        axes.text(
+            second * MM_PER_S, y + 0.5, f"{start + second:g} s",
+            fontsize=7, ha="center", va="bottom", color=INK, **_text_outline(),
         )  # fmt: skip
-    axes.set(xlim=(-12, edges[-1]), ylim=(0, height + bars))  # imshow has changed them
-    axes.fill_between([-12, edges[-1]], 0, bars, color="white", zorder=1)
-    step = edges[-1] / max(len(words), 1)
+
+
+def _plot_words(axes: "Axes", words: Sequence[str], values: np.ndarray, width: float) -> None:
+    """Draw the prompt below the paper, with a bar of the attribution over each token."""
+    step = width / max(len(words), 1)
     tallest = max(np.max(values, initial=0), 1e-12)
     for i, (word, value) in enumerate(zip(words, values, strict=True)):
         left = i * step
@@ -259,32 +303,32 @@ def plot_attribution(signal, fs, leads, density, words, values, title, start=0.0
             [left, left + 0.8 * step], 11, 11 + 12 * value / tallest, color=COLOURS[0], lw=0, zorder=2
         )
         axes.text(
-            *(left + 0.4 * step, 10, printable(word)), ha="center", va="top", zorder=2,
+            left + 0.4 * step, 10, printable(word), ha="center", va="top", zorder=2,
             fontsize=min(7, 2.2 * step), rotation=90 if len(word) > 2 else 0, **LITERAL,
         )  # fmt: skip
     if words:
         axes.text(-11, 17, f"{100 * np.sum(values):.0f} %\nof it\non text", fontsize=7, va="center", zorder=2)
-    axes.set_xticks([])  # the words are below: the seconds stand at the edge of the paper
-    for second in range(int(signal.shape[1] / fs) + 1):
-        axes.text(
-            *(second * MM_PER_S, bars + 0.5, f"{start + second:g} s"),
-            fontsize=7, ha="center", va="bottom", color=INK, **_text_outline(),
-        )  # fmt: skip
-    axes.set_title(printable(title), loc="left", fontsize=10, **LITERAL)
-    return figure
 
 
-def plot_continuation(signal, made, cut, fs, leads, title, start=0.0):
-    """Draw a recording and how it might go on: what was given in black, what is true in grey, the rest in colour.
+def plot_continuation(
+    signal: np.ndarray,
+    generated: np.ndarray,
+    cut: int,
+    fs: float,
+    leads: Sequence[str],
+    title: str,
+    start: float = 0.0,
+) -> "Figure":
+    """Draw a recording and its generated continuations: the input in black, the true rest in grey, others in colour.
 
     Parameters
     ----------
     signal : numpy.ndarray
-        (leads, samples), mV: the true one.
-    made : numpy.ndarray
-        (continuations, leads, samples), mV; drawn one under another below the true one, three at most.
+        (leads, samples), mV: the recording.
+    generated : numpy.ndarray
+        (continuations, leads, samples), mV; the first three are drawn below the recording.
     cut : int
-        The first sample that was not given.
+        The first generated sample.
     fs : float
         Hz.
     leads : list of str
@@ -296,7 +340,7 @@ def plot_continuation(signal, made, cut, fs, leads, title, start=0.0):
     -------
     matplotlib.figure.Figure
     """
-    shown = [signal, *(np.hstack([signal[:, :cut], one[:, cut:]]) for one in made[:3])]
+    shown = [signal, *(np.hstack([signal[:, :cut], one[:, cut:]]) for one in generated[:3])]
     rows = [(lead, i, number) for i, lead in enumerate(leads) for number in range(len(shown))]
     extents = [_extent(shown[number][i], least=5) for _, i, number in rows]
     baselines, height = _stack(extents, gap=3)
@@ -305,11 +349,11 @@ def plot_continuation(signal, made, cut, fs, leads, title, start=0.0):
     for (lead, i, number), y, (_, high) in zip(rows, baselines, extents, strict=True):
         row, colour = shown[number][i] * MM_PER_MV + y, COLOURS[number - 1] if number else "#9a9a9a"
         axes.plot(x[:cut], row[:cut], color=INK, lw=0.7, solid_joinstyle="round")
-        # from the last sample given on, so that the line does not break
+        # from the last input sample on, so that the line does not break
         axes.plot(x[cut - 1 :], row[cut - 1 :], color=colour, lw=0.8, solid_joinstyle="round")
         name = f"generated {number}" if number else f"{printable(lead)}: recorded"
         axes.text(
-            *((x[cut] if number else 0) + 1, y + high - 1, name),
+            (x[cut] if number else 0) + 1, y + high - 1, name,
             fontsize=8, weight="normal" if number else "bold", color=colour if number else INK,
             **_text_outline(), **LITERAL,
         )  # fmt: skip
@@ -319,15 +363,15 @@ def plot_continuation(signal, made, cut, fs, leads, title, start=0.0):
     return figure
 
 
-def _extent(*parts, least=10):
-    """Lowest and highest point of a row in mm around its baseline, at least `least` mm up and down."""
+def _extent(*parts: npt.ArrayLike, least: float = 10) -> tuple[float, float]:
+    """Return the lowest and highest point of a row in mm from its baseline, at least `least` mm up and down."""
     values = np.concatenate([np.asarray(p, float).ravel() for p in parts]) * MM_PER_MV
     values = values[np.isfinite(values)]
     return min(values.min(initial=-least), -least), max(values.max(initial=least), least)
 
 
-def _stack(extents, gap):
-    """Baselines of rows one under another, from the top, and the height of them all, in mm."""
+def _stack(extents: Sequence[tuple[float, float]], gap: float) -> tuple[list[float], float]:
+    """Return the baselines of rows one under another, from the top, and the total height, in mm."""
     height = sum(high - low + gap for low, high in extents) + gap
     baselines, top = [], height
     for low, high in extents:
@@ -336,8 +380,8 @@ def _stack(extents, gap):
     return baselines, height
 
 
-def _paper(width, height, left, scale=1):
-    """Axes in millimetres with the paper's grid; `scale` millimetres of picture for one of paper."""
+def _paper(width: float, height: float, left: float, scale: float = 1) -> tuple["Figure", "Axes"]:
+    """Return a figure and its axes in mm, with the paper's grid; `scale` is mm of picture per mm of paper."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -358,13 +402,13 @@ def _paper(width, height, left, scale=1):
     return figure, axes
 
 
-def _time_axis(axes, start, seconds, every=1.0):
+def _time_axis(axes: "Axes", start: float, seconds: float, every: float = 1.0) -> None:
     at = np.arange(0, seconds + 1e-9, every)
     axes.set_xticks(at * MM_PER_S, [f"{start + t:g}" for t in at], fontsize=8)
     axes.set_xlabel("s", fontsize=8)
 
 
-def _text_outline():
+def _text_outline() -> dict[str, Any]:
     from matplotlib.patheffects import withStroke
 
     return {"path_effects": [withStroke(linewidth=2, foreground=PAPER)]}

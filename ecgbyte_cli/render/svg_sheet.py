@@ -1,19 +1,20 @@
-"""The ECG sheet as SVG text: what the page shows, and what `ecgbyte plot ecg --out FILE.svg` writes.
+"""The ECG sheet as SVG text, for the page and for `ecgbyte plot ecg --out FILE.svg`.
 
-One unit of the drawing is a millimetre of paper. Every stretch of a lead is a group `<g class="lead">` whose data
-attributes say what it is and where, so that a page can put things on it and a test can read it back:
+One unit of the drawing is a millimetre of paper. Every stretch of a lead is a group `<g class="lead">` with data
+attributes, so that a page can draw on it and a test can read it back:
 
 - data-lead, data-start (s), data-seconds
-- data-x, data-y: where its first second and its baseline lie; data-top, data-bottom: the edges of its row
-- data-baseline: the mV that the baseline stands for, which is the lead's median over the stretch
+- data-x, data-y: the place of its first second and its baseline; data-top, data-bottom: the edges of its row
+- data-baseline: the mV of the baseline, the lead's median over the stretch
 
 The svg element itself has data-start, data-seconds, data-speed (mm/s), data-gain (mm/mV) and data-layout.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,16 +27,17 @@ LAYOUTS = ("3x4", "6x2", "12x1")
 SPEEDS, GAINS = (25, 50), (5, 10, 20)  # mm/s, mm/mV
 LONGEST = 60.0  # s on one sheet
 MOST_ROWS = 16
-LEFT, MARGIN, ABOVE, BELOW = 15, 5, 10, 10  # mm around the leads; the calibration pulses stand on the left
-FURTHEST = 60.0  # mm from its baseline; what lies beyond is drawn there
+LEFT, MARGIN, ABOVE, BELOW = 15, 5, 10, 10  # mm around the leads; the calibration pulses are on the left
+FURTHEST = 60.0  # mm from the baseline; samples beyond are drawn there
 _SPELLED: list[str] = []
-FINEST = 0.05  # mm between two points: closer ones become a lowest and a highest
+FINEST = 0.05  # mm between two points: of closer points the lowest and the highest are drawn
+Span = tuple[str, float, float]  # lead, first second, last
 
 
 def drawable_leads(
     recording: readers.Recording, start: float = 0.0, seconds: float | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """The leads to draw of a stretch of a recording.
+    """Return the leads to draw from a part of a recording.
 
     Parameters
     ----------
@@ -43,14 +45,14 @@ def drawable_leads(
     start : float
         s.
     seconds : float or None
-        None is all that follows.
+        None is the rest.
 
     Returns
     -------
     signal : numpy.ndarray
         float32 (leads, samples), mV.
     names : list of str
-        The twelve where they are there or follow from I and II, and behind them what else was recorded.
+        The twelve leads if they are recorded or can be derived from I and II, then the other leads.
     """
     first = round(start * recording.fs)
     stop = None if seconds is None else first + round(seconds * recording.fs)
@@ -74,101 +76,139 @@ def svg_sheet(
     leads: Sequence[str] | None = None,
     title: str | None = None,
 ) -> str:
-    """Draw a stretch of a recording as SVG.
+    """Draw a part of a recording as SVG.
 
     Parameters
     ----------
     recording : Recording
-        Where it is NaN nothing is drawn.
+        Nothing is drawn where it is NaN.
     start, seconds : float
-        The stretch to draw, s; it ends where the recording ends.
+        The part to draw, s; it ends where the recording ends.
     layout : {"3x4", "6x2", "12x1"}
-        Three rows of four leads over a rhythm strip, six rows of two, or one lead under another. Where a lead
-        that a layout needs is missing, those that are there stand one under another.
+        Rows by columns; 3x4 has a rhythm strip too. A layout with a missing lead becomes 12x1.
     speed, gain : float
         mm/s and mm/mV.
     leads : list of str or None
-        Draw these, one under another; None is all that `leads_of` finds.
+        Draw these, one under another; None is all leads from `drawable_leads`.
     title : str or None
-        What stands above; None is the recording's name.
-
-    Returns
-    -------
-    str
+        None is the recording's name.
 
     Raises
     ------
     Failure
-        If there is no such stretch, lead or layout.
+        If there is no such part, lead or layout.
     """
-    fs, title = recording.fs, recording.name if title is None else title
-    whole = recording.signal.shape[1] / fs
+    title = recording.name if title is None else title
+    _check_options(recording, title, start, seconds, layout, speed, gain)
+    signal, names = drawable_leads(recording, start, seconds)
+    missing = [lead for lead in leads or () if lead not in names]
+    if missing:
+        raise Failure(f"{title} has no lead {', '.join(missing)[:200]}: there are {', '.join(names)}")
+    places = {lead: names.index(lead) for lead in leads or names}
+    layout, rows = _rows(places, seconds, "12x1" if leads else layout)
+    cells = _cells(signal.astype(float), places, rows, recording.fs, gain, 10 if layout == "3x4" else 7)
+    width = LEFT + 5 * math.ceil(seconds * speed / 5) + MARGIN
+    height = 5 * math.ceil((cells[-1].bottom + BELOW) / 5)
+    scale = f"{speed:g} mm/s   {gain:g} mm/mV"
+    drawn = [_paper(width, height), _text("title", LEFT, 6, 4, title[:120])]
+    for cell in cells:
+        drawn += _cell(cell, start, recording.fs, speed, gain)
+    for second in range(int(seconds + 1e-9) + 1):
+        x, text = LEFT + second * speed, f"{start + second:g} s"
+        drawn.append(_text("time", x, height - 5, 2.5, text, 'text-anchor="middle"'))
+    drawn.append(_text("scale", width - MARGIN, height - 1.5, 2.5, scale, 'text-anchor="end"'))
+    label = _safe(f"ECG {title}: {', '.join(lead for row in rows for lead, _, _ in row)}; {scale}")
+    length = min(seconds, recording.signal.shape[1] / recording.fs - start)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="sheet" role="img" aria-label="{label}" '
+        f'viewBox="0 0 {width} {height}" width="{width}mm" height="{height}mm" data-layout="{layout}" '
+        f'data-start="{start:g}" data-seconds="{length:g}" data-speed="{speed:g}" '
+        f'data-gain="{gain:g}" font-family="sans-serif" fill="{INK}">' + "".join(drawn) + "</svg>\n"
+    )
+
+
+def _check_options(
+    recording: readers.Recording,
+    title: str,
+    start: float,
+    seconds: float,
+    layout: str,
+    speed: float,
+    gain: float,
+) -> None:
     if layout not in LAYOUTS or speed not in SPEEDS or gain not in GAINS:
         raise Failure(
             f"a sheet is one of {', '.join(LAYOUTS)}, at {' or '.join(map(str, SPEEDS))} mm/s and "
             f"{', '.join(map(str, GAINS))} mm/mV"
         )
-    if not (0 <= start and round(start * fs) < recording.signal.shape[1] and 0 < seconds <= LONGEST):
-        raise Failure(f"{title} is {whole:g} s long: there is no stretch of {seconds:g} s from {start:g} s")
-    part, names = drawable_leads(recording, start, seconds)
-    missing = [lead for lead in leads or () if lead not in names]
-    if missing:
-        raise Failure(f"{title} has no lead {', '.join(missing)[:200]}: there are {', '.join(names)}")
-    part = part.astype(float)
-    at = {lead: names.index(lead) for lead in leads or names}
-    layout, rows = _rows(at, seconds, "12x1" if leads else layout)
+    samples = recording.signal.shape[1]
+    if not (0 <= start and round(start * recording.fs) < samples and 0 < seconds <= LONGEST):
+        raise Failure(
+            f"{title} is {samples / recording.fs:g} s long: there is no stretch of {seconds:g} s from {start:g} s"
+        )
+
+
+class Stretch(NamedTuple):
+    """A stretch of a lead in a row of the sheet."""
+
+    lead: str
+    start: float  # s from the first second of the sheet
+    end: float
+    first: int  # its first sample
+    values: np.ndarray  # mm above the baseline
+    baseline: float  # mV
+
+
+class Cell(NamedTuple):
+    """A row of the sheet, mm from the top."""
+
+    top: float
+    base: float
+    bottom: float
+    stretches: list[Stretch]
+
+
+def _cells(
+    signal: np.ndarray, places: dict[str, int], rows: list[list[Span]], fs: float, gain: float, least: int
+) -> list[Cell]:
+    """Lay out rows, each as tall as its own leads need, and at least `least` mm above the baseline."""
     with np.errstate(all="ignore"):
-        middles = [float(np.nanmedian(row)) if np.isfinite(row).any() else 0.0 for row in part]
-    # each row as tall as its own leads need, and at least as the others leave it
-    least = 10 if layout == "3x4" else 7
+        medians = [float(np.nanmedian(row)) if np.isfinite(row).any() else 0.0 for row in signal]
     cells, y = [], float(ABOVE)
     for row in rows:
         stretches = []
         for lead, a, b in row:
-            low, high = math.ceil(a * fs - 1e-6), math.ceil(b * fs - 1e-6)
-            values = (part[at[lead], low:high] - middles[at[lead]]) * gain
-            stretches.append((lead, a, b, low, np.clip(values, -FURTHEST, FURTHEST)))
-        every = np.concatenate([values[np.isfinite(values)] for *_, values in stretches])
-        above = max(least, math.ceil(every.max(initial=0)) + 5)  # the name stands above
+            first, stop = math.ceil(a * fs - 1e-6), math.ceil(b * fs - 1e-6)
+            baseline = medians[places[lead]]
+            values = np.clip((signal[places[lead], first:stop] - baseline) * gain, -FURTHEST, FURTHEST)
+            stretches.append(Stretch(lead, a, b, first, values, baseline))
+        every = np.concatenate([part.values[np.isfinite(part.values)] for part in stretches])
+        above = max(least, math.ceil(every.max(initial=0)) + 5)  # with room for the name
         below = max(least - 3, math.ceil(-every.min(initial=0)) + 1)
-        cells.append((y, y + above, y + above + below, stretches))
+        cells.append(Cell(y, y + above, y + above + below, stretches))
         y += above + below
-    width = LEFT + 5 * math.ceil(seconds * speed / 5) + MARGIN
-    height = 5 * math.ceil((y + BELOW) / 5)
-    about = f"{speed:g} mm/s   {gain:g} mm/mV"
-    drawn = [_paper(width, height), _text("title", LEFT, 6, 4, title[:120])]
-    for top, base, bottom, stretches in cells:
-        drawn.append(
-            f'<path class="pulse" fill="none" stroke="{INK}" stroke-width=".3" data-mv="1" data-seconds="0.2" '
-            f'd="M{LEFT - 12} {base:g}h2v{-gain:g}h{0.2 * speed:g}v{gain:g}h2"/>'
-        )
-        for lead, a, b, low, values in stretches:
-            x = LEFT + a * speed
-            drawn.append(
-                f'<g class="lead" data-lead="{_safe(lead)}" data-start="{start + a:g}" '
-                f'data-seconds="{b - a:g}" data-x="{x:g}" data-y="{base:g}" data-top="{top:g}" '
-                f'data-bottom="{bottom:g}" data-baseline="{middles[at[lead]]:.4g}">'
-                f'<path class="trace" fill="none" stroke="{INK}" stroke-width=".25" stroke-linejoin="round" '
-                f'd="{_path(LEFT + (low + np.arange(len(values))) * (speed / fs), base - values)}"/>'
-                + (
-                    f'<path class="part" stroke="{INK}" stroke-width=".25" d="M{x:g} {base - 4:g}v8"/>'
-                    if a
-                    else ""
-                )
-                + _text("name", x + 1, top + 4, 3.5, lead[:40], 'font-weight="bold"')
-                + "</g>"
-            )
-    centred = 'text-anchor="middle"'
-    for second in range(int(seconds + 1e-9) + 1):
-        drawn.append(_text("time", LEFT + second * speed, height - 5, 2.5, f"{start + second:g} s", centred))
-    drawn.append(_text("scale", width - MARGIN, height - 1.5, 2.5, about, 'text-anchor="end"'))
-    said = _safe(f"ECG {title}: {', '.join(lead for row in rows for lead, _, _ in row)}; {about}")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="sheet" role="img" aria-label="{said}" '
-        f'viewBox="0 0 {width} {height}" width="{width}mm" height="{height}mm" data-layout="{layout}" '
-        f'data-start="{start:g}" data-seconds="{min(seconds, whole - start):g}" data-speed="{speed:g}" '
-        f'data-gain="{gain:g}" font-family="sans-serif" fill="{INK}">' + "".join(drawn) + "</svg>\n"
+    return cells
+
+
+def _cell(cell: Cell, start: float, fs: float, speed: float, gain: float) -> Iterator[str]:
+    """Yield the elements of a row: the calibration pulse, and a group for each stretch."""
+    base = cell.base
+    yield (
+        f'<path class="pulse" fill="none" stroke="{INK}" stroke-width=".3" data-mv="1" data-seconds="0.2" '
+        f'd="M{LEFT - 12} {base:g}h2v{-gain:g}h{0.2 * speed:g}v{gain:g}h2"/>'
     )
+    for lead, a, b, first, values, baseline in cell.stretches:
+        x = LEFT + a * speed
+        trace = _path(LEFT + (first + np.arange(len(values))) * (speed / fs), base - values)
+        yield (
+            f'<g class="lead" data-lead="{_safe(lead)}" data-start="{start + a:g}" '
+            f'data-seconds="{b - a:g}" data-x="{x:g}" data-y="{base:g}" data-top="{cell.top:g}" '
+            f'data-bottom="{cell.bottom:g}" data-baseline="{baseline:.4g}">'
+            f'<path class="trace" fill="none" stroke="{INK}" stroke-width=".25" stroke-linejoin="round" d="{trace}"/>'
+        )
+        if a:
+            yield f'<path class="part" stroke="{INK}" stroke-width=".25" d="M{x:g} {base - 4:g}v8"/>'
+        yield _text("name", x + 1, cell.top + 4, 3.5, lead[:40], 'font-weight="bold"') + "</g>"
 
 
 def svg_thumbnail(recording: readers.Recording, seconds: float = 4.0) -> str:
@@ -185,19 +225,19 @@ def svg_thumbnail(recording: readers.Recording, seconds: float = 4.0) -> str:
     )
 
 
-def _rows(at, seconds, layout):
-    """The rows of a layout, of (lead, first second, last), and what it is called."""
+def _rows(places: dict[str, int], seconds: float, layout: str) -> tuple[str, list[list[Span]]]:
+    """Return the layout that the leads allow, and its rows."""
     limbs, chest = preprocess.LEADS[:6], preprocess.LEADS[6:]
-    if all(lead in at for lead in (*limbs, *chest)) and layout != "12x1":
+    if all(lead in places for lead in (*limbs, *chest)) and layout != "12x1":
         columns = SHEET if layout == "3x4" else tuple(zip(limbs, chest, strict=True))
         wide = seconds / len(columns[0])
         rows = [[(lead, i * wide, (i + 1) * wide) for i, lead in enumerate(row)] for row in columns]
         return layout, rows + ([[("II", 0.0, seconds)]] if layout == "3x4" else [])
-    return "12x1", [[(lead, 0.0, seconds)] for lead in list(at)[:MOST_ROWS]]
+    return "12x1", [[(lead, 0.0, seconds)] for lead in list(places)[:MOST_ROWS]]
 
 
-def _paper(width, height):
-    """The paper with its grid, which begins with a strong line at the first second."""
+def _paper(width: float, height: float) -> str:
+    """Draw the paper with its grid; a strong line lies at the first second."""
     return (
         f'<defs><pattern id="ecg-grid" width="5" height="5" patternUnits="userSpaceOnUse">'
         f'<path class="fine" fill="none" stroke="{FINE}" stroke-width=".1" '
@@ -208,14 +248,14 @@ def _paper(width, height):
     )
 
 
-def _path(x, y, finest=FINEST):
-    """A line through points in mm, broken where there is none; of very close ones the lowest and the highest."""
+def _path(x: np.ndarray, y: np.ndarray, finest: float = FINEST) -> str:
+    """Draw a line through points in mm, broken at NaN; of very close points only the lowest and the highest."""
     step = (x[1] - x[0]) if len(x) > 1 else 1.0
     together = 2 * math.ceil(finest / step) if step < 0.8 * finest else 1
     if together > 1:
         x, y = _min_max_envelope(x, y, together)
     good = np.isfinite(y)
-    # in hundredths of a millimetre, each of which is spelled once: to format every number takes ten times as long
+    # in hundredths of a millimetre, each formatted once: formatting every number takes ten times as long
     x, y = (np.rint(100 * part[good]).astype(int) for part in (x, y))
     most = max(x.max(initial=0), y.max(initial=0))
     _SPELLED.extend(f"{i / 100:g}" for i in range(len(_SPELLED), most + 1))
@@ -227,8 +267,8 @@ def _path(x, y, finest=FINEST):
     )
 
 
-def _min_max_envelope(x, y, together):
-    """The lowest and the highest of each `together` points, in the order of time; NaN where all of them are."""
+def _min_max_envelope(x: np.ndarray, y: np.ndarray, together: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and the highest of each `together` points, in time order; NaN where all are NaN."""
     blocks = len(x) // together * together
     rows = y[:blocks].reshape(-1, together)
     first = np.arange(0, blocks, together)
@@ -239,10 +279,10 @@ def _min_max_envelope(x, y, together):
     return x[places], y[places]
 
 
-def _text(kind, x, y, size, text, more=""):
+def _text(kind: str, x: float, y: float, size: float, text: str, more: str = "") -> str:
     return f'<text class="{kind}" x="{x:g}" y="{y:g}" font-size="{size:g}" {more}>{_safe(text)}</text>'
 
 
-def _safe(text):
-    """Text for XML: what it cannot hold at all, such as control characters, is a replacement character."""
+def _safe(text: object) -> str:
+    """Escape text for XML; characters that it cannot hold, such as control characters, are replaced."""
     return escape("".join(c if c.isprintable() else "\ufffd" for c in str(text)))

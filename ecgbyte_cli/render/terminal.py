@@ -1,63 +1,69 @@
-"""What chat draws in a terminal: the panel, a lead in dots, and the line that is typed."""
+"""Chat in a terminal: the panel, a lead in dots, and the line editor."""
 
 import contextlib
 import glob
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.failure import printable
-from ecgbyte_cli.inference.conversation import remembers_earlier_turns
+from ecgbyte_cli.inference.conversation import ECG, remembers_earlier_turns
 from ecgbyte_cli.storage.files import atomic_write
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 COMMANDS = {
-    "/help": "this list",
-    "/ecg PATH": "open another recording beside; without PATH: what is open",
-    "/segment N": "read another stretch of the recording opened last, and start afresh",
+    "/help": "show this list",
+    "/ecg PATH": "open another recording too; without PATH: list the open ones",
+    "/segment N": "read another segment of the last recording, and start over",
     "/lead NAME": "draw a lead here",
-    "/tokens FILE.png": "picture of the tokens, on lead II or the model's first",
-    "/attention FILE.png": "picture of what the last answer drew on (see ecgbyte explain)",
-    "/save FILE.md": "the conversation, with a picture of each ECG",
-    "/clear": "start afresh, with the recording opened last alone",
+    "/tokens FILE.png": "draw the tokens, on lead II or the model's first lead",
+    "/attention FILE.png": "draw the attribution of the last answer (see ecgbyte explain)",
+    "/save FILE.md": "save the conversation, with a picture of each ECG",
+    "/clear": "start over, with the last recording only",
     "/quit": "leave (also Ctrl-D, or Ctrl-C twice)",
 }
-MOST_NOTES = 8  # lines of a header that the panel shows
+MOST_NOTES = 8  # header lines in the panel
 
 
-def stderr_console():
-    """Standard error, as wide as the terminal is now."""
+def stderr_console() -> "Console":
+    """Return a console on standard error, as wide as the terminal is now."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
 @contextlib.contextmanager
-def status(what):
-    """Say what is done, on a terminal, for as long as it is done."""
+def status(text: str) -> Iterator[None]:
+    """Show a status line while a block runs, on a terminal."""
     if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
     from rich.text import Text
 
-    # the stream itself, as libraries that are loaded meanwhile are kept off standard error
-    with Console(file=sys.stderr).status(Text(printable(f"{what} …"))):
+    # the stream itself: libraries that load meanwhile are kept off standard error
+    with Console(file=sys.stderr).status(Text(printable(f"{text} …"))):
         yield
 
 
-def print_greeting(ecg, about):
-    """Show who is talked to about what."""
+def print_greeting(ecg: ECG, about: dict[str, Any]) -> None:
+    """Show the recording and the notice."""
     from rich.text import Text
 
     print_panel(ecg, about)
     stderr_console().print(Text(printable(about["notice"]), style="bold"))
 
 
-def print_panel(ecg, about=None):
-    """Show a recording: its facts, its header's notes, and lead II."""
+def print_panel(ecg: ECG, about: dict[str, Any] | None = None) -> None:
+    """Show a recording: a table of facts, its header's notes, and lead II."""
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
@@ -69,21 +75,21 @@ def print_panel(ecg, about=None):
         grid.add_row(name, Text(printable(text)))
     notes = [printable(text) for text in ecg.recording.comments if text.strip()]
     if notes:
-        grid.add_row("header", Text("(the model is not told)", style="italic"))
+        grid.add_row("header", Text("(not shown to the model)", style="italic"))
     for text in notes[:MOST_NOTES]:
         grid.add_row("", Text(text, no_wrap=True, overflow="ellipsis"))
     if len(notes) > MOST_NOTES:
-        grid.add_row("", Text(f"and {len(notes) - MOST_NOTES} lines more", style="italic"))
+        grid.add_row("", Text(f"and {len(notes) - MOST_NOTES} more lines", style="italic"))
     out = stderr_console()
     out.print(Panel(grid, title=Text(printable(ecg.recording.name)), title_align="left", expand=False))
     with contextlib.suppress(readers.Unusable):
         print_lead(ecg, "II")
 
 
-def panel_facts(ecg, about=None):
-    """What the panel says: name to text."""
+def panel_facts(ecg: ECG, about: dict[str, Any] | None = None) -> dict[str, str]:
+    """Return the table of the panel: name to text."""
     recording, signal = ecg.recording, ecg.signal
-    told = {
+    facts = {
         "recorded": f"{len(recording.leads)} leads ({', '.join(recording.leads)}), {recording.fs:g} Hz, "
         f"{recording.signal.shape[1] / recording.fs:g} s"
         + (f", {recording.start:%Y-%m-%d %H:%M}" if recording.start else ""),
@@ -92,19 +98,16 @@ def panel_facts(ecg, about=None):
         f"{len(ecg.tokens)} ECG tokens",
     }
     if about:
-        asked = (
-            ""
-            if remembers_earlier_turns(about)
-            else "; trained on single questions, so each is asked by itself"
-        )
-        told["model"] = f"{about['folder']}, from {about['base']}{asked}"
-    return told
+        memory = "; trained on single questions, so it does not see earlier ones"
+        memory = "" if remembers_earlier_turns(about) else memory
+        facts["model"] = f"{about['folder']}, from {about['base']}{memory}"
+    return facts
 
 
-def heart_rate(ecg):
-    """The mean heart rate over the stretch that is read, in words, and how it was measured.
+def heart_rate(ecg: ECG) -> str:
+    """Return the mean heart rate over the open segment as a text, with the method.
 
-    The beats are found in lead II by the XQRS detector of wfdb, which misses some premature ones.
+    The XQRS detector of wfdb finds the beats in lead II; it misses some premature ones.
     """
     try:
         signal = ecg.lead("II").astype(float)
@@ -116,28 +119,28 @@ def heart_rate(ecg):
     rate = 60 * (len(beats) - 1) * ecg.recording.fs / (beats[-1] - beats[0])
     if not 20 <= rate <= 300:
         return "not measurable in lead II"
-    return f"{rate:.0f} per minute (mean over {len(beats)} beats that wfdb's XQRS finds in lead II)"
+    return f"{rate:.0f} per minute (mean over {len(beats)} beats, found by wfdb's XQRS in lead II)"
 
 
-def find_beats(signal, fs):
-    """Samples of the QRS complexes in one lead in mV, by wfdb's XQRS."""
+def find_beats(signal: np.ndarray, fs: float) -> Sequence[int]:
+    """Find the QRS complexes of one lead in mV with wfdb's XQRS; return their samples."""
     from wfdb.processing import XQRS
 
     height = np.percentile(np.abs(signal - np.median(signal)), 99.5)
-    # its thresholds are in mV: complexes too small for them are found at twice the usual size
+    # its thresholds are in mV, so complexes too small for them are scaled to twice the usual size
     for scale in (1, 2 / height) if height > 0 else ():
         detector = XQRS(sig=signal * scale, fs=fs)
         try:
             detector.detect(verbose=False)
-        except (IndexError, ValueError):  # of signals too short or too odd for it
+        except (IndexError, ValueError):  # the signal is too short or too odd for it
             continue
         if len(detector.qrs_inds) >= 3:
             return detector.qrs_inds
     return []
 
 
-def print_lead(ecg, lead):
-    """Draw a lead in the terminal, if it can show dots."""
+def print_lead(ecg: ECG, lead: str) -> None:
+    """Draw a lead in the terminal, if it can show braille dots."""
     out = stderr_console()
     signal, (start, end) = ecg.lead(lead), ecg.seconds
     try:
@@ -149,13 +152,15 @@ def print_lead(ecg, lead):
         note(line)
 
 
-def braille_plot(signal, start, end, lead, width, height=6):
+def braille_plot(
+    signal: np.ndarray, start: float, end: float, lead: str, width: int, height: int = 6
+) -> list[str]:
     """Draw a signal in mV with braille dots.
 
     Parameters
     ----------
     signal : numpy.ndarray
-        (samples,), mV; where it is NaN nothing is drawn.
+        (samples,), mV; nothing is drawn where it is NaN.
     start, end : float
         Its first and last time in s.
     lead : str
@@ -165,7 +170,7 @@ def braille_plot(signal, start, end, lead, width, height=6):
     Returns
     -------
     list of str
-        The rows, and one with the times.
+        The rows, and a row with the times.
     """
     known = signal[np.isfinite(signal)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
@@ -173,7 +178,7 @@ def braille_plot(signal, start, end, lead, width, height=6):
         low, high = (low + high) / 2 - 0.05, (low + high) / 2 + 0.05
     margin = 9
     columns, rows = 2 * max(width - margin, 10), 4 * height
-    # each column of dots from the lowest to the highest sample, the next column's first included
+    # each column of dots goes from the lowest to the highest sample, including the first of the next column
     edges = np.linspace(0, len(signal) - 1, columns + 1)
     canvas = np.zeros((rows, columns), bool)
     for i in range(columns):
@@ -195,15 +200,15 @@ def braille_plot(signal, start, end, lead, width, height=6):
 
 
 @contextlib.contextmanager
-def line_editor(history):
+def line_editor(history: Path) -> Iterator[Callable[[], str]]:
     """Yield a function that reads a line, with a shell's line editing, completion and history.
 
-    The history is kept in the file `history` if the folder that it is in, the work folder, exists.
+    The file `history` keeps the history if its folder, the work folder, exists.
     """
     try:
         import readline
     except ImportError:  # not on every system
-        readline = None
+        readline = None  # type: ignore[assignment]  # a module or None
     if readline:
         readline.set_completer_delims(" ")
         readline.set_completer(complete)
@@ -212,7 +217,7 @@ def line_editor(history):
         with contextlib.suppress(OSError):
             readline.read_history_file(history)
 
-    def read():
+    def read() -> str:
         try:
             if sys.stdout.isatty():
                 return input("> ")
@@ -220,7 +225,7 @@ def line_editor(history):
             print("> ", end="", file=sys.stderr, flush=True)
             return input()
         except (EOFError, KeyboardInterrupt):
-            note("")  # leaves the line that was begun
+            note("")  # ends the current line
             raise
 
     try:
@@ -232,15 +237,15 @@ def line_editor(history):
                 readline.write_history_file(beside)
 
 
-def complete(text, state):
-    """Complete a command, or the path behind one, for readline."""
+def complete(text: str, state: int) -> str | None:
+    """Return the completion number `state` of a command or of its path, for readline."""
     import readline
 
     if not readline.get_line_buffer().startswith("/"):
         return None
     if readline.get_begidx() == 0:
-        found = [word for word in (usage.split()[0] for usage in COMMANDS) if word.startswith(text)]
+        matches = [word for word in (usage.split()[0] for usage in COMMANDS) if word.startswith(text)]
     else:
-        found = glob.glob(glob.escape(os.path.expanduser(text)) + "*")
-        found = [path + "/" if os.path.isdir(path) else path for path in sorted(found)]
-    return found[state] if state < len(found) else None
+        matches = glob.glob(glob.escape(os.path.expanduser(text)) + "*")
+        matches = [path + "/" if os.path.isdir(path) else path for path in sorted(matches)]
+    return matches[state] if state < len(matches) else None

@@ -1,71 +1,83 @@
-"""Merges of a corpus that lies on several machines: each holds some shards and tells how counts change.
+"""Learn merges from a corpus on several machines: each holds some shards and reports how counts change.
 
-`learn` picks what comes next, as `ecgbyte_kernels.merges` does on one machine, by the same kernels; so the merges are
-the same, whatever the number of machines. Over the network go, at each step, the merges one way, and the other way how
-the counts of pairs change: never the text, until so little of it is left that one machine is faster.
+`learn` picks the next merges with the same kernels as `ecgbyte_kernels.merges` on one machine, so the merges do not
+depend on the number of machines. At each step the merges go out over the network, and the changes of the pair counts
+come back. The text never travels, until so little is left that one machine is faster.
 
-A machine that is lost takes nothing with it but time. Its shards are read again by another, which makes the merges
-known so far. A batch of merges counts as known as soon as it is picked, so it does not matter which machines have made
-it: each knows how many it has made, and makes up the rest.
+A lost machine costs only time. Another one reads its shards again and applies the merges known so far. A batch counts
+as known once it is picked, so it does not matter which machines have applied it: each catches up.
 """
 
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
+from typing import Any, Protocol
 
 import numpy as np
 
+from ecgbyte_kernels import merge_heap as heap
 from ecgbyte_kernels import merge_lists as lists
 from ecgbyte_kernels import merge_scans as scans
 from ecgbyte_kernels import merges as kernels
 
-GATHERED = 32_000_000  # tokens: with fewer, they are brought to one machine, as steps are short then
+GATHERED = 32_000_000  # tokens: fewer are brought to one machine, as steps are short then
 NO_ROWS = np.zeros((0, 3), np.int64)
 
 
 class LostError(Exception):
-    """Some machines are gone; others have their shards now, as they were at the beginning."""
+    """Some machines are lost; others now have their shards, from the beginning."""
+
+
+class Groups(Protocol):
+    """The machines."""
+
+    def call(self, name: str, *arguments: Any) -> list[Any]:
+        """Call a method of all `Shards`; return the results, or raise LostError."""
 
 
 class Shards:
-    """What one machine holds: some shards of the text, and how far merges have been made in them.
+    """The shards of the text on one machine, and how far merges have been applied in them.
 
     Parameters
     ----------
     texts : list of numpy.ndarray
-        As `ecgbyte_kernels.merges.learn_merges` takes them; used up.
+        As for `ecgbyte_kernels.merges.learn_merges`; consumed.
     levels, merges : int
-        How many letters there are, and how many merges are learned at most.
+        Number of letters, and the most merges to learn.
     threads : int
-        That work on the shards.
+        Threads that work on the shards.
     """
 
-    def __init__(self, texts, levels, merges, threads=1):
+    def __init__(self, texts: list[np.ndarray], levels: int, merges: int, threads: int = 1) -> None:
         self.texts, self.levels, self.merges = texts, levels, merges
         self.end = int(np.iinfo(texts[0].dtype).max)
         self.letters, self.sizes = [len(text) for text in texts], [len(text) for text in texts]
         self.pieces = int(sum(kernels._count_value(text, self.end) for text in texts))
-        self.cells, self.lists, self.made = None, None, 0
-        self.counts = [scans._count_letters(text) for text in texts] if self.end == 255 else None
-        self.found = None  # per shard: keys of pairs, in order, and their counts
+        self.cells: list[np.ndarray] = []  # the text in two or four bytes a token
+        self.lists: list[lists.Shard] = []
+        self.made = 0
+        self.counts: list[Any] = [scans._count_letters(text) for text in texts] if self.end == 255 else []
+        # per shard: sorted keys of pairs, and their counts
+        self.found: list[tuple[np.ndarray, np.ndarray]] = []
         self.others = min(threads, len(texts)) - 1
         self.pool = ThreadPoolExecutor(max(1, self.others))
 
-    def do(self, name, *arguments):
-        """Call a method by its name; what it returns, and the seconds that it took."""
+    def do(self, name: str, *arguments: Any) -> tuple[Any, float]:
+        """Call a method by its name; return its result and the seconds it took."""
         start = time.perf_counter()
         return getattr(self, name)(*arguments), time.perf_counter() - start
 
-    def _over(self, kernel, *arguments):
+    def _over(self, kernel: Callable[..., Any], *arguments: Any) -> list[Any]:
         return kernels._over(self.pool, self.others, kernel, *arguments)
 
-    def catch_up(self, rows, scanning):
-        """Make the merges known so far, int64 (k, 3); tokens, with the ends of pieces, and how many these are."""
+    def catch_up(self, rows: np.ndarray, scanning: bool) -> tuple[int, int]:
+        """Apply the merges known so far, int64 (k, 3); return the numbers of tokens and ends, and of pieces."""
         if self.lists:
             self.close()
         room = self._room()
-        if self.cells is None and self.made < min(room, len(rows)):
+        if not self.cells and self.made < min(room, len(rows)):
             known = rows[self.made : room, :2]
             for k in kernels._independent(known, self.levels + self.made):
                 self._scan(known[k], self.levels + self.made + k)
@@ -80,46 +92,45 @@ class Shards:
             self.made = len(rows)
         return sum(self.sizes), self.pieces
 
-    def _room(self):
-        """How many merges have ids that fit into a byte."""
+    def _room(self) -> int:
+        """Return how many merges have ids that fit into a byte."""
         return min(self.merges, self.end - self.levels) if self.end == 255 else 0
 
-    def letter_counts(self):
-        """How often pairs of bytes are there: places in the table, left * 256 + right, and counts."""
-        return _told(sum(self.counts))
+    def letter_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the counts of pairs of bytes: places in the table, left * 256 + right, and counts."""
+        return _nonzero(sum(self.counts))
 
-    def scan(self, start, rows):
-        """Make merges from number `start` on by a scan; tokens then, and how the counts changed."""
-        before = sum(self.counts).copy()
+    def scan(self, start: int, rows: np.ndarray) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+        """Apply merges from number `start` on by a scan; return the number of tokens, and how the counts changed."""
+        before = sum(self.counts)
         self._scan(rows[:, :2], self.levels + start + np.arange(len(rows)))
         self.made += len(rows)
-        return sum(self.sizes), _told(sum(self.counts) - before)
+        return sum(self.sizes), _nonzero(sum(self.counts) - before)
 
-    def _scan(self, pairs, ids):
+    def _scan(self, pairs: np.ndarray, ids: np.ndarray) -> None:
         self.sizes = scans._scan(self._over, self.texts, self.sizes, self.counts, pairs, ids)
 
-    def _widen(self):
-        """Go on with two or four bytes a token."""
-        if self.cells is not None:
+    def _widen(self) -> None:
+        """Continue with two or four bytes a token."""
+        if self.cells:
             return
         cell = kernels._cell_type(self.levels, self.merges)
-        self.cells = []
-        while self.texts:  # one by one, so that no more than one shard is there twice
+        while self.texts:  # one by one, so that only one shard is in memory twice
             size = self.sizes[len(self.cells)]
             self.cells.append(scans._widen(self.texts.pop(0), size, self.end, cell(0), np.iinfo(cell).max))
-        self.end, self.counts = int(np.iinfo(cell).max), None
+        self.end, self.counts = int(np.iinfo(cell).max), []
 
-    def text(self):
-        """All tokens in one array, and how many letters they were: where one machine goes on alone."""
-        made = np.concatenate([cells[:n] for cells, n in zip(self.cells, self.sizes, strict=True)])
-        return made, sum(self.letters)
+    def text(self) -> tuple[np.ndarray, int]:
+        """Return all tokens in one array, and the number of letters, for the machine that continues alone."""
+        tokens = np.concatenate([cells[:n] for cells, n in zip(self.cells, self.sizes, strict=True)])
+        return tokens, sum(self.letters)
 
-    def buckets(self):
-        """Counts of pairs by a hash: no pair is found more often than its bucket says."""
+    def buckets(self) -> np.ndarray:
+        """Count pairs by a hash: no pair occurs more often than its bucket."""
         return sum(self._over(scans._count_buckets, self.cells, self.sizes, repeat(self.end)))
 
-    def pairs(self, wanted):
-        """Keys and counts of the pairs in the buckets wanted; and how many positions there is room for."""
+    def pairs(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return keys and counts of the pairs in the wanted buckets, and how many positions there is room for."""
         found = self._over(scans._count_pairs, self.cells, self.sizes, repeat(self.end), repeat(wanted))
         self.found = []
         for keys, counts in found:
@@ -132,8 +143,8 @@ class Shards:
         counts = np.bincount(place, np.concatenate([counts for _, counts in found]), len(keys))
         return keys, counts.astype(np.int64), rooms
 
-    def open(self, left, right, ids):
-        """Write the lists of pairs that a generation deals with; `ids` tokens there will be at most."""
+    def open(self, left: np.ndarray, right: np.ndarray, ids: int) -> None:
+        """Write the lists of a generation's pairs; `ids` is the largest vocabulary."""
         keys = left << 32 | right
         hashed = scans._hash_table(left, right, np.arange(len(left)))
         most = self.merges - self.made
@@ -148,17 +159,19 @@ class Shards:
                 np.where(known[at] == keys, counts[at], 0) if len(known) else np.zeros(len(keys), np.int64)
             )
             self.lists.append(lists.opened(cells, np.cumsum(local), kernels._room(size, letters), most))
-        self.found = None
+        self.found = []
         self._over(lists._write_lists, self.lists, self.sizes, repeat(self.end), *map(repeat, hashed))
 
-    def apply(self, start, rows, where, least):
-        """Make merges from number `start` on by lists.
+    def apply(
+        self, start: int, rows: np.ndarray, where: np.ndarray, least: int
+    ) -> tuple[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]], bool]:
+        """Apply merges from number `start` on by lists.
 
         Returns
         -------
         (int, list of (int64, int32, int32 arrays), bool)
-            How many tokens went; of each shard the neighbours of the new tokens (for each merge before it and behind
-            it: the bounds, ids and how often); and whether a list had no more room.
+            How many tokens went; for each shard the neighbours of the new tokens (bounds, ids and counts, before and
+            behind each merge); and whether a list ran out of room.
         """
         done, new, n = start - self.opened, self.levels + start, len(rows)
         for j, (left, right, _) in enumerate(rows):
@@ -168,61 +181,77 @@ class Shards:
             repeat(new), repeat(self.width), repeat(least), self.scratch,
         )  # fmt: skip
         self.made += n
-        told = []
+        changes = []
         for shard in self.lists:
             bounds = shard.bounds[2 * done : 2 * (done + n) + 1]
             here = slice(bounds[0], bounds[-1])
-            told.append((bounds - bounds[0], shard.neighbour[here].copy(), shard.number[here].copy()))
-        return int(sum(removed)), told, any(shard.state[2] > 0 for shard in self.lists)
+            changes.append((bounds - bounds[0], shard.neighbour[here].copy(), shard.number[here].copy()))
+        return int(sum(removed)), changes, any(shard.state[2] > 0 for shard in self.lists)
 
-    def close(self):
-        """Close the gaps that a generation left; tokens then."""
+    def close(self) -> int:
+        """Close the gaps of a generation; return the number of tokens."""
         self.sizes = self._over(
             lists._close_gaps, self.cells, self.sizes, repeat(self.end), repeat(self.width)
         )
-        self.lists = None
+        self.lists = []
         return sum(self.sizes)
 
 
-def _told(table):
-    """The places of a table that are not zero, and what is there: small to send."""
+def _nonzero(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places and values of a table that are not zero: small to send."""
     places = np.flatnonzero(table)
     return places.astype(np.int32), table[places]
 
 
-def learn(groups, levels, merges, min_count, max_length, known=NO_ROWS, gathered=GATHERED):
+def learn(
+    groups: Groups,
+    levels: int,
+    merges: int,
+    min_count: int,
+    max_length: int,
+    known: np.ndarray = NO_ROWS,
+    gathered: int = GATHERED,
+) -> Iterator[tuple[np.ndarray, int]]:
     """Learn merges from shards that lie on several machines.
 
     Parameters
     ----------
-    groups : object
-        `call(name, *arguments)` calls a method of all `Shards` and returns a list of results, or raises LostError.
+    groups : Groups
     levels, merges, min_count, max_length, known
-        As `ecgbyte_kernels.merges.learn_merges` takes them.
+        As for `ecgbyte_kernels.merges.learn_merges`.
     gathered : int
-        With fewer tokens than this in all, the text is brought here, and learning ends here.
+        With fewer tokens in all, the text is brought to this machine, which learns the rest.
 
     Yields
     ------
     (numpy.ndarray, int)
-        As `learn_merges` does.
+        Like `learn_merges`.
     """
     driver = _Driver(groups, levels, merges, min_count, max_length, known, gathered)
-    told = len(known)
+    yielded = len(known)
     while True:
         try:
             for tokens in driver.steps():
-                yield driver.rows[told:], tokens
-                told = len(driver.rows)
+                yield driver.rows[yielded:], tokens
+                yielded = len(driver.rows)
             return
         except LostError:
             continue
 
 
 class _Driver:
-    """Picks the merges; what is known survives the loss of a machine."""
+    """Picks the merges, which survive the loss of a machine."""
 
-    def __init__(self, groups, levels, merges, min_count, max_length, known, gathered):
+    def __init__(
+        self,
+        groups: Groups,
+        levels: int,
+        merges: int,
+        min_count: int,
+        max_length: int,
+        known: np.ndarray,
+        gathered: int,
+    ) -> None:
         self.groups, self.levels, self.merges, self.gathered = groups, levels, merges, gathered
         self.min_count, self.limit = min_count, max_length or np.iinfo(np.int64).max
         self.rows = np.asarray(known, np.int64).reshape(-1, 3)
@@ -231,21 +260,21 @@ class _Driver:
             self.lengths[levels + i] = self.lengths[left] + self.lengths[right]
         self.room = min(merges, 255 - levels) if kernels.text_type(levels) is np.uint8 else 0
         self.scanning = len(self.rows) < self.room
-        self.last = None  # what no pair's count exceeds
+        self.last = -1  # bounds the count of every pair; -1: unknown
 
-    def add(self, rows):
-        """Take merges as known: from now on each machine makes them, or makes them up."""
+    def add(self, rows: np.ndarray) -> None:
+        """Add merges to the known ones; each machine applies them now or catches up."""
         ids = self.levels + len(self.rows) + np.arange(len(rows))
         self.lengths[ids] = self.lengths[rows[:, 0]] + self.lengths[rows[:, 1]]
         self.rows = np.concatenate([self.rows, rows])
         self.last = int(rows[-1, 2])
 
-    def steps(self):
-        """Yield how many tokens are left, after each step."""
+    def steps(self) -> Iterator[int]:
+        """Yield the number of tokens after each step."""
         call = self.groups.call
         sizes = call("catch_up", self.rows, self.scanning)
         size, pieces = (sum(column) for column in zip(*sizes, strict=True))
-        if self.last is None:
+        if self.last < 0:
             self.last = size
         yield size - pieces
         if self.scanning:
@@ -260,8 +289,8 @@ class _Driver:
         if len(self.rows) < self.merges and self.last >= self.min_count:
             yield from self._alone(pieces)
 
-    def _scans(self, size):
-        """Merges by scans over one byte per letter; yields the size after each."""
+    def _scans(self, size: int) -> Iterator[int]:
+        """Learn by scans over one byte per letter; yield the size after each."""
         counts = np.zeros(65536, np.int64)
         for places, numbers in self.groups.call("letter_counts"):
             counts[places] += numbers
@@ -275,22 +304,22 @@ class _Driver:
                 self.last = 0
                 return
             self.add(rows)
-            before, told = size, self.groups.call("scan", made, rows)
-            size = sum(each for each, _ in told)
-            for _, (places, numbers) in told:
+            before, results = size, self.groups.call("scan", made, rows)
+            size = sum(each for each, _ in results)
+            for _, (places, numbers) in results:
                 counts[places] += numbers
             yield size
             if before - size < kernels.SCAN_SHARE * before:
                 return
 
-    def _generations(self, size):
-        """Merges by lists, until there are none left, or few tokens; yields the size after each step."""
+    def _generations(self, size: int) -> Iterator[int]:
+        """Learn by lists, until no merges or few tokens are left; yield the size after each step."""
         call = self.groups.call
         while len(self.rows) < self.merges and self.last >= self.min_count and size >= self.gathered:
             made = len(self.rows)
             threshold = max(self.min_count, int(self.last * ((made + 1) / self.merges) ** 1.4))
             found = call("pairs", sum(call("buckets")) >= threshold)
-            threshold, (left, right, count, _) = lists._frequent(
+            threshold, (left, right, count, _) = heap._frequent(
                 [(keys, counts) for keys, counts, _ in found],
                 threshold,
                 self.lengths,
@@ -300,13 +329,13 @@ class _Driver:
             if len(left) == 0:
                 self.last = threshold - 1
                 continue
-            pairs = lists.pairs_of(left, right, count)
+            pairs = heap.pairs_of(left, right, count)
             call("open", left, right, len(self.lengths))
             yield from self._generation(size, pairs, threshold, len(found))
             size = sum(call("close"))
 
-    def _generation(self, size, pairs, threshold, machines):
-        """Merges of pairs found at least `threshold` times; yields the size after each step."""
+    def _generation(self, size: int, pairs: heap.Pairs, threshold: int, machines: int) -> Iterator[int]:
+        """Learn merges of pairs that occur at least `threshold` times; yield the size after each step."""
         ids, opened = len(self.lengths), len(self.rows)
         width, (marks, sums) = np.ones(ids, np.int64), np.zeros((2, 2, ids), np.int64)
         rows, where = np.zeros((2, scans.BATCH, 3), np.int64)
@@ -314,22 +343,22 @@ class _Driver:
         while len(self.rows) < self.merges and not full:
             made = len(self.rows)
             most, new = min(scans.BATCH, self.merges - made), self.levels + made
-            n = lists._pick(pairs, rows, where, most, new, self.lengths, width, threshold, marks)
+            n = heap._pick(pairs, rows, where, most, new, self.lengths, width, threshold, marks)
             if n == 0:
                 return
             self.add(rows[:n].copy())
-            told = self.groups.call("apply", made, rows[:n], where[:n], least)
-            shards = [shard for _, each, _ in told for shard in each]
-            full = any(each for _, _, each in told) or pairs.state[2] > 0
+            results = self.groups.call("apply", made, rows[:n], where[:n], least)
+            shards = [shard for _, each, _ in results for shard in each]
+            full = any(each for _, _, each in results) or pairs.state[2] > 0
             lists.settle(
                 pairs, shards, rows, n, made - opened, new, self.lengths, self.limit, threshold, sums
             )
             full = full or pairs.state[2] > 0
-            size -= sum(removed for removed, _, _ in told)
+            size -= sum(removed for removed, _, _ in results)
             yield size
 
-    def _alone(self, pieces):
-        """Bring the text here, and make the merges that are left."""
+    def _alone(self, pieces: int) -> Iterator[int]:
+        """Bring the text to this machine, and learn the remaining merges."""
         texts, letters = zip(*self.groups.call("text"), strict=True)
         cells = [np.concatenate(texts)]
         nobody = partial(kernels._over, None, 0)

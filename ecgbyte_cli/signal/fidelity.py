@@ -1,14 +1,14 @@
-"""How faithful a decoded ECG is: what engineers report, and what a cardiologist would ask for."""
+"""Fidelity of a decoded ECG: RMSE, PRD and SNR, and errors of the beats that a cardiologist would ask for."""
 
 import numpy as np
 
-LEAST_FS = 100.0  # Hz: below, QRS edges lie between samples
-QRS = 0.12  # s: the farthest that a QRS complex reaches to either side of its R peak
+LEAST_FS = 100.0  # Hz: below it, QRS edges lie between samples
+QRS = 0.12  # s: the farthest end of a QRS complex on either side of its R peak
 FLAT, STEEP = 0.02, 0.1  # outside the QRS the slope stays below STEEP of its largest for FLAT s
 
 
-def differences(x, y):
-    """Differences between a segment and what was decoded.
+def differences(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Measure the difference between a segment and its decoded signal.
 
     Parameters
     ----------
@@ -21,7 +21,7 @@ def differences(x, y):
         Sum of squared differences, mV^2.
     prd : float
         Percentage RMS difference, 100 sqrt(sum (x - y)^2 / sum x^2), over all leads (Zigel, Cohen, Katz, IEEE
-        Trans. Biomed. Eng. 47(11), 2000, eq. 1: the mean is not taken off). NaN if x is 0.
+        Trans. Biomed. Eng. 47(11), 2000, eq. 1: the mean is not subtracted). NaN if x is 0.
     snr : float
         Signal to noise ratio, 10 log10(sum (x - mean of its lead)^2 / sum (x - y)^2) (the same paper), dB.
         NaN if x is flat or nothing differs.
@@ -35,13 +35,13 @@ def differences(x, y):
     return squares, float(prd), float(snr)
 
 
-def beats(lead, fs):
-    """The beats of a lead: R peaks, and where the QRS complexes begin and end.
+def beats(lead: np.ndarray, fs: float) -> np.ndarray:
+    """Find the beats of a lead: R peaks, starts and ends of the QRS complexes.
 
-    QRS complexes are found by XQRS of wfdb-python (`wfdb.processing.xqrs_detect`). The R peak is the highest
-    sample within 60 ms of where XQRS puts the complex. The complex begins and ends where the slope, going
-    outwards from the R peak, first stays below a tenth of the complex' largest for 20 ms (slope thresholds
-    after Laguna, Jane, Caminal, Comput. Biomed. Res. 27, 1994); its end is the J point.
+    XQRS of wfdb-python (`wfdb.processing.xqrs_detect`) finds the QRS complexes. The R peak is the highest sample within
+    60 ms. The complex starts and ends where the slope, outwards from the R peak, first stays below a tenth of its
+    largest for 20 ms (slope thresholds after Laguna, Jane, Caminal, Comput. Biomed. Res. 27, 1994); its end is the J
+    point.
 
     Parameters
     ----------
@@ -53,12 +53,12 @@ def beats(lead, fs):
     Returns
     -------
     numpy.ndarray
-        int64, (beats, 3): R peak, begin, J point, in samples. Beats too near an edge, or whose QRS has no
-        end within 120 ms, are left out.
+        int64, (beats, 3): R peak, start, J point, in samples. Beats too near an edge, or with a QRS that does not end
+        within 120 ms, are left out.
     """
     from wfdb.processing import xqrs_detect
 
-    found = []
+    rows = []
     if np.ptp(lead) == 0:
         return np.zeros((0, 3), np.int64)
     slope, near, far, flat = np.abs(np.gradient(lead)), round(0.06 * fs), round(QRS * fs), round(FLAT * fs)
@@ -70,12 +70,12 @@ def beats(lead, fs):
         before = _first_flat(slope[peak - far - flat : peak][::-1] < limit, flat)
         behind = _first_flat(slope[peak + 1 : peak + 1 + far + flat] < limit, flat)
         if before is not None and behind is not None:
-            found.append((peak, peak - 1 - before, peak + 1 + behind))
-    return np.unique(np.array(found, np.int64).reshape(-1, 3), axis=0)
+            rows.append((peak, peak - 1 - before, peak + 1 + behind))
+    return np.unique(np.array(rows, np.int64).reshape(-1, 3), axis=0)
 
 
-def _first_flat(low, wanted):
-    """The first place from which on `wanted` samples in a row are low, past the peak's own rounding; or None."""
+def _first_flat(low: np.ndarray, wanted: int) -> int | None:
+    """Return the first place behind the peak where `wanted` samples in a row are low, or None."""
     steep = np.flatnonzero(~low)
     if not len(steep):
         return None
@@ -85,11 +85,10 @@ def _first_flat(low, wanted):
     return None
 
 
-def beat_errors(x, y, fs, found):
-    """What decoding did to the beats of a lead.
+def beat_errors(x: np.ndarray, y: np.ndarray, fs: float, beats: np.ndarray) -> np.ndarray:
+    """Measure the errors of a lead's beats after decoding.
 
-    The beats are those of the lead before, and their begin and J point are used for both, so that the errors
-    are of amplitudes and of the R peak alone.
+    Both signals use the start and J point of the beats before decoding, so that only amplitudes and R peaks differ.
 
     Parameters
     ----------
@@ -97,20 +96,20 @@ def beat_errors(x, y, fs, found):
         (samples,), mV: the lead before and after.
     fs : float
         Hz.
-    found : numpy.ndarray
-        (n, 3): what `beats` finds in x.
+    beats : numpy.ndarray
+        (n, 3): from `beats` for x.
 
     Returns
     -------
     numpy.ndarray
-        (beats, 3): errors (after less before) of the R amplitude in mV, of the time of the R peak in ms, and
+        (beats, 3): errors (after minus before) of the R amplitude in mV, of the time of the R peak in ms, and
         of the ST level in mV. Amplitudes are above the level just before the QRS complex, the mean of 20 ms
         (CSE Working Party, Eur. Heart J. 6, 1985); the ST level is taken 60 ms behind the J point (ACC/AHA
-        guidelines for exercise testing, 2002: 60 to 80 ms). A peak of several equal samples is at their middle.
+        guidelines for exercise testing, 2002: 60 to 80 ms). A peak of several equal samples lies at their middle.
     """
     flat, near, later = max(1, round(FLAT * fs)), round(0.06 * fs), round(0.06 * fs)
     rows = []
-    for peak, begin, end in found:
+    for peak, begin, end in beats:
         if begin - flat < 0 or end + later >= len(x):
             continue
         measured = []
@@ -123,7 +122,7 @@ def beat_errors(x, y, fs, found):
     return np.array(rows, float).reshape(-1, 3)
 
 
-def _middle_of_top(part):
+def _middle_of_top(part: np.ndarray) -> float:
     first = int(np.argmax(part))
     last = first
     while last + 1 < len(part) and part[last + 1] == part[first]:

@@ -7,6 +7,7 @@ import numpy as np
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.output import note, progress
 from ecgbyte_cli.readers.data_sets import DataSet
+from ecgbyte_cli.signal import quantizers
 from ecgbyte_cli.signal.symbolize import (
     COLUMNS,
     about_part,
@@ -18,7 +19,6 @@ from ecgbyte_cli.signal.symbolize import (
 from ecgbyte_cli.storage.files import array_writer, table_writer
 from ecgbyte_cli.storage.partial_results import PartialResults
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_kernels import quantize as kernels
 
 Lots = list[tuple[DataSet, list[str]]]  # the data set of each part, and its recordings
 
@@ -95,7 +95,7 @@ def write_letters(
                     sides.setdefault(row[1], set()).add(row[2])
                 if block.dtype != np.uint8:
                     signals = block
-                    block, lo, hi = kernels.quantize(signals, quantizer)
+                    block, lo, hi = quantizers.quantize(signals, quantizer)
                     for row in here:
                         row[5:] = lo, hi
                     lost += lost_leads([row[0] for row in here], signals, block, settings["leads"])

@@ -1,4 +1,4 @@
-"""Where the merges of a work folder come from: its own letters, a model that brought them, or an imported file."""
+"""The origin of a work folder's merges: its own letters, a model, or an imported file."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from ecgbyte_cli.storage.workdir import WorkDir
 
 
 def fingerprint(work: WorkDir) -> str:
-    """A short text that changes when the letters do: of their settings, their table and their number."""
+    """Return a hash of the settings, table and number of the letters, which changes when they do."""
     settings = read_json(work.symbol_settings)
     asked = json.dumps([settings.get("settings"), settings["signal"]], sort_keys=True)
     return hashlib.sha256(
@@ -25,7 +25,7 @@ def fingerprint(work: WorkDir) -> str:
 def rows_learned_from(
     segments: Mapping[str, Any], split: str, sample: int | float | None, seed: int
 ) -> np.ndarray:
-    """The rows of the table of segments that `learn` reads, int64, in the table's order.
+    """Return the rows of the table of segments that `learn` reads, int64, in the table's order.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def rows_learned_from(
         The columns of symbols/segments.parquet.
     split : {"train", "all"}
     sample : int, float or None
-        How many of them, or which fraction, drawn by `seed`; None: all.
+        Number or fraction of the rows, drawn at random; None is all.
     seed : int
     """
     rows = np.arange(len(segments["segment"]))
@@ -42,15 +42,14 @@ def rows_learned_from(
     if sample is None or not len(rows):
         return rows
     wanted = sample if isinstance(sample, int) else max(1, round(sample * len(rows)))
-    # the first of one shuffled order, so that a larger sample holds the smaller one
+    # the first of one shuffled order, so that a larger sample includes a smaller one
     return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:wanted])]
 
 
 def learned_here(work: WorkDir) -> dict | None:
-    """The settings with which the merges were learned from the letters of the work folder.
+    """Return the settings of `learn` if it learned the merges from the letters in the work folder.
 
-    None if they were not: they came with a model (`symbolize --like`), were imported, or the letters have been made
-    anew since.
+    None if the merges came with a model (`symbolize --like`), were imported, or the letters have changed since.
     """
     files = (work.ecg_tokenizer, work.symbol_settings, work.symbol_segments, work.symbols)
     if not all(path.exists() for path in files):
@@ -60,7 +59,7 @@ def learned_here(work: WorkDir) -> dict | None:
 
 
 def patients_learned_from(work: WorkDir) -> set[str]:
-    """The patients whose recordings in the work folder the merges were learned from."""
+    """Return the patients whose recordings in the work folder the merges were learned from."""
     settings = learned_here(work)
     if settings is None:
         return set()
@@ -70,7 +69,7 @@ def patients_learned_from(work: WorkDir) -> set[str]:
 
 
 def described(work: WorkDir, result: dict) -> dict:
-    """What is true here of a tokenizer's result: of merges from elsewhere, their number and where they come from.
+    """Return the result of a tokenizer; for merges from elsewhere only their number and their origin.
 
     Parameters
     ----------
@@ -81,5 +80,5 @@ def described(work: WorkDir, result: dict) -> dict:
     if not work.symbol_settings.exists() or learned_here(work) is not None:
         return result
     imported = "imported" in (read_json(work.ecg_tokenizer).get("settings") or {})
-    kept = {key: result[key] for key in ("vocab", "merges", "longest", "sha256") if key in result}
-    return kept | {"learned_from": "an imported tokenizer" if imported else "other recordings"}
+    numbers = {key: result[key] for key in ("vocab", "merges", "longest", "sha256") if key in result}
+    return numbers | {"learned_from": "an imported tokenizer" if imported else "other recordings"}

@@ -1,32 +1,33 @@
-"""From a recording to segments: leads picked, filtered, resampled, cut; and from segments to letters.
+"""From a recording to segments: pick leads, filter, resample, cut.
 
-All of it is decided by the settings that travel with the tokenizer under the key `signal`.
+The settings are those that the tokenizer file keeps under the key `signal`.
 """
 
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ecgbyte_cli.readers.recording import Recording, Unusable, lead_name
 from ecgbyte_kernels import filters as kernels
-from ecgbyte_kernels.quantize import dequantize, quantize  # noqa: F401 (settings and signal in one place)
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
-# Einthoven's and Goldberger's equations: parts of I and of II
+# Einthoven's and Goldberger's equations: factors of I and II
 DERIVED = {"III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}
 LONGEST_GAP = 0.04  # seconds that --fill-nan may interpolate
-# Electrocardiographs take in +-5 mV (IEC 60601-2-25 and -2-27), Holter recorders 10 mV from peak to peak
-# (-2-47), on an offset of up to 300 mV. Twice that in most leads is no ECG in mV; one lead alone may swing
-# between the ends of its converter, and 16 bits of 1 uV, which are common, span 65.5 mV. Of 3,000 real
-# recordings the middle lead spans 3.4 mV at most, the smallest of all 0.9 mV in its largest lead.
+# Electrocardiographs accept +-5 mV (IEC 60601-2-25 and -2-27), Holter recorders 10 mV from peak to peak
+# (-2-47), on an offset of up to 300 mV. Twice that in most leads is no ECG in mV. One lead alone may swing
+# over the whole range of its converter, and the common 16 bits of 1 uV span 65.5 mV. In 3,000 real
+# recordings the median lead spans at most 3.4 mV, and the largest lead at least 0.9 mV.
 WIDEST, WIDEST_LEAD = 20.0, 70.0  # mV between the percentiles 1 and 99
 NARROWEST = 0.01  # mV from peak to peak, in the largest lead; a monitor must not even count 0.15 mV as a beat
-MOST_SAMPLES = 2**24  # of the leads picked, before or after resampling; 23 minutes of 12 at 1000 Hz
+MOST_SAMPLES = 2**24  # in all picked leads, before or after resampling: 23 minutes of 12 leads at 1000 Hz
 
 
-def segments(recording: Recording, settings: dict) -> list[tuple[float, np.ndarray]]:
-    """Take a recording to segments, by a tokenizer's settings.
+def segments(recording: Recording, settings: dict[str, Any]) -> list[tuple[float, np.ndarray]]:
+    """Preprocess a recording and cut it into segments, by a tokenizer's settings.
 
     Parameters
     ----------
@@ -43,23 +44,23 @@ def segments(recording: Recording, settings: dict) -> list[tuple[float, np.ndarr
     Raises
     ------
     Unusable
-        If a lead is missing or has gaps, if the recording is shorter than a segment, or if its values are
-        none that an ECG has in mV.
+        If a lead is missing or has gaps, if the recording is shorter than a segment, or if its values cannot be an
+        ECG in mV.
     """
     fs, target = recording.fs, settings["fs"]
-    # the rates of Holter recorders and of research amplifiers are well inside
+    # Holter recorders and research amplifiers are well inside
     if not 25 <= fs <= 100_000:
         raise Unusable(f"sampling rate out of range: {fs:g} Hz")
-    made = samples_made(recording.signal, fs, target)
-    if made < settings["samples"]:
+    resampled = samples_made(recording.signal, fs, target)
+    if resampled < settings["samples"]:
         seconds = recording.signal.shape[1] / fs
         raise Unusable(f"shorter than a segment: {seconds:.6g} s of {settings['segment_seconds']:g} s")
-    if max(made, recording.signal.shape[1]) * len(settings["leads"]) > MOST_SAMPLES:
+    if max(resampled, recording.signal.shape[1]) * len(settings["leads"]) > MOST_SAMPLES:
         raise Unusable(f"too long: {recording.signal.shape[1] / fs:.0f} s; cut it into shorter records")
     signal = pick(recording, settings["leads"])
     signal = without_gaps(signal, fs, settings["fill_nan"], settings["leads"])
     check_range(signal, settings["leads"])
-    whole = PROFILES[settings["profile"]](signal, fs, target)
+    whole = PROFILES[settings["profile"]].apply(signal, fs, target)
     # a wrong gain can make numbers that no filter survives
     if not np.isfinite(whole).all():
         raise Unusable("values out of range: wrong gain or unit")
@@ -70,8 +71,8 @@ def segments(recording: Recording, settings: dict) -> list[tuple[float, np.ndarr
     ]
 
 
-def pick(recording, leads):
-    """Take leads by name, whatever their case or order, and derive limb leads that are absent.
+def pick(recording: Recording, leads: Sequence[str]) -> np.ndarray:
+    """Pick leads by name, whatever their case or order, and derive missing limb leads.
 
     III = II - I, aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2 (Einthoven; Goldberger).
 
@@ -88,9 +89,9 @@ def pick(recording, leads):
     Raises
     ------
     Unusable
-        If a lead is neither there nor derivable.
+        If a lead is missing and cannot be derived.
     """
-    at = {}
+    at: dict[str, int] = {}
     for i, name in enumerate(recording.leads):
         at.setdefault(lead_name(name), i)
     missing = [
@@ -108,8 +109,8 @@ def pick(recording, leads):
     return picked
 
 
-def without_gaps(signal, fs, fill, leads):
-    """Return the signal if all of it is finite; else interpolate short gaps, or refuse.
+def without_gaps(signal: np.ndarray, fs: float, fill: str | None, leads: Sequence[str]) -> np.ndarray:
+    """Return the signal with short gaps interpolated, if `fill` allows it.
 
     Raises
     ------
@@ -132,8 +133,8 @@ def without_gaps(signal, fs, fill, leads):
     return signal
 
 
-def check_range(signal, leads):
-    """Refuse what cannot be a surface ECG in mV, be the unit or a gain wrong. Offsets and flat leads are fine.
+def check_range(signal: np.ndarray, leads: Sequence[str]) -> None:
+    """Check that the values can be a surface ECG in mV: a wrong unit or gain fails, offsets and flat leads pass.
 
     Parameters
     ----------
@@ -144,13 +145,13 @@ def check_range(signal, leads):
     Raises
     ------
     Unusable
-        If the leads span too much or, not being flat, next to nothing.
+        If the leads span too much, or next to nothing without being flat.
     """
     spans = np.ptp(signal, axis=1)
     widest = spans.max()
     if 0 < widest < NARROWEST:
         raise Unusable(f"values out of range: {widest * 1000:.2g} uV from peak to peak; volts taken for mV?")
-    if widest > WIDEST:  # most are not, and need no percentiles
+    if widest > WIDEST:  # rarely, so most need no percentiles
         spans = np.subtract(*np.percentile(signal, [99, 1], axis=1))
         middle = np.median(spans[spans > 0]) if spans.any() else 0.0
         if middle > WIDEST or spans.max() > WIDEST_LEAD:
@@ -159,10 +160,10 @@ def check_range(signal, leads):
 
 
 def elm(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
-    """Profile `elm`: what ECG-Bench and ELM do, cubic interpolation and nothing else.
+    """Apply profile `elm`: cubic interpolation and nothing else, as ECG-Bench and ELM do.
 
-    Both grids run from 0 to the duration, ends included, so the first sample stays the first and the last the last
-    (ECG-Preprocess, `nsample_ecg`). At the target rate nothing is interpolated.
+    Both grids run from 0 to the duration, ends included, so the first and last samples stay (ECG-Preprocess,
+    `nsample_ecg`). At the target rate nothing is interpolated.
 
     Parameters
     ----------
@@ -190,24 +191,24 @@ def elm(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
 
 
 def samples_made(signal: np.ndarray, fs: float, target: float) -> int:
-    """Count the samples of a signal, (leads, samples), at the target rate: a part of a sample is dropped."""
+    """Return how many whole samples a signal, (leads, samples), has at the target rate."""
     return int(signal.shape[1] * Fraction(target) / Fraction(fs))
 
 
-def resample(signal, fs, target):
-    """Profile `resample`: polyphase resampling with its anti-aliasing low-pass, and nothing else."""
+def resample(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
+    """Apply profile `resample`: polyphase resampling with its anti-aliasing low-pass, and nothing else."""
     if fs == target:
         return signal
     from scipy.signal import resample_poly
 
     ratio = Fraction(target / fs).limit_denominator(10_000)
-    # around the line from the first sample to the last, so that an offset makes no ringing at the ends
-    made = resample_poly(signal, ratio.numerator, ratio.denominator, axis=1, padtype="line")
-    return made.astype(np.float32, copy=False)
+    # around the line from the first sample to the last, so that an offset does not ring at the ends
+    resampled = resample_poly(signal, ratio.numerator, ratio.denominator, axis=1, padtype="line")
+    return resampled.astype(np.float32, copy=False)
 
 
-def paper(signal, fs, target):
-    """Profile `paper`: the published preprocessing (ECG-Byte, arXiv 2412.14373, and its code).
+def paper(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
+    """Apply profile `paper`: the published preprocessing (ECG-Byte, arXiv 2412.14373, and its code).
 
     Notches, band-pass and high-pass, each forwards and backwards; a soft wavelet threshold (db6, four
     levels); resampling by a cubic spline, both grids running from the first sample to the last.
@@ -233,16 +234,17 @@ def paper(signal, fs, target):
 
 
 @lru_cache
-def paper_filters(fs):
-    """The filters of profile `paper` at a sampling rate, and the names of those left out there.
+def paper_filters(fs: float) -> tuple[list[tuple[tuple, str]], list[str]]:
+    """Design the filters of profile `paper` for a sampling rate.
 
-    A filter at or above half the sampling rate is left out; of the band-pass, its upper edge alone.
+    A notch at or above half the sampling rate is left out, and so is the upper edge of the band-pass.
 
     Returns
     -------
     filters : list of tuple
         ((sections, start values, extension), name) for each.
     left_out : list of str
+        Names.
     """
     from scipy.signal import butter, iirnotch, sosfilt_zi, tf2sos
 
@@ -263,11 +265,33 @@ def paper_filters(fs):
 
 
 @lru_cache
-def db6():
-    """The filters of profile `paper`'s wavelet, for `ecgbyte_kernels.filters.denoise`."""
+def db6() -> tuple[np.ndarray, ...]:
+    """Return the wavelet filters of profile `paper`, for `ecgbyte_kernels.filters.denoise`."""
     import pywt
 
     return tuple(np.array(f) for f in pywt.Wavelet("db6").filter_bank)
 
 
-PROFILES = {"paper": paper, "elm": elm, "resample": resample}
+class Profile(NamedTuple):
+    """How signals are filtered and resampled: a row of `PROFILES`."""
+
+    help: str
+    apply: Callable[[np.ndarray, float, float], np.ndarray]  # signal, its rate, target rate
+    quantizer: str = "paper"  # the default
+    margin: float = 0.0  # mV, see the quantizer `minmax`
+    left_out: Callable[[float], list[str]] = lambda fs: []  # names of filters not applied at a rate
+
+
+PROFILES = {
+    "paper": Profile("the published filters", paper, left_out=lambda fs: paper_filters(fs)[1]),
+    # ECG-Bench and ELM divide by max - min + 1e-6
+    "elm": Profile(
+        "no filters, cubic interpolation, as ECG-Bench and ELM do", elm, quantizer="minmax", margin=1e-6
+    ),
+    "resample": Profile("no filters, resampling with a low-pass", resample),
+}
+
+
+def help_text() -> str:
+    """Return the help of `--profile`."""
+    return " ".join(f"`{name}`: {row.help}." for name, row in PROFILES.items())

@@ -1,14 +1,16 @@
-"""Synthetic ECGs: which conditions a set of records shows, and the signal of each, from a model of the heart vector.
+"""Synthetic ECGs: the conditions of a set of records, and the signal of each, from a model of the heart vector.
 
-The waves are the author's choice, made to look like ECGs; the model they are put into is in kernels/vcg.py.
+The waves are chosen by hand to look like ECGs; their model is in kernels/vcg.py.
 """
+
+from typing import Any
 
 import numpy as np
 
 from ecgbyte_kernels.vcg import DOWER, LEADS, twelve_leads, vcg
 
-# condition -> range of the heart rate when slow, and when fast, in beats per minute. No record comes within
-# 3 of 100, so that whether it is above 100 is never in doubt.
+# condition -> range of the slow and of the fast heart rate, in beats per minute. No record comes within 3 of
+# 100, so that it is never in doubt whether the rate is above 100.
 CONDITIONS = {
     "sinus rhythm": ((62, 95), None),
     "sinus bradycardia": ((40, 54), None),
@@ -19,17 +21,16 @@ CONDITIONS = {
     "first-degree AV block": ((60, 95), None),
     "premature ventricular complexes": ((60, 97), (103, 125)),
 }
-FAST = 0.6  # share of fast records among the conditions that come both ways
+FAST = 0.6  # share of fast records among the conditions with both ranges
 SPLITS = ("train", "val", "test")
 GAIN = 1000  # steps per mV
 
 
-def plan_records(records, seed):
-    """Decide every record's name, patient, split and condition, and whether its rate is above 100.
+def plan_records(records: int, seed: int) -> list[dict[str, Any]]:
+    """Plan every record: name, patient, split, condition, and whether its rate is above 100.
 
-    Conditions are balanced within one over all records and on each side of the split. 5 % of the records are
-    for validation and 5 % for testing, but at least eight each (one per condition) from 40 records on, and a
-    fifth of the records each below that.
+    Conditions are balanced within one record, overall and on each side of the split. Validation and test get 5 % of the
+    records each, but at least eight (one per condition) from 40 records on, and a fifth below that.
 
     Returns
     -------
@@ -50,12 +51,12 @@ def plan_records(records, seed):
         for condition, (slow_range, fast_range) in CONDITIONS.items():
             if slow_range and fast_range:
                 group = [i for i in range(records) if (sides[i], conditions[i]) == (side, condition)]
-                # FAST of them as nearly as whole numbers allow, rounded up or down by chance
+                # a share of FAST, randomly rounded up or down
                 steps = np.floor(FAST * np.arange(len(group) + 1) + rng.random())
                 for i, is_fast in zip(group, rng.permutation(np.diff(steps)), strict=True):
                     fast[i] = bool(is_fast)
 
-    # Patients: one to three of a side's records each, taken in a random order.
+    # each patient has one to three records of a side, in random order
     patient, patients = np.zeros(records, np.int64), 0
     for side in SPLITS:
         rest = rng.permutation([i for i in range(records) if sides[i] == side])
@@ -64,7 +65,7 @@ def plan_records(records, seed):
             n = rng.integers(1, 4)
             patient[rest[:n]] = patients
             rest = rest[n:]
-    # new numbers for both, so that they tell nothing
+    # shuffle both numbers, so that they carry no information
     patient = 1 + rng.permutation(patients)[patient - 1]
     digits = max(5, len(str(records)))
     plan = []
@@ -85,12 +86,13 @@ def plan_records(records, seed):
     return plan
 
 
-def patient_name(record):
+def patient_name(record: dict[str, Any]) -> str:
+    """Return the name of a record's patient."""
     return f"P{record['patient']:06d}"
 
 
-def make_record(record, seconds, fs, seed):
-    """Make one record of the plan.
+def make_record(record: dict[str, Any], seconds: int, fs: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """Simulate one record of the plan.
 
     Parameters
     ----------
@@ -104,12 +106,14 @@ def make_record(record, seconds, fs, seed):
     steps : ndarray, int16, shape (samples, 12)
         The leads in the order of `ecgbyte_kernels.vcg.LEADS`, 1000 steps per mV.
     comments : list of str
-        The truth: the header's comments.
+        The header's comments, with the truth.
     """
     rng = np.random.default_rng([seed, 1, record["number"]])
     condition, samples = record["condition"], seconds * fs
     person = _person(np.random.default_rng([seed, 2, record["patient"]]))
-    beats, premature = _beats(rng, condition, CONDITIONS[condition][record["fast"]], seconds)
+    rates = CONDITIONS[condition][record["fast"]]
+    assert rates is not None  # the plan picks a range that the condition has
+    beats, premature = _beats(rng, condition, rates, seconds)
     inside = beats[(beats >= 0) & (beats < seconds)]
     intervals = np.diff(inside)
 
@@ -124,7 +128,7 @@ def make_record(record, seconds, fs, seed):
     noise *= rng.uniform(0.005, 0.025) * rng.uniform(0.7, 1.3, (8, 1)).astype(np.float32)
     steps = twelve_leads(np.vstack([heart, sources]), np.hstack([DOWER, seen]), noise, GAIN)
 
-    def listed(times):
+    def listed(times: np.ndarray) -> str:
         return " ".join(f"{t:.3f}" for t in times) or "none"
 
     return steps, [
@@ -141,8 +145,8 @@ def make_record(record, seconds, fs, seed):
     ]
 
 
-def _person(rng):
-    """What the records of one patient share: sizes, directions, and shapes."""
+def _person(rng: np.random.Generator) -> dict[str, Any]:
+    """Draw the sizes, directions and shapes that the records of one patient share."""
     return {
         "gain": rng.uniform(0.75, 1.25),
         "frontal": np.radians(rng.uniform(-18, 18)),
@@ -158,8 +162,10 @@ def _person(rng):
     }
 
 
-def _beats(rng, condition, rate_range, seconds):
-    """Times of the beats in s, from before the record to after it, and which of them are premature."""
+def _beats(
+    rng: np.random.Generator, condition: str, rate_range: tuple[float, float], seconds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the times of the beats in s, from before the record to after it, and which are premature."""
     low, high = rate_range
     while True:
         rr = 60 / rng.uniform(low, high)
@@ -167,10 +173,10 @@ def _beats(rng, condition, rate_range, seconds):
         if condition == "atrial fibrillation":
             variation = rng.uniform(0.2, 0.27)
             intervals = rr * rng.gamma(1 / variation**2, variation**2, count)
-            # an AV node that has just conducted cannot conduct again at once
+            # the refractory period of the AV node
             intervals = np.maximum(intervals, max(0.27, 0.55 * rr))
         else:
-            # breathing, and a little chance
+            # respiration, and a little noise
             breaths = rng.uniform(0.18, 0.3) * rr * np.arange(count) + rng.random()
             depth = rng.uniform(0.005, 0.035) * min(1, rr / 0.8)
             intervals = rr * (1 + depth * np.sin(2 * np.pi * breaths) + 0.006 * rng.standard_normal(count))
@@ -190,9 +196,11 @@ def _beats(rng, condition, rate_range, seconds):
         return beats, premature
 
 
-def _make_premature(rng, beats, premature, rr, seconds):
+def _make_premature(
+    rng: np.random.Generator, beats: np.ndarray, premature: np.ndarray, rr: float, seconds: int
+) -> None:
     """Make one to three beats in ten seconds premature, in place; the beat after keeps its time."""
-    # whole inside of the record, with a normal beat before and the pause after
+    # inside the record, with a normal beat before and the pause after
     candidates = np.flatnonzero((beats > 1.2 * rr + 0.3) & (beats < seconds - rr - 0.4))
     wanted = max(1, round(rng.integers(1, 4) * seconds / 10))
     coupling = rng.uniform(0.6, 0.7)
@@ -203,13 +211,13 @@ def _make_premature(rng, beats, premature, rr, seconds):
         beats[k] = beats[k - 1] + rr * (coupling + 0.01 * rng.standard_normal())
 
 
-def _pr_interval(rng, condition, rr):
+def _pr_interval(rng: np.random.Generator, condition: str, rr: float) -> float:
     if condition == "first-degree AV block":
         return rng.uniform(0.245, max(0.26, min(0.335, rr - 0.37)))
     return rng.uniform(0.125, 0.185 if rr > 0.6 else 0.155)
 
 
-# Waves of a beat: time of the peak after the beat's own time (s), width before and after (s), and height on x
+# Waves of a beat: time of the peak relative to the beat (s), width before and after (s), and height on x
 # (left), y (feet), z (back) in mV.
 P_WAVE = np.array(  # time from the start of P: the right atrium, in front, then the left one, at the back
     [
@@ -251,8 +259,16 @@ ST_INJURY = np.array([0.15, -0.08, -1.0])  # to the front, and a little up
 NORMAL_START, LBBB_START = -0.042, -0.082  # start of the QRS complex
 
 
-def _waves(rng, condition, person, beats, premature, pr, rr):
-    """All waves of all beats, rows of (centre, before, after, x, y, z), and the vector that raises ST."""
+def _waves(
+    rng: np.random.Generator,
+    condition: str,
+    person: dict[str, Any],
+    beats: np.ndarray,
+    premature: np.ndarray,
+    pr: float | None,
+    rr: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the waves of all beats, rows of (centre, before, after, x, y, z), and the vector that raises ST."""
     gain = person["gain"]
     qt = (person["qtc"] + 0.03 * (condition == "left bundle branch block")) * rr ** (1 / 3)  # Fridericia
     t_peak, t_before, t_after = 0.72 * qt - 0.02, 0.13 * qt, 0.08 * qt
@@ -263,17 +279,17 @@ def _waves(rng, condition, person, beats, premature, pr, rr):
         qrs, start = LBBB_QRS.copy(), LBBB_START * person["width"]
         qrs[:, :3] *= person["width"]
         t_vector = LBBB_T * person["t_gain"]
-        # ST away from the QRS complex too
+        # ST is opposite to the QRS complex too
         qrs = np.vstack([qrs, [0.45 * t_peak + 0.02, 0.035, 0.06, *(0.3 * t_vector)]])
     else:
         qrs, start = NORMAL_QRS.copy(), NORMAL_START
         qrs[0, 3:] *= person["septum"]
         qrs[2:, 3:] *= person["late"]
     if condition == "anterior ST elevation":
-        # 0.15 … 0.35 mV in V1, whatever the patient's size
+        # 0.15 to 0.35 mV in V1 for every patient
         injury = ST_INJURY * rng.uniform(0.17, 0.33) / (DOWER[2] @ ST_INJURY)
         t_vector = 0.7 * t_vector + 0.6 * injury
-        qrs[0, 3:] *= 0.6  # the dying front wall has less to say
+        qrs[0, 3:] *= 0.6  # the injured front wall is weaker
     qrs[:, 3:] = _turned(qrs[:, 3:], person["frontal"], person["horizontal"]) * gain
     t_vector = _turned(t_vector[None], person["t_frontal"], 0.5 * person["horizontal"]) * gain
     beat = np.vstack([qrs, [t_peak, t_before, t_after, *t_vector[0]]])
@@ -301,24 +317,24 @@ def _waves(rng, condition, person, beats, premature, pr, rr):
     return np.vstack(rows), injury
 
 
-def _repeat(waves, beats, size):
-    """The waves of one beat, at each of the beats, that many times as high."""
+def _repeat(waves: np.ndarray, beats: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Repeat the waves of one beat at each beat, scaled by `size`."""
     rows = np.tile(waves, (len(beats), 1))
     rows[:, 0] += np.repeat(beats, len(waves))
     rows[:, 3:] *= np.repeat(size, len(waves))[:, None]
     return rows
 
 
-def _turned(vectors, frontal, horizontal):
-    """Vectors turned in the frontal plane (from left to feet), then in the horizontal one (left to back)."""
+def _turned(vectors: np.ndarray, frontal: float, horizontal: float) -> np.ndarray:
+    """Rotate vectors in the frontal plane (from left to feet), then in the horizontal one (left to back)."""
     x, y, z = vectors.T
     x, y = x * np.cos(frontal) - y * np.sin(frontal), x * np.sin(frontal) + y * np.cos(frontal)
     x, z = x * np.cos(horizontal) - z * np.sin(horizontal), x * np.sin(horizontal) + z * np.cos(horizontal)
     return np.stack([x, y, z], axis=1)
 
 
-def _fibrillation(rng, seconds):
-    """F-waves: rows of (centre, before, after, x, y, z), up and down in turn, never quite the same."""
+def _fibrillation(rng: np.random.Generator, seconds: int) -> np.ndarray:
+    """Return irregular f-waves: rows of (centre, before, after, x, y, z), alternately up and down."""
     half = 0.5 / rng.uniform(5.5, 8.0)
     intervals = half * rng.uniform(0.75, 1.25, int((seconds + 2) / half * 1.2))
     centres = np.cumsum(intervals) - 1
@@ -328,8 +344,8 @@ def _fibrillation(rng, seconds):
     return np.column_stack([centres, 0.5 * intervals, 0.5 * intervals, vectors])
 
 
-def _interference(rng, samples, fs):
-    """Baseline wander and sometimes mains hum, (sources, samples) in mV, and what each lead sees of them."""
+def _interference(rng: np.random.Generator, samples: int, fs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw baseline wander and sometimes mains hum, (sources, samples) in mV, and their weight in each lead."""
     t = np.arange(samples) / fs
     frequencies = [rng.uniform(0.05, 0.12), rng.uniform(0.15, 0.35), rng.uniform(0.35, 0.6)]
     heights = rng.uniform(0.0, 1.0, 3) * [0.06, 0.06, 0.025]
@@ -341,8 +357,8 @@ def _interference(rng, samples, fs):
     return sources, rng.uniform(0.2, 1.0, (8, len(frequencies))) * rng.choice([-1, 1], (8, len(frequencies)))
 
 
-def _raised_leads(injury):
-    """Names of the leads that the vector raises by 0.1 mV or more, or none."""
+def _raised_leads(injury: np.ndarray) -> str:
+    """Return the names of the leads that the vector raises by 0.1 mV or more, or `none`."""
     one, two, *chest = DOWER @ injury
     limbs = [one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2]
     return " ".join(name for name, mv in zip(LEADS, limbs + chest, strict=True) if mv >= 0.1) or "none"

@@ -1,8 +1,9 @@
-"""From recordings to parts of the letters: what `ecgbyte symbolize` does with some recordings at a time."""
+"""Turn recordings into letters, some recordings at a time: the work of `ecgbyte symbolize`."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +12,12 @@ from ecgbyte_cli.cli.app import caused_by_interrupt
 from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import cluster
-from ecgbyte_cli.signal import corpus, preprocess
+from ecgbyte_cli.signal import preprocess, quantizers
 from ecgbyte_cli.storage.partial_results import PartialResults
-from ecgbyte_kernels import quantize as kernels
+from ecgbyte_kernels.quantize import count_upper
 
-FLUSH = 2**23  # samples that are held before they are written: long recordings take no more than short ones
-FLAT = 0.03  # mV: peaks lower than the noise that IEC 60601-2-25 allows an electrocardiograph
+FLUSH = 2**23  # samples held in memory before a write, however long the recordings are
+FLAT = 0.03  # mV from peak to peak: the noise that IEC 60601-2-25 allows an electrocardiograph
 COLUMNS = {  # of the table of segments
     "segment": int,
     "record": str,
@@ -32,62 +33,52 @@ COLUMNS = {  # of the table of segments
 }
 
 
-def make_part(parts, number, paths, asked, salt):
-    """Do some recordings and write their part.
+def make_part(parts: PartialResults, number: int, paths: list[str], asked: dict[str, Any], salt: str) -> int:
+    """Turn some recordings into segments and write their part: letters if the quantizer is complete, else signals.
 
     Parameters
     ----------
-    parts : Parts
+    parts : PartialResults
     number : int
         Of the part.
     paths : list of str
     asked : dict
         The stage's settings.
     salt : str
-        What turns a number that a hospital gave a patient into a name that says nothing.
+        Key of the hash that replaces patients' numbers in hospital files.
 
     Returns
     -------
     int
-        How many recordings were done.
+        Number of recordings read.
     """
     quantizer = asked["quantizer"]
-    ready = quantizer["name"] in corpus.FIXED or quantizer["lo"] is not None
-    about = {"rows": [], "skipped": [], "remarks": [], "lost": [], "placeholders": 0, "stated": []}
+    complete = quantizers.is_complete(quantizer)
+    about: dict[str, Any] = {key: [] for key in ("rows", "skipped", "remarks", "lost", "stated")}
+    about["placeholders"] = 0
     counts = np.zeros(2**16, np.int64)
     with parts.new(number) as write:
-        blocks = []
+        blocks: list[np.ndarray] = []
         for path in paths:
             try:
-                told = (asked["input_fs"], asked["lead_names"], asked["units"], asked["keep_identity"])
-                recording = readers.read_recording(path, *told)
-                split = readers.stated_side(recording)
-                cut = preprocess.segments(recording, asked)
+                recording, side, cut = _read_segments(path, asked)
             except Failure as error:
                 if caused_by_interrupt(error):  # not the recording's fault
                     raise KeyboardInterrupt from None
                 about["skipped"].append((path, error.message))
                 continue
-            stated, patient = readers.stated_patient(recording), readers.patient_of(recording)
-            if stated is not None and readers.is_placeholder(stated):
-                about["placeholders"] += 1
-                stated = None
-            elif stated is not None and stated == recording.identity.get("Patient"):
-                stated = patient = readers.pseudonym(stated, salt)
-            if stated not in about["stated"]:
-                about["stated"].append(stated)
-            if asked["profile"] == "paper":
-                about["remarks"].append([recording.fs, preprocess.paper_filters(recording.fs)[1]])
+            patient = _note_patient(recording, salt, about)
+            if left_out := preprocess.PROFILES[asked["profile"]].left_out(recording.fs):
+                about["remarks"].append([recording.fs, left_out])
             for start, signal in cut:
-                lo = hi = 0.0
-                block = signal
-                if ready:
-                    block, lo, hi = kernels.quantize(signal, quantizer)
+                block, lo, hi = signal, 0.0, 0.0
+                if complete:
+                    block, lo, hi = quantizers.quantize(signal, quantizer)
                     about["lost"] += lost_leads([recording.name], signal[None], block[None], asked["leads"])
                 else:
-                    kernels.count_upper(signal, counts)
+                    count_upper(signal, counts)
                 blocks.append(block)
-                about["rows"].append([recording.name, patient, split, path, start, lo, hi])
+                about["rows"].append([recording.name, patient, side, path, start, lo, hi])
                 if len(blocks) * block.size >= FLUSH:
                     write(np.array(blocks))
                     blocks = []
@@ -97,6 +88,28 @@ def make_part(parts, number, paths, asked, salt):
         write(np.stack([used, counts[used]]))
         write(np.frombuffer(json.dumps(about).encode(), np.uint8))
     return len(paths)
+
+
+def _read_segments(
+    path: str, asked: dict[str, Any]
+) -> tuple[readers.Recording, str | None, list[tuple[float, np.ndarray]]]:
+    """Read a recording: itself, its side of the split if it states one, and its segments."""
+    options = (asked["input_fs"], asked["lead_names"], asked["units"], asked["keep_identity"])
+    recording = readers.read_recording(path, *options)
+    return recording, readers.stated_side(recording), preprocess.segments(recording, asked)
+
+
+def _note_patient(recording: readers.Recording, salt: str, about: dict[str, Any]) -> str:
+    """Return the patient of a recording, and note in `about` what the file states."""
+    stated, patient = readers.stated_patient(recording), readers.patient_of(recording)
+    if stated is not None and readers.is_placeholder(stated):
+        about["placeholders"] += 1
+        stated = None
+    elif stated is not None and stated == recording.identity.get("Patient"):
+        stated = patient = readers.pseudonym(stated, salt)
+    if stated not in about["stated"]:
+        about["stated"].append(stated)
+    return patient
 
 
 def parts_on_cluster(
@@ -113,15 +126,15 @@ def parts_on_cluster(
     lots : list of (DataSet, list of str)
         The data set of each part, and its recordings.
     tasks : iterable of tuple
-        What `make_part` takes.
+        Arguments of `make_part`.
 
     Returns
     -------
     iterator of int
-        What `make_part` returns, as parts are done.
+        Results of `make_part`, as parts are done.
     """
-    sets = {id(its): its for its, _ in lots}.values()
-    sampled = [path for its in sets for path in cluster.sample(its.found)]
+    sets = {id(data_set): data_set for data_set, _ in lots}.values()
+    sampled = [path for data_set in sets for path in cluster.sample(data_set.found)]
 
     def reads(parts: PartialResults, number: int, paths: list[str], *_: object) -> list[str]:
         return readers.files_of(paths)
@@ -129,8 +142,8 @@ def parts_on_cluster(
     return cluster.map_tasks(dask, root, make_part, tasks, readers.files_of(sampled), reads)
 
 
-def columns(first, rows, shape):
-    """The columns of the table of segments, of the rows that begin with segment `first`."""
+def columns(first: int, rows: list[list], shape: tuple[int, int]) -> list[Sequence | np.ndarray]:
+    """Return the columns of the table of segments, for rows that begin with segment `first`."""
     record, patient, split, path, start, lo, hi = (list(column) for column in zip(*rows, strict=True))
     segment = np.arange(first, first + len(rows))
     leads, samples = (np.full(len(rows), size) for size in shape)
@@ -138,19 +151,21 @@ def columns(first, rows, shape):
     return [segment, record, patient, split, path, start, leads, samples, offset, lo, hi]
 
 
-def about_part(parts, number):
-    """What was noted in a part, with a row for each segment, and the counts of its values."""
+def about_part(parts: PartialResults, number: int) -> tuple[dict[str, Any], np.ndarray]:
+    """Read the notes of a part, with a row for each segment, and the counts of its values."""
     counts, about = parts.read(number, slice(-2, None))
     return json.loads(about.tobytes()), counts
 
 
-def blocks_of_part(parts, number):
+def blocks_of_part(parts: PartialResults, number: int) -> Iterator[np.ndarray]:
     """Yield the signals or letters of a part, some segments at a time."""
     yield from parts.read(number, slice(-2))
 
 
-def lost_leads(records, signals, letters, leads):
-    """Leads that became one letter throughout a segment though they are not flat.
+def lost_leads(
+    records: list[str], signals: np.ndarray, letters: np.ndarray, leads: list[str]
+) -> list[list[str]]:
+    """Find leads that became one letter throughout a segment though they are not flat.
 
     Parameters
     ----------
@@ -163,7 +178,7 @@ def lost_leads(records, signals, letters, leads):
     Returns
     -------
     list of list
-        Record and leads, of each segment that has such.
+        Record and leads, for each segment with such leads.
     """
     lost = (letters == letters[..., :1]).all(axis=-1)
     return [
@@ -173,8 +188,17 @@ def lost_leads(records, signals, letters, leads):
     ]
 
 
-def say_what_is_lost(lost, used, quantizer):
-    """Say it where the letters carry less than they seem to: most often a range that does not fit."""
+def say_what_is_lost(lost: list[list[str]], used: np.ndarray, quantizer: dict[str, Any]) -> None:
+    """Print a note where the letters carry little of the signal, most often because the range does not fit.
+
+    Parameters
+    ----------
+    lost : list of list
+        From `lost_leads`.
+    used : numpy.ndarray
+        (256,): how often each letter occurs.
+    quantizer : dict
+    """
     if quantizer.get("lo") is not None:
         remedy = (
             f"their range is {quantizer['lo']:.3g} to {quantizer['hi']:.3g} mV; see --range and --quantizer"
@@ -187,6 +211,6 @@ def say_what_is_lost(lost, used, quantizer):
             f"{len({name for name, _ in lost})} recordings have leads that became one letter throughout, though "
             f"they are not flat ({record}: {leads}); {remedy}"
         )
-    most = np.sort(used)[-2:].sum() / used.sum()  # two, as the signal may lie where one becomes the other
+    most = np.sort(used)[-2:].sum() / used.sum()  # two, as the baseline may lie on their edge
     if most > 0.95 and quantizer["levels"] > 4:
         note(f"{100 * most:.1f} % of all letters are the same two, so they say little; {remedy}")

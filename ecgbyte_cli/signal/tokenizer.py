@@ -1,20 +1,22 @@
-"""The tokenizer: signal in mV <-> letters <-> token ids."""
+"""The tokenizer: from signals in mV to letters to token ids, and back."""
 
-import math
 import os
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal import preprocess, quantizers
+from ecgbyte_cli.signal.quantizers import check_number
 from ecgbyte_cli.storage.files import read_json, write_json, write_table
 from ecgbyte_cli.storage.manifest import tokenizer_sha256
+from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_kernels import bpe, fewest, longest, tokens
 
 FORMAT, FORMAT_VERSION = "ecgbyte-tokenizer", 1
-MOST_BYTES = 2**26  # of an ecg_tokenizer.json: some 60 a merge, of 2^20 at most
+MOST_BYTES = 2**26  # of an ecg_tokenizer.json: about 60 a merge, and at most 2^20 merges
 SEGMENTERS = {
     "longest": (longest.longest, longest.longest_tables),
     "bpe": (bpe.bpe, bpe.bpe_tables),
@@ -23,21 +25,21 @@ SEGMENTERS = {
 
 
 class ECGTokenizer:
-    """Letters and merges that were learned, and all that is needed to go from mV to ids and back.
+    """Learned merges with the settings of their letters: goes from mV to ids and back.
 
     Parameters
     ----------
     about : dict
-        What an ecg_tokenizer.json holds: at least `signal`, `boundary` and `merges`.
+        Content of an ecg_tokenizer.json: at least `signal`, `boundary` and `merges`.
     name : str
-        Where it comes from, for messages.
+        Its source, for messages.
 
     Attributes
     ----------
     signal : dict
         Sampling rate, leads, segment length, profile and quantizer (see `preprocess.segments`).
     boundary : {"lead", "segment", "none"}
-        What no token crosses.
+        The boundary that no token crosses.
     levels : int
         Number of letters; ids 0 to levels - 1 are the letters.
     merges : numpy.ndarray
@@ -46,12 +48,12 @@ class ECGTokenizer:
     lengths : numpy.ndarray
         int32, (vocab_size,): letters per token.
     sha256 : str
-        Hex digest of all that decides which ids a recording gets.
+        Hex digest of everything that determines the ids of a recording.
 
     Raises
     ------
     Failure
-        If the file is no tokenizer, or its merges cannot be.
+        If the file is no tokenizer, or is damaged.
 
     Examples
     --------
@@ -60,14 +62,15 @@ class ECGTokenizer:
     >>> start, signal = segments(read("data/synth00001"), tokenizer.signal)[0]
     >>> ids = tokenizer.encode(signal)
 
-    `tokenizer.decode(ids)` are the letters again, `tokenizer.to_mv(*tokenizer.quantize(signal))` is what they
-    say in mV, and `tokenizer.spans(ids)` tells of each token where it lies: lead, first sample, one after the
-    last.
+    `tokenizer.decode(ids)` returns the letters, `tokenizer.to_mv(*tokenizer.quantize(signal))` their signal in mV, and
+    `tokenizer.spans(ids)` the lead, first sample and sample after the last of each token.
     """
 
-    def __init__(self, about: dict, name: str = "the tokenizer"):
+    def __init__(self, about: dict, name: str = "the tokenizer") -> None:
         if about.get("format") != FORMAT or about.get("format_version") != FORMAT_VERSION:
-            raise Failure(f"{name} is no {FORMAT} of version {FORMAT_VERSION}: make one with `ecgbyte learn`")
+            raise Failure(
+                f"{name} is no {FORMAT} of version {FORMAT_VERSION}: learn one with `ecgbyte learn`"
+            )
         try:
             check_signal(about["signal"])
             self.signal, self.boundary = about["signal"], about["boundary"]
@@ -94,11 +97,11 @@ class ECGTokenizer:
 
     @classmethod
     def from_dict(cls, about: dict) -> "ECGTokenizer":
-        """Take what an ecg_tokenizer.json holds."""
+        """Create a tokenizer from the content of an ecg_tokenizer.json."""
         return cls(about)
 
     def letters(self, signal: np.ndarray) -> np.ndarray:
-        """Letters of a preprocessed segment.
+        """Return the letters of a preprocessed segment.
 
         Parameters
         ----------
@@ -113,7 +116,7 @@ class ECGTokenizer:
         return self.quantize(signal)[0]
 
     def quantize(self, signal: np.ndarray) -> tuple[np.ndarray, float, float]:
-        """Letters of a preprocessed segment, and the range in mV that they stand for.
+        """Return the letters of a preprocessed segment, and the range in mV that they stand for.
 
         Parameters
         ----------
@@ -132,18 +135,18 @@ class ECGTokenizer:
         Failure
             If the tokenizer was imported without a range.
         """
-        return preprocess.quantize(np.asarray(signal, np.float32), self._quantizer())
+        return quantizers.quantize(np.asarray(signal, np.float32), self._quantizer())
 
     def to_mv(self, letters: np.ndarray, lo: float | None = None, hi: float | None = None) -> np.ndarray:
-        """Signal in mV, float32 (leads, samples), of letters.
+        """Turn letters back into a signal in mV, float32 (leads, samples).
 
-        `lo` and `hi`, from `quantize`, are needed for the quantizers `minmax` and `trellis`.
+        `lo` and `hi`, from `quantize`, are needed where letters have no size of their own (see `has_size`).
         """
-        return preprocess.dequantize(letters, self._quantizer(), lo, hi)
+        return quantizers.dequantize(letters, self._quantizer(), lo, hi)
 
-    def _quantizer(self):
+    def _quantizer(self) -> dict[str, Any]:
         quantizer = self.signal["quantizer"]
-        if quantizer["name"] == "paper" and quantizer["lo"] is None:
+        if not quantizers.is_complete(quantizer):
             raise Failure(
                 "the imported tokenizer does not say what range in mV its letters stand for: "
                 "import it again with --range LO HI"
@@ -152,14 +155,14 @@ class ECGTokenizer:
 
     @property
     def has_size(self) -> bool:
-        """Whether a letter stands for mV by itself, and not by the range of its segment."""
-        return self.signal["quantizer"]["name"] not in ("minmax", "trellis")
+        """Whether a letter stands for mV by itself, and not relative to its segment."""
+        return quantizers.has_size(self.signal["quantizer"])
 
     def flat_line(self, segmenter: str = "longest") -> np.ndarray:
-        """Token ids of a segment on which nothing happens.
+        """Return the token ids of a flat segment.
 
-        It is at 0 mV; with the quantizers `minmax` and `trellis`, whose letters have no size of their own, at the
-        letter that takes fewest tokens: one that recordings never rest at would take a token for each sample.
+        It lies at 0 mV. Where letters have no size of their own, it lies at the letter that takes the fewest tokens: a
+        letter that recordings never rest at would take a token for each sample.
         """
         shape = (len(self.signal["leads"]), self.signal["samples"])
         if self.has_size:
@@ -168,7 +171,7 @@ class ECGTokenizer:
         return min(lines, key=len)
 
     def encode(self, signal_or_letters: np.ndarray, segmenter: str = "longest") -> np.ndarray:
-        """Token ids of one segment.
+        """Return the token ids of one segment.
 
         Parameters
         ----------
@@ -191,7 +194,7 @@ class ECGTokenizer:
     def encode_segments(
         self, letters: np.ndarray, segments: int, leads: int, samples: int, segmenter: str = "longest"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of several segments of one shape.
+        """Return the token ids of several segments of one shape.
 
         Parameters
         ----------
@@ -205,7 +208,7 @@ class ECGTokenizer:
         ids : numpy.ndarray
             uint16 or uint32, the ids of all segments end to end.
         counts : numpy.ndarray
-            int64, (segments,): how many ids each segment has.
+            int64, (segments,): number of ids of each segment.
 
         Raises
         ------
@@ -227,7 +230,7 @@ class ECGTokenizer:
         return ids, counts.reshape(segments, pieces).sum(axis=1)
 
     def decode(self, ids: npt.ArrayLike) -> np.ndarray:
-        """Letters, uint8 (leads, samples), of the ids of one segment.
+        """Return the letters, uint8 (leads, samples), of the ids of one segment.
 
         Raises
         ------
@@ -238,22 +241,22 @@ class ECGTokenizer:
         return letters.reshape(len(self.signal["leads"]), self.signal["samples"])
 
     def letters_of(self, token: int) -> np.ndarray:
-        """The letters that a token stands for, uint8 (letters,)."""
+        """Return the letters of a token, uint8 (letters,)."""
         return np.asarray(self._text[self._starts[token] : self._starts[token + 1]], np.uint8)
 
     def spans(self, ids: npt.ArrayLike) -> np.ndarray:
-        """Where each token of a segment lies.
+        """Return the place of each token of a segment.
 
         Parameters
         ----------
         ids : array_like
-            Token ids of one segment, or of its beginning.
+            Token ids of one segment, or its first ones.
 
         Returns
         -------
         numpy.ndarray
-            int64, (rows, 4): token's place in `ids`, lead, first sample, sample after the last. A row per
-            token; a token that crosses leads (boundary `segment` or `none`) has one for each.
+            int64, (rows, 4): index in `ids`, lead, first sample, sample after the last. A row per token; a token
+            that crosses leads (boundary `segment` or `none`) has a row for each.
         """
         stops = np.cumsum(self.lengths[np.asarray(ids, np.int64)], dtype=np.int64)
         starts, samples = stops - np.diff(stops, prepend=0), self.signal["samples"]
@@ -271,15 +274,15 @@ class ECGTokenizer:
 
 
 def check_signal(signal: dict) -> None:
-    """Check the part `signal` of an ecg_tokenizer.json, for all that is done with it takes its numbers as given.
+    """Check the part `signal` of an ecg_tokenizer.json, as no other code checks its numbers.
 
     Raises
     ------
     KeyError, TypeError or ValueError
-        If something is missing, of another type, or outside of what can be.
+        If something is missing, of another type or out of range.
     """
-    fs, seconds = _number(signal["fs"], 1, 100_000), _number(signal["segment_seconds"], 0, 1e6)
-    samples = _number(signal["samples"], 1, preprocess.MOST_SAMPLES, int)
+    fs, seconds = check_number(signal["fs"], 1, 100_000), check_number(signal["segment_seconds"], 0, 1e6)
+    samples = check_number(signal["samples"], 1, preprocess.MOST_SAMPLES, int)
     if abs(fs * seconds - samples) > 1:
         raise ValueError(f"{samples} samples are no segment of {seconds} s at {fs} Hz")
     leads, profile, fill = signal["leads"], signal["profile"], signal["fill_nan"]
@@ -289,46 +292,15 @@ def check_signal(signal: dict) -> None:
         raise ValueError(f"leads {', '.join(leads)[:80]}: each once, of {', '.join(preprocess.LEADS)}")
     if profile not in list(preprocess.PROFILES) or fill not in (None, "linear"):
         raise ValueError(f"profile {str(profile)[:80]}, fill_nan {str(fill)[:80]}")
-    _check_quantizer(signal["quantizer"])
+    quantizers.check(signal["quantizer"])
 
 
-def _check_quantizer(quantizer):
-    name, levels = quantizer["name"], _number(quantizer["levels"], 2, 256, int)
-    if name not in ("paper", "minmax", "mulaw", "lloyd", "trellis"):
-        raise ValueError(f"no quantizer is called {str(name)[:80]!r}")
-    lo, hi = quantizer.get("lo"), quantizer.get("hi")
-    if name == "paper" and (lo, hi) != (None, None):  # a tokenizer that was imported may not know
-        if not _number(lo, -1e6, 1e6) < _number(hi, -1e6, 1e6):
-            raise ValueError(f"range {lo} to {hi} mV")
-    if name in ("mulaw", "trellis"):
-        _number(quantizer["mu"], 1e-6, 1e6)
-        _number(quantizer["limit"], 1e-6, 1e6)
-    if name == "trellis":
-        _number(quantizer["penalty"], 0, 1e6)
-    if name == "minmax":
-        _number(quantizer.get("margin", 0), 0, 1)
-    if name == "lloyd":
-        for key, count in (("edges", levels + 1), ("centroids", levels)):
-            values = [_number(v, -1e6, 1e6) for v in quantizer[key]]
-            if len(values) != count or sorted(values) != values:
-                raise ValueError(f"{key} of the quantizer lloyd: {count} numbers, rising")
-
-
-def _number(value, least, most, kind=(int, float)):
-    """A number of JSON, if it is one and in its range: True is none, nor is NaN."""
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise TypeError(f"{str(value)[:80]!r} is no {'whole number' if kind is int else 'number'}")
-    if not (math.isfinite(value) and least <= value <= most):
-        raise ValueError(f"{str(value)[:80]} is not from {least} to {most}")
-    return value
-
-
-def _pairs(merges):
-    """The merges of an ecg_tokenizer.json as int32 (m, 2)."""
+def _pairs(merges: object) -> np.ndarray:
+    """Return the merges of an ecg_tokenizer.json as int32 (m, 2)."""
     merges = merges.tolist() if isinstance(merges, np.ndarray) else merges
     if not isinstance(merges, list) or len(merges) > tokens.MOST_TOKENS:
         raise ValueError(f"merges are a list of at most {tokens.MOST_TOKENS:,} pairs")
-    # by type: an array would take True, "1" and 1.5 for whole numbers
+    # by type: numpy would accept True, "1" and 1.5 as whole numbers
     if not all(
         type(pair) is list and len(pair) == 2 and type(pair[0]) is type(pair[1]) is int for pair in merges
     ):
@@ -336,14 +308,14 @@ def _pairs(merges):
     return np.array(merges, np.int32).reshape(-1, 2)
 
 
-def write_tokenizer(work, about):
-    """Write a tokenizer's files into a work folder: a table to read, tokenizer.json, ecg_tokenizer.json last.
+def write_tokenizer(work: WorkDir, about: dict[str, Any]) -> None:
+    """Write a tokenizer's files into a work folder: the table of merges, tokenizer.json, ecg_tokenizer.json last.
 
     Parameters
     ----------
     work : WorkDir
     about : dict
-        What ecg_tokenizer.json is to hold beside its format: `settings`, `result`, `signal`, `boundary`,
+        Content of ecg_tokenizer.json beside its format: `settings`, `result`, `signal`, `boundary`,
         `max_token_length`, `merges` and, if known, `counts`.
     """
     levels, merges = about["signal"]["quantizer"]["levels"], about["merges"]
@@ -392,7 +364,7 @@ def write_tokenizer(work, about):
     write_json(work.ecg_tokenizer, header | about)
 
 
-def character(letter):
-    """The character of a letter in tokenizer.json: a to z, A to Z, 0 to 9, then U+0100 + letter."""
+def character(letter: int) -> str:
+    """Return the character of a letter in tokenizer.json: a to z, A to Z, 0 to 9, then U+0100 + letter."""
     first = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
     return first[letter] if letter < len(first) else chr(0x100 + letter)

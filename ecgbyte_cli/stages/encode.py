@@ -17,6 +17,7 @@ from ecgbyte_cli.cli.output import note, print_result, progress
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.processes import threads as pool_of_threads
+from ecgbyte_cli.signal import quantizers
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS, ECGTokenizer
 from ecgbyte_cli.storage.files import array_writer, read_array, read_json, read_table, write_json, write_table
 from ecgbyte_cli.storage.manifest import add_checksum, describe_files
@@ -110,7 +111,7 @@ def _other_letters(work: WorkDir, needed: dict[str, Any], present: dict[str, Any
     """Describe how the letters differ from the ones that a tokenizer needs, and what to do."""
     differ = ", ".join(key for key in needed if needed[key] != present.get(key))
     problem = f"{work.ecg_tokenizer} needs other letters than {work.symbols} ({differ})"
-    if needed["quantizer"]["name"] == "paper" and needed["quantizer"]["lo"] is None:
+    if not quantizers.is_complete(needed["quantizer"]):
         return f"{problem}: it does not know their range in mV, import it again with --range LO HI, or with --like elm"
     return f"{problem}: learn again, or `ecgbyte symbolize DATA --like {work.ecg_tokenizer} --overwrite`"
 

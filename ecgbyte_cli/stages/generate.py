@@ -12,8 +12,9 @@ from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import base_option, dask_option, max_new_option, seeds_option, types_option
 from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.cli.spelling import Model
-from ecgbyte_cli.evaluation import metrics, reliability
+from ecgbyte_cli.evaluation import metrics, reliability, report
 from ecgbyte_cli.evaluation.controls import CONTROLS, ControlInputs
+from ecgbyte_cli.evaluation.text_scores import text_scores
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference import certainty
 from ecgbyte_cli.inference.batch_answering import (
@@ -121,22 +122,22 @@ def command(work, **options):
             f"models of {work.root} differ in more than their seed: run `ecgbyte finetune --seeds {seeds}`"
         )
     result = generate(work, **options)
-    header, lines = metrics.score_rows(result)
+    header, lines = report.score_rows(result)
     table(
         lines, header, title=f"Exact match in %, {result['questions']} questions of split {result['split']}"
     )
-    print_result(metrics.headline(result))
+    print_result(report.headline(result))
     if "form_kept" in result:
         print_result(
             f"reasoning, then answer: {100 * result['form_kept']:.1f} % of the answers have this form"
         )
-    print_result(metrics.text_score_line(result))
-    for line in reliability.reliability_lines(result):
+    print_result(report.text_score_line(result))
+    for line in report.reliability_lines(result):
         print_result(line)
     if seeds > 1:
         every = [result, *(generate(of, **options) for of in others)]
         result = result | {"seeds": metrics.summarize_seeds(every)}
-        table(*metrics.seed_table(result["seeds"]), title=f"Exact match in %, {seeds} trainings")
+        table(*report.seed_table(result["seeds"]), title=f"Exact match in %, {seeds} trainings")
         write_json(work.metrics, read_json(work.metrics) | {"result": result}, indent=1)
     return result
 
@@ -167,7 +168,7 @@ def generate(
     Returns
     -------
     dict
-        What `metrics.score` and `metrics.overlap` return, split, majority_by (`type` or `question`),
+        What `metrics.score` and `text_scores` return, split, majority_by (`type` or `question`),
         seen_in_training (questions of the split that stand in training too) and seconds.
 
     Raises
@@ -225,7 +226,7 @@ def generate(
             seed,
             [question.attribute_type for question in asked],
         )
-        result |= metrics.text_scores(answers["signal"], [question.answer for question in asked], bertscore)
+        result |= text_scores(answers["signal"], [question.answer for question in asked], bertscore)
         result |= reliability.score_probabilities(
             asked, given["signal"], [patient for *_, patient, _ in chosen], seed
         )
@@ -350,8 +351,8 @@ def write(work, chosen, answers, given, thoughts, settings, result):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     title = f"Exact match in %, {result['questions']} questions of split {result['split']}"
     with atomic_write(work.metrics_table) as beside:
-        more = "".join(f"- {line}\n" for line in reliability.reliability_lines(result))
-        parts = [metrics.metrics_markdown(result, title), more, reliability.confusion_tables(result)]
+        more = "".join(f"- {line}\n" for line in report.reliability_lines(result))
+        parts = [report.metrics_markdown(result, title), more, report.confusion_tables(result)]
         beside.write_text("\n".join(filter(None, parts)), encoding="utf-8")
     write_json(work.metrics, {"settings": settings, "result": result}, indent=1)
     work.partial_answers.unlink(missing_ok=True)

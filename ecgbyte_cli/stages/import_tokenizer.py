@@ -11,14 +11,14 @@ from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.output import note, print_result
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.signal import corpus, preprocess
+from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.reference_tokenizer import LETTERS, merges_of
 from ecgbyte_cli.signal.tokenizer import check_signal, write_tokenizer
 from ecgbyte_cli.storage.files import sha256_of
 from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_cli.storage.workdir import WorkDir
 
-LIKE = {"ecg-byte": ("paper", "paper"), "elm": ("elm", "minmax")}  # profile and quantizer
+LIKE = {"ecg-byte": "paper", "elm": "elm"}  # the profile, whose own quantizer made the letters
 
 
 @dataclass(frozen=True)
@@ -147,15 +147,14 @@ def signal_like(like: str, leads: str, bounds: tuple[float, float] | None) -> di
         raise click.UsageError("--range needs two numbers, the smaller first")
     if bounds and like == "elm":
         raise click.UsageError("--range does not go with --like elm: each segment has its own range")
-    profile, quantizer = LIKE[like]
     signal = {
         "fs": 250.0,
         "leads": [readers.lead_name(lead) for lead in leads.split(",") if lead.strip()],
         "segment_seconds": 10.0,
         "samples": 2500,
-        "profile": profile,
+        "profile": LIKE[like],
         "fill_nan": None,
-        "quantizer": corpus.asked_quantizer(quantizer, LETTERS, profile=profile),
+        "quantizer": quantizers.describe(None, LETTERS, profile=LIKE[like]),
     }
     try:
         check_signal(signal)

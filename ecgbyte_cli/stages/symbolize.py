@@ -22,7 +22,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.folder_checks import resolve_model_folder
 from ecgbyte_cli.readers.data_sets import DataSet, Paths
 from ecgbyte_cli.runtime.processes import in_parallel
-from ecgbyte_cli.signal import corpus, preprocess
+from ecgbyte_cli.signal import corpus, preprocess, quantizers
 from ecgbyte_cli.signal.join_parts import Lots, summarize_parts, write_letters
 from ecgbyte_cli.signal.symbolize import blocks_of_part, make_part, parts_on_cluster
 from ecgbyte_cli.storage.files import read_table, sha256_of, write_json, write_table
@@ -94,17 +94,14 @@ class SymbolizeOptions:
     type=click.Choice(list(preprocess.PROFILES)),
     default=SymbolizeOptions.profile,
     show_default=True,
-    help="`paper`: the published filters. `elm`: no filters, cubic interpolation, as in ECG-Bench and ELM. "
-    "`resample`: no filters, resampling with a low-pass.",
+    help=preprocess.help_text(),
 )
 @click.option(
     "--quantizer",
-    type=click.Choice(["paper", "minmax", "mulaw", "lloyd", "trellis"]),
+    type=click.Choice(list(quantizers.QUANTIZERS)),
     default=SymbolizeOptions.quantizer,
     show_default="paper; with --profile elm, minmax",
-    help="`paper`: equal steps over the range of the corpus. `minmax`: equal steps over the range of each segment. "
-    "`mulaw`: companded steps. `lloyd`: levels fitted to the corpus. `trellis`: steps of each segment's RMS that "
-    "avoid changes of letter (with 43 levels the most faithful for its number of tokens).",
+    help=quantizers.help_text(),
 )
 @click.option(
     "--levels",
@@ -278,7 +275,6 @@ def _signal_settings(work: WorkDir, options: SymbolizeOptions) -> tuple[dict[str
         If `options.like` is not a tokenizer, or the work folder has another one.
     """
     merges, bounds = None, options.bounds
-    quantizer = options.quantizer or ("minmax" if options.profile == "elm" else "paper")
     if options.like:
         merges, signal = corpus.as_read_by(resolve_model_folder(options.like))
         fs, segment, leads, bounds = signal["fs"], signal["segment_seconds"], ",".join(signal["leads"]), None
@@ -291,8 +287,8 @@ def _signal_settings(work: WorkDir, options: SymbolizeOptions) -> tuple[dict[str
         others = {
             "profile": options.profile,
             "fill_nan": options.fill_nan,
-            "quantizer": corpus.asked_quantizer(
-                quantizer, options.levels, bounds, options.mu, options.profile
+            "quantizer": quantizers.describe(
+                options.quantizer, options.levels, bounds, options.mu, options.profile
             ),
         }
     names = [readers.lead_name(lead) for lead in leads.split(",") if lead.strip()]
@@ -301,7 +297,8 @@ def _signal_settings(work: WorkDir, options: SymbolizeOptions) -> tuple[dict[str
         raise click.UsageError(f"--leads {leads}: each lead once, commas between them")
     if not (0 < fs <= 100_000 and 1 < samples <= 2**24 and options.mu > 0):
         raise click.UsageError("--fs, --segment and --mu must be above 0 (and a segment of sensible length)")
-    if bounds and not (quantizer == "paper" and -np.inf < bounds[0] < bounds[1] < np.inf):
+    takes_range = quantizers.QUANTIZERS[others["quantizer"]["name"]].takes_range
+    if bounds and not (takes_range and -np.inf < bounds[0] < bounds[1] < np.inf):
         raise click.UsageError("--range needs --quantizer paper and two numbers, the smaller first")
     return {"fs": fs, "leads": names, "segment_seconds": segment, "samples": samples, **others}, merges
 
@@ -350,7 +347,7 @@ def _join(
     def blocks_of_parts() -> Any:
         return (block for number in range(len(lots)) for block in blocks_of_part(parts, number))
 
-    quantizer = corpus.fit_quantizer(settings["quantizer"], counts, blocks_of_parts)
+    quantizer = quantizers.fit(settings["quantizer"], counts, blocks_of_parts)
     letters = segments * len(settings["leads"]) * settings["samples"]
     work.symbol_settings.unlink(missing_ok=True)  # without settings, the other files do not count
     write_letters(work, parts, lots, segments, settings, quantizer)
