@@ -28,7 +28,7 @@ browser:
 PTBXL ?= ../shared/data/ptbxl
 CHALLENGE ?= ../shared/data/cinc2021
 evidence: .venv/test
-	$(BIN)/python examples/evidence.py "$(PTBXL)" "$(CHALLENGE)" $(EVIDENCE)
+	$(BIN)/python examples/experiments/evidence.py "$(PTBXL)" "$(CHALLENGE)" $(EVIDENCE)
 
 lint: .venv/test
 	$(BIN)/ruff check .

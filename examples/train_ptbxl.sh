@@ -23,9 +23,9 @@ run() { ecgbyte --work "$out/work" "$@"; }
 run symbolize "$data" --profile paper --fs 100 --leads II,V1,V5 --patients "$data/ptbxl_database.csv"
 run learn --vocab 2000
 run encode
-# questions of a letter each, and what they are in words: see letters.py
+# questions of a letter each, and what they are in words: see experiments/letters.py
 ecgbyte questions "$data" --every-finding --cap 200 --out "$out/words.jsonl"
-python "$here/letters.py" "$out/words.jsonl" "$out/letters.jsonl" "$out/rhythm.jsonl" "$out/long.jsonl" \
+python "$here/experiments/letters.py" "$out/words.jsonl" "$out/letters.jsonl" "$out/rhythm.jsonl" "$out/long.jsonl" \
     "$out/asked.jsonl"
 
 # a training whose model is kept, so that it goes on after a stop, and is not made twice: NAME, and what differs
@@ -46,6 +46,6 @@ train long --qa "$out/long.jsonl" --model "$out/rhythm" --lr 1.5e-3 --steps "${S
 train last --qa "$out/rhythm.jsonl" --model "$out/long" --lr 7e-4 --steps "${STEPS_LAST:-350}" --every 70
 
 # in half of the bytes, with its questions in words, then scored as it ships
-python "$here/ship_ptbxl.py" model "$out/last" "$out/ptbxl" "$out/words.jsonl"
+python "$here/experiments/ship_ptbxl.py" model "$out/last" "$out/ptbxl" "$out/words.jsonl"
 run generate --model "$out/ptbxl" --qa "$out/asked.jsonl" --split test
-python "$here/ship_ptbxl.py" card "$out/ptbxl" "$out/work/answers/metrics.json"
+python "$here/experiments/ship_ptbxl.py" card "$out/ptbxl" "$out/work/answers/metrics.json"

@@ -29,7 +29,7 @@ def asked_quantizer(name, levels, bounds=None, mu=20.0, profile="paper"):
         return asked | {"margin": ELM_MARGIN}
     if name == "mulaw":
         return asked | {"mu": mu, "limit": 5.0}
-    # what examples/rate_distortion.py found best
+    # what examples/experiments/rate_distortion.py found best
     return asked | {"mu": 2.0, "limit": 16.0, "penalty": 0.25} if name == "trellis" else asked
 
 

@@ -1,7 +1,7 @@
 """How well ECGs are predicted, over vocabularies and quantizers; and whether learning that first helps answers.
 
-    OMP_NUM_THREADS=1 python examples/pretrain_ptbxl.py bits ptb-xl/ --out pretrain/
-    OMP_NUM_THREADS=1 python examples/pretrain_ptbxl.py helps ptb-xl/ --out pretrain/
+    OMP_NUM_THREADS=1 python examples/experiments/pretrain_ptbxl.py bits ptb-xl/ --out pretrain/
+    OMP_NUM_THREADS=1 python examples/experiments/pretrain_ptbxl.py helps ptb-xl/ --out pretrain/
 
 `bits`: three vocabularies by two quantizers, each with `finetune --pretrain --model tiny` for the same number of
 updates on folds 1 to 8. What a second of a lead takes in fold 9, in bits, can be compared over vocabularies; over

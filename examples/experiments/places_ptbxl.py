@@ -1,7 +1,7 @@
 """Whether attributions point at what a cardiologist would look at: on real recordings, with an open delineator.
 
     pip install neurokit2
-    OMP_NUM_THREADS=1 python examples/places_ptbxl.py ptb-xl/ --out evidence/
+    OMP_NUM_THREADS=1 python examples/experiments/places_ptbxl.py ptb-xl/ --out evidence/
 
 For findings that have a place, recordings of folds 9 and 10 that have the finding are read by the model that comes with
 ecgbyte, and the answer "yes" to "Is there …?" is attributed to samples by every method. The place comes from the waves

@@ -1,6 +1,6 @@
 """What a tokenizer costs and what it brings: vocabulary, quantizer and levels against tokens, PRD, bits and AUROC.
 
-    OMP_NUM_THREADS=1 python examples/tradeoff_ptbxl.py ptb-xl/ --out evidence/ --seconds 160
+    OMP_NUM_THREADS=1 python examples/experiments/tradeoff_ptbxl.py ptb-xl/ --out evidence/ --seconds 160
 
 Each row is a tokenizer whose merges are learned on folds 1 to 8, and `--model tiny` trained with it for the same time
 of one thread, as the arm `tokens` of two_stage.py: so one that makes more tokens gets fewer steps. Tokens an ECG, and

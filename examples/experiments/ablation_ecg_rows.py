@@ -1,7 +1,7 @@
 """Train the quickstart's model once for each of ecg-rows x ecg-init, and print a table of its accuracy.
 
     sh examples/quickstart.sh                                 # makes quickstart/, whose data and tokens are used
-    python examples/ablation_ecg_rows.py quickstart/ --steps 1500
+    python examples/experiments/ablation_ecg_rows.py quickstart/ --steps 1500
 
 Exact match on questions of the test split, with the signal and without it. Everything else is as in the quickstart
 but the number of steps. Trainings that were done already are not repeated.

@@ -1,6 +1,6 @@
 """Questions of one letter on PTB-XL or a part of it, and what they are in words.
 
-    python examples/letters.py WORDS.jsonl LETTERS.jsonl RHYTHM.jsonl LONG.jsonl ASKED.jsonl
+    python examples/experiments/letters.py WORDS.jsonl LETTERS.jsonl RHYTHM.jsonl LONG.jsonl ASKED.jsonl
 
 WORDS.jsonl is what `ecgbyte questions ptb-xl/ --every-finding` writes. LETTERS.jsonl, to train on, asks for the
 eighteen findings of examples/findings.csv (A to R, yes or no), for the rhythm (S) and for a list of the findings (T): a

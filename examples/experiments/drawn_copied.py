@@ -1,6 +1,6 @@
 """Whether drawn ECGs are copies of recordings that the model was trained on.
 
-    python examples/drawn_copied.py DRAWN --work ecgbyte-work
+    python examples/experiments/drawn_copied.py DRAWN --work ecgbyte-work
 
 How alike two ECGs are is their largest correlation over all shifts in time, leads together, on the letters in mV. For
 each ECG in DRAWN (a folder as `ecgbyte draw` writes it, or one of such folders) the most alike recording of the

@@ -1,6 +1,6 @@
 """Time training steps on ECG tokens: the reference's way, one sample a question, and one reading for all questions.
 
-    python examples/bench_finetune.py                # Llama-3.2-1B's shape on a GPU, a small one on a CPU
+    python examples/benchmarks/bench_finetune.py                # Llama-3.2-1B's shape on a GPU, a small one on a CPU
 
 (a) padded     every sample padded or cut to 1,024, logits at every position, bfloat16 LoRA, batch 2
 (b) lora       batches by length, padded to their longest, logits where there are labels, bfloat16 LoRA

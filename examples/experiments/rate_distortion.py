@@ -1,6 +1,6 @@
 """What quantizer, levels and vocabulary cost in tokens, and what they lose.
 
-    python examples/rate_distortion.py FOLDER [--out rate_distortion.svg] [--swap]
+    python examples/experiments/rate_distortion.py FOLDER [--out rate_distortion.svg] [--swap]
 
 Every second recording of FOLDER is learned from: the quantizer's range or levels, and the merges. The others
 are measured, all after the profile `paper` (250 Hz, 12 leads, 10 s; a piece per lead): tokens a record by the

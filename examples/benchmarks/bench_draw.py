@@ -1,6 +1,6 @@
 """How long a model takes to write an ECG, with its keys and values kept, and with all read anew for every token.
 
-    OMP_NUM_THREADS=1 python examples/bench_draw.py --work ecgbyte-work
+    OMP_NUM_THREADS=1 python examples/benchmarks/bench_draw.py --work ecgbyte-work
 
 The model is the work folder's, trained with `ecgbyte finetune --draw`; loading it is not counted. The ECGs are those of
 the first words that it can draw. Medians of five runs (of one, read anew).

@@ -1,7 +1,7 @@
 """The experiments behind docs/evidence.md, and its tables and charts.
 
-    make evidence                                # all of it: hours on one core; what is done is not repeated
-    python examples/evidence.py --tables rows/   # the tables and charts alone, from what a run left in a folder
+    make evidence                                            # everything: hours on one core; a rerun resumes
+    python examples/experiments/evidence.py --tables rows/   # only the tables and charts, from an earlier run
 
 Runs two_stage.py, tradeoff_ptbxl.py and places_ptbxl.py on PTB-XL (or a part of it, in its own layout) and on
 recordings of the PhysioNet Challenge 2021, then writes each table between its two marks in docs/evidence.md, and the
@@ -318,8 +318,10 @@ def write(folder, pages):
                     texts[page] = f"{before}{begin}\n\n{made}\n\n{end}{rest.split(end, 1)[1]}"
     for page, text in texts.items():
         page.write_text(text, encoding="utf-8")
-    chart(folder, pages[0].with_name("evidence.png"), 110)
-    places_chart(folder, pages[0].with_name("evidence-places.png"), 110)
+    images = pages[0].parent / "images"
+    images.mkdir(exist_ok=True)
+    chart(folder, images / "evidence.png", 110)
+    places_chart(folder, images / "evidence-places.png", 110)
 
 
 def main():
@@ -337,7 +339,7 @@ def main():
     parser.add_argument("--tokenizers", default="8", help="the first so many of tradeoff_ptbxl.py")
     parser.add_argument("--tables", type=Path, help="make the tables alone, from what is in this folder")
     options = parser.parse_args()
-    root = ROOT.parent
+    root = ROOT.parent.parent
     pages = [options.page] if options.page else [root / "docs" / "evidence.md", root / "README.md"]
     if options.tables:
         write(options.tables, pages)

@@ -1,6 +1,6 @@
 """What each part of the language model brings on real recordings: marks, positions, variation, its own ECG as teacher.
 
-    OMP_NUM_THREADS=1 python examples/ablation_ptbxl.py ptb-xl/ --out ablation/ --seconds 450
+    OMP_NUM_THREADS=1 python examples/experiments/ablation_ptbxl.py ptb-xl/ --out ablation/ --seconds 450
 
 Each row changes one thing of the first, and trains `--model tiny` on folds 1 to 8 for the same CPU time (of one thread,
 updates alone; with pretraining, half of it for each). The questions are the eighteen findings of findings.csv, a letter

@@ -1,6 +1,6 @@
 """ECG tokens inside a language model, or an ECG encoder in front of one: on real recordings, at equal time.
 
-    OMP_NUM_THREADS=1 python examples/two_stage.py ptb-xl/ --out evidence/ --seconds 100,200,400
+    OMP_NUM_THREADS=1 python examples/experiments/two_stage.py ptb-xl/ --out evidence/ --seconds 100,200,400
 
 The comparison of the ECG-Byte paper, small. What reads the ECG, in front of the same decoder (`--model tiny`):
 

@@ -1,7 +1,7 @@
 """Time answers: each prompt read whole, and one reading of each ECG for all its questions and those of the controls.
 
-    python examples/bench_generate.py                                # 40 made-up ECGs, 19 questions each
-    python examples/bench_generate.py quickstart/ecgbyte-work        # the test split of a work folder with a model
+    python examples/benchmarks/bench_generate.py                           # 40 simulated ECGs, 19 questions each
+    python examples/benchmarks/bench_generate.py quickstart/ecgbyte-work   # the test split of a trained work folder
 
 Without a work folder: ECGs of 400 to 1,000 tokens, questions of about 16 tokens, answers of 4, a decoder shaped like
 `--model tiny` with random weights. Asked are the signal and the four controls. Counted is the answering alone, without

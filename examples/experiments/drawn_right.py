@@ -1,7 +1,7 @@
 """Whether drawn ECGs show what was asked for, by measuring them: on the synthetic conditions, whose truth is known.
 
     ecgbyte finetune --qa data/qa.jsonl --model tiny --draw rhythm --ecg-loss 1 …
-    python examples/drawn_right.py --work ecgbyte-work --out drawn/ --records 50
+    python examples/experiments/drawn_right.py --work ecgbyte-work --out drawn/ --records 50
 
 Nothing here asks a model what it sees. Beats are found by the slope of a lead; from them come the rate, how much the
 intervals vary, and which beats come early; from the mean beat of lead II the width of the QRS complex and the P wave,

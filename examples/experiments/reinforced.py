@@ -1,8 +1,8 @@
 """What rewards and reasoning bring on synthetic records, measured on the quickstart's data.
 
     make quickstart
-    OMP_NUM_THREADS=1 python examples/reinforced.py rewards quickstart/ --out reinforced/
-    OMP_NUM_THREADS=1 python examples/reinforced.py think quickstart/ --out reinforced/
+    OMP_NUM_THREADS=1 python examples/experiments/reinforced.py rewards quickstart/ --out reinforced/
+    OMP_NUM_THREADS=1 python examples/experiments/reinforced.py think quickstart/ --out reinforced/
 
 `rewards`: `--model tiny`, stopped early (200 steps), then `ecgbyte reinforce` with its defaults; and, for the same
 questions, 250 more steps of `finetune` beside it. `think`: the same questions with and without a reasoning before the

@@ -1,8 +1,8 @@
 """Time `ecgbyte learn` beside the byte pair encoding trainers that are installed, on the same letters.
 
-    python examples/bench_learn.py                          # synthetic recordings
-    python examples/bench_learn.py --real DIR               # recordings of your own, varied
-    python examples/bench_learn.py --sizes 1.5e9 --peers "" # this project alone, on a large corpus
+    python examples/benchmarks/bench_learn.py                          # synthetic recordings
+    python examples/benchmarks/bench_learn.py --real DIR               # recordings of your own, varied
+    python examples/benchmarks/bench_learn.py --sizes 1.5e9 --peers "" # this project alone, on a large corpus
 
 Each corpus is made from few recordings: each segment of the corpus is one of theirs, shifted in time by a
 random number of samples, scaled by 0.7 to 1.4, with noise of 0.01 mV, as letters (profile paper, 250 Hz, 12

@@ -1,6 +1,6 @@
 """ECGs drawn by a model that learned real ones: are they what was asked for, and can another model learn from them?
 
-    OMP_NUM_THREADS=1 python examples/drawn_ptbxl.py ptb-xl/ --out drawn-ptbxl/
+    OMP_NUM_THREADS=1 python examples/experiments/drawn_ptbxl.py ptb-xl/ --out drawn-ptbxl/
 
 On folds 1 to 8 of PTB-XL or a part of it, leads II, V1 and V5 at 100 Hz: a small model learns ECGs alone, then to draw
 four rhythms from their names. Three questions are asked of what it draws:

@@ -1,6 +1,6 @@
 """Measure the three segmenters against the `tokenizers` library, on the same letters in one run.
 
-    python examples/bench_encode.py [FOLDER] [--letters 15000000] [--merges 5000] [--threads 2]
+    python examples/benchmarks/bench_encode.py [FOLDER] [--letters 15000000] [--merges 5000] [--threads 2]
 
 The recordings of FOLDER (without it, 500 synthetic ones) become letters (profile paper, 250 Hz, 26 letters),
 merges are learned from them, a piece per lead, and the letters are repeated up to the number asked for. All

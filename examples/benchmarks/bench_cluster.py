@@ -1,6 +1,6 @@
 """Time `ecgbyte learn` on a Dask cluster of processes on this machine, beside two threads without Dask.
 
-    python examples/bench_cluster.py --size 1.5e8 --workers 1,2
+    python examples/benchmarks/bench_cluster.py --size 1.5e8 --workers 1,2
 
 The letters are those of bench_learn.py. Each run is a process of its own, and the best of `--repeat` counts. What is
 timed: reading the letters and learning, without the start of the cluster and without compilation. `computing` is the
