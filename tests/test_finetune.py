@@ -582,7 +582,7 @@ def test_long_samples_are_trimmed_or_left_out_and_counted(small, tmp_path, ecgby
         for length, tokens in zip(lengths, ecgs, strict=True)
     )
     assert longer > 0 and f"have prompts of more than {middle} tokens" in result.stderr
-    assert (numbers["trimmed"], numbers["ecg_replacements"]) == (
+    assert (numbers["trimmed"], numbers["left_out"]) == (
         (longer, 0) if long == "trim" else (0, longer)
     )
     assert json.loads((work / "model" / "ecgbyte.json").read_text())["prompt_tokens"] == middle
@@ -610,7 +610,7 @@ def test_where_an_answer_begins_does_not_tell_the_answer(small, tmp_path, max_le
     work, qa = WorkDir(small / "ecgbyte-work"), small / "data" / "qa.jsonl"
     _, samples = begun(work, max_length)
     training, _, counts = read_samples(work, qa, samples, 0, print)
-    assert (counts["trimmed"] > 0) == (max_length < 4096) and counts["ecg_replacements"] == 0
+    assert (counts["trimmed"] > 0) == (max_length < 4096) and counts["left_out"] == 0
     questions = asked(training)
     answers = sorted({question.answer for question in questions})
     assert len({len(answer) for answer in answers}) > 3

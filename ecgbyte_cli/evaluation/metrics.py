@@ -263,7 +263,7 @@ def seed_table(over):
         [
             name,
             f"{of['mean']:.1f}",
-            "{:.1f} to {:.1f}".format(*of["confidence_interval"]),
+            "{:.1f} to {:.1f}".format(*of["interval"]),
             ", ".join(f"{v:.1f}" for v in of["values"]),
         ]
         for name, of in named.items()
@@ -423,7 +423,7 @@ def score_rows(result):
     lines = [[kind, *(f"{s['by_type'][kind]:.1f}" for s in scores.values())] for kind in result["by_type"]]
     lines.append(["all", *(f"{s['exact_match']:.1f}" for s in scores.values())])
     lines.append(
-        ["95 % interval", *("{:.0f}-{:.0f}".format(*s["confidence_interval"]) for s in scores.values())]
+        ["95 % interval", *("{:.0f}-{:.0f}".format(*s["interval"]) for s in scores.values())]
     )
     if result["control"]:
         header.append("gain")
@@ -458,7 +458,7 @@ def text_score_line(result):
     if "meteor_missing" in result:
         known.append(f"no METEOR ({result['meteor_missing']})")
     macro = [
-        f"macro F1 of {kind} {scores['macro_f1']:.1f}" for kind, scores in result["split_labels"].items()
+        f"macro F1 of {kind} {scores['macro_f1']:.1f}" for kind, scores in result["labels"].items()
     ]
     return ", ".join([f"F1 of answer sets {result['set_f1']:.1f}", *macro, *known])
 

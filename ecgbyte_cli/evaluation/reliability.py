@@ -238,7 +238,7 @@ def reliability_lines(result: dict) -> list[str]:
         of_sure = f", {sure['right']:.1f} % of these right" if sure["right"] is not None else ""
         made.append(f"right: {shares}; said to be sure: {sure['share']:.0f} %{of_sure}")
     for kind, of in result["balanced"].items():
-        low, high = of["confidence_interval"]
+        low, high = of["interval"]
         made.append(
             f"balanced accuracy of {kind}: {of['accuracy']:.1f} % ({low:.1f} to {high:.1f}; "
             f"{len(of['recall'])} answers)"

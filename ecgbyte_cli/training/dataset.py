@@ -357,7 +357,7 @@ def read_samples(work, qa, samples, seed, tell, think=False, types=(), weights=N
         if left_out:
             tell(f"{left_out} {of}: left out")
         counts["trimmed"] += trimmed
-        counts["ecg_replacements"] += left_out
+        counts["left_out"] += left_out
     too_long = samples.to_draw(sides["train"])[1]
     if too_long:
         tell(f"{too_long} ECGs to draw are longer than --max-length {samples.max_length}: left out")

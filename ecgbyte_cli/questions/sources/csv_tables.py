@@ -98,7 +98,7 @@ def _read_table(path, record_column, patient_column, taken, words):
                 known |= {key: answer if known.get(key, answer) is answer else None for key in keys}
         said = {"age": age_label(row.get("age")), "sex": sex_label(row.get("sex"))}
         if "is_male" in row:
-            said["sex_label"] = {True: ["male"], False: ["female"], None: None}[_parse_yes_no(row["is_male"])]
+            said["sex"] = {True: ["male"], False: ["female"], None: None}[_parse_yes_no(row["is_male"])]
         said |= {topic: measurement_label(topic, row.get(name)) for topic, name in MEASURED.items()}
         facts.append(RecordFacts(record, patient, split, known, drop_unknown(said)))
     return Source(facts, words)
