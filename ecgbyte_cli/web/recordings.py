@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure, printable
@@ -200,14 +201,13 @@ class Upload:
         return sum(self.sizes.values())
 
 
+@dataclass
 class SharedReader(RecordingLoader):
     """A reader that caches the recordings read last, for conversations about the same ones."""
 
-    CACHED = 4
-
-    def __post_init__(self) -> None:
-        self.cache: OrderedDict[str, tuple[tuple, ECG]] = OrderedDict()
-        self.lock = threading.Lock()
+    CACHED: ClassVar[int] = 4
+    cache: OrderedDict[str, tuple[tuple, ECG]] = field(default_factory=OrderedDict, init=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def read(self, path: str | os.PathLike) -> ECG:
         """Read, preprocess and encode a recording, or return a copy from the cache."""

@@ -7,18 +7,27 @@ import { $, element, state } from "./state.js";
 
 // ---- the conversation
 
+// Leave the conversation: nothing can be asked until the ECGs shown are those of the next one.
+export function leaveConversation() {
+  state.changes += 1;
+  state.conversation = null;
+  updateButtons();
+}
+
 // Open, change or clear the conversation, and show what the model reads.
 export async function converse(body) {
+  leaveConversation();
+  const change = state.changes;
   $("state").textContent = "The model reads the ECG …";
   try {
     const reply = await postJson("api/conversation", body);
+    if (change !== state.changes) return; // another change was made meanwhile
     state.conversation = reply.conversation;
     reply.ecgs.forEach((segment, i) => showSegment(segment, i === reply.ecgs.length - 1));
     reply.unlike.forEach((line) => addNote(line, "bad"));
     $("state").textContent = describeConversation(reply.ecgs);
   } catch (error) {
-    state.conversation = null;
-    $("state").textContent = error.message;
+    if (change === state.changes) $("state").textContent = error.message;
   }
   updateButtons();
 }

@@ -1,7 +1,7 @@
 // The list of recordings, opening and closing them, and uploads.
 
 import { getJson, guarded, request } from "./api.js";
-import { converse, readSegment, stopAnswer, updateButtons } from "./ask.js";
+import { converse, leaveConversation, readSegment, stopAnswer } from "./ask.js";
 import { clearAttribution } from "./overlay.js";
 import { createPanel, fetchSheet, listLayouts, placeSheet } from "./sheet.js";
 import { $, element, narrow, state } from "./state.js";
@@ -65,6 +65,8 @@ export async function openRecording(id, beside = false) {
   const [about, svg] = await Promise.all([getJson(`api/records/${id}`), fetchSheet(ecg)]);
   if (number !== state.opened) return; // another one was opened meanwhile
   ecg.about = about;
+  const conversation = beside ? state.conversation : null;
+  leaveConversation();
   if (!beside) {
     state.ecgs = [];
     stopAnswer();
@@ -81,20 +83,19 @@ export async function openRecording(id, beside = false) {
   if (narrow.matches) $("list").open = false;
   document.title = `${state.ecgs.map((open) => open.about.name).join(", ")} · ecgbyte`;
   await aboutLoaded;
-  if (state.about.model) await converse({ do: "open", record: id, conversation: beside ? state.conversation : null });
+  if (state.about.model) await converse({ do: "open", record: id, conversation });
 }
 
 async function closeRecording(ecg) {
   const others = state.ecgs.filter((open) => open !== ecg);
   if (others.length) return openRecording(others[0].id);
   state.ecgs = [];
-  state.conversation = null;
+  leaveConversation();
   stopAnswer();
   location.replace("#");
   $("ecgs").replaceChildren(element("p", { className: "empty" }, "Choose a recording, or drop a file on the page."));
   $("log").replaceChildren();
   clearAttribution();
-  updateButtons();
   markOpen();
 }
 

@@ -4,7 +4,8 @@ export const state = {
   about: {}, // what GET api returns
   ecgs: [], // open ECGs: {id, about, start, tokens, attribution, svg, box, …}
   opened: 0, // number of times a recording was opened
-  conversation: null, // its id
+  conversation: null, // id of the conversation that questions go to
+  changes: 0, // number of times the conversation was changed
   answering: null, // id of the conversation whose answer is being written
   listed: 0, // recordings shown in the list
   started: false, // whether the first sheet is drawn
