@@ -1,12 +1,12 @@
-"""How soon chat is ready for a recording, and how soon it answers a second question.
+"""Time opening a recording in chat, and the answer to a second question.
 
     python examples/benchmarks/bench_chat.py [--tokens 2000] [--repeats 20]
 
-1. A record of 12 leads, 10 s at 500 Hz, is read, preprocessed (profile paper) and encoded, with everything
-   compiled and in the disk's cache.
-2. A conversation about an ECG of 2,000 tokens with the tiny model on the CPU, its weights random: the time from
-   the second question to the answer's first token, with what was read for the first question kept, and not.
-   Both answers must be equal.
+1. Read, preprocess (profile paper) and encode a record of 12 leads, 10 s at 500 Hz, with compiled kernels and a warm
+   disk cache.
+2. In a conversation about an ECG of 2,000 tokens with the tiny model (random weights, CPU): the time from the second
+   question to the first token of its answer, with and without the cache of the first question. Both answers must be
+   equal.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Time `ecgbyte learn` on a Dask cluster of processes on this machine, beside two threads without Dask.
+"""Time `ecgbyte learn` on a Dask cluster of processes on this machine, and on two threads without Dask.
 
     python examples/benchmarks/bench_cluster.py --size 1.5e8 --workers 1,2
 
-The letters are those of bench_learn.py. Each run is a process of its own, and the best of `--repeat` counts. What is
-timed: reading the letters and learning, without the start of the cluster and without compilation. `computing` is the
-time of the slowest worker at each call, `waiting` the rest of the calls (messages, and being woken), `here` what is
-done between the calls; `calls` are round trips, and the bytes those of arrays, over all workers. Then what follows on
-paper for more workers: see docs/cluster.md.
+The letters are from bench_learn.py. Each run is a process of its own; the best of `--repeat` counts. The time includes
+reading the letters and learning, without the start of the cluster and without compilation. `computing` is the slowest
+worker of each call, `waiting` the rest of the calls (messages and wake-ups), `here` the work between the calls.
+`calls` are round trips; bytes are of arrays, over all workers. The last table extrapolates to more workers: see
+docs/cluster.md.
 """
 
 import argparse

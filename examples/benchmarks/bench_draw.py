@@ -1,9 +1,9 @@
-"""How long a model takes to write an ECG, with its keys and values kept, and with all read anew for every token.
+"""Time writing an ECG, with cached keys and values, and with everything read again for each token.
 
     OMP_NUM_THREADS=1 python examples/benchmarks/bench_draw.py --work ecgbyte-work
 
-The model is the work folder's, trained with `ecgbyte finetune --draw`; loading it is not counted. The ECGs are those of
-the first words that it can draw. Medians of five runs (of one, read anew).
+Uses the work folder's model, trained with `ecgbyte finetune --draw`, and the first words that it can draw. Loading is
+not included. Medians of five runs (of one without the cache).
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Measure the three segmenters against the `tokenizers` library, on the same letters in one run.
+"""Time the three segmenters and the `tokenizers` library on the same letters.
 
     python examples/benchmarks/bench_encode.py [FOLDER] [--letters 15000000] [--merges 5000] [--threads 2]
 
-The recordings of FOLDER (without it, 500 synthetic ones) become letters (profile paper, 250 Hz, 26 letters),
-merges are learned from them, a piece per lead, and the letters are repeated up to the number asked for. All
-segmenters and the library's encode_batch get the same pieces and the same number of threads; the best of five
-rounds counts, of three for the library. `bpe` must give the library's ids, and all must decode to the letters.
+The recordings of FOLDER (500 synthetic ones without it) become letters (profile paper, 250 Hz, 26 letters). Merges are
+learned from them, with a piece per lead, and the letters are repeated up to the given number. The segmenters and the
+library's encode_batch get the same pieces and number of threads. The best of five rounds counts, of three for the
+library. `bpe` must give the library's ids, and all must decode to the letters.
 """
 
 import argparse

@@ -1,16 +1,16 @@
-"""Time training steps on ECG tokens: the reference's way, one sample a question, and one reading for all questions.
+"""Time training steps: padded samples as in the reference, one sample per question, and one reading for all questions.
 
-    python examples/benchmarks/bench_finetune.py                # Llama-3.2-1B's shape on a GPU, a small one on a CPU
+    python examples/benchmarks/bench_finetune.py   # the shape of Llama-3.2-1B on a GPU, a small one on a CPU
 
-(a) padded     every sample padded or cut to 1,024, logits at every position, bfloat16 LoRA, batch 2
-(b) lora       batches by length, padded to their longest, logits where there are labels, bfloat16 LoRA
-(c) shared     the same, with all questions about an ECG behind one reading of it
-(d) qlora      (c) with the base in 4-bit NF4, and gradient checkpointing
+(a) padded     samples padded or cut to 1,024, logits at every position, bfloat16 LoRA, batch 2
+(b) lora       batches by length, padded to their longest, logits only at labels, bfloat16 LoRA
+(c) shared     as (b), with one reading of an ECG for all its questions
+(d) qlora      as (c), with the base in 4-bit NF4 and gradient checkpointing
 
-Three sets of questions: `archive`, one about each ECG, whose lengths are those of real tokens (mode about 400, tail to
-1,900); `ecg-qa`, 19 about each ECG of 400 to 1,000 tokens, 20 tokens of text each; `quickstart`, 10 about each ECG of
-about 270, 60 tokens (bytes) of text each. Weights are random. Counted are questions trained a second; ECGs that (a)
-cuts to 1,024 count as whole. On a CPU everything is float32 but (d), which computes in bfloat16.
+The three sets: `archive`, one question per ECG, with the lengths of real tokens (mode about 400, tail to 1,900);
+`ecg-qa`, 19 questions of 20 tokens per ECG of 400 to 1,000 tokens; `quickstart`, 10 questions of 60 tokens (bytes) per
+ECG of about 270. Weights are random. The figure is questions trained per second; ECGs that (a) cuts count as whole. On
+a CPU everything is float32 except (d), which computes in bfloat16.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Time answers: each prompt read whole, and one reading of each ECG for all its questions and those of the controls.
+"""Time answering: each prompt read whole, and one reading of each ECG for its questions and controls.
 
     python examples/benchmarks/bench_generate.py                           # 40 simulated ECGs, 19 questions each
     python examples/benchmarks/bench_generate.py quickstart/ecgbyte-work   # the test split of a trained work folder
 
-Without a work folder: ECGs of 400 to 1,000 tokens, questions of about 16 tokens, answers of 4, a decoder shaped like
-`--model tiny` with random weights. Asked are the signal and the four controls. Counted is the answering alone, without
-loading and scoring; both ways give the same answers, which is checked.
+Without a work folder: ECGs of 400 to 1,000 tokens, questions of about 16 tokens, answers of 4, a decoder like `--model
+tiny` with random weights. Answers are for the signal and the four controls. Loading and scoring are not included. Both
+ways must give the same answers.
 """
 
 import argparse

@@ -1,16 +1,15 @@
-"""Time `ecgbyte learn` beside the byte pair encoding trainers that are installed, on the same letters.
+"""Time `ecgbyte learn` and the installed byte pair encoding trainers on the same letters.
 
     python examples/benchmarks/bench_learn.py                          # synthetic recordings
-    python examples/benchmarks/bench_learn.py --real DIR               # recordings of your own, varied
-    python examples/benchmarks/bench_learn.py --sizes 1.5e9 --peers "" # this project alone, on a large corpus
+    python examples/benchmarks/bench_learn.py --real DIR               # your own recordings, varied
+    python examples/benchmarks/bench_learn.py --sizes 1.5e9 --peers "" # this project only, on a large corpus
 
-Each corpus is made from few recordings: each segment of the corpus is one of theirs, shifted in time by a
-random number of samples, scaled by 0.7 to 1.4, with noise of 0.01 mV, as letters (profile paper, 250 Hz, 12
-leads, ten seconds, 26 letters). Each run is a process of its own; the best of `--repeat` runs counts. What is
-timed: for this project, reading the letters and learning, without compilation; for the others, training on
-strings that are in memory (gigabpe: in a file). The peers are tokenizers, bpeasy, rustbpe and gigabpe, as
-far as the interpreter given by `--python` has them. Their rules for counts and ties are the same for
-tokenizers and gigabpe, so there the merges must be equal.
+Each segment of a corpus is one of a few recordings, shifted in time by a random number of samples, scaled by 0.7 to
+1.4, with noise of 0.01 mV, as letters (profile paper, 250 Hz, 12 leads, ten seconds, 26 letters). Each run is a
+process of its own; the best of `--repeat` runs counts. For this project the time includes reading the letters and
+learning, without compilation; for the others, training on strings in memory (gigabpe: in a file). The peers are
+tokenizers, bpeasy, rustbpe and gigabpe, if the interpreter of `--python` has them. tokenizers and gigabpe have the
+same rules for counts and ties, so their merges must be equal.
 """
 
 import argparse

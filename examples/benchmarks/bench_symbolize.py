@@ -1,13 +1,13 @@
-"""Measure symbolize against the straightforward way, on the same recordings in one run.
+"""Time symbolize and a straightforward version on the same recordings.
 
-The straightforward way: wfdb.rdsamp, scipy's filtfilt for each filter, PyWavelets for each lead, interp1d
-for each lead, letters by numpy. Both make profile `paper` at 250 Hz, in one process; then the whole command
-is timed on all recordings.
+The straightforward version uses wfdb.rdsamp, SciPy's filtfilt for each filter, PyWavelets and interp1d for each lead,
+and NumPy for the letters. Both run the profile `paper` at 250 Hz in one process. Then the whole command is timed on
+all recordings.
 
     python examples/benchmarks/bench_symbolize.py [FOLDER] [--records 5000] [--jobs 2]
 
-Without FOLDER, synthetic recordings are made (12 leads, 10 s, 500 Hz). Straightforward and ours are timed
-on the first 100 recordings; the best of three rounds counts.
+Without FOLDER, recordings are synthetic (12 leads, 10 s, 500 Hz). Both versions are timed on the first 100 recordings;
+the best of three rounds counts.
 """
 
 import argparse

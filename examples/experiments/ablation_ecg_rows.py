@@ -1,10 +1,10 @@
-"""Train the quickstart's model once for each of ecg-rows x ecg-init, and print a table of its accuracy.
+"""Train the quickstart's model with each `--ecg-rows` and `--ecg-init`, and print a table of its accuracy.
 
-    sh examples/quickstart.sh                                 # makes quickstart/, whose data and tokens are used
+    sh examples/quickstart.sh                                 # creates quickstart/ with its data and tokens
     python examples/experiments/ablation_ecg_rows.py quickstart/ --steps 1500
 
-Exact match on questions of the test split, with the signal and without it. Everything else is as in the quickstart
-but the number of steps. Trainings that were done already are not repeated.
+The table has exact match on questions of the test split, with the signal and without it. Only the number of steps
+differs from the quickstart. Finished trainings are not repeated.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What each part of the language model brings on real recordings: marks, positions, variation, its own ECG as teacher.
+"""Ablate the language model on real recordings: marks, positions, augmentation, ECG loss.
 
     OMP_NUM_THREADS=1 python examples/experiments/ablation_ptbxl.py ptb-xl/ --out ablation/ --seconds 450
 
-Each row changes one thing of the first, and trains `--model tiny` on folds 1 to 8 for the same CPU time (of one thread,
-updates alone; with pretraining, half of it for each). The questions are the eighteen findings of findings.csv, a letter
-each, so that the time goes into the ECGs; the figure is the mean AUROC of P(yes) over those with five or more
-recordings in fold 9. Rows that are done are kept in OUT/rows.jsonl and not repeated; the table is printed at the end.
+Each row changes one setting of the first, and trains `--model tiny` on folds 1 to 8 for the same CPU time (one thread,
+updates only; with pretraining, half for each). The questions are the eighteen findings of findings.csv, one letter
+each to save time. The score is the mean AUROC of P(yes) over the findings with five or more recordings in fold 9.
+Finished rows are kept in OUT/rows.jsonl; the table is printed at the end.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Whether drawn ECGs are copies of recordings that the model was trained on.
+"""Check whether drawn ECGs are copies of training recordings.
 
     python examples/experiments/drawn_copied.py DRAWN --work ecgbyte-work
 
-How alike two ECGs are is their largest correlation over all shifts in time, leads together, on the letters in mV. For
-each ECG in DRAWN (a folder as `ecgbyte draw` writes it, or one of such folders) the most alike recording of the
-training split is found, and of that the most alike one of another patient. An ECG that is nearer to its recording than
-that patient is counts as near; a copy has a correlation of 1. The same is asked of the recordings of the validation
-split, which are of other patients: how often that happens to what is no copy.
+The similarity of two ECGs is their largest correlation over all shifts in time, all leads together, on the letters in
+mV. For each ECG in DRAWN (a folder of `ecgbyte draw`, or a folder of such folders) the script finds the most similar
+recording of the training split, and for that one the most similar recording of another patient. An ECG nearer to its
+recording than that patient counts as near; a copy has a correlation of 1. The recordings of the validation split,
+which are of other patients, are the reference: they are no copies.
 """
 
 import argparse

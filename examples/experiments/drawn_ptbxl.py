@@ -1,16 +1,16 @@
-"""ECGs drawn by a model that learned real ones: are they what was asked for, and can another model learn from them?
+"""Draw ECGs with a model trained on real ones: do they show what was asked for, and can another model learn from them?
 
     OMP_NUM_THREADS=1 python examples/experiments/drawn_ptbxl.py ptb-xl/ --out drawn-ptbxl/
 
-On folds 1 to 8 of PTB-XL or a part of it, leads II, V1 and V5 at 100 Hz: a small model learns ECGs alone, then to draw
-four rhythms from their names. Three questions are asked of what it draws:
+On folds 1 to 8 of PTB-XL or a part of it, leads II, V1 and V5 at 100 Hz, a small model learns ECGs only, then to draw
+four rhythms from their names. Three checks of the drawn ECGs:
 
-- The rate, and how much it varies, measured as in drawn_right.py, beside those of the recordings of fold 9.
-- What the model that comes with ecgbyte says of them, which was trained for itself and has other weights.
-- What a model learns from them: one is trained on drawn ECGs alone, one on as many recordings of folds 1 to 8, to tell
-  atrial fibrillation and sinus tachycardia; both are asked about the recordings of fold 9 (AUROC of P(yes)).
+- Rate and its variation, measured as in drawn_right.py, beside the recordings of fold 9.
+- The answers of the included model, which was trained separately.
+- Training: one model on drawn ECGs only, one on as many recordings of folds 1 to 8, to detect atrial fibrillation and
+  sinus tachycardia; both are tested on fold 9 (AUROC of P(yes)).
 
-Every step is a command of ecgbyte, and is not repeated where it was finished.
+Every step is a command of ecgbyte; finished steps are not repeated.
 """
 
 import argparse

@@ -1,14 +1,13 @@
-"""Whether drawn ECGs show what was asked for, by measuring them: on the synthetic conditions, whose truth is known.
+"""Check drawn ECGs by measurement, on the synthetic conditions with known truth.
 
     ecgbyte finetune --qa data/qa.jsonl --model tiny --draw rhythm --ecg-loss 1 …
     python examples/experiments/drawn_right.py --work ecgbyte-work --out drawn/ --records 50
 
-Nothing here asks a model what it sees. Beats are found by the slope of a lead; from them come the rate, how much the
-intervals vary, and which beats come early; from the mean beat of lead II the width of the QRS complex and the P wave,
-from that of V1 the ST level. A condition is what its definition says, checked on all of these, so that an ECG can be
-right for one of the eight alone. The same is measured on the true test recordings, after they were letters: how often
-the measurement is right where the truth is known. OUT gets a folder for each condition, as `ecgbyte draw` writes it;
-options that are not known here, such as --temperature, are given to it.
+No model is asked. Beats are found by the slope of a lead; they give the rate, the variation of the intervals, and
+early beats. The mean beat of lead II gives the QRS width and the P wave, that of V1 the ST level. A condition must
+match its definition in all of these, so an ECG can be right for only one of the eight. The same measurement on the
+test recordings, decoded from letters, shows how often it is right. OUT gets a folder for each condition, as `ecgbyte
+draw` writes it. Unknown options, such as --temperature, are passed to that command.
 """
 
 import argparse

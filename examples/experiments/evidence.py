@@ -1,11 +1,11 @@
-"""The experiments behind docs/evidence.md, and its tables and charts.
+"""Run the experiments of docs/evidence.md, and write its tables and charts.
 
     make evidence                                            # everything: hours on one core; a rerun resumes
     python examples/experiments/evidence.py --tables rows/   # only the tables and charts, from an earlier run
 
-Runs two_stage.py, tradeoff_ptbxl.py and places_ptbxl.py on PTB-XL (or a part of it, in its own layout) and on
-recordings of the PhysioNet Challenge 2021, then writes each table between its two marks in docs/evidence.md, and the
-charts beside it.
+Runs two_stage.py, tradeoff_ptbxl.py and places_ptbxl.py on PTB-XL (or a part of it in the same layout) and on
+recordings of the PhysioNet Challenge 2021. Then it writes each table between its two marks in docs/evidence.md, and
+the charts into docs/images/.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Questions of one letter on PTB-XL or a part of it, and what they are in words.
+"""Write one-letter questions on PTB-XL or a part of it, with their wordings.
 
     python examples/experiments/letters.py WORDS.jsonl LETTERS.jsonl RHYTHM.jsonl LONG.jsonl ASKED.jsonl
 
-WORDS.jsonl is what `ecgbyte questions ptb-xl/ --every-finding` writes. LETTERS.jsonl, to train on, asks for the
-eighteen findings of examples/findings.csv (A to R, yes or no), for the rhythm (S) and for a list of the findings (T): a
-question costs three ids instead of ten, and a model of half a million parameters need not learn that many words mean
-the same. RHYTHM.jsonl has the recordings whose rhythm is asked for alone, and S four times in training; LONG.jsonl has
-all recordings, without T, and S three times. ASKED.jsonl, to score, has A to S in words; `wordings` says which words
-mean which letter.
+WORDS.jsonl comes from `ecgbyte questions ptb-xl/ --every-finding`. LETTERS.jsonl, for training, asks for the eighteen
+findings of examples/findings.csv (A to R, yes or no), for the rhythm (S) and for a list of the findings (T). A
+question then takes three ids instead of ten, and a model of half a million parameters need not learn that many
+wordings mean the same. RHYTHM.jsonl has only recordings with a question about the rhythm, with S four times in
+training. LONG.jsonl has all recordings, without T, and S three times. ASKED.jsonl, for scoring, has A to S in words;
+`wordings` maps words to letters.
 """
 
 import json

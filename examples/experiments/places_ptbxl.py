@@ -1,14 +1,14 @@
-"""Whether attributions point at what a cardiologist would look at: on real recordings, with an open delineator.
+"""Measure whether attributions point at the place that a cardiologist would look at, with an open delineator.
 
     pip install neurokit2
     OMP_NUM_THREADS=1 python examples/experiments/places_ptbxl.py ptb-xl/ --out evidence/
 
-For findings that have a place, recordings of folds 9 and 10 that have the finding are read by the model that comes with
-ecgbyte, and the answer "yes" to "Is there …?" is attributed to samples by every method. The place comes from the waves
-that NeuroKit2 (Makowski et al., Behavior Research Methods 53, 2021; discrete wavelet transform, after Martinez et al.,
-IEEE Trans. Biomed. Eng. 51, 2004) finds in lead II at 500 Hz; no one has checked them by hand. What counts is the share
-of the attribution on the place against the share of the signal that the place covers; `random` scores tokens by chance.
-Rows that are done stand in OUT/places.jsonl and are not repeated.
+For findings with a known place, the included model reads recordings of folds 9 and 10 that have the finding. Every
+method attributes the answer "yes" to "Is there …?" to samples. The place comes from the waves that NeuroKit2 (Makowski
+et al., Behavior Research Methods 53, 2021; discrete wavelet transform, after Martinez et al., IEEE Trans. Biomed. Eng.
+51, 2004) finds in lead II at 500 Hz; they were not checked by hand. The score is the share of the attribution on the
+place over the share of the signal that it covers; `random` scores tokens by chance. Finished rows in OUT/places.jsonl
+are not repeated.
 """
 
 import argparse

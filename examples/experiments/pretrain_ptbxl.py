@@ -1,13 +1,13 @@
-"""How well ECGs are predicted, over vocabularies and quantizers; and whether learning that first helps answers.
+"""Measure how well ECGs are predicted, over vocabularies and quantizers, and whether pretraining helps answers.
 
     OMP_NUM_THREADS=1 python examples/experiments/pretrain_ptbxl.py bits ptb-xl/ --out pretrain/
     OMP_NUM_THREADS=1 python examples/experiments/pretrain_ptbxl.py helps ptb-xl/ --out pretrain/
 
 `bits`: three vocabularies by two quantizers, each with `finetune --pretrain --model tiny` for the same number of
-updates on folds 1 to 8. What a second of a lead takes in fold 9, in bits, can be compared over vocabularies; over
-quantizers beside what the letters have lost (PRD). `helps`: the eighteen findings, a letter each, for the same number
-of updates from a new model and from one that was pretrained, with two seeds; the figure is the mean AUROC of P(yes) in
-fold 9, as in ablation_ptbxl.py. Rows that are done are kept in OUT and not repeated.
+updates on folds 1 to 8. Bits per second and lead on fold 9 can be compared between vocabularies; between quantizers,
+compare PRD, too. `helps`: the eighteen findings, one letter each, for the same number of updates from a new and from a
+pretrained model, with two seeds. The score is the mean AUROC of P(yes) on fold 9, as in ablation_ptbxl.py. Finished
+rows in OUT are not repeated.
 """
 
 import argparse

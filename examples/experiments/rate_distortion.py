@@ -1,12 +1,12 @@
-"""What quantizer, levels and vocabulary cost in tokens, and what they lose.
+"""Measure tokens per record and error of the letters, over quantizers, levels and vocabularies.
 
     python examples/experiments/rate_distortion.py FOLDER [--out rate_distortion.svg] [--swap]
 
-Every second recording of FOLDER is learned from: the quantizer's range or levels, and the merges. The others
-are measured, all after the profile `paper` (250 Hz, 12 leads, 10 s; a piece per lead): tokens a record by the
-segmenters `longest` and `fewest`, PRD, SNR, and the mean absolute error of the R amplitude and of the ST level
-on the beats of lead II (see ecgbyte_cli/signal/fidelity.py). --swap turns the halves round. The table is printed as
-Markdown; the chart shows tokens against PRD at the largest vocabulary.
+Every second recording of FOLDER is for learning: the quantizer's range or levels, and the merges. The others are for
+measuring, after the profile `paper` (250 Hz, 12 leads, 10 s; a piece per lead): tokens per record with the segmenters
+`longest` and `fewest`, PRD, SNR, and the mean absolute error of the R amplitude and of the ST level on the beats of
+lead II (see ecgbyte_cli/signal/fidelity.py). --swap exchanges the halves. The table is printed as Markdown; the chart
+shows tokens against PRD at the largest vocabulary.
 """
 
 import argparse

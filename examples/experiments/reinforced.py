@@ -1,13 +1,13 @@
-"""What rewards and reasoning bring on synthetic records, measured on the quickstart's data.
+"""Measure the effect of rewards and of reasoning on the quickstart's synthetic records.
 
     make quickstart
     OMP_NUM_THREADS=1 python examples/experiments/reinforced.py rewards quickstart/ --out reinforced/
     OMP_NUM_THREADS=1 python examples/experiments/reinforced.py think quickstart/ --out reinforced/
 
-`rewards`: `--model tiny`, stopped early (200 steps), then `ecgbyte reinforce` with its defaults; and, for the same
-questions, 250 more steps of `finetune` beside it. `think`: the same questions with and without a reasoning before the
-answer (`ecgbyte questions --think`), trained for the same number of steps. Differences are by patient on the test
-questions, in pairs, for the signal and for every control. Stages that are done are not repeated.
+`rewards`: `--model tiny`, stopped early (200 steps), then `ecgbyte reinforce` with its defaults, compared with 250
+more steps of `finetune` on the same questions. `think`: the same questions with and without reasoning before the
+answer (`ecgbyte questions --think`), trained for the same number of steps. Differences are paired by patient on the
+test questions, for the signal and for every control. Finished stages are not repeated.
 """
 
 import argparse

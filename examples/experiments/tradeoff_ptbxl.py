@@ -1,14 +1,13 @@
-"""What a tokenizer costs and what it brings: vocabulary, quantizer and levels against tokens, PRD, bits and AUROC.
+"""Compare tokenizers: vocabulary, quantizer and levels against tokens, PRD, bits and AUROC.
 
     OMP_NUM_THREADS=1 python examples/experiments/tradeoff_ptbxl.py ptb-xl/ --out evidence/ --seconds 160
 
-Each row is a tokenizer whose merges are learned on folds 1 to 8, and `--model tiny` trained with it for the same time
-of one thread, as the arm `tokens` of two_stage.py: so one that makes more tokens gets fewer steps. Tokens an ECG, and
-PRD between the signal and what its letters stand for, are of fold 10; bits per second and lead are what the trained
-model needs for the ECGs of fold 10; AUROC and its controls as in two_stage.py. The merges are tried on recordings of
-other hospitals too (--elsewhere): tokens an ECG beside those of noise with its spectrum, which is what merges that
-learned nothing of ECGs would need, and PRD. Rows that are done stand in OUT/tradeoff.jsonl and OUT/hospitals.jsonl and
-are not repeated.
+Each row is a tokenizer with merges learned on folds 1 to 8, and `--model tiny` trained with it for the same time of
+one thread, as the arm `tokens` of two_stage.py; more tokens mean fewer steps. Tokens per ECG, PRD between the signal
+and its letters, and the trained model's bits per second and lead are on fold 10; AUROC and controls are as in
+two_stage.py. The merges are also applied to recordings of other hospitals (--elsewhere): tokens per ECG, beside the
+tokens of noise with its spectrum (merges that learned nothing of ECGs), and PRD. Finished rows in OUT/tradeoff.jsonl
+and OUT/hospitals.jsonl are not repeated.
 """
 
 import argparse

@@ -1,25 +1,25 @@
-"""ECG tokens inside a language model, or an ECG encoder in front of one: on real recordings, at equal time.
+"""Compare ECG tokens in a language model with an ECG encoder in front of one, on real recordings, at equal time.
 
     OMP_NUM_THREADS=1 python examples/experiments/two_stage.py ptb-xl/ --out evidence/ --seconds 100,200,400
 
-The comparison of the ECG-Byte paper, small. What reads the ECG, in front of the same decoder (`--model tiny`):
+A small version of the ECG-Byte paper's comparison. The inputs of the same decoder (`--model tiny`):
 
 - tokens: letters and merges, trained end to end (ECG-Byte, arXiv 2412.14373)
-- masked, contrastive: a 1D ResNet that first learns without labels, by filling in masked stretches or by telling two
-  variations of an ECG from all others (SimCLR, Chen et al., ICML 2020), is frozen, and gets a small projection
-- patches: one linear projection of raw samples, and no encoder at all (ELF, arXiv 2601.18798)
+- masked, contrastive: a 1D ResNet pretrained without labels, by filling in masked parts or by telling two variations
+  of an ECG from all others (SimCLR, Chen et al., ICML 2020), then frozen, with a small projection
+- patches: one linear projection of raw samples, without an encoder (ELF, arXiv 2601.18798)
 
-and, without a language model, the same ResNet trained to classify: with the same leads (classifier), and with all eight
-that were recorded (classifier, 8 leads). All see what the letters stand for, varied in the same way, and are asked the
-eighteen findings of findings.csv, a letter each, by the same loop (`model/training.py`).
+and, without a language model, the same ResNet trained as a classifier: with the same leads (classifier), and with all
+eight recorded ones (classifier, 8 leads). All get the decoded letters with the same augmentation, and the same loop
+asks the eighteen findings of findings.csv, one letter each.
 
-Time is CPU time of one thread, stage 1 included, turned into steps by what a step of each takes: measured once, at the
+Time is CPU time of one thread, stage 1 included, converted to steps by the time of a step. That is measured at the
 first run, when nothing else should run (OUT/speed.json). The learning rate is constant and falls in the last fifth, so
-that trainings of several lengths share what they have in common (Haegele et al. 2024, arXiv 2405.18392). The figure is
-the mean AUROC of P(yes) over findings with five or more recordings in a fold: of fold 9 (val), and of fold 10 (test).
-Controls: the same questions with no signal, another patient's, a flat line, noise of the same spectrum. Recordings of
-other hospitals (--elsewhere) are asked too: there are few, so all findings are pooled. Rows that are done stand in
-OUT/two_stage.jsonl and are not repeated.
+that trainings of several lengths share their common part (Haegele et al. 2024, arXiv 2405.18392). The score is the
+mean AUROC of P(yes) over findings with five or more recordings in a fold: on fold 9 (val) and on fold 10 (test).
+Controls: the same questions with no signal, another patient's, a flat line, noise of the same spectrum. On the few
+recordings of other hospitals (--elsewhere) all findings are pooled. Finished rows in OUT/two_stage.jsonl are not
+repeated.
 """
 
 import argparse
