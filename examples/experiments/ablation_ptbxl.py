@@ -83,6 +83,8 @@ def ask_about(path, facts):
         lines, found = [], derive_labels(facts).findings
         for i, of in enumerate(facts):
             for letter, name in zip(LETTERS, findings.FINDINGS, strict=True):
+                if name not in found:  # the source does not cover it
+                    continue
                 answer = {YES: "yes", NO: "no"}.get(found[name][i])
                 if answer is None:
                     continue

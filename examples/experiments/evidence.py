@@ -122,7 +122,7 @@ def two_stage(folder):
         "controls": grid([f"after {budgets[-1]:.0f} s", "steps, stage 1", "stage 2", *head], controls),
         "elsewhere": grid([f"after {budgets[-1]:.0f} s, other hospitals", *head], elsewhere),
         "headline": grid(
-            ["what reads the ECG", "AUROC", "95 %", "best control", "gain"],
+            ["model", "AUROC", "95 %", "best control", "gain"],
             [[name, *cells] for name, _, _, *cells in controls],
         ),
         "shares": grid(
@@ -212,9 +212,7 @@ def tradeoff(folder):
             told.append([name, f"{agree(made):+.2f}", f"{low:+.2f} to {high:+.2f}"])
     return {
         "tokenizers": grid([*head, "AUROC", "95 % by patient", "best control", "gain over it"], lines),
-        "predicts": grid(
-            ["what is cheap to measure", "rank correlation with AUROC", "95 % over tokenizers"], told
-        ),
+        "predicts": grid(["measure", "rank correlation with AUROC", "95 % over tokenizers"], told),
     }
 
 
@@ -240,9 +238,9 @@ def hospitals(folder):
     head = [
         "recordings",
         "quantizer, levels, vocabulary",
-        "how many",
+        "number",
         "tokens an ECG",
-        "of noise alike",
+        "of such noise",
         "PRD, %",
     ]
     return {"hospitals": grid(head, lines)}
