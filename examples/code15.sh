@@ -1,17 +1,17 @@
 #!/bin/sh
-# CODE-15 % (Zenodo 4916206, CC BY 4.0; 345,779 recordings of 233,770 patients, 7 or 10 s, 400 Hz) to tokens.
+# Turn CODE-15 % (Zenodo 4916206, CC BY 4.0; 345,779 recordings of 233,770 patients, 7 or 10 s, 400 Hz) into tokens.
 #
 #   sh examples/code15.sh FOLDER [WORK]
 #
 # The folder, with one part, some or all of the eighteen:
 #   exams.csv                                       recordings and patients
-#   exams_part0.hdf5 … exams_part17.hdf5            or exams_part0.zip …, which are unpacked beside
+#   exams_part0.hdf5 … exams_part17.hdf5            or exams_part0.zip …, unpacked by this script
 #
-# Recordings of 7 s are shorter than a segment of 10 s: they are skipped, and listed in skipped.parquet.
-# For all of them, `--segment 7` keeps the first 7 s of each.
+# Recordings of 7 s are shorter than a segment of 10 s: they are skipped and listed in skipped.parquet. To use all
+# recordings, keep the first 7 s of each with `--segment 7`.
 #
-# Needs the extra `formats`. Disk: 68 GB unpacked; 42 GB more while symbolizing if all recordings are long
-# enough, of which 10 GB of letters stay; 4 GB of tokens.
+# Needs the extra `formats`. Disk: 68 GB unpacked; 42 GB more while symbolizing if all recordings are long enough
+# (10 GB of letters remain); 4 GB of tokens.
 # Time on two cores: 15 minutes to symbolize at 400 recordings a second; merges are learned from 20,000
 # recordings, in minutes; encoding takes about as long as symbolizing.
 set -eu

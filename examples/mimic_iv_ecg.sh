@@ -1,16 +1,16 @@
 #!/bin/sh
-# MIMIC-IV-ECG (PhysioNet, ODbL; 800,035 recordings of about 161,000 patients, 10 s, 500 Hz) to tokens.
+# Turn MIMIC-IV-ECG (PhysioNet, ODbL; 800,035 recordings of about 161,000 patients, 10 s, 500 Hz) into tokens.
 #
 #   sh examples/mimic_iv_ecg.sh FOLDER [WORK]
 #
-# The folder, as the archive unpacks (unpack it yourself: it is large):
+# The folder is the unpacked archive (unpack it yourself: it is large):
 #   record_list.csv                                        recordings and patients
-#   files/p1000/p10000032/s40689238/40689238.hea .dat      one pair of files for each recording
+#   files/p1000/p10000032/s40689238/40689238.hea .dat      a pair of files per recording
 #
-# The range of the letters is taken from a hundredth of the recordings first. With it given, the letters of
-# all are made at once, and no 96 GB of filtered signals need to be kept until the range is known.
+# The range of the letters comes from a hundredth of the recordings. With a known range all letters are written at once,
+# without storing 96 GB of filtered signals first.
 #
-# Disk: 90 GB unpacked; 24 GB of letters (48 GB while they are put together), 10 GB of tokens.
+# Disk: 90 GB unpacked; 24 GB of letters (48 GB while they are joined), 10 GB of tokens.
 # Time: 35 minutes to symbolize on two cores at 400 recordings a second, 5 on sixteen if the disk keeps up;
 # merges are learned from 20,000 recordings, in minutes; encoding takes about as long as symbolizing.
 set -eu

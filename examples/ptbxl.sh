@@ -1,14 +1,14 @@
 #!/bin/sh
-# PTB-XL (PhysioNet, CC BY 4.0; 21,799 recordings of 18,869 patients, 10 s, 500 Hz) to tokens.
+# Turn PTB-XL (PhysioNet, CC BY 4.0; 21,799 recordings of 18,869 patients, 10 s, 500 Hz) into tokens.
 #
 #   sh examples/ptbxl.sh FOLDER_OR_ZIP [WORK]
 #
-# The folder, as the archive unpacks:
+# The folder is the unpacked archive:
 #   ptbxl_database.csv                    patients, and the folds that become the splits
-#   records500/00000/00001_hr.hea .dat    one pair of files for each recording
+#   records500/00000/00001_hr.hea .dat    a pair of files per recording
 # (records100 holds the same recordings at 100 Hz and is not read.)
 #
-# Disk: 3 GB unpacked; 2.6 GB more while symbolizing, of which 0.7 GB of letters stay; 0.3 GB of tokens.
+# Disk: 3 GB unpacked; 2.6 GB more while symbolizing (0.7 GB of letters remain); 0.3 GB of tokens.
 # Time on two cores: a minute to symbolize at 400 recordings a second, a few to learn and encode.
 set -eu
 data=${1:?"usage: sh examples/ptbxl.sh FOLDER_OR_ZIP [WORK]"}

@@ -1,34 +1,34 @@
 #!/bin/sh
-# First a real recording, read by the model that comes with ecgbyte. Then the whole pipeline on two CPU cores, without
-# any download: synthetic records -> letters -> merges -> token ids -> a small language model trained from nothing ->
-# answers, scored with and without the signal. About five minutes. Run again, it goes on where it stopped. Everything lies in the folder quickstart/.
+# Ask the included model about a real recording. Then run the whole pipeline on two CPU cores, without any download:
+# synthetic records -> letters -> merges -> token ids -> a small language model trained from scratch -> answers, scored
+# with and without the signal. It takes about five minutes and writes to quickstart/. A rerun resumes.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p quickstart
 cd quickstart
 
-# a 12-lead ECG that comes with the library pydicom
+# a 12-lead ECG from the test files of pydicom
 real=$(python -c 'from pydicom.data import get_testdata_file; print(get_testdata_file("waveform_ecg.dcm"))')
-echo "A real recording, $(basename "$real"), and what the model that comes with ecgbyte says of it:"
+echo "A real recording, $(basename "$real"), and the answers of the included model:"
 ecgbyte chat "$real" --model ptbxl -q "Is this ECG normal?" -q "What is the rhythm?"
 echo
 
 # 10 s, 12 leads: 9,360 records to train, 520 each to validate and to test
 ecgbyte synth data --records 10400 --fs 250 --seed 1
-# two leads at 100 Hz keep the sequences short (about 270 tokens), so that a CPU can do many updates
+# two leads at 100 Hz keep the sequences short (about 270 tokens), so a CPU can do many updates
 ecgbyte symbolize data --profile resample --fs 100 --leads II,V1
 ecgbyte learn --vocab 2000
 ecgbyte encode
 ecgbyte finetune --qa data/qa.jsonl --model tiny --steps 3800 --batch 4 --ecg-loss 0
 
-# a recording that no stage has seen
+# records that no stage has seen
 ecgbyte synth new --records 8 --fs 500 --seed 2
 record=new/synth00004
 ecgbyte plot ecg $record --out ecg.png
 ecgbyte plot tokens $record --out tokens.png
 ecgbyte generate --split test
 echo
-echo "A record that no stage has seen, by its own comments:"
+echo "A record that no stage has seen, with its comments:"
 grep '^#' $record.hea
 echo "Question: What is the rhythm?"
 printf 'Answer:   '

@@ -14,7 +14,7 @@ from ecgbyte_cli.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/LOG.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/experiments/LOG.md"]
 PAGES += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 each_page = pytest.mark.parametrize("page", PAGES)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "experiments"
 TABLES = (
     "headline",
     "time",
@@ -60,8 +60,8 @@ def test_every_table_and_chart_comes_out_and_goes_on(part, real_data, tmp_path):
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     text = page.read_text()
     assert "to be replaced" not in text and text.count("AFTER") == len(TABLES)
-    assert (tmp_path / "evidence.png").stat().st_size > 10_000
-    assert (tmp_path / "evidence-places.png").stat().st_size > 10_000
+    assert (tmp_path / "images" / "evidence.png").stat().st_size > 10_000
+    assert (tmp_path / "images" / "evidence-places.png").stat().st_size > 10_000
     made = [json.loads(line) for line in (out / "two_stage.jsonl").open()]
     assert len(made) == 6 * 2 + 5
     for row in made:

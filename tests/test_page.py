@@ -143,6 +143,27 @@ def test_a_sheet_that_comes_late_is_not_taken_for_the_newest(visit, address):
     assert sheet.bounding_box()["width"] == pytest.approx(1.5 * width, abs=2)
 
 
+def test_a_question_waits_for_the_ecg_that_is_shown(visit, address):
+    page, held = ready(visit(address)), []
+    page.route("**/api/conversation", lambda route: held.append(route))
+    second, third = page.locator("#records .open").nth(1), page.locator("#records .open").nth(2)
+    for i, record in enumerate((second, third)):
+        record.click()
+        page.locator("h2", has_text=record.get_attribute("title")).wait_for()
+        until = time.monotonic() + WAIT
+        while len(held) <= i and time.monotonic() < until:
+            page.wait_for_timeout(50)
+        assert page.locator("#question").is_disabled()
+    # a conversation that comes late, about the ECG before, is not taken for the newest
+    with page.expect_response("**/api/conversation") as late:
+        held[0].continue_()
+    late.value.finished()
+    page.wait_for_timeout(200)
+    assert page.locator("#question").is_disabled()
+    held[1].continue_()
+    ready(page)
+
+
 def test_a_record_is_drawn(visit, address, folder):
     page = ready(visit(address))
     name = sorted(folder.glob("*.hea"))[0].stem

@@ -31,7 +31,7 @@ from ecgbyte_cli.inference import certainty  # noqa: E402
 from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn, percent  # noqa: E402
 from ecgbyte_cli.model import model_folder  # noqa: E402
 from ecgbyte_cli.render import svg_sheet  # noqa: E402
-from ecgbyte_cli.web import app, middleware, recordings  # noqa: E402
+from ecgbyte_cli.web import app, conversations, middleware, recordings  # noqa: E402
 
 QUESTION = "What is the rhythm?"
 PAGE = Path(ecgbyte_cli.__file__).parent / "web" / "page"
@@ -85,8 +85,10 @@ def ids(client):
 
 
 def test_the_page_is_small_and_loads_nothing_from_elsewhere(bare):
-    sizes = [len(bare.get(f"/{name}").content) for name in ("", "page.js", "page.css")]
-    assert sum(sizes) <= 60 * 1024
+    answers = [bare.get(f"/{file.name}") for file in PAGE.iterdir()]
+    assert {answer.status_code for answer in answers} == {200} and len(answers) > 3
+    assert sum(len(answer.content) for answer in answers) <= 60 * 1024
+    assert bare.get("/").text == (PAGE / "index.html").read_text()
     for file in PAGE.iterdir():
         foreign = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"']*", file.read_text()))
         assert foreign <= {"http://www.w3.org/2000/svg"}
@@ -441,7 +443,9 @@ def test_a_conversation_does_what_chat_can(small, folder):
         assert [one["record"] for one in state["ecgs"]] == [first, second]
         client.post("/api/ask", json=talk | {"question": "b?"})
         assert [
-            len(t.ecgs) for t in of.talks[talk["conversation"]].conversation.log if isinstance(t, Turn)
+            len(t.ecgs)
+            for t in of.conversations.sessions[talk["conversation"]].conversation.log
+            if isinstance(t, Turn)
         ] == [1, 2]
         state = client.post("/api/conversation", json=talk | {"do": "segment", "number": 1}).json()
         assert [turn["question"] for turn in state["turns"]] == ["a?", "b?"]
@@ -576,23 +580,25 @@ def test_bodies_that_are_no_question(client, body, status):
 
 def test_memory_is_bounded(small, folder, monkeypatch):
     of = service(folder, stand_in(small / "ecgbyte-work" / "model" / "ecg_tokenizer.json", "yes"))
-    monkeypatch.setattr(app, "MOST_TALKS", 5)
+    monkeypatch.setattr(conversations, "MOST_CONVERSATIONS", 5)
     with client_of(of) as client:
         first, *_ = numbers = ids(client)
         opened = [client.post("/api/conversation", json={"record": first}).json() for _ in range(9)]
-        assert len(of.talks) == 5
+        assert len(of.conversations.sessions) == 5
         old = {"conversation": opened[0]["conversation"], "question": "q"}
         assert client.post("/api/ask", json=old).status_code == 404
-        assert len({id(talk.conversation.cache) for talk in of.talks.values()}) == 1
-        assert len({id(talk.conversation.ecgs[0].recording) for talk in of.talks.values()}) == 1
-        monkeypatch.setattr(app, "TALK_BYTES", 1)
+        assert len({id(talk.conversation.cache) for talk in of.conversations.sessions.values()}) == 1
+        assert (
+            len({id(talk.conversation.ecgs[0].recording) for talk in of.conversations.sessions.values()}) == 1
+        )
+        monkeypatch.setattr(conversations, "MOST_BYTES", 1)
         client.post("/api/conversation", json={"record": first})
-        assert len(of.talks) == 1
-        monkeypatch.setattr(recordings, "KEPT_BYTES", 1)
+        assert len(of.conversations.sessions) == 1
+        monkeypatch.setattr(recordings, "CACHE_BYTES", 1)
         for number in numbers:
             client.get(f"/api/records/{number}")
-        assert len(of.shelf.kept) == 1
-        of.waiting = app.MOST_WAITING
+        assert len(of.recordings.cache) == 1
+        of.conversations.waiting = conversations.MOST_WAITING
         assert client.post("/api/ask", json={"record": first, "question": "q"}).status_code == 503
 
 
@@ -602,7 +608,7 @@ def test_memory_is_bounded(small, folder, monkeypatch):
 def test_files_are_dropped_and_gone_at_the_end(folder, tmp_path):
     of = service(folder)
     header = sorted(folder.glob("*.hea"))[0]
-    place = Path(of.shelf.place.name)
+    place = Path(of.recordings.upload_folder.name)
     with client_of(of) as client:
         signal_file = header.with_suffix(".dat")
         told = client.put(f"/api/upload/{signal_file.name}", content=signal_file.read_bytes()).json()
@@ -626,7 +632,7 @@ def test_files_are_dropped_and_gone_at_the_end(folder, tmp_path):
 
 def test_drops_are_bounded(monkeypatch):
     of = service(None, upload_bytes=1000)
-    monkeypatch.setattr(recordings, "MOST_DROPS", 3)
+    monkeypatch.setattr(recordings, "MOST_UPLOADS", 3)
     monkeypatch.setattr(recordings, "MOST_FILES", 2)
     with client_of(of) as client:
         assert client.put("/api/upload/a.csv", content=b"x" * 1001).status_code == 413
@@ -638,10 +644,10 @@ def test_drops_are_bounded(monkeypatch):
         assert client.put("/api/upload/a.csv", content=pieces()).status_code == 413
         for _ in range(9):
             into = client.put("/api/upload/a.csv", content=b"x" * 900).json()["into"]
-        assert len(of.shelf.drops) <= 3
+        assert len(of.recordings.uploads) <= 3
         assert client.put(f"/api/upload/b.csv?into={into}", content=b"x").status_code == 201
         assert client.put(f"/api/upload/c.csv?into={into}", content=b"x").status_code == 413
-        kept = sum(f.stat().st_size for f in Path(of.shelf.place.name).rglob("*") if f.is_file())
+        kept = sum(f.stat().st_size for f in Path(of.recordings.upload_folder.name).rglob("*") if f.is_file())
         assert kept <= 4000
 
 
@@ -730,7 +736,7 @@ def test_malformed_requests_get_a_status_and_the_server_lives(folder):
 
 def test_an_error_within_is_one_line(folder, monkeypatch):
     of = service(folder)
-    monkeypatch.setattr(of.shelf, "listed", lambda words: 1 / 0)
+    monkeypatch.setattr(of.recordings, "listed", lambda words: 1 / 0)
     with client_of(of) as client:
         answer = client.get("/api/records")
         assert (answer.status_code, answer.json()) == (
@@ -806,7 +812,9 @@ def test_what_stands_in_the_way_is_one_line(ecgbyte, folder, monkeypatch, tmp_pa
 
 def test_the_documentation_names_every_route():
     text = (Path(__file__).parents[1] / "docs" / "page.md").read_text()
-    paths = {route.path for route in app.build_app(service(None)).routes if route.path.startswith("/api")}
+    paths = {
+        route.path for route in app.build_app(service(None)).routes if f"{route.path}/".startswith("/api/")
+    }
     assert [path for path in paths if path.replace("{id}", "ID").replace("{name}", "NAME") not in text] == []
 
 

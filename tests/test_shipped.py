@@ -22,9 +22,11 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def ship():
     """The script that made its card."""
-    spec = importlib.util.spec_from_file_location("ship_ptbxl", ROOT / "examples" / "ship_ptbxl.py")
+    spec = importlib.util.spec_from_file_location(
+        "ship_ptbxl", ROOT / "examples" / "experiments" / "ship_ptbxl.py"
+    )
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(ROOT / "examples"))  # where it finds letters.py, as when it is run
+    sys.path.insert(0, str(ROOT / "examples" / "experiments"))  # where it finds letters.py, as when it is run
     try:
         spec.loader.exec_module(module)
     finally:

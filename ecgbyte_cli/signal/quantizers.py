@@ -404,7 +404,7 @@ QUANTIZERS = {
         quantize=_quantize_trellis,
         values=_values_trellis,
         smooth=_smooth_trellis,
-        # the best of examples/rate_distortion.py
+        # the best of examples/experiments/rate_distortion.py
         own_settings=lambda mu, margin: {"mu": 2.0, "limit": 16.0, "penalty": 0.25},
         has_size=False,
     ),

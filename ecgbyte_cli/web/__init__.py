@@ -1,1 +1,1 @@
-"""The page's server: who may ask (guard), what is served (shelf), and the routes (app). Needs the extra `web`."""
+"""The page's server (extra `web`): checks on requests, recordings, conversations, and the routes."""

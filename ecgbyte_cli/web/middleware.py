@@ -1,8 +1,8 @@
-"""Who may ask the server and how much: hosts, origins, a token, sizes and times, before a route sees anything.
+"""Checks before any route runs: Host, Origin, token, size and time of a request.
 
-A page of another site must reach nothing here, be it by a name that it points at this machine (the Host header is
-checked) or by a form or a script of its own (Origin and Sec-Fetch-Site are). The name of a proxy is accepted where
-`serve --allow-host` says it; headers by which a proxy would name itself are not believed.
+A page of another site must reach nothing here. The Host header is checked against names that the site points at this
+machine (DNS rebinding), Origin and Sec-Fetch-Site against its forms and scripts. The name of a proxy is accepted
+where `serve --allow-host` names it; forwarding headers are ignored.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ecgbyte_cli.failure import Failure
 
-HEAD_SECONDS = 15.0  # until a request's head is there
-CHUNK_SECONDS = 20.0  # between two parts of its body, and until a part of the answer is taken
-BODY_SECONDS = 600.0  # until all of its body is there
-BODY_BYTES = 2**16  # of a request that is no upload
+HEAD_SECONDS = 15.0  # for the head of a request
+CHUNK_SECONDS = 20.0  # between two chunks of the body, and until the client takes a chunk of the response
+BODY_SECONDS = 600.0  # for the whole body
+BODY_BYTES = 2**16  # of a request other than an upload
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 COOKIE = "ecgbyte_token"
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?", re.ASCII | re.IGNORECASE)
@@ -40,7 +40,7 @@ HEADERS = {
 
 
 class Refused(Failure):
-    """A request that is refused, with its status."""
+    """A refused request, with its HTTP status."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -48,20 +48,20 @@ class Refused(Failure):
 
 
 class Guard:
-    """Refuses requests, or hands them on with bounds on their body and on the time that they take.
+    """Refuse a request, or pass it on with limits on its size and time.
 
     Parameters
     ----------
     app
-        The ASGI application behind.
+        The ASGI application that requests are passed to.
     host : str
         The address that the server listens at.
     token : str or None
-        What a request must know where that is not loopback.
+        The token that requests need where others reach the server.
     upload_bytes : int
-        Of a file that is uploaded.
+        Largest upload.
     allowed : iterable of (str, int or None)
-        Further names of the server, such as a proxy's, from `allowed_host`: without a port at any port.
+        Further names of the server, such as a proxy's, from `allowed_host`; None allows any port.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Guard:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the start and the end of the server; there are no web sockets
+        if scope["type"] != "http":  # startup and shutdown; there are no web sockets
             return await self.app(scope, receive, send)
 
-        async def answer(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 known = {name for name, _ in message["headers"]}
                 message["headers"] = [
@@ -94,15 +94,15 @@ class Guard:
         try:
             cookie = self._check(scope, headers)
         except Refused as refused:
-            return await _refuse(refused, receive, answer)
+            return await _refuse(refused, receive, send_with_headers)
         if cookie:
-            moved = [(b"location", b"./"), (b"content-length", b"0"), (b"set-cookie", cookie.encode())]
-            await answer({"type": "http.response.start", "status": 303, "headers": moved})
-            return await answer({"type": "http.response.body", "body": b""})
-        await self.app(scope, self._bounded(scope, receive), answer)
+            redirect = [(b"location", b"./"), (b"content-length", b"0"), (b"set-cookie", cookie.encode())]
+            await send_with_headers({"type": "http.response.start", "status": 303, "headers": redirect})
+            return await send_with_headers({"type": "http.response.body", "body": b""})
+        await self.app(scope, self._bounded(scope, receive), send_with_headers)
 
-    def _check(self, scope, headers):
-        """Refuse a request by its head; return the cookie to set if it is the first one with the token."""
+    def _check(self, scope: Scope, headers: dict[str, str]) -> str | None:
+        """Check the head of a request; return the cookie to set if the address holds the token."""
         host = headers.get("host", "")
         if not self._is_named(host):
             raise Refused(403, f"{host[:80]!r} is not the name of this server (--allow-host adds a proxy's)")
@@ -111,7 +111,7 @@ class Guard:
         if (origin is not None and not self._is_own(origin, host)) or (
             foreign and (scope["path"] != "/" or scope["method"] != "GET")
         ):
-            raise Refused(403, "another site asks: refused")
+            raise Refused(403, "the request comes from another site: refused")
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             raise Refused(400, "Content-Length is no number")
@@ -119,9 +119,9 @@ class Guard:
             raise Refused(413, f"too large: {self._most(scope)} bytes at most")
         if self.token is None:
             return None
-        asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        if scope["path"] == "/" and _tokens_equal(asked, self.token):
-            # without a Path the browser takes that of the page: below a proxy's path, and not all of its host
+        query_token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if scope["path"] == "/" and _tokens_equal(query_token, self.token):
+            # without Path the cookie is limited to the page's own path, which may lie below a proxy's
             return f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict"
         if not (
             any(_tokens_equal(value, self.token) for value in _cookies(headers.get("cookie", "")))
@@ -131,47 +131,47 @@ class Guard:
         return None
 
     def _is_named(self, host: str) -> bool:
-        """Whether a Host header names this server."""
-        found = split_host(host)
-        if found is None:
+        """Return whether a Host header names this server."""
+        parts = split_host(host)
+        if parts is None:
             return False
-        name, port = found
+        name, port = parts
         if name in self.names or (self.token is not None and _is_address(name)):
             return True
-        # a proxy may hand on its name without the port
-        return any(name == one and (port is None or its in (None, port)) for one, its in self.allowed)
+        # a proxy may pass on its name without the port
+        return any(name == other and (port is None or its in (None, port)) for other, its in self.allowed)
 
     def _is_own(self, origin: str, host: str) -> bool:
-        """Whether an Origin is the server under the name that was asked, or under one that is allowed."""
+        """Return whether an Origin is this server, under the requested name or an allowed one."""
         scheme, _, netloc = origin.partition("://")
-        found = split_host(netloc)
-        if found is None or scheme not in USUAL_PORTS:
+        parts = split_host(netloc)
+        if parts is None or scheme not in USUAL_PORTS:
             return False
-        name, port = found
-        ports = {its for one, its in self.allowed if one == name}
+        name, port = parts
+        ports = {its for other, its in self.allowed if other == name}
         if ports & {None, port or USUAL_PORTS[scheme]}:
             return True
-        # a name that is allowed at one port alone is not so at another, even where the Host has lost its port
+        # a name allowed at one port is refused at another, even where the Host header has lost its port
         return (not ports or name in self.names) and netloc.lower() == host.lower()
 
-    def _most(self, scope):
+    def _most(self, scope: Scope) -> int:
         return self.upload_bytes if scope["path"].startswith("/api/upload/") else BODY_BYTES
 
-    def _bounded(self, scope, receive):
-        """`receive`, which refuses a body that is too large or comes too slowly."""
-        read, whole, until = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """Wrap `receive` so that a body that is too large or too slow is refused."""
+        read, complete, deadline = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def bounded() -> Message:
-            nonlocal read, whole
-            if whole:  # what comes now is that the client has gone
+            nonlocal read, complete
+            if complete:  # the next message says that the client has gone
                 return await receive()
             try:
-                left = until - asyncio.get_running_loop().time()
+                left = deadline - asyncio.get_running_loop().time()
                 message: Message = await asyncio.wait_for(receive(), max(min(CHUNK_SECONDS, left), 0.01))
             except TimeoutError:
                 raise Refused(408, "the request came too slowly") from None
             read += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
+            complete = not message.get("more_body", False)
             if read > self._most(scope):
                 raise Refused(413, f"too large: {self._most(scope)} bytes at most")
             return message
@@ -179,8 +179,8 @@ class Guard:
         return bounded
 
 
-async def _refuse(refused, receive, send):
-    """Say why, and take what the client still sends for a moment, so that it reads the answer."""
+async def _refuse(refused: Refused, receive: Receive, send: Send) -> None:
+    """Send the error; drain the request for a moment, so that the client reads the response."""
     body = json.dumps({"error": refused.message}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close")]
@@ -195,18 +195,18 @@ async def _refuse(refused, receive, send):
     await send({"type": "http.response.body", "body": b""})
 
 
-def _tokens_equal(given, token):
-    return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
+def _tokens_equal(candidate: str, token: str) -> bool:
+    return hmac.compare_digest(candidate.encode("utf-8", "replace"), token.encode())
 
 
 def _cookies(header: str) -> list[str]:
-    """The tokens in a Cookie header: several where servers at other paths of the host have theirs."""
+    """Return the tokens in a Cookie header; servers at other paths of the host may have their own."""
     parts = (part.strip().partition("=") for part in header.split(";"))
     return [value for name, _, value in parts if name == COOKIE]
 
 
 def split_host(text: str) -> tuple[str, int | None] | None:
-    """Split the host of an address into name and port: lower case, IP addresses in one form; None if it is none."""
+    """Split a host into its lower-case name and port; return None if it is invalid. IP addresses are normalized."""
     match = HOST.fullmatch(text)
     if match is None or int(match[2] or 0) > 65535:
         return None
@@ -217,7 +217,7 @@ def split_host(text: str) -> tuple[str, int | None] | None:
 
 
 def allowed_host(text: str) -> tuple[str, int | None]:
-    """Read a host that `--allow-host` names.
+    """Parse a host of `--allow-host`.
 
     Parameters
     ----------
@@ -237,20 +237,20 @@ def allowed_host(text: str) -> tuple[str, int | None]:
     bare = re.sub(r"^https?://|(?<=[^/])/$", "", text.strip(), flags=re.IGNORECASE)
     try:
         bare = f"[{bare}]" if bare.count(":") > 1 and _is_address(bare) else bare.encode("idna").decode()
-        found = split_host(bare)
+        host = split_host(bare)
     except UnicodeError:
-        found = None
-    if found and found[1] != 0 and (_is_address(found[0]) or _is_name(found[0])):
-        return found
+        host = None
+    if host and host[1] != 0 and (_is_address(host[0]) or _is_name(host[0])):
+        return host
     raise ValueError("a host name or an IP address, with a port or without, as in ecg.example.org")
 
 
 def _is_name(name: str) -> bool:
-    """Whether a text is a host name; what ends in a number would be an IP address."""
+    """Return whether a text is a host name. A name that ends in a number would be an IP address."""
     return len(name) <= 253 and NAME.fullmatch(name) is not None and not name.rpartition(".")[2].isdigit()
 
 
-def _is_address(name):
+def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -259,14 +259,14 @@ def _is_address(name):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     if host.lower() == "localhost":
         return True
     return _is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP, which does not wait for ever for the head of a request."""
+    """uvicorn's HTTP protocol, with a time limit on the head of a request."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -285,15 +285,15 @@ class BoundedProtocol(H11Protocol):
         self._cancel()
         super().connection_lost(exc)
 
-    def _busy(self):
+    def _busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _cancel(self):
+    def _cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _too_slow(self):
+    def _too_slow(self) -> None:
         self._timer = None
         if not self._busy() and not self.transport.is_closing():
             self.transport.write(

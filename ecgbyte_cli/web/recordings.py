@@ -1,4 +1,4 @@
-"""The recordings that are served: those of one folder, and those that were dropped on the page."""
+"""The recordings that the page shows: those of a folder, and uploads."""
 
 import hashlib
 import os
@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure, printable
@@ -17,40 +18,40 @@ from ecgbyte_cli.readers import wfdb_header
 from ecgbyte_cli.readers.recording import split_row
 from ecgbyte_cli.web.middleware import Refused
 
-KEPT_BYTES = 2**28  # of recordings, to show them again
-MOST_DROPS, MOST_FILES = 32, 64  # drops that are kept, and files in one of them
+CACHE_BYTES = 2**28  # of recordings read last
+MOST_UPLOADS, MOST_FILES = 32, 64  # uploads, and files in one of them
 LONGEST_NAME = 128
 
 
 class RecordingList:
-    """The recordings served, each under an id.
+    """The recordings served, each with an id.
 
-    Only what `readers.find` finds in the folder can be opened, and of that only what lies in the folder with all
-    its files: a link is followed where it stays inside, and refused where it leads out.
+    Only recordings that `readers.find` finds can be opened, and only if all their files lie in the folder: a link is
+    followed inside the folder, and refused where it leads out.
 
     Parameters
     ----------
     source : Path or None
-        A folder or a recording; None serves what is dropped alone.
+        A folder or a recording; None serves uploads only.
     upload_bytes : int
-        Of a file that is dropped; all of them together may have four times as many, then the oldest go.
-    told : dict
-        `fs`, `lead_names` and `units` of recordings that do not say them (see `readers.read_recording`).
+        Largest upload. All uploads together may have four times as many bytes; then the oldest are removed.
+    read_options : dict
+        `fs`, `lead_names` and `units` of recordings that do not store them (see `readers.read`).
     """
 
-    def __init__(self, source: Path | None, upload_bytes: int, told: dict | None = None):
-        self.source, self.upload_bytes, self.told = source, upload_bytes, told or {}
+    def __init__(self, source: Path | None, upload_bytes: int, read_options: dict | None = None):
+        self.source, self.upload_bytes, self.read_options = source, upload_bytes, read_options or {}
         folder = source if source is None or source.is_dir() else source.parent
         self.root = None if folder is None else os.path.abspath(folder)
-        self.found: dict[str, str] = {}
-        self.drops: OrderedDict[str, Upload] = OrderedDict()
-        self.kept: OrderedDict[str, tuple[tuple, readers.Recording]] = OrderedDict()
+        self.found: dict[str, str] = {}  # id to path
+        self.uploads: OrderedDict[str, Upload] = OrderedDict()
+        self.cache: OrderedDict[str, tuple[tuple, readers.Recording]] = OrderedDict()
         self.lock = threading.Lock()
-        self.place = tempfile.TemporaryDirectory(prefix="ecgbyte-", ignore_cleanup_errors=True)
+        self.upload_folder = tempfile.TemporaryDirectory(prefix="ecgbyte-", ignore_cleanup_errors=True)
         self.look()
 
     def look(self) -> None:
-        """Find what there is."""
+        """Find the recordings in the folder."""
         if self.source is None or self.root is None:
             return
         paths, _ = readers.find(self.source)
@@ -63,37 +64,39 @@ class RecordingList:
         }
 
     def close(self) -> None:
-        """Remove what was dropped."""
-        self.place.cleanup()
+        """Remove the uploads."""
+        self.upload_folder.cleanup()
 
     def listed(self, words: str = "") -> list[dict]:
-        """The recordings whose names hold all the words: `id` and `name`, those that were dropped first."""
-        every = [(i, path) for drop in reversed(self.drops.values()) for i, path in drop.found.items()]
-        every += self.found.items()
-        named = [{"id": i, "name": self.name(path)} for i, path in every]
-        return [one for one in named if all(word in one["name"].lower() for word in words.lower().split())]
+        """Return `id` and `name` of the recordings whose names contain all the words, uploads first."""
+        paths = [(i, path) for upload in reversed(self.uploads.values()) for i, path in upload.found.items()]
+        paths += self.found.items()
+        entries = [{"id": i, "name": self.name(path)} for i, path in paths]
+        return [
+            entry for entry in entries if all(word in entry["name"].lower() for word in words.lower().split())
+        ]
 
     def name(self, path: str) -> str:
-        """What a recording is called: its path in the folder, or the file's name."""
-        dropped = path.startswith(self.place.name + os.sep)
-        name = os.path.basename(path) if dropped or self.root is None else os.path.relpath(path, self.root)
+        """Return the name of a recording: its path in the folder, or the file name of an upload."""
+        uploaded = path.startswith(self.upload_folder.name + os.sep)
+        name = os.path.basename(path) if uploaded or self.root is None else os.path.relpath(path, self.root)
         return printable(name.removesuffix(".hea"))
 
     def path(self, number: str) -> str:
-        """The path of a recording by its id, all of whose files lie where they may."""
+        """Return the path of a recording by its id; check that all its files lie in the folder."""
         path = self.found.get(number)
         if path is not None and self.root is not None:
             files = wfdb_header.files_of(path) if path.endswith(".hea") else [split_row(path)[0]]
             if not all(_inside(file, os.path.realpath(self.root)) for file in files):
                 raise Refused(403, f"{self.name(path)}: refused, as a link leads out of the folder served")
             return path
-        for drop in self.drops.values():
-            if number in drop.found:
-                return drop.found[number]
+        for upload in self.uploads.values():
+            if number in upload.found:
+                return upload.found[number]
         raise Refused(404, "no such recording")
 
     def at(self, path: str) -> str:
-        """The id of a recording by its path, absolute or in the folder served, with or without its extension."""
+        """Return the id of a recording by its path, absolute or in the folder, with or without extension."""
         if self.root is None:
             raise Refused(403, "no folder is served: start `ecgbyte serve FOLDER`, or drop files")
         if "\0" in path or not path.strip():
@@ -101,41 +104,41 @@ class RecordingList:
         whole = os.path.normpath(os.path.join(self.root, path))
         if not (whole + os.sep).startswith(os.path.join(self.root, "")):
             raise Refused(403, f"{printable(path[:200])}: refused, as it is outside the folder served")
-        for tried in (whole, whole + ".hea", os.path.splitext(whole)[0] + ".hea"):
-            if id_of(tried) in self.found:
-                return id_of(tried)
+        for candidate in (whole, whole + ".hea", os.path.splitext(whole)[0] + ".hea"):
+            if id_of(candidate) in self.found:
+                return id_of(candidate)
         others = [i for i, known in self.found.items() if os.path.splitext(known)[0] == whole]
         if not others:
             raise Refused(404, f"{printable(path[:200])}: no such recording in the folder served")
         return others[0]
 
     def recording(self, number: str) -> readers.Recording:
-        """Read a recording, or take it as it was read last."""
+        """Read a recording, or return it from the cache."""
         path = self.path(number)
         with self.lock:
             stamp = _stamp(path)
-            if self.kept.get(number, (None,))[0] != stamp:
-                self.kept[number] = stamp, self._read(path)
-            self.kept.move_to_end(number)
-            while len(self.kept) > 1 and sum(r.signal.nbytes for _, r in self.kept.values()) > KEPT_BYTES:
-                self.kept.popitem(last=False)
-            return self.kept[number][1]
+            if self.cache.get(number, (None,))[0] != stamp:
+                self.cache[number] = stamp, self._read(path)
+            self.cache.move_to_end(number)
+            while len(self.cache) > 1 and sum(r.signal.nbytes for _, r in self.cache.values()) > CACHE_BYTES:
+                self.cache.popitem(last=False)
+            return self.cache[number][1]
 
-    def _read(self, path):
+    def _read(self, path: str) -> readers.Recording:
         try:
-            return readers.read_recording(path, **self.told)
+            return readers.read_recording(path, **self.read_options)
         except readers.Unusable as error:
             raise Refused(422, f"{self.name(path)} cannot be read: {error.message}") from error
 
     async def drop(self, name: str, chunks: AsyncIterator[bytes], into: str | None) -> tuple[str, list[dict]]:
-        """Take a file that was dropped; return what it lies in with others, and the recordings there.
+        """Save an uploaded file; return the id of its upload, and the recordings in the upload.
 
         Parameters
         ----------
         name : str
         chunks : async iterator of bytes
         into : str or None
-            What an earlier call returned, for files of one recording; None begins anew.
+            The id that an earlier call returned, for a further file of the same recording; None begins an upload.
         """
         if (
             not name.isprintable()
@@ -145,81 +148,92 @@ class RecordingList:
         ):
             raise Refused(400, "no name for a file")
         if into is None:
-            folder = tempfile.mkdtemp(dir=self.place.name)
+            folder = tempfile.mkdtemp(dir=self.upload_folder.name)
             into = os.path.basename(folder)
-            self.drops[into] = Upload(folder)
-        if into not in self.drops:
-            raise Refused(404, "what was dropped with it is gone: drop all files together")
-        drop = self.drops[into]
-        if len(drop.sizes) >= MOST_FILES:
+            self.uploads[into] = Upload(folder)
+        if into not in self.uploads:
+            raise Refused(404, "the other files of this upload are gone: drop all files together")
+        upload = self.uploads[into]
+        if len(upload.sizes) >= MOST_FILES:
             raise Refused(413, f"no more than {MOST_FILES} files at once")
-        part, size = os.path.join(drop.folder, f".{len(drop.sizes)}.{os.urandom(4).hex()}"), 0
+        upload.sizes[name] = await self._save(upload, name, chunks)
+        self._evict()
+        try:
+            upload.found = {id_of(path): path for path in readers.find(upload.folder)[0]}
+        except Failure:  # such as a signal file that comes before its header
+            upload.found = {}
+        return into, [{"id": i, "name": self.name(path)} for i, path in upload.found.items()]
+
+    async def _save(self, upload: "Upload", name: str, chunks: AsyncIterator[bytes]) -> int:
+        """Write a file of an upload whole or not at all; return its size."""
+        part = os.path.join(upload.folder, f".{len(upload.sizes)}.{os.urandom(4).hex()}")
+        size = 0
         try:
             with open(part, "wb") as file:
                 async for chunk in chunks:
                     size += file.write(chunk)
                     if size > self.upload_bytes:
                         raise Refused(413, f"too large: {self.upload_bytes} bytes at most")
-            os.replace(part, os.path.join(drop.folder, name))
+            os.replace(part, os.path.join(upload.folder, name))
         except BaseException:
             Path(part).unlink(missing_ok=True)
             raise
-        drop.sizes[name] = size
-        while len(self.drops) > MOST_DROPS or (
-            len(self.drops) > 1 and sum(d.size for d in self.drops.values()) > 4 * self.upload_bytes
+        return size
+
+    def _evict(self) -> None:
+        """Remove the oldest uploads where there are too many, or too many bytes in them."""
+        while len(self.uploads) > MOST_UPLOADS or (
+            len(self.uploads) > 1 and sum(u.size for u in self.uploads.values()) > 4 * self.upload_bytes
         ):
-            shutil.rmtree(self.drops.popitem(last=False)[1].folder, ignore_errors=True)
-        try:
-            drop.found = {id_of(path): path for path in readers.find(drop.folder)[0]}
-        except Failure:  # such as a signal file that comes before its header
-            drop.found = {}
-        return into, [{"id": i, "name": self.name(path)} for i, path in drop.found.items()]
+            shutil.rmtree(self.uploads.popitem(last=False)[1].folder, ignore_errors=True)
 
 
 @dataclass
 class Upload:
-    """Files that were dropped together."""
+    """Files uploaded together."""
 
     folder: str
-    sizes: dict[str, int] = field(default_factory=dict)
-    found: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)  # file name to bytes
+    found: dict[str, str] = field(default_factory=dict)  # recording's id to path
 
     @property
     def size(self) -> int:
         return sum(self.sizes.values())
 
 
+@dataclass
 class SharedReader(RecordingLoader):
-    """A reader that keeps the recordings it read last, for many conversations about the same ones."""
+    """A reader that caches the recordings read last, for conversations about the same ones."""
 
-    KEPT = 4
+    CACHED: ClassVar[int] = 4
+    cache: OrderedDict[str, tuple[tuple, ECG]] = field(default_factory=OrderedDict, init=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def read(self, path: str | os.PathLike) -> ECG:
-        """Read, preprocess and encode a recording, or take it as it was read last."""
-        kept: OrderedDict[str, tuple[tuple, ECG]] = self.__dict__.setdefault("kept", OrderedDict())
-        lock: threading.Lock = self.__dict__.setdefault("lock", threading.Lock())
-        with lock:
+        """Read, preprocess and encode a recording, or return a copy from the cache."""
+        with self.lock:
             key, stamp = os.fspath(path), _stamp(path)
-            if kept.get(key, (None,))[0] != stamp:
-                kept[key] = stamp, super().read(path)
-            kept.move_to_end(key)
-            while len(kept) > self.KEPT:
-                kept.popitem(last=False)
-            return replace(kept[key][1])
+            if self.cache.get(key, (None,))[0] != stamp:
+                self.cache[key] = stamp, super().read(path)
+            self.cache.move_to_end(key)
+            while len(self.cache) > self.CACHED:
+                self.cache.popitem(last=False)
+            return replace(self.cache[key][1])
 
 
 def id_of(path: str) -> str:
-    """The id of a recording."""
+    """Return the id of a recording: a hash of its path."""
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
-def _inside(path, real):
+def _inside(path: str, real: str) -> bool:
     return (os.path.realpath(path) + os.sep).startswith(os.path.join(real, ""))
 
 
-def _stamp(path):
+def _stamp(path: str | os.PathLike) -> tuple[int, ...]:
+    """Return size and modification time of a file; an empty tuple where it cannot be read."""
     try:
-        found = os.stat(split_row(os.fspath(path))[0])
+        status = os.stat(split_row(os.fspath(path))[0])
     except OSError:
         return ()
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns

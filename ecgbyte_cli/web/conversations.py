@@ -1,0 +1,166 @@
+"""The conversations of the page, and the one thread that runs the model."""
+
+import asyncio
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from ecgbyte_cli.inference.certainty import Certainty
+from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn
+from ecgbyte_cli.render import terminal
+from ecgbyte_cli.web.middleware import Refused
+from ecgbyte_cli.web.recordings import RecordingList, id_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ecgbyte_cli.model.ecg_lm import ECGLM
+
+MOST_CONVERSATIONS, MOST_BYTES = 64, 2**30  # open conversations, and bytes of the recordings in them
+MOST_WAITING = 64  # requests that wait for the model
+MOST_ECGS = 4  # in a conversation
+Result = TypeVar("Result")
+
+
+class Model(NamedTuple):
+    """A loaded model, and how it reads recordings."""
+
+    lm: "ECGLM"
+    text_tokenizer: "PreTrainedTokenizerBase"
+    reader: RecordingLoader
+    about: dict[str, Any]
+    max_new: int = 256
+    certainty: Certainty | None = None
+
+
+@dataclass
+class ChatSession:
+    """A conversation, and the event that stops the answer being written."""
+
+    id: str
+    conversation: Conversation
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the ECGs and turns of the conversation, as the page shows them."""
+        ecgs = [
+            {
+                "record": id_of(ecg.recording.path),
+                "name": ecg.recording.name,
+                "segment": ecg.number + 1,
+                "segments": len(ecg.segments),
+                "start": ecg.seconds[0],
+                "seconds": ecg.seconds[1] - ecg.seconds[0],
+                "tokens": len(ecg.tokens),
+                "facts": terminal.panel_facts(ecg),
+            }
+            for ecg in self.conversation.ecgs
+        ]
+        turns = [self.describe_turn(turn) for turn in self.conversation.log if isinstance(turn, Turn)]
+        return {"conversation": self.id, "ecgs": ecgs, "turns": turns, "unlike": self.conversation.unlike()}
+
+    def describe_turn(self, turn: Turn) -> dict[str, Any]:
+        """Return a question and its answer, as the page shows them."""
+        return turn.about() | {
+            "certainty": turn.certainty(),
+            "stopped": turn.stopped,
+            "conversation": self.id,
+        }
+
+
+class Conversations:
+    """Open conversations with a model; the oldest are closed where there are too many.
+
+    One thread runs the model, a request at a time, and only that thread changes conversations. Other threads read
+    and draw recordings meanwhile.
+
+    Parameters
+    ----------
+    model : Model or None
+        Without a model every request is refused.
+    recordings : RecordingList
+    """
+
+    def __init__(self, model: Model | None, recordings: RecordingList):
+        self.model, self.recordings = model, recordings
+        self.worker = ThreadPoolExecutor(1, "model")
+        self.waiting = 0
+        self.sessions: OrderedDict[str, ChatSession] = OrderedDict()
+        self.shared: tuple | None = None  # the prompt and the cache that all conversations share
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Run a function in the model's thread, after the requests that came before."""
+        self.require_model()
+        if self.waiting >= MOST_WAITING:
+            raise Refused(503, "too many questions wait: ask again in a while")
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.worker, work)
+        finally:
+            self.waiting -= 1
+
+    def require_model(self) -> Model:
+        """Return the model, or refuse the request."""
+        if self.model is None:
+            raise Refused(404, "there is no model: start `ecgbyte serve --model FOLDER`")
+        return self.model
+
+    def find(self, parameters: Mapping[str, Any]) -> ChatSession:
+        """Return the conversation that a request names."""
+        self.require_model()
+        number = parameters.get("conversation")
+        session = self.sessions.get(number) if isinstance(number, str) else None
+        if session is None:
+            raise Refused(404, "no such conversation: it was closed, or there is none")
+        return session
+
+    def open(self, parameters: Mapping[str, Any], beside: bool = False) -> ChatSession:
+        """Open a recording in a new conversation, or beside the ECGs of the conversation that is named."""
+        if not isinstance(parameters.get("record"), str):
+            raise Refused(400, "record: the id of one")
+        path = self.recordings.path(parameters["record"])
+        if beside and parameters.get("conversation"):
+            session = self.find(parameters)
+            if len(session.conversation.ecgs) >= MOST_ECGS:
+                raise Refused(409, f"no more than {MOST_ECGS} ECGs at once")
+            session.conversation.open(path)
+        else:
+            session = self._start(path)
+            self.sessions[session.id] = session
+        self.sessions.move_to_end(session.id)
+        while len(self.sessions) > 1 and (
+            len(self.sessions) > MOST_CONVERSATIONS or self._recording_bytes() > MOST_BYTES
+        ):
+            self.sessions.popitem(last=False)
+        return session
+
+    def close(self) -> None:
+        """Stop all answers, and the model's thread."""
+        for session in self.sessions.values():
+            session.stop.set()
+        self.worker.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, path: str) -> ChatSession:
+        model = self.require_model()
+        conversation = Conversation(
+            *(model.lm, model.text_tokenizer, model.reader, model.about, [model.reader.read(path)]),
+            *(model.max_new, model.certainty),
+        )
+        if self.shared:
+            conversation.prompt, conversation.cache = self.shared
+        self.shared = conversation.prompt, conversation.cache
+        return ChatSession(os.urandom(12).hex(), conversation)
+
+    def _recording_bytes(self) -> int:
+        """Return the bytes of the recordings in all conversations, each counted once."""
+        conversations = [session.conversation for session in self.sessions.values()]
+        ecgs = [ecg for c in conversations for turn in c.log if isinstance(turn, Turn) for ecg in turn.ecgs]
+        ecgs += [ecg for c in conversations for ecg in c.ecgs]
+        arrays = {
+            id(a): a.nbytes for ecg in ecgs for a in (ecg.recording.signal, *(s for _, s in ecg.segments))
+        }
+        return sum(arrays.values())

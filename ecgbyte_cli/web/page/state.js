@@ -1,0 +1,40 @@
+// The state of the page, and helpers to find and create elements.
+
+export const state = {
+  about: {}, // what GET api returns
+  ecgs: [], // open ECGs: {id, about, start, tokens, attribution, svg, box, …}
+  opened: 0, // number of times a recording was opened
+  conversation: null, // id of the conversation that questions go to
+  changes: 0, // number of times the conversation was changed
+  answering: null, // id of the conversation whose answer is being written
+  listed: 0, // recordings shown in the list
+  started: false, // whether the first sheet is drawn
+  zoom: matchMedia("(max-width: 600px)").matches ? 2 : 1, // in widths of the frame
+  showTokens: false,
+  showCalipers: false,
+};
+
+export const narrow = matchMedia("(max-width: 1000px)");
+
+export const $ = (id) => document.getElementById(id);
+
+// Text from files, headers and the model enters the page only here, as text.
+export function element(name, attributes = {}, ...children) {
+  const created = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) created.addEventListener(key.slice(2), value);
+    else if (key in created && key !== "list") created[key] = value;
+    else created.setAttribute(key, value);
+  }
+  created.append(...children);
+  return created;
+}
+
+// Append an SVG element to its parent.
+export function svgElement(parent, name, attributes, ...children) {
+  const created = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) created.setAttribute(key, value);
+  created.append(...children);
+  parent.append(created);
+  return created;
+}
