@@ -130,7 +130,9 @@ def main():
     parser.add_argument("--swap", action="store_true")
     args = parser.parse_args()
 
-    recordings = [preprocess.segments(readers.read_recording(path), SIGNAL) for path in readers.find(args.folder)[0]]
+    recordings = [
+        preprocess.segments(readers.read_recording(path), SIGNAL) for path in readers.find(args.folder)[0]
+    ]
     halves = [
         np.stack([signal for recording in recordings[side::2] for _, signal in recording]) for side in (0, 1)
     ]
