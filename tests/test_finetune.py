@@ -582,7 +582,9 @@ def test_long_samples_are_trimmed_or_left_out_and_counted(small, tmp_path, ecgby
         for length, tokens in zip(lengths, ecgs, strict=True)
     )
     assert longer > 0 and f"have prompts of more than {middle} tokens" in result.stderr
-    assert (numbers["trimmed"], numbers["left_out"]) == ((longer, 0) if long == "trim" else (0, longer))
+    assert (numbers["trimmed"], numbers["left_out"]) == (
+        (longer, 0) if long == "trim" else (0, longer)
+    )
     assert json.loads((work / "model" / "ecgbyte.json").read_text())["prompt_tokens"] == middle
 
 

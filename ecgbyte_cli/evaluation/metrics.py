@@ -422,7 +422,9 @@ def score_rows(result):
     header = ["questions", *scores]
     lines = [[kind, *(f"{s['by_type'][kind]:.1f}" for s in scores.values())] for kind in result["by_type"]]
     lines.append(["all", *(f"{s['exact_match']:.1f}" for s in scores.values())])
-    lines.append(["95 % interval", *("{:.0f}-{:.0f}".format(*s["interval"]) for s in scores.values())])
+    lines.append(
+        ["95 % interval", *("{:.0f}-{:.0f}".format(*s["interval"]) for s in scores.values())]
+    )
     if result["control"]:
         header.append("gain")
         for line, kind in zip(lines, result["by_type"], strict=False):
@@ -455,7 +457,9 @@ def text_score_line(result):
     known = [f"{names[k]} {result[k]:.1f}" for k in names if result.get(k) is not None]
     if "meteor_missing" in result:
         known.append(f"no METEOR ({result['meteor_missing']})")
-    macro = [f"macro F1 of {kind} {scores['macro_f1']:.1f}" for kind, scores in result["labels"].items()]
+    macro = [
+        f"macro F1 of {kind} {scores['macro_f1']:.1f}" for kind, scores in result["labels"].items()
+    ]
     return ", ".join([f"F1 of answer sets {result['set_f1']:.1f}", *macro, *known])
 
 
