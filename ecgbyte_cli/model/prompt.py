@@ -351,7 +351,7 @@ def trim_ecgs(ecgs, leads, budget):
         lost += 1
     # the last round may have taken too many: the first leads that lost one in it get it back
     kept[np.flatnonzero(all_counts >= lost)[: budget - kept.sum()]] += lost > 0
-    trimmed = [], []
+    trimmed: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for ecg, lead, count in zip(ecgs, leads, counts, strict=True):
         keep, kept = kept[: len(count)], kept[len(count) :]
         rank = np.arange(len(ecg)) - (count.cumsum() - count)[lead]

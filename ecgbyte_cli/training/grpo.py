@@ -184,7 +184,7 @@ class GRPOTrainer(Trainer):
         wanted = batch.labels[:, 1:]
         at = wanted != IGNORED
         with autocast(self.lm):
-            logits, _ = self.lm._outputs(
+            logits, _ = self.lm.outputs(
                 lambda states: states[:, :-1][at], **self.lm.inputs(batch.ids, batch.positions, batch.owner)
             )
         logs = (logits.float() / self.settings["temperature"]).log_softmax(-1)

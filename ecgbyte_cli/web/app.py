@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from starlette.applications import Starlette
@@ -26,8 +26,8 @@ from starlette.routing import Route
 from ecgbyte_cli import __version__, readers
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference import conversation_report
-from ecgbyte_cli.inference.certainty import Certainty
 from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn, remembers_earlier_turns
+from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.render import svg_sheet, terminal
 from ecgbyte_cli.signal.tokenizer import character
 from ecgbyte_cli.web.middleware import Guard, Refused
@@ -58,17 +58,6 @@ TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 Result = TypeVar("Result")
 
 
-class Model(NamedTuple):
-    """A model that is loaded, and how it reads recordings."""
-
-    lm: Any
-    text_tokenizer: Any
-    reader: RecordingLoader
-    about: dict
-    max_new: int = 256
-    certainty: Certainty | None = None
-
-
 @dataclass
 class ChatSession:
     """A conversation, and how the answer that is being written is stopped."""
@@ -87,17 +76,16 @@ class Service:
     Parameters
     ----------
     shelf : Shelf
-    model : Model or None
+    model : Session or None
     reader : Reader or None
         Whose tokens are shown; that of the model, or of a tokenizer alone.
     """
 
-    def __init__(self, shelf: RecordingList, model: Model | None, reader: RecordingLoader | None):
+    def __init__(self, shelf: RecordingList, model: Session | None, reader: RecordingLoader | None):
         self.shelf, self.model, self.reader = shelf, model, reader
         self.worker = ThreadPoolExecutor(1, "model")
         self.waiting = 0
         self.talks: OrderedDict[str, ChatSession] = OrderedDict()
-        self.shared: tuple | None = None  # the prompt and its cache: one for all conversations
         page = files("ecgbyte_cli") / "web" / "page"
         self.page = {name: (page / name).read_bytes() for name in ("index.html", "page.js", "page.css")}
 
@@ -317,7 +305,7 @@ class Service:
             raise Refused(400, f"method: one of {', '.join(METHODS)}")
 
         def work():
-            from ecgbyte_cli.inference.attribution import sum_windows
+            from ecgbyte_cli.evaluation.attribution_measures import sum_windows
 
             drew = conversation_report.attribute_answer(self._talk(asked).conversation, method)
             signal = drew.ecg.signal
@@ -416,14 +404,7 @@ class Service:
             made.conversation.open(path)
         else:
             ecg = model.reader.read(path)
-            conversation = Conversation(
-                *(model.lm, model.text_tokenizer, model.reader, model.about, [ecg]),
-                *(model.max_new, model.certainty),
-            )
-            if self.shared:
-                conversation.prompt, conversation.cache = self.shared
-            self.shared = conversation.prompt, conversation.cache
-            made = ChatSession(os.urandom(12).hex(), conversation)
+            made = ChatSession(os.urandom(12).hex(), model.conversation([ecg]))
             self.talks[made.id] = made
         self.talks.move_to_end(made.id)
         while len(self.talks) > 1 and (len(self.talks) > MOST_TALKS or self._held() > TALK_BYTES):
