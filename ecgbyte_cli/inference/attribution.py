@@ -149,14 +149,14 @@ class Explainer:
             logits = self.lm.base(
                 **self.lm.inputs(ids), use_cache=False, logits_to_keep=ids.shape[1] - first
             ).logits
-            found = []
+            measures = []
             for row, i in enumerate(group):
                 at = torch.from_numpy(cases[i].at).to(ids.device)
-                found.append(measure(logits[row, at - 1 - first], ids[row, at]).cpu().numpy())
-            return found
+                measures.append(measure(logits[row, at - 1 - first], ids[row, at]).cpu().numpy())
+            return measures
 
-        found = itertools.chain.from_iterable(in_parts(order, self.batch, measured))
-        for i, value in zip(order, found, strict=True):
+        measures = itertools.chain.from_iterable(in_parts(order, self.batch, measured))
+        for i, value in zip(order, measures, strict=True):
             values[i] = value
         return values
 

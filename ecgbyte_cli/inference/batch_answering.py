@@ -3,9 +3,7 @@
 import contextlib
 import functools
 import itertools
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.evaluation.controls import CONTROLS
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.certainty import Certainty
@@ -22,7 +19,6 @@ from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.memory import out_of_memory
-from ecgbyte_cli.storage.files import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +29,7 @@ if TYPE_CHECKING:
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 # model folder, folder of the base model or None, SHA-256 of ecgbyte.json
-ModelKey = tuple[Path, str | os.PathLike | None, str]
+ModelKey = tuple[Path, str | None, str]
 
 
 class Answer(NamedTuple):
@@ -301,9 +297,9 @@ def on_cluster(
         + (some, max_new, sampled)
         for number, (prompts, together, some) in enumerate(units)
     )
-    with contextlib.closing(
-        cluster.map_tasks(dask, root, answer_on_worker, tasks, folder_checks.files_needed(*loaded[:2]))
-    ) as results:
+    files = folder_checks.files_needed(*loaded[:2])
+    results: Any = cluster.map_tasks(dask, root, answer_on_worker, tasks, files)
+    with contextlib.closing(results):
         for number, given in results:
             _store_answer(keep, units[number][1], given)
 
@@ -326,7 +322,7 @@ def answer_on_worker(
 
 
 @functools.lru_cache(1)
-def _worker_model(model: Path, base: str | os.PathLike | None, sha256: str) -> LoadedModel:
+def _worker_model(model: Path, base: str | None, sha256: str) -> LoadedModel:
     """Load a model, once in a process."""
     if folder_checks.model_sha256(model) != sha256:
         raise Failure(f"{model} was replaced while it was asked: run `ecgbyte generate` again")
@@ -349,7 +345,7 @@ def most_probable_over_segments(
 ) -> Answer:
     """Return the answer with the highest mean probability over segments."""
     assert certainty
-    weights = np.mean([one.weights for one in given], axis=0)
+    weights = np.mean([one.weights or [] for one in given], axis=0)
     return most_probable(certainty, answers, weights, sum(one.seconds for one in given))
 
 
@@ -409,51 +405,3 @@ def best_over_segments(given: Sequence[Answer]) -> Answer:
         sums[one.answer] = sums.get(one.answer, 0.0) + one.probability
     best = max(sums, key=sums.__getitem__)
     return Answer(best, sums[best] / len(given), sum(one.seconds for one in given))
-
-
-class PartialAnswers:
-    """The answers so far, in a file, so that an interrupted run resumes.
-
-    The first line holds the settings, then one line each answer. A line that was cut off is dropped.
-
-    Parameters
-    ----------
-    path : Path
-    settings : dict
-
-    Attributes
-    ----------
-    answers : dict
-        (name, number, segment) to Answer.
-    """
-
-    def __init__(self, path: Path, settings: dict):
-        self.path = path
-        self.answers: dict[Any, Answer] = {}
-        first = json.dumps({"settings": settings}, sort_keys=True)
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-        if lines and lines[0] == first:
-            for line in lines[1:-1]:
-                item = json.loads(line)
-                key = item["name"], item["i"], item["segment"]
-                self.answers[key] = Answer(*map(item.get, Answer._fields))
-            note(f"going on: {len(self.answers)} answers are there")
-            whole_lines = "\n".join(lines[:-1]) + "\n"
-        else:
-            whole_lines = first + "\n"
-        with atomic_write(path) as beside:
-            beside.write_text(whole_lines, encoding="utf-8")
-
-    def __enter__(self) -> "PartialAnswers":
-        self.file = open(self.path, "a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def add(self, key: Any, given: Answer) -> None:
-        """Add an answer."""
-        self.answers[key] = given
-        line = dict(zip(("name", "i", "segment"), key, strict=True)) | given._asdict()
-        self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.file.flush()

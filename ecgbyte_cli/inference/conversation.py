@@ -27,31 +27,31 @@ Show = Callable[[str], object]
 
 @dataclass
 class ECG:
-    """A recording that is open, and the stretch of it that the model reads."""
+    """An open recording, and the segment of it that the model reads."""
 
     recording: readers.Recording
     segments: list[tuple[float, np.ndarray]]  # of (start in s, float32 (leads, samples) in mV)
-    number: int  # of the segment that is read
+    number: int  # of the segment that the model reads
     tokens: np.ndarray
     signal: dict  # the tokenizer's settings
-    compared: bool = False  # whether it was said in what it is unlike those that the model was trained on
+    compared: bool = False  # whether `Conversation.unlike` has compared it
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Start and end of the segment that is read."""
+        """Start and end of the segment, in s."""
         start = self.segments[self.number][0]
         return start, start + self.signal["segment_seconds"]
 
     def stretch(self) -> str:
-        """What is read, in words."""
+        """Return a description of the segment."""
         start, end = self.seconds
         return f"{start:g} to {end:g} s, segment {self.number + 1} of {len(self.segments)}"
 
     def lead(self, name: str) -> np.ndarray:
-        """A lead over the stretch that is read, as recorded: float32 (samples,), mV."""
+        """Return a lead over the segment, as recorded: float32 (samples,), mV."""
         recording = self.recording
         names = [lead.lower() for lead in recording.leads]
-        if name.lower() in names:  # also what is no standard lead
+        if name.lower() in names:  # non-standard leads too
             row = recording.signal[names.index(name.lower())]
         else:
             row = preprocess.pick(recording, [readers.lead_name(name)])[0]
@@ -61,7 +61,7 @@ class ECG:
 
 @dataclass
 class RecordingLoader:
-    """Opens recordings as a model needs them."""
+    """Reads recordings as a model needs them."""
 
     tokenizer: ECGTokenizer
     segmenter: str
@@ -71,20 +71,20 @@ class RecordingLoader:
     keep_identity: bool = False
 
     def read(self, path: str | os.PathLike) -> ECG:
-        """Read, preprocess and encode a recording: the ECG of its first segment."""
+        """Read, preprocess and encode a recording; return the ECG of its first segment."""
         try:
             recording = readers.read(path, self.fs, self.lead_names, self.units, self.keep_identity)
             segments = preprocess.segments(recording, self.tokenizer.signal)
         except readers.Unusable as error:
-            there = error.message != "not a known format" or os.path.exists(path)
-            reason = error.message if there else "no such recording"
+            exists = error.message != "not a known format" or os.path.exists(path)
+            reason = error.message if exists else "no such recording"
             raise Failure(f"{path} cannot be used: {reason}") from error
         return self.segment(recording, segments, 0)
 
     def segment(
         self, recording: readers.Recording, segments: list[tuple[float, np.ndarray]], number: int
     ) -> ECG:
-        """The ECG of one segment of a recording that was read."""
+        """Encode one segment of a recording."""
         tokens = self.tokenizer.encode(segments[number][1], self.segmenter)
         return ECG(recording, segments, number, tokens, self.tokenizer.signal)
 
@@ -96,19 +96,19 @@ class Turn:
     question: str
     answer: str = ""
     ecgs: list = field(default_factory=list)  # that were open
-    earlier: list = field(default_factory=list)  # (question, answer) that the model was told again
+    earlier: list = field(default_factory=list)  # (question, answer) that were part of the prompt
     prompt: np.ndarray | None = None  # ids
     lost: int = 0  # ECG tokens that the prompt had no room for
     written: list = field(default_factory=list)  # ids of the answer
-    # of the whole answer, its end included; calibrated where it was chosen; None of one that was stopped
+    # of the whole answer, its end included; calibrated where it was chosen; None if it was stopped
     probability: float | None = None
-    asked_as: str | None = None  # the question of the training that it was found to be
+    asked_as: str | None = None  # the matching question of the training
     other: tuple[str, float] | None = (
         None  # the second likeliest answer, of those that there are to choose from
     )
-    sure: bool | None = None  # None where nothing says so
-    findings: dict[str, float] | None = None  # of a list: all that might stand in it, and how likely each is
-    reasoning: str = ""  # before the answer, of a model that was trained to
+    sure: bool | None = None  # None where no threshold is known
+    findings: dict[str, float] | None = None  # of a list: the probability of each possible finding
+    reasoning: str = ""  # before the answer
     declined: bool = False  # the model was not trained on this question
     first: float | None = None  # s to the first token
     seconds: float = 0.0
@@ -116,14 +116,14 @@ class Turn:
     error: str | None = None
 
     def certainty(self) -> str:
-        """How sure an answer is that was chosen from several, in words."""
+        """Return the probabilities of a chosen answer, in words."""
         if self.findings:
             likely = sorted(self.findings.items(), key=lambda item: -item[1])
             count = sum(chance > 0.5 for _, chance in likely)
-            said = [f"{name} {percent(chance)}" for name, chance in likely]
-            unlisted = f"; next {said[count]}" if count < len(said) else ""
+            named = [f"{name} {percent(chance)}" for name, chance in likely]
+            unlisted = f"; next {named[count]}" if count < len(named) else ""
             return (
-                f"{'not sure: ' if self.sure is False else ''}{', '.join(said[:count]) or 'none'}{unlisted}"
+                f"{'not sure: ' if self.sure is False else ''}{', '.join(named[:count]) or 'none'}{unlisted}"
             )
         if self.probability is None or self.other is None:
             return ""
@@ -131,8 +131,8 @@ class Turn:
         return f"{unsure}{percent(self.probability)}; or {self.other[0]}, {percent(self.other[1])}"
 
     def about(self) -> dict:
-        """What --json says about it."""
-        known = {
+        """Return the turn as --json prints it."""
+        contents = {
             "question": self.question,
             "answer": self.answer,
             "probability": self.probability,
@@ -147,11 +147,11 @@ class Turn:
             "seconds": self.seconds,
             "trimmed": self.lost,
         }
-        return {**known, **({"error": self.error} if self.error else {})}
+        return {**contents, **({"error": self.error} if self.error else {})}
 
 
 def percent(probability: float) -> str:
-    """A probability in words: never 0 or 100 %."""
+    """Return a probability in words: never 0 or 100 %."""
     if 0.01 <= probability <= 0.99:
         return f"{100 * probability:.0f} %"
     return "over 99 %" if probability > 0.5 else "under 1 %"
@@ -336,7 +336,7 @@ class Conversation:
         return turn
 
     def unlike(self) -> list[str]:
-        """Lines about the open recordings that are unlike those that the model was trained on, each said once."""
+        """Return a line about each open recording that is unlike those of the training, once each."""
         lines, certainty = [], self.session.certainty
         for ecg in self.ecgs:
             if certainty and not ecg.compared:
@@ -357,7 +357,7 @@ class Conversation:
         return self.ecgs[-1]
 
     def segment(self, number: int) -> ECG:
-        """Read another segment (1, 2, …) of the recording opened last, and forget what was said."""
+        """Read another segment (1, 2, …) of the recording opened last, and forget earlier turns."""
         last = self.ecgs[-1]
         if not 1 <= number <= len(last.segments):
             raise Failure(f"{last.recording.name} has the segments 1 to {len(last.segments)}")
@@ -367,7 +367,7 @@ class Conversation:
         return self.ecgs[-1]
 
     def clear(self) -> None:
-        """Forget what was said, and close all recordings but the one opened last."""
+        """Forget earlier turns, and close all recordings but the one opened last."""
         self.ecgs, self.turns = self.ecgs[-1:], []
         self.log.append(f"Started afresh with {self.ecgs[0].recording.name}.")
 
@@ -379,7 +379,7 @@ def fit_prompt(
     turns: Sequence[tuple[str, str | None]],
     longest: int | None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """`Prompt.fitted` for whole ECGs: ids, labels, and how many ECG tokens had no room; `longest` None trims none."""
+    """Call `Prompt.fitted` for whole ECGs; if `longest` is None nothing is trimmed."""
     from ecgbyte_cli.model.layout import lead_ranges
 
     leads = [lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
@@ -387,9 +387,9 @@ def fit_prompt(
 
 
 def remembers_earlier_turns(about: dict) -> bool:
-    """Whether earlier questions are told again.
+    """Return whether earlier questions are part of the prompt.
 
-    A model trained from nothing on single questions has seen none with a question before it, and can make
-    nothing of one; a model that knew conversations before can.
+    A model trained from scratch on single questions has never seen an earlier question; a base model that knows
+    conversations has.
     """
     return about.get("conversations", about["base"] != "tiny")

@@ -59,12 +59,10 @@ def generate_ecgs(
     numbers : sequence of int
         One per ECG, which seeds its own random numbers: an ECG does not depend on the others.
     draw : Sampling
-    given : uint8 array (leads, n) or None
-        The letters that each lead begins with.
-    segmenter : str
-        It cuts these letters into tokens.
+    given, segmenter
+        The letters that each lead begins with, uint8 (leads, n) or None, and what cuts them into tokens.
     bar : object or None
-        Shows how many ECGs are written.
+        Progress bar of the ECGs.
     plain : sequence of int
         The ids in front of an ECG without words, for guidance.
 
@@ -76,26 +74,19 @@ def generate_ecgs(
     Raises
     ------
     Failure
-        If the model cannot write ECGs of this tokenizer, one has more tokens than the model has positions, or memory
-        does not suffice for one.
+        If the model cannot write ECGs of this tokenizer, or an ECG exceeds its positions or the memory.
     """
-    layout, samples = lm.layout, tokenizer.signal["samples"]
-    leads = len(tokenizer.signal["leads"])
+    layout, samples, leads = lm.layout, tokenizer.signal["samples"], len(tokenizer.signal["leads"])
     # without marks an ECG is one stretch
     pieces, room = (leads, samples) if layout.marks else (1, leads * samples)
     if layout.marks not in (0, leads) or (given is not None and len(given) != pieces):
         raise Failure(
             f"the model has marks for {layout.marks} leads, and its ECGs have {leads}: it cannot write them"
         )
-    begun = (
-        [(NO_TOKEN, NO_TOKEN)] * pieces
-        if given is None
-        else [tokenize_start(tokenizer, row, segmenter) for row in given]
-    )
-    starts = [
-        LeadStart(_lead_ids(layout, piece, tokens), room - int(tokenizer.lengths[tokens].sum()), rest)
-        for piece, (tokens, rest) in enumerate(begun)
-    ]
+    begun = [(NO_TOKEN, NO_TOKEN)] * pieces
+    if given is not None:
+        begun = [tokenize_start(tokenizer, row, segmenter) for row in given]
+    starts = [_lead_start(layout, tokenizer, piece, room, *one) for piece, one in enumerate(begun)]
     heads = [head] if draw.guidance == 1 else [head, plain]
     less = "use a machine with more memory" if draw.guidance == 1 else "leave out --guidance"
     written = in_parts(
@@ -257,6 +248,19 @@ def token_letters(tokenizer: ECGTokenizer) -> np.ndarray:
     return letters
 
 
+def _lead_start(
+    layout: "Layout",
+    tokenizer: ECGTokenizer,
+    piece: int,
+    room: int,
+    tokens: np.ndarray,
+    rest: np.ndarray,
+) -> "LeadStart":
+    """Return the beginning of a lead of `room` letters: some tokens, and the known letters behind them."""
+    left = room - int(tokenizer.lengths[tokens].sum())
+    return LeadStart(_lead_ids(layout, piece, tokens), left, rest)
+
+
 def _lead_ids(layout: "Layout", piece: int, tokens: np.ndarray) -> list[int]:
     """Return the ids that a lead begins with: its mark and tokens."""
     return [
@@ -269,7 +273,7 @@ def _next_positions(layout: "Layout", head: Sequence[int], block: Sequence[int],
     """Return the positions of the last ids of a prompt whose ECG goes on, (count,)."""
     if not layout.unit:
         return torch.arange(len(head) + len(block) - count, len(head) + len(block))
-    return torch.from_numpy(layout.positions([*head, *block, layout.offset + 1])[-count - 1 : -1])
+    return torch.from_numpy(layout.positions(np.array([*head, *block, layout.offset + 1]))[-count - 1 : -1])
 
 
 def _sample_tokens(scores: torch.Tensor, draw: Sampling, numbers: Sequence[float]) -> torch.Tensor:

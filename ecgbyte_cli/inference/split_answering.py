@@ -1,5 +1,6 @@
 """Answer the questions of a split, with their signals and under every control."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -7,7 +8,6 @@ from ecgbyte_cli.cli.output import note, progress
 from ecgbyte_cli.evaluation.controls import CONTROLS, ControlInputs
 from ecgbyte_cli.inference.batch_answering import (
     Answer,
-    PartialAnswers,
     PromptSet,
     Sampler,
     answer_all,
@@ -18,6 +18,7 @@ from ecgbyte_cli.inference.batch_answering import (
     on_cluster,
 )
 from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion
+from ecgbyte_cli.inference.partial_answers import PartialAnswers
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -72,7 +73,8 @@ def answer_split(
 
         done, sampled = partial.answers.keys(), (temperature, seed) if temperature else None
         if dask:
-            model = session.folder, session.base, settings["model"]
+            base = None if session.base is None else os.fspath(session.base)
+            model = session.folder, base, settings["model"]
             on_cluster(dask, work.root, model, closed, free, batch, max_new, done, keep, answers_of, sampled)
         else:
             choose_all(lm, closed, batch, done, keep, answers_of, certainty, name)

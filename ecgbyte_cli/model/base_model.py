@@ -1,4 +1,4 @@
-"""Load a base model from a folder or the hub, check it, and put LoRA adapters on it."""
+"""Load a base model from a folder or the hub, check it, and add LoRA adapters."""
 
 import contextlib
 import hashlib
@@ -33,7 +33,7 @@ SUPPORTED_RECURRENT = (
 
 
 def supports_bfloat16(device: str) -> bool:
-    """Whether weights and autocast are in bfloat16 on a device: on a GPU, and on a CPU that has it in hardware."""
+    """Return whether weights and autocast are in bfloat16: on a GPU, and on a CPU that has it in hardware."""
     has = torch.cpu.get_capabilities()
     return str(device).startswith("cuda") or any(has.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -41,7 +41,7 @@ def supports_bfloat16(device: str) -> bool:
 def load_base(
     name: str, method: str, device: str, revision: str | None = None, seed: int = 0
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a causal language model and its text tokenizer, and run nothing of theirs.
+    """Load a causal language model and its text tokenizer. No code of theirs runs.
 
     Parameters
     ----------
@@ -54,13 +54,13 @@ def load_base(
     revision : str or None
         The commit of a hub id; None is the newest.
     seed : int
-        Of the weights of `tiny`.
+        Seed of the weights of `tiny`.
 
     Raises
     ------
     Failure
-        If there is no such model, it is no causal language model or none that can be used here, it has code of its
-        own, or its weights are pickles, are damaged, or are not those that it needs.
+        If there is no such model, it is no supported causal language model, it has code of its own, or its weights are
+        pickles, damaged, missing or of other sizes.
     """
     if name == "tiny":
         base, text_tokenizer = build_tiny(seed, tiny_training_texts())
@@ -205,8 +205,8 @@ def add_adapter(
 ) -> "PeftModel":
     """Freeze a base model and put trainable LoRA adapters on its attention and MLP projections.
 
-    In a mixture of experts on the attention alone: the experts of a layer are one parameter together, on which
-    peft's adapters know no dropout.
+    A mixture of experts gets them on the attention only: the experts of a layer are one parameter, for which peft's
+    adapters have no dropout.
 
     Parameters
     ----------
@@ -214,15 +214,15 @@ def add_adapter(
     rank : int
     alpha, dropout : float
     checkpointing : bool
-        Compute the layers' states once more in the backward pass, and do not keep them: a third more time, for
-        much less memory.
+        Recompute the layers' states in the backward pass instead of keeping them: a third slower, with much less
+        memory.
     """
     from peft import LoraConfig, get_peft_model
 
-    # peft's prepare_model_for_kbit_training would hold embedding and norms in float32, which a model that is
-    # loaded to answer has in bfloat16: it would not be quite the model that was trained
+    # peft's prepare_model_for_kbit_training would keep embedding and norms in float32 in training only, and answers
+    # would come from a slightly different model
     enable_gradients(base, checkpointing)
-    # all linear layers but the output: the seven projections of a Llama, whatever another model calls them
+    # all linear layers but the output: the seven projections of a Llama, whatever their names
     targets: str | list[str] = "all-linear"
     if any(p.dim() == 3 for name, p in base.named_parameters() if "expert" in name):
         targets = sorted(
@@ -239,19 +239,19 @@ def add_adapter(
 
 
 def enable_gradients(base: torch.nn.Module, checkpointing: bool) -> None:
-    """Make a frozen base model pass gradients to its inputs; with `checkpointing` it keeps no layer's states."""
+    """Make a frozen base model pass gradients to its inputs; `checkpointing` is as in `add_adapter`."""
     if checkpointing:
         checkpoint_layers(base)
     base.enable_input_require_grads()
 
 
 def load_adapter(base: "PreTrainedModel", folder: Path, trainable: bool = False) -> "PeftModel":
-    """Put the adapter of a model folder on its base model; it stays as it is, unless it is `trainable`.
+    """Load the adapter of a model folder onto its base model; it is frozen unless `trainable`.
 
     Raises
     ------
     Failure
-        If it is none of `ecgbyte finetune`, or not one for this base model.
+        If it is not an adapter of `ecgbyte finetune`, or not for this base model.
     """
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 

@@ -3,6 +3,7 @@
 Models that take no mask for texts side by side answer prompts that are padded on the left.
 """
 
+import operator
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -161,7 +162,7 @@ def _stream_shared(
         sees &= causal_mask(ids.shape[1], seen.shape[1], ids.device)
         last = torch.cat([owner[:, 1:] != owner[:, :-1], owner[:, -1:] > 0], 1) & (owner > 0)
         logits, _ = lm.outputs(
-            lambda hidden, last=last: hidden[last],
+            operator.itemgetter(last),
             states,
             inputs_embeds=lm.embed(ids),
             position_ids=position,

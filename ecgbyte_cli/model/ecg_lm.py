@@ -1,14 +1,14 @@
 """The language model: any causal LM of Transformers, with a small table of ECG rows beside its embedding.
 
 The ids from `offset` on, the number of rows of the base model's embedding, are those of `layout`: <sig_start>,
-<sig_end>, a mark for each lead, and the ECG tokens. They are looked up in `ecg_rows`; the base model's embedding and
-output layer keep their size, so it answers in text only and its weights stay as published. Inside an ECG the
-rows of the ECG tokens are an output layer too: where the ECG itself is to be predicted, or written.
+<sig_end>, a mark for each lead, and the ECG tokens. They are looked up in `ecg_rows`. The base model's embedding and
+output layer keep their size, so it answers in text only and its weights stay as published. Inside an ECG the rows of
+the ECG tokens are an output layer too, tied, to predict or write the ECG.
 """
 
 import functools
 import itertools
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import DynamicCache
 
 
-LIKENESS = 0.75  # how far apart two waveforms (their variance is 3) still start alike: a third of the usual
+LIKENESS = 0.75  # distance of waveforms (variance 3) whose rows still start alike: a third of the typical one
 
 
 class ECGLM(torch.nn.Module):
@@ -39,9 +39,9 @@ class ECGLM(torch.nn.Module):
     ecg_vocab : int
         Number of ECG tokens; the table has more rows, for <sig_start>, <sig_end> and the leads' marks.
     seed : int
-        Of the rows' first values.
+        Seed of the rows' initial values.
     layout : Layout or None
-        Which ids ECGs have; None is one without marks.
+        The ids of ECGs; None is a layout without marks.
     """
 
     def __init__(self, base: torch.nn.Module, ecg_vocab: int, seed: int = 0, layout: Layout | None = None):
@@ -57,31 +57,31 @@ class ECGLM(torch.nn.Module):
         with torch.no_grad():
             text = self.text_rows()
             self.ecg_rows.weight.copy_(rows * text.std().cpu())
-            # some models scale what they look up, and the rows with it: as an output layer they are as large as its own
+            # some models scale their embeddings, and the rows with them; the output layer has the original scale
             self.scale = (text.norm() / embedding.weight[: len(text)].float().norm()).item()
         self.ecg_rows.to(embedding.weight.device)
 
     @torch.no_grad()
     def text_rows(self) -> torch.Tensor:
-        """What the embedding puts out for some text ids (some models scale it: not the weights as they are)."""
+        """Return the embeddings of some text ids (some models scale them: they differ from the weights)."""
         embedding = self.base.get_input_embeddings()
         ids = torch.arange(min(4096, self.offset), device=embedding.weight.device)
         return embedding(ids).float()
 
     @torch.no_grad()
     def init_rows(self, how: str, ecg_tokenizer: ECGTokenizer, seed: int = 0) -> None:
-        """Give the ECG rows their first values.
+        """Initialize the ECG rows.
 
         Parameters
         ----------
         how : {"random", "mean", "signal"}
-            `random`: normal, as large as the text embeddings; what a new ECGLM has already. `mean`: close to
+            `random`: normal, as large as the text embeddings, as in a new ECGLM. `mean`: close to
             the mean of the text embeddings (Hewitt 2021, Initializing New Word Embeddings). `signal`: random
-            Fourier features of each token's own waveform (Rahimi and Recht, NIPS 2007), so that tokens that look
-            alike start alike, and others do not.
+            Fourier features of each token's own waveform (Rahimi and Recht, NIPS 2007), so that only tokens with
+            similar waveforms start alike.
         ecg_tokenizer : ECGTokenizer
         seed : int
-            Of the noise and of the projection.
+            Seed of the noise and of the projection.
         """
         if how == "random":
             return
@@ -101,10 +101,10 @@ class ECGLM(torch.nn.Module):
         rows.copy_(first)
 
     def drop(self, share: float) -> None:
-        """Leave out a share of what attention and MLP add to the hidden states, drawn anew at each training step.
+        """Add residual dropout to the outputs of attention and MLP.
 
-        Residual dropout (Vaswani et al. 2017, Attention Is All You Need, 5.4), for models whose projections are named
-        as a Llama's.
+        See Vaswani et al. 2017, Attention Is All You Need, 5.4. It works for models whose projections are named as a
+        Llama's.
 
         Raises
         ------
@@ -112,13 +112,13 @@ class ECGLM(torch.nn.Module):
             If there are no such projections.
         """
 
-        def dropped(module, _given, made):
-            return functional.dropout(made, share, module.training)
+        def dropped(module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+            return functional.dropout(output, share, module.training)
 
-        into = [m for name, m in self.base.named_modules() if name.endswith((".o_proj", ".down_proj"))]
-        if not into:
+        projections = [m for name, m in self.base.named_modules() if name.endswith((".o_proj", ".down_proj"))]
+        if not projections:
             raise Failure("--dropout knows no layers of this base model: leave it out")
-        for module in into:
+        for module in projections:
             module.register_forward_hook(dropped)
 
     @property
@@ -135,47 +135,65 @@ class ECGLM(torch.nn.Module):
     def inputs(
         self, ids: torch.Tensor, positions: torch.Tensor | None = None, owner: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """What the base model is called with.
+        """Return the arguments of the base model.
 
         Parameters
         ----------
         ids : int64 tensor (batch, n)
             Padded on the right: no real token sees what comes after it, so no mask is needed.
         positions : int64 tensor (batch, n) or None
-            None: one after another, unless the layout has them follow time.
+            None: consecutive, unless positions follow time in the layout.
         owner : int64 tensor (batch, n) or None
-            0 for what several questions begin with, and k for the k-th of them, which sees the beginning and itself.
+            0 for the beginning that several questions share, and k for the k-th of them, which sees the beginning
+            and itself.
         """
-        made = {"inputs_embeds": self.embed(ids)}
+        inputs = {"inputs_embeds": self.embed(ids)}
         if positions is None and self.layout.unit:
             rows = [self.layout.positions(row) for row in ids.cpu().numpy()]
             positions = torch.from_numpy(np.stack(rows)).to(ids.device)
         if positions is not None:
             # with a mask, or Transformers would take steps in the positions for several texts end to end
-            made["position_ids"], made["attention_mask"] = positions, torch.ones_like(ids)
+            inputs["position_ids"], inputs["attention_mask"] = positions, torch.ones_like(ids)
         if owner is not None:
             seen = (owner[:, None, :] == 0) | (owner[:, :, None] == owner[:, None, :])
-            made["attention_mask"] = self.mask(seen.tril())
-        return made
+            inputs["attention_mask"] = self.mask(seen.tril())
+        return inputs
 
-    def mask(self, seen):
-        """An attention mask of what each id sees, bool (batch, n, of n), as the base model's attention takes it."""
+    def mask(self, seen: torch.Tensor) -> torch.Tensor:
+        """Return an attention mask for the base model, from which ids each id sees, bool (batch, n, of n)."""
         if self.base.config._attn_implementation == "sdpa":
             return seen[:, None]
         kind = self.base.get_input_embeddings().weight.dtype  # it is added to the scores
         mask = torch.zeros(seen.shape, dtype=kind, device=seen.device)
         return mask.masked_fill(~seen, torch.finfo(kind).min)[:, None]
 
-    def outputs(self, places, states=None, **inputs):
-        """The logits at some places alone, (n, vocabulary), and the hidden states (batch, n, d) that they are made of.
+    def outputs(
+        self,
+        places: Callable[[torch.Tensor], torch.Tensor],
+        states: "DynamicCache | None" = None,
+        **inputs: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the logits at some places only, because a text vocabulary is large.
 
-        A text vocabulary is large: `places` takes the hidden states and returns those wanted, (n, d).
+        Parameters
+        ----------
+        places : callable
+            Takes the hidden states, (batch, n, d), and returns those at the places, (m, d).
+        states : transformers.DynamicCache or None
+            The ids that were read before; it grows.
+        inputs
+            From `inputs`.
+
+        Returns
+        -------
+        (tensor, tensor)
+            Logits, (m, vocabulary), and hidden states, (batch, n, d).
         """
         hidden = []
 
-        def chosen(_head, given):
-            hidden.append(given[0])
-            return (places(given[0])[None], *given[1:])
+        def chosen(_head: torch.nn.Module, args: tuple) -> tuple:
+            hidden.append(args[0])
+            return (places(args[0])[None], *args[1:])
 
         with self.base.get_output_embeddings().register_forward_pre_hook(chosen):
             logits = self.base(**inputs, past_key_values=states, use_cache=states is not None).logits[0]
@@ -188,15 +206,15 @@ class ECGLM(torch.nn.Module):
         positions: torch.Tensor | None = None,
         owner: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Cross-entropy of the labelled tokens: (2,), the sums over text and over ECG tokens.
+        """Return the cross-entropy of the labelled tokens: (2,), the sums over text and over ECG tokens.
 
         Parameters
         ----------
         ids, positions, owner
             As in `inputs`.
         labels : int64 tensor (batch, n)
-            The ids where the loss is counted, -100 elsewhere. An ECG token is told from all ECG tokens, by the rows
-            that it is looked up in.
+            The ids where the loss is counted, -100 elsewhere. An ECG token is predicted among all ECG tokens, by the
+            rows of the table.
         """
         wanted = labels[:, 1:]
         text, ecg = (wanted != -100) & (wanted < self.offset), wanted >= self.offset
@@ -211,8 +229,8 @@ class ECGLM(torch.nn.Module):
             losses.append(torch.zeros_like(losses[0]))
         return torch.stack(losses)
 
-    def _ecg_scores(self, states):
-        """The logits of all ECG tokens at hidden states, (n, d): the rows that they are looked up in, tied."""
+    def _ecg_scores(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits of all ECG tokens at hidden states, (n, d), by the tied rows of the table."""
         rows = self.ecg_rows.weight[self.layout.first - self.offset :].to(states.dtype)
         return (states / self.scale @ rows.T).float()
 
@@ -220,15 +238,15 @@ class ECGLM(torch.nn.Module):
     def following(
         self, ids: torch.Tensor, positions: torch.Tensor, states: "DynamicCache", read: int
     ) -> torch.Tensor:
-        """Read ids behind those that were read, and say which ECG token comes next.
+        """Read more ids, and predict the next ECG token.
 
         Parameters
         ----------
         ids, positions : int64 tensor (batch, n)
         states : transformers.DynamicCache
-            What was read before; it grows.
+            The ids that were read before; it grows.
         read : int
-            How many ids that was.
+            How many ids were read before.
 
         Returns
         -------
@@ -236,8 +254,8 @@ class ECGLM(torch.nn.Module):
             Logits.
         """
         mask = ids.new_ones(len(ids), read + ids.shape[1])
-        given = {"inputs_embeds": self.embed(ids), "position_ids": positions, "attention_mask": mask}
-        _, hidden = self.outputs(lambda hidden: hidden[:1, -1], states, **given)
+        inputs = {"inputs_embeds": self.embed(ids), "position_ids": positions, "attention_mask": mask}
+        _, hidden = self.outputs(lambda hidden: hidden[:1, -1], states, **inputs)
         return self._ecg_scores(hidden[:, -1])
 
     def stream(
@@ -276,13 +294,13 @@ class ECGLM(torch.nn.Module):
         return weighing.takes_side_by_side(self)
 
 
-def waveforms(ecg_tokenizer, points=16):
-    """Describe the waveform of each ECG token by numbers: its shape, its level and its length.
+def waveforms(ecg_tokenizer: ECGTokenizer, points: int = 16) -> np.ndarray:
+    """Return features of the waveform of each ECG token: shape, level and length.
 
     Returns
     -------
     numpy.ndarray
-        float64, (vocab_size, points + 2): the letters, resampled to so many points, without their mean; the
+        float64, (vocab_size, points + 2): the letters, resampled to `points`, without their mean; the
         mean; the logarithm of the length. Each of the three has variance 1 over the vocabulary.
     """
     letters, starts = spell(ecg_tokenizer.merges, ecg_tokenizer.levels)

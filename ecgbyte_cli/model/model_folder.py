@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
 
 
-def save_model(folder, model, text_tokenizer, ecg_tokenizer, about):
+def save_model(
+    folder: Path,
+    model: ECGLM,
+    text_tokenizer: "PreTrainedTokenizerBase",
+    ecg_tokenizer: Path,
+    about: dict[str, Any],
+) -> None:
     """Write a model folder.
 
     It holds the PEFT adapter (or, trained in full, the base model and text tokenizer under base/),
@@ -45,7 +51,7 @@ def save_model(folder, model, text_tokenizer, ecg_tokenizer, about):
     ecg_tokenizer : Path
         The ecg_tokenizer.json that made the model's ECG ids.
     about : dict
-        What ecgbyte.json shall say besides: `base`, `method`, `settings`, `result`, ….
+        Further entries of ecgbyte.json: `base`, `method`, `settings`, `result`, ….
     """
     from safetensors.torch import save_file
 
@@ -166,9 +172,9 @@ def _read_rows(path: Path, shape: torch.Size) -> torch.Tensor:
 
     if not path.is_file():
         raise Failure(f"{path} is missing: copy the model folder anew, or train again")
-    found = folder_checks.tensor_shapes(path)
-    if {*found} != {"weight"} or tuple(found["weight"]) != tuple(shape):
+    shapes = folder_checks.tensor_shapes(path)
+    if {*shapes} != {"weight"} or tuple(shapes["weight"]) != tuple(shape):
         raise Failure(
-            f"{path} holds {str(found)[:100]}, and its model needs {shape[0]} rows of {shape[1]} in `weight`"
+            f"{path} holds {str(shapes)[:100]}, and its model needs {shape[0]} rows of {shape[1]} in `weight`"
         )
     return load_file(path)["weight"]

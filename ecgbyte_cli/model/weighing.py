@@ -156,6 +156,10 @@ def _weigh_pass(
 
 def weigh_alone(lm: "ECGLM", prompt: np.ndarray, answers: Sequence[np.ndarray]) -> np.ndarray:
     """Weigh the answers to one prompt, each behind a prompt of its own, padded on the right, which no id sees."""
+
+    def at_answers(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[:, len(prompt) - 1 : -1].flatten(0, 1)
+
     sums = []
     for start in range(0, len(answers), 8):
         some = answers[start : start + 8]
@@ -164,8 +168,7 @@ def weigh_alone(lm: "ECGLM", prompt: np.ndarray, answers: Sequence[np.ndarray]) 
         for row, answer_ids in enumerate(some):
             ids[row, len(prompt) : len(prompt) + len(answer_ids)] = answer_ids
         inputs = torch.from_numpy(ids).to(lm.device)
-        here = slice(len(prompt) - 1, -1)
-        logits, _ = lm.outputs(lambda hidden, here=here: hidden[:, here].flatten(0, 1), **lm.inputs(inputs))
+        logits, _ = lm.outputs(at_answers, **lm.inputs(inputs))
         logs = logits.float().log_softmax(-1).unflatten(0, (len(some), -1))
         chosen = logs.gather(-1, inputs[:, len(prompt) :, None])[..., 0].double().cpu().numpy()
         sums += [row[: len(answer_ids)].sum() for row, answer_ids in zip(chosen, some, strict=True)]

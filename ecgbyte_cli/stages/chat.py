@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import click
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, model_option
+from ecgbyte_cli.cli.options import base_option, model_option, recording_options
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.inference import conversation_report
@@ -36,6 +36,8 @@ class ChatOptions:
 
     Attributes
     ----------
+    question : tuple of str
+        Questions to ask; without any they are typed.
     model, base : Path or None
         Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
         if that has moved.
@@ -48,6 +50,7 @@ class ChatOptions:
         Whether to show the name, number and birth date in a hospital file.
     """
 
+    question: tuple[str, ...] = ()
     model: Path | None = None
     base: Path | None = None
     max_new: int = MAX_NEW
@@ -73,41 +76,22 @@ class ChatOptions:
     show_default=True,
     help="Longest answer in tokens.",
 )
-@click.option(
-    "--input-fs",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    show_default="as symbolize was told",
-    help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
-)
-@click.option(
-    "--lead-names",
-    default=None,
-    show_default="as symbolize was told, or the 12 in their usual order",
-    help="Names of the leads in a file that does not say them (NumPy, HDF5), commas between.",
-)
-@click.option(
-    "--units",
-    type=click.Choice(["uV", "mV", "V"]),
-    default=None,
-    show_default="as symbolize was told, or mV",
-    help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
-)
+@recording_options
 @click.option(
     "--keep-identity", is_flag=True, help="Show name, number and birth date that a hospital file holds."
 )
 @click.pass_obj
-def command(work: WorkDir, record: Path, question: tuple[str, ...], **options: Any) -> dict:
+def command(work: WorkDir, record: Path, **options: Any) -> dict:
     """Ask a trained model about a recording.
 
     The recording is preprocessed with the model's own settings: its sampling rate, leads, letters and merges.
     Without -q the questions come from the terminal, or from standard input, one per line; /help lists the commands.
     Answers go to standard output, everything else to standard error. Research use only: no medical device.
     """
-    return chat(work, record, question, ChatOptions(**options))
+    return chat(work, record, ChatOptions(**options))
 
 
-def chat(work: WorkDir, record: Path, questions: Sequence[str], options: ChatOptions) -> dict:
+def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
     """Read a recording, load a model, and answer questions, or those typed where there are none.
 
     Parameters
@@ -115,7 +99,6 @@ def chat(work: WorkDir, record: Path, questions: Sequence[str], options: ChatOpt
     work : WorkDir
     record : Path
         A recording, with or without its extension.
-    questions : sequence of str
     options : ChatOptions
 
     Returns
@@ -129,6 +112,7 @@ def chat(work: WorkDir, record: Path, questions: Sequence[str], options: ChatOpt
         If there is no model, the recording cannot be read or lacks leads that the model needs, or one of the
         questions cannot be answered.
     """
+    questions = options.question
     interactive = not questions and sys.stdin.isatty()
     session = Session.open(
         *(options.model, work, options.base),

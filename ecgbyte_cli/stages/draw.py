@@ -34,8 +34,8 @@ class DrawOptions:
 
     Attributes
     ----------
-    out : Path
-        The folder to write to.
+    out : Path or None
+        The folder to write to; the command needs one.
     records : int
         How many ECGs.
     model, base : Path or None
@@ -46,7 +46,7 @@ class DrawOptions:
     overwrite : bool
     """
 
-    out: Path
+    out: Path | None = None
     records: int = 8
     model: Path | None = None
     base: Path | None = None
@@ -131,6 +131,8 @@ def draw(work: WorkDir, words: str, options: DrawOptions) -> dict:
         If there is no model, it was not trained to draw these words, or the folder holds other things.
     """
     start = time.perf_counter()
+    if options.out is None:
+        raise Failure("name the folder to write to: --out FOLDER")
     session, out = Session.open(options.model or work.model, base=options.base), Path(options.out).resolve()
     check(words, session)
     if not all(map(math.isfinite, (options.temperature, options.top_p, options.guidance))):

@@ -169,7 +169,7 @@ def explain(work: WorkDir, options: ExplainOptions) -> dict:
     """
     start = time.perf_counter()
     session = Session.open(options.model or work.model, base=options.base)
-    tokens = check_tokens(session, work)
+    tokens = check(session, work)
     settings = {
         "model": folder_checks.model_sha256(session.folder),
         "tokens": tokens["settings"],
@@ -181,7 +181,6 @@ def explain(work: WorkDir, options: ExplainOptions) -> dict:
     if done:
         note(f"{work.explained} is there already, made with these settings: nothing to do")
         return done
-    check_segmenter(session, work, tokens)
     session.load()
     segments = read_table(work.symbol_segments)
     signal, seed = session.tokenizer.signal, options.seed
@@ -206,23 +205,19 @@ def explain(work: WorkDir, options: ExplainOptions) -> dict:
     return result
 
 
-def check_tokens(session: Session, work: WorkDir) -> dict:
-    """Check that the tokens of the work folder are those of the model's tokenizer; return their settings."""
+def check(session: Session, work: WorkDir) -> dict:
+    """Check that the tokens of the work folder are the model's; return their settings."""
     tokens = read_json(work.need(work.token_settings, "encode"))
     if tokens["tokenizer_sha256"] != session.about["ecg_tokenizer_sha256"]:
         raise Failure(
             f"{session.folder} was trained with another tokenizer than {work.tokens} was encoded with"
         )
-    return tokens
-
-
-def check_segmenter(session: Session, work: WorkDir, tokens: dict) -> None:
-    """Check that the tokens of the work folder were cut by the model's segmenter."""
     if session.segmenter != tokens["segmenter"]:
         raise Failure(
             f"{session.folder} was trained on tokens of --segmenter {session.segmenter}, and {work.tokens} has "
             f"those of {tokens['segmenter']}: encode with the model's"
         )
+    return tokens
 
 
 def measure_records(

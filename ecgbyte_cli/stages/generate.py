@@ -226,7 +226,8 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
             note(line)
         given = answer_split(work, session, chosen, settings, options.batch, options.dask)
         answers: dict[str, Any] = {name: [one.answer for one in some] for name, some in given.items()}
-        thoughts, result = None, {}
+        thoughts: list[ReasonedAnswer] | None = None
+        result: dict[str, Any] = {}
         if tags := session.about.get("think"):
             answers, thoughts = split_thoughts(answers, tags)
             result["form_kept"] = sum(thought.kept for thought in thoughts) / len(thoughts)
@@ -328,8 +329,8 @@ def write(
                 "probability": round(given[i].probability, 6),
                 "sure": given[i].sure,
                 "runner_up": given[i].other
-                and {"answer": given[i].other, "probability": round(given[i].other_probability, 6)},
-                "p_yes": None if given[i].yes is None else round(given[i].yes, 6),
+                and {"answer": given[i].other, "probability": rounded(given[i].other_probability)},
+                "p_yes": rounded(given[i].yes),
                 "seconds": round(given[i].seconds, 4),
                 **({"reasoning": thoughts[i].reasoning, "form_kept": thoughts[i].kept} if thoughts else {}),
                 "control": {
@@ -348,6 +349,11 @@ def write(
         beside.write_text("\n".join(filter(None, parts)), encoding="utf-8")
     write_json(work.metrics, {"settings": settings, "result": result}, indent=1)
     work.partial_answers.unlink(missing_ok=True)
+
+
+def rounded(probability: float | None) -> float | None:
+    """Round a probability to 6 places."""
+    return None if probability is None else round(probability, 6)
 
 
 def choose(

@@ -9,7 +9,7 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option
+from ecgbyte_cli.cli.options import base_option, recording_options
 from ecgbyte_cli.cli.output import print_result
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
@@ -78,26 +78,7 @@ class PlotOptions:
     help="Model folder; for tokens, its tokenizer.  [default: the work folder's]",
 )
 @base_option
-@click.option(
-    "--input-fs",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    show_default="as symbolize was told",
-    help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
-)
-@click.option(
-    "--lead-names",
-    default=None,
-    show_default="as symbolize was told, or the 12 in their usual order",
-    help="Names of the leads in a file that does not say them (NumPy, HDF5), commas between.",
-)
-@click.option(
-    "--units",
-    type=click.Choice(["uV", "mV", "V"]),
-    default=None,
-    show_default="as symbolize was told, or mV",
-    help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
-)
+@recording_options
 @click.option(
     "--question",
     "-q",

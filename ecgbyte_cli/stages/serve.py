@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, model_option
+from ecgbyte_cli.cli.options import base_option, model_option, recording_options
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import RecordingLoader
@@ -110,26 +110,7 @@ class ServeOptions:
     show_default=True,
     help="Largest file to drop on the page.",
 )
-@click.option(
-    "--input-fs",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    show_default="as symbolize was told",
-    help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
-)
-@click.option(
-    "--lead-names",
-    default=None,
-    show_default="as symbolize was told, or the 12 in their usual order",
-    help="Names of the leads in a file that does not say them (NumPy, HDF5), commas between.",
-)
-@click.option(
-    "--units",
-    type=click.Choice(["uV", "mV", "V"]),
-    default=None,
-    show_default="as symbolize was told, or mV",
-    help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
-)
+@recording_options
 @click.pass_obj
 def command(work: WorkDir, source: Path | None, **options: Any) -> dict:
     """Serve a page, on this machine, that shows ECGs and answers questions about them.
