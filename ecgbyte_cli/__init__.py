@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ecgbyte_cli.evaluation.metrics import score
     from ecgbyte_cli.failure import Failure
     from ecgbyte_cli.inference.conversation import Conversation
+    from ecgbyte_cli.inference.session import Session
     from ecgbyte_cli.model.ecg_lm import ECGLM
     from ecgbyte_cli.model.model_folder import load_model
     from ecgbyte_cli.model.prompt import Prompt
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _FACE = {  # name to the module that it is in, and what it is called there
     "Failure": ("failure", "Failure"),
     "Conversation": ("inference.conversation", "Conversation"),
+    "Session": ("inference.session", "Session"),
     "ECGLM": ("model.ecg_lm", "ECGLM"),
     "load_model": ("model.model_folder", "load_model"),
     "Prompt": ("model.prompt", "Prompt"),
@@ -55,6 +57,7 @@ __all__ = [
     "Prompt",
     "Question",
     "Recording",
+    "Session",
     "Unusable",
     "WorkDir",
     "find",

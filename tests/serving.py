@@ -15,8 +15,10 @@ from types import SimpleNamespace
 
 import uvicorn
 
+from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.model import model_folder, tiny
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.web import app, middleware, recordings
 
@@ -39,11 +41,13 @@ class StandIn:
 
 
 def stand_in(tokenizer, text, pause=0.0):
-    """A `Model` of the page's server with a stand-in."""
+    """A session with a stand-in model."""
     _, text_tokenizer = tiny.build_tiny()
     about = {"base": "stand-in", "folder": "model", "notice": model_folder.NOTICE, "segmenter": "longest"}
     reader = recordings.SharedReader(ECGTokenizer.from_file(tokenizer), "longest")
-    return app.Model(StandIn(text_tokenizer, text, pause), text_tokenizer, reader, about, 2000)
+    lm = StandIn(text_tokenizer, text, pause)
+    loaded = LoadedModel(lm, text_tokenizer, Prompt(text_tokenizer, lm.layout), None)
+    return Session(Path("model"), about, reader, max_new=2000, loaded=loaded)
 
 
 def service(source, model=None, reader=None, upload_bytes=2**20):

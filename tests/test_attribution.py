@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ecgbyte_cli.evaluation import attribution_measures
 from ecgbyte_cli.inference import attribution
 from ecgbyte_cli.model import ecg_lm, tiny
 from ecgbyte_cli.model.layout import Layout
@@ -280,13 +281,13 @@ def test_every_method_gives_shares(explainer, letters, method):
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**31))
 def test_cells_and_pointing(leads, samples, width, seed):
     density = np.random.default_rng(seed).random((leads, samples))
-    sums = attribution.sum_windows(density, width)
+    sums = attribution_measures.sum_windows(density, width)
     for lead in range(leads):
         for k, start in enumerate(range(0, samples, width)):
             assert sums[lead, k] == pytest.approx(density[lead, start : start + width].sum())
     w = min(width, samples)
     best = max(density[lead, i : i + w].sum() for lead in range(leads) for i in range(samples - w + 1))
-    lead, middle = attribution.peak_window(density, w)
+    lead, middle = attribution_measures.peak_window(density, w)
     start = middle - w // 2
     assert density[lead, start : start + w].sum() == pytest.approx(best)
 
@@ -294,11 +295,11 @@ def test_cells_and_pointing(leads, samples, width, seed):
 def test_cells_are_made_flat_or_kept():
     letters = np.array([[1, 2, 3, 2, 9], [7, 7, 7, 0, 7]], np.uint8)
     chosen = np.array([[True, False, False], [False, True, False]])
-    assert attribution.flatten_windows(letters, chosen, 2, keep=False).tolist() == [
+    assert attribution_measures.flatten_windows(letters, chosen, 2, keep=False).tolist() == [
         [2, 2, 3, 2, 9],
         [7, 7, 7, 7, 7],
     ]
-    assert attribution.flatten_windows(letters, chosen, 2, keep=True).tolist() == [
+    assert attribution_measures.flatten_windows(letters, chosen, 2, keep=True).tolist() == [
         [1, 2, 2, 2, 2],
         [7, 7, 7, 0, 7],
     ]
@@ -306,7 +307,7 @@ def test_cells_are_made_flat_or_kept():
 
 def test_curves_meet_at_their_ends(explainer, letters):
     density = explainer.density(letters, QUESTION, ANSWER, "gradient")
-    deleted, inserted = attribution.deletion_insertion_curves(
+    deleted, inserted = attribution_measures.deletion_insertion_curves(
         explainer, letters, QUESTION, ANSWER, density, 5, [0, 0.25, 0.5, 1]
     )
     whole = np.exp(log_probability(explainer, explainer.case(letters, QUESTION, ANSWER)))
@@ -314,7 +315,7 @@ def test_curves_meet_at_their_ends(explainer, letters):
     nothing = np.exp(log_probability(explainer, explainer.case(flat, QUESTION, ANSWER)))
     assert [deleted[0], inserted[-1]] == pytest.approx([whole, whole], rel=1e-3)
     assert [deleted[-1], inserted[0]] == pytest.approx([nothing, nothing], rel=1e-3)
-    assert attribution.area_under_curve([0, 0.5, 1], [1, 0, 0]) == 0.25
+    assert attribution_measures.area_under_curve([0, 0.5, 1], [1, 0, 0]) == 0.25
 
 
 def test_a_model_that_reads_one_letter_is_found_out():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,9 +17,11 @@ import wfdb
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn, percent
+from ecgbyte_cli.inference.conversation import RecordingLoader, Turn, percent
+from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.model import model_folder, tiny
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.render import terminal
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
@@ -69,9 +72,23 @@ def conversation(small, record):
     """With a stand-in model that knew conversations before it was trained."""
     _, text_tokenizer = tiny.build_tiny()
     tokenizer = ECGTokenizer.from_file(small / "ecgbyte-work" / "model" / "ecg_tokenizer.json")
-    reader = RecordingLoader(tokenizer, "longest")
-    about = {"base": "stand-in", "folder": "model", "notice": model_folder.NOTICE}
-    return Conversation(StandIn(text_tokenizer), text_tokenizer, reader, about, [reader.read(record)])
+    about, lm = (
+        {"base": "stand-in", "folder": "model", "notice": model_folder.NOTICE},
+        StandIn(text_tokenizer),
+    )
+    loaded = LoadedModel(lm, text_tokenizer, Prompt(text_tokenizer, lm.layout), None)
+    session = Session(Path("model"), about, RecordingLoader(tokenizer, "longest"), loaded=loaded)
+    return session.conversation([session.read(record)])
+
+
+def opened(work, record, max_new):
+    """A conversation with the model of a work folder."""
+    session = Session.open(work=WorkDir(work), max_new=max_new)
+    return session.conversation([session.read(record)])
+
+
+def without_certainty(session):
+    session.loaded = session.load()._replace(certainty=None)
 
 
 def typed(*lines):
@@ -119,9 +136,10 @@ def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsy
     assert chat.talk(conversation, read) is None
     out, err = capsys.readouterr()
     assert out == "1 ECG: é\n2 ECG: é\n2 ECG: é\n1 ECG: é\n1 ECG: é\n"
-    first = len(conversation.reader.read(record).tokens)
+    first = len(conversation.session.reader.read(record).tokens)
     counts = [
-        len(conversation.reader.segment(*segments_of(conversation, long_record), i).tokens) for i in (0, 1)
+        len(conversation.session.reader.segment(*segments_of(conversation, long_record), i).tokens)
+        for i in (0, 1)
     ]
     assert err.splitlines() == [
         "2 recordings are open; questions are about all of them, in this order",
@@ -141,7 +159,7 @@ def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsy
         "none.hea cannot be used: file missing: none.hea",
         "none cannot be used: no such recording",
     ]
-    assert conversation.lm.asked == [
+    assert conversation.session.lm.asked == [
         [QUESTION],
         [QUESTION, "1 ECG: éand now?"],
         ["again?"],
@@ -152,7 +170,7 @@ def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsy
 
 def segments_of(conversation, path):
     recording = readers.read_recording(path)
-    return recording, preprocess.segments(recording, conversation.reader.tokenizer.signal)
+    return recording, preprocess.segments(recording, conversation.session.reader.tokenizer.signal)
 
 
 def test_help_lists_every_command_and_each_is_known(conversation, capsys):
@@ -165,15 +183,15 @@ def test_help_lists_every_command_and_each_is_known(conversation, capsys):
 
 
 def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(conversation, capsys):
-    conversation.lm.interrupt_at = 3
+    conversation.session.lm.interrupt_at = 3
     chat.talk(conversation, typed(QUESTION, "/ecg", "more?", KeyboardInterrupt, "not read"), interactive=True)
     out, err = capsys.readouterr()
     assert out == "1 E\n1 E\n"
     assert err.count("(stopped)") == 2
     assert [turn.stopped for turn in conversation.log] == [True, True]
     # what was written stays in the context
-    assert conversation.lm.asked[1] == [QUESTION, "1 Emore?"]
-    conversation.lm.interrupt_at = None
+    assert conversation.session.lm.asked[1] == [QUESTION, "1 Emore?"]
+    conversation.session.lm.interrupt_at = None
     chat.talk(conversation, typed("whole?"), interactive=True)
     assert capsys.readouterr().out == "1 ECG: é\n"
 
@@ -186,7 +204,7 @@ def test_ctrl_c_at_the_prompt_leaves_the_second_time(conversation, capsys):
 
 
 def test_ctrl_c_ends_what_nobody_watches(conversation):
-    conversation.lm.interrupt_at = 3
+    conversation.session.lm.interrupt_at = 3
     with pytest.raises(KeyboardInterrupt):
         chat.talk(conversation, typed(QUESTION))
 
@@ -202,7 +220,7 @@ def test_a_very_long_question_is_refused_in_one_line(conversation, capsys):
 
 
 def test_an_answer_stops_where_the_model_can_read_no_further(conversation):
-    asked = len(conversation.prompt.build([conversation.ecgs[0].tokens], [("", None)])[0])
+    asked = len(conversation.session.prompt.build([conversation.ecgs[0].tokens], [("", None)])[0])
     turn = conversation.ask("x" * (4000 - asked - 3))
     assert turn.answer == "1 E" and len(turn.written) == 3
 
@@ -211,7 +229,7 @@ def test_out_of_memory_is_one_line_and_the_conversation_goes_on(conversation, ca
     def stream(*_):
         raise RuntimeError("CUDA out of memory.\nTried to allocate")
 
-    monkeypatch.setattr(conversation.lm, "stream", stream)
+    monkeypatch.setattr(conversation.session.lm, "stream", stream)
     chat.talk(conversation, typed(QUESTION, "/ecg"))
     assert capsys.readouterr().err.splitlines()[0] == (
         "the model cannot answer: out of memory; ask a shorter question"
@@ -226,19 +244,19 @@ def test_an_answer_in_pieces_never_shows_half_a_character(conversation):
 
 
 def test_a_model_trained_on_single_questions_is_asked_each_by_itself(conversation):
-    conversation.about["base"] = "tiny"
+    conversation.session.about["base"] = "tiny"
     conversation.ask(QUESTION), conversation.ask("again?")
-    assert conversation.lm.asked == [[QUESTION], ["again?"]]
-    conversation.about["conversations"] = True
+    assert conversation.session.lm.asked == [[QUESTION], ["again?"]]
+    conversation.session.about["conversations"] = True
     conversation.ask("first?"), conversation.ask("second?")
-    assert conversation.lm.asked[2:] == [["first?"], ["first?", "1 ECG: ésecond?"]]
+    assert conversation.session.lm.asked[2:] == [["first?"], ["first?", "1 ECG: ésecond?"]]
 
 
 # What is shown and written -----------------------------------------------------------------------------------
 
 
 def test_the_panel(conversation, long_record, capsys):
-    terminal.print_greeting(conversation.reader.read(long_record), conversation.about)
+    terminal.print_greeting(conversation.session.reader.read(long_record), conversation.session.about)
     err = capsys.readouterr().err
     for text in ("2 leads (II, V1), 250 Hz, 25 s", "60 per minute (mean over 1", "0 to 10 s, segment 1 of 2",
                  "II, V1 at 100 Hz", "Note: \\x1b[31mred", "second", "not told", "no medical device",
@@ -293,9 +311,9 @@ def test_a_terminal_without_dots_is_told_so(conversation, monkeypatch, capsys):
 
 def test_save_writes_the_conversation_and_its_pictures(conversation, long_record, tmp_path, capsys):
     file = tmp_path / "my talk.md"
-    conversation.lm.interrupt_at = 3
+    conversation.session.lm.interrupt_at = 3
     chat.talk(conversation, typed(QUESTION), interactive=True)
-    conversation.lm.interrupt_at = None
+    conversation.session.lm.interrupt_at = None
     chat.talk(conversation, typed(f"/ecg {long_record}", "which?", "x" * 5000, f"/save {file}"))
     assert capsys.readouterr().err.endswith(f"written: {file}\n")
     text = file.read_text()
@@ -341,7 +359,7 @@ def test_completion(monkeypatch, tmp_path):
 def test_the_heart_rate_agrees_with_the_truth_of_synthetic_records(small, conversation):
     checked = 0
     for path in sorted((small / "data").rglob("*.hea")):
-        ecg = conversation.reader.read(path)
+        ecg = conversation.session.reader.read(path)
         truth, said = float(ecg.recording.comment("heart rate")), terminal.heart_rate(ecg)
         # XQRS takes some premature beats for none, and never finds more beats than there are
         if ecg.recording.comment("condition") == "premature ventricular complexes":
@@ -363,7 +381,7 @@ def test_the_heart_rate_of_real_recordings(real_data):
 
 
 def test_a_heart_rate_that_cannot_be_measured_is_not_made_up(conversation, long_record):
-    ecg = conversation.reader.read(long_record)
+    ecg = conversation.session.reader.read(long_record)
     for samples in (np.zeros(6250), np.full(6250, np.nan), np.r_[1, np.zeros(6249)]):
         ecg.recording.signal[0] = samples
         assert terminal.heart_rate(ecg) == "not measurable in lead II"
@@ -377,13 +395,13 @@ def test_nothing_of_a_file_or_a_model_reaches_the_terminal_as_a_command(
     name = tmp_path / "a\x1b[31m[bold]\u202e.hea"
     name.write_text(record.read_text() + "# \x1b]0;title\x07 \x9b2J [red]\n")
     shutil.copy(record.with_suffix(".dat"), tmp_path)
-    conversation.about |= {"folder": "m\x1b[2J[/]", "notice": "n\x1b[2J[/x]", "base": "b\x07"}
+    conversation.session.about |= {"folder": "m\x1b[2J[/]", "notice": "n\x1b[2J[/x]", "base": "b\x07"}
     chat.talk(
         conversation,
         typed(f"/ecg {name}", "/ecg", "what\x1b[2J?", f"/save {tmp_path}/x.md"),
         interactive=True,
     )
-    terminal.print_greeting(conversation.ecgs[-1], conversation.about)
+    terminal.print_greeting(conversation.ecgs[-1], conversation.session.about)
     with terminal.status("loading [/x]"):
         out, err = capsys.readouterr()
     assert not set(out + err) & {"\x1b", "\x07", "\x9b", "\u202e"}
@@ -432,10 +450,10 @@ def test_the_probability_is_that_of_the_whole_answer(small, record):
     """The product over what was written and the token that ends it, from one plain forward pass."""
     import torch
 
-    conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=200)
-    conversation.certainty = None  # of a model that has no list of answers to choose from
+    conversation = opened(small / "ecgbyte-work", record, 200)
+    without_certainty(conversation.session)  # of a model that has no list of answers to choose from
     turn = conversation.ask(QUESTION)
-    lm, ids = conversation.lm, np.concatenate([turn.prompt, turn.written]).astype(np.int64)
+    lm, ids = conversation.session.lm, np.concatenate([turn.prompt, turn.written]).astype(np.int64)
     with torch.no_grad():
         logits = lm.base(inputs_embeds=lm.embed(torch.from_numpy(ids)[None])).logits[
             0, len(turn.prompt) - 1 :
@@ -458,11 +476,11 @@ def test_prompts_are_trimmed_as_generate_trims_them(small, record, tmp_path, ecg
     shutil.copytree(small / "ecgbyte-work", work, ignore=shutil.ignore_patterns("answers"))
     path = work / "model" / "ecgbyte.json"
     about = json.loads(path.read_text())
-    whole = chat.open_chat(WorkDir(work), record, max_new=4).ask(QUESTION)
+    whole = opened(work, record, 4).ask(QUESTION)
     assert whole.lost == 0
     text = len(whole.prompt) - np.sum(whole.prompt >= 259 + 2)
     path.write_text(json.dumps(about | {"prompt_tokens": int(text) + room}))
-    conversation = chat.open_chat(WorkDir(work), record, max_new=4)
+    conversation = opened(work, record, 4)
     turn = conversation.ask(QUESTION)
     assert len(turn.prompt) == text + room and turn.lost == len(whole.prompt) - text - room
     assert turn.about()["trimmed"] == turn.lost
@@ -480,11 +498,15 @@ def test_a_model_folder_says_what_a_conversation_has_to_know(small):
 
 
 def test_answers_with_context_equal_those_of_the_whole_prompt(small, record):
-    conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=12)
-    conversation.about["conversations"], conversation.certainty = True, None
+    conversation = opened(small / "ecgbyte-work", record, 12)
+    conversation.session.about["conversations"] = True
+    without_certainty(conversation.session)
     for question in (QUESTION, "Is there left bundle branch block?", QUESTION):
         turn = conversation.ask(question)
-        assert turn.written == conversation.lm.answer([turn.prompt], conversation.prompt.end_ids, 12)[0]
+        assert (
+            turn.written
+            == conversation.session.lm.answer([turn.prompt], conversation.session.prompt.end_ids, 12)[0]
+        )
     assert len(conversation.turns) == 3
 
 
@@ -494,7 +516,7 @@ def test_attention_draws_what_explains_the_last_answer(
     from ecgbyte_cli.inference import attribution
     from ecgbyte_cli.render import figures
 
-    conversation = chat.open_chat(WorkDir(small / "ecgbyte-work"), record, max_new=6)
+    conversation = opened(small / "ecgbyte-work", record, 6)
     drawn = []
     whole = figures.plot_attribution
     monkeypatch.setattr(figures, "plot_attribution", lambda *args: drawn.append(args) or whole(*args))
@@ -505,14 +527,14 @@ def test_attention_draws_what_explains_the_last_answer(
     chat.talk(conversation, typed(QUESTION, f"/ecg {long_record}", f"/attention {file}"))
     assert file.read_bytes().startswith(b"\x89PNG")
     signal, *_, density, words, values, title, start = drawn[0]
-    reader, (turn,) = conversation.reader, [t for t in conversation.log if isinstance(t, Turn)]
+    reader, (turn,) = conversation.session.reader, [t for t in conversation.log if isinstance(t, Turn)]
     letters = reader.tokenizer.letters(signal)
-    explainer = attribution.Explainer(conversation.lm, conversation.prompt, reader.tokenizer)
+    explainer = attribution.Explainer(conversation.session.lm, conversation.session.prompt, reader.tokenizer)
     assert np.allclose(density, explainer.density(letters, QUESTION, turn.answer, "integrated"))
     assert "".join(words).endswith(QUESTION + "\\n") and turn.answer in title
     assert len(words) == len(values) and start == 0
     # several recordings and what was said before
-    conversation.about["conversations"] = True
+    conversation.session.about["conversations"] = True
     chat.talk(conversation, typed("first?", "/segment 2", "second?", "third?", f"/attention {file}"))
     _, _, _, density, words, _, title, start = drawn[1]
     assert start == 10 and title.startswith("long: third?")

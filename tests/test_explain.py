@@ -62,7 +62,7 @@ def measured(small):
     """A work folder in which explain was run on three records, and what it returned."""
     from ecgbyte_cli.storage.workdir import WorkDir
 
-    return explain.explain(WorkDir(small / "ecgbyte-work"), count=3)
+    return explain.explain(WorkDir(small / "ecgbyte-work"), explain.ExplainOptions(count=3))
 
 
 def test_every_method_is_measured(measured):

@@ -169,7 +169,7 @@ def exported(tmp_path, small, kind, text_tokenizer, method, **numbers):
     (tmp_path / "model").mkdir()
     about = {"base": str(base), "method": method, "segmenter": "longest", "date": "2026-02-03"}
     model_folder.save_model(tmp_path / "model", lm.eval(), text_tokenizer, tokenizer, about)
-    export.export(WorkDir(tmp_path / "work"), tmp_path / "out", model=tmp_path / "model")
+    export.export(WorkDir(tmp_path / "work"), tmp_path / "out", export.ExportOptions(tmp_path / "model"))
     lm, text_tokenizer, _, _ = model_folder.load_model(tmp_path / "model", "cpu")
     return lm, Prompt(text_tokenizer, lm.layout, "2026-02-03"), tmp_path / "out"
 
@@ -231,7 +231,7 @@ def test_layers_of_other_kinds_load_as_they_were_trained(small, tmp_path, kind, 
 def test_a_tokenizer_that_makes_other_ids_of_a_whole_prompt_is_refused(small, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "asked", lambda *_: ("<bos>ECG_TOKENS", "<bos>", [1, 2, 3]))
     with pytest.raises(Failure, match="cannot be exported"):
-        export.export(WorkDir(small / "ecgbyte-work"), tmp_path / "out")
+        export.export(WorkDir(small / "ecgbyte-work"), tmp_path / "out", export.ExportOptions())
     assert not (tmp_path / "out").exists()
 
 

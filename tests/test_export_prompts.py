@@ -177,7 +177,7 @@ def family(request, small, tmp_path_factory):
     (folder / "model").mkdir()
     about = {"base": "none", "method": "full", "segmenter": "longest"}
     model_folder.save_model(folder / "model", lm, text_tokenizer, tokenizer, about)
-    export.export(WorkDir(folder / "work"), folder / "out", model=folder / "model")
+    export.export(WorkDir(folder / "work"), folder / "out", export.ExportOptions(folder / "model"))
     lm, text_tokenizer, _, _ = model_folder.load_model(folder / "model", "cpu")
     return lm, Prompt(text_tokenizer, lm.layout), folder / "out", doubled
 

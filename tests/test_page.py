@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,8 +21,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install ecg
 from serving import WAIT, proxied, running, service, stand_in  # noqa: E402
 
 from ecgbyte_cli.inference import certainty
-from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader  # noqa: E402
-from ecgbyte_cli.model import model_folder  # noqa: E402
+from ecgbyte_cli.inference.session import Session  # noqa: E402
 from ecgbyte_cli.signal.preprocess import LEADS  # noqa: E402
 from ecgbyte_cli.web import app, recordings  # noqa: E402
 
@@ -104,9 +104,10 @@ def tokenizer(small):
 def tiny(small):
     """The trained model."""
     model = small / "ecgbyte-work" / "model"
-    lm, text_tokenizer, ecg_tokenizer, about = model_folder.load_model(model, "cpu")
-    about = {**about, "folder": "model"}
-    return app.Model(lm, text_tokenizer, recordings.SharedReader(ecg_tokenizer, "longest"), about, 24)
+    session = Session.open(model, device="cpu", max_new=24, loader=recordings.SharedReader)
+    session.about["folder"] = "model"
+    session.loaded = session.load()._replace(certainty=None)
+    return session
 
 
 @pytest.fixture(scope="module")
@@ -253,9 +254,10 @@ def test_a_token_tells_what_it_is(visit, address):
 
 
 def test_how_sure_an_answer_is_stands_below_it(visit, folder, tiny, small, monkeypatch):
-    known = certainty.read_certainty(small / "ecgbyte-work" / "model", tiny.reader.tokenizer.vocab_size)
+    known = certainty.read_certainty(small / "ecgbyte-work" / "model", tiny.tokenizer.vocab_size)
+    session = replace(tiny, loaded=tiny.loaded._replace(certainty=known))
     monkeypatch.setattr(certainty.Certainty, "unlike", lambda *_: ["lead II flat"])
-    with running(service(folder, tiny._replace(certainty=known))) as address:
+    with running(service(folder, session)) as address:
         page = ready(visit(address))
         page.locator("#log .bad", has_text="unlike the recordings").wait_for()
         for i, question in enumerate((QUESTION, "How old is the dog?")):
@@ -268,8 +270,7 @@ def test_how_sure_an_answer_is_stands_below_it(visit, folder, tiny, small, monke
 
 def test_a_question_is_answered_as_in_chat(visit, folder, tiny):
     header = sorted(folder.glob("*.hea"))[0]
-    reader = RecordingLoader(tiny.reader.tokenizer, "longest")
-    chat = Conversation(tiny.lm, tiny.text_tokenizer, reader, tiny.about, [reader.read(header)], 24)
+    chat = tiny.conversation([tiny.read(header)])
     expected = [chat.ask(question).answer for question in (QUESTION, "And now?")]
     with running(service(folder, tiny)) as address:
         page = ready(visit(address))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgbyte_cli.failure import printable
+from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.render import figures
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_table
@@ -159,7 +160,8 @@ def test_a_recording_with_an_odd_name_is_drawn(small, tmp_path, ecgbyte, kind):
     shutil.copy(small / "data" / "synth00001.dat", tmp_path)
     shutil.copy(small / "data" / "synth00001.hea", tmp_path / "a$\\frac$ [b].hea")
     out = tmp_path / "x.svg"
-    args = [tmp_path / "a$\\frac$ [b].hea", "--out", out, "-q", "is $x$ [red]\x1b[31m?"]
+    # odd, and still a question that the model was trained on
+    args = [tmp_path / "a$\\frac$ [b].hea", "--out", out, "-q", "is the $rhythm$ [what] \x1b[it]?"]
     result = ecgbyte("plot", kind, *args, work=small / "ecgbyte-work")
     assert result.exit_code == 0, result.stderr
     assert out.exists() and "\x1b" not in result.output
@@ -230,10 +232,8 @@ def test_a_recording_is_read_with_the_options_that_symbolize_was_given(table, sm
     # what is said again wins
     ecgbyte("plot", "ecg", table / "in" / "n.npy", "--out", table / "x.png", "--input-fs", 500, work=work)
     assert seen["fs"] == 500 and seen["leads"] == ["II", "V1"]
-    from ecgbyte_cli.stages import chat
-
     shutil.copytree(small / "ecgbyte-work" / "model", work / "model")
-    ecg = chat.open_chat(WorkDir(work), table / "in" / "n.npy").ecgs[0]
+    ecg = Session.open(work=WorkDir(work)).read(table / "in" / "n.npy")
     assert ecg.recording.fs == 250 and ecg.recording.signal.max() == pytest.approx(1, abs=0.01)
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ from starlette.testclient import TestClient  # noqa: E402
 import ecgbyte_cli  # noqa: E402
 from ecgbyte_cli import readers  # noqa: E402
 from ecgbyte_cli.inference import certainty  # noqa: E402
-from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn, percent  # noqa: E402
-from ecgbyte_cli.model import model_folder  # noqa: E402
+from ecgbyte_cli.inference.conversation import Turn, percent  # noqa: E402
+from ecgbyte_cli.inference.session import Session  # noqa: E402
 from ecgbyte_cli.render import svg_sheet  # noqa: E402
 from ecgbyte_cli.web import app, conversations, middleware, recordings  # noqa: E402
 
@@ -41,10 +42,10 @@ PAGE = Path(ecgbyte_cli.__file__).parent / "web" / "page"
 def tiny(small):
     """A trained model as `serve` loads it."""
     folder = small / "ecgbyte-work" / "model"
-    lm, text_tokenizer, tokenizer, about = model_folder.load_model(folder, "cpu")
-    return app.Model(
-        lm, text_tokenizer, recordings.SharedReader(tokenizer, "longest"), {**about, "folder": "m"}, 24
-    )
+    session = Session.open(folder, device="cpu", max_new=24, loader=recordings.SharedReader)
+    session.about["folder"] = "m"
+    session.loaded = session.load()._replace(certainty=None)
+    return session
 
 
 @pytest.fixture
@@ -400,9 +401,7 @@ def test_the_page_names_nothing_from_the_root_of_its_host():
 def test_answers_are_those_of_chat(client, tiny, folder):
     expected = []
     for header in sorted(folder.glob("*.hea")):
-        reader = RecordingLoader(tiny.reader.tokenizer, "longest")
-        talk = Conversation(tiny.lm, tiny.text_tokenizer, reader, tiny.about, [reader.read(header)], 24)
-        expected.append(talk.ask(QUESTION).answer)
+        expected.append(tiny.ask(tiny.read(header), QUESTION).answer)
     told = [client.post("/api/ask", json={"record": i, "question": QUESTION}).json() for i in ids(client)]
     assert [one["answer"] for one in told] == expected
     assert all(one["probability"] is None for one in told) or all("probability" in one for one in told)
@@ -494,8 +493,8 @@ def test_the_probability_is_told(client):
 @pytest.fixture
 def sure(tiny, small):
     """The same model, with what it was trained to answer."""
-    known = certainty.read_certainty(small / "ecgbyte-work" / "model", tiny.reader.tokenizer.vocab_size)
-    return tiny._replace(certainty=known)
+    known = certainty.read_certainty(small / "ecgbyte-work" / "model", tiny.tokenizer.vocab_size)
+    return replace(tiny, loaded=tiny.loaded._replace(certainty=known))
 
 
 def test_it_is_told_how_sure_an_answer_is(sure, folder):
@@ -587,10 +586,9 @@ def test_memory_is_bounded(small, folder, monkeypatch):
         assert len(of.conversations.sessions) == 5
         old = {"conversation": opened[0]["conversation"], "question": "q"}
         assert client.post("/api/ask", json=old).status_code == 404
-        assert len({id(talk.conversation.cache) for talk in of.conversations.sessions.values()}) == 1
-        assert (
-            len({id(talk.conversation.ecgs[0].recording) for talk in of.conversations.sessions.values()}) == 1
-        )
+        talks = of.conversations.sessions.values()
+        assert len({id(talk.conversation.session.cache) for talk in talks}) == 1
+        assert len({id(talk.conversation.ecgs[0].recording) for talk in talks}) == 1
         monkeypatch.setattr(conversations, "MOST_BYTES", 1)
         client.post("/api/conversation", json={"record": first})
         assert len(of.conversations.sessions) == 1

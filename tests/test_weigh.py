@@ -9,7 +9,7 @@ from test_memory import mixed, on_cuda, shapes, too_much
 from test_prompt import prompt_with
 from test_sharing import TOKENIZER, base, signals  # noqa: F401  (a fixture)
 
-from ecgbyte_cli.model import ecg_lm, folder_checks, model_folder
+from ecgbyte_cli.model import ecg_lm, folder_checks, model_folder, weighing
 from ecgbyte_cli.model.kv_cache import PromptCache
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
@@ -47,13 +47,13 @@ def test_autocast_does_not_decide_what_is_shared():
 def test_what_is_shared_is_not_decided_by_memory_or_devices(monkeypatch, broken):
     lm, prompts = made(SHAPES["llama"]())
     with monkeypatch.context() as patched:
-        patched.setattr(lm, "_weigh", lambda *_: broken())
+        patched.setattr(weighing, "weigh_shared", lambda *_: broken())
         for _ in range(2):
             with pytest.raises(RuntimeError):
                 lm.weigh(prompts, [ANSWERS] * len(prompts))
     assert lm.beside  # nothing was remembered
     other, _ = made(SHAPES["llama"]())
-    monkeypatch.setattr(other, "_weigh", lambda *_: shapes())
+    monkeypatch.setattr(weighing, "weigh_shared", lambda *_: shapes())
     assert not other.beside
 
 
@@ -69,7 +69,7 @@ def test_answers_are_weighed_as_if_each_were_read_alone(base, positions, monkeyp
     assert len(read) == 2 and read[0][0] == 5  # beginnings, each once
     for here, there in zip(found, wanted, strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(ecg_lm, "MOST_BESIDE", 30)  # in several passes
+    monkeypatch.setattr(weighing, "MOST_BESIDE", 30)  # in several passes
     read.clear()
     for here, there in zip(lm.weigh(prompts, some), wanted, strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-4)

@@ -60,6 +60,32 @@ base_option = click.option(
     "--base", type=click.Path(path_type=Path), help="Path of the base model, if it has moved."
 )
 
+
+def recording_options(command: Callable) -> Callable:
+    """Add the options of a command that reads recordings as `symbolize` did."""
+    fs = click.option(
+        "--input-fs",
+        type=click.FloatRange(0, min_open=True),
+        default=None,
+        show_default="as symbolize was told",
+        help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
+    )
+    lead_names = click.option(
+        "--lead-names",
+        default=None,
+        show_default="as symbolize was told, or the 12 in their usual order",
+        help="Names of the leads in a file that does not say them (NumPy, HDF5), commas between.",
+    )
+    units = click.option(
+        "--units",
+        type=click.Choice(["uV", "mV", "V"]),
+        default=None,
+        show_default="as symbolize was told, or mV",
+        help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
+    )
+    return fs(lead_names(units(command)))
+
+
 max_new_option = click.option(
     "--max-new",
     type=click.IntRange(1),

@@ -21,8 +21,11 @@ MOST_LABELS = 100  # a question type with more distinct labels has no per-label 
 class Question(Protocol):
     """The parts of a question that scores need."""
 
-    question: str
-    type: str
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def type(self) -> str: ...
 
     @property
     def truth(self) -> Answer: ...

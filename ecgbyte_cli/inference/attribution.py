@@ -1,23 +1,25 @@
-"""Which samples an answer drew on: the attribution of an answer to ECG tokens, and to the samples they span.
+"""Attribute an answer to ECG tokens, and to the samples that they span.
 
-What is attributed is one token of the answer: the one that the signal decided, which is the first that it makes at
-least twice as likely as a flat line does. (The rest of "premature ventricular complexes" follows from its
-beginning.) Its log-odds are taken, not its probability, which hardly moves where a model is sure.
+One token of the answer is attributed: the first one that the signal makes at least twice as probable as a flat line
+does. (The rest of "premature ventricular complexes" follows from its beginning.) Its log-odds are attributed, because
+its probability hardly changes where a model is sure.
 
-Five methods, of which none is right by itself: `ecgbyte explain` measures where each points.
+None of the five methods is right by itself; `ecgbyte explain` measures where each points.
 
 - attention: weights of the last layer, from the place that writes the token (mean over heads).
 - rollout: attention through all layers, residual connections included (Abnar and Zuidema, ACL 2020).
 - gradient: gradient x input on the embeddings (Shrikumar et al. 2016).
 - integrated: integrated gradients (Sundararajan et al., ICML 2017), from the mean ECG token to each token; and
-  for the words, with the ECG as it is, from the mean word to each word. What it attributes should sum to the
-  difference that the ECG makes; by how much it does not is its completeness gap.
-- occlusion: how much less likely the token gets with a window of one lead made flat (Zeiler and Fergus,
-  ECCV 2014), which asks the signal and not the tokens: what is left is encoded again.
+  for the words, with the ECG as it is, from the mean word to each word. Its scores should sum to the difference that
+  the ECG makes; the completeness gap says how far they do not.
+- occlusion: how much less probable the token gets with a window of one lead flat (Zeiler and Fergus, ECCV 2014). It
+  changes the signal, not the tokens: the signal is encoded again.
 """
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,10 +29,15 @@ from ecgbyte_cli.inference.conversation import fit_prompt
 from ecgbyte_cli.model.layout import lead_ranges
 from ecgbyte_cli.model.prompt import trim_ecgs
 from ecgbyte_cli.runtime.memory import in_parts
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+
+if TYPE_CHECKING:
+    from ecgbyte_cli.model.ecg_lm import ECGLM
+    from ecgbyte_cli.model.prompt import Prompt
 
 METHODS = ("attention", "rollout", "gradient", "integrated", "occlusion")
-WINDOW = 0.2  # seconds that occlusion makes flat at a time
-STEPS = 64  # of the integral: with 32 a record where the answer turns within one step lacked a third
+WINDOW = 0.2  # seconds that occlusion flattens at a time
+STEPS = 64  # of the integral: with 32, one record with a sudden change lacked a third of the difference
 
 
 @dataclass
@@ -51,8 +58,8 @@ class Case:
     decided : int or None
         Which of the answer's ids is explained; see `Explainer.decided`.
     gap : float or None
-        Of integrated gradients: how far what the ECG's tokens were given is from the difference that they make, in
-        percent of that.
+        Of integrated gradients: how far the sum of the scores of the ECG's tokens is from the difference that they
+        make, in percent of that.
     """
 
     ids: np.ndarray
@@ -79,16 +86,24 @@ class Explainer:
         Ids that a prompt may have; ECGs lose tokens where it would have more.
     """
 
-    def __init__(self, lm, prompt, tokenizer, segmenter="longest", batch=16, longest=None):
+    def __init__(
+        self,
+        lm: "ECGLM",
+        prompt: "Prompt",
+        tokenizer: ECGTokenizer,
+        segmenter: str = "longest",
+        batch: int = 16,
+        longest: int | None = None,
+    ):
         self.lm, self.prompt, self.tokenizer = lm, prompt, tokenizer
         self.segmenter, self.batch, self.longest = segmenter, batch, longest
 
-    def case(self, letters, question, answer):
-        """The ids of a question about a segment, uint8 (leads, samples), and an answer to it."""
+    def case(self, letters: np.ndarray, question: str, answer: str) -> Case:
+        """Return the case of a question about a segment, uint8 (leads, samples), and an answer to it."""
         return self.case_of([self.tokenizer.encode(letters, self.segmenter)], [(question, answer)])
 
-    def case_of(self, ecgs, turns):
-        """The ids of questions about the tokens of ECGs and of the answers, of which the last is explained.
+    def case_of(self, ecgs: list[np.ndarray], turns: Sequence[tuple[str, str | None]]) -> Case:
+        """Return the case of questions and answers about the tokens of ECGs; the last answer is explained.
 
         Raises
         ------
@@ -113,22 +128,19 @@ class Explainer:
         at = before + np.flatnonzero(labels[before:] >= 0)
         return Case(ids, at, places, spans)
 
-    def answer(self, letters, question, max_new=64):
-        """The model's own answer, greedily."""
-        ecg = self.tokenizer.encode(letters, self.segmenter)
-        ids, _, _ = fit_prompt(self.prompt, self.tokenizer, [ecg], [(question, None)], self.longest)
-        return self.prompt.text(self.lm.answer([ids], self.prompt.end_ids, max_new)[0])
-
-    def log_probabilities(self, cases):
-        """Logarithm of the probability of each case's answer, float64 (cases,)."""
+    def log_probabilities(self, cases: Sequence[Case]) -> np.ndarray:
+        """Return the logarithm of the probability of each case's answer, float64 (cases,)."""
         return np.array([values.sum() for values in self._measure(cases, _log_probabilities)])
 
     @torch.no_grad()
-    def _measure(self, cases, measure):
-        """What `measure` says of the logits of each case's answer and of its ids: a list of arrays."""
-        values, order = [None] * len(cases), sorted(range(len(cases)), key=lambda i: len(cases[i].ids))
+    def _measure(
+        self, cases: Sequence[Case], measure: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> list[np.ndarray]:
+        """Apply `measure` to the logits of each case's answer and to its ids."""
+        values: list[np.ndarray] = [np.zeros(0)] * len(cases)
+        order = sorted(range(len(cases)), key=lambda i: len(cases[i].ids))
 
-        def measured(group):
+        def measured(group: list[int]) -> list[np.ndarray]:
             ids = torch.nn.utils.rnn.pad_sequence(
                 [torch.from_numpy(cases[i].ids) for i in group], batch_first=True
             ).to(self.lm.device)  # on the right, which no real token sees
@@ -137,19 +149,19 @@ class Explainer:
             logits = self.lm.base(
                 **self.lm.inputs(ids), use_cache=False, logits_to_keep=ids.shape[1] - first
             ).logits
-            found = []
+            measures = []
             for row, i in enumerate(group):
                 at = torch.from_numpy(cases[i].at).to(ids.device)
-                found.append(measure(logits[row, at - 1 - first], ids[row, at]).cpu().numpy())
-            return found
+                measures.append(measure(logits[row, at - 1 - first], ids[row, at]).cpu().numpy())
+            return measures
 
-        found = itertools.chain.from_iterable(in_parts(order, self.batch, measured))
-        for i, value in zip(order, found, strict=True):
+        measures = itertools.chain.from_iterable(in_parts(order, self.batch, measured))
+        for i, value in zip(order, measures, strict=True):
             values[i] = value
         return values
 
-    def decided(self, case):
-        """Which of the answer's ids the signal decided: its number in the answer."""
+    def decided(self, case: Case) -> int:
+        """Return which of the answer's ids the signal decided: its number in the answer."""
         if case.decided is None:
             flat, layout = self.tokenizer.flat_line(self.segmenter), self.lm.layout
             block = layout.block(flat)
@@ -162,8 +174,8 @@ class Explainer:
             case.decided = int((with_signal - with_none > np.log(2)).argmax())
         return case.decided
 
-    def scores(self, case, method):
-        """Attribution of an answer to each id of its prompt.
+    def scores(self, case: Case, method: str) -> np.ndarray:
+        """Attribute an answer to each id of its prompt.
 
         Parameters
         ----------
@@ -174,18 +186,18 @@ class Explainer:
         Returns
         -------
         numpy.ndarray
-            float64, (places before the answer,): what each id speaks for the answer; 0 where it speaks against.
+            float64, (places before the answer,): how far each id makes the answer more probable, else 0.
         """
-        made = {
+        scores = {
             "attention": self._attention,
             "rollout": self._rollout,
             "gradient": self._gradient,
             "integrated": self._integrated,
         }[method](case)
-        return np.maximum(made.double().cpu().numpy()[: case.at[0]], 0)
+        return np.maximum(scores.double().cpu().numpy()[: case.at[0]], 0)
 
-    def density(self, letters, question, answer, method):
-        """Attribution of an answer to the samples of a segment.
+    def density(self, letters: np.ndarray, question: str, answer: str, method: str) -> np.ndarray:
+        """Attribute an answer to the samples of a segment.
 
         Parameters
         ----------
@@ -202,23 +214,25 @@ class Explainer:
         """
         return self.density_of(self.case(letters, question, answer), letters, question, answer, method)
 
-    def density_of(self, case, letters, question, answer, method):
-        """`density`, for who has its case already; with `integrated` the case's `gap` is known afterwards."""
+    def density_of(
+        self, case: Case, letters: np.ndarray, question: str, answer: str, method: str
+    ) -> np.ndarray:
+        """Return `density` for a case; `integrated` sets the case's `gap`."""
         if method == "occlusion":
             return _normalized(self._occlusion(case, letters, question, answer))
         return self.spread(case, self.scores(case, method))
 
-    def words(self, case):
-        """Places of the text ids of a case's prompt."""
+    def words(self, case: Case) -> np.ndarray:
+        """Return the places of the text ids of a case's prompt."""
         return np.flatnonzero(case.ids[: case.at[0]] < self.lm.offset)
 
-    def on_words(self, case, scores):
-        """The text of a case's prompt, token by token, and the part of the whole prompt's scores on each."""
+    def on_words(self, case: Case, scores: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Return the text of a case's prompt, token by token, and the share of the prompt's scores on each."""
         places = self.words(case)
         words = [self.prompt.words([int(i)]).replace("\n", "\\n") for i in case.ids[places]]
         return words, scores[places] / max(scores.sum(), 1e-300)
 
-    def spread(self, case, scores):
+    def spread(self, case: Case, scores: np.ndarray) -> np.ndarray:
         """Spread the scores of a case's ECG tokens over the samples that each spans; they sum to 1."""
         spans = case.spans
         if spans is None:
@@ -232,10 +246,10 @@ class Explainer:
 
     # ---- the methods
 
-    def _attention(self, case):
+    def _attention(self, case: Case) -> torch.Tensor:
         return self._maps(case)[-1][case.at[self.decided(case)] - 1]
 
-    def _rollout(self, case):
+    def _rollout(self, case: Case) -> torch.Tensor:
         maps = self._maps(case)
         flow = torch.zeros(len(case.ids), device=maps[0].device)
         flow[case.at[self.decided(case)] - 1] = 1
@@ -245,11 +259,11 @@ class Explainer:
         return flow
 
     @torch.no_grad()
-    def _maps(self, case):
-        """The attention of each layer, mean over heads: a list of float32 (n, n), rows look at columns."""
+    def _maps(self, case: Case) -> list[torch.Tensor]:
+        """Return the attention of each layer, mean over heads: float32 (n, n), rows look at columns."""
         base, maps = self.lm.base, []
 
-        def keep(_module, _inputs, output):
+        def keep(_module: torch.nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, tuple) and torch.is_tensor(output[1]) and output[1].dim() == 4:
                 maps.append(output[1][0].float().mean(0))
 
@@ -271,15 +285,15 @@ class Explainer:
             raise Failure(f"{type(base).__name__} shows no attention weights: use --method gradient")
         return maps
 
-    def _gradient(self, case):
+    def _gradient(self, case: Case) -> torch.Tensor:
         embedded = self._embedded(case)
         return (self._gradients(case, embedded[None])[0] * embedded).sum(-1)
 
-    def _integrated(self, case):
+    def _integrated(self, case: Case) -> torch.Tensor:
         embedded, lm = self._embedded(case), self.lm
         # the middle of each step
         parts = (torch.arange(STEPS, device=embedded.device) + 0.5) / STEPS
-        made = torch.zeros(len(case.ids), device=embedded.device)
+        scores = torch.zeros(len(case.ids), device=embedded.device)
         for places, rows in (
             (case.ecg, lm.ecg_rows.weight[lm.layout.first - lm.offset :]),
             (self.words(case), lm.text_rows()),
@@ -288,42 +302,42 @@ class Explainer:
             start[places] = rows.detach().mean(0).to(embedded.dtype)
             total = torch.zeros_like(embedded)
 
-            def gradients(some, start=start):
+            def gradients(some: torch.Tensor, start: torch.Tensor = start) -> torch.Tensor:
                 between = start + some[:, None, None].to(embedded.dtype) * (embedded - start)
                 return self._gradients(case, between).sum(0)
 
             for gradient in in_parts(parts, self.batch, gradients):
                 total += gradient
             path = (total / STEPS * (embedded - start)).sum(-1)
-            made += path
+            scores += path
             if case.gap is None:  # of the ECG, which comes first
                 makes = self._odds(case, embedded) - self._odds(case, start)
                 case.gap = 100 * abs(path.double().sum().item() - makes) / max(abs(makes), 1e-12)
-        return made
+        return scores
 
-    def _embedded(self, case):
+    def _embedded(self, case: Case) -> torch.Tensor:
         return self.lm.embed(torch.from_numpy(case.ids)[None].to(self.lm.device))[0].detach()
 
-    def _decided_odds(self, case, embedded):
-        """The log-odds of the decided id, (batch,), from embeddings, (batch, n, d)."""
+    def _decided_odds(self, case: Case, embedded: torch.Tensor) -> torch.Tensor:
+        """Return the log-odds of the decided id, (batch,), from embeddings, (batch, n, d)."""
         at = torch.tensor([case.at[self.decided(case)]], device=embedded.device)
         ids = torch.from_numpy(case.ids)[None].to(at.device).expand(len(embedded), -1)
-        asked = self.lm.inputs(ids) | {"inputs_embeds": embedded}
-        logits = self.lm.base(**asked, use_cache=False, logits_to_keep=at - 1).logits
+        inputs = self.lm.inputs(ids) | {"inputs_embeds": embedded}
+        logits = self.lm.base(**inputs, use_cache=False, logits_to_keep=at - 1).logits
         wanted = torch.from_numpy(case.ids).to(at.device)[at].expand(len(logits))
         return _log_odds(logits[:, 0], wanted)
 
     @torch.no_grad()
-    def _odds(self, case, embedded):
+    def _odds(self, case: Case, embedded: torch.Tensor) -> float:
         return self._decided_odds(case, embedded[None]).item()
 
-    def _gradients(self, case, embedded):
-        """Gradient of the log-odds of the decided id by the embeddings, (batch, n, d)."""
+    def _gradients(self, case: Case, embedded: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of the log-odds of the decided id by the embeddings, (batch, n, d)."""
         embedded = embedded.detach().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(self._decided_odds(case, embedded).sum(), embedded)[0]
 
-    def _occlusion(self, case, letters, question, answer):
+    def _occlusion(self, case: Case, letters: np.ndarray, question: str, answer: str) -> np.ndarray:
         width = max(1, round(WINDOW * self.tokenizer.signal["fs"]))
         places = [
             (lead, start) for lead in range(len(letters)) for start in range(0, letters.shape[1], width)
@@ -341,98 +355,23 @@ class Explainer:
         return density
 
 
-def _log_probabilities(logits, ids):
-    """Of each id, from its logits: float64 (n,) of (n, vocabulary) and (n,)."""
+def _log_probabilities(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the log-probability of each id, float64 (n,), from logits (n, vocabulary)."""
     return logits.double().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
 
-def _log_odds(logits, ids):
-    """log(p / (1 - p)) of each id: its logit over those of all others."""
+def _log_odds(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return log(p / (1 - p)) of each id: its logit over those of all others."""
     logits, at = logits.double(), ids[:, None]
     return logits.gather(-1, at)[:, 0] - logits.scatter(-1, at, -torch.inf).logsumexp(-1)
 
 
-def _normalized(density):
-    """Numbers that sum to 1; all alike if there is nothing."""
+def _normalized(density: np.ndarray) -> np.ndarray:
+    """Scale numbers to sum 1; all alike if they are 0."""
     total = density.sum()
     return density / total if total > 0 else np.full(density.shape, 1 / density.size)
 
 
-def baseline_letters(letters):
-    """The letter of each lead's resting line: its median, uint8 (leads,)."""
+def baseline_letters(letters: np.ndarray) -> np.ndarray:
+    """Return the letter of each lead's resting line: its median, uint8 (leads,)."""
     return np.median(letters, axis=1).astype(np.uint8)
-
-
-# ---- how good an attribution is
-
-
-def sum_windows(density, width):
-    """Sums over stretches of `width` samples, (leads, stretches); the last one of a lead may be shorter."""
-    starts = np.arange(0, density.shape[1], width)
-    return np.add.reduceat(density, starts, axis=1)
-
-
-def peak_window(density, width):
-    """The lead and the sample in the middle of the stretch of `width` samples that holds most attribution."""
-    sums = np.apply_along_axis(np.convolve, 1, density, np.ones(min(width, density.shape[1])), "valid")
-    lead, start = np.unravel_index(sums.argmax(), sums.shape)
-    return int(lead), int(start) + width // 2
-
-
-def flatten_windows(letters, chosen, width, keep):
-    """Letters with the chosen stretches made flat, or (`keep`) with all others made flat.
-
-    Parameters
-    ----------
-    letters : numpy.ndarray
-        uint8, (leads, samples).
-    chosen : numpy.ndarray
-        bool, (leads, stretches).
-    width : int
-        Samples in a stretch.
-    keep : bool
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, (leads, samples).
-    """
-    inside = np.repeat(chosen, width, axis=1)[:, : letters.shape[1]]
-    return np.where(inside == keep, letters, baseline_letters(letters)[:, None])
-
-
-def deletion_insertion_curves(explainer, letters, question, answer, density, width, fractions):
-    """Deletion and insertion: how likely the answer stays as the stretches that matter most go, or come.
-
-    Petsiuk et al., RISE, BMVC 2018. A stretch that goes is made flat, and what is left is encoded again.
-
-    Parameters
-    ----------
-    explainer : Explainer
-    letters, question, answer, density
-        As in `Explainer.density`.
-    width : int
-        Samples in a stretch.
-    fractions : list of float
-        Parts of all stretches, rising from 0 to 1.
-
-    Returns
-    -------
-    (numpy.ndarray, numpy.ndarray)
-        Probability of the answer at each fraction, deleted and inserted.
-    """
-    sums = sum_windows(density, width)
-    rank = np.empty(sums.size, np.int64)
-    rank[np.argsort(-sums.ravel(), kind="stable")] = np.arange(sums.size)
-    cases = []
-    for keep in (False, True):
-        for fraction in fractions:
-            chosen = (rank < round(fraction * sums.size)).reshape(sums.shape)
-            cases.append(explainer.case(flatten_windows(letters, chosen, width, keep), question, answer))
-    values = np.exp(explainer.log_probabilities(cases))
-    return values[: len(fractions)], values[len(fractions) :]
-
-
-def area_under_curve(fractions, values):
-    """Area under a curve over 0 to 1, by trapezoids."""
-    return float(np.trapezoid(values, fractions))

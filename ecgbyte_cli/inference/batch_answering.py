@@ -1,25 +1,35 @@
-"""Prompts trimmed as in training, and their answers, in batches, kept as they come."""
+"""Answer prompts in batches, on this machine or a cluster, and keep the answers as they come."""
 
 import contextlib
 import functools
 import itertools
-import json
 import math
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.evaluation.controls import CONTROLS
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.inference.certainty import read_certainty
+from ecgbyte_cli.inference.certainty import Certainty
 from ecgbyte_cli.inference.conversation import fit_prompt
+from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.model import folder_checks
-from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.memory import out_of_memory
-from ecgbyte_cli.storage.files import atomic_write
+
+if TYPE_CHECKING:
+    import torch
+
+    from ecgbyte_cli.model.ecg_lm import ECGLM
+    from ecgbyte_cli.model.prompt import Prompt
+    from ecgbyte_cli.questions.question_file import Question
+    from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+
+# model folder, folder of the base model or None, SHA-256 of ecgbyte.json
+ModelKey = tuple[Path, str | None, str]
 
 
 class Answer(NamedTuple):
@@ -28,15 +38,18 @@ class Answer(NamedTuple):
     answer: str
     probability: float  # of the whole answer; calibrated where it was chosen from several
     seconds: float
-    other: str | None = None  # the second likeliest, where it was chosen
+    other: str | None = None  # the second most probable, where it was chosen
     other_probability: float | None = None
     sure: bool | None = None
     yes: float | None = None  # the probability of yes, where yes and no are the answers
     weights: list[float] | None = None  # the probability of each answer that it was chosen from
 
 
-def longest_prompt(lm, prompt, about, truths, max_new):
-    """Ids that a prompt may have: as many as in training."""
+Keep = Callable[[Any, Answer], None]
+
+
+def longest_prompt(lm: "ECGLM", prompt: "Prompt", about: dict, truths: Sequence[str], max_new: int) -> int:
+    """Return how many ids a prompt may have: as many as in training."""
     if about.get("prompt_tokens"):
         return about["prompt_tokens"]
     # older models: a prompt and its answer had a longest length together
@@ -45,25 +58,25 @@ def longest_prompt(lm, prompt, about, truths, max_new):
     return min(longest, max_positions(lm) - max_new)
 
 
-def max_positions(lm):
-    """Ids that a model can read and write together."""
+def max_positions(lm: "ECGLM") -> int:
+    """Return how many ids a model can read and write together."""
     return getattr(lm.base.config, "max_position_embeddings", None) or 2**31
 
 
-def answer_budget(lm, prompts, max_new):
-    """How many ids the answers to prompts may have: `max_new`, or what the model has positions for."""
+def answer_budget(lm: "ECGLM", prompts: Sequence[np.ndarray], max_new: int) -> int:
+    """Return how many ids the answers to prompts may have: `max_new`, or the positions that the model has left."""
     return max(1, min(max_new, max_positions(lm) - max(map(len, prompts))))
 
 
 class PromptSet:
-    """The ids of prompts, each as its beginning up to the last ECG, held once for all that share it, and the rest.
+    """The ids of prompts. A beginning, up to the last ECG, is stored once for all prompts that share it.
 
     Parameters
     ----------
     prompt : Prompt
     tokenizer : ECGTokenizer
     longest : int
-        Ids that a prompt may have: those that are longer are trimmed, as in training.
+        Ids that a prompt may have; longer ones are trimmed, as in training.
 
     Attributes
     ----------
@@ -73,13 +86,16 @@ class PromptSet:
     trimmed : int
     """
 
-    def __init__(self, prompt, tokenizer=None, longest=None):
+    def __init__(self, prompt: "Prompt", tokenizer: "ECGTokenizer | None" = None, longest: int | None = None):
         self.prompt, self.tokenizer, self.longest = prompt, tokenizer, longest
-        self.beginnings, self.asked, self.trimmed = [], {}, 0
-        self._numbers = {}
+        self.beginnings: list[np.ndarray] = []
+        self.asked: dict[Any, tuple[int, np.ndarray]] = {}
+        self.trimmed = 0
+        self._numbers: dict[bytes, int] = {}
 
-    def ask(self, key, question, ecgs):
+    def ask(self, key: Any, question: "Question", ecgs: list[np.ndarray]) -> None:
         """Add a question about the tokens of ECGs."""
+        assert self.tokenizer
         turns = [*question.earlier, (question.question, None)]
         try:
             ids, _, lost = fit_prompt(self.prompt, self.tokenizer, ecgs, turns, self.longest)
@@ -90,7 +106,7 @@ class PromptSet:
         self.add(key, ids)
         self.trimmed += lost > 0
 
-    def add(self, key, ids):
+    def add(self, key: Any, ids: np.ndarray) -> None:
         """Add a prompt."""
         ids = np.asarray(ids, np.int32)
         first = self.prompt.layout.prefix(ids)
@@ -99,8 +115,8 @@ class PromptSet:
             self.beginnings.append(ids[:first].copy())
         self.asked[key] = number, ids[first:].copy()
 
-    def batches(self, keys, batch, alike):
-        """Keys in batches, those that begin alike together: lists of lists of keys whose prompts are the same.
+    def batches(self, keys: Iterable[Any], batch: int, alike: bool) -> Iterator[list[list[Any]]]:
+        """Yield batches of keys whose prompts begin alike: lists of lists of keys with the same prompt.
 
         Parameters
         ----------
@@ -108,7 +124,7 @@ class PromptSet:
         batch : int
             Prompts in a batch, at most.
         alike : bool
-            Whether prompts that are the same are answered once.
+            Whether equal prompts are answered once.
         """
         same: dict = {}
         for key in keys:
@@ -117,39 +133,48 @@ class PromptSet:
         groups = sorted(same.values(), key=lambda group: self.asked[group[0]][0])
         readings = [list(of) for _, of in itertools.groupby(groups, lambda group: self.asked[group[0]][0])]
         readings.sort(key=lambda of: len(self.beginnings[self.asked[of[0][0]][0]]))
-        made: list = []
+        together: list[list[Any]] = []
         for of in readings:
             for start in range(0, len(of), batch):
                 some = of[start : start + batch]
-                if made and len(made) + len(some) > batch:
-                    yield made
-                    made = []
-                made = made + some
-        if made:
-            yield made
+                if together and len(together) + len(some) > batch:
+                    yield together
+                    together = []
+                together = together + some
+        if together:
+            yield together
 
-    def ids(self, key):
-        """The ids of a prompt."""
+    def ids(self, key: Any) -> np.ndarray:
+        """Return the ids of a prompt."""
         number, rest = self.asked[key]
         return np.concatenate([self.beginnings[number], rest])
 
 
-def answer_all(lm, prompts, batch, max_new, known, keep, pick=None, name=str):
-    """Answer prompts in batches of like length; an ECG that several begin with is read once.
+def answer_all(
+    lm: "ECGLM",
+    prompts: PromptSet,
+    batch: int,
+    max_new: int,
+    known: Container[Any],
+    keep: Keep,
+    pick: "Sampler | None" = None,
+    name: Callable[[Any], str] = str,
+) -> None:
+    """Answer prompts in batches of similar length; an ECG that several begin with is read once.
 
     Parameters
     ----------
     lm : ECGLM
-    prompts : Prompts
+    prompts : PromptSet
     batch, max_new : int
     known : set
         Keys of the prompts that are answered already.
     keep : callable
-        Called with key and Given of each answer, a batch at a time.
+        Called with key and Answer, a batch at a time.
     pick : Sampler or None
         None answers greedily; then equal prompts are answered once.
     name : callable
-        What to call the question of a key, where the model fails.
+        Returns the name of a key's question for an error message.
     """
     for together in prompts.batches([key for key in prompts.asked if key not in known], batch, pick is None):
         ask, keys = [prompts.ids(group[0]) for group in together], [group[0] for group in together]
@@ -157,9 +182,16 @@ def answer_all(lm, prompts, batch, max_new, known, keep, pick=None, name=str):
             _store_answer(keep, together, _answer_batch(lm, prompts.prompt, ask, keys, max_new, pick))
 
 
-def _answer_batch(lm, prompt, ask, keys, max_new, pick):
-    """The answers to prompts, as Given: one forward pass for all of them."""
-    from ecgbyte_cli.model.ecg_lm import ScoredPicks
+def _answer_batch(
+    lm: "ECGLM",
+    prompt: "Prompt",
+    ask: list[np.ndarray],
+    keys: list[Any],
+    max_new: int,
+    pick: "Sampler | None",
+) -> list[Answer]:
+    """Write the answers to prompts together."""
+    from ecgbyte_cli.model.decoding import ScoredPicks
 
     began, counted = time.perf_counter(), ScoredPicks(pick, prompt.end_ids, len(ask))
     if pick:
@@ -172,24 +204,34 @@ def _answer_batch(lm, prompt, ask, keys, max_new, pick):
     ]
 
 
-def _store_answer(keep, together, given):
-    """Keep the answer to a prompt for all keys that it has."""
+def _store_answer(keep: Keep, together: list[list[Any]], given: Iterable[Answer]) -> None:
+    """Keep the answer to a prompt for each of its keys."""
     shared = len(together) / sum(map(len, together))
     for group, one in zip(together, given, strict=True):
         for key in group:
             keep(key, one._replace(seconds=one.seconds * shared))
 
 
-def choose_all(lm, prompts, batch, known, keep, answers, certainty, name=str):
-    """Answer prompts by the likeliest of the answers that each can have.
+def choose_all(
+    lm: "ECGLM",
+    prompts: PromptSet,
+    batch: int,
+    known: Container[Any],
+    keep: Keep,
+    answers: Callable[[Any], list[str]],
+    certainty: Certainty | None,
+    name: Callable[[Any], str] = str,
+) -> None:
+    """Answer prompts by the most probable of the answers that each can have.
 
     Parameters
     ----------
     lm, prompts, batch, known, keep, name
         As in `answer_all`.
     answers : callable
-        The answers, a list of str, that the prompt of a key can have.
-    certainty : Certainty
+        Returns the answers, a list of str, that the prompt of a key can have.
+    certainty : Certainty or None
+        None only where there are no prompts.
     """
     for together in prompts.batches([key for key in prompts.asked if key not in known], batch, True):
         ask, some = [prompts.ids(group[0]) for group in together], [answers(group[0]) for group in together]
@@ -197,8 +239,15 @@ def choose_all(lm, prompts, batch, known, keep, answers, certainty, name=str):
             _store_answer(keep, together, _choose_batch(lm, prompts.prompt, ask, some, certainty))
 
 
-def _choose_batch(lm, prompt, ask, some, certainty):
-    """The likeliest of the answers that each prompt can have, as Given."""
+def _choose_batch(
+    lm: "ECGLM",
+    prompt: "Prompt",
+    ask: list[np.ndarray],
+    some: list[list[str]],
+    certainty: Certainty | None,
+) -> list[Answer]:
+    """Choose the most probable of the answers that each prompt can have."""
+    assert certainty
     began = time.perf_counter()
     weighed = lm.weigh(ask, [[prompt.written(answer) for answer in of] for of in some])
     took = (time.perf_counter() - began) / len(ask)
@@ -208,8 +257,20 @@ def _choose_batch(lm, prompt, ask, some, certainty):
     ]
 
 
-def on_cluster(dask, root, loaded, closed, free, batch, max_new, known, keep, answers, sampled):
-    """As `choose_all` and `answer_all`, on a Dask cluster: each worker loads the model once.
+def on_cluster(
+    dask: str,
+    root: Path,
+    loaded: ModelKey,
+    closed: PromptSet,
+    free: PromptSet,
+    batch: int,
+    max_new: int,
+    known: Container[Any],
+    keep: Keep,
+    answers: Callable[[Any], list[str]],
+    sampled: tuple[float, int] | None,
+) -> None:
+    """Do the work of `choose_all` and `answer_all` on a Dask cluster: each worker loads the model once.
 
     Parameters
     ----------
@@ -218,11 +279,11 @@ def on_cluster(dask, root, loaded, closed, free, batch, max_new, known, keep, an
     root : Path
         The work folder.
     loaded : tuple
-        Model folder, folder of the base model or None, and SHA-256 of ecgbyte.json: which model it is.
-    closed, free : Prompts
-        Those whose answers are chosen, and the others.
+        Model folder, folder of the base model or None, and SHA-256 of ecgbyte.json.
+    closed, free : PromptSet
+        Prompts whose answers are chosen, and prompts whose answers are written.
     batch, max_new, known, keep, answers
-        As there.
+        As in `choose_all` and `answer_all`.
     sampled : (float, int) or None
         Temperature and seed; None answers greedily.
     """
@@ -236,16 +297,24 @@ def on_cluster(dask, root, loaded, closed, free, batch, max_new, known, keep, an
         + (some, max_new, sampled)
         for number, (prompts, together, some) in enumerate(units)
     )
-    with contextlib.closing(
-        cluster.map_tasks(dask, root, answer_on_worker, tasks, folder_checks.files_needed(*loaded[:2]))
-    ) as results:
+    files = folder_checks.files_needed(*loaded[:2])
+    results: Any = cluster.map_tasks(dask, root, answer_on_worker, tasks, files)
+    with contextlib.closing(results):
         for number, given in results:
             _store_answer(keep, units[number][1], given)
 
 
-def answer_on_worker(number, loaded, ask, keys, some, max_new, sampled):
-    """What a worker does of `generate`: the answers to some prompts, as Given, with the number of the task."""
-    lm, prompt, known = _worker_model(*loaded)
+def answer_on_worker(
+    number: int,
+    loaded: ModelKey,
+    ask: list[np.ndarray],
+    keys: list[Any],
+    some: list[list[str]] | None,
+    max_new: int,
+    sampled: tuple[float, int] | None,
+) -> tuple[int, list[Answer]]:
+    """Answer some prompts on a worker; return the number of the task, and the answers."""
+    lm, _, prompt, known = _worker_model(*loaded)
     with _failure_line(ask, f"question {keys[0][1]}"):
         if some:
             return number, _choose_batch(lm, prompt, ask, some, known)
@@ -253,32 +322,36 @@ def answer_on_worker(number, loaded, ask, keys, some, max_new, sampled):
 
 
 @functools.lru_cache(1)
-def _worker_model(model, base, sha256):
-    """A model, what makes its prompts, and its certainty: loaded once in a process."""
-    from ecgbyte_cli.model import model_folder
-
+def _worker_model(model: Path, base: str | None, sha256: str) -> LoadedModel:
+    """Load a model, once in a process."""
     if folder_checks.model_sha256(model) != sha256:
         raise Failure(f"{model} was replaced while it was asked: run `ecgbyte generate` again")
-    lm, text_tokenizer, tokenizer, about = model_folder.load_model(model, base=base)
-    known = read_certainty(model, tokenizer.vocab_size)
-    return lm, Prompt.of(about, text_tokenizer, lm.layout), known
+    return Session.open(model, base=base).load()
 
 
-def most_probable(certainty, answers, weights, seconds):
-    """The likeliest of some answers, as a Given."""
+def most_probable(
+    certainty: Certainty, answers: Sequence[str], weights: np.ndarray, seconds: float
+) -> Answer:
+    """Return the most probable of some answers."""
     best = certainty.choose(answers, weights)
-    return Answer(best.answer, best.probability, seconds, *best[2:], weights.tolist())
+    return Answer(
+        *(best.answer, best.probability, seconds, best.other, best.other_probability, best.sure, best.yes),
+        weights=weights.tolist(),
+    )
 
 
-def most_probable_over_segments(certainty, answers, given):
-    """The answer to a question that was asked about several segments: by the mean of its probabilities in each."""
-    weights = np.mean([one.weights for one in given], axis=0)
+def most_probable_over_segments(
+    certainty: Certainty | None, answers: Sequence[str], given: Sequence[Answer]
+) -> Answer:
+    """Return the answer with the highest mean probability over segments."""
+    assert certainty
+    weights = np.mean([one.weights or [] for one in given], axis=0)
     return most_probable(certainty, answers, weights, sum(one.seconds for one in given))
 
 
 @contextlib.contextmanager
-def _failure_line(ask, first):
-    """Say in one line on which questions the model failed."""
+def _failure_line(ask: list[np.ndarray], first: str) -> Iterator[None]:
+    """Report in one line on which questions the model failed."""
     try:
         yield
     except Exception as error:
@@ -295,7 +368,7 @@ def _failure_line(ask, first):
 
 
 class Sampler:
-    """Draws ids by their probability, each answer from a stream of its own: they do not depend on the batch.
+    """Samples ids by their probability, each answer from its own random stream: answers do not depend on the batch.
 
     Parameters
     ----------
@@ -304,16 +377,16 @@ class Sampler:
     seed : int
     """
 
-    def __init__(self, temperature, seed):
+    def __init__(self, temperature: float, seed: int):
         self.temperature, self.seed = temperature, seed
 
-    def begin(self, keys):
-        """Start on questions: of each `signal` or its control, its number, and that of the segment."""
+    def begin(self, keys: Iterable[Any]) -> None:
+        """Start on questions, each with a key of `signal` or its control, its number, and its segment's number."""
         names = ("signal", *CONTROLS)
         self.random = [np.random.default_rng([self.seed, names.index(name), i, k]) for name, i, k in keys]
 
-    def __call__(self, logits, rows):
-        """The next ids, (n,), from logits (n, vocabulary) of the questions with the numbers `rows`."""
+    def __call__(self, logits: "torch.Tensor", rows: list[int]) -> "torch.Tensor":
+        """Return the next ids, (n,), from logits (n, vocabulary) of the questions with the numbers `rows`."""
         import torch
 
         cumulative = (logits.double() / self.temperature).softmax(-1).cumsum(-1)
@@ -322,69 +395,13 @@ class Sampler:
         return place[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-def best_over_segments(given):
-    """The answer that the segments of a recording make likeliest together.
+def best_over_segments(given: Sequence[Answer]) -> Answer:
+    """Return the answer with the largest sum of probabilities over the segments of a recording.
 
-    Parameters
-    ----------
-    given : list of Given
-        Of each segment.
-
-    Returns
-    -------
-    Given
-        The answer with the largest sum of probabilities (of several, the one that came first), its mean probability
-        over all segments, and the seconds together.
+    Of several the first is returned, with its mean probability over all segments, and the sum of the seconds.
     """
     sums: dict[str, float] = {}
     for one in given:
         sums[one.answer] = sums.get(one.answer, 0.0) + one.probability
     best = max(sums, key=sums.__getitem__)
     return Answer(best, sums[best] / len(given), sum(one.seconds for one in given))
-
-
-class PartialAnswers:
-    """The answers so far, in a file beside the answers, so that an interrupted run goes on.
-
-    The first line says the settings; then a line for each answer. Of a line that was cut off, nothing is taken.
-
-    Parameters
-    ----------
-    path : Path
-    settings : dict
-
-    Attributes
-    ----------
-    answers : dict
-        (name, number, segment) to Given.
-    """
-
-    def __init__(self, path, settings):
-        self.path, self.answers = path, {}
-        first = json.dumps({"settings": settings}, sort_keys=True)
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-        if lines and lines[0] == first:
-            for line in lines[1:-1]:
-                item = json.loads(line)
-                key = item["name"], item["i"], item["segment"]
-                self.answers[key] = Answer(*map(item.get, Answer._fields))
-            note(f"going on: {len(self.answers)} answers are there")
-            whole_lines = "\n".join(lines[:-1]) + "\n"
-        else:
-            whole_lines = first + "\n"
-        with atomic_write(path) as beside:
-            beside.write_text(whole_lines, encoding="utf-8")
-
-    def __enter__(self):
-        self.file = open(self.path, "a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def add(self, key, given):
-        """Keep an answer."""
-        self.answers[key] = given
-        line = dict(zip(("name", "i", "segment"), key, strict=True)) | given._asdict()
-        self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.file.flush()

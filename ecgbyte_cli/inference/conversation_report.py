@@ -1,4 +1,4 @@
-"""What chat and the page make of a conversation: what its last answer drew on, and the whole of it as Markdown."""
+"""Attribute an answer to the signal, and write a conversation as Markdown."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,25 +10,25 @@ from ecgbyte_cli.inference.conversation import ECG, Conversation, Turn
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 
 if TYPE_CHECKING:
-    from ecgbyte_cli.inference.attribution import Explainer
-
-NO_ROOM, CLEAR = "for what the answer drew on", "/clear the conversation, and ask again"
+    from ecgbyte_cli.inference.session import Session
 
 
 class AnswerAttribution(NamedTuple):
-    """What an answer drew on.
+    """The attribution of an answer to samples and words.
 
     Attributes
     ----------
     turn : Turn
     ecg : ECG
-        Of those that the answer is about the one opened last.
+        The one of the turn's ECGs that was opened last.
     density : numpy.ndarray
         float64 (leads, samples) at the model's rate, not negative, sum 1.
     words : list of str
-        The text of the prompt, token by token; none where the method does not ask about the text.
+        The text of the prompt, token by token; empty for `occlusion`.
     values : numpy.ndarray
-        The part of the whole prompt's attribution on each of them.
+        float64 (words,): the share of the whole prompt's attribution on each word.
+    gap : float or None
+        For `integrated`, the completeness gap in percent (see `attribution.Case`).
     """
 
     turn: Turn
@@ -36,6 +36,40 @@ class AnswerAttribution(NamedTuple):
     density: np.ndarray
     words: list[str]
     values: np.ndarray
+    gap: float | None = None
+
+
+def attribute_turn(session: "Session", turn: Turn, method: str = "integrated") -> AnswerAttribution:
+    """Attribute the answer of a turn.
+
+    Parameters
+    ----------
+    session : Session
+    turn : Turn
+    method : str
+        One of `attribution.METHODS`.
+
+    Raises
+    ------
+    Failure
+        If the model has no answer, or the method cannot attribute it.
+    """
+    if turn.declined:
+        raise Failure(turn.answer)
+    if turn.findings:
+        raise Failure("a list is put together from many answers: ask about one of the findings first")
+    ecg, explainer = turn.ecgs[-1], session.explainer()
+    question = turn.asked_as or turn.question
+    if method == "occlusion":  # it changes the signal of one ECG, for one question
+        if len(turn.ecgs) > 1 or turn.earlier:
+            raise Failure("occlusion asks about one ECG and one question: /clear, and ask again")
+        letters = session.tokenizer.letters(ecg.segments[ecg.number][1])
+        density = explainer.density(letters, question, turn.answer, method)
+        return AnswerAttribution(turn, ecg, density, [], np.zeros(0))
+    case = explainer.case_of([e.tokens for e in turn.ecgs], [*turn.earlier, (question, turn.answer)])
+    scores = explainer.scores(case, method)
+    words, values = explainer.on_words(case, scores)
+    return AnswerAttribution(turn, ecg, explainer.spread(case, scores), words, values, case.gap)
 
 
 def attribute_answer(conversation: Conversation, method: str = "integrated") -> AnswerAttribution:
@@ -50,40 +84,17 @@ def attribute_answer(conversation: Conversation, method: str = "integrated") -> 
     Raises
     ------
     Failure
-        If there is no answer yet, the method cannot be asked about it, or memory does not suffice.
+        If there is no answer yet, the method cannot attribute it, or memory does not suffice.
     """
-    from ecgbyte_cli.inference import attribution
-
     turns = [
         t
         for t in conversation.log
         if isinstance(t, Turn) and t.answer and (t.prompt is not None or t.findings)
     ]
-    turn = turns[-1] if turns else None
-    if turn is None:
+    if not turns:
         raise Failure("there is no answer yet: ask something first")
-    if turn.findings:
-        raise Failure("a list is put together from many answers: ask about one of the findings first")
-    ecg, reader = turn.ecgs[-1], conversation.reader
-    explainer: Explainer = attribution.Explainer(
-        conversation.lm,
-        conversation.prompt,
-        reader.tokenizer,
-        reader.segmenter,
-        longest=conversation.about.get("prompt_tokens"),
-    )
-    if method == "occlusion":  # which asks the signal alone
-        if len(turn.ecgs) > 1 or turn.earlier:
-            raise Failure("occlusion asks about one ECG and one question: /clear, and ask again")
-        letters = reader.tokenizer.letters(ecg.segments[ecg.number][1])
-        with reporting_out_of_memory(NO_ROOM, CLEAR):
-            density = explainer.density(letters, turn.asked_as or turn.question, turn.answer, method)
-        return AnswerAttribution(turn, ecg, density, [], np.zeros(0))
-    asked = turn.asked_as or turn.question
-    case = explainer.case_of([e.tokens for e in turn.ecgs], [*turn.earlier, (asked, turn.answer)])
-    with reporting_out_of_memory(NO_ROOM, CLEAR):
-        scores = explainer.scores(case, method)
-    return AnswerAttribution(turn, ecg, explainer.spread(case, scores), *explainer.on_words(case, scores))
+    with reporting_out_of_memory("for what the answer drew on", "/clear the conversation, and ask again"):
+        return attribute_turn(conversation.session, turns[-1], method)
 
 
 def conversation_markdown(
@@ -97,15 +108,20 @@ def conversation_markdown(
     pictures : list of str
         The name of a picture of each open ECG.
     facts : callable
-        What is told of an ECG: name to text.
+        Returns the facts to list about an ECG: name to text.
     """
     names = [printable(ecg.recording.name) for ecg in conversation.ecgs]
-    lines = [f"# {', '.join(names)}", "", printable(conversation.about["notice"]), ""]
+    lines = [f"# {', '.join(names)}", "", printable(conversation.session.about["notice"]), ""]
     for ecg, name, picture in zip(conversation.ecgs, names, pictures, strict=True):
         lines += [f"![{name}]({picture.replace(' ', '%20')})", ""]
         lines += [printable(f"- {name}: {text}") for name, text in facts(ecg).items()]
         lines.append("")
-    lines += [printable(f"- model: {conversation.about['folder']}, from {conversation.about['base']}"), ""]
+    lines += [
+        printable(
+            f"- model: {conversation.session.about['folder']}, from {conversation.session.about['base']}"
+        ),
+        "",
+    ]
     for entry in conversation.log:
         if isinstance(entry, str):
             lines += [f"*{printable(entry)}*", ""]

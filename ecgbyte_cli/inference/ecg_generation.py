@@ -1,12 +1,13 @@
-"""ECGs that a model writes, token by token, in the grammar that every ECG has.
+"""Write ECGs, token by token, in the grammar that every ECG has.
 
-Of each lead comes its mark, then tokens of exactly as many letters as a lead has; <sig_end> comes when the last lead is
-full. So marks and ends are never drawn; and of a token longer than what is left of a lead its beginning is taken, cut
-into tokens of its own. Were such tokens left out, the ends of leads would be made of what is rare.
+A lead is its mark, then tokens of exactly as many letters as a lead has; <sig_end> comes when the last lead is full. So
+marks and ends are never sampled. Of a token longer than the rest of a lead the beginning is taken, cut into tokens of
+its own. If such tokens were left out, the ends of leads would be made of rare tokens.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,24 +16,38 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.batch_answering import max_positions
 from ecgbyte_cli.model.kv_cache import can_select_rows, new_cache
 from ecgbyte_cli.runtime.memory import in_parts, reporting_out_of_memory
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+
+if TYPE_CHECKING:
+    from ecgbyte_cli.model.ecg_lm import ECGLM
+    from ecgbyte_cli.model.layout import Layout
 
 NO_TOKEN = np.zeros(0, np.int64)
 PADDING = -1  # no letter: a token is shorter
-BATCH_SIZE = 16  # ECGs that are written side by side, at most
+BATCH_SIZE = 16  # ECGs written side by side, at most
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn: by their probabilities at a temperature, of the likeliest that have `top_p` together."""
+    """How tokens are sampled: at a temperature, from the most probable ones that have `top_p` together."""
 
     temperature: float = 1.0  # above 0
     top_p: float = 1.0  # Holtzman et al. 2020, The Curious Case of Neural Text Degeneration
     seed: int = 0
-    # above 1, what is likelier behind the words than without them becomes so much likelier (classifier-free guidance:
-    # Sanchez et al. 2023, Stay on Topic)
+    # classifier-free guidance (Sanchez et al. 2023, Stay on Topic); 1 is none
     guidance: float = 1.0
 
 
-def generate_ecgs(lm, tokenizer, head, numbers, draw, given=None, segmenter="longest", bar=None, plain=()):
+def generate_ecgs(
+    lm: "ECGLM",
+    tokenizer: ECGTokenizer,
+    head: Sequence[int],
+    numbers: Sequence[int],
+    draw: Sampling,
+    given: np.ndarray | None = None,
+    segmenter: str = "longest",
+    bar: Any = None,
+    plain: Sequence[int] = (),
+) -> Iterator[np.ndarray]:
     """Write ECGs.
 
     Parameters
@@ -42,16 +57,14 @@ def generate_ecgs(lm, tokenizer, head, numbers, draw, given=None, segmenter="lon
     head : sequence of int
         The ids in front of <sig_start>.
     numbers : sequence of int
-        Of each ECG: each is written from random numbers of its own, whatever is beside it.
-    draw : Draw
-    given : uint8 array (leads, n) or None
-        The letters that each lead begins with.
-    segmenter : str
-        Which cuts them into tokens.
+        One per ECG, which seeds its own random numbers: an ECG does not depend on the others.
+    draw : Sampling
+    given, segmenter
+        The letters that each lead begins with, uint8 (leads, n) or None, and what cuts them into tokens.
     bar : object or None
-        Shows how many ECGs are written.
+        Progress bar of the ECGs.
     plain : sequence of int
-        The ids in front of an ECG of which nothing is said, from which guidance leads away.
+        The ids in front of an ECG without words, for guidance.
 
     Yields
     ------
@@ -61,26 +74,19 @@ def generate_ecgs(lm, tokenizer, head, numbers, draw, given=None, segmenter="lon
     Raises
     ------
     Failure
-        If the model cannot write ECGs of this tokenizer, one has more tokens than the model has positions, or memory
-        does not suffice for one.
+        If the model cannot write ECGs of this tokenizer, or an ECG exceeds its positions or the memory.
     """
-    layout, samples = lm.layout, tokenizer.signal["samples"]
-    leads = len(tokenizer.signal["leads"])
+    layout, samples, leads = lm.layout, tokenizer.signal["samples"], len(tokenizer.signal["leads"])
     # without marks an ECG is one stretch
     pieces, room = (leads, samples) if layout.marks else (1, leads * samples)
     if layout.marks not in (0, leads) or (given is not None and len(given) != pieces):
         raise Failure(
             f"the model has marks for {layout.marks} leads, and its ECGs have {leads}: it cannot write them"
         )
-    begun = (
-        [(NO_TOKEN, NO_TOKEN)] * pieces
-        if given is None
-        else [tokenize_start(tokenizer, row, segmenter) for row in given]
-    )
-    starts = [
-        LeadStart(_lead_ids(layout, piece, tokens), room - int(tokenizer.lengths[tokens].sum()), rest)
-        for piece, (tokens, rest) in enumerate(begun)
-    ]
+    begun = [(NO_TOKEN, NO_TOKEN)] * pieces
+    if given is not None:
+        begun = [tokenize_start(tokenizer, row, segmenter) for row in given]
+    starts = [_lead_start(layout, tokenizer, piece, room, *one) for piece, one in enumerate(begun)]
     heads = [head] if draw.guidance == 1 else [head, plain]
     less = "use a machine with more memory" if draw.guidance == 1 else "leave out --guidance"
     written = in_parts(
@@ -93,7 +99,14 @@ def generate_ecgs(lm, tokenizer, head, numbers, draw, given=None, segmenter="lon
                 bar.advance(len(ecgs))
 
 
-def _generate_batch(lm, tokenizer, heads, starts, numbers, draw):
+def _generate_batch(
+    lm: "ECGLM",
+    tokenizer: ECGTokenizer,
+    heads: list[Sequence[int]],
+    starts: "list[LeadStart]",
+    numbers: Sequence[int],
+    draw: Sampling,
+) -> list[np.ndarray]:
     """Write some ECGs side by side."""
     layout = lm.layout
     random, count = [np.random.default_rng([draw.seed, number]) for number in numbers], len(numbers)
@@ -109,7 +122,7 @@ def _generate_batch(lm, tokenizer, heads, starts, numbers, draw):
                 f"the model reads {most} tokens, and an ECG of its tokenizer can have more: lower --top-p makes what "
                 "is usual likelier"
             )
-        # where a lead is full there is none to draw: what comes next is known
+        # where a lead is full the next id is known
         free = [ecgs[row].left > 0 for row in open_]
         drawn = torch.full((len(open_),), -1, device=lm.device)
         if any(free):
@@ -138,13 +151,13 @@ def _generate_batch(lm, tokenizer, heads, starts, numbers, draw):
 
 
 class DecoderState:
-    """What a model has read of some ECGs behind the same ids."""
+    """The state of a model that has read some ECGs behind the same ids."""
 
-    def __init__(self, lm, head):
+    def __init__(self, lm: "ECGLM", head: Sequence[int]):
         self.lm, self.head, self.states, self.count = lm, head, new_cache(lm.base), 0
 
-    def go_on(self, new, blocks):
-        """Read on: lists of ids, of ECGs that are `blocks` by now; the logits of the tokens that may follow."""
+    def go_on(self, new: list[list[int]], blocks: list[list[int]]) -> torch.Tensor:
+        """Read new ids of each ECG, of which `blocks` are all ids; return the logits of the next tokens."""
         new = new if self.count else [[*self.head, *ids] for ids in new]
         ids = torch.tensor(new, device=self.lm.device)
         places = torch.stack(
@@ -155,23 +168,24 @@ class DecoderState:
 
 
 class LeadStart(NamedTuple):
-    """What a lead begins with."""
+    """The beginning of a lead."""
 
     ids: list[int]
     left: int  # letters behind them
-    rest: np.ndarray  # those that are given of these
+    rest: np.ndarray  # the first of these letters, where they are known
 
 
 class GeneratedECG:
     """An ECG as far as it is written."""
 
-    def __init__(self, ids, starts):
+    def __init__(self, ids: list[int], starts: list[LeadStart]):
         self.ids, self.starts, self.piece = ids, starts, 0
-        self.waiting, self.then = [], 0  # ids that have to come, and what is left of the lead behind them
+        self.waiting: list[int] = []  # the next ids, where they are known
+        self.then = 0  # letters left of the lead behind them
         _, self.left, self.rest = starts[0]
 
-    def go_on(self, token, layout, tokenizer):
-        """Take the token drawn, or what has to come; the next id, or None where the ECG is whole."""
+    def go_on(self, token: int, layout: "Layout", tokenizer: ECGTokenizer) -> int | None:
+        """Add the sampled token, or the known next id; return the id, or None where the ECG is complete."""
         if not self.waiting and not self.left:
             self.piece += 1
             if self.piece >= len(self.starts):
@@ -191,17 +205,19 @@ class GeneratedECG:
             self.ids.append(layout.first + token)
         return self.ids[-1]
 
-    def tokens(self, layout):
-        """The tokens alone."""
+    def tokens(self, layout: "Layout") -> np.ndarray:
+        """Return the tokens alone."""
         ids = np.array(self.ids)
         return ids[ids >= layout.first] - layout.first
 
 
-def tokenize_start(tokenizer, letters, segmenter):
-    """Cut the letters that a lead begins with into tokens, up to where one might go on behind them.
+def tokenize_start(
+    tokenizer: ECGTokenizer, letters: np.ndarray, segmenter: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the letters that a lead begins with into tokens, up to where a token might reach beyond them.
 
-    A cut lead ends in a token that is shorter than it would be otherwise, which to the model says that something new
-    begins there. So what is behind the last sure place is given as letters, which the next tokens must have.
+    A lead that is cut ends in a shorter token than it would otherwise have, from which the model could tell the cut.
+    So the last letters are returned as such, and the next tokens must begin with them.
 
     Returns
     -------
@@ -217,38 +233,51 @@ def tokenize_start(tokenizer, letters, segmenter):
     return tokens, letters[:0]
 
 
-def compatible_tokens(tokenizer, letters):
-    """Which tokens begin with some letters, or are what these begin with: bool (vocabulary,)."""
+def compatible_tokens(tokenizer: ECGTokenizer, letters: np.ndarray) -> np.ndarray:
+    """Return which tokens agree with some letters over their common length: bool (vocabulary,)."""
     spelled = token_letters(tokenizer)[:, : len(letters)]
     return ((spelled == letters[: spelled.shape[1]]) | (spelled == PADDING)).all(1)
 
 
 @lru_cache(2)
-def token_letters(tokenizer):
-    """The letters of all tokens, int16 (vocabulary, longest); BEHIND behind their ends."""
-    made = np.full((tokenizer.vocab_size, tokenizer.lengths.max()), PADDING, np.int16)
+def token_letters(tokenizer: ECGTokenizer) -> np.ndarray:
+    """Return the letters of all tokens, int16 (vocabulary, longest), with PADDING behind them."""
+    letters = np.full((tokenizer.vocab_size, tokenizer.lengths.max()), PADDING, np.int16)
     for token, length in enumerate(tokenizer.lengths):
-        made[token, :length] = tokenizer.letters_of(token)
-    return made
+        letters[token, :length] = tokenizer.letters_of(token)
+    return letters
 
 
-def _lead_ids(layout, piece, tokens):
-    """The ids that a lead begins with: its mark and the tokens given."""
+def _lead_start(
+    layout: "Layout",
+    tokenizer: ECGTokenizer,
+    piece: int,
+    room: int,
+    tokens: np.ndarray,
+    rest: np.ndarray,
+) -> "LeadStart":
+    """Return the beginning of a lead of `room` letters: some tokens, and the known letters behind them."""
+    left = room - int(tokenizer.lengths[tokens].sum())
+    return LeadStart(_lead_ids(layout, piece, tokens), left, rest)
+
+
+def _lead_ids(layout: "Layout", piece: int, tokens: np.ndarray) -> list[int]:
+    """Return the ids that a lead begins with: its mark and tokens."""
     return [
         *([layout.offset + 2 + piece] if layout.marks else []),
         *(np.asarray(tokens) + layout.first).tolist(),
     ]
 
 
-def _next_positions(layout, head, block, count):
-    """The positions of the last ids of a prompt whose ECG goes on, (count,)."""
+def _next_positions(layout: "Layout", head: Sequence[int], block: Sequence[int], count: int) -> torch.Tensor:
+    """Return the positions of the last ids of a prompt whose ECG goes on, (count,)."""
     if not layout.unit:
         return torch.arange(len(head) + len(block) - count, len(head) + len(block))
-    return torch.from_numpy(layout.positions([*head, *block, layout.offset + 1])[-count - 1 : -1])
+    return torch.from_numpy(layout.positions(np.array([*head, *block, layout.offset + 1]))[-count - 1 : -1])
 
 
-def _sample_tokens(scores, draw, numbers):
-    """A token for each row of scores, (n,), by numbers from 0 to 1."""
+def _sample_tokens(scores: torch.Tensor, draw: Sampling, numbers: Sequence[float]) -> torch.Tensor:
+    """Sample a token for each row of scores, (n,), with random numbers from 0 to 1."""
     if scores.isnan().any():
         raise Failure("the model's weights give no probabilities (NaN): train it again")
     scores = scores.double()

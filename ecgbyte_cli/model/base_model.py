@@ -1,4 +1,4 @@
-"""Load a base model from a folder or the hub, check it, and put LoRA adapters on it."""
+"""Load a base model from a folder or the hub, check it, and add LoRA adapters."""
 
 import contextlib
 import hashlib
@@ -7,25 +7,25 @@ import io
 import itertools
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.ecg_lm import checkpoint_layers
+from ecgbyte_cli.model.tiny import build_tiny, tiny_training_texts
 from ecgbyte_cli.runtime.memory import out_of_memory
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from ecgbyte_cli.model.ecg_lm import checkpoint_layers
-from ecgbyte_cli.model.tiny import build_tiny, tiny_training_texts
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Kinds of models whose state the prompts here cannot be read into: they take no cache, or no embeddings, or another.
-# Layers with a running state are Mamba's and others', of which LoRA reaches a part alone; these are known to work.
+# These take no cache, no embeddings, or a cache of another kind.
 UNSUPPORTED = ("mpt", "minimax")
-
+# Of models with recurrent layers, such as Mamba's, LoRA reaches only a part; these are known to work.
 SUPPORTED_RECURRENT = (
     *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "olmo_hybrid"),
     *("recurrent_gemma", "lfm2"),
@@ -33,7 +33,7 @@ SUPPORTED_RECURRENT = (
 
 
 def supports_bfloat16(device: str) -> bool:
-    """Whether weights and autocast are in bfloat16 on a device: on a GPU, and on a CPU that has it in hardware."""
+    """Return whether weights and autocast are in bfloat16: on a GPU, and on a CPU that has it in hardware."""
     has = torch.cpu.get_capabilities()
     return str(device).startswith("cuda") or any(has.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -41,7 +41,7 @@ def supports_bfloat16(device: str) -> bool:
 def load_base(
     name: str, method: str, device: str, revision: str | None = None, seed: int = 0
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a causal language model and its text tokenizer, and run nothing of theirs.
+    """Load a causal language model and its text tokenizer. No code of theirs runs.
 
     Parameters
     ----------
@@ -54,13 +54,13 @@ def load_base(
     revision : str or None
         The commit of a hub id; None is the newest.
     seed : int
-        Of the weights of `tiny`.
+        Seed of the weights of `tiny`.
 
     Raises
     ------
     Failure
-        If there is no such model, it is no causal language model or none that can be used here, it has code of its
-        own, or its weights are pickles, are damaged, or are not those that it needs.
+        If there is no such model, it is no supported causal language model, it has code of its own, or its weights are
+        pickles, damaged, missing or of other sizes.
     """
     if name == "tiny":
         base, text_tokenizer = build_tiny(seed, tiny_training_texts())
@@ -70,50 +70,9 @@ def load_base(
         raise Failure(f"base model {name}: there is no such folder")
     if local and not (Path(name) / "config.json").is_file():
         raise Failure(f"{name} is no model folder: it has no config.json")
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-    options = {"dtype": torch.bfloat16 if method != "full" and supports_bfloat16(device) else torch.float32}
-    if method == "qlora":
-        options["dtype"] = torch.bfloat16
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    with silence_libraries():
-        try:
-            commit = _check_base(name, local, revision)
-            revision, options["trust_remote_code"] = commit or revision, False
-            text_tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-            base, loaded = AutoModelForCausalLM.from_pretrained(
-                name,
-                revision=revision,
-                device_map=device,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-        except Failure:
-            raise
-        # of files that are damaged or made to be so, Transformers may raise anything
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Failure(
-                f"base model {name} cannot be loaded as a causal language model: {reason}"
-            ) from error
-    # what the hub publishes may have more weights, such as of heads that are not used here
-    wrong = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
-    wrong |= {*loaded["unexpected_keys"]} if local else set()
-    if wrong or loaded["error_msgs"]:
-        raise Failure(
-            f"the weights of base model {name} are not those of its config.json: missing, of another size, or "
-            f"one too many: {', '.join(sorted(wrong))[:200] or str(loaded['error_msgs'])[:200]}"
-        )
-    base.config._commit_hash = commit  # Transformers itself no longer keeps it
-    # how others would draw its answers does not matter here, and what is not valid could not be saved
+    base, text_tokenizer, report = _from_pretrained(name, method, device, local, revision)
+    _check_report(name, local, report)
+    # its own sampling settings do not matter here, and invalid ones could not be saved
     ids = {key: getattr(base.config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     base.generation_config = type(base.generation_config)(**ids)
     # On CPUs with AVX512-BF16 bitsandbytes packs the weights at the first forward pass without gradients, for a
@@ -124,48 +83,117 @@ def load_base(
     return base, text_tokenizer
 
 
-def _check_base(name, local, revision):
-    """Refuse what cannot be a base model before its weights are loaded; return the commit of a hub id."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _load_options(method: str, device: str) -> dict[str, Any]:
+    """Return the options of `from_pretrained` for the weights of a base model."""
+    from transformers import BitsAndBytesConfig
+
+    if method != "qlora":
+        half = method != "full" and supports_bfloat16(device)
+        return {"dtype": torch.bfloat16 if half else torch.float32}
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": quantization}
+
+
+def _from_pretrained(
+    name: str, method: str, device: str, local: bool, revision: str | None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]":
+    """Check and load a base model; return it, its text tokenizer, and the report of what was loaded."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = _load_options(method, device)
+    with silence_libraries():
+        try:
+            commit = _check_base(name, local, revision)
+            revision = commit or revision
+            text_tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+            base, report = AutoModelForCausalLM.from_pretrained(
+                name,
+                revision=revision,
+                device_map=device,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **options,
+            )
+        except Failure:
+            raise
+        # Transformers may raise anything for files that are damaged or hostile
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Failure(
+                f"base model {name} cannot be loaded as a causal language model: {reason}"
+            ) from error
+    base.config._commit_hash = commit  # Transformers itself no longer keeps it
+    return base, text_tokenizer, report
+
+
+def _check_report(name: str, local: bool, report: dict[str, Any]) -> None:
+    """Refuse weights that are missing, of another size, or too many."""
+    # what the hub publishes may have more weights, such as of heads that are not used here
+    wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    wrong |= {*report["unexpected_keys"]} if local else set()
+    if wrong or report["error_msgs"]:
+        raise Failure(
+            f"the weights of base model {name} are not those of its config.json: missing, of another size, or "
+            f"one too many: {', '.join(sorted(wrong))[:200] or str(report['error_msgs'])[:200]}"
+        )
+
+
+def _check_base(name: str, local: bool, revision: str | None) -> str | None:
+    """Check a base model before its weights are loaded; return the commit of a hub id."""
+    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils import cached_file
     from transformers.utils.hub import extract_commit_hash
 
     file = cached_file(name, "config.json", revision=revision)
     folder_checks.check_base(Path(file).parent)
-    held = folder_checks.count_weights(Path(name)) if local else None
+    stored = folder_checks.count_weights(Path(name)) if local else None
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise Failure(f"base model {name} ({kind}) is no causal language model")
-    made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    made = made[0] if isinstance(made, tuple) else made
-    takes = inspect.signature(made.forward).parameters
+        raise Failure(f"base model {name} ({config.model_type}) is no causal language model")
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not _is_supported(config, found[0] if isinstance(found, tuple) else found):
+        raise Failure(
+            f"base model {name}: models of the kind {config.model_type} cannot be trained on ECGs here; take another"
+        )
+    if stored:
+        _check_size(name, config, *stored)
+    return None if local else extract_commit_hash(file, None)
+
+
+def _is_supported(config: "PreTrainedConfig", architecture: "type[PreTrainedModel]") -> bool:
+    """Return whether a kind of model takes embeddings and a cache, and looks only at what came before."""
+    kind = config.model_type
+    takes = inspect.signature(architecture.forward).parameters
     needed = {"inputs_embeds", "past_key_values", "logits_to_keep", "position_ids"}
     needed -= {"position_ids"} if kind == "bloom" else set()  # which knows distances alone
-    running = getattr(made, "_is_stateful", False) and kind not in SUPPORTED_RECURRENT
+    recurrent = getattr(architecture, "_is_stateful", False) and kind not in SUPPORTED_RECURRENT
     if kind == "granitemoehybrid":  # some have attention alone
-        running = "mamba" in (getattr(config, "layer_types", None) or ["mamba"])
+        recurrent = "mamba" in (getattr(config, "layer_types", None) or ["mamba"])
     # BERT and its like look at what comes after, unless they say that they do not
     both_ways = getattr(config, "is_decoder", True) is False and not kind.startswith("gpt_neox")
-    if kind in UNSUPPORTED or running or both_ways or needed - takes.keys():
-        raise Failure(
-            f"base model {name}: models of the kind {kind} cannot be trained on ECGs here; take another"
-        )
-    if held:
-        tensors, numbers = held
-        if (getattr(config, "num_hidden_layers", None) or 0) > tensors:
-            raise Failure(
-                f"{name}: its config.json asks for more layers than its files hold tensors: {tensors}"
-            )
-        with torch.device("meta"):  # every size of it, and no memory
-            promised = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        size = sum(t.numel() for t in itertools.chain(promised.parameters(), promised.buffers()))
-        if size > 8 * numbers + 2**26:
-            raise Failure(
-                f"{name}: its config.json asks for {size:,} weights, and its files hold {numbers:,}"
-            )
-    return None if local else extract_commit_hash(file, None)
+    return not (kind in UNSUPPORTED or recurrent or both_ways or needed - takes.keys())
+
+
+def _check_size(name: str, config: "PreTrainedConfig", tensors: int, numbers: int) -> None:
+    """Refuse a config.json that asks for far more weights than the folder's files hold."""
+    from transformers import AutoModelForCausalLM
+
+    if (getattr(config, "num_hidden_layers", None) or 0) > tensors:
+        raise Failure(f"{name}: its config.json asks for more layers than its files hold tensors: {tensors}")
+    with torch.device("meta"):  # every size of it, and no memory
+        promised = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    size = sum(t.numel() for t in itertools.chain(promised.parameters(), promised.buffers()))
+    if size > 8 * numbers + 2**26:
+        raise Failure(f"{name}: its config.json asks for {size:,} weights, and its files hold {numbers:,}")
 
 
 def add_adapter(
@@ -177,8 +205,8 @@ def add_adapter(
 ) -> "PeftModel":
     """Freeze a base model and put trainable LoRA adapters on its attention and MLP projections.
 
-    In a mixture of experts on the attention alone: the experts of a layer are one parameter together, on which
-    peft's adapters know no dropout.
+    A mixture of experts gets them on the attention only: the experts of a layer are one parameter, for which peft's
+    adapters have no dropout.
 
     Parameters
     ----------
@@ -186,15 +214,15 @@ def add_adapter(
     rank : int
     alpha, dropout : float
     checkpointing : bool
-        Compute the layers' states once more in the backward pass, and do not keep them: a third more time, for
-        much less memory.
+        Recompute the layers' states in the backward pass instead of keeping them: a third slower, with much less
+        memory.
     """
     from peft import LoraConfig, get_peft_model
 
-    # peft's prepare_model_for_kbit_training would hold embedding and norms in float32, which a model that is
-    # loaded to answer has in bfloat16: it would not be quite the model that was trained
+    # peft's prepare_model_for_kbit_training would keep embedding and norms in float32 in training only, and answers
+    # would come from a slightly different model
     enable_gradients(base, checkpointing)
-    # all linear layers but the output: the seven projections of a Llama, whatever another model calls them
+    # all linear layers but the output: the seven projections of a Llama, whatever their names
     targets: str | list[str] = "all-linear"
     if any(p.dim() == 3 for name, p in base.named_parameters() if "expert" in name):
         targets = sorted(
@@ -211,19 +239,19 @@ def add_adapter(
 
 
 def enable_gradients(base: torch.nn.Module, checkpointing: bool) -> None:
-    """Make a frozen base model pass gradients to its inputs; with `checkpointing` it keeps no layer's states."""
+    """Make a frozen base model pass gradients to its inputs; `checkpointing` is as in `add_adapter`."""
     if checkpointing:
         checkpoint_layers(base)
     base.enable_input_require_grads()
 
 
 def load_adapter(base: "PreTrainedModel", folder: Path, trainable: bool = False) -> "PeftModel":
-    """Put the adapter of a model folder on its base model; it stays as it is, unless it is `trainable`.
+    """Load the adapter of a model folder onto its base model; it is frozen unless `trainable`.
 
     Raises
     ------
     Failure
-        If it is none of `ecgbyte finetune`, or not one for this base model.
+        If it is not an adapter of `ecgbyte finetune`, or not for this base model.
     """
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 
@@ -245,22 +273,22 @@ def load_adapter(base: "PreTrainedModel", folder: Path, trainable: bool = False)
     return model
 
 
-def best_device():
-    """`cuda` if there is a GPU, else `cpu`."""
+def best_device() -> str:
+    """Return `cuda` if there is a GPU, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def text_tokenizer_sha256(text_tokenizer):
-    """SHA-256 over a text tokenizer's vocabulary, in hex: it tells one version of a base model from another."""
+def text_tokenizer_sha256(text_tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the SHA-256 of a text tokenizer's vocabulary, in hex: versions of a base model differ in it."""
     vocabulary = sorted(text_tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
-def base_model_sha256(base):
-    """SHA-256 over the parts of a base model that no method quantizes or trains, in hex.
+def base_model_sha256(base: "PreTrainedModel") -> str:
+    """Return the SHA-256 of the parts of a base model that no method quantizes or trains, in hex.
 
-    These are some rows of the embedding and all vectors (norms, biases), in bfloat16, which every method and
-    device holds alike; no fine-tuned relative of a model has the same.
+    These are some rows of the embedding and all vectors (norms, biases), in bfloat16. Every method and device holds
+    them alike, and fine-tuned relatives of a model differ in them.
     """
     parts = [base.get_input_embeddings().weight[:1024]]
     parts += [p for name, p in base.named_parameters() if p.dim() == 1 and "lora_" not in name]
@@ -273,7 +301,7 @@ def base_model_sha256(base):
 
 
 @contextlib.contextmanager
-def silence_libraries():
+def silence_libraries() -> Iterator[None]:
     """Keep the libraries' own progress bars and advice off standard error."""
     from transformers.utils import logging as transformers_logging
 

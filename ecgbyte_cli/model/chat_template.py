@@ -1,8 +1,8 @@
-"""Chat templates, rendered in a process of their own under limits of time and memory.
+"""Render chat templates in a process of their own, with limits of time and memory.
 
-A template comes with a base model, from anywhere, and is a program: two nested loops of it may take hours. Its
-process reads a JSON object a line and answers with one; what takes too long ends that process, not this one. No
-template sees the clock: the same conversation is the same text on every day.
+A template comes with a base model, from anywhere, and is a program: two nested loops may take hours. The process reads
+and answers one JSON object per line, and a template that takes too long ends that process alone. No template sees the
+clock: a conversation is the same text every day.
 """
 
 import contextlib
@@ -12,12 +12,18 @@ import subprocess
 import sys
 import threading
 import weakref
+from typing import TYPE_CHECKING, Any
 
 from ecgbyte_cli.failure import Failure
 
-# limits of a rendering: seconds of a processor (a busy machine does not count), bytes, letters of its text
+if TYPE_CHECKING:
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+# limits of a rendering: CPU seconds, bytes of memory, characters of its text
 SECONDS, MEMORY, LETTERS = 5, 2**29, 2**22
-DATE = "2024-07-26"  # what a template that asks for the date is told; Llama 3.1's own has it where there is no clock
+DATE = "2024-07-26"  # for templates that ask for the date; Llama 3.1's own falls back to it
 
 
 class TemplateError(ValueError):
@@ -60,7 +66,8 @@ class ChatTemplate:
                 weakref.finalize(self, _end, self.process)
                 _send(self.process, self.first)
             _send(self.process, messages)
-            answer = self.process.stdout.readline()  # type: ignore[union-attr]
+            assert self.process.stdout
+            answer = self.process.stdout.readline()
             if not answer:
                 _end(self.process)
                 self.process = None
@@ -74,7 +81,7 @@ class ChatTemplate:
         return answer["text"]
 
 
-def _start_process():
+def _start_process() -> "subprocess.Popen[bytes]":
     # a session of its own: Ctrl-C is for this process, and that one ends when its input does
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "ecgbyte_cli.model.chat_template"],
@@ -85,7 +92,8 @@ def _start_process():
     )
 
 
-def _send(process, value):
+def _send(process: "subprocess.Popen[bytes]", value: object) -> None:
+    assert process.stdin
     try:
         process.stdin.write(json.dumps(value).encode() + b"\n")
         process.stdin.flush()
@@ -93,16 +101,16 @@ def _send(process, value):
         pass
 
 
-def _end(process):
+def _end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):  # what was not sent
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        with contextlib.suppress(OSError):  # unsent input
             pipe.close()
 
 
-def _serve():
-    """Render what standard input says, a line at a time: what the process does."""
+def _serve() -> None:
+    """Render the conversations on standard input, one per line: the main function of the process."""
     import resource
 
     first = json.loads(sys.stdin.readline())
@@ -123,14 +131,27 @@ def _serve():
             if len(text) > LETTERS:
                 raise ValueError(f"a text of {len(text)} letters")
             answer = {"text": text}
-        except Exception as error:  # whatever a template can do: it is said on the other side
+        except Exception as error:  # a template can raise anything: the other side reports it
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(answer), flush=True)
 
 
-def _environment(date):
-    """Jinja as Transformers sets it up for chat templates, but for the clock."""
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Serialize a value as Transformers' filter `tojson` does."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _environment(date: str) -> "ImmutableSandboxedEnvironment":
+    """Return Jinja as Transformers sets it up for chat templates, but for the clock."""
     from datetime import datetime
 
     from jinja2 import exceptions, ext, nodes
@@ -138,11 +159,11 @@ def _environment(date):
     from jinja2.utils import Namespace
 
     class Generation(ext.Extension):
-        """Marks what the model writes; it changes nothing of the text."""
+        """Marks the answers; it does not change the text."""
 
         tags = {"generation"}
 
-        def parse(self, parser):
+        def parse(self, parser: "Parser") -> "Node":
             line = next(parser.stream).lineno
             return nodes.Scope(
                 parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line
@@ -151,34 +172,29 @@ def _environment(date):
     class Names(Namespace):
         """A namespace without private names, which would lead out of the sandbox."""
 
-        def __init__(*args, **kwargs):
-            self, *given = args
-            values = dict(*given, **kwargs)
+        def __init__(*args: Any, **kwargs: Any) -> None:
+            self, *positional = args
+            values = dict(*positional, **kwargs)
             for name in values:
                 Names.check(name)
             Namespace.__init__(self, values)
 
-        def __setitem__(self, name, value):
+        def __setitem__(self, name: str, value: Any) -> None:
             Names.check(name)
             Namespace.__setitem__(self, name, value)
 
         @staticmethod
-        def check(name):
+        def check(name: object) -> None:
             if str(name).startswith("_"):
                 raise exceptions.SecurityError(f"the name {name!r}")
 
-    def raise_exception(message):
+    def raise_exception(message: str) -> None:
         raise exceptions.TemplateError(message)
-
-    def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
     )
-    environment.filters["tojson"] = to_json
+    environment.filters["tojson"] = _to_json
     environment.globals |= {
         "raise_exception": raise_exception,
         "strftime_now": datetime.fromisoformat(date).strftime,

@@ -1,7 +1,7 @@
-"""What a model folder and its base model promise, checked before it is believed; no weights are loaded here.
+"""Check a model folder and its base model before any weights are loaded.
 
-A model folder may come from anywhere. Nothing of it runs: no Python that a configuration names, no pickle. What a
-number in it would make room for is compared with the weights that lie there, and these with their checksums.
+A model folder may come from anywhere. Nothing in it runs: no Python that a configuration names, no pickle. Sizes in a
+configuration are compared with the weights in the folder, and these with their checksums.
 """
 
 import math
@@ -21,28 +21,28 @@ FORMAT_VERSION = 1
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / spelling.SHIPPED  # comes with the package
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-MOST_ALIKE = 1024  # layers, experts, heads: whatever makes a loop of objects and no number of a table
+MOST_ALIKE = 1024  # layers, experts, heads: each is an object that is created in a loop
 MOST_NUMBER = 2**31
-# What a stored adapter may say: its numbers, and words that change nothing. All else must be unset.
+# The entries that a stored adapter may have: its numbers, and words without effect. All others must be unset.
 ADAPTER = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type"}
 INFORMATIONAL = {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"}
 INFORMATIONAL |= {"megatron_core", "qalora_group_size", "init_lora_weights", "fan_in_fan_out"}
 
 
 def resolve_model_folder(model: str | os.PathLike) -> Path:
-    """The folder of a model: `ptbxl` is the one that comes with the package, where no folder here has that name."""
+    """Return the folder of a model: `ptbxl` is the one that comes with the package, if no folder has that name."""
     return SHIPPED if str(model) == SHIPPED.name and not Path(model).exists() else Path(model)
 
 
 def display_name(folder: Path) -> str:
-    """What people are told a model folder is."""
+    """Return the name to show for a model folder."""
     return f"{SHIPPED.name}, which comes with ecgbyte" if folder == SHIPPED else str(folder)
 
 
 def choose_model_folder(work: WorkDir, model: str | os.PathLike | None) -> Path:
-    """The model folder that is asked: the one named, else the work folder's, else the one that comes with the package.
+    """Return the model folder to use: `model`, else the work folder's, else the one that comes with the package.
 
-    Says so where it is the last.
+    The last is noted on standard error.
     """
     if model is not None or work.model.exists():
         return resolve_model_folder(model or work.model)
@@ -53,12 +53,12 @@ def choose_model_folder(work: WorkDir, model: str | os.PathLike | None) -> Path:
 
 
 def model_sha256(folder: Path) -> str:
-    """Which model a folder holds: the SHA-256 of its ecgbyte.json, which has those of its files."""
+    """Return the SHA-256 of a model's ecgbyte.json, which holds those of its other files."""
     return sha256_of(folder / "ecgbyte.json")
 
 
 def read_about(folder: str | os.PathLike) -> dict:
-    """What the ecgbyte.json of a model folder says.
+    """Read the ecgbyte.json of a model folder, with defaults for the entries that older versions lack.
 
     Raises
     ------
@@ -72,52 +72,52 @@ def read_about(folder: str | os.PathLike) -> dict:
             f"{folder} holds no model: train one with `ecgbyte finetune`, or see `make quickstart`; "
             "--model names another folder"
         )
-    said = read_json(path)
-    if said.get("format") == "ecgbyte-export":
+    about = read_json(path)
+    if about.get("format") == "ecgbyte-export":
         raise Failure(
             f"{folder} is an export, which is for other programs (its README.md says how): with --model name "
             "the model folder that it was made from"
         )
-    if said.get("format") != "ecgbyte-model" or said.get("format_version") != FORMAT_VERSION:
+    if about.get("format") != "ecgbyte-model" or about.get("format_version") != FORMAT_VERSION:
         raise Failure(f"{path} is no ecgbyte model of format {FORMAT_VERSION}")
-    if said.get("prompt_version") not in range(1, PROMPT_VERSION + 1):
+    if about.get("prompt_version") not in range(1, PROMPT_VERSION + 1):
         raise Failure(
-            f"{folder} was trained with prompt version {said.get('prompt_version')}, this ecgbyte knows those up "
-            f"to {PROMPT_VERSION}: train again, or use ecgbyte {said.get('ecgbyte')}"
+            f"{folder} was trained with prompt version {about.get('prompt_version')}, this ecgbyte knows those up "
+            f"to {PROMPT_VERSION}: train again, or use ecgbyte {about.get('ecgbyte')}"
         )
-    wrong = [key for key, fits in _FITS.items() if not fits(said.get(key))]
+    wrong = [key for key, fits in _FITS.items() if not fits(about.get(key))]
     if wrong:
         raise Failure(f"{path} is damaged: {', '.join(wrong)}")
-    settings = said.get("settings") or {}
+    settings = about.get("settings") or {}
     return {
         **{"segmenter": "longest", "notice": "", "lead_marks": 0, "position_letters": 0, "draws": None},
-        **{"writes": bool(settings.get("ecg_loss")), **said, "settings": settings},
+        **{"writes": bool(settings.get("ecg_loss")), **about, "settings": settings},
     }
 
 
-def answer_limit(said: dict, asked: int | None) -> int:
-    """Tokens that an answer may have: as asked for, or as many as a model's answers need."""
-    return asked or (512 if said.get("think") else 64)
+def answer_limit(about: dict, asked: int | None) -> int:
+    """Return the longest answer in tokens: `asked`, or as many as a model's answers need."""
+    return asked or (512 if about.get("think") else 64)
 
 
 def is_ecgbyte_model(name: str | os.PathLike) -> bool:
-    """Whether a name is that of a folder that `ecgbyte finetune` or `ecgbyte export` wrote."""
+    """Return whether a name is that of a folder that `ecgbyte finetune` or `ecgbyte export` wrote."""
     return (Path(name) / "ecgbyte.json").is_file()
 
 
 def method_of(model: str | os.PathLike, method: str | None) -> str:
-    """How a model is trained: what was asked for, or what fits it.
+    """Return the method to train a model with: `method`, or the one that fits it.
 
     Parameters
     ----------
     model : str
-        A base model, or a model folder that is to go on learning.
+        A base model, or a model folder to train further.
     method : {"full", "lora", "qlora"} or None
 
     Raises
     ------
     Failure
-        If it cannot be trained so.
+        If it cannot be trained with this method.
     """
     if model == "tiny" and method not in (None, "full"):
         raise Failure("--model tiny is trained in full: leave out --method, or name another base model")
@@ -127,11 +127,11 @@ def method_of(model: str | os.PathLike, method: str | None) -> str:
     return method or had or ("full" if model == "tiny" else "qlora")
 
 
-def _text(value):
+def _text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _count(value):
+def _count(value: object) -> bool:
     return type(value) is int and 0 < value < MOST_NUMBER
 
 
@@ -161,7 +161,7 @@ _FITS = {
 
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of all that a model is made of: path in the folder to hex."""
+    """Return the SHA-256 of each file of a model: path in the folder to hex."""
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return {name: sha256_of(p) for name, p in files.items() if name not in ("ecgbyte.json", "README.md")}
 
@@ -169,22 +169,22 @@ def file_checksums(folder: Path) -> dict[str, str]:
 def files_needed(folder: Path, base: str | os.PathLike | None = None) -> list[Path]:
     """List the files that loading a model reads from its folder and from its base model's.
 
-    The model that comes with the package, and a base model in the hub's cache, are each machine's own: of these none.
+    It is empty for the model that comes with the package, and for base models of the hub: each machine has its own.
     """
     name, _ = base_model_of(folder, read_about(folder), base)
     folders = {Path(folder), Path(name)} - {SHIPPED, SHIPPED / "base"}
     return sorted({path for one in folders for path in one.rglob("*") if path.is_file()})
 
 
-def check_files(folder: Path, said: dict) -> None:
+def check_files(folder: Path, about: dict) -> None:
     """Compare the files of a model folder with their checksums in ecgbyte.json; older models have none.
 
     Raises
     ------
     Failure
-        If a file is missing, is another one, or is one more.
+        If a file is missing, changed, or too many.
     """
-    known = said.get("files")
+    known = about.get("files")
     if known is None:
         return
     for name, sha256 in known.items():
@@ -206,54 +206,54 @@ def check_files(folder: Path, said: dict) -> None:
 
 
 def is_local_path(name: str) -> bool:
-    """Whether the name of a base model is that of a folder, and none that the hub could know."""
+    """Return whether the name of a base model is that of a folder, or cannot be one of the hub."""
     return Path(name).is_dir() or not HUB_ID.fullmatch(name)
 
 
-def base_model_of(folder: Path, said: dict, base: str | os.PathLike | None = None) -> tuple[str, str | None]:
-    """The base model of a model folder: name or folder, and commit of the hub.
+def base_model_of(folder: Path, about: dict, base: str | os.PathLike | None = None) -> tuple[str, str | None]:
+    """Return the base model of a model folder: name or folder, and commit of the hub.
 
     Parameters
     ----------
     folder : Path
-    said : dict
-        From `about`.
+    about : dict
+        From `read_about`.
     base : path or None
         Where the base model is now, if it has moved.
 
     Raises
     ------
     Failure
-        If it was in a folder that is not there.
+        If its folder is missing.
     """
-    if said["method"] == "full":
+    if about["method"] == "full":
         return str(folder / "base"), None
     if base is not None:
         return str(base), None
-    name = said["base"]
+    name = about["base"]
     if is_local_path(name) and not Path(name).is_dir():
         raise Failure(
             f"{folder} was trained on the base model in {name}, which is not there: say where it is with "
             "--base FOLDER"
         )
-    return name, said.get("base_revision")
+    return name, about.get("base_revision")
 
 
 def check_base(folder: Path) -> None:
-    """Refuse a base model by what its configuration says.
+    """Check the configuration of a base model.
 
     Parameters
     ----------
     folder : Path
-        Where its config.json lies; the hub's cache may hold no more than that yet.
+        The folder of its config.json; the hub's cache may hold nothing else yet.
 
     Raises
     ------
     Failure
-        If it would run code of its own, is of a kind that cannot be trained here, or promises the impossible.
+        If it would run code of its own, cannot be trained here, or names impossible sizes.
     """
     for path in folder.iterdir():
-        if not path.is_file() and not path.is_dir():  # a pipe would wait for a writer
+        if not path.is_file() and not path.is_dir():  # reading a pipe would block
             raise Failure(f"{path} is no regular file")
     for path in sorted(folder.glob("*.json")):
         if path.stat().st_size > MOST_JSON:
@@ -270,8 +270,8 @@ def check_base(folder: Path) -> None:
             )
 
 
-def _check_settings(path, settings):
-    """Look at every entry of a configuration, whatever it is inside of."""
+def _check_settings(path: Path, settings: dict) -> None:
+    """Check every entry of a configuration, at any depth."""
     stack = [("", settings)]
     while stack:
         key, value = stack.pop()
@@ -293,12 +293,12 @@ def _check_settings(path, settings):
 
 
 def count_weights(folder: Path) -> tuple[int, int]:
-    """How many tensors the safetensors files of a folder hold, and how many numbers these.
+    """Return how many tensors, and how many numbers in them, the safetensors files of a folder hold.
 
     Raises
     ------
     Failure
-        If there are pickles alone, or a file is damaged.
+        If there are only pickles, or a file is damaged.
     """
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
@@ -319,7 +319,7 @@ def count_weights(folder: Path) -> tuple[int, int]:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """The shape of each tensor in a safetensors file."""
+    """Return the shape of each tensor in a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -330,23 +330,23 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def read_adapter_config(folder: Path) -> dict:
-    """The adapter of a model folder: `r`, `lora_alpha`, `lora_dropout` and `target_modules` of a LoRA.
+    """Read the adapter configuration of a model folder: `r`, `lora_alpha`, `lora_dropout` and `target_modules`.
 
-    peft itself would take more from adapter_config.json: a module to import, or a pattern that takes hours to match.
+    peft itself would accept more: a module to import, or a pattern that takes hours to match.
 
     Raises
     ------
     Failure
-        If it is no LoRA as `ecgbyte finetune` trains it, or its weights are missing or of other sizes.
+        If it is not a LoRA of `ecgbyte finetune`, or its weights are missing or of other sizes.
     """
-    path, weighed = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    if not path.is_file() or not weighed.is_file():
-        raise Failure(f"{path if not path.is_file() else weighed} is missing: copy the model folder anew")
-    said = read_json(path)
-    rank, alpha, dropout = (said.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
-    modules = said.get("target_modules")
+    path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if not path.is_file() or not weights.is_file():
+        raise Failure(f"{path if not path.is_file() else weights} is missing: copy the model folder anew")
+    config = read_json(path)
+    rank, alpha, dropout = (config.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
+    modules = config.get("target_modules")
     fits = (
-        (said.get("peft_type"), said.get("bias", "none")) == ("LORA", "none")
+        (config.get("peft_type"), config.get("bias", "none")) == ("LORA", "none")
         and type(rank) is int
         and 0 < rank <= 4096
         and isinstance(alpha, int | float)
@@ -357,12 +357,12 @@ def read_adapter_config(folder: Path) -> dict:
         and 0 < len(modules) <= 4096
         and all(_text(name) and re.fullmatch(r"[\w.]+", name) for name in modules)
     )
-    more = [key for key, value in said.items() if value and key not in ADAPTER | INFORMATIONAL]
+    more = [key for key, value in config.items() if value and key not in ADAPTER | INFORMATIONAL]
     if not fits or more:
         raise Failure(
             f"{path} is no adapter as `ecgbyte finetune` makes them{': ' + ', '.join(more) if more else ''}"
         )
-    for name, shape in tensor_shapes(weighed).items():
+    for name, shape in tensor_shapes(weights).items():
         if name.endswith("lora_A.weight") and shape[0] != rank:
-            raise Failure(f"{weighed}: {name} has rank {shape[0]}, {path.name} says {rank}")
+            raise Failure(f"{weights}: {name} has rank {shape[0]}, {path.name} says {rank}")
     return {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": modules}

@@ -1,24 +1,34 @@
-"""The attention's keys and values of what a model has read, kept so that it is not read again."""
+"""Keep the keys and values of ids that a model has read, so that they are not read again."""
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class GrowingState(DynamicLayer):
     """Keys and values with room to grow; Transformers' own layer copies all of them for every new id."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.rooms = None
+        self.rooms: list[torch.Tensor] = []
+        self.keys: torch.Tensor
+        self.values: torch.Tensor
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the keys and values of new ids, (batch, heads, n, d), and return all."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.get_seq_length()
         after = before + key_states.shape[-2]
         rooms, held = self.rooms, (self.keys, self.values)
-        # what was taken apart since, or cut off, may lie elsewhere
+        # selecting rows or cutting ids may have moved them
         if not before or rooms[0].data_ptr() != held[0].data_ptr() or rooms[0].shape[-2] < after:
             rooms = [
                 new.new_empty(*new.shape[:2], after + 64, new.shape[-1]) for new in (key_states, value_states)
@@ -33,15 +43,15 @@ class GrowingState(DynamicLayer):
         return self.keys, self.values
 
 
-def new_cache(base):
-    """A DynamicCache for a base model, empty."""
-    made = DynamicCache(config=base.config)
-    made.layers = [GrowingState() if type(layer) is DynamicLayer else layer for layer in made.layers]
-    return made
+def new_cache(base: "PreTrainedModel") -> DynamicCache:
+    """Return an empty DynamicCache for a base model."""
+    cache = DynamicCache(config=base.config)
+    cache.layers = [GrowingState() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
-def can_select_rows(states):
-    """Whether rows and last ids can be taken out of a cache.
+def can_select_rows(states: DynamicCache) -> bool:
+    """Return whether rows and last ids can be taken out of a cache.
 
     A layer with a window counts the ids of other questions in it, and one with a running state has them in there.
     """
@@ -49,26 +59,27 @@ def can_select_rows(states):
 
 
 class PromptCache:
-    """The attention's keys and values of the ids that a model read last, for a prompt that begins alike.
+    """Keys and values of the ids that a model read last, for the next prompt that begins alike.
 
     Attributes
     ----------
     ids : list of int
-        What was read whole. Reading that was interrupted may have left more in `states`.
+        The ids that were read. An interrupted run may have left more in `states`.
     states : transformers.DynamicCache or None
     """
 
-    def __init__(self):
-        self.ids, self.states = [], None
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.states: DynamicCache | None = None
 
-    def begin(self, prompt, empty):
-        """Keep what a prompt shares with the one before, and return its states: `empty` if it shares nothing."""
+    def begin(self, prompt: np.ndarray, empty: DynamicCache) -> DynamicCache:
+        """Keep the states that a prompt shares with the one before, and return them; `empty` if it shares none."""
         # one id is always read anew: the first id of the answer comes from it
         most = min(len(self.ids), len(prompt) - 1)
         differ = np.flatnonzero(np.asarray(self.ids[:most]) != np.asarray(prompt)[:most])
         shared = int(differ[0]) if differ.size else most
         # a layer with a window, or with a running state, cannot be taken back to an earlier id
-        if not shared or not can_select_rows(self.states):
+        if not shared or self.states is None or not can_select_rows(self.states):
             self.ids, self.states = [], empty
             return empty
         for layer in self.states.layers:

@@ -1,15 +1,15 @@
-"""Which ids an ECG has in a prompt, and at which positions they stand.
+"""The ids and positions of an ECG in a prompt.
 
-Behind the base model's own ids come <sig_start>, <sig_end>, since prompt version 2 a mark for each lead, and the ECG
-tokens. An ECG is <sig_start>, then of each lead its mark and its tokens, then <sig_end>.
+After the base model's own ids come <sig_start>, <sig_end>, since prompt version 2 a mark for each lead, and the ECG
+tokens. An ECG is <sig_start>, then each lead's mark and tokens, then <sig_end>.
 """
 
 import numpy as np
 
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
-PROMPT_VERSION = 2  # goes up when the same question would give other ids
-POSITION_SECONDS = 0.02  # of signal that a position stands for where positions follow time
+PROMPT_VERSION = 2  # increases when the same question would have other ids
+POSITION_SECONDS = 0.02  # of signal per position where positions follow time
 
 
 class Layout:
@@ -26,7 +26,7 @@ class Layout:
     samples : int
         Letters of a lead; 0 where leads have no marks.
     unit : int
-        Letters that a position stands for, the same in all leads; 0: positions count ids.
+        Letters per position, the same in all leads; 0: positions count ids.
     version : int
         Of the prompt.
 
@@ -52,38 +52,39 @@ class Layout:
     def of(
         cls, offset: int, tokenizer: ECGTokenizer, positions: str = "token", version: int = PROMPT_VERSION
     ) -> "Layout":
-        """The layout of a tokenizer's ECGs, with `positions` by `token` or by `time`."""
+        """Return the layout of a tokenizer's ECGs, with `positions` by `token` or by `time`."""
         marks = len(tokenizer.signal["leads"]) if version > 1 and tokenizer.boundary == "lead" else 0
         unit = max(1, round(POSITION_SECONDS * tokenizer.signal["fs"])) if positions == "time" else 0
         return cls(offset, marks, tokenizer.lengths, tokenizer.signal["samples"], unit, version)
 
     def block(self, ecg: np.ndarray, lead_of: np.ndarray | None = None) -> np.ndarray:
-        """The ids of an ECG, from <sig_start> to <sig_end>.
+        """Return the ids of an ECG, from <sig_start> to <sig_end>.
 
         Parameters
         ----------
         ecg : int array
-            Its tokens (0 …), lead by lead; none is an ECG without a signal, which has no marks either.
+            Its tokens (0 …), lead by lead; empty for an ECG without a signal, which has no marks either.
         lead_of : int array or None
             The lead of each token, rising; None: the ECG is whole.
         """
         inside = np.asarray(ecg, np.int64) + self.first
         if self.marks and len(inside):
+            assert self.lengths is not None  # needed where leads have marks
             lead_of = lead_ranges(ecg, self.lengths, self.samples) if lead_of is None else lead_of
             leads = np.arange(self.marks)
             inside = np.insert(inside, np.searchsorted(lead_of, leads), self.offset + 2 + leads)
         return np.concatenate([[self.offset], inside, [self.offset + 1]])
 
     def prefix(self, ids: np.ndarray) -> int:
-        """How many ids there are up to the end of the last ECG: what all questions about it begin with."""
+        """Return how many ids there are up to the end of the last ECG: all questions about it begin with them."""
         ends = np.flatnonzero(ids == self.offset + 1)
         return int(ends[-1]) + 1 if len(ends) else 0
 
     def positions(self, ids: np.ndarray) -> np.ndarray:
-        """The position of each id of a prompt, int64.
+        """Return the position of each id of a prompt, int64.
 
-        Where positions follow time, an ECG token stands where it begins in its lead, in steps of `unit` letters, and
-        what comes behind an ECG goes on behind the largest.
+        Where positions follow time, the position of an ECG token is its start in its lead, in steps of `unit` letters.
+        Ids after an ECG continue from the largest position in it.
         """
         ids = np.asarray(ids)
         places = np.arange(len(ids))
@@ -98,7 +99,7 @@ class Layout:
             letters = np.where(is_token, self.lengths[np.where(is_token, inside - self.first, 0)], 0)
             begins = np.cumsum(letters) - letters
             begins -= np.maximum.accumulate(np.where(is_token, 0, begins))  # since the lead's mark
-            # the marks of all leads stand in front of time 0
+            # the marks of all leads are before time 0
             steps = np.where(is_token, 1 + begins // self.unit, 0)
             moved = places[start] + 1 + steps
             places[end:] += moved.max() + 1 - places[end]
@@ -106,8 +107,8 @@ class Layout:
         return places
 
 
-def lead_ranges(ecg, lengths, samples):
-    """The lead that each token of an ECG begins on.
+def lead_ranges(ecg: np.ndarray, lengths: np.ndarray, samples: int) -> np.ndarray:
+    """Return the lead that each token of an ECG begins on.
 
     Parameters
     ----------

@@ -3,20 +3,13 @@
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder_checks
-from ecgbyte_cli.model.layout import Layout
-from ecgbyte_cli.runtime.memory import reporting_out_of_memory
-from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.storage.files import write_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 from ecgbyte_cli.model.base_model import (
     base_model_sha256,
     best_device,
@@ -26,11 +19,24 @@ from ecgbyte_cli.model.base_model import (
     text_tokenizer_sha256,
 )
 from ecgbyte_cli.model.ecg_lm import ECGLM
+from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.runtime.memory import reporting_out_of_memory
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.storage.files import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
 
 
-def save_model(folder, model, text_tokenizer, ecg_tokenizer, about):
+def save_model(
+    folder: Path,
+    model: ECGLM,
+    text_tokenizer: "PreTrainedTokenizerBase",
+    ecg_tokenizer: Path,
+    about: dict[str, Any],
+) -> None:
     """Write a model folder.
 
     It holds the PEFT adapter (or, trained in full, the base model and text tokenizer under base/),
@@ -45,7 +51,7 @@ def save_model(folder, model, text_tokenizer, ecg_tokenizer, about):
     ecg_tokenizer : Path
         The ecg_tokenizer.json that made the model's ECG ids.
     about : dict
-        What ecgbyte.json shall say besides: `base`, `method`, `settings`, `result`, ….
+        Further entries of ecgbyte.json: `base`, `method`, `settings`, `result`, ….
     """
     from safetensors.torch import save_file
 
@@ -100,9 +106,9 @@ def load_model(
     base : path or None
         A local folder in the place of the base model, if that has moved.
     method : str or None
-        How the base model is loaded, if otherwise than it was trained: one that was trained in full can get an adapter.
+        How to load the base model, if not as it was trained: a model trained in full can get an adapter.
     trainable : bool
-        Whether it is to go on learning; then it need not have learned to answer yet.
+        Whether it is trained further; then it need not have learned to answer yet.
 
     Returns
     -------
@@ -125,20 +131,10 @@ def load_model(
         )
     ecg_tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
     if ecg_tokenizer.sha256 != about["ecg_tokenizer_sha256"]:
-        raise Failure(
-            f"{folder / 'ecg_tokenizer.json'} is not the tokenizer that this model was trained with"
-        )
-    name, revision = folder_checks.base_model_of(folder, about, base)
-    folder_checks.check_files(folder, about)
-    loaded, text_tokenizer = load_base(name, method, device, revision)
-    if (loaded.get_input_embeddings().num_embeddings, text_tokenizer_sha256(text_tokenizer)) != (
-        about["offset"],
-        about["text_tokenizer_sha256"],
-    ):
-        raise Failure(f"{folder} was trained on another version of {name}: its text vocabulary differs")
+        path = folder / "ecg_tokenizer.json"
+        raise Failure(f"{path} is not the tokenizer that this model was trained with")
+    loaded, text_tokenizer = _load_own_base(folder, about, method, device, base)
     if about["method"] != "full":
-        if about.get("base_sha256") not in (None, base_model_sha256(loaded)):
-            raise Failure(f"{folder} was trained on another base model than {name} is now")
         with silence_libraries():
             loaded = load_adapter(loaded, folder, trainable)
     layout = Layout(
@@ -155,15 +151,30 @@ def load_model(
     return model.eval(), text_tokenizer, ecg_tokenizer, about
 
 
-def _read_rows(path, shape):
-    """The ECG rows in a file, if these are what it holds."""
+def _load_own_base(
+    folder: Path, about: dict[str, Any], method: str, device: str, base: str | os.PathLike | None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Check the files of a model folder, and load the base model that it was trained on."""
+    name, revision = folder_checks.base_model_of(folder, about, base)
+    folder_checks.check_files(folder, about)
+    loaded, text_tokenizer = load_base(name, method, device, revision)
+    vocabulary = loaded.get_input_embeddings().num_embeddings, text_tokenizer_sha256(text_tokenizer)
+    if vocabulary != (about["offset"], about["text_tokenizer_sha256"]):
+        raise Failure(f"{folder} was trained on another version of {name}: its text vocabulary differs")
+    if about["method"] != "full" and about.get("base_sha256") not in (None, base_model_sha256(loaded)):
+        raise Failure(f"{folder} was trained on another base model than {name} is now")
+    return loaded, text_tokenizer
+
+
+def _read_rows(path: Path, shape: torch.Size) -> torch.Tensor:
+    """Read the ECG rows from a file, if it holds exactly those."""
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise Failure(f"{path} is missing: copy the model folder anew, or train again")
-    found = folder_checks.tensor_shapes(path)
-    if {*found} != {"weight"} or tuple(found["weight"]) != tuple(shape):
+    shapes = folder_checks.tensor_shapes(path)
+    if {*shapes} != {"weight"} or tuple(shapes["weight"]) != tuple(shape):
         raise Failure(
-            f"{path} holds {str(found)[:100]}, and its model needs {shape[0]} rows of {shape[1]} in `weight`"
+            f"{path} holds {str(shapes)[:100]}, and its model needs {shape[0]} rows of {shape[1]} in `weight`"
         )
     return load_file(path)["weight"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SYSTEM = "You read electrocardiograms. The ECG is given as tokens. Answer the question about it in few words."
-DRAW = "Draw an ECG: {}"  # what a model is told to write an ECG
+DRAW = "Draw an ECG: {}"  # the prompt for an ECG
 IGNORED = -100  # the label of a token that the loss does not count
 # private-use characters, which no template changes: where the ECGs and the answers go in the rendered text,
 # and where a special word of the text tokenizer is cut in two, so that it is text and no token
@@ -32,26 +32,26 @@ Parts = tuple[tuple[int, ...], Stretches, Stretches]  # see `Prompt.parts`
 
 
 class Prompt:
-    """Turns ECG ids and turns of question and answer into ids and labels for one base model.
+    """Builds ids and labels from ECG tokens and turns of question and answer, for one base model.
 
     Parameters
     ----------
     text_tokenizer : transformers.PreTrainedTokenizerBase
     layout : Layout
-        Which ids ECGs have: the `layout` of the model.
+        The `layout` of the model.
     date : str or None
-        The date that a chat template is told, YYYY-MM-DD: the one of the training.
+        The date for the chat template, YYYY-MM-DD: that of the training.
     system : str or None
-        The system prompt that a chat template is told; None is `SYSTEM`.
+        The system prompt for the chat template; None is `SYSTEM`.
 
     Attributes
     ----------
     end_ids : set of int
         An answer ends before any of these.
     date : str or None
-        None where the template asks for none.
+        None where the template uses none.
     told : str or None
-        The system prompt, if it is another.
+        The system prompt, if it is not `SYSTEM`.
 
     Raises
     ------
@@ -112,12 +112,12 @@ class Prompt:
 
     @classmethod
     def of(cls, about: dict, text_tokenizer: "PreTrainedTokenizerBase", layout: Layout) -> "Prompt":
-        """The prompts of a model, as its ecgbyte.json says."""
+        """Return the prompts of a model, as its ecgbyte.json describes them."""
         return cls(text_tokenizer, layout, about.get("date"), about.get("system"))
 
-    def _encoded(self, text, first=False):
-        """The ids of a stretch of the prompt's text."""
-        ids = []
+    def _encoded(self, text: str, first: bool = False) -> tuple[int, ...]:
+        """Return the ids of a part of the prompt's text."""
+        ids: list[int] = []
         for piece in text.split(CUT):
             word, known = ("", []) if first else self.before
             ids += self.text_tokenizer.encode(
@@ -126,8 +126,8 @@ class Prompt:
             first = False
         return tuple(ids)
 
-    def _closing(self, text):
-        """The ids of what stands behind an answer; the first is a token that the model can stop on."""
+    def _closing(self, text: str) -> tuple[int, ...]:
+        """Return the ids of the text after an answer; the first is a token that the model can stop on."""
         ids, eos = self._text_ids(text), self.text_tokenizer.eos_token_id
         if ids and ids[0] in self.added:
             return ids
@@ -138,8 +138,8 @@ class Prompt:
             )
         return (eos, *ids)
 
-    def _templated(self, questions):
-        """The conversation as text, with a mark for the ECGs and one for each answer."""
+    def _templated(self, questions: tuple[str, ...]) -> str:
+        """Return the conversation as text, with a mark for the ECGs and one for each answer."""
         contents = [(ECG_MARK if i == 0 else "") + question for i, question in enumerate(questions)]
         if self.template is None:
             bos, eos = self.text_tokenizer.bos_token or "", self.text_tokenizer.eos_token or ""
@@ -159,8 +159,8 @@ class Prompt:
             raise Failure(f"the chat template of {self.name} does not write every message once")
         return text
 
-    def _unmarked(self, text):
-        """A question or an answer without marks, its special words cut in two."""
+    def _unmarked(self, text: str) -> str:
+        """Return a question or an answer without marks, its special words cut in two."""
         text = text.translate({ord(mark): None for mark in (ECG_MARK, ANSWER_MARK, CUT)})
         return self.special.sub(lambda match: match[0][0] + CUT + match[0][1:], text)
 
@@ -170,7 +170,7 @@ class Prompt:
         turns: Sequence[tuple[str, str | None]],
         leads: Sequence[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and labels of a conversation about one or several ECGs.
+        """Return ids and labels of a conversation about one or several ECGs.
 
         Parameters
         ----------
@@ -184,12 +184,14 @@ class Prompt:
         Returns
         -------
         (int64 array, int64 array)
-            The ids, and the labels: an id where the model wrote (answer and what closes it), -100 elsewhere.
+            The ids, and the labels: the id in an answer and where it closes, -100 elsewhere.
         """
         return self._joined(self.parts(turns), ecgs, leads)
 
-    def _joined(self, parts, ecgs, leads):
-        """Ids and labels of the text in `parts`, with ECGs in it."""
+    def _joined(
+        self, parts: Parts, ecgs: Sequence[np.ndarray], leads: Sequence[np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and labels of the text in `parts`, with ECGs in it."""
         head, tail, answer = parts
         ids, labels = zip(_unlabelled(self.reading(head, ecgs, leads)), *tail, *answer, strict=True)
         return np.concatenate(ids), np.concatenate(labels)
@@ -200,13 +202,13 @@ class Prompt:
         ecgs: Sequence[np.ndarray],
         leads: Sequence[np.ndarray] | None = None,
     ) -> np.ndarray:
-        """The ids that all questions about some ECGs begin with: `head`, from `parts`, and the ECGs."""
+        """Return the ids that all questions about some ECGs begin with: `head`, from `parts`, and the ECGs."""
         of_each = leads if leads is not None else [None] * len(ecgs)
         blocks = [self.layout.block(ecg, lead_of) for ecg, lead_of in zip(ecgs, of_each, strict=True)]
         return np.concatenate([np.array(head, np.int64), *blocks])
 
     def drawing(self, words: str) -> tuple[int, ...]:
-        """The ids before an ECG that is to be written from words: it stands where an answer would."""
+        """Return the ids before an ECG that is written from words: it takes the place of the answer."""
         before, *_ = self.rendered((self._unmarked(DRAW.format(words)),)).split(ANSWER_MARK)
         return self._text_ids(before.replace(ECG_MARK, ""), True)
 
@@ -217,10 +219,9 @@ class Prompt:
         turns: Sequence[tuple[str, str | None]],
         longest: int,
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Build with a prompt of so many ids at most: each lead of each ECG loses as many of its last tokens.
+        """Build a prompt of at most `longest` ids: each lead of each ECG loses as many of its last tokens.
 
-        What counts is what stands before the last answer, whatever that is: where a trimmed sample's answer
-        begins says nothing about it.
+        Only the ids before the last answer count, so that the length of a trimmed prompt does not reveal the answer.
 
         Parameters
         ----------
@@ -249,10 +250,10 @@ class Prompt:
         return *self._joined(parts, ecgs, leads), lost
 
     def room(self, parts: Parts, ecgs: int, longest: int) -> int:
-        """How many ECG tokens, of so many ECGs together, a prompt of `longest` ids has room for beside its text.
+        """Return how many tokens of `ecgs` ECGs together a prompt of `longest` ids has room for beside its text.
 
-        Since version 2 the text counts as somewhat longer than it is, so that questions of about the same length get
-        the same ECG, and share one reading of it.
+        Since version 2 the length of the text is rounded up, so that questions of similar length get the same ECG, and
+        share one reading of it.
 
         Raises
         ------
@@ -267,11 +268,11 @@ class Prompt:
         return max(0, longest - -(-text // step) * step)
 
     def answer_length(self, turns: Sequence[tuple[str, str | None]]) -> int:
-        """How many ids the last answer has, with what closes it."""
+        """Return how many ids the last answer has, its closing included."""
         return sum(len(ids) for ids, _ in self.parts(turns)[2])
 
     def parts(self, turns: Sequence[tuple[str, str | None]]) -> Parts:
-        """The text of a conversation as ids.
+        """Return the text of a conversation as ids.
 
         Returns
         -------
@@ -294,21 +295,21 @@ class Prompt:
         return self._text_ids(head, True), tail, answer
 
     def written(self, answer: str) -> np.ndarray:
-        """The ids that a model writes for an answer, with the one that ends it."""
+        """Return the ids that a model writes for an answer, with the one that ends it."""
         ((ids, labels),) = self.parts([("", answer)])[2]
         return ids[labels != IGNORED]
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of an answer's ids."""
+        """Return the text of an answer's ids."""
         return self.text_tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def words(self, ids: Sequence[int]) -> str:
-        """The text of ids in the middle of a prompt: some tokenizers drop the space that a text begins with."""
+        """Return the text of ids in the middle of a prompt: some tokenizers drop the first space of a text."""
         word, known = self.before
         return self.text_tokenizer.decode([*known, *ids], clean_up_tokenization_spaces=False)[len(word) :]
 
     def shown(self, ids: np.ndarray, labels: np.ndarray) -> tuple[str, str]:
-        """A sample in words, what the loss counts in green and underlined; and what it counts alone."""
+        """Return a sample as text, with the parts that the loss counts in green and underlined; and these parts."""
         # an ECG token, a mark around an ECG, text, text that the loss counts
         layout, names = self.layout, {0: "<sig_start>", 1: "<sig_end>"}
         kinds = np.select([ids >= layout.first, ids >= layout.offset, labels == IGNORED], [0, 1, 2], 3)
@@ -326,8 +327,10 @@ class Prompt:
         return line, counted
 
 
-def trim_ecgs(ecgs, leads, budget):
-    """Shorten ECGs to a number of tokens in all: each lead of each loses as many of its last tokens.
+def trim_ecgs(
+    ecgs: Sequence[np.ndarray], leads: Sequence[np.ndarray], budget: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Shorten ECGs to a total number of tokens: each lead of each loses as many of its last tokens.
 
     Parameters
     ----------
@@ -336,7 +339,7 @@ def trim_ecgs(ecgs, leads, budget):
     leads : list of int arrays
         The lead that each token is on, rising.
     budget : int
-        How many tokens may stay.
+        Tokens to keep.
 
     Returns
     -------
@@ -350,7 +353,7 @@ def trim_ecgs(ecgs, leads, budget):
         lost += 1
     # the last round may have taken too many: the first leads that lost one in it get it back
     kept[np.flatnonzero(all_counts >= lost)[: budget - kept.sum()]] += lost > 0
-    trimmed = [], []
+    trimmed: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for ecg, lead, count in zip(ecgs, leads, counts, strict=True):
         keep, kept = kept[: len(count)], kept[len(count) :]
         rank = np.arange(len(ecg)) - (count.cumsum() - count)[lead]
@@ -359,6 +362,6 @@ def trim_ecgs(ecgs, leads, budget):
     return trimmed
 
 
-def _unlabelled(ids):
-    """Ids that the loss does not count, and their labels."""
+def _unlabelled(ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids that the loss does not count, and their labels."""
     return np.array(ids, np.int64), np.full(len(ids), IGNORED, np.int64)

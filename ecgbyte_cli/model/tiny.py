@@ -1,5 +1,6 @@
 """Build `--model tiny`: a small decoder and its text tokenizer, untrained."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,13 +11,14 @@ from ecgbyte_cli.questions.sources.base import RANGES
 from ecgbyte_cli.signal.simulate import CONDITIONS
 
 if TYPE_CHECKING:
-    pass
-
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = 1024  # tokens in the text vocabulary of `tiny`
 
 
-def build_tiny(seed=0, texts=()):
+def build_tiny(
+    seed: int = 0, texts: Sequence[str] = ()
+) -> "tuple[LlamaForCausalLM, PreTrainedTokenizerFast]":
     """Build a small decoder and its text tokenizer, without any download.
 
     Parameters
@@ -24,7 +26,7 @@ def build_tiny(seed=0, texts=()):
     seed : int
         Of the weights.
     texts : list of str
-        Whose words the text tokenizer has tokens for, beside the bytes that any text can be written in.
+        The text tokenizer gets tokens for their words, beside the bytes of any text.
 
     Returns
     -------
@@ -64,7 +66,7 @@ def build_tiny(seed=0, texts=()):
 
 
 def tiny_training_texts() -> list[str]:
-    """The texts that the text vocabulary of `--model tiny` is learned from: questions about ECGs, and answers."""
+    """Return the texts for the text vocabulary of `--model tiny`: questions about ECGs, and answers."""
     words = [*(statement.words for statement in STATEMENTS.values()), *CONDITIONS]
     ranges = [label for _, labels in RANGES.values() for label in labels]
     return [*phrasings.all_texts(words), *ranges]

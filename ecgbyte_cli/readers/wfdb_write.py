@@ -1,6 +1,7 @@
 """Write WFDB records in format 16: a header and a signal file."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from ecgbyte_cli.failure import printable
 
 
 def record_files(
-    name: str, steps: np.ndarray, fs: float, gain: float, leads: list[str], comments: list[str]
+    name: str, steps: np.ndarray, fs: float, gain: float, leads: Sequence[str], comments: Sequence[str]
 ) -> tuple[bytes, bytes]:
     """Return the files of a WFDB record.
 

@@ -3,6 +3,7 @@
 The waves are chosen by hand to look like ECGs; their model is in kernels/vcg.py.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -86,12 +87,12 @@ def plan_records(records: int, seed: int) -> list[dict[str, Any]]:
     return plan
 
 
-def patient_name(record: dict[str, Any]) -> str:
+def patient_name(record: Mapping[str, Any]) -> str:
     """Return the name of a record's patient."""
     return f"P{record['patient']:06d}"
 
 
-def make_record(record: dict[str, Any], seconds: int, fs: int, seed: int) -> tuple[np.ndarray, list[str]]:
+def make_record(record: Mapping[str, Any], seconds: int, fs: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """Simulate one record of the plan.
 
     Parameters

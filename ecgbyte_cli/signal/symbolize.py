@@ -1,7 +1,7 @@
 """Turn recordings into letters, some recordings at a time: the work of `ecgbyte symbolize`."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def parts_on_cluster(
     return cluster.map_tasks(dask, root, make_part, tasks, readers.files_of(sampled), reads)
 
 
-def columns(first: int, rows: list[list], shape: tuple[int, int]) -> list[Sequence | np.ndarray]:
+def columns(first: int, rows: list[list], shape: tuple[int, int]) -> list[Any]:
     """Return the columns of the table of segments, for rows that begin with segment `first`."""
     record, patient, split, path, start, lo, hi = (list(column) for column in zip(*rows, strict=True))
     segment = np.arange(first, first + len(rows))

@@ -2,17 +2,21 @@
 
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, model_option
+from ecgbyte_cli.cli.options import base_option, model_option, recording_options
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.inference import conversation_report
-from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn
+from ecgbyte_cli.inference.conversation import Conversation, Turn
+from ecgbyte_cli.inference.session import MAX_NEW, Session
 from ecgbyte_cli.render.terminal import (
     COMMANDS,
     line_editor,
@@ -23,6 +27,37 @@ from ecgbyte_cli.render.terminal import (
     status,
 )
 from ecgbyte_cli.storage.files import atomic_write
+from ecgbyte_cli.storage.workdir import WorkDir
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Options of `ecgbyte chat`.
+
+    Attributes
+    ----------
+    question : tuple of str
+        Questions to ask; without any they are typed.
+    model, base : Path or None
+        Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
+        if that has moved.
+    max_new : int
+        Longest answer in tokens.
+    input_fs, lead_names, units
+        Sampling rate in Hz, names of the leads with commas between, and unit of recordings that do not say them;
+        None is as `symbolize` had it.
+    keep_identity : bool
+        Whether to show the name, number and birth date in a hospital file.
+    """
+
+    question: tuple[str, ...] = ()
+    model: Path | None = None
+    base: Path | None = None
+    max_new: int = MAX_NEW
+    input_fs: float | None = None
+    lead_names: str | None = None
+    units: str | None = None
+    keep_identity: bool = False
 
 
 @click.command(
@@ -35,48 +70,71 @@ from ecgbyte_cli.storage.files import atomic_write
 @model_option
 @base_option
 @click.option(
-    "--max-new", type=click.IntRange(1), default=256, show_default=True, help="Longest answer in tokens."
+    "--max-new",
+    type=click.IntRange(1),
+    default=ChatOptions.max_new,
+    show_default=True,
+    help="Longest answer in tokens.",
 )
-@click.option(
-    "--input-fs",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    show_default="as symbolize was told",
-    help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
-)
-@click.option(
-    "--lead-names",
-    default=None,
-    show_default="as symbolize was told, or the 12 in their usual order",
-    help="Names of the leads in a file that does not say them (NumPy, HDF5), commas between.",
-)
-@click.option(
-    "--units",
-    type=click.Choice(["uV", "mV", "V"]),
-    default=None,
-    show_default="as symbolize was told, or mV",
-    help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
-)
+@recording_options
 @click.option(
     "--keep-identity", is_flag=True, help="Show name, number and birth date that a hospital file holds."
 )
 @click.pass_obj
-def command(work, record, question, **options):
+def command(work: WorkDir, record: Path, **options: Any) -> dict:
     """Ask a trained model about a recording.
 
     The recording is preprocessed with the model's own settings: its sampling rate, leads, letters and merges.
-    Without -q the questions come from the terminal, or from standard input, a line each; /help there lists
-    the commands. Answers go to standard output, all else to standard error. Research use only: no medical
-    device.
+    Without -q the questions come from the terminal, or from standard input, one per line; /help lists the commands.
+    Answers go to standard output, everything else to standard error. Research use only: no medical device.
     """
-    interactive = not question and sys.stdin.isatty()
-    conversation = open_chat(work, record, **options, show=print_greeting if interactive else None)
+    return chat(work, record, ChatOptions(**options))
+
+
+def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
+    """Read a recording, load a model, and answer questions, or those typed where there are none.
+
+    Parameters
+    ----------
+    work : WorkDir
+    record : Path
+        A recording, with or without its extension.
+    options : ChatOptions
+
+    Returns
+    -------
+    dict
+        record, ecg_tokens and turns (see `Turn.about`).
+
+    Raises
+    ------
+    Failure
+        If there is no model, the recording cannot be read or lacks leads that the model needs, or one of the
+        questions cannot be answered.
+    """
+    questions = options.question
+    interactive = not questions and sys.stdin.isatty()
+    session = Session.open(
+        *(options.model, work, options.base),
+        max_new=options.max_new,
+        fs=options.input_fs,
+        lead_names=options.lead_names,
+        units=options.units,
+        keep_identity=options.keep_identity,
+    )
+    session.check_base()
+    ecg = session.read(record)  # takes a moment; the model takes longer
+    if interactive:
+        print_greeting(ecg, session.about)
+    with status(f"loading the model {session.about['folder']}"):
+        session.load()
+    conversation = session.conversation([ecg])
     if interactive:
         note("Ask about the recording. /help lists the commands; /quit or Ctrl-D leaves.")
         with line_editor(work.chat_history) as read:
             talk(conversation, read, interactive=True)
     else:
-        talk(conversation, iter(question or sys.stdin).__next__, strict=bool(question))
+        talk(conversation, iter(questions or sys.stdin).__next__, strict=bool(questions))
     return {
         "record": str(record),
         "ecg_tokens": sum(len(ecg.tokens) for ecg in conversation.ecgs),
@@ -84,77 +142,9 @@ def command(work, record, question, **options):
     }
 
 
-def open_chat(
-    work,
-    record,
-    *,
-    model=None,
-    base=None,
-    max_new=256,
-    input_fs=None,
-    lead_names=None,
-    units=None,
-    keep_identity=False,
-    show=None,
-):
-    """Read a recording and load a model.
-
-    Parameters
-    ----------
-    work : WorkDir
-    record : Path
-        A recording, with or without its extension.
-    model : Path or None
-        Model folder; None is the work folder's.
-    base : Path or None
-        Where its base model is, if that has moved.
-    max_new : int
-        Longest answer in tokens.
-    input_fs : float or None
-        Sampling rate in Hz of recordings that do not say it; None is what `symbolize` was told.
-    lead_names : str or None
-        Names, with commas between, of the leads of recordings that do not say them; None as above.
-    units : str or None
-        Unit of recordings that do not say it; None as above.
-    keep_identity : bool
-        Whether to show what a hospital file says of whose it is.
-    show : callable or None
-        Called with the ECG and what ecgbyte.json says, before the model is loaded.
-
-    Returns
-    -------
-    Conversation
-
-    Raises
-    ------
-    Failure
-        If there is no model, or the recording cannot be read or lacks leads that the model needs.
-    """
-    from ecgbyte_cli.inference import certainty
-    from ecgbyte_cli.model import folder_checks
-    from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-
-    model = folder_checks.choose_model_folder(work, model)
-    # the recording first: it is read in a moment, and the model is not
-    about = {**folder_checks.read_about(model), "folder": folder_checks.display_name(model)}
-    folder_checks.base_model_of(model, about, base)
-    told = {"fs": input_fs, "lead_names": lead_names and [name.strip() for name in lead_names.split(",")]}
-    told = {**work.reading(), **{key: v for key, v in (told | {"units": units}).items() if v is not None}}
-    told["keep_identity"] = keep_identity
-    reader = RecordingLoader(ECGTokenizer.from_file(model / "ecg_tokenizer.json"), about["segmenter"], **told)
-    ecg = reader.read(record)
-    if show:
-        show(ecg, about)
-
-    with status(f"loading the model {about['folder']}"):
-        from ecgbyte_cli.model import model_folder
-
-        lm, text_tokenizer, tokenizer, _ = model_folder.load_model(model, base=base)
-    known = certainty.read_certainty(model, tokenizer.vocab_size)
-    return Conversation(lm, text_tokenizer, reader, about, [ecg], max_new, known)
-
-
-def talk(conversation, read, *, strict=False, interactive=False):
+def talk(
+    conversation: Conversation, read: Callable[[], str], *, strict: bool = False, interactive: bool = False
+) -> None:
     """Carry out lines, questions and commands, until they end.
 
     Parameters
@@ -164,9 +154,9 @@ def talk(conversation, read, *, strict=False, interactive=False):
         Returns the next line, or raises StopIteration or EOFError. It may raise KeyboardInterrupt: the
         second one in a row, a stopped answer included, leaves.
     strict : bool
-        Whether the first error ends it.
+        Whether the first error ends the conversation.
     interactive : bool
-        Whether someone is watching.
+        Whether the lines are typed at a terminal.
     """
     pressed = 0
     while True:
@@ -199,13 +189,13 @@ def talk(conversation, read, *, strict=False, interactive=False):
             note(error.message)
 
 
-def answer(conversation, question, interactive):
+def answer(conversation: Conversation, question: str, interactive: bool) -> bool:
     """Ask, and write the answer to standard output as it comes; return whether it was stopped."""
 
-    def show(piece):
+    def show(piece: str) -> None:
         click.echo(printable(piece, "\n\t"), nl=False, err=wants_json())
 
-    def think(reasoning):
+    def think(reasoning: str) -> None:
         click.echo(click.style(printable(reasoning, "\n\t"), dim=True), err=True)
 
     for line in conversation.unlike():
@@ -226,13 +216,13 @@ def answer(conversation, question, interactive):
     return turn.stopped
 
 
-def obey(conversation, line, interactive):
+def obey(conversation: Conversation, line: str, interactive: bool) -> None:
     """Carry out a command of the conversation."""
-    word, *rest = line.split(maxsplit=1)
-    rest = rest[0].strip("\"'") if rest else ""
+    word, *words = line.split(maxsplit=1)
+    rest = words[0].strip("\"'") if words else ""
     if word == "/help":
-        for usage, what in COMMANDS.items():
-            note(f"{usage:21}{what}")
+        for usage, purpose in COMMANDS.items():
+            note(f"{usage:21}{purpose}")
     elif word == "/ecg" and not rest:
         for ecg in conversation.ecgs:
             note(f"{ecg.recording.name}: {ecg.stretch()}, {len(ecg.tokens)} ECG tokens")
@@ -241,7 +231,7 @@ def obey(conversation, line, interactive):
         if interactive:
             print_panel(ecg)
         note(f"{len(conversation.ecgs)} recordings are open; questions are about all of them, in this order")
-        if len(conversation.ecgs) > conversation.about.get("most_ecgs", 1):
+        if len(conversation.ecgs) > conversation.session.about.get("most_ecgs", 1):
             note("the model was not trained on questions about so many: /clear keeps this one alone")
     elif word == "/segment":
         if not rest.isdecimal():
@@ -267,19 +257,19 @@ def obey(conversation, line, interactive):
         raise Failure(f"unknown command {word}: /help lists them")
 
 
-def wanted_file(name, extension, word):
-    """The path of a file that is to be written, if its name has the right extension."""
+def wanted_file(name: str, extension: str, word: str) -> Path:
+    """Return the path of a file to write, if its name has the right extension."""
     path = Path(name).expanduser()
     if path.suffix.lower() != extension:
         raise Failure(f"which file? {word} FILE{extension}")
     return path
 
 
-def draw_tokens(conversation, path):
-    """Write the picture of the tokens of the ECG opened last."""
+def draw_tokens(conversation: Conversation, path: Path) -> None:
+    """Write a picture of the tokens of the ECG opened last."""
     from ecgbyte_cli.render import figures
 
-    ecg, tokenizer = conversation.ecgs[-1], conversation.reader.tokenizer
+    ecg, tokenizer = conversation.ecgs[-1], conversation.session.tokenizer
     leads = tokenizer.signal["leads"]
     row = leads.index("II") if "II" in leads else 0
     start, signal = ecg.segments[ecg.number]
@@ -293,12 +283,12 @@ def draw_tokens(conversation, path):
     keep(path, lambda: figures.save_figure(figure, path))
 
 
-def draw_attention(conversation, path, method="integrated"):
-    """Write the picture of what the last answer drew on, of the ECGs that it is about the one opened last."""
+def draw_attention(conversation: Conversation, path: Path, method: str = "integrated") -> None:
+    """Write a picture of the attribution of the last answer, on the ECG that was opened last of its own."""
     from ecgbyte_cli.render import figures
 
     with status("asking what the answer drew on"):
-        turn, ecg, density, words, values = conversation_report.attribute_answer(conversation, method)
+        turn, ecg, density, words, values, _ = conversation_report.attribute_answer(conversation, method)
     title = f"{ecg.recording.name}: {turn.question} {turn.answer}   ({method}; research use only)"
     signal, about = ecg.segments[ecg.number][1], ecg.signal
     figure = figures.plot_attribution(
@@ -307,7 +297,7 @@ def draw_attention(conversation, path, method="integrated"):
     keep(path, lambda: figures.save_figure(figure, path))
 
 
-def save(conversation, path):
+def save(conversation: Conversation, path: Path) -> None:
     """Write the conversation as Markdown, and a picture of each ECG beside it."""
     from ecgbyte_cli.render import figures
 
@@ -322,7 +312,7 @@ def save(conversation, path):
         conversation, [picture.name for picture, _ in drawn], panel_facts
     )
 
-    def write():
+    def write() -> None:
         for picture, figure in drawn:
             figures.save_figure(figure, picture)
         with atomic_write(path) as beside:
@@ -331,8 +321,8 @@ def save(conversation, path):
     keep(path, write)
 
 
-def keep(path, write):
-    """Write a file that the user named, and say so; what stands in the way is one line."""
+def keep(path: Path, write: Callable[[], object]) -> None:
+    """Write a file that the user named, and note it; an error is one line."""
     try:
         write()
     except OSError as error:

@@ -1,9 +1,11 @@
-"""ecgbyte continue: how a model thinks that a recording goes on."""
+"""ecgbyte continue: continue a recording beyond a cut."""
 
 import math
 import time
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -12,20 +14,51 @@ from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import base_option, model_option, sampling_options
 from ecgbyte_cli.cli.output import print_result, progress, table
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.inference.conversation import RecordingLoader
+from ecgbyte_cli.inference.conversation import ECG
+from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.readers.wfdb_write import file_name, write_record
 from ecgbyte_cli.signal import fidelity
-from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import atomic_folder, write_json
 from ecgbyte_cli.storage.manifest import completed_result, refuse_foreign_folder
+from ecgbyte_cli.storage.workdir import WorkDir
 
-SAID, PICTURE = "continue.json", "continued.png"  # in the folder that is written
+RESULT, PICTURE = "continue.json", "continued.png"  # in the folder that is written
+
+
+@dataclass(frozen=True)
+class ContinueOptions:
+    """Options of `ecgbyte continue`.
+
+    Attributes
+    ----------
+    since : float
+        Second of the cut.
+    samples : int
+        How many continuations.
+    out : Path or None
+        The folder to write to; None is one in the work folder.
+    model, base : Path or None
+        Model folder, and where its base model is, if that has moved.
+    temperature, top_p : float
+    seed : int
+    overwrite : bool
+    """
+
+    since: float = 5.0
+    samples: int = 4
+    out: Path | None = None
+    model: Path | None = None
+    base: Path | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    overwrite: bool = False
 
 
 @click.command(
     cls=Stage,
-    short_help="Let a model go on where a recording is cut.",
+    short_help="Continue a recording beyond a cut.",
     epilog="Example: ecgbyte continue data/synth00001 --from 5 --samples 2 --model ptbxl",
 )
 @click.argument("record", type=click.Path(path_type=Path))
@@ -33,12 +66,16 @@ SAID, PICTURE = "continue.json", "continued.png"  # in the folder that is writte
     "--from",
     "since",
     type=click.FloatRange(0, min_open=True),
-    default=5.0,
+    default=ContinueOptions.since,
     show_default=True,
-    help="Second at which the recording is cut; the model goes on to the end of the segment that this is in.",
+    help="Second of the cut; the model continues to the end of the segment around it.",
 )
 @click.option(
-    "--samples", type=click.IntRange(1), default=4, show_default=True, help="How many continuations."
+    "--samples",
+    type=click.IntRange(1),
+    default=ContinueOptions.samples,
+    show_default=True,
+    help="How many continuations.",
 )
 @click.option(
     "--out",
@@ -49,17 +86,21 @@ SAID, PICTURE = "continue.json", "continued.png"  # in the folder that is writte
 @base_option
 @sampling_options
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, other continuations."
+    "--seed",
+    type=click.IntRange(0),
+    default=ContinueOptions.seed,
+    show_default=True,
+    help="Another seed, other continuations.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace continuations made with other settings.")
 @click.pass_obj
-def command(work, record, **options):
-    """Cut a RECORD, and let the model write how it goes on, from what it learned of ECGs (`finetune --ecg-loss`).
+def command(work: WorkDir, record: Path, **options: Any) -> dict:
+    """Cut a RECORD and let the model continue it. The model must be trained on ECGs (`finetune --ecg-loss`).
 
-    Writes each continuation as a WFDB record, a picture of them over the true one, and how far they are from it,
-    beside two plain guesses: that the last beat repeats, and a flat line.
+    Writes each continuation as a WFDB record, a picture of them over the recording, and how far they are from it.
+    Two plain guesses stand beside: the last beat repeated, and a flat line.
     """
-    result = go_on(work, record, **options)
+    result = go_on(work, record, ContinueOptions(**options))
     rows = [(name, f"{value:.0f}") for name, value in result["rmse_uv"].items() if value is not None]
     table(rows, ("from the true recording", "RMSE, µV"))
     print_result(
@@ -68,38 +109,15 @@ def command(work, record, **options):
     return result
 
 
-def go_on(
-    work,
-    record,
-    *,
-    since=5.0,
-    samples=4,
-    out=None,
-    model=None,
-    base=None,
-    temperature=1.0,
-    top_p=1.0,
-    seed=0,
-    overwrite=False,
-):
-    """Cut a recording and let a model go on.
+def go_on(work: WorkDir, record: Path, options: ContinueOptions) -> dict:
+    """Continue a recording beyond a cut.
 
     Parameters
     ----------
     work : WorkDir
     record : Path
         A recording, with or without its extension.
-    since : float
-        Where it is cut, s.
-    samples : int
-        How many continuations.
-    out : Path or None
-        The folder to write to; None is one in the work folder.
-    model, base : Path or None
-        Model folder, and where its base model is, if that has moved.
-    temperature, top_p : float
-    seed : int
-    overwrite : bool
+    options : ContinueOptions
 
     Returns
     -------
@@ -114,79 +132,118 @@ def go_on(
         If there is no model, it was not trained to predict ECGs, or the recording cannot be read or is too short.
     """
     start = time.perf_counter()
-    folder = folder_checks.choose_model_folder(work, model)
-    about = folder_checks.read_about(folder)
-    if not about["writes"]:
-        raise Failure(
-            f"{folder_checks.display_name(folder)} was not trained to predict ECGs: train with "
-            "`ecgbyte finetune --ecg-loss 0.3`"
-        )
-    if not about["lead_marks"]:
-        raise Failure(
-            f"the leads of {folder} have no marks, so none can be cut at a time: train on tokens of --boundary lead"
-        )
-    tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
-    ecg = RecordingLoader(tokenizer, about["segmenter"], **work.reading()).read(record)
-    began, truth = segment_at(ecg, since)
-    cut = round((since - began) * tokenizer.signal["fs"])
-    if not (math.isfinite(temperature) and math.isfinite(top_p)):
+    session = Session.open(options.model, work, options.base, trainable=True)
+    check(session)
+    ecg = session.read(record)
+    began, truth = segment_at(ecg, options.since)
+    cut = round((options.since - began) * session.tokenizer.signal["fs"])
+    if not (math.isfinite(options.temperature) and math.isfinite(options.top_p)):
         raise Failure("--temperature and --top-p are numbers")
-    out = (Path(out) if out else work.continued).resolve()
-    settings = {"record": sha256(truth.tobytes()).hexdigest(), "name": ecg.recording.name, "from": since}
-    settings |= {"samples": samples, "model": folder_checks.model_sha256(folder)}
-    settings |= {"temperature": temperature, "top_p": top_p, "seed": seed}
+    out = (Path(options.out) if options.out else work.continued).resolve()
+    settings = {
+        "record": sha256(truth.tobytes()).hexdigest(),
+        "name": ecg.recording.name,
+        "from": options.since,
+        "samples": options.samples,
+        "model": folder_checks.model_sha256(session.folder),
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "seed": options.seed,
+    }
     done = completed_result(
-        out / SAID, settings, overwrite, "continuations", "name another folder with --out"
+        out / RESULT, settings, options.overwrite, "continuations", "name another folder with --out"
     )
     if done:
         return done
-    refuse_foreign_folder(out, out / SAID, "continuations")
-
-    from ecgbyte_cli.inference import ecg_generation
-    from ecgbyte_cli.model import model_folder
-    from ecgbyte_cli.model.prompt import Prompt
-    from ecgbyte_cli.render import figures
-    from ecgbyte_cli.training.dataset import NOTHING_ASKED
-
-    lm, text_tokenizer, _, _ = model_folder.load_model(folder, base=base, trainable=True)
-    head, *_ = Prompt.of(about, text_tokenizer, lm.layout).parts(NOTHING_ASKED)
-    # the letters' range is that of what is given, or it would tell of what is not
-    letters, lo, hi = tokenizer.quantize(truth[:, :cut])
-    how = ecg_generation.Sampling(temperature, top_p, seed)
-    with progress("continue", samples, "continuations") as bar:
-        written = list(
-            ecg_generation.generate_ecgs(
-                lm, tokenizer, head, range(samples), how, letters, about["segmenter"], bar
-            )
-        )
-    made = np.stack([tokenizer.to_mv(tokenizer.decode(ids), lo, hi) for ids in written])
-    signal, name = tokenizer.signal, file_name(ecg.recording.name)
-    said = [f"Generated by ecgbyte from {since:g} s on: no recording of a patient. {model_folder.NOTICE}"]
-    said += [
-        f"Goes on from: {ecg.recording.name}, {began:g} to {since:g} s",
-        f"Model: {folder.resolve().name} {settings['model'][:16]}",
-    ]
+    refuse_foreign_folder(out, out / RESULT, "continuations")
+    continued = continuations(session, truth[:, :cut], options)
     with atomic_folder(out) as beside:
-        for i, mv in enumerate(made):
-            more = [f"Seed: {seed}, number {i + 1}, temperature {temperature:g}, top-p {top_p:g}"]
-            write_record(beside, f"{name}_{i + 1:02d}", mv, signal, said + more)
-        title = f"{ecg.recording.name}, generated from {since:g} s on"
-        figure = figures.plot_continuation(truth, made, cut, signal["fs"], signal["leads"], title, began)
-        figures.save_figure(figure, beside / PICTURE)
-        result = {"records": samples, "files": str(out), "picture": str(out / PICTURE)}
-        result["rmse_uv"] = errors(truth, made, cut, signal["fs"])
+        write_records(beside, session, ecg, began, continued, settings)
+        draw_picture(beside / PICTURE, session, ecg, began, truth, continued, options.since)
+        result = {"records": options.samples, "files": str(out), "picture": str(out / PICTURE)}
+        result["rmse_uv"] = errors(truth, continued, cut, session.tokenizer.signal["fs"])
         result["seconds"] = round(time.perf_counter() - start, 3)
-        write_json(beside / SAID, {"settings": settings, "result": result}, indent=1)
+        write_json(beside / RESULT, {"settings": settings, "result": result}, indent=1)
     return result
 
 
-def segment_at(ecg, since):
-    """Start in s and signal of the segment that a second is in, if something of it lies before that, and behind.
+def check(session: Session) -> None:
+    """Check that a model can continue ECGs."""
+    if not session.about["writes"]:
+        raise Failure(
+            f"{session.about['folder']} was not trained to predict ECGs: train with "
+            "`ecgbyte finetune --ecg-loss 0.3`"
+        )
+    if not session.about["lead_marks"]:
+        raise Failure(
+            f"the leads of {session.folder} have no marks, so none can be cut at a time: train on tokens of "
+            "--boundary lead"
+        )
+
+
+def continuations(session: Session, start: np.ndarray, options: ContinueOptions) -> np.ndarray:
+    """Write continuations of the start of a segment, (leads, n): (continuations, leads, samples), mV."""
+    from ecgbyte_cli.inference import ecg_generation
+    from ecgbyte_cli.training.dataset import NOTHING_ASKED
+
+    tokenizer = session.tokenizer
+    head, *_ = session.prompt.parts(NOTHING_ASKED)
+    # the range of the letters comes from the start alone, so that the future does not leak
+    letters, lo, hi = tokenizer.quantize(start)
+    sampling = ecg_generation.Sampling(options.temperature, options.top_p, options.seed)
+    numbers = range(options.samples)
+    with progress("continue", options.samples, "continuations") as bar:
+        written = list(
+            ecg_generation.generate_ecgs(
+                session.lm, tokenizer, head, numbers, sampling, letters, session.segmenter, bar
+            )
+        )
+    return np.stack([tokenizer.to_mv(tokenizer.decode(ids), lo, hi) for ids in written])
+
+
+def write_records(
+    folder: Path, session: Session, ecg: ECG, began: float, continued: np.ndarray, settings: dict
+) -> None:
+    """Write each continuation as a WFDB record."""
+    from ecgbyte_cli.model.model_folder import NOTICE
+
+    since, name = settings["from"], file_name(ecg.recording.name)
+    comments = [
+        f"Generated by ecgbyte from {since:g} s on: no recording of a patient. {NOTICE}",
+        f"Goes on from: {ecg.recording.name}, {began:g} to {since:g} s",
+        f"Model: {session.folder.resolve().name} {settings['model'][:16]}",
+    ]
+    sampling = f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}"
+    for number, signal in enumerate(continued, 1):
+        own = f"Seed: {settings['seed']}, number {number}, {sampling}"
+        write_record(folder, f"{name}_{number:02d}", signal, session.tokenizer.signal, [*comments, own])
+
+
+def draw_picture(
+    path: Path,
+    session: Session,
+    ecg: ECG,
+    began: float,
+    truth: np.ndarray,
+    continued: np.ndarray,
+    since: float,
+) -> None:
+    """Draw the continuations over the recording."""
+    from ecgbyte_cli.render import figures
+
+    signal, title = session.tokenizer.signal, f"{ecg.recording.name}, generated from {since:g} s on"
+    cut = round((since - began) * signal["fs"])
+    figure = figures.plot_continuation(truth, continued, cut, signal["fs"], signal["leads"], title, began)
+    figures.save_figure(figure, path)
+
+
+def segment_at(ecg: ECG, since: float) -> tuple[float, np.ndarray]:
+    """Return start in s and signal of the segment around a second.
 
     Raises
     ------
     Failure
-        If there is none.
+        If no segment has samples both before and after it.
     """
     seconds = ecg.signal["segment_seconds"]
     number = int(since // seconds) if math.isfinite(since) else len(ecg.segments)
@@ -203,14 +260,14 @@ def segment_at(ecg, since):
     return began, truth
 
 
-def errors(truth, made, cut, fs):
-    """How far continuations and plain guesses are from a recording behind the cut: RMSE over all leads, µV.
+def errors(truth: np.ndarray, continued: np.ndarray, cut: int, fs: float) -> dict[str, float | None]:
+    """Return the RMSE of continuations and plain guesses behind the cut, over all leads, in µV.
 
     Parameters
     ----------
     truth : numpy.ndarray
         (leads, samples), mV.
-    made : numpy.ndarray
+    continued : numpy.ndarray
         (continuations, leads, samples), mV.
     cut : int
         In samples.
@@ -219,7 +276,7 @@ def errors(truth, made, cut, fs):
     """
     behind = truth[:, cut:]
 
-    def rmse(guess):
+    def rmse(guess: np.ndarray) -> float:
         return 1000 * float(np.sqrt(np.square(guess - behind).mean()))
 
     flat = np.median(truth[:, :cut], axis=1, keepdims=True)
@@ -228,17 +285,17 @@ def errors(truth, made, cut, fs):
         None if beat is None else np.tile(beat, -(-behind.shape[1] // beat.shape[1]))[:, : behind.shape[1]]
     )
     return {
-        "continuations": float(np.mean([rmse(mv[:, cut:]) for mv in made])),
-        "mean of the continuations": rmse(made[..., cut:].mean(0)),
+        "continuations": float(np.mean([rmse(mv[:, cut:]) for mv in continued])),
+        "mean of the continuations": rmse(continued[..., cut:].mean(0)),
         "last beat repeated": None if repeated is None else rmse(repeated),
         "flat line": rmse(flat),
     }
 
 
-def last_beat(signal, fs):
-    """What would repeat: as much of the end of a signal as lies between its last two R peaks; None without two.
+def last_beat(signal: np.ndarray, fs: float) -> np.ndarray | None:
+    """Return the last beat of a signal, as long as the last R-R interval; None where it has no two R peaks.
 
-    The peaks are those of the lead that spans most.
+    The peaks are found in the lead with the largest range.
     """
     if signal.shape[1] < fs:  # too short to find any
         return None

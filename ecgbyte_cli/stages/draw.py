@@ -1,8 +1,10 @@
-"""ecgbyte draw: recordings from words."""
+"""ecgbyte draw: generate ECGs from words."""
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -13,30 +15,62 @@ from ecgbyte_cli.cli.options import base_option, sampling_options
 from ecgbyte_cli.cli.output import note, print_result, progress
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.readers.wfdb_write import write_record
 from ecgbyte_cli.signal import preprocess
-from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import write_json
 from ecgbyte_cli.storage.locks import lock
 from ecgbyte_cli.storage.manifest import completed_result, refuse_foreign_folder
+from ecgbyte_cli.storage.workdir import WorkDir
 
-SAID, PICTURE = "draw.json", "drawn.png"  # in the folder that is written
+RESULT, PICTURE = "draw.json", "drawn.png"  # in the folder that is written
 SHOWN = 8  # in the picture
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """Options of `ecgbyte draw`.
+
+    Attributes
+    ----------
+    out : Path or None
+        The folder to write to; the command needs one.
+    records : int
+        How many ECGs.
+    model, base : Path or None
+        Model folder (None: the work folder's), and where its base model is, if that has moved.
+    temperature, top_p, guidance : float
+    seed : int
+        An ECG depends on the seed and its own number, not on how many there are.
+    overwrite : bool
+    """
+
+    out: Path | None = None
+    records: int = 8
+    model: Path | None = None
+    base: Path | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    seed: int = 0
+    overwrite: bool = False
 
 
 @click.command(
     cls=Stage,
-    short_help="Draw ECGs from words.",
+    short_help="Generate ECGs from words.",
     epilog='Example: ecgbyte draw "atrial fibrillation" --records 2 --out drawn/',
 )
 @click.argument("words")
-@click.option("--records", type=click.IntRange(1), default=8, show_default=True, help="How many.")
+@click.option(
+    "--records", type=click.IntRange(1), default=DrawOptions.records, show_default=True, help="How many."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="The folder to write to; made if it does not exist.",
+    help="The folder to write to; created if it does not exist.",
 )
 @click.option(
     "--model",
@@ -50,58 +84,41 @@ SHOWN = 8  # in the picture
 @click.option(
     "--guidance",
     type=click.FloatRange(1),
-    default=1.0,
+    default=DrawOptions.guidance,
     show_default=True,
-    help="Above 1, what is likelier behind the words than without them becomes likelier still; takes twice as long.",
+    help="Guidance scale: above 1 the ECGs show the words more clearly; takes twice as long.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, other ECGs."
+    "--seed",
+    type=click.IntRange(0),
+    default=DrawOptions.seed,
+    show_default=True,
+    help="Another seed, other ECGs.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace ECGs drawn with other settings.")
 @click.pass_obj
-def command(work, words, **options):
-    """Draw ECGs that show WORDS, such as a rhythm, with a model that was trained to (`ecgbyte finetune --draw`).
+def command(work: WorkDir, words: str, **options: Any) -> dict:
+    """Generate ECGs that show WORDS, such as a rhythm. The model must be trained to draw (`ecgbyte finetune --draw`).
 
-    Writes WFDB records and a picture of the first of them. They are generated, as their headers say: of no patient,
-    and no evidence of anything about one.
+    Writes WFDB records and a picture of the first ones. Their headers say that they are generated: they belong to no
+    patient, and are no evidence about one.
     """
-    result = draw(work, words, **options)
+    result = draw(work, words, DrawOptions(**options))
     print_result(
         f"{result['records']} generated ECGs of {words} in {result['files']}, {result['seconds']:.1f} s"
     )
     return result
 
 
-def draw(
-    work,
-    words,
-    *,
-    records=8,
-    out,
-    model=None,
-    base=None,
-    temperature=1.0,
-    top_p=1.0,
-    guidance=1.0,
-    seed=0,
-    overwrite=False,
-):
-    """Draw ECGs from words and write them as WFDB records.
+def draw(work: WorkDir, words: str, options: DrawOptions) -> dict:
+    """Generate ECGs from words and write them as WFDB records.
 
     Parameters
     ----------
     work : WorkDir
     words : str
-        What they shall show.
-    records : int
-    out : Path
-        The folder to write to.
-    model, base : Path or None
-        Model folder (None: the work folder's), and where its base model is, if that has moved.
-    temperature, top_p, guidance : float
-    seed : int
-        An ECG depends on seed and its own number alone, not on how many there are.
-    overwrite : bool
+        What the ECGs show.
+    options : DrawOptions
 
     Returns
     -------
@@ -114,70 +131,78 @@ def draw(
         If there is no model, it was not trained to draw these words, or the folder holds other things.
     """
     start = time.perf_counter()
-    folder, out = folder_checks.resolve_model_folder(model or work.model), Path(out).resolve()
-    about = folder_checks.read_about(folder)
-    check(words, about, folder)
-    if not all(map(math.isfinite, (temperature, top_p, guidance))):
+    if options.out is None:
+        raise Failure("name the folder to write to: --out FOLDER")
+    session, out = Session.open(options.model or work.model, base=options.base), Path(options.out).resolve()
+    check(words, session)
+    if not all(map(math.isfinite, (options.temperature, options.top_p, options.guidance))):
         raise Failure("--temperature, --top-p and --guidance are numbers")
-    settings = {"words": words, "model": folder_checks.model_sha256(folder), "records": records}
-    settings |= {"temperature": temperature, "top_p": top_p, "guidance": guidance, "seed": seed}
+    settings = {
+        "words": words,
+        "model": folder_checks.model_sha256(session.folder),
+        "records": options.records,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "guidance": options.guidance,
+        "seed": options.seed,
+    }
     with lock(out):
-        done = completed_result(out / SAID, settings, overwrite, "ECGs", "name another folder")
+        done = completed_result(out / RESULT, settings, options.overwrite, "ECGs", "name another folder")
         if done:
             return done
-        refuse_foreign_folder(out, out / SAID, "drawn ECGs")
-        return _draw(folder, about, base, out, settings, overwrite, start)
+        refuse_foreign_folder(out, out / RESULT, "drawn ECGs")
+        session.load()  # before anything is removed
+        if options.overwrite:
+            for path in [*out.glob("drawn*.hea"), *out.glob("drawn*.dat")]:
+                path.unlink()
+        # the settings first, so that a run that is stopped can resume
+        write_json(out / RESULT, {"settings": settings, "result": None}, indent=1)
+        paths = write_records(session, out, settings)
+        picture(out / PICTURE, paths[:SHOWN], words)
+        result = {"records": options.records, "files": str(out), "picture": str(out / PICTURE)}
+        result["seconds"] = round(time.perf_counter() - start, 3)
+        write_json(out / RESULT, {"settings": settings, "result": result}, indent=1)
+        return result
 
 
-def _draw(folder, about, base, out, settings, overwrite, start):
-    """Draw the ECGs that are missing."""
+def write_records(session: Session, out: Path, settings: dict) -> list[Path]:
+    """Generate and write the ECGs that are missing; return the paths of all, without extension."""
     from ecgbyte_cli.inference import ecg_generation
-    from ecgbyte_cli.model import model_folder
-    from ecgbyte_cli.model.prompt import Prompt
+    from ecgbyte_cli.model.model_folder import NOTICE
     from ecgbyte_cli.training.dataset import NOTHING_ASKED
 
-    lm, text_tokenizer, tokenizer, _ = model_folder.load_model(folder, base=base)
+    lm, prompt, tokenizer = session.lm, session.prompt, session.tokenizer
     words, records, seed = settings["words"], settings["records"], settings["seed"]
     temperature, top_p, guidance = settings["temperature"], settings["top_p"], settings["guidance"]
-    prompt = Prompt.of(about, text_tokenizer, lm.layout)
-    head, plain = prompt.drawing(words), prompt.parts(NOTHING_ASKED)[0]
-    how, signal = ecg_generation.Sampling(temperature, top_p, seed, guidance), tokenizer.signal
-    said = [
-        f"Generated by ecgbyte: no recording of a patient. {model_folder.NOTICE}",
+    comments = [
+        f"Generated by ecgbyte: no recording of a patient. {NOTICE}",
         f"Drawn from the words: {words}",
+        f"Model: {session.folder.resolve().name} {settings['model'][:16]}",
+        f"Temperature: {temperature:g}, top-p {top_p:g}, guidance {guidance:g}",
     ]
-    said += [f"Model: {folder.resolve().name} {settings['model'][:16]}"]
-    said += [f"Temperature: {temperature:g}, top-p {top_p:g}, guidance {guidance:g}"]
     paths = [out / f"drawn{number:05d}" for number in range(1, records + 1)]
-    if overwrite:
-        for path in [*out.glob("drawn*.hea"), *out.glob("drawn*.dat")]:
-            path.unlink()
-    # the settings first: what is drawn before a stop is kept, and is known for what it is
-    write_json(out / SAID, {"settings": settings, "result": None}, indent=1)
     todo = [number for number, path in enumerate(paths) if not path.with_suffix(".hea").exists()]
     if len(todo) < records:
         note(f"{out}: going on, {records - len(todo)} of {records} ECGs are there")
+    head, plain = prompt.drawing(words), prompt.parts(NOTHING_ASKED)[0]
+    sampling = ecg_generation.Sampling(temperature, top_p, seed, guidance)
     with progress("draw", len(todo), "ECGs") as bar:
-        drawn = ecg_generation.generate_ecgs(lm, tokenizer, head, todo, how, bar=bar, plain=plain)
+        drawn = ecg_generation.generate_ecgs(lm, tokenizer, head, todo, sampling, bar=bar, plain=plain)
         for number, ids in zip(todo, drawn, strict=True):
-            mv = consistent(tokenizer.to_mv(tokenizer.decode(ids)), signal["leads"])
-            write_record(out, paths[number].name, mv, signal, [*said, f"Seed: {seed}, number {number + 1}"])
-    picture(out / PICTURE, paths[:SHOWN], words)
-    result = {"records": records, "files": str(out), "picture": str(out / PICTURE)}
-    result["seconds"] = round(time.perf_counter() - start, 3)
-    write_json(out / SAID, {"settings": settings, "result": result}, indent=1)
-    return result
+            mv = consistent(tokenizer.to_mv(tokenizer.decode(ids)), tokenizer.signal["leads"])
+            own = f"Seed: {seed}, number {number + 1}"
+            write_record(out, paths[number].name, mv, tokenizer.signal, [*comments, own])
+    return paths
 
 
-def check(words, about, folder):
+def check(words: str, session: Session) -> None:
     """Refuse words that a model was not trained to draw."""
-    known = about.get("draws")
+    known, folder, tokenizer = session.about.get("draws"), session.folder, session.tokenizer
     if not known:
         raise Failure(
-            f"{folder_checks.display_name(folder)} was not trained to draw: train one with "
+            f"{session.about['folder']} was not trained to draw: train one with "
             "`ecgbyte finetune --draw TYPE`"
         )
-    tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
     if not tokenizer.has_size:
         name = tokenizer.signal["quantizer"]["name"]
         raise Failure(
@@ -187,20 +212,20 @@ def check(words, about, folder):
         raise Failure("the words say nothing that can be drawn")
     if words not in known:
         first = "; ".join(known[:12]) + (f"; and {len(known) - 12} more" if len(known) > 12 else "")
-        if about["base"] == "tiny":  # it knows no words but those
+        if session.about["base"] == "tiny":  # it knows no words but those
             raise Failure(f'{folder} was not trained to draw "{words}"; it can draw: {first}')
         note(f'the model was not trained to draw "{words}", and may draw anything; it was on: {first}')
 
 
-def consistent(signal, leads):
-    """A signal whose limb leads agree: III, aVR, aVL and aVF are derived, where I and II are there too."""
+def consistent(signal: np.ndarray, leads: list[str]) -> np.ndarray:
+    """Derive III, aVR, aVL and aVF from I and II, where a signal (leads, samples) has these, so that all agree."""
     if not {"I", "II"} <= {*leads}:
         return signal
     own = [i for i, lead in enumerate(leads) if lead not in preprocess.DERIVED]
     return preprocess.pick(readers.Recording(signal[own], 0, [leads[i] for i in own], "", ""), leads)
 
 
-def picture(path, paths, words):
+def picture(path: Path, paths: list[Path], words: str) -> None:
     """Draw lead II, or the first, of some ECGs, one under another."""
     from ecgbyte_cli.render import figures
 

@@ -1,6 +1,9 @@
-"""ecgbyte explain: how often each attribution method points at the true cause of an answer."""
+"""ecgbyte explain: measure how often each attribution method points at the true cause of an answer."""
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -11,33 +14,41 @@ from ecgbyte_cli.cli.options import base_option
 from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.conversation import ECG
+from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.storage.files import atomic_write, read_array, read_json, read_table, write_json
 from ecgbyte_cli.storage.manifest import completed_result
+from ecgbyte_cli.storage.workdir import WorkDir
+
+if TYPE_CHECKING:
+    from ecgbyte_cli.inference.attribution import Explainer
 
 QUESTION = "What is the rhythm?"
-STRETCH = 0.1  # seconds: what a method points at, and what the curves delete and insert
+STRETCH = 0.1  # seconds of a window that a method points at, and that the curves delete and insert
+Stretch = tuple[str, float, float]  # lead, from s, to s
 FRACTIONS = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 1)
 RANDOM = "random"
 
 
-def _premature(comments, leads):
-    """A premature beat, from the start of its QRS complex to the end of its T wave, in all leads."""
+def _premature(comments: dict[str, str], leads: list[str]) -> list[Stretch]:
+    """Return a premature beat, from the start of its QRS complex to the end of its T wave, in all leads."""
     return [(lead, t - 0.12, t + 0.40) for t in _numbers(comments["Premature beats"]) for lead in leads]
 
 
-def _raised(comments, leads):
-    """The ST segments and T waves, in the leads that are raised."""
+def _raised(comments: dict[str, str], leads: list[str]) -> list[Stretch]:
+    """Return the ST segments and T waves, in the leads that are raised."""
     raised = [lead for lead in leads if lead in comments["Raised leads"].split()]
     return [(lead, t + 0.05, t + 0.30) for t in _numbers(comments["R peaks"]) for lead in raised]
 
 
-def _no_p_wave(comments, leads):
-    """The place before each QRS complex where the P wave is missing, in all leads."""
+def _no_p_wave(comments: dict[str, str], leads: list[str]) -> list[Stretch]:
+    """Return the place before each QRS complex where the P wave is missing, in all leads."""
     return [(lead, t - 0.22, t - 0.05) for t in _numbers(comments["R peaks"]) for lead in leads]
 
 
-def _numbers(text):
+def _numbers(text: str) -> list[float]:
     return [] if text == "none" else [float(word) for word in text.split()]
 
 
@@ -49,64 +60,14 @@ CAUSES = {
 }
 
 
-@click.command(
-    cls=Stage,
-    short_help="Measure which attribution points at the true cause.",
-    epilog="Example: ecgbyte explain --records 3",
-)
-@click.option(
-    "--records",
-    "count",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="How many, as many of each cause.",
-)
-@click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
-@base_option
-@click.option(
-    "--split",
-    type=click.Choice(["train", "val", "test"]),
-    default="test",
-    show_default=True,
-    help="Which records.",
-)
-@click.option(
-    "--batch", type=click.IntRange(1), default=16, show_default=True, help="Prompts computed together."
-)
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the records and of `random`."
-)
-@click.option("--overwrite", is_flag=True, help="Replace the numbers of an earlier run.")
-@click.pass_obj
-def command(work, **options):
-    """Measure how well pictures of what a model looked at can be believed.
+@dataclass(frozen=True)
+class ExplainOptions:
+    """Options of `ecgbyte explain`.
 
-    On synthetic records the cause of the answer is at a known place: a premature beat, raised ST segments in known
-    leads, the missing P wave of atrial fibrillation. For each method: the share of its attribution that falls on
-    the place, how many times the share of the signal that the place covers; how often the stretch of 0.1 s with
-    most attribution lies in it (pointing game); and how likely the answer stays as what matters most is made flat
-    first (deletion: lower is better) or comes back first (insertion: higher is better). `random` scores tokens by
-    chance.
-    """
-    result = explain(work, **options)
-    table(
-        rows(result),
-        header(result),
-        title=f"{result['records']} synthetic records of split {result['split']}",
-    )
-    print_result(verdict(result))
-    return result
-
-
-def explain(work, *, count=100, model=None, base=None, split="test", batch=16, seed=0, overwrite=False):
-    """Measure each attribution method on synthetic records.
-
-    Parameters
+    Attributes
     ----------
-    work : WorkDir
     count : int
-        Records; of each cause as many.
+        Records, spread evenly over the causes.
     model : Path or None
         Model folder; None is the work folder's.
     base : Path or None
@@ -116,15 +77,90 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
         Prompts computed together.
     seed : int
     overwrite : bool
+    """
+
+    count: int = 100
+    model: Path | None = None
+    base: Path | None = None
+    split: str = "test"
+    batch: int = 16
+    seed: int = 0
+    overwrite: bool = False
+
+
+@click.command(
+    cls=Stage,
+    short_help="Measure which attribution points at the true cause.",
+    epilog="Example: ecgbyte explain --records 3",
+)
+@click.option(
+    "--records",
+    "count",
+    type=click.IntRange(1),
+    default=ExplainOptions.count,
+    show_default=True,
+    help="How many, as many of each cause.",
+)
+@click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
+@base_option
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default=ExplainOptions.split,
+    show_default=True,
+    help="Which records.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=ExplainOptions.batch,
+    show_default=True,
+    help="Prompts computed together.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=ExplainOptions.seed,
+    show_default=True,
+    help="Of the records and of `random`.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the numbers of an earlier run.")
+@click.pass_obj
+def command(work: WorkDir, **options: Any) -> dict:
+    """Measure how far the attribution of an answer can be trusted.
+
+    On synthetic records the cause of the answer is at a known place: a premature beat, raised ST segments in known
+    leads, the missing P wave of atrial fibrillation. For each method: the share of its attribution on that place,
+    and how many times the share of the signal that the place covers; how often the 0.1 s with most attribution lie in
+    it (pointing game); and how probable the answer stays as the parts that matter most are flattened first (deletion:
+    lower is better) or restored first (insertion: higher is better). `random` scores tokens by chance.
+    """
+    result = explain(work, ExplainOptions(**options))
+    table(
+        rows(result),
+        header(result),
+        title=f"{result['records']} synthetic records of split {result['split']}",
+    )
+    print_result(verdict(result))
+    return result
+
+
+def explain(work: WorkDir, options: ExplainOptions) -> dict:
+    """Measure each attribution method on synthetic records.
+
+    Parameters
+    ----------
+    work : WorkDir
+    options : ExplainOptions
 
     Returns
     -------
     dict
-        records, split, answered_right (how many of them the model answers right: the attribution is that of the
-        right answer, for all), covered (percent of the signal that the places cover), methods (name to `share`
-        in percent, `times` (share over coverage), `interval` of it, `pointing` in percent, `deletion` and
-        `insertion` (area under the curve, 0 to 1), `curves`, `seconds` a record, `by_cause`, and for
-        `integrated` `gap`: `median` and `largest` completeness gap of a record, in percent), seconds.
+        records, split, answered_right (how many the model answers right; the right answer is attributed for all),
+        covered (percent of the signal that the places cover), methods (name to `share` in percent, `times` (share
+        over coverage), `interval` of it, `pointing` in percent, `deletion` and `insertion` (area under the curve, 0
+        to 1), `curves`, `seconds` per record, `by_cause`, and for `integrated` `gap`: `median` and `largest`
+        completeness gap of a record, in percent), seconds.
 
     Raises
     ------
@@ -132,86 +168,33 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
         If model or tokens are missing or do not fit together, or no record is synthetic.
     """
     start = time.perf_counter()
-    from ecgbyte_cli.model import folder_checks
-
-    model = folder_checks.resolve_model_folder(model or work.model)
-    about, encoded = folder_checks.read_about(model), read_json(work.need(work.token_settings, "encode"))
-    if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
-        raise Failure(f"{model} was trained with another tokenizer than {work.tokens} was encoded with")
+    session = Session.open(options.model or work.model, base=options.base)
+    tokens = check(session, work)
     settings = {
-        "model": folder_checks.model_sha256(model),
-        "tokens": encoded["settings"],
-        "records": count,
-        "split": split,
-        "seed": seed,
+        "model": folder_checks.model_sha256(session.folder),
+        "tokens": tokens["settings"],
+        "records": options.count,
+        "split": options.split,
+        "seed": options.seed,
     }
-    done = completed_result(work.explained, settings, overwrite, "measures")
+    done = completed_result(work.explained, settings, options.overwrite, "measures")
     if done:
         return done
-
-    if about["segmenter"] != encoded["segmenter"]:
-        raise Failure(
-            f"{model} was trained on tokens of --segmenter {about['segmenter']}, and {work.tokens} has those of "
-            f"{encoded['segmenter']}: encode with the model's"
-        )
-    from ecgbyte_cli.inference import attribution
-    from ecgbyte_cli.model import model_folder
-    from ecgbyte_cli.model.prompt import Prompt
-
-    lm, text_tokenizer, tokenizer, _ = model_folder.load_model(model, base=base)
-    prompt = Prompt.of(about, text_tokenizer, lm.layout)
-    explainer = attribution.Explainer(
-        lm, prompt, tokenizer, about["segmenter"], batch, about.get("prompt_tokens")
-    )
-    segments, symbols = read_table(work.symbol_segments), read_array(work.symbols)
-    chosen = choose(segments, split, count, tokenizer.signal, seed, work.reading())
-    width = max(1, round(STRETCH * tokenizer.signal["fs"]))
-    random = np.random.default_rng(seed)
-
-    measured, right = [], 0
-    with (
-        progress("explain", len(chosen), "records") as bar,
-        reporting_out_of_memory(
-            "for one prompt", "use a machine with more memory"
-        ),  # smaller batches were tried
-    ):
-        for i, condition, place in chosen:
-            begin = segments["offset"][i]
-            letters = np.array(symbols[begin : begin + place.size]).reshape(place.shape)
-            right += explainer.answer(letters, QUESTION) == condition
-            for method in (*attribution.METHODS, RANDOM):
-                began = time.perf_counter()
-                case = explainer.case(letters, QUESTION, condition)
-                if method == RANDOM:
-                    density = explainer.spread(case, random.random(case.at[0]))
-                else:
-                    density = explainer.density_of(case, letters, QUESTION, condition, method)
-                took = time.perf_counter() - began
-                measured.append(
-                    {
-                        "method": method,
-                        "cause": CAUSES[condition][0],
-                        "share": 100 * density[place].sum(),
-                        "covered": 100 * place.mean(),
-                        "hit": 100.0 * place[attribution.peak_window(density, width)],
-                        "curves": attribution.deletion_insertion_curves(
-                            explainer, letters, QUESTION, condition, density, width, FRACTIONS
-                        ),
-                        "gap": case.gap,
-                        "seconds": took,
-                    }
-                )
-            bar.advance()
+    session.load()
+    segments = read_table(work.symbol_segments)
+    signal, seed = session.tokenizer.signal, options.seed
+    chosen = choose(segments, options.split, options.count, signal, seed, work.reading())
+    measured, right = measure_records(session, work, segments, chosen, options.batch, seed)
     result = {
         "records": len(chosen),
-        "split": split,
-        "answered_right": int(right),
+        "split": options.split,
+        "answered_right": right,
         "covered": float(np.mean([m["covered"] for m in measured])),
         "causes": [cause for cause, _ in CAUSES.values() if any(m["cause"] == cause for m in measured)],
         "fractions": list(FRACTIONS),
         "methods": {
             method: summary([m for m in measured if m["method"] == method], seed)
-            for method in (*attribution.METHODS, RANDOM)
+            for method in dict.fromkeys(m["method"] for m in measured)
         },
         "seconds": time.perf_counter() - start,
     }
@@ -221,10 +204,116 @@ def explain(work, *, count=100, model=None, base=None, split="test", batch=16, s
     return result
 
 
-def choose(segments, split, count, signal, seed, reading):
-    """Draw records whose cause is known, as many of each cause, and say where it lies.
+def check(session: Session, work: WorkDir) -> dict:
+    """Check that the tokens of the work folder are the model's; return their settings."""
+    tokens = read_json(work.need(work.token_settings, "encode"))
+    if tokens["tokenizer_sha256"] != session.about["ecg_tokenizer_sha256"]:
+        raise Failure(
+            f"{session.folder} was trained with another tokenizer than {work.tokens} was encoded with"
+        )
+    if session.segmenter != tokens["segmenter"]:
+        raise Failure(
+            f"{session.folder} was trained on tokens of --segmenter {session.segmenter}, and {work.tokens} has "
+            f"those of {tokens['segmenter']}: encode with the model's"
+        )
+    return tokens
 
-    `reading` is what `readers.read_recording` was told about the recordings (see `WorkDir.reading`).
+
+def measure_records(
+    session: Session,
+    work: WorkDir,
+    segments: dict,
+    chosen: list[tuple[int, str, np.ndarray]],
+    batch: int,
+    seed: int,
+) -> tuple[list[dict], int]:
+    """Measure every method on every record; return the measures, and how many records are answered right."""
+    symbols, random = read_array(work.symbols), np.random.default_rng(seed)
+    matched = session.match(QUESTION)
+    question = matched.text if matched else QUESTION
+    explainer, measured, right = session.explainer(batch), [], 0
+    with (
+        progress("explain", len(chosen), "records") as bar,
+        # smaller batches were tried
+        reporting_out_of_memory("for one prompt", "use a machine with more memory"),
+    ):
+        for i, condition, place in chosen:
+            begin = segments["offset"][i]
+            letters = np.array(symbols[begin : begin + place.size]).reshape(place.shape)
+            right += session.ask(ecg_of(session, segments, i, letters), QUESTION).answer == condition
+            measured += measure_methods(explainer, letters, question, condition, place, random)
+            bar.advance()
+    return measured, int(right)
+
+
+def ecg_of(session: Session, segments: dict, i: int, letters: np.ndarray) -> ECG:
+    """Return the ECG of a segment of the work folder, from its letters, uint8 (leads, samples)."""
+    tokenizer, start = session.tokenizer, float(segments["start"][i])
+    signal = tokenizer.to_mv(letters, segments["lo"][i], segments["hi"][i])
+    recording = readers.Recording(
+        signal, tokenizer.signal["fs"], tokenizer.signal["leads"], segments["record"][i], segments["path"][i]
+    )
+    tokens = tokenizer.encode(letters, session.segmenter)
+    return ECG(recording, [(start, signal)], 0, tokens, tokenizer.signal)
+
+
+def measure_methods(
+    explainer: "Explainer",
+    letters: np.ndarray,
+    question: str,
+    condition: str,
+    place: np.ndarray,
+    random: np.random.Generator,
+) -> list[dict]:
+    """Measure every attribution method, and random scores, on one record.
+
+    Parameters
+    ----------
+    explainer : Explainer
+    letters : numpy.ndarray
+        uint8, (leads, samples).
+    question, condition : str
+        The question, as the model was trained to be asked, and the right answer.
+    place : numpy.ndarray
+        bool, (leads, samples): where the cause is.
+    random : numpy.random.Generator
+    """
+    from ecgbyte_cli.evaluation import attribution_measures
+    from ecgbyte_cli.inference import attribution
+
+    width, measured = max(1, round(STRETCH * explainer.tokenizer.signal["fs"])), []
+    for method in (*attribution.METHODS, RANDOM):
+        began = time.perf_counter()
+        case = explainer.case(letters, question, condition)
+        if method == RANDOM:
+            density = explainer.spread(case, random.random(case.at[0]))
+        else:
+            density = explainer.density_of(case, letters, question, condition, method)
+        took = time.perf_counter() - began
+        curves = attribution_measures.deletion_insertion_curves(
+            explainer, letters, question, condition, density, width, FRACTIONS
+        )
+        measured.append(
+            {
+                "method": method,
+                "cause": CAUSES[condition][0],
+                "share": 100 * density[place].sum(),
+                "covered": 100 * place.mean(),
+                "hit": 100.0 * place[attribution_measures.peak_window(density, width)],
+                "curves": curves,
+                "gap": case.gap,
+                "seconds": took,
+            }
+        )
+    return measured
+
+
+def choose(
+    segments: dict, split: str, count: int, signal: dict, seed: int, reading: dict[str, Any]
+) -> list[tuple[int, str, np.ndarray]]:
+    """Draw records whose cause is known, spread evenly over the causes, with the place of the cause.
+
+    `reading` holds the other arguments of `readers.read` (see `WorkDir.reading`).
 
     Returns
     -------
@@ -267,8 +356,8 @@ def choose(segments, split, count, signal, seed, reading):
     return sorted(chosen, key=lambda item: item[0])
 
 
-def true_place(condition, comments, signal, start):
-    """Where the cause of a condition lies: bool (leads, samples) of the segment that begins at `start` (s)."""
+def true_place(condition: str, comments: dict[str, str], signal: dict, start: float) -> np.ndarray:
+    """Return the place of a condition's cause: bool (leads, samples) of the segment that begins at `start` (s)."""
     leads, fs = signal["leads"], signal["fs"]
     place = np.zeros((len(leads), signal["samples"]), bool)
     for lead, begin, end in CAUSES[condition][1](comments, leads):
@@ -277,13 +366,13 @@ def true_place(condition, comments, signal, start):
     return place
 
 
-def summary(measured, seed):
-    """The means of one method over the records."""
+def summary(measured: list[dict], seed: int) -> dict:
+    """Return the means of one method over the records."""
     share, covered = (np.array([m[key] for m in measured]) for key in ("share", "covered"))
     drawn = np.random.default_rng(seed).integers(0, len(measured), (2000, len(measured)))
     times = share[drawn].mean(1) / covered[drawn].mean(1)
     deleted, inserted = (np.mean([m["curves"][k] for m in measured], axis=0) for k in (0, 1))
-    from ecgbyte_cli.inference.attribution import area_under_curve
+    from ecgbyte_cli.evaluation.attribution_measures import area_under_curve
 
     by_cause = {}
     for cause in dict.fromkeys(m["cause"] for m in measured):
@@ -311,13 +400,13 @@ def summary(measured, seed):
     }
 
 
-def header(result):
-    """Names of the columns; by cause in the order of `CAUSES`."""
+def header(result: dict) -> list[str]:
+    """Return the names of the columns; by cause in the order of `CAUSES`."""
     return ["method", "share %", "times", "95 %", *result["causes"], "hit %", "del.", "ins."]
 
 
-def rows(result):
-    """A row of strings for each method."""
+def rows(result: dict) -> list[list[str]]:
+    """Return a row of strings for each method."""
     return [
         [
             name,
@@ -333,8 +422,8 @@ def rows(result):
     ]
 
 
-def verdict(result):
-    """What the table says, in a few lines."""
+def verdict(result: dict) -> str:
+    """Summarize the table in a few lines."""
     methods = result["methods"]
     best = max((m for m in methods if m != RANDOM), key=lambda name: methods[name]["times"])
     return (
@@ -349,8 +438,8 @@ def verdict(result):
     )
 
 
-def markdown(result):
-    """The table and what it says, as Markdown."""
+def markdown(result: dict) -> str:
+    """Return the table and its summary as Markdown."""
     names = header(result)
     grid = [names, ["---", *["---:"] * (len(names) - 1)], *rows(result)]
     lines = ["| " + " | ".join(line) + " |" for line in grid]

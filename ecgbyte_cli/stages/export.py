@@ -3,7 +3,9 @@
 import json
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import numpy as np
@@ -14,11 +16,53 @@ from ecgbyte_cli.cli.options import base_option
 from ecgbyte_cli.cli.output import print_result
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.prompt import ANSWER_MARK, ECG_MARK, Prompt
 from ecgbyte_cli.storage.files import atomic_folder, read_json, write_json
+from ecgbyte_cli.storage.workdir import WorkDir
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ecgbyte_cli.model.ecg_lm import ECGLM
 
 SIG_START, SIG_END, LEAD, ECG_TOKEN = "<sig_start>", "<sig_end>", "<lead_{}>", "<ecg_{}>"
 QUESTION = "What is the rhythm?"
+
+
+# entries of the model's ecgbyte.json that the export's has too
+COPIED = (
+    *("notice", "prompt_version", "base", "base_revision", "method", "offset", "segmenter"),
+    *("prompt_tokens", "date", "lead_marks"),
+)
+
+
+class RenderedPrompt(NamedTuple):
+    """A prompt as the model was trained with it."""
+
+    text: str  # with ECG_TOKENS where the tokens of an ECG go
+    example: str  # with some tokens in their place
+    ids: list[int]  # of the example
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `ecgbyte export`.
+
+    Attributes
+    ----------
+    model : Path or None
+        Model folder; None is the work folder's.
+    base : Path or None
+        Where its base model is, if that has moved.
+    overwrite : bool
+    """
+
+    model: Path | None = None
+    base: Path | None = None
+    overwrite: bool = False
 
 
 @click.command(
@@ -31,13 +75,13 @@ QUESTION = "What is the rhythm?"
 @base_option
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @click.pass_obj
-def command(work, out, **options):
+def command(work: WorkDir, out: Path, **options: Any) -> dict:
     """Write a model to the folder OUT so that other programs than ecgbyte can run it.
 
     The adapter is merged into the base weights (bfloat16), the embedding holds the ECG tokens too, and the
     tokenizer knows them by name: <sig_start>, <lead_I>, <ecg_0>, <ecg_1>, …, <sig_end>.
     """
-    result = export(work, out, **options)
+    result = export(work, out, ExportOptions(**options))
     print_result(
         f"{out}: {result['parameters']:,} parameters, {result['vocab']:,} tokens, of them "
         f"{result['ecg_tokens']:,} of ECG, {result['megabytes']:.0f} MB"
@@ -45,20 +89,16 @@ def command(work, out, **options):
     return result
 
 
-def export(work, out, *, model=None, base=None, overwrite=False):
+def export(work: WorkDir, out: Path, options: ExportOptions) -> dict:
     """Write a model as a plain Transformers folder.
 
-    A 4-bit base is written as what its 4-bit numbers stand for: that is what the adapter was trained on.
+    A 4-bit base is written as the values of its 4-bit numbers: the adapter was trained on these.
 
     Parameters
     ----------
     work : WorkDir
     out : Path
-    model : Path or None
-        Model folder; None is the work folder's.
-    base : Path or None
-        Where its base model is, if that has moved.
-    overwrite : bool
+    options : ExportOptions
 
     Returns
     -------
@@ -68,60 +108,24 @@ def export(work, out, *, model=None, base=None, overwrite=False):
     Raises
     ------
     Failure
-        If there is no model, OUT holds something, or what would be written could not be loaded, or not be asked
-        as the model was trained.
+        If there is no model, OUT holds something, or the export could not be loaded, or not be asked as the model
+        was trained.
     """
-    out, folder, start = (
-        Path(out),
-        folder_checks.resolve_model_folder(model or work.model),
-        time.perf_counter(),
-    )
-    about_file = out / "ecgbyte.json"
-    ours = about_file.exists() and read_json(about_file).get("format") == "ecgbyte-export"
-    if out.exists() and not (ours and overwrite) and (not out.is_dir() or any(out.iterdir())):
-        raise Failure(
-            f"{out} exists already: "
-            + ("add --overwrite to replace it" if ours else "name a folder that does not")
-        )
-
-    import torch
-
-    from ecgbyte_cli.model import base_model, model_folder
-    from ecgbyte_cli.model.prompt import Prompt
-
-    lm, text_tokenizer, ecg_tokenizer, about = model_folder.load_model(folder, "cpu", base)
+    out, start = Path(out), time.perf_counter()
+    check_out(out, options.overwrite)
+    session = Session.open(options.model or work.model, base=options.base, device="cpu")
+    lm, _, prompt, _ = session.load()
     if lm.layout.unit:
-        raise Failure(f"{folder} was trained with --positions time, which other programs cannot be told")
+        raise Failure(
+            f"{session.folder} was trained with --positions time, which other programs cannot be told"
+        )
+    names = ecg_names(lm.layout, session.tokenizer.signal["leads"], session.tokenizer.vocab_size)
+    from ecgbyte_cli.model import base_model
+
     with base_model.silence_libraries():
-        prompt, leads = Prompt.of(about, text_tokenizer, lm.layout), ecg_tokenizer.signal["leads"]
-        plain = lm.base = merge(lm.base, about["method"], folder)
-        widen(plain, lm, least_likely(lm, prompt))
-        # whatever ends an answer here must end it elsewhere
-        plain.generation_config.eos_token_id = sorted(prompt.end_ids)
-        plain.to(torch.bfloat16)
-        check_shapes(plain, about["base"])
-        names = ecg_names(lm.layout, leads, ecg_tokenizer.vocab_size)
+        plain = plain_model(session)
         trained = [asked(prompt, names, question) for question in (QUESTION, "Why?", "is it\nso: [ST]?")]
-        name_tokens(text_tokenizer, lm.offset, names)
-        with atomic_folder(out) as beside:
-            plain.save_pretrained(beside)
-            doubled = save_tokenizer(beside, text_tokenizer, trained)
-            shutil.copyfile(folder / "ecg_tokenizer.json", beside / "ecg_tokenizer.json")
-            written = readme(about, trained[0][0], prompt, leads, doubled)
-            (beside / "README.md").write_text(written, encoding="utf-8")
-            kept = ("notice", "prompt_version", "base", "base_revision", "method", "offset", "segmenter")
-            kept += ("prompt_tokens", "date", "lead_marks")
-            write_json(
-                beside / "ecgbyte.json",
-                {
-                    "format": "ecgbyte-export",
-                    "ecgbyte": __version__,
-                    **{key: about.get(key) for key in kept},
-                    "prompt": trained[0][0],
-                    "ecg_tokenizer_sha256": ecg_tokenizer.sha256,
-                },
-                indent=1,
-            )
+        write(session, plain, names, trained, out)
     return {
         "out": str(out),
         "parameters": sum(p.numel() for p in plain.parameters()),
@@ -132,8 +136,56 @@ def export(work, out, *, model=None, base=None, overwrite=False):
     }
 
 
-def ecg_names(layout, leads, vocab):
-    """The names of all ids of ECGs, in their order."""
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds other things, or an earlier export without --overwrite."""
+    path = out / "ecgbyte.json"
+    ours = path.exists() and read_json(path).get("format") == "ecgbyte-export"
+    if out.exists() and not (ours and overwrite) and (not out.is_dir() or any(out.iterdir())):
+        raise Failure(
+            f"{out} exists already: "
+            + ("add --overwrite to replace it" if ours else "name a folder that does not")
+        )
+
+
+def plain_model(session: Session) -> "PreTrainedModel":
+    """Merge the adapter and the ECG rows into the base model, in bfloat16."""
+    import torch
+
+    lm, prompt, about = session.lm, session.prompt, session.about
+    plain = lm.base = merge(lm.base, about["method"], session.folder)
+    widen(plain, lm, least_likely(lm, prompt))
+    # whatever ends an answer here must end it elsewhere
+    plain.generation_config.eos_token_id = sorted(prompt.end_ids)
+    plain.to(torch.bfloat16)
+    check_shapes(plain, about["base"])
+    return plain
+
+
+def write(
+    session: Session, plain: "PreTrainedModel", names: list[str], trained: list[RenderedPrompt], out: Path
+) -> None:
+    """Write the folder of an export: the model, the tokenizers, README.md and ecgbyte.json."""
+    _, text_tokenizer, prompt, _ = session.load()
+    about, ecg_tokenizer = session.about, session.tokenizer
+    name_tokens(text_tokenizer, session.lm.offset, names)
+    with atomic_folder(out) as beside:
+        plain.save_pretrained(beside)
+        doubled = save_tokenizer(beside, text_tokenizer, trained)
+        shutil.copyfile(session.folder / "ecg_tokenizer.json", beside / "ecg_tokenizer.json")
+        text = readme(about, trained[0].text, prompt, ecg_tokenizer.signal["leads"], doubled)
+        (beside / "README.md").write_text(text, encoding="utf-8")
+        contents = {
+            "format": "ecgbyte-export",
+            "ecgbyte": __version__,
+            **{key: about.get(key) for key in COPIED},
+            "prompt": trained[0].text,
+            "ecg_tokenizer_sha256": ecg_tokenizer.sha256,
+        }
+        write_json(beside / "ecgbyte.json", contents, indent=1)
+
+
+def ecg_names(layout: Layout, leads: list[str], vocab: int) -> list[str]:
+    """Return the names of all ids of ECGs, in order."""
     return [
         SIG_START,
         SIG_END,
@@ -142,39 +194,38 @@ def ecg_names(layout, leads, vocab):
     ]
 
 
-def asked(prompt, names, question):
-    """What asks a question: its text with ECG_TOKENS where an ECG's are to stand, with some of these, and its ids."""
-    from ecgbyte_cli.model.prompt import ANSWER_MARK, ECG_MARK
-
+def asked(prompt: Prompt, names: list[str], question: str) -> RenderedPrompt:
+    """Return the prompt of a question."""
     text, _ = prompt.rendered((question,)).split(ANSWER_MARK)
     text, layout = text.replace(ECG_MARK, f"{SIG_START}ECG_TOKENS{SIG_END}"), prompt.layout
     ecg = [np.arange(3)], [np.array([0, 0, max(1, layout.marks) - 1])]
     ids, _ = prompt.build(ecg[0], [(question, None)], ecg[1])
     some = "".join(names[i - layout.offset] for i in ids[ids > layout.offset + 1])
-    return text, text.replace("ECG_TOKENS", some), ids.tolist()
+    return RenderedPrompt(text, text.replace("ECG_TOKENS", some), ids.tolist())
 
 
-def save_tokenizer(folder, text_tokenizer, trained):
-    """Write the text tokenizer, if it makes of each prompt's text the ids that the model was trained with.
+def save_tokenizer(
+    folder: Path, text_tokenizer: "PreTrainedTokenizerBase", trained: list[RenderedPrompt]
+) -> str | None:
+    """Write the text tokenizer, and check that it encodes each prompt to the ids that the model was trained with.
 
     Parameters
     ----------
     folder : Path
     text_tokenizer : transformers.PreTrainedTokenizerBase
-        Which knows the ECG tokens.
-    trained : list of (str, str, list of int)
-        From `asked`.
+        With the ECG tokens.
+    trained : list of RenderedPrompt
 
     Returns
     -------
     str or None
-        What a text begins with and the tokenizer adds by itself: to be left out where it does so; None if the ids are
-        others then too.
+        The beginning of a prompt that must be left out where the tokenizer adds special tokens by itself; "" if it
+        adds none; None if the ids differ in other ways too.
 
     Raises
     ------
     Failure
-        If it makes others: the model would be asked what it has never seen.
+        If the ids differ: the model would get prompts that it has never seen.
     """
     from transformers import AutoTokenizer
 
@@ -192,8 +243,8 @@ def save_tokenizer(folder, text_tokenizer, trained):
     return None
 
 
-def readme(about, text, prompt, leads, doubled):
-    """The README.md of an export; `doubled` is from `save_tokenizer`."""
+def readme(about: dict, text: str, prompt: Prompt, leads: list[str], doubled: str | None) -> str:
+    """Return the README.md of an export; `doubled` is from `save_tokenizer`."""
     from ecgbyte_cli.model import model_folder
 
     if doubled == "":
@@ -224,12 +275,12 @@ def readme(about, text, prompt, leads, doubled):
     return "\n\n".join(lines) + "\n"
 
 
-def least_likely(lm, prompt):
-    """The text id that the model is least likely ever to write, as its answers to some made-up ECGs show."""
+def least_likely(lm: "ECGLM", prompt: Prompt) -> int:
+    """Return the text id with the lowest logit in answers about random ECGs: the model hardly ever writes it."""
     import torch
 
     random = np.random.default_rng(0)
-    highest = None
+    highest: torch.Tensor | None = None
     for _ in range(8):
         ecg = random.integers(0, lm.ecg_rows.num_embeddings - (lm.layout.first - lm.offset), 100)
         ids, _ = prompt.build([ecg], [("What is the rhythm?", "sinus rhythm")], [np.zeros(100, int)])
@@ -237,11 +288,12 @@ def least_likely(lm, prompt):
             logits = lm.base(**lm.inputs(torch.from_numpy(ids)[None])).logits[0].float()
         top = logits.amax(0)
         highest = top if highest is None else torch.maximum(highest, top)
+    assert highest is not None
     return int(highest.argmin())
 
 
-def merge(base, method, folder):
-    """The base model in float32 with its adapter merged into the weights."""
+def merge(base: "PreTrainedModel | PeftModel", method: str, folder: Path) -> "PreTrainedModel":
+    """Return the base model in float32 with its adapter merged into the weights."""
     if method == "full":
         return base
     import torch
@@ -264,8 +316,8 @@ def merge(base, method, folder):
     return merged
 
 
-def check_shapes(base, name):
-    """Refuse to write what its own config.json would not load."""
+def check_shapes(base: "PreTrainedModel", name: str) -> None:
+    """Check that the model's own config.json would load its weights."""
     import torch
 
     with torch.device("meta"):
@@ -274,12 +326,11 @@ def check_shapes(base, name):
         raise Failure(f"a model of {name} cannot be exported: its layers were rebuilt in training")
 
 
-def widen(base, lm, never):
-    """Give a base model rows for the ECG tokens: in the embedding those that were trained.
+def widen(base: "PreTrainedModel", lm: "ECGLM", never: int) -> None:
+    """Add the trained rows of the ECG tokens to the embedding of a base model.
 
-    The output layer gets, for each, a copy of the row of a text id that is never written (its own layer from here
-    on, where it was the embedding): in no program can an ECG token be more likely than that. Transformers itself
-    suppresses them.
+    The output layer, which is untied from the embedding, gets for each a copy of the row of `never`, a text id that
+    is never written: no program can then find an ECG token more probable. Transformers itself suppresses them.
     """
     import torch
 
@@ -301,7 +352,7 @@ def widen(base, lm, never):
     base.generation_config.suppress_tokens = list(range(lm.offset, lm.offset + len(rows)))
 
 
-def name_tokens(text_tokenizer, offset, ecg):
+def name_tokens(text_tokenizer: "PreTrainedTokenizerBase", offset: int, ecg: list[str]) -> None:
     """Add the ECG tokens to a text tokenizer, at the ids that they have in the model."""
     from transformers import AddedToken
 

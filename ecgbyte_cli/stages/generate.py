@@ -2,39 +2,81 @@
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import base_option, dask_option, max_new_option, seeds_option, types_option
-from ecgbyte_cli.cli.output import note, print_result, progress, table
+from ecgbyte_cli.cli.output import note, print_result, table
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.evaluation import metrics, reliability, report
-from ecgbyte_cli.evaluation.controls import CONTROLS, ControlInputs
 from ecgbyte_cli.evaluation.text_scores import text_scores
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.inference import certainty
-from ecgbyte_cli.inference.batch_answering import (
-    PartialAnswers,
-    PromptSet,
-    Sampler,
-    answer_all,
-    best_over_segments,
-    choose_all,
-    longest_prompt,
-    most_probable_over_segments,
-    on_cluster,
-)
+from ecgbyte_cli.inference.batch_answering import Answer
+from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.inference.split_answering import Joined, answer_split
 from ecgbyte_cli.model import folder_checks
-from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import question_file, question_segments
-from ecgbyte_cli.questions.reasoning import split_reasoning
+from ecgbyte_cli.questions.question_file import Question
+from ecgbyte_cli.questions.reasoning import ReasonedAnswer, split_reasoning
 from ecgbyte_cli.signal.origin import patients_learned_from
 from ecgbyte_cli.storage.files import atomic_write, read_json, read_table, write_json
 from ecgbyte_cli.storage.manifest import completed_result
+from ecgbyte_cli.storage.workdir import WorkDir
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Options of `ecgbyte generate`.
+
+    Attributes
+    ----------
+    qa : Path or None
+        Question file, or a folder of them; None is the one that the model was trained on.
+    model, base : Path or None
+        Model folder, and where its base model is, if that has moved.
+    split : str
+    types : tuple of str
+        Types of questions; all if empty.
+    limit : int or None
+        Most questions, drawn by seed.
+    batch : int
+        Questions answered together.
+    max_new : int or None
+        Longest answer in tokens.
+    temperature : float
+        0 answers greedily.
+    controls : bool
+        Whether to ask the same without the signal too.
+    segments : {"first", "all"}
+    bertscore : str or None
+        Model of BERTScore.
+    seed : int
+        Of the limit, the controls, and sampled answers.
+    dask : str or None
+        Address of a cluster.
+    overwrite : bool
+    """
+
+    qa: Path | None = None
+    model: Path | None = None
+    base: Path | None = None
+    split: str = "test"
+    types: tuple[str, ...] = ()
+    limit: int | None = None
+    batch: int = 64
+    max_new: int | None = None
+    temperature: float = 0.0
+    controls: bool = True
+    segments: str = "first"
+    bertscore: str | None = None
+    seed: int = 0
+    dask: str | None = None
+    overwrite: bool = False
 
 
 @click.command(
@@ -57,33 +99,37 @@ from ecgbyte_cli.storage.manifest import completed_result
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
-    default="test",
+    default=GenerateOptions.split,
     show_default=True,
     help="Which questions.",
 )
 @types_option
 @click.option("--limit", type=click.IntRange(1), help="Answer only so many questions, drawn by seed.")
 @click.option(
-    "--batch", type=click.IntRange(1), default=64, show_default=True, help="Questions answered together."
+    "--batch",
+    type=click.IntRange(1),
+    default=GenerateOptions.batch,
+    show_default=True,
+    help="Questions answered together.",
 )
 @max_new_option
 @click.option(
     "--temperature",
     type=click.FloatRange(0),
-    default=0.0,
+    default=GenerateOptions.temperature,
     show_default=True,
     help="0 answers greedily; above 0 answers are drawn by seed.",
 )
 @click.option(
     "--controls/--no-controls",
-    default=True,
+    default=GenerateOptions.controls,
     show_default=True,
     help="Whether to ask the same without the signal too.",
 )
 @click.option(
     "--segments",
     type=click.Choice(["first", "all"]),
-    default="first",
+    default=GenerateOptions.segments,
     show_default=True,
     help="Answer about the first segment of a longer recording, or about all: the answer that they make likeliest "
     "together.",
@@ -92,7 +138,7 @@ from ecgbyte_cli.storage.manifest import completed_result
 @click.option(
     "--seed",
     type=click.IntRange(0),
-    default=0,
+    default=GenerateOptions.seed,
     show_default=True,
     help="Of the limit, the controls, and answers that are drawn.",
 )
@@ -100,7 +146,7 @@ from ecgbyte_cli.storage.manifest import completed_result
 @dask_option
 @click.option("--overwrite", is_flag=True, help="Replace answers made with other settings.")
 @click.pass_obj
-def command(work, **options):
+def command(work: WorkDir, seeds: int, **options: Any) -> dict:
     """Answer the questions of a split, and score the answers beside those of controls.
 
     The controls ask the same questions with no signal, with the signal of another patient, with a flat line, and
@@ -108,24 +154,15 @@ def command(work, **options):
     of the same type, or of the same words, whichever is better. A model that reads the ECG does much worse in
     all of them: what counts is the difference to the best. Intervals hold 95 % of a bootstrap over patients.
     """
-    seeds = options.pop("seeds")
-    if seeds > 1 and options["model"]:
+    chosen = GenerateOptions(**options)
+    if seeds > 1 and chosen.model:
         raise click.UsageError("--seeds asks the models of `ecgbyte finetune --seeds`: leave out --model")
     others = [work.of_seed(number) for number in range(1, seeds)]
-    paths = (
-        [work.need(of.model_settings, f"finetune --seeds {seeds}") for of in (work, *others)]
-        if others
-        else []
-    )
-    if len({json.dumps(read_json(path)["settings"] | {"seed": None}, sort_keys=True) for path in paths}) > 1:
-        raise Failure(
-            f"models of {work.root} differ in more than their seed: run `ecgbyte finetune --seeds {seeds}`"
-        )
-    result = generate(work, **options)
+    if others:
+        check_seeds([work, *others])
+    result = generate(work, chosen)
     header, lines = report.score_rows(result)
-    table(
-        lines, header, title=f"Exact match in %, {result['questions']} questions of split {result['split']}"
-    )
+    table(lines, header, title=score_title(result))
     print_result(report.headline(result))
     if "form_kept" in result:
         print_result(
@@ -135,110 +172,129 @@ def command(work, **options):
     for line in report.reliability_lines(result):
         print_result(line)
     if seeds > 1:
-        every = [result, *(generate(of, **options) for of in others)]
+        every = [result, *(generate(of, chosen) for of in others)]
         result = result | {"seeds": metrics.summarize_seeds(every)}
-        table(*report.seed_table(result["seeds"]), title=f"Exact match in %, {seeds} trainings")
+        rows, names = report.seed_table(result["seeds"])
+        table(rows, names, title=f"Exact match in %, {seeds} trainings")
         write_json(work.metrics, read_json(work.metrics) | {"result": result}, indent=1)
     return result
 
 
-def generate(
-    work,
-    *,
-    qa=None,
-    model=None,
-    base=None,
-    split="test",
-    types=(),
-    limit=None,
-    batch=64,
-    max_new=None,
-    temperature=0.0,
-    controls=True,
-    segments="first",
-    bertscore=None,
-    seed=0,
-    dask=None,
-    overwrite=False,
-):
-    """Answer the questions of a split with and without their signal.
+def check_seeds(works: list[WorkDir]) -> None:
+    """Check that the models of some work folders differ in nothing but their seed."""
+    paths = [work.need(work.model_settings, f"finetune --seeds {len(works)}") for work in works]
+    settings = [read_json(path)["settings"] | {"seed": None} for path in paths]
+    if any(one != settings[0] for one in settings):
+        raise Failure(
+            f"models of {works[0].root} differ in more than their seed: run `ecgbyte finetune --seeds {len(works)}`"
+        )
 
-    The parameters are the options of the command, which says what they do; the answers do not depend on `batch`.
+
+def score_title(result: dict) -> str:
+    """Return the title of the table of scores."""
+    return f"Exact match in %, {result['questions']} questions of split {result['split']}"
+
+
+def generate(work: WorkDir, options: GenerateOptions) -> dict:
+    """Answer the questions of a split with and without their signal. The answers do not depend on `batch`.
+
+    Parameters
+    ----------
+    work : WorkDir
+    options : GenerateOptions
 
     Returns
     -------
     dict
-        What `metrics.score` and `text_scores` return, split, majority_by (`type` or `question`),
-        seen_in_training (questions of the split that stand in training too) and seconds.
+        The results of `metrics.score` and `metrics.text_scores`, split, majority_by (`type` or `question`),
+        seen_in_training (questions of the split that are in training too) and seconds.
 
     Raises
     ------
     Failure
-        If model, tokens or questions are missing or do not fit together, or the model fails on a question: what
-        was answered until then is kept, and the next run goes on from there.
+        If model, tokens or questions are missing or do not fit together, or the model fails on a question. Answers
+        so far are kept, and the next run resumes.
     """
     start = time.perf_counter()
     with work.checked("tokens", "model"), work.making("answers"):
-        model = folder_checks.choose_model_folder(work, model)
-        about, encoded = check(work, model)
-        qa = qa or about["qa"]
-        settings = {
-            "model": folder_checks.model_sha256(model),
-            "qa": question_file.questions_sha256(qa),
-            "tokens": encoded["settings"],
-            "split": split,
-            "types": list(types) or None,
-            "limit": limit,
-            "max_new": folder_checks.answer_limit(about, max_new),
-            "temperature": temperature,
-            "controls": controls,
-            "segments": segments,
-            "bertscore": bertscore,
-            "seed": seed,
-        }
-        done = completed_result(work.metrics, settings, overwrite, "answers")
+        session = Session.open(options.model, work, options.base)
+        encoded, qa = check(work, session), options.qa or session.about["qa"]
+        settings = settings_of(session, options, encoded, qa)
+        done = completed_result(work.metrics, settings, options.overwrite, "answers")
         if done:
             return done
-        questions = question_file.filter_types(question_file.read_questions(qa), types)
-        table_of = read_table(work.symbol_segments)
-        chosen, joined = choose(questions, table_of, split, limit, seed)
+        questions = question_file.filter_types(question_file.read_questions(qa), options.types)
+        segments, seed = read_table(work.symbol_segments), options.seed
+        chosen, joined = choose(questions, segments, options.split, options.limit, seed)
         for line in question_segments.split_leaks(joined, patients_learned_from(work), qa):
             note(line)
-        asked = [question for question, *_ in chosen]
-        given = answer(work, model, base, chosen, settings, batch, dask)
-        answers, thoughts = {name: [one.answer for one in some] for name, some in given.items()}, None
-        result = {}
-        if tags := about.get("think"):
-            parts = {name: [split_reasoning(text, tags) for text in some] for name, some in answers.items()}
-            answers, thoughts = (
-                {n: [part.answer for part in some] for n, some in parts.items()},
-                parts["signal"],
-            )
+        given = answer_split(work, session, chosen, settings, options.batch, options.dask)
+        answers: dict[str, Any] = {name: [one.answer for one in some] for name, some in given.items()}
+        thoughts: list[ReasonedAnswer] | None = None
+        result: dict[str, Any] = {}
+        if tags := session.about.get("think"):
+            answers, thoughts = split_thoughts(answers, tags)
             result["form_kept"] = sum(thought.kept for thought in thoughts) / len(thoughts)
-        if controls:
+        if options.controls:
             training = [question for question, *_, side in joined if side == "train"]
+            asked = [question for question, *_ in chosen]
             answers["majority"], result["majority_by"] = metrics.baseline_guesses(training, asked)
-        result |= metrics.score(
-            answers,
-            [question.truth for question in asked],
-            [question.type for question in asked],
-            [patient for *_, patient, _ in chosen],
-            seed,
-            [question.attribute_type for question in asked],
-        )
-        result |= text_scores(answers["signal"], [question.answer for question in asked], bertscore)
-        result |= reliability.score_probabilities(
-            asked, given["signal"], [patient for *_, patient, _ in chosen], seed
-        )
-        result |= {"split": split, "seen_in_training": question_segments.count_seen_in_training(joined)}
+        result |= score(chosen, answers, given["signal"], options)
+        result |= {
+            "split": options.split,
+            "seen_in_training": question_segments.count_seen_in_training(joined),
+        }
         result["seconds"] = time.perf_counter() - start
         write(work, chosen, answers, given["signal"], thoughts, settings, result)
         return result
 
 
-def check(work, model):
-    """Check that model and tokens belong together, and return what the settings of both say."""
-    about, encoded = folder_checks.read_about(model), read_json(work.token_settings)
+def settings_of(session: Session, options: GenerateOptions, encoded: dict, qa: Any) -> dict:
+    """Return the settings that the answers depend on."""
+    return {
+        "model": folder_checks.model_sha256(session.folder),
+        "qa": question_file.questions_sha256(qa),
+        "tokens": encoded["settings"],
+        "split": options.split,
+        "types": list(options.types) or None,
+        "limit": options.limit,
+        "max_new": folder_checks.answer_limit(session.about, options.max_new),
+        "temperature": options.temperature,
+        "controls": options.controls,
+        "segments": options.segments,
+        "bertscore": options.bertscore,
+        "seed": options.seed,
+    }
+
+
+def split_thoughts(
+    answers: dict[str, list[str]], tags: list[str]
+) -> tuple[dict[str, list[str]], list[ReasonedAnswer]]:
+    """Return the answers without their reasoning, and both of the answers with the signal."""
+    parts = {name: [split_reasoning(text, tags) for text in some] for name, some in answers.items()}
+    return {name: [part.answer for part in some] for name, some in parts.items()}, parts["signal"]
+
+
+def score(
+    chosen: list[Joined], answers: dict[str, Any], given: list[Answer], options: GenerateOptions
+) -> dict:
+    """Score the answers and their probabilities."""
+    asked, patients = [question for question, *_ in chosen], [patient for *_, patient, _ in chosen]
+    scores = metrics.score(
+        answers,
+        [question.truth for question in asked],
+        [question.type for question in asked],
+        patients,
+        options.seed,
+        [question.attribute_type for question in asked],
+    )
+    scores |= text_scores(answers["signal"], [question.answer for question in asked], options.bertscore)
+    return scores | reliability.score_probabilities(asked, given, patients, options.seed)
+
+
+def check(work: WorkDir, session: Session) -> dict:
+    """Check that the tokens of the work folder are the model's, and return their settings."""
+    model, about, encoded = session.folder, session.about, read_json(work.token_settings)
     if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(
             f"{model} was trained with another tokenizer than {work.tokens} was encoded with: "
@@ -249,83 +305,22 @@ def check(work, model):
             f"{model} was trained on tokens of the segmenter {about['segmenter']}, and {work.tokens} was encoded "
             f"with {encoded['segmenter']}: run `ecgbyte encode --segmenter {about['segmenter']} --overwrite`"
         )
-    return about, encoded
+    return encoded
 
 
-def answer(work, model, base, chosen, settings, batch, dask=None):
-    """Ask the model each question, and each under every control.
-
-    Returns
-    -------
-    dict of str to list of Given
-        By `signal` or the control's name.
-    """
-    from ecgbyte_cli.model import model_folder
-
-    seed, max_new, asked = settings["seed"], settings["max_new"], [question for question, *_ in chosen]
-    lm, text_tokenizer, ecg_tokenizer, about = model_folder.load_model(model, base=base)
-    prompt = Prompt.of(about, text_tokenizer, lm.layout)
-    signals = ControlInputs(work, ecg_tokenizer, about["segmenter"], chosen, seed)
-    names = ("signal", *CONTROLS) if settings["controls"] else ("signal",)
-    longest = longest_prompt(lm, prompt, about, [question.answer for question in asked], max_new)
-    known = certainty.read_certainty(model, ecg_tokenizer.vocab_size) if not settings["temperature"] else None
-    found = [
-        known.match(q.question) if known and not q.earlier and len(q.records) == 1 else None for q in asked
-    ]
-    found = [None if f and f.parts else f for f in found]  # a list is put together in a conversation alone
-    # the words that the model was trained on
-    asked = [replace(q, question=f.text) if f else q for q, f in zip(asked, found, strict=True)]
-    parts = [signals.parts(i, settings["segments"] == "all") for i in range(len(asked))]
-    with (
-        PartialAnswers(work.partial_answers, settings) as partial,
-        progress("generate", len(names) * sum(parts), "answers") as bar,
-    ):
-        bar.update(len(partial.answers))
-        # all together: the ECGs of the questions are those of strangers' questions too
-        free, closed = PromptSet(prompt, ecg_tokenizer, longest), PromptSet(prompt, ecg_tokenizer, longest)
-        for name in names:
-            for part in range(max(parts)):
-                for i, (question, ecgs) in enumerate(zip(asked, signals.of(name, part), strict=True)):
-                    if part < parts[i]:
-                        prompts = closed if found[i] and found[i].answers else free
-                        prompts.ask((name, i, part), question, ecgs)
-            trimmed = free.trimmed + closed.trimmed
-            if trimmed and name == "signal":
-                note(f"{trimmed} prompts were longer than in training, and lost ECG tokens")
-
-        def keep(*answer):
-            partial.add(*answer)
-            bar.advance()
-
-        pick = Sampler(settings["temperature"], seed) if settings["temperature"] else None
-        there, told = partial.answers.keys(), lambda key: f"record {asked[key[1]].record}"
-
-        def answers(key):
-            return found[key[1]].answers
-
-        if dask:
-            loaded, sampled = (model, base, settings["model"]), pick and (settings["temperature"], seed)
-            on_cluster(dask, work.root, loaded, closed, free, batch, max_new, there, keep, answers, sampled)
-        else:
-            choose_all(lm, closed, batch, there, keep, answers, known, told)
-            answer_all(lm, free, batch, max_new, there, keep, pick, told)
-        made = {}
-        for name in names:
-            of_each = [[partial.answers[name, i, part] for part in range(n)] for i, n in enumerate(parts)]
-            made[name] = [
-                most_probable_over_segments(known, f.answers, some)
-                if f and f.answers
-                else best_over_segments(some)
-                for f, some in zip(found, of_each, strict=True)
-            ]
-        return made
-
-
-def write(work, chosen, answers, given, thoughts, settings, result):
-    """Write the answers, their scores as a table, and at last the settings and scores as JSON."""
+def write(
+    work: WorkDir,
+    chosen: list[Joined],
+    answers: dict[str, Any],
+    given: list[Answer],
+    thoughts: list[ReasonedAnswer] | None,
+    settings: dict,
+    result: dict,
+) -> None:
+    """Write the answers, their scores as a table, and last the settings and scores as JSON."""
     with atomic_write(work.answers) as beside, open(beside, "w", encoding="utf-8") as file:
         for i, (question, _, patient, _) in enumerate(chosen):
-            controls = {name: given[i] for name, given in answers.items() if name != "signal"}
+            controls = {name: some[i] for name, some in answers.items() if name != "signal"}
             line = {
                 "record": question.record if len(question.records) == 1 else list(question.records),
                 "patient": patient,
@@ -339,8 +334,8 @@ def write(work, chosen, answers, given, thoughts, settings, result):
                 "probability": round(given[i].probability, 6),
                 "sure": given[i].sure,
                 "runner_up": given[i].other
-                and {"answer": given[i].other, "probability": round(given[i].other_probability, 6)},
-                "p_yes": None if given[i].yes is None else round(given[i].yes, 6),
+                and {"answer": given[i].other, "probability": rounded(given[i].other_probability)},
+                "p_yes": rounded(given[i].yes),
                 "seconds": round(given[i].seconds, 4),
                 **({"reasoning": thoughts[i].reasoning, "form_kept": thoughts[i].kept} if thoughts else {}),
                 "control": {
@@ -349,17 +344,27 @@ def write(work, chosen, answers, given, thoughts, settings, result):
                 },
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    title = f"Exact match in %, {result['questions']} questions of split {result['split']}"
     with atomic_write(work.metrics_table) as beside:
         more = "".join(f"- {line}\n" for line in report.reliability_lines(result))
-        parts = [report.metrics_markdown(result, title), more, report.confusion_tables(result)]
+        parts = [
+            report.metrics_markdown(result, score_title(result)),
+            more,
+            report.confusion_tables(result),
+        ]
         beside.write_text("\n".join(filter(None, parts)), encoding="utf-8")
     write_json(work.metrics, {"settings": settings, "result": result}, indent=1)
     work.partial_answers.unlink(missing_ok=True)
 
 
-def choose(questions, segments, split, limit, seed):
-    """The questions of a split that have a segment.
+def rounded(probability: float | None) -> float | None:
+    """Round a probability to 6 places."""
+    return None if probability is None else round(probability, 6)
+
+
+def choose(
+    questions: list[Question], segments: dict, split: str, limit: int | None, seed: int
+) -> tuple[list[Joined], list[Joined]]:
+    """Choose the questions of a split that have a segment.
 
     Returns
     -------

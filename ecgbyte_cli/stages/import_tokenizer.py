@@ -11,7 +11,7 @@ from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.output import note, print_result
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal import preprocess, quantizers
 from ecgbyte_cli.signal.reference_tokenizer import LETTERS, merges_of
 from ecgbyte_cli.signal.tokenizer import check_signal, write_tokenizer
 from ecgbyte_cli.storage.files import sha256_of

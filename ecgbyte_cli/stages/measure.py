@@ -99,7 +99,7 @@ def command(work: Any, **options: Any) -> dict:
         _show(result["rows"])
     if result["skipped"]:
         table(
-            sorted(result["skipped_reasons"].items(), key=lambda item: -item[1]),
+            Counter(result["skipped_reasons"]).most_common(),
             ("skipped because", "recordings"),
         )
     return result
@@ -231,7 +231,8 @@ def _make_parts(
         tasks = ((parts, number, lots[number], asked) for number in todo)
         root = parts.folder.parent
         each = cluster.map_tasks(dask, root, make_part, tasks) if dask else None
-        with closing(each or in_parallel(make_part, tasks, min(jobs, len(todo)), PRELOAD)) as counts:
+        counts = each or in_parallel(make_part, tasks, min(jobs, len(todo)), PRELOAD)
+        with closing(counts):  # type: ignore[type-var]  # both are generators
             for count in counts:
                 bar.advance(count)
 

@@ -6,20 +6,64 @@ import threading
 import time
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, model_option
+from ecgbyte_cli.cli.options import base_option, model_option, recording_options
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.conversation import RecordingLoader
+from ecgbyte_cli.inference.session import MAX_NEW, Session, reading_options
 from ecgbyte_cli.render.terminal import status
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.workdir import WorkDir
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
 BACKLOG, MOST_CONNECTIONS = 128, 256
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Options of `ecgbyte serve`.
+
+    Attributes
+    ----------
+    model, base : Path or None
+        Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
+        if that has moved.
+    host, port
+        Where to listen; port 0 takes a free one.
+    allow_hosts : sequence of str
+        Further names of the page, such as a proxy's; with any, a token is needed.
+    open_page : bool
+        Whether to open the page in the browser.
+    max_new : int
+        Longest answer in tokens.
+    upload_mb : int
+        Largest file that may be dropped.
+    input_fs, lead_names, units
+        Sampling rate in Hz, names of the leads with commas between, and unit of recordings that do not say them;
+        None is as `symbolize` had it.
+    """
+
+    model: Path | None = None
+    base: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8765
+    allow_hosts: Sequence[str] = ()
+    open_page: bool = False
+    max_new: int = MAX_NEW
+    upload_mb: int = 64
+    input_fs: float | None = None
+    lead_names: str | None = None
+    units: str | None = None
 
 
 @click.command(
@@ -30,11 +74,15 @@ BACKLOG, MOST_CONNECTIONS = 128, 256
 @click.argument("source", metavar="[RECORD or FOLDER]", required=False, type=click.Path(path_type=Path))
 @model_option
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0 takes a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=ServeOptions.port,
+    show_default=True,
+    help="0 takes a free one.",
 )
 @click.option(
     "--host",
-    default="127.0.0.1",
+    default=ServeOptions.host,
     show_default=True,
     help="Address to listen at. Where others reach it, a token in the page's address is needed.",
 )
@@ -49,83 +97,40 @@ BACKLOG, MOST_CONNECTIONS = 128, 256
 @base_option
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
 @click.option(
-    "--max-new", type=click.IntRange(1), default=256, show_default=True, help="Longest answer in tokens."
+    "--max-new",
+    type=click.IntRange(1),
+    default=ServeOptions.max_new,
+    show_default=True,
+    help="Longest answer in tokens.",
 )
 @click.option(
     "--upload-mb",
     type=click.IntRange(1),
-    default=64,
+    default=ServeOptions.upload_mb,
     show_default=True,
     help="Largest file to drop on the page.",
 )
-@click.option(
-    "--input-fs",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    show_default="as symbolize was told",
-    help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
-)
-@click.option(
-    "--lead-names",
-    default=None,
-    show_default="as symbolize was told, or the 12 in their usual order",
-    help="Names of the leads in a file that does not say them (NumPy, HDF5), commas between.",
-)
-@click.option(
-    "--units",
-    type=click.Choice(["uV", "mV", "V"]),
-    default=None,
-    show_default="as symbolize was told, or mV",
-    help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
-)
+@recording_options
 @click.pass_obj
 def command(work: WorkDir, source: Path | None, **options: Any) -> dict:
     """Serve a page, on this machine, that shows ECGs and answers questions about them.
 
-    It shows the recordings of the folder, and files dropped on it: the sheet, the tokens on it, calipers, and
-    what an answer drew on. Everything is loaded from this machine. Ctrl-C ends it. Research use only: no
-    medical device.
+    It shows the recordings of the folder, and files dropped on it: the sheet with its tokens, calipers, and the
+    attribution of an answer. Everything is loaded from this machine. Ctrl-C ends it. Research use only: no medical
+    device.
     """
-    return serve(work, source, **options)
+    return serve(work, source, ServeOptions(**options))
 
 
-def serve(
-    work: WorkDir,
-    source: Path | None = None,
-    *,
-    model: Path | None = None,
-    base: Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    allow_hosts: Sequence[str] = (),
-    open_page: bool = False,
-    max_new: int = 256,
-    upload_mb: int = 64,
-    input_fs: float | None = None,
-    lead_names: str | None = None,
-    units: str | None = None,
-) -> dict:
+def serve(work: WorkDir, source: Path | None, options: ServeOptions) -> dict:
     """Serve the page until Ctrl-C.
 
     Parameters
     ----------
     work : WorkDir
     source : Path or None
-        A folder of recordings, or one; None shows what is dropped alone.
-    model : Path or None
-        Model folder; None is the work folder's, or the one that comes with the package.
-    host, port
-        What to listen at; port 0 takes a free one.
-    allow_hosts : sequence of str
-        Further names under which the page is asked for, such as a proxy's; with any, a token is needed.
-    open_page : bool
-        Whether to open the page in the browser.
-    max_new : int
-        Longest answer in tokens.
-    upload_mb : int
-        Largest file that may be dropped.
-    base, input_fs, lead_names, units
-        As `chat` has them.
+        A folder of recordings, or one; None shows only the files dropped on the page.
+    options : ServeOptions
 
     Returns
     -------
@@ -138,64 +143,82 @@ def serve(
         If starlette or uvicorn are not installed, the address is taken, or recordings or model cannot be read.
     """
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401  (whether it is installed)
 
         from ecgbyte_cli.web import app, middleware, recordings
     except ImportError as error:
         raise Failure(f"{error.name} is not installed: pip install ecgbyte[web]") from error
     try:
-        allowed = [middleware.allowed_host(text) for text in allow_hosts]
+        allowed = [middleware.allowed_host(text) for text in options.allow_hosts]
     except ValueError as error:
         raise click.UsageError(f"--allow-host takes {error}") from error
-    names = lead_names and [name.strip() for name in lead_names.split(",")]
-    told: dict[str, Any] = {"fs": input_fs, "lead_names": names, "units": units}
-    told = {**work.reading(), **{key: value for key, value in told.items() if value is not None}}
-    served = recordings.RecordingList(source, upload_mb * 2**20, told)
+    reading = reading_options(work, options.input_fs, options.lead_names, options.units)
+    served = recordings.RecordingList(source, options.upload_mb * 2**20, reading)
     try:
-        listening = listen(host, port)
-        token = secrets.token_urlsafe(16) if allowed or not middleware.is_loopback(host) else None
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
-        shown = f"{address}?token={token}" if token else address
-        if token:
-            reached = ", ".join([address, *(name for name, _ in allowed)])
-            note(f"others may reach {reached}: whoever knows its token sees the recordings served")
-        if allowed:
-            note(f"through a proxy, put ?token={token} behind the proxy's own address")
-        loaded, reader = load(work, model, base, max_new, told)
+        listening = listen(options.host, options.port)
+        guarded = allowed or not middleware.is_loopback(options.host)
+        token = secrets.token_urlsafe(16) if guarded else None
+        address = page_address(options.host, listening)
+        note_token(address, token, [name for name, _ in allowed])
+        session, reader = open_model(work, options)
 
-        def started():
+        def started() -> None:
+            shown = f"{address}?token={token}" if token else address
             (note if wants_json() else print_result)(f"{shown}   (Ctrl-C ends it)")
-            if open_page:
+            if options.open_page:
                 threading.Thread(target=webbrowser.open, args=(shown,), daemon=True).start()
 
-        config = uvicorn.Config(
-            app.build_app(app.Service(served, loaded, reader), host, token, started, allowed),
-            http=middleware.BoundedProtocol,
-            ws="none",
-            log_level="critical",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=MOST_CONNECTIONS,
-            timeout_graceful_shutdown=2,
-        )
-        begun = time.perf_counter()
-        try:
-            with listening:
-                uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:  # the way to end it
-            note("ended")
+        service, begun = app.Service(served, session, reader), time.perf_counter()
+        run(app.build_app(service, options.host, token, started, allowed), listening)
     finally:
         served.close()
     return {
         "address": address,
         "records": len(served.found),
-        "model": loaded and loaded.about["folder"],
+        "model": session and session.about["folder"],
         "seconds": time.perf_counter() - begun,
     }
 
 
-def listen(host, port):
-    """A socket that listens."""
+def run(application: "Starlette", listening: socket.socket) -> None:
+    """Run the server until Ctrl-C."""
+    import uvicorn
+
+    from ecgbyte_cli.web.middleware import BoundedProtocol
+
+    config = uvicorn.Config(
+        application,
+        http=BoundedProtocol,
+        ws="none",
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=2,
+    )
+    try:
+        with listening:
+            uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:  # the way to end it
+        note("ended")
+
+
+def page_address(host: str, listening: socket.socket) -> str:
+    """Return the address of the page."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
+
+
+def note_token(address: str, token: str | None, names: list[str]) -> None:
+    """Note who can reach the page, where a token guards it; `names` are those of proxies."""
+    if token:
+        reached = ", ".join([address, *names])
+        note(f"others may reach {reached}: whoever knows its token sees the recordings served")
+    if names:
+        note(f"through a proxy, put ?token={token} behind the proxy's own address")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens."""
     try:
         kind = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=kind, backlog=BACKLOG)
@@ -205,26 +228,25 @@ def listen(host, port):
         ) from error
 
 
-def load(work, model, base, max_new, told):
-    """The model (None where there is none) and the reader whose tokens are shown (None without a tokenizer)."""
-    from ecgbyte_cli.inference import certainty
-    from ecgbyte_cli.model import folder_checks
-    from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-    from ecgbyte_cli.web.app import Model
+def open_model(work: WorkDir, options: ServeOptions) -> tuple[Session | None, RecordingLoader | None]:
+    """Load the model (None if PyTorch is missing), and return it with the reader whose tokens the page shows."""
     from ecgbyte_cli.web.recordings import SharedReader
 
-    if model is None and not find_spec("torch"):
+    fs, lead_names, units = options.input_fs, options.lead_names, options.units
+    if options.model is None and not find_spec("torch"):
         note("the page shows ECGs alone: what a model needs is not installed (pip install ecgbyte[llm])")
         if not work.ecg_tokenizer.exists():
             return None, None
-        return None, SharedReader(ECGTokenizer.from_file(work.ecg_tokenizer), "longest", **told)
-    folder = folder_checks.choose_model_folder(work, model)
-    with status(f"loading the model {folder_checks.display_name(folder)}"):
-        from ecgbyte_cli.model import model_folder
-
-        lm, text_tokenizer, tokenizer, about = model_folder.load_model(folder, base=base)
-    reader = SharedReader(tokenizer, about.get("segmenter", "longest"), **told)
-    known = certainty.read_certainty(folder, tokenizer.vocab_size)
-    return Model(
-        lm, text_tokenizer, reader, {**about, "folder": folder_checks.display_name(folder)}, max_new, known
-    ), reader
+        tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+        return None, SharedReader(tokenizer, "longest", **reading_options(work, fs, lead_names, units))
+    session = Session.open(
+        *(options.model, work, options.base),
+        max_new=options.max_new,
+        loader=SharedReader,
+        fs=fs,
+        lead_names=lead_names,
+        units=units,
+    )
+    with status(f"loading the model {session.about['folder']}"):
+        session.load()
+    return session, session.reader

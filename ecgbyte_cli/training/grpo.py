@@ -55,7 +55,7 @@ class RecordedSampler:
         self.sampler.random = randoms
         self.ids: list[list[int]] = [[] for _ in randoms]
 
-    def __call__(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
         sampled = self.sampler(logits, rows)
         for row, i in zip(rows, sampled.tolist(), strict=True):
             if not (self.ids[row] and self.ids[row][-1] in self.end_ids):
@@ -204,7 +204,7 @@ class GRPOTrainer(Trainer):
         labels = batch.labels[:, 1:]
         labelled = labels != IGNORED
         with autocast(self.lm):
-            logits, _ = self.lm._outputs(
+            logits, _ = self.lm.outputs(
                 lambda states: states[:, :-1][labelled],
                 **self.lm.inputs(batch.ids, batch.positions, batch.owner),
             )

@@ -14,8 +14,9 @@ from starlette.routing import Route
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import RecordingLoader, remembers_earlier_turns
+from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.web.conversation_routes import METHODS, ConversationRoutes
-from ecgbyte_cli.web.conversations import Conversations, Model
+from ecgbyte_cli.web.conversations import Conversations
 from ecgbyte_cli.web.middleware import Guard
 from ecgbyte_cli.web.recording_routes import RecordingRoutes
 from ecgbyte_cli.web.recordings import RecordingList
@@ -30,12 +31,12 @@ class Service:
     Parameters
     ----------
     recordings : RecordingList
-    model : Model or None
+    model : Session or None
     reader : RecordingLoader or None
         Shows tokens: the model's reader, or the reader of a tokenizer alone.
     """
 
-    def __init__(self, recordings: RecordingList, model: Model | None, reader: RecordingLoader | None):
+    def __init__(self, recordings: RecordingList, model: Session | None, reader: RecordingLoader | None):
         self.recordings, self.model, self.reader = recordings, model, reader
         self.conversations = Conversations(model, recordings)
         page = (files("ecgbyte_cli") / "web" / "page").iterdir()

@@ -158,7 +158,7 @@ class ConversationRoutes:
 
 def describe_attribution(conversation: Conversation, method: str) -> dict[str, Any]:
     """Return how much of the last answer is attributed to each cell of each lead, and to each word."""
-    from ecgbyte_cli.inference.attribution import sum_windows
+    from ecgbyte_cli.evaluation.attribution_measures import sum_windows
 
     attributed = conversation_report.attribute_answer(conversation, method)
     signal = attributed.ecg.signal

@@ -7,34 +7,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from ecgbyte_cli.inference.certainty import Certainty
-from ecgbyte_cli.inference.conversation import Conversation, RecordingLoader, Turn
+from ecgbyte_cli.inference.conversation import Conversation, Turn
+from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.render import terminal
 from ecgbyte_cli.web.middleware import Refused
 from ecgbyte_cli.web.recordings import RecordingList, id_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from ecgbyte_cli.model.ecg_lm import ECGLM
 
 MOST_CONVERSATIONS, MOST_BYTES = 64, 2**30  # open conversations, and bytes of the recordings in them
 MOST_WAITING = 64  # requests that wait for the model
 MOST_ECGS = 4  # in a conversation
 Result = TypeVar("Result")
-
-
-class Model(NamedTuple):
-    """A loaded model, and how it reads recordings."""
-
-    lm: "ECGLM"
-    text_tokenizer: "PreTrainedTokenizerBase"
-    reader: RecordingLoader
-    about: dict[str, Any]
-    max_new: int = 256
-    certainty: Certainty | None = None
 
 
 @dataclass
@@ -80,17 +64,16 @@ class Conversations:
 
     Parameters
     ----------
-    model : Model or None
+    model : Session or None
         Without a model every request is refused.
     recordings : RecordingList
     """
 
-    def __init__(self, model: Model | None, recordings: RecordingList):
+    def __init__(self, model: Session | None, recordings: RecordingList):
         self.model, self.recordings = model, recordings
         self.worker = ThreadPoolExecutor(1, "model")
         self.waiting = 0
         self.sessions: OrderedDict[str, ChatSession] = OrderedDict()
-        self.shared: tuple | None = None  # the prompt and the cache that all conversations share
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Run a function in the model's thread, after the requests that came before."""
@@ -103,7 +86,7 @@ class Conversations:
         finally:
             self.waiting -= 1
 
-    def require_model(self) -> Model:
+    def require_model(self) -> Session:
         """Return the model, or refuse the request."""
         if self.model is None:
             raise Refused(404, "there is no model: start `ecgbyte serve --model FOLDER`")
@@ -146,14 +129,7 @@ class Conversations:
 
     def _start(self, path: str) -> ChatSession:
         model = self.require_model()
-        conversation = Conversation(
-            *(model.lm, model.text_tokenizer, model.reader, model.about, [model.reader.read(path)]),
-            *(model.max_new, model.certainty),
-        )
-        if self.shared:
-            conversation.prompt, conversation.cache = self.shared
-        self.shared = conversation.prompt, conversation.cache
-        return ChatSession(os.urandom(12).hex(), conversation)
+        return ChatSession(os.urandom(12).hex(), model.conversation([model.read(path)]))
 
     def _recording_bytes(self) -> int:
         """Return the bytes of the recordings in all conversations, each counted once."""

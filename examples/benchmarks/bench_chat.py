@@ -19,9 +19,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ecgbyte_cli.inference.conversation import ECG, Conversation, RecordingLoader
+from ecgbyte_cli.inference.conversation import ECG, RecordingLoader
+from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.model import ecg_lm, tiny
 from ecgbyte_cli.model.kv_cache import PromptCache
+from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages.learn import LearnOptions, learn
 from ecgbyte_cli.stages.symbolize import SymbolizeOptions, symbolize
@@ -76,13 +78,13 @@ def answering(tokens, repeats):
         ids = np.random.default_rng(seed).integers(0, 5000, tokens)
         # the tiny model as if it knew conversations
         about = {"base": "tiny", "conversations": True}
-        conversation = Conversation(
-            lm, text_tokenizer, reader, about, [ECG(None, [], 0, ids, signal)], max_new=16
-        )
+        loaded = LoadedModel(lm, text_tokenizer, Prompt(text_tokenizer, lm.layout), None)
+        session = Session(Path("model"), about, reader, loaded=loaded)
+        conversation = session.conversation([ECG(None, [], 0, ids, signal)], max_new=16)
         conversation.ask(QUESTIONS[0])
         second = conversation.ask(QUESTIONS[1])
         del conversation.turns[1:]
-        conversation.cache = PromptCache()
+        session.cache = PromptCache()
         again = conversation.ask(QUESTIONS[1])
         assert np.array_equal(second.prompt, again.prompt) and second.written == again.written
         kept.append(second.first)

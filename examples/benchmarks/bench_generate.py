@@ -18,7 +18,7 @@ import torch
 
 from ecgbyte_cli.evaluation import controls
 from ecgbyte_cli.inference import batch_answering
-from ecgbyte_cli.model import ecg_lm, model_folder, tiny
+from ecgbyte_cli.model import decoding, ecg_lm, model_folder, tiny
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import question_file
@@ -83,11 +83,11 @@ def timed(lm, prompts, batch, max_new, shared):
     if shared:
         batch_answering.answer_all(lm, prompts, batch, max_new, (), keep)
     else:
-        sharing, lm._can_share = lm._can_share, lambda *_: False
+        sharing, decoding.can_share = decoding.can_share, lambda *_: False
         for name in ("signal", *controls.CONTROLS):
             others = {key for key in prompts.asked if key[0] != name}
             batch_answering.answer_all(lm, prompts, batch, max_new, others, keep)
-        lm._can_share = sharing
+        decoding.can_share = sharing
     return time.perf_counter() - start, answers
 
 

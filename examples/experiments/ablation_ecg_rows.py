@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from ecgbyte_cli.stages.finetune import FinetuneOptions, finetune
-from ecgbyte_cli.stages.generate import generate
+from ecgbyte_cli.stages.generate import GenerateOptions, generate
 from ecgbyte_cli.storage.workdir import WorkDir
 
 
@@ -40,7 +40,7 @@ def main():
                 ecg_loss=0.0,
             )
             model = finetune(work, training)
-            scores = generate(work, limit=options.questions)
+            scores = generate(work, GenerateOptions(limit=options.questions))
             control = scores["control"]["no signal"]["exact_match"]
             rows.append(
                 f"| {trained} | {init} | {model['val_loss']:.3f} | {scores['exact_match']:.1f} | {control:.1f} |"

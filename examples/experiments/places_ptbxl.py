@@ -19,11 +19,9 @@ from pathlib import Path
 import neurokit2
 import numpy as np
 
-from ecgbyte_cli import read, segments
+from ecgbyte_cli import Session
 from ecgbyte_cli.cli.output import progress
-from ecgbyte_cli.inference import attribution, certainty
-from ecgbyte_cli.model import folder_checks, model_folder
-from ecgbyte_cli.model.prompt import Prompt
+from ecgbyte_cli.inference import attribution
 from ecgbyte_cli.questions import findings
 from ecgbyte_cli.questions.sources import ptbxl
 
@@ -127,16 +125,8 @@ def main():
     parser.add_argument("--records", type=int, default=16, help="of each finding")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    model = folder_checks.resolve_model_folder(options.model)
-    about = folder_checks.read_about(model)
-    lm, text_tokenizer, tokenizer, _ = model_folder.load_model(model, "cpu")
-    prompt, known = (
-        Prompt.of(about, text_tokenizer, lm.layout),
-        certainty.read_certainty(model, tokenizer.vocab_size),
-    )
-    explainer = attribution.Explainer(
-        lm, prompt, tokenizer, about["segmenter"], 16, about.get("prompt_tokens")
-    )
+    session = Session.open(options.model, device="cpu")
+    tokenizer, explainer = session.tokenizer, session.explainer()
     path = options.out / "places.jsonl"
     done = (
         {(row["finding"], row["record"]) for row in map(json.loads, path.open())} if path.exists() else set()
@@ -148,19 +138,20 @@ def main():
         for finding in PLACES:
             words, statements = findings.FINDINGS[finding]
             have = [of.record for of in facts if any(of.known.get(code) for code in statements)]
-            question = known.match(f"Is there {words}?").text  # as chat asks it
+            question = session.match(f"Is there {words}?").text  # as chat asks it
             for record in [
                 have[i] for i in np.random.default_rng(0).permutation(len(have))[: options.records]
             ]:
                 bar.advance()
                 if (finding, record) in done:
                     continue
-                recording = read(names[record])
+                ecg = session.read(names[record])
+                recording = ecg.recording
                 place = place_of(finding, recording, tokenizer.signal)
                 row = {"finding": finding, "record": record, "covered": float(place.mean())}
                 if place.any():  # the delineator found the waves
-                    letters = tokenizer.letters(segments(recording, tokenizer.signal)[0][1])
-                    row["answer"] = explainer.answer(letters, question)
+                    letters = tokenizer.letters(ecg.segments[0][1])
+                    row["answer"] = session.ask(ecg, question).answer
                     row["share"] = {}
                     for method in (*attribution.METHODS, RANDOM):
                         case = explainer.case(letters, question, "yes")

@@ -302,7 +302,7 @@ class Answerer:
             # where an answer begins: a label behind none
             begins = (batch.labels[:, 1:] != IGNORED) & (batch.labels[:, :-1] == IGNORED)
             inputs = self.lm.inputs(batch.ids, batch.positions, batch.owner)
-            logits, _ = self.lm._outputs(lambda states, at=begins: states[:, :-1][at], **inputs)
+            logits, _ = self.lm.outputs(lambda states, at=begins: states[:, :-1][at], **inputs)
             made.append(logits[:, self.words[0]] - logits[:, self.words[1]])
         return np.round(torch.cat(made).double().numpy(), 4)  # what is alike but for the last digits is a tie
 

@@ -1,0 +1,271 @@
+"""Open a model folder once, read recordings as its model needs them, and ask it about them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion, read_certainty, softmax
+from ecgbyte_cli.inference.conversation import ECG, Conversation, RecordingLoader, Turn, fit_prompt
+from ecgbyte_cli.inference.conversation_report import AnswerAttribution, attribute_turn
+from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.storage.workdir import WorkDir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ecgbyte_cli.inference.attribution import Explainer
+    from ecgbyte_cli.model.ecg_lm import ECGLM
+    from ecgbyte_cli.model.kv_cache import PromptCache
+    from ecgbyte_cli.model.prompt import Prompt
+
+MAX_NEW = 256  # tokens of an answer
+
+
+class LoadedModel(NamedTuple):
+    """The parts of a model that take time to load."""
+
+    lm: "ECGLM"
+    text_tokenizer: "PreTrainedTokenizerBase"
+    prompt: "Prompt"
+    certainty: Certainty | None  # None in folders of older versions
+
+
+@dataclass
+class Session:
+    """An open model folder. `Session.open` opens one.
+
+    Attributes
+    ----------
+    folder : Path
+    about : dict
+        The contents of ecgbyte.json, and `folder`, the name to show for it.
+    reader : RecordingLoader
+        Reads recordings with the model's own settings.
+    base : path or None
+        Where the base model is, if it has moved.
+    device : str or None
+        `cuda` or `cpu`; None takes the GPU if there is one.
+    trainable : bool
+        Whether the model may be one that has not learned to answer yet.
+    max_new : int
+        Longest answer in tokens.
+    loaded : LoadedModel or None
+        None until the model is first needed.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    reader: RecordingLoader
+    base: str | os.PathLike | None = None
+    device: str | None = None
+    trainable: bool = False
+    max_new: int = MAX_NEW
+    loaded: LoadedModel | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike | None = None,
+        work: WorkDir | None = None,
+        base: str | os.PathLike | None = None,
+        device: str | None = None,
+        *,
+        trainable: bool = False,
+        max_new: int = MAX_NEW,
+        loader: type[RecordingLoader] = RecordingLoader,
+        fs: float | None = None,
+        lead_names: str | Sequence[str] | None = None,
+        units: str | None = None,
+        keep_identity: bool | None = None,
+    ) -> "Session":
+        """Open a model folder: read ecgbyte.json and the tokenizer. The model is loaded when it is first needed.
+
+        Parameters
+        ----------
+        path : path or None
+            Model folder, or `ptbxl` for the model that comes with the package. None is the model of `work`, or
+            `ptbxl` where there is none.
+        work : WorkDir or None
+            Where the settings of `ecgbyte symbolize` say how recordings are read.
+        base, device, trainable, max_new
+            See the attributes.
+        loader : type
+            The class of `reader`.
+        fs : float or None
+            Sampling rate in Hz of recordings that do not say it.
+        lead_names : str, sequence of str or None
+            Names of the leads of recordings that do not say them; a str has commas between them.
+        units : str or None
+            Unit of recordings that do not say it: uV, mV or V.
+        keep_identity : bool or None
+            Whether to keep the name, number and birth date in a hospital file.
+
+        Raises
+        ------
+        Failure
+            If there is no such model folder, or it is damaged.
+        """
+        if path is None and work is not None:
+            folder = folder_checks.choose_model_folder(work, None)
+        else:
+            folder = folder_checks.resolve_model_folder(folder_checks.SHIPPED if path is None else path)
+        about = {**folder_checks.read_about(folder), "folder": folder_checks.display_name(folder)}
+        tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
+        reading = reading_options(work, fs, lead_names, units, keep_identity)
+        reader = loader(tokenizer, about["segmenter"], **reading)
+        return cls(folder, about, reader, base, device, trainable, max_new)
+
+    @property
+    def tokenizer(self) -> ECGTokenizer:
+        return self.reader.tokenizer
+
+    @property
+    def segmenter(self) -> str:
+        return self.reader.segmenter
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """The longest prompt in tokens; ECGs lose tokens where one would be longer. None does not limit it."""
+        return self.about.get("prompt_tokens")
+
+    def check_base(self) -> None:
+        """Raise a Failure if the base model was in a folder that is not there: before anything slow is done."""
+        folder_checks.base_model_of(self.folder, self.about, self.base)
+
+    def load(self) -> LoadedModel:
+        """Load the model, if it is not loaded yet.
+
+        Raises
+        ------
+        Failure
+            If its parts are damaged or do not belong together, its base model is not there, or memory does not
+            suffice.
+        """
+        if self.loaded is None:
+            from ecgbyte_cli.model import model_folder
+            from ecgbyte_cli.model.prompt import Prompt
+
+            lm, text_tokenizer, tokenizer, about = model_folder.load_model(
+                self.folder, self.device, self.base, trainable=self.trainable
+            )
+            prompt = Prompt.of(about, text_tokenizer, lm.layout)
+            certainty = read_certainty(self.folder, tokenizer.vocab_size)
+            self.loaded = LoadedModel(lm, text_tokenizer, prompt, certainty)
+        return self.loaded
+
+    @property
+    def lm(self) -> "ECGLM":
+        return self.load().lm
+
+    @property
+    def prompt(self) -> "Prompt":
+        return self.load().prompt
+
+    @property
+    def certainty(self) -> Certainty | None:
+        return self.load().certainty
+
+    @cached_property
+    def cache(self) -> "PromptCache":
+        """What the model has read last, for the next question about the same ECG."""
+        from ecgbyte_cli.model.kv_cache import PromptCache
+
+        return PromptCache()
+
+    def read(self, record: str | os.PathLike) -> ECG:
+        """Read, preprocess and encode a recording: the ECG of its first segment.
+
+        Raises
+        ------
+        Failure
+            If it cannot be read, or lacks leads that the model needs.
+        """
+        return self.reader.read(record)
+
+    def match(self, question: str) -> MatchedQuestion | None:
+        """Return the question of the training that asks the same; None where none does."""
+        return self.certainty.match(question) if self.certainty else None
+
+    def ask(self, ecg: ECG, question: str) -> Turn:
+        """Answer one question about one ECG; see `Conversation.ask`."""
+        return self.conversation([ecg]).ask(question)
+
+    def weigh(self, ecg: ECG, question: str, answers: Sequence[str]) -> np.ndarray:
+        """Return the calibrated probability of each of some answers to a question.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64, (answers,), sum 1.
+
+        Raises
+        ------
+        Failure
+            If the text of the question alone is longer than a prompt may be.
+        """
+        matched = self.match(question)
+        ids, _ = self.prompt_ids([ecg.tokens], [(matched.text if matched else question, None)])
+        return self.weigh_prompts([ids], answers, self.cache)[0]
+
+    def attribute(self, ecg: ECG, question: str, method: str = "integrated") -> AnswerAttribution:
+        """Ask a question, and attribute the answer to the samples of the ECG.
+
+        Parameters
+        ----------
+        ecg : ECG
+        question : str
+        method : str
+            One of `attribution.METHODS`.
+
+        Raises
+        ------
+        Failure
+            If the model has no answer, or the method cannot attribute it.
+        """
+        return attribute_turn(self, self.ask(ecg, question), method)
+
+    def conversation(self, ecgs: list[ECG], max_new: int | None = None) -> Conversation:
+        """Begin a conversation about ECGs; `max_new` is the longest answer in tokens."""
+        return Conversation(self, ecgs, max_new or self.max_new)
+
+    def explainer(self, batch: int = 16) -> "Explainer":
+        """Return what attributes this model's answers, with at most `batch` prompts at a time."""
+        from ecgbyte_cli.inference.attribution import Explainer
+
+        return Explainer(self.lm, self.prompt, self.tokenizer, self.segmenter, batch, self.prompt_tokens)
+
+    def prompt_ids(
+        self, ecgs: list[np.ndarray], turns: Sequence[tuple[str, str | None]]
+    ) -> tuple[np.ndarray, int]:
+        """Return the ids of a prompt about the tokens of ECGs, and how many ECG tokens had no room."""
+        ids, _, lost = fit_prompt(self.prompt, self.tokenizer, ecgs, turns, self.prompt_tokens)
+        return ids, lost
+
+    def weigh_prompts(
+        self, prompts: list[np.ndarray], answers: Sequence[str], cache: "PromptCache | None" = None
+    ) -> list[np.ndarray]:
+        """Return the calibrated probabilities, float64 (answers,), of the same answers to each prompt."""
+        ids = [self.prompt.written(answer) for answer in answers]
+        logs = self.lm.weigh(prompts, [ids] * len(prompts), cache)
+        return [self.certainty.weights(answers, one) if self.certainty else softmax(one) for one in logs]
+
+
+def reading_options(
+    work: WorkDir | None,
+    fs: float | None = None,
+    lead_names: str | Sequence[str] | None = None,
+    units: str | None = None,
+    keep_identity: bool | None = None,
+) -> dict[str, Any]:
+    """Return the arguments of `readers.read`: those that are not None, else those that `symbolize` had in `work`."""
+    if isinstance(lead_names, str):
+        lead_names = [name.strip() for name in lead_names.split(",")]
+    options = {"fs": fs, "lead_names": lead_names, "units": units, "keep_identity": keep_identity}
+    stored = work.reading() if work else {}
+    return {**stored, **{key: value for key, value in options.items() if value is not None}}

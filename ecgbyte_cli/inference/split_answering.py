@@ -1,0 +1,129 @@
+"""Answer the questions of a split, with their signals and under every control."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ecgbyte_cli.cli.output import note, progress
+from ecgbyte_cli.evaluation.controls import CONTROLS, ControlInputs
+from ecgbyte_cli.inference.batch_answering import (
+    Answer,
+    PromptSet,
+    Sampler,
+    answer_all,
+    best_over_segments,
+    choose_all,
+    longest_prompt,
+    most_probable_over_segments,
+    on_cluster,
+)
+from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion
+from ecgbyte_cli.inference.partial_answers import PartialAnswers
+from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.questions.question_file import Question
+from ecgbyte_cli.storage.workdir import WorkDir
+
+Key = tuple[str, int, int]  # `signal` or the control's name, number of the question, number of the segment
+Joined = tuple[Question, int, str, str]  # question, its first segment, patient, split
+
+
+def answer_split(
+    work: WorkDir,
+    session: Session,
+    chosen: list[Joined],
+    settings: dict,
+    batch: int,
+    dask: str | None = None,
+) -> dict[str, list[Answer]]:
+    """Answer each question, and each under every control.
+
+    Returns
+    -------
+    dict of str to list of Answer
+        By `signal` or the control's name.
+    """
+    seed, max_new, temperature = settings["seed"], settings["max_new"], settings["temperature"]
+    lm, _, prompt, certainty = session.load()
+    matched = [None if temperature else match(session, question) for question, *_ in chosen]
+    # in the words that the model was trained on
+    asked = [replace(q, question=m.text) if m else q for (q, *_), m in zip(chosen, matched, strict=True)]
+    signals = ControlInputs(work, session.tokenizer, session.segmenter, chosen, seed)
+    names = ("signal", *CONTROLS) if settings["controls"] else ("signal",)
+    counts = [signals.parts(i, settings["segments"] == "all") for i in range(len(asked))]
+    longest = longest_prompt(lm, prompt, session.about, [question.answer for question in asked], max_new)
+    with (
+        PartialAnswers(work.partial_answers, settings) as partial,
+        progress("generate", len(names) * sum(counts), "answers") as bar,
+    ):
+        bar.update(len(partial.answers))
+        # one set for all names: a control's ECG is the ECG of other questions too
+        closed, free = (PromptSet(prompt, session.tokenizer, longest) for _ in range(2))
+        add_prompts(closed, free, asked, matched, signals, names, counts)
+
+        def keep(key: Key, answer: Answer) -> None:
+            partial.add(key, answer)
+            bar.advance()
+
+        def answers_of(key: Key) -> list[str]:
+            question = matched[key[1]]
+            return (question.answers if question else None) or []
+
+        def name(key: Key) -> str:
+            return f"record {asked[key[1]].record}"
+
+        done, sampled = partial.answers.keys(), (temperature, seed) if temperature else None
+        if dask:
+            base = None if session.base is None else os.fspath(session.base)
+            model = session.folder, base, settings["model"]
+            on_cluster(dask, work.root, model, closed, free, batch, max_new, done, keep, answers_of, sampled)
+        else:
+            choose_all(lm, closed, batch, done, keep, answers_of, certainty, name)
+            answer_all(lm, free, batch, max_new, done, keep, Sampler(*sampled) if sampled else None, name)
+        return {name: over_segments(name, partial, counts, matched, certainty) for name in names}
+
+
+def match(session: Session, question: Question) -> MatchedQuestion | None:
+    """Return the question of the training that a question is; lists are answered freely, as are several ECGs."""
+    if question.earlier or len(question.records) > 1:
+        return None
+    matched = session.match(question.question)
+    return None if matched and matched.parts else matched
+
+
+def add_prompts(
+    closed: PromptSet,
+    free: PromptSet,
+    asked: list[Question],
+    matched: list[MatchedQuestion | None],
+    signals: ControlInputs,
+    names: Sequence[str],
+    counts: list[int],
+) -> None:
+    """Add the prompt of each question about each segment: to `closed` if its answer is chosen, else to `free`."""
+    for name in names:
+        for part in range(max(counts)):
+            for i, (question, ecgs) in enumerate(zip(asked, signals.of(name, part), strict=True)):
+                one = matched[i]
+                if part < counts[i]:
+                    (closed if one and one.answers else free).ask((name, i, part), question, ecgs)
+        trimmed = free.trimmed + closed.trimmed
+        if trimmed and name == "signal":
+            note(f"{trimmed} prompts were longer than in training, and lost ECG tokens")
+
+
+def over_segments(
+    name: str,
+    partial: PartialAnswers,
+    counts: list[int],
+    matched: list[MatchedQuestion | None],
+    certainty: Certainty | None,
+) -> list[Answer]:
+    """Return the answer to each question over all of its segments."""
+    answers = []
+    for i, (count, question) in enumerate(zip(counts, matched, strict=True)):
+        some = [partial.answers[name, i, part] for part in range(count)]
+        if question and question.answers:
+            answers.append(most_probable_over_segments(certainty, question.answers, some))
+        else:
+            answers.append(best_over_segments(some))
+    return answers
