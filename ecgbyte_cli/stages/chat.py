@@ -62,7 +62,7 @@ class ChatOptions:
 
 @click.command(
     cls=Stage,
-    short_help="Talk about one recording.",
+    short_help="Ask a model about a recording.",
     epilog='Example: ecgbyte chat data/synth00001.hea -q "What is the rhythm?"',
 )
 @click.argument("record", type=click.Path(path_type=Path))

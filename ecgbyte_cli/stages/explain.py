@@ -90,7 +90,7 @@ class ExplainOptions:
 
 @click.command(
     cls=Stage,
-    short_help="Measure which attribution points at the true cause.",
+    short_help="Measure how well attributions find the cause of an answer.",
     epilog="Example: ecgbyte explain --records 3",
 )
 @click.option(

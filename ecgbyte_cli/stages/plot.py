@@ -63,7 +63,7 @@ class PlotOptions:
 
 @click.command(
     cls=Stage,
-    short_help="Draw an ECG, its tokens, or what a model looked at.",
+    short_help="Plot an ECG, its tokens, or what a model looked at.",
     epilog="Example: ecgbyte plot tokens data/synth00001 --lead II --out tokens.png",
 )
 @click.argument("kind", type=click.Choice(["ecg", "tokens", "distribution", "attention"]))

@@ -68,7 +68,7 @@ class ServeOptions:
 
 @click.command(
     cls=Stage,
-    short_help="Show ECGs on a page, and answer there.",
+    short_help="Show ECGs and answer questions on a web page.",
     epilog="Example: ecgbyte serve data/ --open",
 )
 @click.argument("source", metavar="[RECORD or FOLDER]", required=False, type=click.Path(path_type=Path))
