@@ -1,7 +1,7 @@
-"""Beats over all leads at once, classes of beats by their shape, and the median beat of a class.
+"""Find beats in all leads at once, sort them into classes by shape, and compute the median beat of a class.
 
-Arrays are (samples, leads) at 500 Hz: `measure` resamples recordings of other rates. All thresholds are
-relative to the recording itself, so a gain changes nothing.
+Arrays are (samples, leads) at 500 Hz. `measure` resamples recordings with other rates. All thresholds are
+relative to the recording itself, so scaling the signal does not change the result.
 """
 
 import numpy as np
@@ -9,22 +9,22 @@ import numpy as np
 from ecgbyte_kernels import jit
 
 RATE = 500  # samples per second
-BEFORE, AFTER = 300, 400  # samples of a median beat, before its R peak and from it on
+BEFORE, AFTER = 300, 400  # samples of a median beat before its R peak, and from the R peak on
 # detection, after Pan & Tompkins, "A real-time QRS detection algorithm", IEEE Trans. Biomed. Eng. 32 (1985) 230-236
-SMOOTH = 45  # samples: about as long as a QRS complex
-THRESHOLD = 0.30  # of the usual maximum
-SEARCH_BACK = 0.12
-NEIGHBOUR, REFRACTORY = 0.6, 180  # a T wave is lower than the QRS complex within 360 ms
-EDGE = 10  # samples at either end where no beat is looked for
-CONTRAST = 2.5  # of the usual maximum to the lower quartile: less is noise
+SMOOTH = 45  # samples, about the length of a QRS complex
+THRESHOLD = 0.30  # fraction of the usual maximum
+SEARCH_BACK = 0.12  # the same, for beats missed between two others
+NEIGHBOUR, REFRACTORY = 0.6, 180  # a peak below 0.6 of another within 180 samples (360 ms) is a T wave
+EDGE = 10  # samples at either end that are not searched for beats
+CONTRAST = 2.5  # usual maximum over lower quartile; a lower ratio means noise
 # classes
-ALIKE = 0.90
+ALIKE = 0.90  # least correlation with the mean of a class
 SHAPE_BEFORE, SHAPE_AFTER, LAG = 45, 65, 20  # samples
 CLASSES = 12
 
 
 def checked(signal: np.ndarray) -> np.ndarray:
-    """A signal as the kernels need it, or ValueError."""
+    """Return a signal as a contiguous float64 array (samples, leads), or raise ValueError."""
     signal = np.ascontiguousarray(signal, float)
     if signal.ndim != 2 or 0 in signal.shape:
         raise ValueError(f"a signal of samples and leads is needed, not of shape {signal.shape}")
@@ -34,19 +34,19 @@ def checked(signal: np.ndarray) -> np.ndarray:
 def detect_beats(band: np.ndarray) -> np.ndarray:
     """Find the QRS complexes by the slopes of all leads together.
 
-    Slopes are clipped at three times each lead's usual maximum, so that an artefact counts no more than a
-    complex, and joined as the root of their sum of squares.
+    Slopes are clipped at three times each lead's usual maximum, to limit the weight of artefacts. The leads are
+    combined as the root of the sum of their squared slopes.
 
     Parameters
     ----------
     band : numpy.ndarray
-        float64 (samples, leads), mV, at 500 Hz, filtered to 6-28 Hz without a shift.
+        float64 (samples, leads), mV, at 500 Hz, filtered to 6-28 Hz with zero phase.
 
     Returns
     -------
     numpy.ndarray
-        int64 (beats,), where the filtered leads together are highest within 70 ms of each complex. Empty
-        where nothing stands out.
+        int64 (beats,): the sample of each complex, where the sum of squares of the filtered leads is highest
+        within 70 ms. Empty if no complex stands out from the noise.
 
     Raises
     ------
@@ -60,17 +60,19 @@ def detect_beats(band: np.ndarray) -> np.ndarray:
 
 
 def lead_contrast(band: np.ndarray) -> np.ndarray:
-    """How far the complexes of each lead stand out: its usual steepest slope over its median slope.
+    """Compute the ratio of each lead's usual steepest slope to its median slope.
+
+    The ratio shows how clearly the QRS complexes stand out in a lead.
 
     Parameters
     ----------
     band : numpy.ndarray
-        float64 (samples, leads), as of `detect_beats`.
+        float64 (samples, leads), filtered as for `detect_beats`.
 
     Returns
     -------
     numpy.ndarray
-        float64 (leads,). Noise alone has about 4 to 5, an ECG 10 and more; a flat lead has 0.
+        float64 (leads,): about 4 to 5 for noise, 10 or more for an ECG, 0 for a flat lead.
     """
     slopes = np.abs(np.diff(checked(band), axis=0))
     size = min(RATE, len(slopes))
@@ -80,15 +82,16 @@ def lead_contrast(band: np.ndarray) -> np.ndarray:
 
 
 @jit
-def _usual_maximum(x, size):
-    """The median of the maxima of blocks of a size."""
+def _usual_maximum(x: np.ndarray, size: int) -> float:
+    """Return the median of the maxima of blocks of `size` samples."""
     blocks = max(1, x.size // size)
     size = min(size, x.size)
     return np.median(np.array([x[k * size : (k + 1) * size].max() for k in range(blocks)]))
 
 
 @jit
-def _energy(band):
+def _energy(band: np.ndarray) -> np.ndarray:
+    """Combine the clipped slopes of all leads and smooth them."""
     n, leads = band.shape
     squares = np.zeros(n)
     for lead in range(leads):
@@ -104,12 +107,12 @@ def _energy(band):
     smooth = np.empty(n)
     for i in range(n):
         a, b = max(0, i - SMOOTH // 2), min(n, i + SMOOTH // 2 + 1)
-        smooth[i] = (total[b] - total[a]) / SMOOTH  # so that what is cut by an end counts less
+        smooth[i] = (total[b] - total[a]) / SMOOTH  # fixed divisor: a complex cut by an end counts less
     return smooth
 
 
 @jit
-def _detect_beats(band):
+def _detect_beats(band: np.ndarray) -> np.ndarray:
     n, leads = band.shape
     energy = _energy(band)
     usual = _usual_maximum(energy, 3 * RATE // 2)
@@ -151,7 +154,7 @@ def _detect_beats(band):
             if best >= 0:
                 missed.append(best)
         kept = sorted(kept + missed)
-    if kept:  # what is cut by an end must be as strong as the rest, or it is an artefact of the end
+    if kept:  # a beat cut by an end must be as strong as the others, or it is a filter artefact
         least = NEIGHBOUR * np.median(energy[np.array(kept)])
         kept = [i for i in kept if SHAPE_AFTER + LAG <= i < n - SHAPE_AFTER - LAG or energy[i] >= least]
     beats = np.empty(len(kept), np.int64)
@@ -164,7 +167,7 @@ def _detect_beats(band):
             if square > highest:
                 highest, beats[k] = square, i
     apart = np.ones(beats.size, np.bool_)
-    for k in range(1, beats.size):  # two may have moved to the same place
+    for k in range(1, beats.size):  # two beats may have moved to the same peak
         apart[k] = beats[k] - beats[k - 1] >= reach
     return beats[apart]
 
@@ -172,36 +175,38 @@ def _detect_beats(band):
 def beat_classes(signal: np.ndarray, beats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sort beats into classes of one shape.
 
-    A beat belongs to the class whose mean it correlates with best over all leads, from 90 ms before the R peak
-    to 130 ms after it, if that is 0.90 at least with the beat moved by up to 40 ms. Else it begins a class.
+    Each beat is correlated with the mean of each class over all leads, from 90 ms before the R peak to 130 ms
+    after it. The beat may move by up to 40 ms to fit. It joins the class with the highest correlation if that
+    is at least 0.90; otherwise it starts a new class.
 
     Parameters
     ----------
     signal : numpy.ndarray
-        float64 (samples, leads), filtered to 1.5-40 Hz without a shift, at 500 Hz.
+        float64 (samples, leads), filtered to 1.5-40 Hz with zero phase, at 500 Hz.
     beats : numpy.ndarray
-        int64 (beats,), samples.
+        int64 (beats,): samples of the R peaks.
 
     Returns
     -------
     classes : numpy.ndarray
-        int64 (beats,): the class, or -1 at the ends of the recording and beyond twelve classes.
+        int64 (beats,): the class, or -1 for a beat too close to an end or beyond the twelfth class.
     lags : numpy.ndarray
-        int64 (beats,): samples to add to a beat so that its class lies on one another.
+        int64 (beats,): samples to add to each beat to align it with its class.
     """
     return _beat_classes(checked(signal), np.asarray(beats, np.int64))
 
 
 @jit
-def _cut(x, first, shape):
+def _cut(x: np.ndarray, first: int, shape: np.ndarray) -> None:
+    """Copy the samples from `first` on into `shape`."""
     for i in range(shape.shape[0]):
         for lead in range(x.shape[1]):
             shape[i, lead] = x[first + i, lead]
 
 
 @jit
-def _centred(shape):
-    """Take each lead's mean off, and return the sum of squares."""
+def _centred(shape: np.ndarray) -> float:
+    """Subtract each lead's mean in place and return the sum of squares."""
     square = 0.0
     for lead in range(shape.shape[1]):
         mean = 0.0
@@ -215,8 +220,10 @@ def _centred(shape):
 
 
 @jit
-def _best_match(x, beat, means, squares, count):
-    """The class and the lag of the highest correlation, and the correlation."""
+def _best_match(
+    x: np.ndarray, beat: int, means: np.ndarray, squares: np.ndarray, count: int
+) -> tuple[float, int, int]:
+    """Return the highest correlation, its class and its lag."""
     size, leads = means.shape[1], x.shape[1]
     best, its_class, its_lag = -1.0, 0, 0
     shape = np.empty((size, leads))
@@ -236,14 +243,14 @@ def _best_match(x, beat, means, squares, count):
 
 
 @jit
-def _beat_classes(x, beats):
+def _beat_classes(x: np.ndarray, beats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n, leads = x.shape
     size = SHAPE_BEFORE + SHAPE_AFTER
     classes, lags = np.full(beats.size, -1), np.zeros(beats.size, np.int64)
     means, squares = np.empty((CLASSES, size, leads)), np.empty(CLASSES)
     sizes, count = np.zeros(CLASSES), 0
     shape = np.empty((size, leads))
-    for turn in range(2):  # the second time with what the classes have become
+    for turn in range(2):  # the second turn uses the final means of the classes
         for b in range(beats.size):
             if beats[b] - SHAPE_BEFORE - LAG < 0 or beats[b] + SHAPE_AFTER + LAG > n:
                 continue
@@ -269,29 +276,29 @@ def _beat_classes(x, beats):
 
 
 def median_beat(signal: np.ndarray, centres: np.ndarray, beats: np.ndarray) -> np.ndarray:
-    """The median of some beats, sample by sample and lead by lead.
+    """Compute the median of several beats, sample by sample and lead by lead.
 
-    Of a beat, what lies within 160 ms after the beat before it or within 120 ms before the next one is left
-    out. Where fewer than a third of the beats are left there is no value.
+    Samples within 160 ms after the previous beat or within 120 ms before the next beat are left out. The
+    result is NaN where fewer than a third of the beats remain.
 
     Parameters
     ----------
     signal : numpy.ndarray
         float64 (samples, leads), at 500 Hz.
     centres : numpy.ndarray
-        int64 (members,): the samples to lay on one another.
+        int64 (members,): the samples at which to align the beats.
     beats : numpy.ndarray
         int64 (beats,): all beats of the recording, in order.
 
     Returns
     -------
     numpy.ndarray
-        float64 (700, leads): 600 ms before the centre, and 800 ms from it on. NaN where there is no value.
+        float64 (700, leads): 600 ms before the centre and 800 ms from the centre on.
 
     Raises
     ------
     ValueError
-        If there are no centres, or one lies outside of the signal.
+        If there are no centres, or one lies outside the signal.
     """
     signal, centres = checked(signal), np.asarray(centres, np.int64)
     if not centres.size or centres.min() < 0 or centres.max() >= len(signal):
@@ -300,7 +307,7 @@ def median_beat(signal: np.ndarray, centres: np.ndarray, beats: np.ndarray) -> n
 
 
 @jit
-def _median_beat(x, centres, beats):
+def _median_beat(x: np.ndarray, centres: np.ndarray, beats: np.ndarray) -> np.ndarray:
     n, leads = x.shape
     first, last = np.empty(centres.size, np.int64), np.empty(centres.size, np.int64)
     for m in range(centres.size):
@@ -328,29 +335,30 @@ def _median_beat(x, centres, beats):
 
 
 def agreement(signal: np.ndarray, centres: np.ndarray, beat: np.ndarray, first: int, last: int) -> float:
-    """How alike single beats are to the median beat in a stretch of it, such as around the P wave.
+    """Correlate single beats with the median beat in a range of samples, such as around the P wave.
+
+    Both are smoothed over 18 ms, and the line of least squares of each lead is subtracted.
 
     Parameters
     ----------
     signal : numpy.ndarray
         float64 (samples, leads), at 500 Hz.
     centres : numpy.ndarray
-        int64 (members,), as of `median_beat`.
+        int64 (members,), as for `median_beat`.
     beat : numpy.ndarray
         float64 (700, leads), the median beat.
     first, last : int
-        The stretch in samples of the median beat, `last` not included.
+        The range, in samples of the median beat. `last` is not included.
 
     Returns
     -------
     float
-        Median over the beats of their correlation with the median beat over all leads, each lead's straight
-        line taken off and smoothed over 18 ms; 0 if no beat has the whole stretch.
+        Median over the beats of the correlation over all leads, or 0 if no beat covers the whole range.
 
     Raises
     ------
     ValueError
-        If the stretch does not lie in the beat.
+        If the range does not lie in the median beat.
     """
     if not 0 <= first < last - 2 or last > len(beat):
         raise ValueError(f"samples {first} to {last} are no stretch of the median beat")
@@ -358,8 +366,8 @@ def agreement(signal: np.ndarray, centres: np.ndarray, beat: np.ndarray, first: 
 
 
 @jit
-def _smoothed(x, first, size):
-    """A stretch of the means of nine samples."""
+def _smoothed(x: np.ndarray, first: int, size: int) -> np.ndarray:
+    """Return `size` moving averages over nine samples, from `first` on."""
     out = np.empty((size, x.shape[1]))
     for i in range(size):
         a, b = max(0, first + i - 4), min(x.shape[0], first + i + 5)
@@ -369,8 +377,8 @@ def _smoothed(x, first, size):
 
 
 @jit
-def without_line(x, begin, size):
-    """A stretch with each lead's line of least squares taken off, and its sum of squares."""
+def without_line(x: np.ndarray, begin: int, size: int) -> tuple[np.ndarray, float]:
+    """Subtract each lead's line of least squares from `size` samples; also return the sum of squares."""
     out, middle, spread, square = np.empty((size, x.shape[1])), (size - 1) / 2, 0.0, 0.0
     for i in range(size):
         spread += (i - middle) ** 2
@@ -386,7 +394,7 @@ def without_line(x, begin, size):
 
 
 @jit
-def _agreement(x, centres, beat, first, last):
+def _agreement(x: np.ndarray, centres: np.ndarray, beat: np.ndarray, first: int, last: int) -> float:
     size = last - first
     model, square = without_line(_smoothed(beat, first, size), 0, size)
     found, count = np.empty(centres.size), 0

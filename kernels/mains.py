@@ -1,4 +1,4 @@
-"""Mains hum taken off, and the spikes of a pacemaker blanked, so that neither moves a boundary.
+"""Remove mains hum and pacemaker spikes, so that neither shifts the boundary of a wave.
 
 Arrays are (samples, leads) at 500 Hz, as in `beats` and `waves`.
 """
@@ -8,10 +8,12 @@ import numpy as np
 from ecgbyte_kernels import jit
 from ecgbyte_kernels.beats import RATE, checked
 
-LAG = 5  # samples: x[i] - (x[i-5] + x[i+5]) / 2 doubles 50 Hz, takes 1.8 times 60 Hz, and drops what is slow
-HOP = 250  # samples between the windows of the fit, which are twice as long
-BEFORE, AFTER = 40, 45  # samples around a beat that the fit leaves out
-SPIKE = 3  # samples: a pacing spike has come and gone within three on either side
+LAG = (
+    5  # samples: x[i] - (x[i-5] + x[i+5]) / 2 amplifies 50 Hz by 2 and 60 Hz by 1.8, and removes slow changes
+)
+HOP = 250  # samples from one window of the fit to the next; a window is twice as long
+BEFORE, AFTER = 40, 45  # samples before and after an R peak that the fit ignores
+SPIKE = 3  # samples from the peak of a pacing spike to either side, where it is over
 
 
 def remove_mains(
@@ -19,17 +21,17 @@ def remove_mains(
 ) -> np.ndarray:
     """Subtract the mains hum, fitted as a sinusoid in windows of one second that overlap by half.
 
-    The fit looks between the QRS complexes alone, so their own content at 50 Hz stays. A notch filter rings
-    there instead. The frequency may be off by 0.1 Hz and the hum may swell: the windows follow.
+    The fit uses only the signal between the QRS complexes, so the complexes keep their own content at 50 Hz. A
+    notch filter would ring there. The windows follow a frequency that is off by 0.1 Hz and a changing amplitude.
 
     Parameters
     ----------
     signal : numpy.ndarray
         float64 (samples, leads), mV, at 500 Hz.
     beats : numpy.ndarray
-        int64 (beats,), the samples of the R peaks.
+        int64 (beats,): samples of the R peaks.
     frequencies : tuple of float
-        Hz, below 250.
+        Mains frequencies in Hz, above 0 and below 250.
 
     Returns
     -------
@@ -48,7 +50,7 @@ def remove_mains(
 
 
 @jit
-def _remove_mains(x, beats, frequencies):
+def _remove_mains(x: np.ndarray, beats: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     n, leads = x.shape
     quiet = np.ones(n)
     for beat in beats:
@@ -100,10 +102,10 @@ def _remove_mains(x, beats, frequencies):
 
 
 def find_spikes(signal: np.ndarray) -> np.ndarray:
-    """Find what is as narrow and as high as a pacemaker's spike.
+    """Find pacemaker spikes by their width and height.
 
-    A spike stands out from the samples 6 ms before it and 6 ms after it by a fifth of the complexes' height at
-    least (root sum of squares over the leads), and is the highest within 20 ms.
+    A spike differs from the samples 6 ms before and after it by at least a fifth of the height of the QRS
+    complexes (root sum of squares over the leads). It is the highest spike within 20 ms.
 
     Parameters
     ----------
@@ -113,13 +115,13 @@ def find_spikes(signal: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        int64 (spikes,), samples.
+        int64 (spikes,): samples of the spikes.
     """
     return _find_spikes(checked(signal))
 
 
 @jit
-def _find_spikes(x):
+def _find_spikes(x: np.ndarray) -> np.ndarray:
     n, leads = x.shape
     height = np.zeros(n)  # squared
     for i in range(SPIKE, n - SPIKE):
@@ -129,20 +131,20 @@ def _find_spikes(x):
                 height[i] += min(before * before, after * after)
     blocks = max(1, n // (3 * RATE // 2))
     size = n // blocks
-    span = np.zeros(blocks)  # of the complexes without what is narrow, squared
+    span = np.zeros(blocks)  # height of the complexes without narrow spikes, squared
     low, high = np.empty(leads), np.empty(leads)
     for k in range(blocks):
         low[:], high[:] = np.inf, -np.inf
         for i in range(max(k * size, SPIKE), min((k + 1) * size, n - SPIKE)):
             for lead in range(leads):
-                # the middle of three samples, 6 ms apart
+                # the median of three samples 6 ms apart
                 u, v, w = x[i - SPIKE, lead], x[i, lead], x[i + SPIKE, lead]
                 middle = max(min(u, v), min(max(u, v), w))
                 low[lead], high[lead] = min(low[lead], middle), max(high[lead], middle)
         for lead in range(leads):
             span[k] += max(0.0, high[lead] - low[lead]) ** 2
     least = 0.2**2 * np.median(span)
-    found = []
+    found: list[int] = []
     for i in range(n):
         if height[i] > max(least, 1e-12) and height[i] == height[max(0, i - 10) : i + 11].max():
             if not found or i - found[-1] > 10:
@@ -151,14 +153,14 @@ def _find_spikes(x):
 
 
 def blank(signal: np.ndarray, spikes: np.ndarray) -> np.ndarray:
-    """Replace spikes by straight lines, from 10 ms before each to 14 ms after it.
+    """Replace each spike by a straight line, from 10 ms before it to 14 ms after it.
 
     Parameters
     ----------
     signal : numpy.ndarray
         float64 (samples, leads).
     spikes : numpy.ndarray
-        int64 (spikes,), samples.
+        int64 (spikes,): samples of the spikes.
 
     Returns
     -------

@@ -1,7 +1,8 @@
-"""Boundaries of P wave, QRS complex and T wave on a median beat, from all leads together.
+"""Find the boundaries of the P wave, QRS complex and T wave on a median beat, from all leads together.
 
-A median beat is (700, leads) at 500 Hz, its R peak at sample 300, as `beats.median_beat` makes it. All thresholds
-are parts of the beat's own amplitude or noise, so a gain changes nothing. -1 stands for what is not found.
+A median beat from `beats.median_beat` has the shape (700, leads) at 500 Hz, with its R peak at sample 300. All
+thresholds are relative to the amplitude or noise of the beat itself, so scaling the signal does not change the
+result. A boundary that is not found is -1.
 """
 
 import numpy as np
@@ -9,22 +10,23 @@ import numpy as np
 from ecgbyte_kernels import jit
 from ecgbyte_kernels.beats import AFTER, BEFORE, RATE, without_line
 
-# QRS: parts of the steepest slope (1) and of the amplitude (1/ms), multiples of the noise, and samples in a row
+# QRS: fraction of the steepest slope, fraction of the amplitude (1/ms), multiple of the noise, samples in a row
 ON_PEAK, ON_AMPLITUDE, ON_NOISE, ON_RUN = 0.02, 0.0013, 2.5, 4
 OFF_PEAK, OFF_AMPLITUDE, OFF_NOISE, OFF_RUN = 0.03, 0.0036, 1.2, 8
-SLOPE_REACH = 5  # samples on either side of a slope's straight line
-# T, in s of a heart that beats once a second; they grow with the root of the RR interval
+SLOPE_REACH = 5  # samples on either side of the point where a slope is fitted
+# T, in s at an RR interval of 1 s; they scale with the square root of the RR interval
 T_CENTRE, T_SPREAD, T_LATEST, T_REACH = 0.30, 0.08, 0.62, 0.18
-T_LEAST = 0.02  # of the QRS amplitude: leads with a lower T wave do not vote
-T_SHIFT = 2.5  # samples, as the mean of trapezium and tangent ends early
+T_LEAST = 0.02  # fraction of the QRS amplitude; leads with a lower T wave are ignored
+T_SHIFT = 2.5  # samples to add, because the mean of trapezium and tangent is early
 # P, in samples
 P_GAP, P_HOLD, P_BOX, P_FLANK = 9, 4, 7, 25
 P_REACH_ON, P_REACH_OFF = 40, 27
 COPY_HALF, COPY_NEAREST, COPY_FARTHEST = 30, 75, 145  # flutter: 207 to 400 waves a minute
-P_LEAST = 0.3  # of the highest P wave: leads with a lower one do not vote
+P_LEAST = 0.3  # fraction of the highest P wave; leads with a lower P wave are ignored
 
 
 def _checked(beat: np.ndarray) -> np.ndarray:
+    """Return a median beat as a contiguous float64 array, or raise ValueError."""
     beat = np.ascontiguousarray(beat, float)
     if beat.ndim != 2 or beat.shape[0] != BEFORE + AFTER or not beat.shape[1]:
         raise ValueError(f"a median beat is ({BEFORE + AFTER}, leads), not {beat.shape}")
@@ -34,11 +36,11 @@ def _checked(beat: np.ndarray) -> np.ndarray:
 
 
 def qrs_bounds(beat: np.ndarray) -> tuple[int, int, float]:
-    """Onset and offset of the QRS complex.
+    """Find the onset and offset of the QRS complex.
 
-    The slopes of all leads (the line of least squares through eleven samples) are joined as the root of their
-    sum of squares. From the steepest place outwards, the onset is where that stays below a threshold for 8 ms,
-    the offset where it stays below one for 16 ms.
+    The slope of each lead is fitted by least squares over eleven samples. The leads are combined as the root of
+    the sum of their squared slopes. The search starts at the steepest sample and goes outwards. The onset is
+    where the slope stays below a threshold for 8 ms, the offset where it does so for 16 ms.
 
     Parameters
     ----------
@@ -48,7 +50,7 @@ def qrs_bounds(beat: np.ndarray) -> tuple[int, int, float]:
     Returns
     -------
     onset, offset : int
-        Samples of the beat, -1 where there is none.
+        Samples of the beat, -1 if not found.
     amplitude : float
         Root sum of squares of the leads' peak-to-peak heights, mV.
 
@@ -61,8 +63,8 @@ def qrs_bounds(beat: np.ndarray) -> tuple[int, int, float]:
 
 
 @jit
-def _slope(x):
-    """Root sum of squares over the leads of the slopes, in mV/ms."""
+def _slope(x: np.ndarray) -> np.ndarray:
+    """Return the root sum of squares of the leads' slopes, in mV/ms."""
     n, leads = x.shape
     norm = 0.0
     for k in range(1, SLOPE_REACH + 1):
@@ -79,8 +81,8 @@ def _slope(x):
 
 
 @jit
-def _quietest(v, first, last, size):
-    """The lowest mean of `size` values in a row."""
+def _quietest(v: np.ndarray, first: int, last: int, size: int) -> float:
+    """Return the lowest mean of `size` values in a row."""
     lowest = np.inf
     for i in range(first, last - size + 1):
         lowest = min(lowest, v[i : i + size].mean())
@@ -88,8 +90,8 @@ def _quietest(v, first, last, size):
 
 
 @jit
-def _first_below(v, start, step, threshold, run):
-    """Walk from `start` until `run` values in a row are below a threshold: the first of them, or -1."""
+def _first_below(v: np.ndarray, start: int, step: int, threshold: float, run: int) -> int:
+    """Return the first of `run` values in a row below a threshold, walking from `start`, or -1."""
     i, count = start, 0
     while 0 <= i < v.size:
         count = count + 1 if v[i] < threshold else 0
@@ -100,7 +102,7 @@ def _first_below(v, start, step, threshold, run):
 
 
 @jit
-def _qrs_bounds(x):
+def _qrs_bounds(x: np.ndarray) -> tuple[int, int, float]:
     v = _slope(x)
     square = 0.0
     for lead in range(x.shape[1]):
@@ -118,10 +120,10 @@ def _qrs_bounds(x):
 
 
 @jit
-def _end_by_trapezium(wave):
-    """Index of the end of a wave that begins at its peak.
+def _end_by_trapezium(wave: np.ndarray) -> int:
+    """Return the index of the end of a wave that begins at its peak, or -1.
 
-    Between the steepest place m and the last sample, the place i where the trapezium with the corners
+    Let m be the steepest sample. The end is the sample i after m for which the trapezium with the corners
     (m, wave[m]), (i, wave[i]) and the last sample is largest: Vázquez-Seisdedos, Neto, Marañón Reyes, Klautau &
     Limão de Oliveira, "New approach for T-wave end detection on electrocardiogram: performance in noisy
     conditions", BioMed. Eng. OnLine 10 (2011) 77.
@@ -139,8 +141,8 @@ def _end_by_trapezium(wave):
 
 
 @jit
-def _steepest(wave, sign):
-    """Where the wave falls most steeply towards its end."""
+def _steepest(wave: np.ndarray, sign: float) -> int:
+    """Return the index where the wave falls most steeply."""
     best, place = -np.inf, 0
     for i in range(wave.size):
         a, b = max(i - 1, 0), min(i + 1, wave.size - 1)
@@ -151,8 +153,8 @@ def _steepest(wave, sign):
 
 
 @jit
-def _end_by_tangent(wave, base):
-    """Where the steepest tangent of a wave that begins at its peak meets the base line; -1 if it never does."""
+def _end_by_tangent(wave: np.ndarray, base: float) -> float:
+    """Return where the steepest tangent of a wave that begins at its peak meets the baseline, or -1."""
     sign = 1.0 if wave[0] >= base else -1.0
     m = _steepest(wave, sign)
     a, b = max(m - 1, 0), min(m + 1, wave.size - 1)
@@ -163,31 +165,31 @@ def _end_by_tangent(wave, base):
 
 
 def t_bounds(low: np.ndarray, offset: int, rr: float, last: int, amplitude: float) -> tuple[int, float]:
-    """Peak and end of the T wave.
+    """Find the peak and end of the T wave.
 
-    The peak is where the leads together are farthest from where they come to rest, weighted by how near it lies
-    to 300 ms times the root of the RR interval in s. The end is the median over the leads with a T wave of
-    the mean of trapezium and tangent, and 5 ms.
+    The peak is where the leads together are farthest from their resting level. Samples near the expected peak,
+    300 ms times the square root of the RR interval in s, weigh more. In each lead with a T wave, the end is the
+    mean of the trapezium and tangent estimates. The result is the median over these leads plus 5 ms.
 
     Parameters
     ----------
     low : numpy.ndarray
-        float64 (700, leads), the median beat with a zero-phase low-pass of 20 Hz.
+        float64 (700, leads), the median beat after a zero-phase low-pass filter at 20 Hz.
     offset : int
         Offset of the QRS complex.
     rr : float
         Usual RR interval in samples.
     last : int
-        The last sample of the beat that was measured.
+        Last measured sample of the beat.
     amplitude : float
-        Of the QRS complex, mV, from `qrs_bounds`.
+        Amplitude of the QRS complex in mV, from `qrs_bounds`.
 
     Returns
     -------
     peak : int
         -1 if there is no room for a T wave.
     end : float
-        -1 if no lead has one.
+        -1 if no lead has a T wave.
     """
     if not (0 <= offset < BEFORE + AFTER and rr > 0 and 0 <= last < BEFORE + AFTER):
         raise ValueError(f"offset {offset}, RR interval {rr} and last sample {last} do not fit a median beat")
@@ -195,7 +197,7 @@ def t_bounds(low: np.ndarray, offset: int, rr: float, last: int, amplitude: floa
 
 
 @jit
-def _t_bounds(x, offset, rr, last, amplitude):
+def _t_bounds(x: np.ndarray, offset: int, rr: float, last: int, amplitude: float) -> tuple[int, float]:
     leads = x.shape[1]
     root = np.sqrt(rr / RATE) * RATE
     start = offset + 20
@@ -234,16 +236,16 @@ def _t_bounds(x, offset, rr, last, amplitude):
 
 
 def hold(beat: np.ndarray, onset: int) -> np.ndarray:
-    """The median beat with what follows the onset of the QRS complex replaced by the level there.
+    """Replace the QRS complex and all that follows it by the level just before the onset.
 
-    So a low-pass for the P wave carries nothing of the complex into it.
+    A low-pass filter then cannot smear the complex into the P wave.
 
     Parameters
     ----------
     beat : numpy.ndarray
         float64 (700, leads).
     onset : int
-        At least 10.
+        Onset of the QRS complex, at least 10.
 
     Returns
     -------
@@ -259,27 +261,32 @@ def hold(beat: np.ndarray, onset: int) -> np.ndarray:
 
 
 def p_bounds(low: np.ndarray, onset: int, first: int) -> tuple[int, float, float]:
-    """Peak, onset and offset of the P wave, whether there is one or not: see `beats.agreement` for that.
+    """Find the peak, onset and offset of the P wave.
 
-    The peak is where the leads together stick out most from what lies 50 ms before and after. The onset is the
-    median of three: the median over the leads of the trapezium's, that of the leads joined in the proportions
-    of the peak, and where the velocity of all leads falls below a quarter. The offset is the mean of the first two.
+    The search does not decide whether there is a P wave: see `beats.agreement`. The peak is where the leads
+    together stand out most from the signal 50 ms before and after. The onset is the median of three estimates:
+
+    1. the median over the leads of the trapezium estimate;
+    2. the trapezium estimate on the sum of the leads, weighted by their heights at the peak;
+    3. where the velocity of all leads falls below a quarter of its maximum.
+
+    The offset is the mean of the first two estimates.
 
     Parameters
     ----------
     low : numpy.ndarray
-        float64 (700, leads): `hold` of the median beat with a zero-phase low-pass of 25 Hz.
+        float64 (700, leads): the median beat after `hold` and a zero-phase low-pass filter at 25 Hz.
     onset : int
         Onset of the QRS complex.
     first : int
-        Where the search begins: behind the T wave of the beat before.
+        Sample where the search begins, after the T wave of the previous beat.
 
     Returns
     -------
     peak : int
         -1 if there is no room for a P wave.
     start, end : float
-        -1 where there is none.
+        -1 if not found.
     """
     if not (0 <= first and onset < BEFORE + AFTER):
         raise ValueError(f"first {first} and onset {onset} do not fit a median beat")
@@ -287,8 +294,8 @@ def p_bounds(low: np.ndarray, onset: int, first: int) -> tuple[int, float, float
 
 
 @jit
-def _hats(x):
-    """The mean of 15 samples less half of the means 50 ms before and after."""
+def _hats(x: np.ndarray) -> np.ndarray:
+    """Return the mean of 15 samples minus the average of the means 50 ms before and after."""
     n, leads = x.shape
     smooth, out = np.empty((n, leads)), np.empty((n, leads))
     for lead in range(leads):
@@ -305,7 +312,7 @@ def _hats(x):
 
 
 @jit
-def _p_bounds(x, onset, first):
+def _p_bounds(x: np.ndarray, onset: int, first: int) -> tuple[int, float, float]:
     leads = x.shape[1]
     begin, end = first + 12, onset - P_GAP - 6
     if end - begin < 12:
@@ -354,8 +361,8 @@ def _p_bounds(x, onset, first):
 
 
 @jit
-def _both_ends(wave, top, earliest, latest):
-    """Start and end of a wave by the trapezium, -1 where there is none."""
+def _both_ends(wave: np.ndarray, top: int, earliest: int, latest: int) -> tuple[int, int]:
+    """Return the start and end of a wave by the trapezium, -1 if not found."""
     start = stop = -1
     if top - earliest >= 5:
         found = _end_by_trapezium(wave[earliest : top + 1][::-1])
@@ -367,8 +374,8 @@ def _both_ends(wave, top, earliest, latest):
 
 
 @jit
-def _velocity_start(x, earliest, top):
-    """Where the velocity of all leads, going back from its peak before the top, falls below a quarter of it."""
+def _velocity_start(x: np.ndarray, earliest: int, top: int) -> int:
+    """Return the last sample before the fastest rise with less than a quarter of its velocity, or -1."""
     v = np.zeros(top)
     for i in range(max(1, earliest - 60), top):
         for lead in range(x.shape[1]):
@@ -381,8 +388,8 @@ def _velocity_start(x, earliest, top):
 
 
 @jit
-def _together(of_leads, joined, velocity, middle):
-    """The median (or mean, of two) of the estimates that are there."""
+def _together(of_leads: np.ndarray, joined: int, velocity: int, middle: bool) -> float:
+    """Return the median of the available estimates, or -1."""
     found, count = np.empty(3), 0
     if of_leads.size:
         found[count] = np.median(of_leads)
@@ -397,22 +404,24 @@ def _together(of_leads, joined, velocity, middle):
 
 
 def earlier_copy(low: np.ndarray, peak: int, first: int) -> float:
-    """How alike the P wave is to what lies 150 to 290 ms before it, as flutter waves are to one another.
+    """Correlate the P wave with the signal 150 to 290 ms before it, to detect flutter waves.
+
+    The correlation is over all leads and the 120 ms around the peak. The line of least squares of each lead is
+    subtracted first. Only earlier waves of 0.6 to 1.6 times the height count.
 
     Parameters
     ----------
     low : numpy.ndarray
-        float64 (700, leads), as of `p_bounds`.
+        float64 (700, leads), as for `p_bounds`.
     peak : int
         Peak of the P wave, from `p_bounds`.
     first : int
-        The first sample of the beat that was measured.
+        First measured sample of the beat.
 
     Returns
     -------
     float
-        The highest correlation over all leads of the 120 ms around the peak with as much before it that is 0.6
-        to 1.6 times as high, each lead's straight line taken off; -1 if there is none.
+        The highest correlation, or -1 if there is no such wave.
     """
     if not 0 <= first <= peak < BEFORE + AFTER:
         raise ValueError(f"peak {peak} and first {first} do not fit a median beat")
@@ -420,7 +429,7 @@ def earlier_copy(low: np.ndarray, peak: int, first: int) -> float:
 
 
 @jit
-def _earlier_copy(x, peak, first):
+def _earlier_copy(x: np.ndarray, peak: int, first: int) -> float:
     if peak - COPY_HALF < 0 or peak + COPY_HALF > x.shape[0]:
         return -1.0
     wave, square = without_line(x, peak - COPY_HALF, 2 * COPY_HALF)
