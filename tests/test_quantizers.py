@@ -10,7 +10,7 @@ from ecgbyte_cli.signal import quantizers
 from ecgbyte_cli.signal.preprocess import PROFILES, segments
 from ecgbyte_cli.signal.quantizers import QUANTIZERS, Quantizer
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
-from ecgbyte_cli.stages.symbolize import symbolize
+from ecgbyte_cli.stages.symbolize import SymbolizeOptions, symbolize
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
 
@@ -49,7 +49,7 @@ def test_a_row_is_all_that_a_new_quantizer_needs(tmp_path, monkeypatch):
         write_wfdb(tmp_path / "data", f"r{i}", wave(2, 1000, i), ["II", "V1"], fs=250)
     work = WorkDir(tmp_path / "work")
     options = {"leads": "II,V1", "segment": 2.0, "profile": "resample", "levels": 64, "jobs": 1}
-    symbolize(work, [str(tmp_path / "data")], quantizer="toy", **options)
+    symbolize(work, [str(tmp_path / "data")], SymbolizeOptions(quantizer="toy", **options))
     signal = read_json(work.symbol_settings)["signal"]
     assert signal["quantizer"].keys() == {"name", "levels", "lo", "hi", "step", "zero"}
     tokenizer = ECGTokenizer.from_dict(
