@@ -147,9 +147,9 @@ def test_a_stop_does_not_wait_for_a_validation(learner, monkeypatch):
 
     monkeypatch.setattr(GRPOTrainer, "rewards", rewards)
     with pytest.raises(KeyboardInterrupt), made.stop:
-        made.validation_loss(made.validation)
+        made.validation_reward(made.validation)
     with pytest.raises(KeyboardInterrupt), made.stop:  # it was asked before
-        made.validation_loss(made.validation)
+        made.validation_reward(made.validation)
     assert len(asked) == 1
 
 
