@@ -259,7 +259,7 @@ def test_the_panel(conversation, long_record, capsys):
     terminal.print_greeting(conversation.session.reader.read(long_record), conversation.session.about)
     err = capsys.readouterr().err
     for text in ("2 leads (II, V1), 250 Hz, 25 s", "60 per minute (mean over 1", "0 to 10 s, segment 1 of 2",
-                 "II, V1 at 100 Hz", "Note: \\x1b[31mred", "second", "not told", "no medical device",
+                 "II, V1 at 100 Hz", "Note: \\x1b[31mred", "second", "does not see earlier ones", "no medical device",
                  "stand-in"):  # fmt: skip
         assert text in err.replace("\n│             ", " ")
     assert "\x1b" not in err  # no terminal, and the header's own codes taken out

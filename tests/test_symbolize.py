@@ -643,6 +643,6 @@ def test_what_like_cannot_be(many, tmp_path, ecgbyte):
     result = ecgbyte("symbolize", many, "--like", tmp_path, work=tmp_path / "new")
     assert result.exit_code == 1 and "is no tokenizer" in result.stderr
     result = ecgbyte("symbolize", many, "--like", merges, "--fs", 100, work=tmp_path / "new")
-    assert result.exit_code == 2 and "--like says all of the signal" in result.stderr
+    assert result.exit_code == 2 and "--like decides the signal settings" in result.stderr
     result = ecgbyte("symbolize", many, "--like", merges, work=there)
     assert result.exit_code == 1 and "another tokenizer" in result.stderr
