@@ -251,7 +251,8 @@ def _shown(names: tuple[str, ...], measurement: Measurement) -> str:
 def _asked_about() -> dict[tuple[str, ...], str]:
     """The keywords of each wording of a finding to its words."""
     named = {name: one.words for name, one in ALL_FINDINGS.items()}
-    wordings = {one.words: [one.words] for one in (*STATEMENTS.values(), *ALL_FINDINGS.values())}
+    every = [one.words for one in STATEMENTS.values()] + [one.words for one in ALL_FINDINGS.values()]
+    wordings = {words: [words] for words in every}
     for name, others in ALSO.items():
         words = named.get(name) or STATEMENTS[name.upper()].words
         wordings[words] = [*wordings[words], *others]

@@ -1,6 +1,7 @@
 """ecgbyte plot: pictures of an ECG, of its tokens, and of what an answer drew on."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -17,13 +18,16 @@ from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.storage.files import atomic_write, read_array, read_json, read_table
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @click.command(
     cls=Stage,
     short_help="Draw an ECG, its tokens, or what a model looked at.",
     epilog="Example: ecgbyte plot tokens data/synth00001 --lead II --out tokens.png",
 )
-@click.argument("kind", type=click.Choice(["ecg", "tokens", "distribution", "attention"]))
+@click.argument("kind", type=click.Choice(["ecg", "beat", "tokens", "distribution", "attention"]))
 @click.argument("record", type=click.Path(path_type=Path))
 @click.option("--lead", help="Lead to draw the tokens of.  [default: II if the tokenizer has it]")
 @click.option("--start", type=float, default=0.0, show_default=True, help="First second to draw.")
@@ -76,9 +80,10 @@ from ecgbyte_cli.storage.files import atomic_write, read_array, read_json, read_
 def command(work, **options):
     """Draw a picture of KIND of a RECORD, on ECG paper (25 mm/s, 10 mm/mV).
 
-    ecg: the sheet of 3 x 4 leads with a rhythm strip (other leads one under another). tokens: one lead, each
-    token a coloured stretch with its id. distribution: how often, how long and how many the tokens that
-    `ecgbyte encode` made are, of one record by its name or of `all`. attention: the model is asked a
+    ecg: the sheet of 3 x 4 leads with a rhythm strip (other leads one under another). beat: the median beat
+    of each lead over ten seconds, with the boundaries of P, QRS and T where they were measured. tokens: one
+    lead, each token a coloured stretch with its id. distribution: how often, how long and how many the tokens
+    that `ecgbyte encode` made are, of one record by its name or of `all`. attention: the model is asked a
     question, and what its answer drew on is shaded on each lead, with a bar per word of the question. How far
     to believe that: `ecgbyte explain`.
     """
@@ -108,7 +113,7 @@ def plot(
     Parameters
     ----------
     work : WorkDir
-    kind : {"ecg", "tokens", "distribution", "attention"}
+    kind : {"ecg", "beat", "tokens", "distribution", "attention"}
     record : Path
         A recording, with or without its extension; for `distribution` the name of one, or `all`.
     lead : str or None
@@ -130,11 +135,11 @@ def plot(
     Returns
     -------
     dict
-        picture (path), record, kind; for `tokens` also lead, tokens (how many) and segmenter, for `distribution`
-        tokens, segments and different (tokens); for `attention` also question, answer, method, on_text (percent
-        of the attribution that is on the question, not on the ECG; None where the method does not ask for it)
-        and completeness_gap (percent by which integrated gradients do not sum to the difference that the ECG
-        makes; None for other methods).
+        picture (path), record, kind; for `beat` also beats (how many); for `tokens` also lead, tokens (how many)
+        and segmenter, for `distribution` tokens, segments and different (tokens); for `attention` also question,
+        answer, method, on_text (percent of the attribution that is on the question, not on the ECG; None where the
+        method does not ask for it) and completeness_gap (percent by which integrated gradients do not sum to the
+        difference that the ECG makes; None for other methods).
 
     Raises
     ------
@@ -165,6 +170,9 @@ def plot(
     if kind == "ecg":
         names = [readers.lead_name(name) or name for name in recording.leads]
         figure = figures.plot_sheet(recording.signal, recording.fs, names, recording.name, start)
+    elif kind == "beat":
+        figure, more = beat_picture(recording, start)
+        result.update(more)
     elif kind == "tokens":
         figure, more = token_picture(work, recording, lead, start, model)
         result.update(more)
@@ -181,6 +189,15 @@ def read(record, told):
         return readers.read(record, **told)
     except readers.Unusable as error:
         raise Failure(f"{record}: {error.message}") from error
+
+
+def beat_picture(recording: readers.Recording, start: float) -> "tuple[Figure, dict[str, int]]":
+    """Draw the median beats of the ten seconds from `start` on."""
+    from ecgbyte_cli.render.beat_figure import plot_beat
+    from ecgbyte_cli.signal.measure import measure_stretch
+
+    measurement = measure_stretch(recording, start, start + 10)
+    return plot_beat(measurement, recording.name), {"beats": measurement.beats}
 
 
 def token_picture(work, recording, lead, start, model):
