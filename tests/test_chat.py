@@ -240,7 +240,7 @@ def test_a_model_trained_on_single_questions_is_asked_each_by_itself(conversatio
 def test_the_panel(conversation, long_record, capsys):
     terminal.print_greeting(conversation.reader.read(long_record), conversation.about)
     err = capsys.readouterr().err
-    for text in ("2 leads (II, V1), 250 Hz, 25 s", "60 per minute (mean over 1", "0 to 10 s, segment 1 of 2",
+    for text in ("2 leads (II, V1), 250 Hz, 25 s", "60 per minute (mean over ", "0 to 10 s, segment 1 of 2",
                  "II, V1 at 100 Hz", "Note: \\x1b[31mred", "second", "not told", "no medical device",
                  "stand-in"):  # fmt: skip
         assert text in err.replace("\n│             ", " ")

@@ -6,15 +6,21 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.conflicts import Conflict
+from ecgbyte_cli.inference.measured_answers import MeasuredAnswer
+from ecgbyte_cli.inference.measured_turns import conflicts_of, take_measured
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal.measure import measure_stretch
+from ecgbyte_cli.signal.measurement import Measurement
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 if TYPE_CHECKING:
@@ -46,6 +52,11 @@ class ECG:
         """What is read, in words."""
         start, end = self.seconds
         return f"{start:g} to {end:g} s, segment {self.number + 1} of {len(self.segments)}"
+
+    @cached_property
+    def measurement(self) -> Measurement:
+        """The measurement of the stretch that is read, as it was recorded."""
+        return measure_stretch(self.recording, *self.seconds)
 
     def lead(self, name: str) -> np.ndarray:
         """A lead over the stretch that is read, as recorded: float32 (samples,), mV."""
@@ -110,13 +121,17 @@ class Turn:
     findings: dict[str, float] | None = None  # of a list: all that might stand in it, and how likely each is
     reasoning: str = ""  # before the answer, of a model that was trained to
     declined: bool = False  # the model was not trained on this question
+    measured: MeasuredAnswer | None = None  # the answer, where the model was not asked
+    conflicts: list[Conflict] = field(default_factory=list)  # of the model's answer with the measurement
     first: float | None = None  # s to the first token
     seconds: float = 0.0
     stopped: bool = False
     error: str | None = None
 
     def certainty(self) -> str:
-        """How sure an answer is that was chosen from several, in words."""
+        """How sure an answer is that was chosen from several, in words; `measured` where it was measured."""
+        if self.measured:
+            return "measured"
         if self.findings:
             likely = sorted(self.findings.items(), key=lambda item: -item[1])
             count = sum(chance > 0.5 for _, chance in likely)
@@ -147,6 +162,8 @@ class Turn:
             "seconds": self.seconds,
             "trimmed": self.lost,
         }
+        known |= {"measured": self.measured.as_json()} if self.measured else {}
+        known |= {"conflicts": [one.as_json() for one in self.conflicts]} if self.conflicts else {}
         return {**known, **({"error": self.error} if self.error else {})}
 
 
@@ -237,6 +254,8 @@ class Conversation:
         most = getattr(self.lm.base.config, "max_position_embeddings", None) or sys.maxsize
         turn = Turn(question, ecgs=list(self.ecgs), earlier=list(self.turns))
         self.log.append(turn)
+        if take_measured(turn, show):
+            return turn
         turn.asked_as = known and known.said
         shorter = "ask a shorter question"
         if self.turns or len(self.ecgs) > 1:
@@ -271,6 +290,7 @@ class Conversation:
             turn.error = error.message
             raise
         turn.seconds = time.perf_counter() - start
+        turn.conflicts = conflicts_of(turn, self.log)
         if turn.answer and remembers_earlier_turns(self.about):
             self.turns.append((question, turn.answer))
         return turn

@@ -1,6 +1,7 @@
 """Short texts about a measurement: for the panel of chat, the header of a sheet and the picture of a beat."""
 
 from ecgbyte_cli.readers.recording import Recording
+from ecgbyte_cli.signal.measure import measure_stretch
 from ecgbyte_cli.signal.measurement import Measurement
 from ecgbyte_cli.signal.normal_limits import age_and_sex
 
@@ -19,40 +20,36 @@ def interval_facts(measurement: Measurement) -> dict[str, str]:
     return facts
 
 
-def measured_facts(measurement: Measurement) -> dict[str, str]:
+def measured_facts(recording: Recording, measurement: Measurement) -> dict[str, str]:
     """Return what the panel shows: name to text. A value that was not measured has its reason.
 
     Parameters
     ----------
+    recording : Recording
+        Its header may have age and sex.
     measurement : Measurement
 
     Returns
     -------
     dict of str to str
-        `heart rate`, and where anything was measured `intervals`, `axis` and `remarks`.
+        `heart rate`, and as far as they are known `intervals`, `axis`, `remarks` and `patient`.
     """
+    patient = person_fact(recording)
+    facts = {"patient": patient} if patient else {}
     if measurement.rate_bpm is None:
-        return {"heart rate": f"not measurable: {measurement.quality.get('all', 'no beats')}"}
+        return {"heart rate": f"not measurable: {measurement.quality.get('all', 'no beats')}", **facts}
     rhythm = ", irregular" if "irregular" in measurement.flags else ""
-    facts = {
-        "heart rate": f"{measurement.rate_bpm:.0f} per minute (mean over {measurement.beats} beats{rhythm})"
-    }
-    intervals = ", ".join(
-        f"{name} {text}" for name, text in interval_facts(measurement).items() if name != "P"
-    )
-    missing = {
-        measurement.quality[field]: name
+    rate = f"{measurement.rate_bpm:.0f} per minute (mean over {measurement.beats} beats{rhythm})"
+    texts = [f"{name} {text}" for name, text in interval_facts(measurement).items() if name != "P"]
+    texts += [
+        f"no {name}: {measurement.quality[field]}"
         for name, field in (("PR", "pr_ms"), ("QT", "qt_ms"))
         if field in measurement.quality
-    }
-    reasons = "; ".join(f"no {name}: {reason}" for reason, name in missing.items())
-    facts["intervals"] = f"{intervals}; {reasons}" if reasons else intervals
-    if measurement.axis_qrs is not None:
-        facts["axis"] = f"{measurement.axis_qrs:.0f} degrees (QRS)"
+    ]
+    axis = {} if measurement.axis_qrs is None else {"axis": f"{measurement.axis_qrs:.0f} degrees (QRS)"}
     flags = [flag for flag in measurement.flags if flag != "irregular"]
-    if flags:
-        facts["remarks"] = ", ".join(flags)
-    return facts
+    remarks = {"remarks": ", ".join(flags)} if flags else {}
+    return {"heart rate": rate, "intervals": ", ".join(texts), **axis, **remarks, **facts}
 
 
 def person_fact(recording: Recording) -> str:
@@ -61,9 +58,16 @@ def person_fact(recording: Recording) -> str:
     return ", ".join([*([f"{age:g} years"] if age is not None else []), *([sex] if sex else [])])
 
 
-def header_line(recording: Recording, measurement: Measurement) -> str:
-    """Return a sheet's line: age, sex, rate, PR, QRS, QT, QTc and axis, as far as they are known."""
-    parts = [person_fact(recording)]
+def sheet_line(recording: Recording, start: float = 0.0, seconds: float = 10.0) -> str:
+    """Return the line above a sheet: age, sex, rate, PR, QRS, QT, QTc and axis, as far as they are known.
+
+    Parameters
+    ----------
+    recording : Recording
+    start, seconds : float
+        The stretch that is drawn and measured, s.
+    """
+    measurement, parts = measure_stretch(recording, start, start + seconds), [person_fact(recording)]
     if measurement.rate_bpm is not None:
         parts.append(f"{measurement.rate_bpm:.0f}/min")
     parts += [f"{name} {text}" for name, text in interval_facts(measurement).items() if name != "P"]

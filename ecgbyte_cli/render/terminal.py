@@ -12,6 +12,7 @@ from ecgbyte_cli import readers
 from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.failure import printable
 from ecgbyte_cli.inference.conversation import remembers_earlier_turns
+from ecgbyte_cli.render.measured_facts import measured_facts
 from ecgbyte_cli.storage.files import atomic_write
 
 COMMANDS = {
@@ -88,7 +89,7 @@ def panel_facts(ecg, about=None):
         "recorded": f"{len(recording.leads)} leads ({', '.join(recording.leads)}), {recording.fs:g} Hz, "
         f"{recording.signal.shape[1] / recording.fs:g} s"
         + (f", {recording.start:%Y-%m-%d %H:%M}" if recording.start else ""),
-        "heart rate": heart_rate(ecg),
+        **measured_facts(ecg.recording, ecg.measurement),
         "read": f"{ecg.stretch()}; {', '.join(signal['leads'])} at {signal['fs']:g} Hz: "
         f"{len(ecg.tokens)} ECG tokens",
     }
@@ -100,41 +101,6 @@ def panel_facts(ecg, about=None):
         )
         told["model"] = f"{about['folder']}, from {about['base']}{asked}"
     return told
-
-
-def heart_rate(ecg):
-    """The mean heart rate over the stretch that is read, in words, and how it was measured.
-
-    The beats are found in lead II by the XQRS detector of wfdb, which misses some premature ones.
-    """
-    try:
-        signal = ecg.lead("II").astype(float)
-    except readers.Unusable:
-        return "not measurable: there is no lead II"
-    beats = find_beats(signal, ecg.recording.fs) if np.isfinite(signal).all() else []
-    if len(beats) < 3:
-        return "not measurable in lead II"
-    rate = 60 * (len(beats) - 1) * ecg.recording.fs / (beats[-1] - beats[0])
-    if not 20 <= rate <= 300:
-        return "not measurable in lead II"
-    return f"{rate:.0f} per minute (mean over {len(beats)} beats that wfdb's XQRS finds in lead II)"
-
-
-def find_beats(signal, fs):
-    """Samples of the QRS complexes in one lead in mV, by wfdb's XQRS."""
-    from wfdb.processing import XQRS
-
-    height = np.percentile(np.abs(signal - np.median(signal)), 99.5)
-    # its thresholds are in mV: complexes too small for them are found at twice the usual size
-    for scale in (1, 2 / height) if height > 0 else ():
-        detector = XQRS(sig=signal * scale, fs=fs)
-        try:
-            detector.detect(verbose=False)
-        except (IndexError, ValueError):  # of signals too short or too odd for it
-            continue
-        if len(detector.qrs_inds) >= 3:
-            return detector.qrs_inds
-    return []
 
 
 def print_lead(ecg, lead):

@@ -223,6 +223,8 @@ def answer(conversation, question, interactive):
         note("(no answer)")
     elif turn.certainty():
         note(f"({turn.certainty()})")
+    for conflict in turn.conflicts:
+        note(conflict.text)
     return turn.stopped
 
 

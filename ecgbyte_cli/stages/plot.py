@@ -14,6 +14,7 @@ from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.render import svg_sheet
+from ecgbyte_cli.render.measured_facts import sheet_line
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.storage.files import atomic_write, read_array, read_json, read_table
@@ -169,7 +170,8 @@ def plot(
         return result
     if kind == "ecg":
         names = [readers.lead_name(name) or name for name in recording.leads]
-        figure = figures.plot_sheet(recording.signal, recording.fs, names, recording.name, start)
+        title = "   ".join(filter(None, (recording.name, sheet_line(recording, start))))
+        figure = figures.plot_sheet(recording.signal, recording.fs, names, title, start)
     elif kind == "beat":
         figure, more = beat_picture(recording, start)
         result.update(more)
