@@ -2,18 +2,30 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ecgbyte_cli.inference.conflicts import Conflict, answers_of, find_conflicts
-from ecgbyte_cli.inference.measured_answers import answer_measured
+from ecgbyte_cli.inference.measured_answers import MeasuredAnswer, answer_measured
 from ecgbyte_cli.inference.measured_wordings import match_measured
 from ecgbyte_cli.signal.normal_limits import age_and_sex
 
-if TYPE_CHECKING:
-    from ecgbyte_cli.inference.conversation import Turn
+
+class AskedTurn(Protocol):
+    """The parts of a conversation's `Turn` that are read and written here."""
+
+    question: str
+    answer: str
+    ecgs: list  # of ECG
+    findings: dict[str, float] | None
+    measured: MeasuredAnswer | None
+    declined: bool
+    stopped: bool
+    error: str | None
+    first: float | None
+    seconds: float
 
 
-def take_measured(turn: "Turn", show: Callable[[str], object]) -> bool:
+def take_measured(turn: AskedTurn, show: Callable[[str], object]) -> bool:
     """Answer a turn from the measurement of its ECG; return False if it asks for something else.
 
     Parameters
@@ -36,7 +48,7 @@ def take_measured(turn: "Turn", show: Callable[[str], object]) -> bool:
     return True
 
 
-def conflicts_of(turn: "Turn", log: "Sequence[Turn | str]") -> list[Conflict]:
+def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[Conflict]:
     """Return the conflicts of a turn's answer with the measurement of its ECG.
 
     Parameters
@@ -58,7 +70,7 @@ def conflicts_of(turn: "Turn", log: "Sequence[Turn | str]") -> list[Conflict]:
     return [conflict for conflict in conflicts if conflict.finding in findings]
 
 
-def _said(turn: "Turn") -> dict[str, str]:
+def _said(turn: AskedTurn) -> dict[str, str]:
     """Return what a turn's answer says of findings."""
     if turn.measured or turn.declined or turn.stopped or turn.error:
         return {}
