@@ -8,6 +8,7 @@ from test_measured_answers import NORMAL
 from ecgbyte_cli import Measurement
 from ecgbyte_cli.inference.conflicts import RULES, answers_of, find_conflicts
 from ecgbyte_cli.questions.findings import ALL_FINDINGS, STATEMENTS
+from ecgbyte_cli.signal.measurement import Amplitudes
 
 CRBBB, CLBBB = "complete right bundle branch block", "complete left bundle branch block"
 IVCD, LVH = "non-specific intraventricular conduction disturbance", "left ventricular hypertrophy"
@@ -41,6 +42,7 @@ CASES = [
     ("long QT interval", "yes", {}, {}, {"qtcb_ms": 448.0, "qtcf_ms": 410.0}),
     ("long QT interval", "no", {}, {"qtcb_ms": 480.0, "qtcf_ms": 480.0}, {"qtcb_ms": 480.0, "qtcf_ms": 440.0}),
     (LVH, "yes", {}, {}, {"sokolow_mv": 3.6}),
+    (LVH, "yes", {}, {}, {"leads": {"aVL": Amplitudes(1.2, 0.0)}}),
     (LVH, "no", {}, {"sokolow_mv": 4.0, "cornell_mv": 3.2}, {"sokolow_mv": 4.0}),
     (VOLTAGE, "yes", {}, {}, {"cornell_mv": 3.0}),
     (VOLTAGE, "no", {}, {"cornell_mv": 3.0}, {}),

@@ -113,7 +113,8 @@ NORMAL = Measurement(
     rate_bpm=72.4, rr_ms=828.7, rr_sd_ms=21.0, p_ms=104.2, pr_ms=163.9, qrs_ms=94.0, qt_ms=388.0,
     qtcb_ms=426.2, qtcf_ms=413.1,
     axis_p=50.0, axis_qrs=40.0, axis_t=35.0, sokolow_mv=2.134, cornell_mv=1.1,
-    leads={"I": Amplitudes(0.5, -0.1, 0.01, 0.2), "V2": Amplitudes(0.3, -1.0, 0.18, 0.4),
+    leads={"I": Amplitudes(0.5, -0.1, 0.01, 0.2), "aVL": Amplitudes(0.4, 0.0, 0.0, 0.1),
+    "V2": Amplitudes(0.3, -1.0, 0.18, 0.4),
     "V5": Amplitudes(1.3, -0.2, -0.08, 0.3)},
 )  # fmt: skip
 

@@ -89,6 +89,12 @@ class Case(NamedTuple):
         """Whether P waves were looked for and not found in an irregular rhythm."""
         return "irregular" in self.measured.flags and self.measured.quality.get("pr_ms") == "no P waves"
 
+    @property
+    def low_avl(self) -> bool:
+        """Whether R in aVL was measured, and is below the limit of hypertrophy (HANCOCK)."""
+        lead = self.measured.leads.get("aVL")
+        return lead is not None and lead.r_mv is not None and lead.r_mv < 1.1 - MV
+
     def between(self, name: str, low: float, high: float = float("inf")) -> bool:
         """Return whether a value was measured, above `low` and below `high`."""
         value = getattr(self.measured, name)
@@ -170,8 +176,9 @@ RULES = (
     Rule(("long QT interval",), "no",
          lambda c: c.adult and c.verdicts(QTC, MS) == ["high", "high"] and c.below("qrs_ms", WIDE_QRS),
          QTC, "QTc is long from 450 ms (men) or 460 ms (women)", RAUTAHARJU),
-    Rule((LVH, VOLTAGE_LVH), "yes", lambda c: c.adult and c.verdicts(VOLTAGES, MV) == ["normal", "normal"],
-         VOLTAGES, "neither the Sokolow-Lyon nor the Cornell criterion is met", HANCOCK),
+    Rule((LVH, VOLTAGE_LVH), "yes",
+         lambda c: c.adult and c.verdicts(VOLTAGES, MV) == ["normal", "normal"] and c.low_avl,
+         VOLTAGES, "neither the Sokolow-Lyon nor the Cornell criterion is met, nor R in aVL above 1.1 mV", HANCOCK),
     Rule((LVH,), "no", lambda c: c.adult and c.verdicts(VOLTAGES, MV) == ["high", "high"],
          VOLTAGES, "the Sokolow-Lyon and the Cornell criterion are met", HANCOCK),
     Rule((VOLTAGE_LVH,), "no", lambda c: c.adult and "high" in c.verdicts(VOLTAGES, MV),
