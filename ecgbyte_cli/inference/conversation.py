@@ -6,15 +6,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.conflicts import Conflict
+from ecgbyte_cli.inference.measured_answers import MeasuredAnswer
+from ecgbyte_cli.inference.measured_turns import conflicts_of, take_measured
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal.measure import measure_stretch
+from ecgbyte_cli.signal.measurement import Measurement
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 if TYPE_CHECKING:
@@ -46,6 +52,11 @@ class ECG:
         """Return a description of the segment."""
         start, end = self.seconds
         return f"{start:g} to {end:g} s, segment {self.number + 1} of {len(self.segments)}"
+
+    @cached_property
+    def measurement(self) -> Measurement:
+        """The measurement of the open segment, as it was recorded."""
+        return measure_stretch(self.recording, *self.seconds)
 
     def lead(self, name: str) -> np.ndarray:
         """Return a lead over the segment, as recorded: float32 (samples,), mV."""
@@ -110,13 +121,17 @@ class Turn:
     findings: dict[str, float] | None = None  # of a list: the probability of each possible finding
     reasoning: str = ""  # before the answer
     declined: bool = False  # the model was not trained on this question
+    measured: MeasuredAnswer | None = None  # the answer, if it is a measured value
+    conflicts: list[Conflict] = field(default_factory=list)  # of the model's answer with the measurement
     first: float | None = None  # s to the first token
     seconds: float = 0.0
     stopped: bool = False
     error: str | None = None
 
     def certainty(self) -> str:
-        """Return the probabilities of a chosen answer, in words."""
+        """Return the probabilities of a chosen answer in words, or `measured` for a measured value."""
+        if self.measured:
+            return "measured"
         if self.findings:
             likely = sorted(self.findings.items(), key=lambda item: -item[1])
             count = sum(chance > 0.5 for _, chance in likely)
@@ -130,9 +145,9 @@ class Turn:
         unsure = "not sure: " if self.sure is False else ""
         return f"{unsure}{percent(self.probability)}; or {self.other[0]}, {percent(self.other[1])}"
 
-    def about(self) -> dict:
+    def about(self) -> dict[str, Any]:
         """Return the turn as --json prints it."""
-        contents = {
+        contents: dict[str, Any] = {
             "question": self.question,
             "answer": self.answer,
             "probability": self.probability,
@@ -147,6 +162,8 @@ class Turn:
             "seconds": self.seconds,
             "trimmed": self.lost,
         }
+        contents |= {"measured": self.measured.as_json()} if self.measured else {}
+        contents |= {"conflicts": [one.as_json() for one in self.conflicts]} if self.conflicts else {}
         return {**contents, **({"error": self.error} if self.error else {})}
 
 
@@ -210,9 +227,11 @@ class Conversation:
             If the conversation is longer than the model can read, or memory does not suffice.
         """
         start = time.perf_counter()
-        matched = self.session.match(question) if len(self.ecgs) == 1 else None
         turn = Turn(question, ecgs=list(self.ecgs), earlier=list(self.turns))
         self.log.append(turn)
+        if take_measured(turn, show):
+            return turn
+        matched = self.session.match(question) if len(self.ecgs) == 1 else None
         turn.asked_as = matched and matched.said
         try:
             if self._untrained(matched):
@@ -230,6 +249,7 @@ class Conversation:
             turn.error = error.message
             raise
         turn.seconds = time.perf_counter() - start
+        turn.conflicts = conflicts_of(turn, self.log)
         if turn.answer and remembers_earlier_turns(self.session.about):
             self.turns.append((question, turn.answer))
         return turn

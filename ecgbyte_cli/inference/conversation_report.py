@@ -130,4 +130,6 @@ def conversation_markdown(
             question, answer = (printable(text, "\n\t") for text in (entry.question, entry.answer))
             sure = f" ({printable(entry.certainty())})" if entry.certainty() else ""
             lines += [f"**{question}**", "", f"{answer}{stopped or sure}", ""]
+            for conflict in entry.conflicts:
+                lines += [printable(conflict.text), ""]
     return "\n".join(lines)

@@ -21,6 +21,7 @@ import numpy as np
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.render.figures import FINE, INK, PAPER, SHEET, STRONG
+from ecgbyte_cli.render.measured_facts import sheet_line
 from ecgbyte_cli.signal import preprocess
 
 LAYOUTS = ("3x4", "6x2", "12x1")
@@ -111,6 +112,7 @@ def svg_sheet(
     height = 5 * math.ceil((cells[-1].bottom + BELOW) / 5)
     scale = f"{speed:g} mm/s   {gain:g} mm/mV"
     drawn = [_paper(width, height), _text("title", LEFT, 6, 4, title[:120])]
+    drawn.append(_text("measured", LEFT, 9.5, 2.5, sheet_line(recording, start, seconds)))
     for cell in cells:
         drawn += _cell(cell, start, recording.fs, speed, gain)
     for second in range(int(seconds + 1e-9) + 1):

@@ -4,7 +4,7 @@ import contextlib
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ecgbyte_cli import readers
 from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.failure import printable
 from ecgbyte_cli.inference.conversation import ECG, remembers_earlier_turns
+from ecgbyte_cli.render.measured_facts import measured_facts
 from ecgbyte_cli.storage.files import atomic_write
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def panel_facts(ecg: ECG, about: dict[str, Any] | None = None) -> dict[str, str]
         "recorded": f"{len(recording.leads)} leads ({', '.join(recording.leads)}), {recording.fs:g} Hz, "
         f"{recording.signal.shape[1] / recording.fs:g} s"
         + (f", {recording.start:%Y-%m-%d %H:%M}" if recording.start else ""),
-        "heart rate": heart_rate(ecg),
+        **measured_facts(ecg.recording, ecg.measurement),
         "read": f"{ecg.stretch()}; {', '.join(signal['leads'])} at {signal['fs']:g} Hz: "
         f"{len(ecg.tokens)} ECG tokens",
     }
@@ -102,41 +103,6 @@ def panel_facts(ecg: ECG, about: dict[str, Any] | None = None) -> dict[str, str]
         memory = "" if remembers_earlier_turns(about) else memory
         facts["model"] = f"{about['folder']}, from {about['base']}{memory}"
     return facts
-
-
-def heart_rate(ecg: ECG) -> str:
-    """Return the mean heart rate over the open segment as a text, with the method.
-
-    The XQRS detector of wfdb finds the beats in lead II; it misses some premature ones.
-    """
-    try:
-        signal = ecg.lead("II").astype(float)
-    except readers.Unusable:
-        return "not measurable: there is no lead II"
-    beats = find_beats(signal, ecg.recording.fs) if np.isfinite(signal).all() else []
-    if len(beats) < 3:
-        return "not measurable in lead II"
-    rate = 60 * (len(beats) - 1) * ecg.recording.fs / (beats[-1] - beats[0])
-    if not 20 <= rate <= 300:
-        return "not measurable in lead II"
-    return f"{rate:.0f} per minute (mean over {len(beats)} beats, found by wfdb's XQRS in lead II)"
-
-
-def find_beats(signal: np.ndarray, fs: float) -> Sequence[int]:
-    """Find the QRS complexes of one lead in mV with wfdb's XQRS; return their samples."""
-    from wfdb.processing import XQRS
-
-    height = np.percentile(np.abs(signal - np.median(signal)), 99.5)
-    # its thresholds are in mV, so complexes too small for them are scaled to twice the usual size
-    for scale in (1, 2 / height) if height > 0 else ():
-        detector = XQRS(sig=signal * scale, fs=fs)
-        try:
-            detector.detect(verbose=False)
-        except (IndexError, ValueError):  # the signal is too short or too odd for it
-            continue
-        if len(detector.qrs_inds) >= 3:
-            return detector.qrs_inds
-    return []
 
 
 def print_lead(ecg: ECG, lead: str) -> None:

@@ -4,6 +4,7 @@ As electrocardiographs do: beats over all leads, classes of beats, the median be
 one boundary for all leads together. How far to trust it: docs/measure.md.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -66,6 +67,19 @@ def measure(recording: Recording) -> Measurement:
             setattr(result, name, None)
         result.quality = {"all": error.message}
     return result
+
+
+def measure_stretch(recording: Recording, start: float, end: float) -> Measurement:
+    """Measure a stretch of a recording, from `start` to `end` in s.
+
+    Parameters
+    ----------
+    recording : Recording
+    start, end : float
+        s; the stretch ends where the recording ends.
+    """
+    first, last = (round(second * recording.fs) for second in (start, end))
+    return measure(replace(recording, signal=recording.signal[:, first:last]))
 
 
 def _prepared(recording: Recording, flags: list[str]) -> tuple[np.ndarray, list[str]]:

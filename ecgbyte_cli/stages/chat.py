@@ -213,6 +213,8 @@ def answer(conversation: Conversation, question: str, interactive: bool) -> bool
         note("(no answer)")
     elif turn.certainty():
         note(f"({turn.certainty()})")
+    for conflict in turn.conflicts:
+        note(conflict.text)
     return turn.stopped
 
 

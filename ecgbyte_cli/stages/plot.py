@@ -16,6 +16,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.session import Session, reading_options
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.render import svg_sheet
+from ecgbyte_cli.render.measured_facts import sheet_line
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
@@ -66,7 +67,7 @@ class PlotOptions:
     short_help="Plot an ECG, its tokens, or what a model looked at.",
     epilog="Example: ecgbyte plot tokens data/synth00001 --lead II --out tokens.png",
 )
-@click.argument("kind", type=click.Choice(["ecg", "tokens", "distribution", "attention"]))
+@click.argument("kind", type=click.Choice(["ecg", "beat", "tokens", "distribution", "attention"]))
 @click.argument("record", type=click.Path(path_type=Path))
 @click.option("--lead", help="Lead to draw the tokens of.  [default: II if the tokenizer has it]")
 @click.option(
@@ -102,11 +103,12 @@ class PlotOptions:
 def command(work: WorkDir, kind: str, record: Path, **options: Any) -> dict:
     """Draw a picture of KIND of a RECORD, on ECG paper (25 mm/s, 10 mm/mV).
 
-    ecg: the sheet of 3 x 4 leads with a rhythm strip; other leads one under another. tokens: one lead, with each
-    token as a coloured stretch with its id. distribution: how frequent, how long and how many the tokens of
-    `ecgbyte encode` are, of one record by its name, or of `all`. attention: a question is answered as in `ecgbyte
-    chat`, and the attribution of the answer is shaded on each lead, with a bar per word of the question. How far to
-    trust it: `ecgbyte explain`.
+    ecg: the sheet of 3 x 4 leads with a rhythm strip; other leads one under another. beat: the median beat
+    of each lead over ten seconds, with the measured boundaries of P, QRS and T. tokens: one lead, with each token as
+    a coloured stretch with its id. distribution: how frequent, how long and how many the tokens of `ecgbyte encode`
+    are, of one record by its name, or of `all`. attention: a question is answered as in `ecgbyte chat`, and the
+    attribution of the answer is shaded on each lead, with a bar per word of the question. How far to trust it:
+    `ecgbyte explain`.
     """
     result = plot(work, kind, record, PlotOptions(**options))
     print_result(result["picture"])
@@ -119,7 +121,7 @@ def plot(work: WorkDir, kind: str, record: Path, options: PlotOptions) -> dict:
     Parameters
     ----------
     work : WorkDir
-    kind : {"ecg", "tokens", "distribution", "attention"}
+    kind : {"ecg", "beat", "tokens", "distribution", "attention"}
     record : Path
         A recording, with or without its extension; for `distribution` the name of one, or `all`.
     options : PlotOptions
@@ -127,8 +129,8 @@ def plot(work: WorkDir, kind: str, record: Path, options: PlotOptions) -> dict:
     Returns
     -------
     dict
-        picture (path), record, kind; for `tokens` also lead, tokens (how many) and segmenter, for `distribution`
-        tokens, segments and different (tokens); for `attention` also question, answer, method, on_text (percent
+        picture (path), record, kind; for `beat` also beats (how many); for `tokens` also lead, tokens (how many)
+        and segmenter, for `distribution` tokens, segments and different (tokens); for `attention` also question, answer, method, on_text (percent
         of the attribution on the question; None for `occlusion`) and completeness_gap (percent; see
         `attribution.Case`; None for other methods than `integrated`).
 
@@ -159,7 +161,10 @@ def plot(work: WorkDir, kind: str, record: Path, options: PlotOptions) -> dict:
         return result
     if kind == "ecg":
         names = [readers.lead_name(name) or name for name in recording.leads]
-        figure, more = figures.plot_sheet(recording.signal, recording.fs, names, recording.name, start), {}
+        title = "   ".join(filter(None, (recording.name, sheet_line(recording, start))))
+        figure, more = figures.plot_sheet(recording.signal, recording.fs, names, title, start), {}
+    elif kind == "beat":
+        figure, more = beat_picture(recording, start)
     elif kind == "tokens":
         figure, more = token_picture(work, recording, options.lead, start, options.model)
     else:
@@ -174,6 +179,15 @@ def read(record: Path, reading: dict[str, Any]) -> readers.Recording:
         return readers.read_recording(record, **reading)
     except readers.Unusable as error:
         raise Failure(f"{record}: {error.message}") from error
+
+
+def beat_picture(recording: readers.Recording, start: float) -> tuple["Figure", dict]:
+    """Draw the median beats of the ten seconds from `start` on."""
+    from ecgbyte_cli.render.beat_figure import plot_beat
+    from ecgbyte_cli.signal.measure import measure_stretch
+
+    measurement = measure_stretch(recording, start, start + 10)
+    return plot_beat(measurement, recording.name), {"beats": measurement.beats}
 
 
 def token_picture(

@@ -44,7 +44,7 @@ function showSegment(segment, last) {
   ecg.segmentSelect.value = segment.segment;
   ecg.segmentSelect.hidden = ecg.segmentLabel.hidden = false;
   ecg.segmentSelect.disabled = !last;
-  for (const name of ["heart rate", "read"]) {
+  for (const name of ["heart rate", "intervals", "axis", "remarks", "patient", "read"]) {
     for (const term of [...ecg.facts.children].filter((child) => child.textContent === name)) {
       term.nextSibling.remove();
       term.remove();
@@ -137,6 +137,7 @@ function showTurn(answer, turn) {
     ...(turn.certainty ? [turn.certainty] : typeof turn.probability === "number"
       ? [`probability of this answer ${(100 * turn.probability).toFixed(0)} %`] : []),
     `${turn.seconds.toFixed(2)} s`,
+    ...(turn.conflicts ?? []).map((conflict) => conflict.text),
   ];
   if (answer.isConnected) addNote(details.join(" · "));
 }

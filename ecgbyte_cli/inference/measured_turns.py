@@ -1,0 +1,80 @@
+"""Measurements in a conversation: questions that they answer, and answers that they contradict."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ecgbyte_cli.inference.conflicts import Conflict, answers_of, find_conflicts
+from ecgbyte_cli.inference.measured_answers import MeasuredAnswer, answer_measured
+from ecgbyte_cli.inference.measured_wordings import match_measured
+from ecgbyte_cli.signal.normal_limits import age_and_sex
+
+
+class AskedTurn(Protocol):
+    """The parts of a conversation's `Turn` that are read and written here."""
+
+    question: str
+    answer: str
+    ecgs: list  # of ECG
+    findings: dict[str, float] | None
+    measured: MeasuredAnswer | None
+    declined: bool
+    stopped: bool
+    error: str | None
+    first: float | None
+    seconds: float
+
+
+def take_measured(turn: AskedTurn, show: Callable[[str], object]) -> bool:
+    """Answer a turn from the measurement of its ECG; return False if it asks for something else.
+
+    Parameters
+    ----------
+    turn : Turn
+        With `question` and `ecgs`. Questions about several ECGs are not answered.
+    show : callable
+        Called with the answer.
+    """
+    if len(turn.ecgs) != 1 or match_measured(turn.question) is None:
+        return False
+    start = time.perf_counter()
+    (ecg,) = turn.ecgs
+    turn.measured = answer_measured(turn.question, ecg.measurement, *age_and_sex(ecg.recording))
+    if turn.measured is None:
+        return False
+    turn.answer = turn.measured.text
+    turn.first = turn.seconds = time.perf_counter() - start
+    show(turn.answer)
+    return True
+
+
+def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[Conflict]:
+    """Return the conflicts of a turn's answer with the measurement of its ECG.
+
+    Parameters
+    ----------
+    turn : Turn
+    log : sequence of Turn or str
+        The conversation so far. Its answers about the same ECG count where a rule needs several.
+    """
+    said = _said(turn)
+    if len(turn.ecgs) != 1 or not said:
+        return []
+    (ecg,) = turn.ecgs
+    answers: dict[str, str] = {}
+    for earlier in log:
+        if not isinstance(earlier, str) and len(earlier.ecgs) == 1 and earlier.ecgs[0] is ecg:
+            answers |= _said(earlier)
+    findings = {said["rhythm"].strip().rstrip(".").lower()} if "rhythm" in said else {*said}
+    conflicts = find_conflicts(answers | said, ecg.measurement, *age_and_sex(ecg.recording))
+    return [conflict for conflict in conflicts if conflict.finding in findings]
+
+
+def _said(turn: AskedTurn) -> dict[str, str]:
+    """Return what a turn's answer says of findings."""
+    if turn.measured or turn.declined or turn.stopped or turn.error:
+        return {}
+    if turn.findings:
+        listed = turn.answer.split("; ")
+        return {words: "yes" if words in listed else "no" for words in turn.findings}
+    return answers_of(turn.question, turn.answer)
