@@ -265,7 +265,7 @@ def test_the_panel(conversation, long_record, capsys):
     terminal.print_greeting(conversation.session.reader.read(long_record), conversation.session.about)
     err = capsys.readouterr().err
     for text in ("2 leads (II, V1), 250 Hz, 25 s", "60 per minute (mean over ", "0 to 10 s, segment 1 of 2",
-                 "II, V1 at 100 Hz", "Note: \\x1b[31mred", "second", "does not see earlier ones", "no medical device",
+                 "II, V1 at 100 Hz", "Note: \\x1b[31mred", "second", "not shown to the model", "no medical device",
                  "stand-in"):  # fmt: skip
         assert text in err.replace("\n│             ", " ")
     assert "\x1b" not in err  # no terminal, and the header's own codes taken out
@@ -401,7 +401,7 @@ def test_a_measured_question_is_answered_without_the_model(conversation, record,
     first, second = (turn for turn in conversation.log if isinstance(turn, Turn))
     (value,) = first.about()["measured"]
     assert (value["name"], value["value"], value["unit"]) == ("rate_bpm", round(rate), "per minute")
-    assert conversation.lm.asked == [[QUESTION]] and conversation.turns == [(QUESTION, second.answer)]
+    assert conversation.session.lm.asked == [[QUESTION]] and conversation.turns == [(QUESTION, second.answer)]
     assert "measured" not in second.about() and "conflicts" not in second.about()
 
 
@@ -423,8 +423,8 @@ def test_an_answer_that_contradicts_the_measurement_is_shown_with_it(
 ):
     ecg = conversation.ecgs[0]
     ecg.measurement = Measurement(rate_bpm=72.0, rr_ms=833.0, rr_sd_ms=10.0)
-    answer = conversation.lm.text_tokenizer.encode("sinus tachycardia", add_special_tokens=False)
-    monkeypatch.setattr(conversation.lm, "stream", lambda *told: ([i] for i in answer))
+    answer = conversation.session.lm.text_tokenizer.encode("sinus tachycardia", add_special_tokens=False)
+    monkeypatch.setattr(conversation.session.lm, "stream", lambda *told: ([i] for i in answer))
     chat.talk(conversation, typed(QUESTION, "again?", f"/save {tmp_path / 'x.md'}"))
     out, err = capsys.readouterr()
     assert out.splitlines() == ["sinus tachycardia"] * 2

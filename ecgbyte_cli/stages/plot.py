@@ -130,9 +130,9 @@ def plot(work: WorkDir, kind: str, record: Path, options: PlotOptions) -> dict:
     -------
     dict
         picture (path), record, kind; for `beat` also beats (how many); for `tokens` also lead, tokens (how many)
-        and segmenter, for `distribution` tokens, segments and different (tokens); for `attention` also question, answer, method, on_text (percent
-        of the attribution on the question; None for `occlusion`) and completeness_gap (percent; see
-        `attribution.Case`; None for other methods than `integrated`).
+        and segmenter; for `distribution` tokens, segments and different (tokens); for `attention` also question,
+        answer, method, on_text (percent of the attribution on the question; None for `occlusion`) and completeness_gap
+        (percent; see `attribution.Case`; None for other methods than `integrated`).
 
     Raises
     ------
