@@ -73,4 +73,4 @@ def sheet_line(recording: Recording, start: float = 0.0, seconds: float = 10.0) 
     parts += [f"{name} {text}" for name, text in interval_facts(measurement).items() if name != "P"]
     if measurement.axis_qrs is not None:
         parts.append(f"axis {measurement.axis_qrs:.0f}\N{DEGREE SIGN}")
-    return "   ".join(filter(None, parts))
+    return " · ".join(filter(None, parts))
