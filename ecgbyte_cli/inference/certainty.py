@@ -220,7 +220,7 @@ def read_certainty(folder: str | Path, vocabulary: int) -> Certainty | None:
     contents = read_json(path)
     problem = _find_problem(contents)
     if problem:
-        raise Failure(f"{path} is damaged ({problem}): copy the model folder anew")
+        raise Failure(f"{path} is damaged ({problem}): copy the model folder again")
     shapes = tensor_shapes(pairs)
     if (
         {*shapes} != {"keys", "counts", "single"}
@@ -228,14 +228,14 @@ def read_certainty(folder: str | Path, vocabulary: int) -> Certainty | None:
         or shapes["keys"] != shapes["counts"]
         or len(shapes["keys"]) != 1
     ):
-        raise Failure(f"{pairs} is not of this model: copy the model folder anew")
+        raise Failure(f"{pairs} is not of this model: copy the model folder again")
     arrays = load_file(pairs)
     if any(part.dtype not in (np.uint32, np.uint64) or (part >= 2**62).any() for part in arrays.values()):
-        raise Failure(f"{pairs} is damaged: copy the model folder anew")
+        raise Failure(f"{pairs} is damaged: copy the model folder again")
     arrays = {name: part.astype(np.int64) for name, part in arrays.items()}
     keys = arrays["keys"]
     if keys.size and (np.any(np.diff(keys) <= 0) or keys[-1] >= (vocabulary + 1) * vocabulary):
-        raise Failure(f"{pairs} is damaged: copy the model folder anew")
+        raise Failure(f"{pairs} is damaged: copy the model folder again")
     return Certainty(
         **{key: contents[key] for key in ("groups", "temperature", "sure", "bits", "amplitude")}, **arrays
     )

@@ -134,7 +134,7 @@ def answer_measured(
     if asked.names == ("st",):
         return _st(asked, measurement, age, sex)
     names = asked.names
-    if names == ("qt_ms",):  # what is normal depends on the rate, so QTc stands beside it
+    if names == ("qt_ms",):  # the normal QT depends on the rate, so QTc is added
         names = ("qt_ms", "qtcb_ms", "qtcf_ms")
     values = tuple(measured_value(name, measurement, age, sex) for name in names)
     word = _yes_or_no(asked, values, age)

@@ -190,10 +190,10 @@ def check_files(folder: Path, about: dict) -> None:
     for name, sha256 in known.items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
-            raise Failure(f"{path} is missing: copy the model folder anew, or train again")
+            raise Failure(f"{path} is missing: copy the model folder again, or train again")
         if sha256_of(path) != sha256:
             raise Failure(
-                f"{path} is damaged, or is not of this model: copy the model folder anew, or train again"
+                f"{path} is damaged, or is not of this model: copy the model folder again, or train again"
             )
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
@@ -341,7 +341,7 @@ def read_adapter_config(folder: Path) -> dict:
     """
     path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not path.is_file() or not weights.is_file():
-        raise Failure(f"{path if not path.is_file() else weights} is missing: copy the model folder anew")
+        raise Failure(f"{path if not path.is_file() else weights} is missing: copy the model folder again")
     config = read_json(path)
     rank, alpha, dropout = (config.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
     modules = config.get("target_modules")

@@ -74,7 +74,7 @@ class PromptCache:
 
     def begin(self, prompt: np.ndarray, empty: DynamicCache) -> DynamicCache:
         """Keep the states that a prompt shares with the one before, and return them; `empty` if it shares none."""
-        # one id is always read anew: the first id of the answer comes from it
+        # one id is always read again: the first id of the answer comes from it
         most = min(len(self.ids), len(prompt) - 1)
         differ = np.flatnonzero(np.asarray(self.ids[:most]) != np.asarray(prompt)[:most])
         shared = int(differ[0]) if differ.size else most

@@ -171,7 +171,7 @@ def _read_rows(path: Path, shape: torch.Size) -> torch.Tensor:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise Failure(f"{path} is missing: copy the model folder anew, or train again")
+        raise Failure(f"{path} is missing: copy the model folder again, or train again")
     shapes = folder_checks.tensor_shapes(path)
     if {*shapes} != {"weight"} or tuple(shapes["weight"]) != tuple(shape):
         raise Failure(

@@ -98,7 +98,7 @@ def command(work: WorkDir, record: Path, **options: Any) -> dict:
     """Cut a RECORD and let the model continue it. The model must be trained on ECGs (`finetune --ecg-loss`).
 
     Writes each continuation as a WFDB record, a picture of them over the recording, and how far they are from it.
-    Two plain guesses stand beside: the last beat repeated, and a flat line.
+    Two plain guesses are scored too: the last beat repeated, and a flat line.
     """
     result = go_on(work, record, ContinueOptions(**options))
     rows = [(name, f"{value:.0f}") for name, value in result["rmse_uv"].items() if value is not None]

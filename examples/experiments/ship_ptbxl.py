@@ -101,7 +101,7 @@ def text(folder):
         "",
         f"**{model_folder.NOTICE}**",
         "",
-        f"A decoder of {trained['trainable_parameters'] / 1e6:.2f} million parameters, trained from nothing on "
+        f"A decoder of {trained['trainable_parameters'] / 1e6:.2f} million parameters, trained from scratch on "
         "questions about real recordings: eighteen findings, yes or no, and the rhythm. It reads "
         f"{len(signal['leads'])} leads ({', '.join(signal['leads'])}), "
         f"{signal['segment_seconds']:g} s at {signal['fs']:g} Hz.",

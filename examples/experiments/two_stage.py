@@ -543,7 +543,7 @@ def main():
         "--shares", default="0.12,0.25,0.48", help="of the recordings, with the middle budget"
     )
     parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--arms", default=";".join(ARMS), help="parted by ;")
+    parser.add_argument("--arms", default=";".join(ARMS), help="separated by ;")
     parser.add_argument("--speed", action="store_true", help="measure the speeds alone")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
