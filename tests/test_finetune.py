@@ -228,7 +228,7 @@ def test_a_model_that_learned_ecgs_goes_on_to_learn_answers(small, tmp_path, ecg
     neither = ecgbyte("finetune", "--model", "tiny", work=work)
     assert neither.exit_code == 1 and "--pretrain" in neither.stderr
     shown = ecgbyte("finetune", "--model", "tiny", "--pretrain", "--show", 1, work=work)
-    assert shown.exit_code == 1 and shown.stderr.count("\n") == 1 and "give --qa alone" in shown.stderr
+    assert shown.exit_code == 1 and shown.stderr.count("\n") == 1 and "give only --qa" in shown.stderr
     args = [
         "finetune",
         "--pretrain",

@@ -181,7 +181,7 @@ def test_hidden_codes_and_columns_of_ptb_xl(monkeypatch):
             for row in rows
         ]
         monkeypatch.setattr(ptbxl, "OF_SCP", vocabulary)
-        monkeypatch.setattr(ptbxl, "table_rows", lambda path: enumerate(shown, 2))
+        monkeypatch.setattr(ptbxl, "table_rows", lambda path, columns: enumerate(shown, 2))
         return ptbxl.read_ptbxl("ptbxl_database.csv")
 
     # PVC and PAC stay: a beat "of unstated origin" is one that neither of them states
