@@ -263,7 +263,7 @@ def reading_options(
     units: str | None = None,
     keep_identity: bool | None = None,
 ) -> dict[str, Any]:
-    """Return the arguments of `readers.read`: those that are not None, else those that `symbolize` had in `work`."""
+    """Return the arguments of `readers.read_recording`: those not None, else those of `symbolize` in `work`."""
     if isinstance(lead_names, str):
         lead_names = [name.strip() for name in lead_names.split(",")]
     options = {"fs": fs, "lead_names": lead_names, "units": units, "keep_identity": keep_identity}

@@ -58,7 +58,7 @@ def row_paths(path: str) -> list[str]:
     try:
         with open_hdf5(path) as file:
             return [f"{path}#{row}" for row in range(_tracings_of(file).shape[0])]
-    except Exception:
+    except Exception:  # a damaged file may raise anything; `read` reports the reason
         return [path]
 
 

@@ -116,7 +116,7 @@ def text_of(data: bytes) -> str:
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a regular file to read its bytes, without waiting: reading a FIFO would block for ever."""
+    """Open a regular file to read its bytes, without waiting: opening a FIFO would block."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     try:
         check_regular(os.fstat(file.fileno()))

@@ -33,7 +33,7 @@ def rows_of(path: str, told: dict, seconds: float) -> list[Row]:
     ----------
     path : str
     told : dict
-        What `readers.read` is told beside the path.
+        Arguments of `readers.read_recording` other than the path.
     seconds : float
         Length of a segment. What is left at the end is a segment if it is half as long at least.
 

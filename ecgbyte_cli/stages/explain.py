@@ -313,7 +313,7 @@ def choose(
 ) -> list[tuple[int, str, np.ndarray]]:
     """Draw records whose cause is known, spread evenly over the causes, with the place of the cause.
 
-    `reading` holds the other arguments of `readers.read` (see `WorkDir.reading`).
+    `reading` holds the other arguments of `readers.read_recording` (see `WorkDir.reading`).
 
     Returns
     -------

@@ -174,7 +174,7 @@ def plot(work: WorkDir, kind: str, record: Path, options: PlotOptions) -> dict:
 
 
 def read(record: Path, reading: dict[str, Any]) -> readers.Recording:
-    """Read a recording; `reading` holds the other arguments of `readers.read`."""
+    """Read a recording; `reading` holds the other arguments of `readers.read_recording`."""
     try:
         return readers.read_recording(record, **reading)
     except readers.Unusable as error:

@@ -74,7 +74,7 @@ def _write_failure(path: Path, beside: Path, error: Exception) -> Failure | None
 
 
 def check_regular_file(path: PathLike) -> PathLike:
-    """Return the path of a regular file. Reject anything else: opening a FIFO would wait for ever."""
+    """Return the path of a regular file. Reject anything else: opening a FIFO would block."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise Failure(f"{path} is no regular file")
     return path

@@ -36,7 +36,7 @@ class RecordingList:
     upload_bytes : int
         Largest upload. All uploads together may have four times as many bytes; then the oldest are removed.
     read_options : dict
-        `fs`, `lead_names` and `units` of recordings that do not store them (see `readers.read`).
+        `fs`, `lead_names` and `units` of recordings that do not store them (see `readers.read_recording`).
     """
 
     def __init__(self, source: Path | None, upload_bytes: int, read_options: dict | None = None):
