@@ -68,8 +68,8 @@ def patient_of(recording: Recording) -> str:
 
 def stated_patient(recording: Recording) -> str | None:
     """Return the patient that the file names, which may be a placeholder."""
-    names = (recording.identity.get("Patient"), *map(recording.comment, ("patient", "patient id", "subject")))
-    return next((text for text in names if text), None)
+    own = recording.identity.get("Patient")
+    return own or next(filter(None, map(recording.comment, ("patient", "patient id", "subject"))), None)
 
 
 def pseudonym(patient: str, salt: str) -> str:

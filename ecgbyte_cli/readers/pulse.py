@@ -28,8 +28,8 @@ def without_pulse(recording: Recording) -> Recording:
         return recording
     # one sample longer than a pulse: leads that do not differ within it are copies of each other
     longest = int(LONGEST * recording.fs) + 1
-    before = _pulse(signal[rows, :longest][:, ::-1], recording.fs)
-    after = _pulse(signal[rows, max(before, signal.shape[1] - longest) :], recording.fs)
+    before = _pulse(signal[:, :longest][:, ::-1], rows, recording.fs)
+    after = _pulse(signal[:, max(before, signal.shape[1] - longest) :], rows, recording.fs)
     if before and recording.start is not None:
         recording.start += timedelta(seconds=before / recording.fs)
     if before or after:
@@ -37,11 +37,17 @@ def without_pulse(recording: Recording) -> Recording:
     return recording
 
 
-def _pulse(signal: np.ndarray, fs: float) -> int:
-    """Return the number of samples of a calibration pulse at the end of a short signal (leads, samples)."""
-    differ = np.flatnonzero(~(np.ptp(signal, axis=0) <= APART))
+def _pulse(signal: np.ndarray, rows: list[int], fs: float) -> int:
+    """Return the number of samples of a calibration pulse at the end of a short signal, in the leads `rows`.
+
+    `signal` is (leads, samples).
+    """
     held = max(int(HELD * fs), SAMPLES)
-    if not differ.size or signal.shape[1] - 1 - differ[-1] < 2 * held:
+    if _differing(signal[rows, -2 * held :]).size:  # as in nearly every recording, which is quick to see
+        return 0
+    signal = signal[rows]
+    differ = _differing(signal)
+    if not differ.size:
         return 0
     course = np.median(signal[:, differ[-1] + 1 :], axis=0)
     height = np.ptp(course)
@@ -55,3 +61,8 @@ def _pulse(signal: np.ndarray, fs: float) -> int:
         if part.size < held or near.mean() < FLAT:
             return 0
     return course.size
+
+
+def _differing(signal: np.ndarray) -> np.ndarray:
+    """Return the samples at which leads differ, or a value is missing; `signal` is (leads, samples)."""
+    return np.flatnonzero(~(np.ptp(signal, axis=0) <= APART))

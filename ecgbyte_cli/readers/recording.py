@@ -7,6 +7,7 @@ bounds are in `limits`.
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -73,12 +74,18 @@ class Recording:
 
     def comment(self, key: str) -> str | None:
         """Return the text after "key:" in the comments, or None."""
-        return next(iter(self.all_comments(key)), None)
+        return next(self._texts(key), None)
 
     def all_comments(self, key: str) -> list[str]:
         """Return the texts after every "key:" in the comments."""
-        parts = (line.partition(":") for line in self.comments)
-        return [text.strip() for name, colon, text in parts if colon and name.strip().lower() == key]
+        return list(self._texts(key))
+
+    def _texts(self, key: str) -> Iterator[str]:
+        """Yield the text after each "key:" in the comments."""
+        for line in self.comments:
+            name, colon, text = line.partition(":")
+            if colon and name.strip().lower() == key:
+                yield text.strip()
 
 
 @lru_cache(256)

@@ -51,7 +51,7 @@ def segments(recording: Recording, settings: dict[str, Any]) -> list[tuple[float
     # Holter recorders and research amplifiers are well inside
     if not 25 <= fs <= 100_000:
         raise Unusable(f"sampling rate out of range: {fs:g} Hz")
-    resampled = samples_made(recording.signal, fs, target)
+    resampled = samples_made(recording.signal.shape[1], fs, target)
     if resampled < settings["samples"]:
         seconds = recording.signal.shape[1] / fs
         raise Unusable(f"shorter than a segment: {seconds:.6g} s of {settings['segment_seconds']:g} s")
@@ -185,14 +185,15 @@ def elm(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
     if fs == target:
         return signal
     try:
-        return kernels.cubic(signal.T.astype(float), samples_made(signal, fs, target)).T
+        return kernels.cubic(signal.T.astype(float), samples_made(signal.shape[1], fs, target)).T
     except ValueError as error:
         raise Unusable(f"too short: {error}") from error
 
 
-def samples_made(signal: np.ndarray, fs: float, target: float) -> int:
-    """Return how many whole samples a signal, (leads, samples), has at the target rate."""
-    return int(signal.shape[1] * Fraction(target) / Fraction(fs))
+@lru_cache
+def samples_made(samples: int, fs: float, target: float) -> int:
+    """Return how many whole samples a signal of so many samples has at the target rate."""
+    return int(samples * Fraction(target) / Fraction(fs))
 
 
 def resample(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
@@ -228,7 +229,7 @@ def paper(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
     try:
         filtered = kernels.zero_phase(signal.T, [f for f, _ in paper_filters(fs)[0]])
         denoised = kernels.denoise(filtered, db6(), 4)
-        return kernels.cubic(denoised, samples_made(signal, fs, target)).T
+        return kernels.cubic(denoised, samples_made(signal.shape[1], fs, target)).T
     except ValueError as error:
         raise Unusable(f"too short for the filters: {error}") from error
 
