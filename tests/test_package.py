@@ -18,7 +18,8 @@ def built(tmp_path_factory):
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--outdir", out, ROOT]
     made = subprocess.run(command, capture_output=True, text=True, cwd=out)
-    assert made.returncode == 0, made.stdout + made.stderr
+    printed = made.stdout + made.stderr
+    assert made.returncode == 0 and "Package would be ignored" not in printed, printed
     return out
 
 
