@@ -71,7 +71,7 @@ class Layout:
         if self.marks and len(inside):
             assert self.lengths is not None  # needed where leads have marks
             lead_of = lead_ranges(ecg, self.lengths, self.samples) if lead_of is None else lead_of
-            leads = np.arange(self.marks)
+            leads = np.unique(lead_of)  # a lead without tokens has no mark
             inside = np.insert(inside, np.searchsorted(lead_of, leads), self.offset + 2 + leads)
         return np.concatenate([[self.offset], inside, [self.offset + 1]])
 

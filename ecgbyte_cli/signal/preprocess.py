@@ -207,6 +207,52 @@ def resample(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
     return resampled.astype(np.float32, copy=False)
 
 
+def monitor(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
+    """Apply profile `monitor`: polyphase resampling, then 0.5 to 40 Hz, forwards and backwards.
+
+    This is the monitoring bandwidth of the AHA/ACC/HRS (Kligfield et al., Circulation 2007;115:1306). Recorders differ
+    outside of it, and so do recordings of one ECG at several rates. Without a phase shift the ST level stays nearly as
+    it is.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (leads, samples), mV, finite.
+    fs, target : float
+        Sampling rates before and after, in Hz.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (leads, floor(samples * target / fs)).
+
+    Raises
+    ------
+    Unusable
+        If there are fewer samples than the filters need.
+    """
+    resampled = resample(signal, fs, target)[:, : samples_made(signal, fs, target)]
+    try:
+        return kernels.zero_phase(resampled.T, monitor_filters(target)).T.astype(np.float32)
+    except ValueError as error:
+        raise Unusable(f"too short for the filters: {error}") from error
+
+
+@lru_cache
+def monitor_filters(fs: float) -> list[tuple]:
+    """Design the filters of profile `monitor` for a sampling rate: (sections, start values, extension) of each.
+
+    The low-pass is left out below 100 Hz, where resampling has cut off nearly as much.
+    """
+    from scipy.signal import butter, sosfilt_zi
+
+    designs = [butter(2, 0.5, "highpass", fs=fs, output="sos")]
+    if fs >= 100:
+        designs.append(butter(2, 40, "lowpass", fs=fs, output="sos"))
+    # the high-pass settles in about two seconds
+    return [(sos, sosfilt_zi(sos), round(2 * fs) if i == 0 else 9) for i, sos in enumerate(designs)]
+
+
 def paper(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
     """Apply profile `paper`: the published preprocessing (ECG-Byte, arXiv 2412.14373, and its code).
 
@@ -288,6 +334,7 @@ PROFILES = {
     "elm": Profile(
         "no filters, cubic interpolation, as ECG-Bench and ELM do", elm, quantizer="minmax", margin=1e-6
     ),
+    "monitor": Profile("0.5 to 40 Hz, the same from any sampling rate", monitor),
     "resample": Profile("no filters, resampling with a low-pass", resample),
 }
 

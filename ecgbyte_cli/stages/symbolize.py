@@ -32,7 +32,16 @@ from ecgbyte_cli.storage.workdir import WorkDir
 
 PRELOAD = ("ecgbyte_cli.signal.symbolize", "scipy.signal", "pywt")
 OF_SIGNAL = ("fs", "leads", "segment", "profile", "quantizer", "levels", "bounds", "mu", "fill_nan")
-OF_INPUT = ("input", "patients", "input_fs", "lead_names", "units", "keep_identity", "patient_salt")
+OF_INPUT = (
+    "input",
+    "patients",
+    "input_fs",
+    "lead_names",
+    "units",
+    "keep_identity",
+    "patient_salt",
+    "keep_signal",
+)
 PART = 64  # recordings of a part, which are lost together if the run is killed
 
 
@@ -43,7 +52,7 @@ class SymbolizeOptions:
     fs: float = 250.0  # sampling rate to resample to, in Hz
     leads: str = ",".join(preprocess.LEADS)  # leads in the order to keep, separated by commas
     segment: float = 10.0  # length of a segment in seconds
-    profile: str = "paper"  # filters and resampling: paper, elm or resample
+    profile: str = "paper"  # filters and resampling: paper, elm, monitor or resample
     quantizer: str | None = (
         None  # paper, minmax, mulaw, lloyd or trellis; None: minmax for profile elm, else paper
     )
@@ -51,6 +60,7 @@ class SymbolizeOptions:
     bounds: tuple[float, float] | None = None  # range of the quantizer paper in mV (--range)
     mu: float = 20.0  # companding of the quantizer mulaw
     like: Path | None = None  # model folder or ecg_tokenizer.json whose signal settings and merges are used
+    keep_signal: bool = False  # keep the filtered signals, for `finetune --augment`
     fill_nan: str | None = None  # linear: interpolate gaps of up to 40 ms
     patients: Sequence[Path] = ()  # tables of records and patients: one for all data sets, or one for each
     input_fs: float | None = None  # sampling rate of files without one, in Hz
@@ -70,7 +80,7 @@ class SymbolizeOptions:
             *("patients", "input_fs", "lead_names", "units"),
             *("fill_nan", "keep_identity", "patient_salt"),
         ),
-        "Signal": ("fs", "leads", "segment", "profile"),
+        "Signal": ("fs", "leads", "segment", "profile", "keep_signal"),
         "Letters": ("quantizer", "levels", "bounds", "mu", "like"),
     },
     short_help="Turn recordings into letters.",
@@ -128,6 +138,11 @@ class SymbolizeOptions:
     default=SymbolizeOptions.like,
     help="Use the signal settings and the merges of a model (its folder, or an ecg_tokenizer.json), instead of `learn` "
     "and the options that describe the letters.",
+)
+@click.option(
+    "--keep-signal",
+    is_flag=True,
+    help="Keep the filtered signals too, so that `finetune --augment` varies them as recorders do, and not the letters.",
 )
 @click.option(
     "--fill-nan",
@@ -246,7 +261,9 @@ def symbolize(work: WorkDir, data: Paths, options: SymbolizeOptions) -> dict:
         "input_fs": options.input_fs,
         "lead_names": [name.strip() for name in lead_names.split(",")] if lead_names else None,
         "units": options.units,
-        "keep_identity": options.keep_identity or None,  # None, as in versions without this option
+        # None, as in versions without these options
+        "keep_identity": options.keep_identity or None,
+        "keep_signal": options.keep_signal or None,
         "patient_salt": None if salt is None else hashlib.sha256(salt.encode()).hexdigest(),
         **signal,
     }
@@ -363,11 +380,12 @@ def _join(
         "symbols": letters,
         "seconds": time.perf_counter() - started,
     }
+    signals = [work.signals] if settings["keep_signal"] else []
     manifest = {
         "settings": settings,
         "result": result,
         "signal": {k: v for k, v in settings.items() if k not in OF_INPUT} | {"quantizer": quantizer},
-        "files": describe_files(work.symbols, work.symbol_segments, work.skipped),
+        "files": describe_files(work.symbols, work.symbol_segments, work.skipped, *signals),
         "ecgbyte": __version__,
     }
     write_json(work.symbol_settings, add_checksum(manifest), indent=1)
