@@ -98,7 +98,7 @@ def varied_signal(
         float32, (leads, samples), mV.
     """
     leads, samples = signal.shape
-    gain = random.uniform(-GAIN, GAIN) + random.uniform(-LEAD_GAIN, LEAD_GAIN, leads)
+    gain = np.full(leads, random.uniform(-GAIN, GAIN)) + random.uniform(-LEAD_GAIN, LEAD_GAIN, leads)
     gain[random.random(leads) < strength * DROP] = -np.inf  # as an electrode that came off
     shift = strength * random.random()
     corner, cutoff = random.uniform(*HIGH_PASS), random.uniform(*LOW_PASS)
@@ -136,21 +136,21 @@ def _recorded_again(
     after = -(shift + 1) * shift * (shift - 2) / 2
     beyond = (shift + 1) * shift * (shift - 1) / 6
     for lead in range(leads):
-        row, made = signal[lead], out[lead]
+        row = signal[lead]
         for i in range(samples):
             value = before * row[max(i - 1, 0)] + here * row[i]
             value += after * row[min(i + 1, samples - 1)] + beyond * row[min(i + 2, samples - 1)]
-            made[i] = value * gain[lead]
+            out[lead, i] = value * gain[lead]
         if slow < 1.0:  # a high-pass of first order, as recorders have
-            level = made[0]
+            level = out[lead, 0]
             for i in range(samples):
-                level = slow * level + (1.0 - slow) * made[i]
-                made[i] -= level
+                level = slow * level + (1.0 - slow) * out[lead, i]
+                out[lead, i] -= level
         if fast > 0.0:  # a low-pass of first order, forwards and backwards
-            level = made[0]
+            level = out[lead, 0]
             for i in range(samples):
-                level = fast * level + (1.0 - fast) * made[i]
-                made[i] = level
+                level = fast * level + (1.0 - fast) * out[lead, i]
+                out[lead, i] = level
             for i in range(samples - 1, -1, -1):
-                level = fast * level + (1.0 - fast) * made[i]
-                made[i] = level
+                level = fast * level + (1.0 - fast) * out[lead, i]
+                out[lead, i] = level

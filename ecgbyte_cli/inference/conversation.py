@@ -13,10 +13,10 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.folder_checks import BUILT
 from ecgbyte_cli.inference.conflicts import Conflict
 from ecgbyte_cli.inference.measured_answers import MeasuredAnswer
 from ecgbyte_cli.inference.measured_turns import conflicts_of, take_measured
+from ecgbyte_cli.model.folder_checks import BUILT
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess

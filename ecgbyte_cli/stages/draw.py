@@ -15,9 +15,9 @@ from ecgbyte_cli.cli.options import base_option, sampling_options
 from ecgbyte_cli.cli.output import note, print_result, progress
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.folder_checks import BUILT
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.folder_checks import BUILT
 from ecgbyte_cli.readers.wfdb_write import write_record
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.storage.files import write_json

@@ -31,7 +31,18 @@ from ecgbyte_cli.storage.partial_results import PartialResults
 from ecgbyte_cli.storage.workdir import WorkDir
 
 PRELOAD = ("ecgbyte_cli.signal.symbolize", "scipy.signal", "pywt")
-OF_SIGNAL = ("fs", "leads", "segment", "profile", "quantizer", "levels", "bounds", "mu", "fill_nan")
+OF_SIGNAL = (
+    "fs",
+    "leads",
+    "any_leads",
+    "segment",
+    "profile",
+    "quantizer",
+    "levels",
+    "bounds",
+    "mu",
+    "fill_nan",
+)
 OF_INPUT = (
     "input",
     "patients",
@@ -51,6 +62,7 @@ class SymbolizeOptions:
 
     fs: float = 250.0  # sampling rate to resample to, in Hz
     leads: str = ",".join(preprocess.LEADS)  # leads in the order to keep, separated by commas
+    any_leads: bool = False  # use recordings that have only some of the leads
     segment: float = 10.0  # length of a segment in seconds
     profile: str = "paper"  # filters and resampling: paper, elm, monitor or resample
     quantizer: str | None = (
@@ -80,7 +92,7 @@ class SymbolizeOptions:
             *("patients", "input_fs", "lead_names", "units"),
             *("fill_nan", "keep_identity", "patient_salt"),
         ),
-        "Signal": ("fs", "leads", "segment", "profile", "keep_signal"),
+        "Signal": ("fs", "leads", "any_leads", "segment", "profile", "keep_signal"),
         "Letters": ("quantizer", "levels", "bounds", "mu", "like"),
     },
     short_help="Turn recordings into letters.",
@@ -92,6 +104,12 @@ class SymbolizeOptions:
 )
 @click.option(
     "--leads", default=SymbolizeOptions.leads, show_default=True, help="Leads, in the order to keep."
+)
+@click.option(
+    "--any-leads",
+    is_flag=True,
+    help="Use recordings that have only some of the leads, too. A model trained on these letters reads the leads that "
+    "are there: see `finetune --vary-leads`.",
 )
 @click.option(
     "--segment",
@@ -142,7 +160,7 @@ class SymbolizeOptions:
 @click.option(
     "--keep-signal",
     is_flag=True,
-    help="Keep the filtered signals too, so that `finetune --augment` varies them as recorders do, and not the letters.",
+    help="Keep the filtered signals, so that `finetune --augment` varies them, as recorders do, and not the letters.",
 )
 @click.option(
     "--fill-nan",
@@ -296,11 +314,13 @@ def _signal_settings(work: WorkDir, options: SymbolizeOptions) -> tuple[dict[str
         merges, signal = corpus.as_read_by(resolve_model_folder(options.like))
         fs, segment, leads, bounds = signal["fs"], signal["segment_seconds"], ",".join(signal["leads"]), None
         others = {name: signal[name] for name in ("profile", "fill_nan", "quantizer")}
+        any_leads = signal.get("any_leads")
         own = work.ecg_tokenizer
         if own.exists() and not options.overwrite and sha256_of(own) != sha256_of(merges):
             raise Failure(f"{own} is another tokenizer: take another --work, or --overwrite")
     else:
         fs, segment, leads = options.fs, options.segment, options.leads
+        any_leads = options.any_leads or None
         others = {
             "profile": options.profile,
             "fill_nan": options.fill_nan,
@@ -317,6 +337,7 @@ def _signal_settings(work: WorkDir, options: SymbolizeOptions) -> tuple[dict[str
     takes_range = quantizers.QUANTIZERS[others["quantizer"]["name"]].takes_range
     if bounds and not (takes_range and -np.inf < bounds[0] < bounds[1] < np.inf):
         raise click.UsageError("--range needs --quantizer paper and two numbers, the smaller first")
+    others |= {"any_leads": True} if any_leads else {}
     return {"fs": fs, "leads": names, "segment_seconds": segment, "samples": samples, **others}, merges
 
 
