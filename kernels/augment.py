@@ -1,8 +1,9 @@
-"""Random variations of letters for training, as if the same heart had been recorded again.
+"""Random variations of letters or signals for training, as if the same heart had been recorded again.
 
-A variation is a gain, an offset of each lead, and sometimes a missing lead. The random generator decides all of it, so
-that a resumed training sees the same. No noise is added: even a fifth of a letter breaks up tokens, and a model trained
-on the fragments reads real recordings worse.
+A variation of letters is a gain, an offset of each lead, and sometimes a missing lead. No noise is added: even a fifth
+of a letter breaks up tokens, and a model trained on the fragments reads real recordings worse. A variation of a signal
+is what recorders differ in too: high-pass, low-pass, the moment of sampling, wander, muscle noise, missing stretches.
+The random generator decides all of it, so that a resumed training sees the same.
 """
 
 import numpy as np
@@ -12,6 +13,14 @@ from ecgbyte_kernels import jit
 GAIN = 0.25  # largest change of the logarithm of the gain
 OFFSET = 0.5  # standard deviation of a lead's offset, in letters
 DROP = 0.05  # how often a lead is missing
+LEAD_GAIN = 0.1  # largest change of the logarithm of a lead's own gain
+HIGH_PASS, LOW_PASS = (
+    (0.05, 0.67),
+    (25.0, 45.0),
+)  # Hz: the range of recorders' filters, each on in half of the cases
+WANDER, NOISE = 0.1, 0.012  # mV: largest amplitude of the wander, largest standard deviation of the noise
+SOMETIMES = 0.3  # how often there is wander, and how often noise
+STRETCH = 0.05  # how often a stretch of one lead is missing
 
 
 def varied(
@@ -65,3 +74,83 @@ def _varied(
         for i in range(samples):
             value = np.floor(letters[lead, i] * gain + base + 0.5)
             out[lead, i] = np.uint8(min(max(value, 0.0), levels - 1.0))
+
+
+def varied_signal(
+    signal: np.ndarray, fs: float, random: np.random.Generator, strength: float = 1.0
+) -> np.ndarray:
+    """Vary one segment as recorders and recordings vary.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (leads, samples), mV.
+    fs : float
+        Sampling rate in Hz.
+    random : numpy.random.Generator
+        A new one for each sample and epoch.
+    strength : float
+        1 is the usual strength; 0 changes nothing.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, (leads, samples), mV.
+    """
+    leads, samples = signal.shape
+    gain = np.full(leads, random.uniform(-GAIN, GAIN)) + random.uniform(-LEAD_GAIN, LEAD_GAIN, leads)
+    gain[random.random(leads) < strength * DROP] = -np.inf  # as an electrode that came off
+    shift = strength * random.random()
+    corner, cutoff = random.uniform(*HIGH_PASS), random.uniform(*LOW_PASS)
+    filtered = random.random(2) < 0.5 * min(strength, 1.0)
+    out = np.empty((leads, samples), np.float32)
+    _recorded_again(
+        np.ascontiguousarray(signal, np.float32),
+        np.exp(strength * gain),
+        min(shift, 0.5),
+        float(np.exp(-2 * np.pi * corner / fs)) if filtered[0] else 1.0,
+        float(np.exp(-2 * np.pi * cutoff / fs)) if filtered[1] and 2 * cutoff < fs else 0.0,
+        out,
+    )
+    if random.random() < strength * SOMETIMES:
+        times = np.arange(samples) / fs
+        waves = np.sin(2 * np.pi * (random.uniform(0.1, 0.6) * times + random.random((leads, 1))))
+        out += strength * WANDER * random.random((leads, 1)) * waves
+    if random.random() < strength * SOMETIMES:
+        out += strength * NOISE * random.random() * random.standard_normal((leads, samples))
+    if random.random() < strength * STRETCH:
+        length = int(random.uniform(0.2, 1.5) * fs)
+        start = int(random.integers(max(1, samples - length)))
+        out[random.integers(leads), start : start + length] = 0
+    return out
+
+
+@jit
+def _recorded_again(
+    signal: np.ndarray, gain: np.ndarray, shift: float, slow: float, fast: float, out: np.ndarray
+) -> None:
+    leads, samples = signal.shape
+    # Lagrange's cubic through four samples, at a fraction of a sample
+    before = -shift * (shift - 1) * (shift - 2) / 6
+    here = (shift + 1) * (shift - 1) * (shift - 2) / 2
+    after = -(shift + 1) * shift * (shift - 2) / 2
+    beyond = (shift + 1) * shift * (shift - 1) / 6
+    for lead in range(leads):
+        row = signal[lead]
+        for i in range(samples):
+            value = before * row[max(i - 1, 0)] + here * row[i]
+            value += after * row[min(i + 1, samples - 1)] + beyond * row[min(i + 2, samples - 1)]
+            out[lead, i] = value * gain[lead]
+        if slow < 1.0:  # a high-pass of first order, as recorders have
+            level = out[lead, 0]
+            for i in range(samples):
+                level = slow * level + (1.0 - slow) * out[lead, i]
+                out[lead, i] -= level
+        if fast > 0.0:  # a low-pass of first order, forwards and backwards
+            level = out[lead, 0]
+            for i in range(samples):
+                level = fast * level + (1.0 - fast) * out[lead, i]
+                out[lead, i] = level
+            for i in range(samples - 1, -1, -1):
+                level = fast * level + (1.0 - fast) * out[lead, i]
+                out[lead, i] = level

@@ -181,6 +181,28 @@ def varied(letters, levels, random, strength):
     return out
 
 
+def recorded_again(signal, gain, shift, slow, fast):
+    """A signal between its samples, with gains, a high-pass and a low-pass: ecgbyte_kernels.augment."""
+    out = np.zeros(signal.shape)
+    for lead, row in enumerate(signal.astype(float)):
+        last = len(row) - 1
+        for i in range(len(row)):
+            four = [row[min(max(i + k, 0), last)] for k in (-1, 0, 1, 2)]
+            # the cubic through the four samples, at the fraction
+            out[lead, i] = np.polyval(np.polyfit([-1, 0, 1, 2], four, 3), shift) * gain[lead]
+        if slow < 1:
+            level = out[lead, 0]
+            for i in range(len(row)):
+                level = slow * level + (1 - slow) * out[lead, i]
+                out[lead, i] -= level
+        for order in (range(len(row)), range(last, -1, -1)) if fast > 0 else ():
+            level = out[lead, order[0]]
+            for i in order:
+                level = fast * level + (1 - fast) * out[lead, i]
+                out[lead, i] = level
+    return out
+
+
 # Measurement on the median beat: (samples, leads) at 500 Hz. None stands for what is not found.
 
 

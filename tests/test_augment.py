@@ -40,3 +40,37 @@ def test_leads_are_missing_now_and_then_and_then_flat():
         made = kernels.varied(letters(samples=50), 26, np.random.default_rng(seed))
         flat += (made == made[:, :1]).all(axis=1).sum()
     assert 0.03 < flat / 1200 < 0.07
+
+
+def signal(leads=3, samples=400):
+    return np.random.default_rng(5).normal(0, 0.5, (leads, samples)).astype(np.float32)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0, 0.5), st.sampled_from([1.0, 0.99, 0.95]), st.sampled_from([0.0, 0.1, 0.3]))
+def test_a_signal_is_recorded_again_by_the_formula(shift, slow, fast):
+    given_signal, gain, ours = signal(samples=60), np.array([0.5, 1.0, 2.0]), np.empty((3, 60), np.float32)
+    kernels._recorded_again(given_signal, gain, shift, slow, fast, ours)
+    assert np.allclose(ours, naive.recorded_again(given_signal, gain, shift, slow, fast), atol=1e-4)
+
+
+def test_a_varied_signal_depends_on_the_numbers_alone_and_not_on_them_without_strength():
+    one, again, other = (kernels.varied_signal(signal(), 100, np.random.default_rng(s)) for s in (1, 1, 2))
+    assert one.dtype == np.float32 and np.array_equal(one, again) and not np.array_equal(one, other)
+    assert np.array_equal(kernels.varied_signal(signal(), 100, np.random.default_rng(3), 0.0), signal())
+
+
+def test_a_varied_signal_keeps_its_size_and_its_leads():
+    """A gain of 0.7 to 1.4 over all, filters and noise of a recorder: the shape stays, in nearly all leads."""
+    t = np.arange(1000) / 100
+    beats = np.stack([np.exp(-(((t % 0.8) - 0.4) ** 2) / 0.002), -np.exp(-(((t % 0.8) - 0.4) ** 2) / 0.002)])
+    alike, flat = [], 0
+    for seed in range(200):
+        made = kernels.varied_signal(beats.astype(np.float32), 100, np.random.default_rng(seed))
+        for ours, before in zip(made, beats, strict=True):
+            if np.ptp(ours) < 0.3:
+                flat += 1
+                continue
+            alike.append(np.corrcoef(ours, before)[0, 1])
+            assert 0.5 < np.ptp(ours) < 1.7
+    assert np.mean(alike) > 0.95 and 0.02 < flat / 400 < 0.09

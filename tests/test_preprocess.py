@@ -186,6 +186,53 @@ def test_limb_leads_are_derived_from_i_and_ii():
     assert np.allclose(avr + avl + avf, 0, atol=1e-5)
 
 
+@pytest.mark.parametrize("there", [("III", "aVF"), ("aVL", "II"), ("aVR", "I"), ("aVR", "aVL")])
+def test_limb_leads_are_derived_from_any_two(there):
+    whole = recording(["I", "II"])
+    whole.signal = preprocess.pick(whole, preprocess.LEADS[:6])
+    whole.leads = preprocess.LEADS[:6]
+    two = recording(list(there))
+    two.signal = preprocess.pick(whole, there)
+    assert np.allclose(preprocess.pick(two, preprocess.LEADS[:6]), whole.signal, atol=1e-5)
+
+
+def test_any_leads_are_read_and_the_others_are_flat():
+    made = recording(["V1", "pleth"])
+    picked = preprocess.pick(made, ["II", "V1"], any_leads=True)
+    assert np.array_equal(picked[1], made.signal[0]) and not picked[0].any()
+    with pytest.raises(Unusable, match="leads missing: II, V5$"):
+        preprocess.pick(made, ["II", "V5"], any_leads=True)
+    holter = recording(["MLII", "V5"])
+    assert np.array_equal(preprocess.pick(holter, ["II", "V1"], any_leads=True)[0], holter.signal[0])
+
+
+@pytest.mark.parametrize("fs", [250, 500, 1000])
+def test_profile_monitor_gives_the_same_from_any_rate(fs):
+    """Waves of an ECG at 100 Hz and at another rate, with drift and an offset that the filters remove."""
+    wanted = SETTINGS | {"profile": "monitor", "fs": 100.0, "samples": 1000, "leads": ["I"]}
+    found = []
+    for rate in (100, fs):
+        t = np.arange(10 * rate) / rate
+        beat = (t - 0.1) % 0.9 - 0.45
+        waves = [(0.1, -0.16, 0.03), (1.2, 0.0, 0.015), (-0.3, 0.04, 0.02), (0.3, 0.3, 0.06)]
+        ecg = sum(size * np.exp(-(((beat - at) / width) ** 2)) for size, at, width in waves)
+        ecg = ecg + 0.3 + 0.5 * np.sin(2 * np.pi * 0.1 * t)
+        made = Recording(ecg.astype(np.float32)[None], float(rate), ["I"], "made", "made.hea")
+        found.append(preprocess.segments(made, wanted)[0][1][0])
+    assert np.ptp(found[0]) > 1.2 and np.abs(found[0] - found[1]).max() < 0.02
+    assert abs(np.median(found[0][100:-100])) < 0.1  # neither drift nor offset
+
+
+def test_profile_monitor_is_scipys():
+    made = recording(["I"], fs=100)
+    wanted = SETTINGS | {"profile": "monitor", "fs": 100.0, "samples": 1000, "leads": ["I"]}
+    [(_, ours), *_] = preprocess.segments(made, wanted)
+    theirs = made.signal.astype(float)
+    for order, edge, kind, pad in ((2, 0.5, "highpass", 200), (2, 40, "lowpass", 9)):
+        theirs = sps.sosfiltfilt(sps.butter(order, edge, kind, fs=100, output="sos"), theirs, padlen=pad)
+    assert np.allclose(ours, theirs[:, :1000], atol=1e-5)
+
+
 @pytest.mark.parametrize("leads, wanted", [(["MLII", "V5"], "II"), (["I"], "III"), (["I", "II"], "V1")])
 def test_what_is_missing_is_named(leads, wanted):
     with pytest.raises(Unusable, match=f"leads missing: {wanted}$"):

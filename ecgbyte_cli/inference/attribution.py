@@ -118,6 +118,7 @@ class Explainer:
         leads = [lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
         numbers, budget = [np.arange(len(ecg)) for ecg in ecgs], sum(map(len, ecgs)) - lost
         left = trim_ecgs(numbers, leads, budget)[0][-1] if lost else numbers[-1]
+        left = left[lm.layout.read_tokens(ecgs[-1], leads[-1])[left]]
         if not len(left):
             raise Failure("the question leaves no room for the ECG: ask a shorter one")
         first = np.flatnonzero(ids[:before] == lm.offset)[-1]

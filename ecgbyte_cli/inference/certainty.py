@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.model import layout
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_json, write_json
 
@@ -171,17 +172,23 @@ class Certainty:
             (leads, samples), mV, before quantization.
         tokenizer : ECGTokenizer
         """
-        reasons, leads = [], zip(tokenizer.signal["leads"], lead_ranges(signal), strict=True)
+        reasons, any_leads = [], tokenizer.signal.get("any_leads")
+        leads = zip(tokenizer.signal["leads"], lead_ranges(signal), strict=True)
         names = [name for name, mv in leads if mv < FLAT]
-        if names:
+        if names and not any_leads:
             reasons.append(f"lead{'s' if len(names) > 1 else ''} {', '.join(names)} flat")
         elif self.amplitude:
             low, high = self.amplitude
-            usual = float(np.median(lead_ranges(tokenizer.to_mv(*tokenizer.quantize(signal)))))
+            ranges = lead_ranges(tokenizer.to_mv(*tokenizer.quantize(signal)))
+            usual = float(
+                np.median(ranges[ranges >= FLAT] if any_leads and len(names) < len(ranges) else ranges)
+            )
             if not low <= usual <= high:
                 reasons.append(
                     f"its leads move {usual:.2f} mV, and 99 in 100 of those {low:.2f} to {high:.2f}"
                 )
+        lead_of = layout.lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"])
+        ecg = ecg[layout.Layout.of(0, tokenizer).read_tokens(ecg, lead_of)]
         if self.bits and len(ecg):
             bits = self.bits_of(ecg, tokenizer.lengths, tokenizer.signal["samples"])
             if bits > self.bits[1]:

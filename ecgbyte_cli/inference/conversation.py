@@ -16,6 +16,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conflicts import Conflict
 from ecgbyte_cli.inference.measured_answers import MeasuredAnswer
 from ecgbyte_cli.inference.measured_turns import conflicts_of, take_measured
+from ecgbyte_cli.model.folder_checks import BUILT
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess
@@ -412,4 +413,4 @@ def remembers_earlier_turns(about: dict) -> bool:
     A model trained from scratch on single questions has never seen an earlier question; a base model that knows
     conversations has.
     """
-    return about.get("conversations", about["base"] != "tiny")
+    return about.get("conversations", about["base"] not in BUILT)

@@ -16,7 +16,7 @@ import torch
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.model.ecg_lm import checkpoint_layers
-from ecgbyte_cli.model.tiny import build_tiny, tiny_training_texts
+from ecgbyte_cli.model.tiny import SIZES, build_tiny, training_texts
 from ecgbyte_cli.runtime.memory import out_of_memory
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def load_base(
     Parameters
     ----------
     name : str
-        A hub id, a local folder, or `tiny`.
+        A hub id, a local folder, `tiny` or `small`.
     method : str
         `qlora` (4-bit NF4 with double quantization, bfloat16 compute), `lora` or `full`.
     device : str
@@ -54,7 +54,7 @@ def load_base(
     revision : str or None
         The commit of a hub id; None is the newest.
     seed : int
-        Seed of the weights of `tiny`.
+        Seed of the weights of `tiny` and `small`.
 
     Raises
     ------
@@ -62,8 +62,8 @@ def load_base(
         If there is no such model, it is no supported causal language model, it has code of its own, or its weights are
         pickles, damaged, missing or of other sizes.
     """
-    if name == "tiny":
-        base, text_tokenizer = build_tiny(seed, tiny_training_texts())
+    if name in SIZES:
+        base, text_tokenizer = build_tiny(seed, training_texts(name), name)
         return base.to(device), text_tokenizer
     local = folder_checks.is_local_path(name)
     if local and not Path(name).is_dir():

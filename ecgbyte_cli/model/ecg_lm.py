@@ -205,6 +205,7 @@ class ECGLM(torch.nn.Module):
         labels: torch.Tensor,
         positions: torch.Tensor | None = None,
         owner: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the cross-entropy of the labelled tokens: (2,), the sums over text and over ECG tokens.
 
@@ -215,13 +216,16 @@ class ECGLM(torch.nn.Module):
         labels : int64 tensor (batch, n)
             The ids where the loss is counted, -100 elsewhere. An ECG token is predicted among all ECG tokens, by the
             rows of the table.
+        weights : float32 tensor (batch, n) or None
+            How often each text label counts; None: once.
         """
         wanted = labels[:, 1:]
         text, ecg = (wanted != -100) & (wanted < self.offset), wanted >= self.offset
         logits, hidden = self.outputs(
             lambda states: states[:, :-1][text], **self.inputs(ids, positions, owner)
         )
-        losses = [functional.cross_entropy(logits.float(), wanted[text], reduction="sum")]
+        each = functional.cross_entropy(logits.float(), wanted[text], reduction="none")
+        losses = [each.sum() if weights is None else each @ weights[:, 1:][text]]
         if ecg.any():
             scores = self._ecg_scores(hidden[:, :-1][ecg])
             losses.append(functional.cross_entropy(scores, wanted[ecg] - self.layout.first, reduction="sum"))

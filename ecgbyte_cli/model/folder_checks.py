@@ -19,6 +19,7 @@ from ecgbyte_cli.storage.workdir import WorkDir
 
 FORMAT_VERSION = 1
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / spelling.SHIPPED  # comes with the package
+BUILT = ("tiny", "small")  # built on the spot: see `tiny`
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 MOST_ALIKE = 1024  # layers, experts, heads: each is an object that is created in a loop
@@ -119,12 +120,12 @@ def method_of(model: str | os.PathLike, method: str | None) -> str:
     Failure
         If it cannot be trained with this method.
     """
-    if model == "tiny" and method not in (None, "full"):
-        raise Failure("--model tiny is trained in full: leave out --method, or name another base model")
+    if model in BUILT and method not in (None, "full"):
+        raise Failure(f"--model {model} is trained in full: leave out --method, or name another base model")
     had = read_about(model)["method"] if is_ecgbyte_model(model) else None
     if had in ("lora", "qlora") and method not in (None, had):
         raise Failure(f"{model} has an adapter of --method {had}, and goes on learning so")
-    return method or had or ("full" if model == "tiny" else "qlora")
+    return method or had or ("full" if model in BUILT else "qlora")
 
 
 def _text(value: object) -> bool:

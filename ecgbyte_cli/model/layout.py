@@ -1,7 +1,8 @@
 """The ids and positions of an ECG in a prompt.
 
 After the base model's own ids come <sig_start>, <sig_end>, since prompt version 2 a mark for each lead, and the ECG
-tokens. An ECG is <sig_start>, then each lead's mark and tokens, then <sig_end>.
+tokens. An ECG is <sig_start>, then each lead's mark and tokens, then <sig_end>. A model that reads any leads gets
+neither the mark nor the tokens of a flat lead: a missing lead and a lead without a signal are the same to it.
 """
 
 import numpy as np
@@ -29,6 +30,8 @@ class Layout:
         Letters per position, the same in all leads; 0: positions count ids.
     version : int
         Of the prompt.
+    rest : numpy.ndarray or None
+        bool, (vocab,): tokens that are a line at 0 mV, of models that read any leads; None for other models.
 
     Attributes
     ----------
@@ -44,7 +47,9 @@ class Layout:
         samples: int = 0,
         unit: int = 0,
         version: int = PROMPT_VERSION,
+        rest: np.ndarray | None = None,
     ):
+        self.rest = rest
         self.offset, self.marks, self.lengths, self.samples = offset, marks, lengths, samples
         self.unit, self.version, self.first = unit, version, offset + 2 + marks
 
@@ -55,7 +60,17 @@ class Layout:
         """Return the layout of a tokenizer's ECGs, with `positions` by `token` or by `time`."""
         marks = len(tokenizer.signal["leads"]) if version > 1 and tokenizer.boundary == "lead" else 0
         unit = max(1, round(POSITION_SECONDS * tokenizer.signal["fs"])) if positions == "time" else 0
-        return cls(offset, marks, tokenizer.lengths, tokenizer.signal["samples"], unit, version)
+        return cls(
+            offset, marks, tokenizer.lengths, tokenizer.signal["samples"], unit, version, rest_of(tokenizer)
+        )
+
+    def read_tokens(self, ecg: np.ndarray, lead_of: np.ndarray) -> np.ndarray:
+        """Return which tokens of an ECG are part of a prompt, bool (tokens,): not those of flat or missing leads."""
+        if self.rest is None or not len(ecg):
+            return np.ones(len(ecg), bool)
+        moving = np.zeros(int(lead_of[-1]) + 1, bool)
+        np.logical_or.at(moving, lead_of, ~self.rest[ecg])
+        return moving[lead_of]
 
     def block(self, ecg: np.ndarray, lead_of: np.ndarray | None = None) -> np.ndarray:
         """Return the ids of an ECG, from <sig_start> to <sig_end>.
@@ -71,7 +86,9 @@ class Layout:
         if self.marks and len(inside):
             assert self.lengths is not None  # needed where leads have marks
             lead_of = lead_ranges(ecg, self.lengths, self.samples) if lead_of is None else lead_of
-            leads = np.arange(self.marks)
+            kept = self.read_tokens(ecg, lead_of)
+            inside, lead_of = inside[kept], lead_of[kept]
+            leads = np.unique(lead_of)
             inside = np.insert(inside, np.searchsorted(lead_of, leads), self.offset + 2 + leads)
         return np.concatenate([[self.offset], inside, [self.offset + 1]])
 
@@ -105,6 +122,11 @@ class Layout:
             places[end:] += moved.max() + 1 - places[end]
             places[start + 1 : end] = moved
         return places
+
+
+def rest_of(tokenizer: ECGTokenizer) -> np.ndarray | None:
+    """Return `Layout.rest` for a tokenizer."""
+    return tokenizer.rest_tokens() if tokenizer.signal.get("any_leads") else None
 
 
 def lead_ranges(ecg: np.ndarray, lengths: np.ndarray, samples: int) -> np.ndarray:

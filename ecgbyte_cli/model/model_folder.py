@@ -19,7 +19,7 @@ from ecgbyte_cli.model.base_model import (
     text_tokenizer_sha256,
 )
 from ecgbyte_cli.model.ecg_lm import ECGLM
-from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.layout import Layout, rest_of
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import write_json
@@ -144,6 +144,7 @@ def load_model(
         ecg_tokenizer.signal["samples"],
         about["position_letters"] or 0,
         about["prompt_version"],
+        rest_of(ecg_tokenizer),
     )
     model = ECGLM(loaded, ecg_tokenizer.vocab_size, layout=layout)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Join the parts of `ecgbyte symbolize`: statistics over all recordings, then one array and one table."""
 
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -75,12 +76,19 @@ def summarize_parts(
 def write_letters(
     work: WorkDir, parts: PartialResults, lots: Lots, segments: int, settings: dict, quantizer: dict
 ) -> None:
-    """Write the letters and the table of segments, and note leads and letters that carry little."""
+    """Write the letters and the table of segments, and note leads and letters that carry little.
+
+    With `keep_signal` in the settings the signals that the letters stand for are written too, as float16 in mV.
+    """
     shape = (len(settings["leads"]), settings["samples"])
     used, lost, first = np.zeros(256, np.int64), [], 0
     sides: dict[str, set[str]] = {}
+    keep, samples = bool(settings.get("keep_signal")), segments * shape[0] * shape[1]
+    if not keep:
+        work.signals.unlink(missing_ok=True)
     with (
-        array_writer(work.symbols, np.uint8, segments * shape[0] * shape[1]) as write,
+        array_writer(work.symbols, np.uint8, samples) as write,
+        array_writer(work.signals, np.float16, samples) if keep else nullcontext(None) as write_signal,
         table_writer(work.symbol_segments, COLUMNS) as write_rows,
         progress("writing letters", segments, "segments") as bar,
     ):
@@ -95,9 +103,11 @@ def write_letters(
                     sides.setdefault(row[1], set()).add(row[2])
                 if block.dtype != np.uint8:
                     signals = block
-                    block, lo, hi = quantizers.quantize(signals, quantizer)
-                    for row in here:
-                        row[5:] = lo, hi
+                    if write_signal is not None:
+                        write_signal(signals.astype(np.float16))
+                    block = np.empty(signals.shape, np.uint8)
+                    for i, row in enumerate(here):
+                        block[i], *row[5:] = quantizers.quantize(signals[i], quantizer)
                     lost += lost_leads([row[0] for row in here], signals, block, settings["leads"])
                 # every fourth sample suffices for the statistics
                 used += np.bincount(block[..., ::4].reshape(-1), minlength=256)

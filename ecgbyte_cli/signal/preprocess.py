@@ -3,7 +3,7 @@
 The settings are those that the tokenizer file keeps under the key `signal`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ from ecgbyte_kernels import filters as kernels
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 # Einthoven's and Goldberger's equations: factors of I and II
-DERIVED = {"III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}
+LIMB = {"I": (1, 0), "II": (0, 1), "III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}
+DERIVED = {lead: factors for lead, factors in LIMB.items() if lead not in ("I", "II")}
 LONGEST_GAP = 0.04  # seconds that --fill-nan may interpolate
 # Electrocardiographs accept +-5 mV (IEC 60601-2-25 and -2-27), Holter recorders 10 mV from peak to peak
 # (-2-47), on an offset of up to 300 mV. Twice that in most leads is no ECG in mV. One lead alone may swing
@@ -33,8 +34,8 @@ def segments(recording: Recording, settings: dict[str, Any]) -> list[tuple[float
     ----------
     recording : ecgbyte_cli.readers.Recording
     settings : dict
-        `leads`, `fs`, `segment_seconds`, `samples`, `profile`, `fill_nan` (see `signal` in the tokenizer
-        file).
+        `leads`, `fs`, `segment_seconds`, `samples`, `profile`, `fill_nan` and perhaps `any_leads` (see `signal` in
+        the tokenizer file).
 
     Returns
     -------
@@ -57,7 +58,7 @@ def segments(recording: Recording, settings: dict[str, Any]) -> list[tuple[float
         raise Unusable(f"shorter than a segment: {seconds:.6g} s of {settings['segment_seconds']:g} s")
     if max(resampled, recording.signal.shape[1]) * len(settings["leads"]) > MOST_SAMPLES:
         raise Unusable(f"too long: {recording.signal.shape[1] / fs:.0f} s; cut it into shorter records")
-    signal = pick(recording, settings["leads"])
+    signal = pick(recording, settings["leads"], bool(settings.get("any_leads")))
     signal = without_gaps(signal, fs, settings["fill_nan"], settings["leads"])
     check_range(signal, settings["leads"])
     whole = PROFILES[settings["profile"]].apply(signal, fs, target)
@@ -71,8 +72,8 @@ def segments(recording: Recording, settings: dict[str, Any]) -> list[tuple[float
     ]
 
 
-def pick(recording: Recording, leads: Sequence[str]) -> np.ndarray:
-    """Pick leads by name, whatever their case or order, and derive missing limb leads.
+def pick(recording: Recording, leads: Sequence[str], any_leads: bool = False) -> np.ndarray:
+    """Pick leads by name, whatever their case or order, and derive missing limb leads from two others.
 
     III = II - I, aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2 (Einthoven; Goldberger).
 
@@ -80,6 +81,8 @@ def pick(recording: Recording, leads: Sequence[str]) -> np.ndarray:
     ----------
     recording : ecgbyte_cli.readers.Recording
     leads : list of str
+    any_leads : bool
+        Whether missing leads may be lines at 0 mV, if one lead at least is there.
 
     Returns
     -------
@@ -89,24 +92,33 @@ def pick(recording: Recording, leads: Sequence[str]) -> np.ndarray:
     Raises
     ------
     Unusable
-        If a lead is missing and cannot be derived.
+        If a lead is missing and cannot be derived; with `any_leads`, if all are.
     """
     at: dict[str, int] = {}
     for i, name in enumerate(recording.leads):
         at.setdefault(lead_name(name), i)
-    missing = [
-        lead for lead in leads if lead not in at and not (lead in DERIVED and "I" in at and "II" in at)
-    ]
-    if missing:
+    if any_leads and "II" not in at and "MLII" in at:
+        at["II"] = at["MLII"]  # the modified lead II of Holter recorders
+    missing = missing_leads(at, leads)
+    if missing and not (any_leads and len(missing) < len(leads)):
         raise Unusable(f"leads missing: {', '.join(missing)}")
     picked = np.empty((len(leads), recording.signal.shape[1]), np.float32)
     for row, lead in zip(picked, leads, strict=True):
         if lead in at:
             row[:] = recording.signal[at[lead]]
+        elif lead in missing:
+            row[:] = 0
         else:
-            of_i, of_ii = DERIVED[lead]
-            row[:] = of_i * recording.signal[at["I"]] + of_ii * recording.signal[at["II"]]
+            first, second = [limb for limb in LIMB if limb in at][:2]
+            a, b = np.linalg.solve(np.array([LIMB[first], LIMB[second]]).T, LIMB[lead]).tolist()
+            row[:] = a * recording.signal[at[first]] + b * recording.signal[at[second]]
     return picked
+
+
+def missing_leads(there: Container[str], leads: Sequence[str]) -> list[str]:
+    """Return the leads that are not there, and cannot be derived from two limb leads that are."""
+    derivable = LIMB if sum(limb in there for limb in LIMB) > 1 else ()
+    return [lead for lead in leads if lead not in there and lead not in derivable]
 
 
 def without_gaps(signal: np.ndarray, fs: float, fill: str | None, leads: Sequence[str]) -> np.ndarray:
@@ -208,6 +220,52 @@ def resample(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
     return resampled.astype(np.float32, copy=False)
 
 
+def monitor(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
+    """Apply profile `monitor`: polyphase resampling, then 0.5 to 40 Hz, forwards and backwards.
+
+    This is the monitoring bandwidth of the AHA/ACC/HRS (Kligfield et al., Circulation 2007;115:1306). Recorders differ
+    outside of it, and so do recordings of one ECG at several rates. Without a phase shift the ST level stays nearly as
+    it is.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        (leads, samples), mV, finite.
+    fs, target : float
+        Sampling rates before and after, in Hz.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 (leads, floor(samples * target / fs)).
+
+    Raises
+    ------
+    Unusable
+        If there are fewer samples than the filters need.
+    """
+    resampled = resample(signal, fs, target)[:, : samples_made(signal, fs, target)]
+    try:
+        return kernels.zero_phase(resampled.T, monitor_filters(target)).T.astype(np.float32)
+    except ValueError as error:
+        raise Unusable(f"too short for the filters: {error}") from error
+
+
+@lru_cache
+def monitor_filters(fs: float) -> list[tuple]:
+    """Design the filters of profile `monitor` for a sampling rate: (sections, start values, extension) of each.
+
+    The low-pass is left out below 100 Hz, where resampling has cut off nearly as much.
+    """
+    from scipy.signal import butter, sosfilt_zi
+
+    designs = [butter(2, 0.5, "highpass", fs=fs, output="sos")]
+    if fs >= 100:
+        designs.append(butter(2, 40, "lowpass", fs=fs, output="sos"))
+    # the high-pass settles in about two seconds
+    return [(sos, sosfilt_zi(sos), round(2 * fs) if i == 0 else 9) for i, sos in enumerate(designs)]
+
+
 def paper(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
     """Apply profile `paper`: the published preprocessing (ECG-Byte, arXiv 2412.14373, and its code).
 
@@ -289,6 +347,7 @@ PROFILES = {
     "elm": Profile(
         "no filters, cubic interpolation, as ECG-Bench and ELM do", elm, quantizer="minmax", margin=1e-6
     ),
+    "monitor": Profile("0.5 to 40 Hz, the same from any sampling rate", monitor),
     "resample": Profile("no filters, resampling with a low-pass", resample),
 }
 

@@ -53,7 +53,7 @@ def make_part(parts: PartialResults, number: int, paths: list[str], asked: dict[
         Number of recordings read.
     """
     quantizer = asked["quantizer"]
-    complete = quantizers.is_complete(quantizer)
+    complete = quantizers.is_complete(quantizer) and not asked.get("keep_signal")
     about: dict[str, Any] = {key: [] for key in ("rows", "skipped", "remarks", "lost", "stated")}
     about["placeholders"] = 0
     counts = np.zeros(2**16, np.int64)

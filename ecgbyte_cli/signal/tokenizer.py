@@ -158,6 +158,12 @@ class ECGTokenizer:
         """Whether a letter stands for mV by itself, and not relative to its segment."""
         return quantizers.has_size(self.signal["quantizer"])
 
+    def rest_tokens(self) -> np.ndarray:
+        """Return which tokens are a line at 0 mV: bool (vocab,)."""
+        rest = self.letters(np.zeros((1, 1), np.float32))[0, 0]
+        letters, starts = tokens.spell(self.merges, self.levels)
+        return np.logical_and.reduceat(letters == rest, starts[:-1])
+
     def flat_line(self, segmenter: str = "longest") -> np.ndarray:
         """Return the token ids of a flat segment.
 
@@ -290,6 +296,8 @@ def check_signal(signal: dict) -> None:
         raise TypeError(f"leads {str(leads)[:80]}")
     if len(set(leads) & set(preprocess.LEADS)) < len(leads):
         raise ValueError(f"leads {', '.join(leads)[:80]}: each once, of {', '.join(preprocess.LEADS)}")
+    if signal.get("any_leads") not in (None, True):
+        raise TypeError(f"any_leads {str(signal['any_leads'])[:80]}")
     if profile not in list(preprocess.PROFILES) or fill not in (None, "linear"):
         raise ValueError(f"profile {str(profile)[:80]}, fill_nan {str(fill)[:80]}")
     quantizers.check(signal["quantizer"])

@@ -17,6 +17,7 @@ from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.folder_checks import BUILT
 from ecgbyte_cli.readers.wfdb_write import write_record
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.storage.files import write_json
@@ -212,7 +213,7 @@ def check(words: str, session: Session) -> None:
         raise Failure("the words say nothing that can be drawn")
     if words not in known:
         first = "; ".join(known[:12]) + (f"; and {len(known) - 12} more" if len(known) > 12 else "")
-        if session.about["base"] == "tiny":  # it knows no words but those
+        if session.about["base"] in BUILT:  # it knows no words but those
             raise Failure(f'{folder} was not trained to draw "{words}"; it can draw: {first}')
         note(f'the model was not trained to draw "{words}", and may draw anything; it was on: {first}')
 

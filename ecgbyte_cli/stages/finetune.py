@@ -13,6 +13,7 @@ from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.folder_checks import (
+    BUILT,
     SHIPPED,
     is_ecgbyte_model,
     method_of,
@@ -44,8 +45,8 @@ class FinetuneOptions:
 
     qa: Sequence[tuple[str | Path, float]] = ()  # question files or folders, each with its weight
     pretrain: bool = False  # learn the ECG tokens of all recordings, without questions
-    model: str = "Qwen/Qwen2.5-0.5B-Instruct"  # hub id, local folder, tiny, or a trained model folder
-    method: str | None = None  # qlora, lora or full; None: qlora, full for tiny
+    model: str = "Qwen/Qwen2.5-0.5B-Instruct"  # hub id, local folder, tiny, small, or a trained model folder
+    method: str | None = None  # qlora, lora or full; None: qlora, full for tiny and small
     ecg_rows: str = "train"  # train or frozen: the embeddings of the ECG tokens
     ecg_init: str = "signal"  # initial ECG embeddings: signal, random or mean
     positions: str | None = None  # token (as None) or time: positions of the ECG tokens
@@ -55,6 +56,8 @@ class FinetuneOptions:
     types: Sequence[str] = ()  # types of the questions to use; empty: all
     system: str | None = None  # system prompt, for models with a chat template
     augment: float = 0.0  # strength of the random variation of ECGs, 0 to 4
+    vary_leads: float = 0.0  # share of the batches that see some of the leads only
+    ask: int | None = None  # questions with the answer no, drawn at each reading; None: all
     dropout: float | None = None  # None: `DROPOUT`
     rank: int | None = None  # of LoRA; None: 16
     alpha: float | None = None  # scale of LoRA; None: twice the rank
@@ -86,6 +89,8 @@ class FinetuneOptions:
             "types",
             "system",
             "augment",
+            "vary_leads",
+            "ask",
             "without_ecg",
             "max_length",
             "long",
@@ -112,16 +117,17 @@ class FinetuneOptions:
 )
 @click.option(
     "--model",
-    type=Model("tiny"),
+    type=Model(*BUILT),
     default=FinetuneOptions.model,
     show_default=True,
-    help="Base model: a hub id, a local folder, or tiny (a small decoder, trained in full, no download). Or a model "
+    help="Base model: a hub id, a local folder, or tiny or small (decoders of 0.4 and 1.1 million parameters, "
+    "trained in full, no download). Or a model "
     "to train further: a model folder, or ptbxl, the one that comes with ecgbyte.",
 )
 @click.option(
     "--method",
     type=click.Choice(["qlora", "lora", "full"]),
-    help="LoRA on a 4-bit base model, LoRA, or all weights.  [default: qlora; full for tiny]",
+    help="LoRA on a 4-bit base model, LoRA, or all weights.  [default: qlora; full for tiny and small]",
 )
 @click.option(
     "--ecg-rows",
@@ -161,8 +167,22 @@ class FinetuneOptions:
     type=click.FloatRange(0, 4),
     default=FinetuneOptions.augment,
     show_default=True,
-    help="Strength of the random variation of each ECG in training: time shift, gain, offset, missing leads. "
-    "1 is moderate.",
+    help="Strength of the random variation of each ECG in training: time shift, gain, offset, missing leads; filters, "
+    "wander and noise too if `symbolize --keep-signal` kept the signals. 1 is moderate.",
+)
+@click.option(
+    "--vary-leads",
+    type=click.FloatRange(0, 1),
+    default=FinetuneOptions.vary_leads,
+    show_default=True,
+    help="Share of the batches whose ECGs have some of the leads only, so that the model reads recordings with any of "
+    "them.",
+)
+@click.option(
+    "--ask",
+    type=click.IntRange(1),
+    help="Of the questions about an ECG with the answer no, ask this many at each reading, drawn anew and weighted as "
+    "if all were asked.  [default: all]",
 )
 @click.option(
     "--dropout",

@@ -31,8 +31,28 @@ from ecgbyte_cli.storage.partial_results import PartialResults
 from ecgbyte_cli.storage.workdir import WorkDir
 
 PRELOAD = ("ecgbyte_cli.signal.symbolize", "scipy.signal", "pywt")
-OF_SIGNAL = ("fs", "leads", "segment", "profile", "quantizer", "levels", "bounds", "mu", "fill_nan")
-OF_INPUT = ("input", "patients", "input_fs", "lead_names", "units", "keep_identity", "patient_salt")
+OF_SIGNAL = (
+    "fs",
+    "leads",
+    "any_leads",
+    "segment",
+    "profile",
+    "quantizer",
+    "levels",
+    "bounds",
+    "mu",
+    "fill_nan",
+)
+OF_INPUT = (
+    "input",
+    "patients",
+    "input_fs",
+    "lead_names",
+    "units",
+    "keep_identity",
+    "patient_salt",
+    "keep_signal",
+)
 PART = 64  # recordings of a part, which are lost together if the run is killed
 
 
@@ -42,8 +62,9 @@ class SymbolizeOptions:
 
     fs: float = 250.0  # sampling rate to resample to, in Hz
     leads: str = ",".join(preprocess.LEADS)  # leads in the order to keep, separated by commas
+    any_leads: bool = False  # use recordings that have only some of the leads
     segment: float = 10.0  # length of a segment in seconds
-    profile: str = "paper"  # filters and resampling: paper, elm or resample
+    profile: str = "paper"  # filters and resampling: paper, elm, monitor or resample
     quantizer: str | None = (
         None  # paper, minmax, mulaw, lloyd or trellis; None: minmax for profile elm, else paper
     )
@@ -51,6 +72,7 @@ class SymbolizeOptions:
     bounds: tuple[float, float] | None = None  # range of the quantizer paper in mV (--range)
     mu: float = 20.0  # companding of the quantizer mulaw
     like: Path | None = None  # model folder or ecg_tokenizer.json whose signal settings and merges are used
+    keep_signal: bool = False  # keep the filtered signals, for `finetune --augment`
     fill_nan: str | None = None  # linear: interpolate gaps of up to 40 ms
     patients: Sequence[Path] = ()  # tables of records and patients: one for all data sets, or one for each
     input_fs: float | None = None  # sampling rate of files without one, in Hz
@@ -70,7 +92,7 @@ class SymbolizeOptions:
             *("patients", "input_fs", "lead_names", "units"),
             *("fill_nan", "keep_identity", "patient_salt"),
         ),
-        "Signal": ("fs", "leads", "segment", "profile"),
+        "Signal": ("fs", "leads", "any_leads", "segment", "profile", "keep_signal"),
         "Letters": ("quantizer", "levels", "bounds", "mu", "like"),
     },
     short_help="Turn recordings into letters.",
@@ -82,6 +104,12 @@ class SymbolizeOptions:
 )
 @click.option(
     "--leads", default=SymbolizeOptions.leads, show_default=True, help="Leads, in the order to keep."
+)
+@click.option(
+    "--any-leads",
+    is_flag=True,
+    help="Use recordings that have only some of the leads, too. A model trained on these letters reads the leads that "
+    "are there: see `finetune --vary-leads`.",
 )
 @click.option(
     "--segment",
@@ -128,6 +156,11 @@ class SymbolizeOptions:
     default=SymbolizeOptions.like,
     help="Use the signal settings and the merges of a model (its folder, or an ecg_tokenizer.json), instead of `learn` "
     "and the options that describe the letters.",
+)
+@click.option(
+    "--keep-signal",
+    is_flag=True,
+    help="Keep the filtered signals, so that `finetune --augment` varies them, as recorders do, and not the letters.",
 )
 @click.option(
     "--fill-nan",
@@ -246,7 +279,9 @@ def symbolize(work: WorkDir, data: Paths, options: SymbolizeOptions) -> dict:
         "input_fs": options.input_fs,
         "lead_names": [name.strip() for name in lead_names.split(",")] if lead_names else None,
         "units": options.units,
-        "keep_identity": options.keep_identity or None,  # None, as in versions without this option
+        # None, as in versions without these options
+        "keep_identity": options.keep_identity or None,
+        "keep_signal": options.keep_signal or None,
         "patient_salt": None if salt is None else hashlib.sha256(salt.encode()).hexdigest(),
         **signal,
     }
@@ -279,11 +314,13 @@ def _signal_settings(work: WorkDir, options: SymbolizeOptions) -> tuple[dict[str
         merges, signal = corpus.as_read_by(resolve_model_folder(options.like))
         fs, segment, leads, bounds = signal["fs"], signal["segment_seconds"], ",".join(signal["leads"]), None
         others = {name: signal[name] for name in ("profile", "fill_nan", "quantizer")}
+        any_leads = signal.get("any_leads")
         own = work.ecg_tokenizer
         if own.exists() and not options.overwrite and sha256_of(own) != sha256_of(merges):
             raise Failure(f"{own} is another tokenizer: take another --work, or --overwrite")
     else:
         fs, segment, leads = options.fs, options.segment, options.leads
+        any_leads = options.any_leads or None
         others = {
             "profile": options.profile,
             "fill_nan": options.fill_nan,
@@ -300,6 +337,7 @@ def _signal_settings(work: WorkDir, options: SymbolizeOptions) -> tuple[dict[str
     takes_range = quantizers.QUANTIZERS[others["quantizer"]["name"]].takes_range
     if bounds and not (takes_range and -np.inf < bounds[0] < bounds[1] < np.inf):
         raise click.UsageError("--range needs --quantizer paper and two numbers, the smaller first")
+    others |= {"any_leads": True} if any_leads else {}
     return {"fs": fs, "leads": names, "segment_seconds": segment, "samples": samples, **others}, merges
 
 
@@ -363,11 +401,12 @@ def _join(
         "symbols": letters,
         "seconds": time.perf_counter() - started,
     }
+    signals = [work.signals] if settings["keep_signal"] else []
     manifest = {
         "settings": settings,
         "result": result,
         "signal": {k: v for k, v in settings.items() if k not in OF_INPUT} | {"quantizer": quantizer},
-        "files": describe_files(work.symbols, work.symbol_segments, work.skipped),
+        "files": describe_files(work.symbols, work.symbol_segments, work.skipped, *signals),
         "ecgbyte": __version__,
     }
     write_json(work.symbol_settings, add_checksum(manifest), indent=1)

@@ -35,6 +35,7 @@ class WorkDir:
         self.root, self.verify = Path(root), verify
         self.patient_salt = self.root / "patient_salt"
         self.symbols = self.root / "symbols" / "symbols.npy"
+        self.signals = self.root / "symbols" / "signals.npy"  # in mV, if kept
         self.symbol_segments = self.root / "symbols" / "segments.parquet"
         self.symbol_settings = self.root / "symbols" / "settings.json"
         self.skipped = self.root / "symbols" / "skipped.parquet"

@@ -13,8 +13,8 @@ from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_cli.training.sampling import recording_runs
-from ecgbyte_kernels.augment import varied
+from ecgbyte_cli.training.sampling import lead_subset, recording_runs
+from ecgbyte_kernels.augment import varied, varied_signal
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,7 @@ class Reading(NamedTuple):
     labels: np.ndarray
     positions: np.ndarray
     owner: np.ndarray  # 0 for the shared beginning, k for the k-th question
+    weights: np.ndarray | None = None  # float32: how often each label counts; None: once
 
 
 class Batch(NamedTuple):
@@ -47,6 +48,7 @@ class Batch(NamedTuple):
     labels: "torch.Tensor"
     positions: "torch.Tensor | None"  # None: consecutive
     owner: "torch.Tensor | None"  # None: no reading has several questions
+    weights: "torch.Tensor | None" = None  # None: every label counts once
 
     def to(self, device: "torch.device | str") -> "Batch":
         return Batch(*(part if part is None else part.to(device) for part in self))
@@ -70,6 +72,10 @@ class SampleBuilder:
         Most questions behind one reading of their ECGs; None: as many as fit into `max_length`.
     draw : str or None
         Type of the questions that also train the reverse: drawing the ECG from the answer.
+    vary_leads : float
+        Share of the batches that see some of the leads only.
+    ask : int or None
+        Questions with the answer no at each reading in training, drawn at random; None: all.
 
     Attributes
     ----------
@@ -87,12 +93,15 @@ class SampleBuilder:
         augment: float = 0.0,
         together: int | None = None,
         draw: str | None = None,
+        vary_leads: float = 0.0,
+        ask: int | None = None,
     ):
         self.prompt, self.tokenizer, self.max_length, self.long = prompt, tokenizer, max_length, long
         self.longest, self.augment, self.together = max_length, augment, together
-        self.draw = draw
+        self.draw, self.vary_leads, self.question_count = draw, vary_leads, ask
         self.tokens, self.segments = read_array(work.tokens), read_table(work.token_segments)
         self.letters, self.recorded = read_array(work.symbols), read_table(work.symbol_segments)
+        self.signals = read_array(work.signals) if work.signals.exists() else None
         self.segmenter = read_json(work.token_settings).get("segmenter", "longest")
         self.shape = len(tokenizer.signal["leads"]), tokenizer.signal["samples"]
         self.first_of, self.count_of = recording_runs(self.recorded)
@@ -113,7 +122,12 @@ class SampleBuilder:
         first, count = self.first_of[segment], self.count_of[segment]
         if not self.augment:
             return self.own(first + random.integers(count))
-        letters = varied(self._window(first, count, random), self.tokenizer.levels, random, self.augment)
+        window = self._window(first, count, random)
+        if self.signals is None:
+            letters = varied(window, self.tokenizer.levels, random, self.augment)
+        else:
+            fs = self.tokenizer.signal["fs"]
+            letters = self.tokenizer.letters(varied_signal(window, fs, random, self.augment))
         return self.tokenizer.encode(letters, self.segmenter)
 
     def own(self, segment: int) -> np.ndarray:
@@ -123,19 +137,26 @@ class SampleBuilder:
 
     def letters_of(self, segment: int) -> np.ndarray:
         """Return the letters of a segment, (leads, samples)."""
+        return self._stored(self.letters, segment)
+
+    def _stored(self, values: np.ndarray, segment: int) -> np.ndarray:
+        """Return the part of letters or signals that belongs to a segment, (leads, samples)."""
         start = self.recorded["offset"][segment]
-        return self.letters[start : start + self.shape[0] * self.shape[1]].reshape(self.shape)
+        return values[start : start + self.shape[0] * self.shape[1]].reshape(self.shape)
 
     def _window(self, first: int, count: int, random: np.random.Generator) -> np.ndarray:
-        """Return the letters of a random window of a recording; a single segment is rotated in time."""
-        samples = self.shape[1]
+        """Return a random window of a recording: mV if signals were kept, else letters.
+
+        A single segment is rotated in time.
+        """
+        samples, values = self.shape[1], self.letters if self.signals is None else self.signals
         if count == 1:
-            return np.roll(self.letters_of(first), -int(random.integers(samples)), axis=1)
+            return np.roll(self._stored(values, first), -int(random.integers(samples)), axis=1)
         at = int(random.integers((count - 1) * samples + 1))
         segment, start = first + at // samples, at % samples
         if not start or not self._follows(segment):
-            return self.letters_of(segment)
-        both = np.concatenate([self.letters_of(segment), self.letters_of(segment + 1)], axis=1)
+            return self._stored(values, segment)
+        both = np.concatenate([self._stored(values, segment), self._stored(values, segment + 1)], axis=1)
         return both[:, start : start + samples]
 
     def _follows(self, segment: int) -> bool:
@@ -149,10 +170,40 @@ class SampleBuilder:
         segments: Sequence[int],
         instead: str | None = None,
         random: np.random.Generator | None = None,
+        leads: np.ndarray | None = None,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return the tokens of segments, and the lead of each token."""
+        """Return the tokens of segments, of some leads only if `leads` names them, and the lead of each token."""
         ecgs = [self._ecg(segment, instead, random) for segment in segments]
-        return ecgs, [lead_ranges(ecg, self.tokenizer.lengths, self.shape[1]) for ecg in ecgs]
+        lead_of = [lead_ranges(ecg, self.tokenizer.lengths, self.shape[1]) for ecg in ecgs]
+        if leads is None:
+            return ecgs, lead_of
+        kept = [np.isin(of, leads) for of in lead_of]
+        return [ecg[k] for ecg, k in zip(ecgs, kept, strict=True)], [
+            of[k] for of, k in zip(lead_of, kept, strict=True)
+        ]
+
+    def draw_leads(self, random: np.random.Generator) -> np.ndarray | None:
+        """Return some leads at random for a batch, by their numbers; None for all leads.
+
+        Half of the draws are sets that recorders have (`sampling.LEAD_SETS`), the others any leads, most often few.
+        """
+        if random.random() >= self.vary_leads:
+            return None
+        return lead_subset(self.tokenizer.signal["leads"], random)
+
+    def _asked(
+        self, plan: ReadingPlan, random: np.random.Generator | None
+    ) -> tuple[tuple[Question, ...], list[float]]:
+        """Return the questions of a plan to ask at one reading, and how often each counts."""
+        count, questions = self.question_count, plan.questions
+        denied = [i for i, question in enumerate(questions) if question.answer == "no"]
+        if random is None or count is None or len(denied) <= count:
+            return questions, [1.0] * len(questions)
+        drawn = {*random.choice(denied, count, replace=False).tolist()}
+        left_out = {*denied} - drawn
+        weight = len(denied) / count
+        asked = [i for i in range(len(questions)) if i not in left_out]
+        return tuple(questions[i] for i in asked), [weight if i in drawn else 1.0 for i in asked]
 
     def __call__(
         self, question: Question, instead: str | None = None, asked: bool = False
@@ -197,6 +248,7 @@ class SampleBuilder:
         instead: str | None = None,
         random: np.random.Generator | None = None,
         learn_ecg: bool = False,
+        leads: np.ndarray | None = None,
     ) -> Reading:
         """Convert a plan.
 
@@ -209,26 +261,33 @@ class SampleBuilder:
             Chooses the segment of a recording and its variation; None: the plan's own segments, as encoded.
         learn_ecg : bool
             Whether the ECG's own tokens are labels too.
+        leads : int array or None
+            The leads that are read, by their numbers; None: all.
         """
         prompt, layout = self.prompt, self.prompt.layout
         if plan.words is not None:
             return self._drawing(plan)
-        ecgs, leads = self._read(plan.segments, instead, random)
-        parts = [prompt.parts(question.turns) for question in plan.questions] or [prompt.parts(NOTHING_ASKED)]
+        ecgs, lead_of = self._read(plan.segments, instead, random, leads)
+        questions, weights = self._asked(plan, random)
+        parts = [prompt.parts(question.turns) for question in questions] or [prompt.parts(NOTHING_ASKED)]
         room = min(prompt.room(part, len(ecgs), self.longest) for part in parts)
         if sum(map(len, ecgs)) > room:
-            ecgs, leads = trim_ecgs(ecgs, leads, room)
-        begin = prompt.reading(parts[0][0], ecgs, leads)  # the same for all questions: see `plans`
+            ecgs, lead_of = trim_ecgs(ecgs, lead_of, room)
+        begin = prompt.reading(parts[0][0], ecgs, lead_of)  # the same for all questions: see `plans`
         learned = (begin >= layout.first) & learn_ecg & (instead is None)
         ids, labels = [begin], [np.where(learned, begin, IGNORED)]
         positions = [layout.positions(begin)]
-        for _, tail, answer in parts if plan.questions else ():
+        for _, tail, answer in parts if questions else ():
             text, text_labels = (np.concatenate(part) for part in zip(*tail, *answer, strict=True))
             ids.append(text)
             labels.append(text_labels)
             positions.append(positions[0][-1] + 1 + np.arange(len(text)))
-        owner = np.repeat(np.arange(len(ids)), [len(part) for part in ids])
-        return Reading(np.concatenate(ids), np.concatenate(labels), np.concatenate(positions), owner)
+        lengths = [len(part) for part in ids]
+        owner = np.repeat(np.arange(len(ids)), lengths)
+        weight = None
+        if len(questions) < len(plan.questions):
+            weight = np.repeat(np.array([1.0, *weights], np.float32), lengths)
+        return Reading(np.concatenate(ids), np.concatenate(labels), np.concatenate(positions), owner, weight)
 
     def _drawing(self, plan: ReadingPlan) -> Reading:
         """Convert a plan to draw an ECG from words. The ECG is as encoded: its variation would be learned too."""
@@ -329,6 +388,13 @@ def collate(readings: Sequence[Reading], layout: Layout) -> Batch:
     ids, positions, owner = torch.zeros(3, len(readings), width, dtype=torch.long).unbind()
     labels = torch.full_like(ids, IGNORED)
     for row, reading in enumerate(readings):
-        for tensor, values in zip((ids, labels, positions, owner), reading, strict=True):
+        for tensor, values in zip((ids, labels, positions, owner), reading[:4], strict=True):
             tensor[row, : len(values)] = torch.from_numpy(values)
-    return Batch(ids, labels, positions if shared or layout.unit else None, owner if shared else None)
+    weights = None
+    if any(reading.weights is not None for reading in readings):
+        weights = torch.ones(ids.shape)
+        for row, reading in enumerate(readings):
+            if reading.weights is not None:
+                weights[row, : len(reading.weights)] = torch.from_numpy(reading.weights)
+    kept = positions if shared or layout.unit else None, owner if shared else None
+    return Batch(ids, labels, *kept, weights)

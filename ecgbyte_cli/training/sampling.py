@@ -10,6 +10,8 @@ from ecgbyte_cli.questions.question_file import Question
 
 EpochItem = tuple[int, int]  # epoch, and number of a plan
 T = TypeVar("T")
+# of watches and handheld recorders, monitors, Holter recorders, and the limb leads
+LEAD_SETS = (("I",), ("II",), ("I", "II"), ("II", "V5"), ("V1", "V5"), ("II", "V1", "V5"), ("II", "V1"))
 
 
 def recording_runs(recorded: Mapping[str, Sequence]) -> tuple[np.ndarray, np.ndarray]:
@@ -30,6 +32,22 @@ def recording_runs(recorded: Mapping[str, Sequence]) -> tuple[np.ndarray, np.nda
         if names[i] == names[i - 1]:
             first[i] = first[i - 1]
     return first, np.bincount(first, minlength=len(names))[first]
+
+
+def lead_subset(leads: Sequence[str], random: np.random.Generator) -> np.ndarray:
+    """Draw some of the leads: in half of the cases a set that recorders have, else any, most often few.
+
+    Returns
+    -------
+    int64 array
+        Their places in `leads`, rising.
+    """
+    sets = [[leads.index(lead) for lead in each] for each in LEAD_SETS if {*each} <= {*leads}]
+    if sets and random.random() < 0.5:
+        return np.array(sets[random.integers(len(sets))])
+    share = 1 / np.arange(1, len(leads) + 1)
+    count = 1 + random.choice(len(leads), p=share / share.sum())
+    return np.sort(random.choice(len(leads), count, replace=False))
 
 
 def repeat_plans(plans: list[T], times: float, seed: Sequence[int]) -> list[T]:

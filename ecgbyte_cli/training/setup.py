@@ -80,6 +80,8 @@ def load_for_training(
         settings["augment"],
         settings["together"],
         settings["draw"],
+        settings["vary_leads"],
+        settings["ask"],
     )
     return lm, text_tokenizer, samples, name
 
@@ -127,7 +129,7 @@ def memory_advice(settings: dict[str, Any], recompute: bool) -> str:
     advice = [f"lower {' or '.join(lower)}"]
     if not recompute:
         advice.append("give --checkpointing on")
-    if settings["method"] != "qlora" and settings["base"] != "tiny":
+    if settings["method"] != "qlora" and settings["base"] not in folder_checks.BUILT:
         advice.append("take --method " + ("qlora" if settings["method"] == "lora" else "lora"))
     return ", or ".join(advice)
 

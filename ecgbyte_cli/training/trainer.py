@@ -245,17 +245,18 @@ class Trainer:
         count = sum(map(len, groups))
         replacements = iter(ecg_replacements(seed, self.step, count, self.settings["without_ecg"]))
         replaced = [[(epoch, i, next(replacements)) for epoch, i in group] for group in groups]
-        return [
-            self.samples.batch(
-                [
-                    self.samples.reading(
-                        self.training[i], replacement, np.random.default_rng([seed, epoch, i]), learn_ecg
-                    )
-                    for epoch, i, replacement in group
-                ]
-            )
-            for group in replaced[self.rank :: self.processes]
-        ]
+        batches = []
+        for number in range(self.rank, len(replaced), self.processes):
+            # the ECGs of a batch have the same leads, and so like lengths
+            leads = self.samples.draw_leads(np.random.default_rng([seed, self.step, number, 2]))
+            readings = [
+                self.samples.reading(
+                    self.training[i], replacement, np.random.default_rng([seed, epoch, i]), learn_ecg, leads
+                )
+                for epoch, i, replacement in replaced[number]
+            ]
+            batches.append(self.samples.batch(readings))
+        return batches
 
     def set_rate(self) -> float:
         """Set the learning rate of the next step, and return it."""

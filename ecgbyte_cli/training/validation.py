@@ -32,10 +32,12 @@ def autocast(lm: "ECGLM") -> "torch.autocast":
     )
 
 
-def count_labels(batch: Batch, lm: "ECGLM") -> tuple[int, int]:
-    """Return how many labels of a batch are text, and how many are ECG tokens."""
+def count_labels(batch: Batch, lm: "ECGLM") -> tuple[float, float]:
+    """Return how many labels of a batch are text, each with its weight, and how many are ECG tokens."""
     labels = batch.labels[:, 1:]
-    return int(((labels != IGNORED) & (labels < lm.offset)).sum()), int((labels >= lm.offset).sum())
+    text = (labels != IGNORED) & (labels < lm.offset)
+    weighted = text if batch.weights is None else batch.weights[:, 1:][text]
+    return float(weighted.sum()), float((labels >= lm.offset).sum())
 
 
 def validation_loss(
