@@ -244,7 +244,7 @@ def monitor(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
     Unusable
         If there are fewer samples than the filters need.
     """
-    resampled = resample(signal, fs, target)[:, : samples_made(signal, fs, target)]
+    resampled = resample(signal, fs, target)[:, : samples_made(signal.shape[1], fs, target)]
     try:
         return kernels.zero_phase(resampled.T, monitor_filters(target)).T.astype(np.float32)
     except ValueError as error:
