@@ -19,7 +19,7 @@ from ecgbyte_cli.model.base_model import (
     text_tokenizer_sha256,
 )
 from ecgbyte_cli.model.ecg_lm import ECGLM
-from ecgbyte_cli.model.layout import Layout, rest_of
+from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import write_json
@@ -137,16 +137,7 @@ def load_model(
     if about["method"] != "full":
         with silence_libraries():
             loaded = load_adapter(loaded, folder, trainable)
-    layout = Layout(
-        about["offset"],
-        about["lead_marks"] or 0,
-        ecg_tokenizer.lengths,
-        ecg_tokenizer.signal["samples"],
-        about["position_letters"] or 0,
-        about["prompt_version"],
-        rest_of(ecg_tokenizer),
-    )
-    model = ECGLM(loaded, ecg_tokenizer.vocab_size, layout=layout)
+    model = ECGLM(loaded, ecg_tokenizer.vocab_size, layout=Layout.of_model(about, ecg_tokenizer))
     with torch.no_grad():
         model.ecg_rows.weight.copy_(_read_rows(folder / "ecg_rows.safetensors", model.ecg_rows.weight.shape))
     return model.eval(), text_tokenizer, ecg_tokenizer, about
