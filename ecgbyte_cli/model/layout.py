@@ -5,6 +5,8 @@ tokens. An ECG is <sig_start>, then each lead's mark and tokens, then <sig_end>.
 neither the mark nor the tokens of a flat lead: a missing lead and a lead without a signal are the same to it.
 """
 
+from typing import Any
+
 import numpy as np
 
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
@@ -60,9 +62,18 @@ class Layout:
         """Return the layout of a tokenizer's ECGs, with `positions` by `token` or by `time`."""
         marks = len(tokenizer.signal["leads"]) if version > 1 and tokenizer.boundary == "lead" else 0
         unit = max(1, round(POSITION_SECONDS * tokenizer.signal["fs"])) if positions == "time" else 0
-        return cls(
-            offset, marks, tokenizer.lengths, tokenizer.signal["samples"], unit, version, rest_of(tokenizer)
-        )
+        return cls._for(tokenizer, offset, marks, unit, version)
+
+    @classmethod
+    def of_model(cls, about: dict[str, Any], tokenizer: ECGTokenizer) -> "Layout":
+        """Return the layout of a trained model, as its ecgbyte.json describes it."""
+        marks, unit = about["lead_marks"] or 0, about["position_letters"] or 0
+        return cls._for(tokenizer, about["offset"], marks, unit, about["prompt_version"])
+
+    @classmethod
+    def _for(cls, tokenizer: ECGTokenizer, offset: int, marks: int, unit: int, version: int) -> "Layout":
+        rest = tokenizer.rest_tokens() if tokenizer.signal.get("any_leads") else None
+        return cls(offset, marks, tokenizer.lengths, tokenizer.signal["samples"], unit, version, rest)
 
     def read_tokens(self, ecg: np.ndarray, lead_of: np.ndarray) -> np.ndarray:
         """Return which tokens of an ECG are part of a prompt, bool (tokens,): not those of flat or missing leads."""
@@ -122,11 +133,6 @@ class Layout:
             places[end:] += moved.max() + 1 - places[end]
             places[start + 1 : end] = moved
         return places
-
-
-def rest_of(tokenizer: ECGTokenizer) -> np.ndarray | None:
-    """Return `Layout.rest` for a tokenizer."""
-    return tokenizer.rest_tokens() if tokenizer.signal.get("any_leads") else None
 
 
 def lead_ranges(ecg: np.ndarray, lengths: np.ndarray, samples: int) -> np.ndarray:

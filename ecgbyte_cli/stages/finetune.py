@@ -82,18 +82,8 @@ class FinetuneOptions:
     cls=Stage,
     groups={
         "Data": (
-            "qa",
-            "pretrain",
-            "draw",
-            "think",
-            "types",
-            "system",
-            "augment",
-            "vary_leads",
-            "ask",
-            "without_ecg",
-            "max_length",
-            "long",
+            *("qa", "pretrain", "draw", "think", "types", "system", "augment", "vary_leads", "ask"),
+            *("without_ecg", "max_length", "long"),
         ),
         "Model": ("model", "method", "ecg_rows", "ecg_init", "positions", "dropout", "rank", "alpha"),
         "Optimisation": (
