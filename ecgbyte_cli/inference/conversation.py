@@ -20,6 +20,7 @@ from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.measure import measure_stretch
+from ecgbyte_cli.signal.measured_lines import measured_line
 from ecgbyte_cli.signal.measurement import Measurement
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
@@ -57,6 +58,11 @@ class ECG:
     def measurement(self) -> Measurement:
         """The measurement of the open segment, as it was recorded."""
         return measure_stretch(self.recording, *self.seconds)
+
+    @cached_property
+    def line(self) -> str:
+        """The measured values as a line, for models trained with them."""
+        return measured_line(self.measurement)
 
     def lead(self, name: str) -> np.ndarray:
         """Return a lead over the segment, as recorded: float32 (samples,), mV."""
@@ -264,10 +270,9 @@ class Conversation:
     ) -> None:
         """Build the prompt of a turn, and answer it."""
         text = matched.text if matched else turn.question
-        tokens = [ecg.tokens for ecg in self.ecgs]
         most = getattr(self.session.lm.base.config, "max_position_embeddings", None) or sys.maxsize
         try:
-            ids, turn.lost = self.session.prompt_ids(tokens, [*self.turns, (text, None)])
+            ids, turn.lost = self.session.prompt_ids(self.ecgs, [*self.turns, (text, None)])
         except Failure as error:  # the text alone is longer
             raise Failure(f"too long: {error.message}; {self._shorter()}") from error
         turn.prompt = ids
@@ -325,8 +330,8 @@ class Conversation:
 
     def _list(self, turn: Turn, parts: dict[str, str], show: Show, start: float) -> None:
         """Put a list together from questions with yes and no."""
-        answers, ecgs, certainty = ["no", "yes"], [ecg.tokens for ecg in turn.ecgs], self._certainty()
-        prompts = [self.session.prompt_ids(ecgs, [(part, None)])[0] for part in parts]
+        answers, certainty = ["no", "yes"], self._certainty()
+        prompts = [self.session.prompt_ids(turn.ecgs, [(part, None)])[0] for part in parts]
         weighed = self.session.weigh_prompts(prompts, answers)
         chosen = [certainty.choose(answers, weights) for weights in weighed]
         turn.findings = {words: float(yes) for words, (_, yes) in zip(parts.values(), weighed, strict=True)}

@@ -13,6 +13,7 @@ from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion, read_cer
 from ecgbyte_cli.inference.conversation import ECG, Conversation, RecordingLoader, Turn, fit_prompt
 from ecgbyte_cli.inference.conversation_report import AnswerAttribution, attribute_turn
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.signal.measured_lines import Turns, with_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.workdir import WorkDir
 
@@ -210,7 +211,7 @@ class Session:
             If the text of the question alone is longer than a prompt may be.
         """
         matched = self.match(question)
-        ids, _ = self.prompt_ids([ecg.tokens], [(matched.text if matched else question, None)])
+        ids, _ = self.prompt_ids([ecg], [(matched.text if matched else question, None)])
         return self.weigh_prompts([ids], answers, self.cache)[0]
 
     def attribute(self, ecg: ECG, question: str, method: str = "integrated") -> AnswerAttribution:
@@ -240,12 +241,15 @@ class Session:
 
         return Explainer(self.lm, self.prompt, self.tokenizer, self.segmenter, batch, self.prompt_tokens)
 
-    def prompt_ids(
-        self, ecgs: list[np.ndarray], turns: Sequence[tuple[str, str | None]]
-    ) -> tuple[np.ndarray, int]:
-        """Return the ids of a prompt about the tokens of ECGs, and how many ECG tokens had no room."""
-        ids, _, lost = fit_prompt(self.prompt, self.tokenizer, ecgs, turns, self.prompt_tokens)
+    def prompt_ids(self, ecgs: Sequence[ECG], turns: Turns) -> tuple[np.ndarray, int]:
+        """Return the ids of a prompt about ECGs, and how many ECG tokens had no room."""
+        tokens, turns = [ecg.tokens for ecg in ecgs], self.with_measured(ecgs, turns)
+        ids, _, lost = fit_prompt(self.prompt, self.tokenizer, tokens, turns, self.prompt_tokens)
         return ids, lost
+
+    def with_measured(self, ecgs: Sequence[ECG], turns: Turns) -> Turns:
+        """Return turns with the measured values of the ECGs, if the model was trained with them."""
+        return with_lines(turns, [ecg.line for ecg in ecgs]) if self.about.get("measured") else turns
 
     def weigh_prompts(
         self, prompts: list[np.ndarray], answers: Sequence[str], cache: "PromptCache | None" = None

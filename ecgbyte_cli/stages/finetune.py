@@ -54,6 +54,7 @@ class FinetuneOptions:
     think: bool = False  # learn the reasoning before the answer
     types: Sequence[str] = ()  # types of the questions to use; empty: all
     system: str | None = None  # system prompt, for models with a chat template
+    measured: bool = False  # give the measured values of the ECG before the question
     augment: float = 0.0  # strength of the random variation of ECGs, 0 to 4
     dropout: float | None = None  # None: `DROPOUT`
     rank: int | None = None  # of LoRA; None: 16
@@ -85,6 +86,7 @@ class FinetuneOptions:
             "think",
             "types",
             "system",
+            "measured",
             "augment",
             "without_ecg",
             "max_length",
@@ -156,6 +158,11 @@ class FinetuneOptions:
 )
 @types_option
 @click.option("--system", help="System prompt, for models with a chat template.  [default: built in]")
+@click.option(
+    "--measured",
+    is_flag=True,
+    help="Put the values of `ecgbyte measure` (rate, intervals, axis) before each question, as a line of text.",
+)
 @click.option(
     "--augment",
     type=click.FloatRange(0, 4),
@@ -349,6 +356,7 @@ def training_settings(work: WorkDir, options: FinetuneOptions, method: str, proc
         "processes": processes,
         "lr": options.lr or LEARNING_RATE[method],
         "think": options.think or None,
+        "measured": options.measured or None,
         "types": list(options.types) or None,
     }
     return settings | ({"ecg_loss": 1.0, "without_ecg": 0.0} if options.pretrain else {})
@@ -400,6 +408,7 @@ def _train(
             "prompt_tokens": samples.longest,
             "date": samples.prompt.date,
             "system": samples.prompt.told,
+            "measured": samples.lines is not None,
             "conversations": any(q.earlier for plan in plans.training for q in plan.questions),
             "most_ecgs": max(len(plan.segments) for plan in plans.training),
             **setup.model_abilities(settings, plans.training),

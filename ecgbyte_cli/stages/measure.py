@@ -17,11 +17,10 @@ from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.processes import in_parallel
 from ecgbyte_cli.signal.measure import SHORTEST
-from ecgbyte_cli.signal.measure_table import FORMATS, Table, make_part, rows_of, write_skipped
+from ecgbyte_cli.signal.measure_table import FORMATS, PRELOAD, Table, make_part, rows_of, write_skipped
 from ecgbyte_cli.storage.locks import clear_leftovers, lock
 from ecgbyte_cli.storage.partial_results import PartialResults
 
-PRELOAD = ("ecgbyte_cli.signal.measure_table", "scipy.signal")
 PART = 64  # recordings that are done together, and lost together if the run is killed
 MOST_SHOWN = 20  # recordings on the terminal
 MOST_NOTES = 10  # skipped recordings that are named there

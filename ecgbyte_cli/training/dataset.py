@@ -10,6 +10,8 @@ from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.model.layout import Layout, lead_ranges
 from ecgbyte_cli.model.prompt import IGNORED, Prompt, trim_ecgs
 from ecgbyte_cli.questions.question_file import Question
+from ecgbyte_cli.signal.measured_lines import NOTHING, Turns, with_lines
+from ecgbyte_cli.signal.segment_lines import segment_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -70,6 +72,8 @@ class SampleBuilder:
         Most questions behind one reading of their ECGs; None: as many as fit into `max_length`.
     draw : str or None
         Type of the questions that also train the reverse: drawing the ECG from the answer.
+    measured : bool
+        Whether the measured values of the ECGs come before the first question.
 
     Attributes
     ----------
@@ -87,10 +91,12 @@ class SampleBuilder:
         augment: float = 0.0,
         together: int | None = None,
         draw: str | None = None,
+        measured: bool = False,
     ):
         self.prompt, self.tokenizer, self.max_length, self.long = prompt, tokenizer, max_length, long
         self.longest, self.augment, self.together = max_length, augment, together
         self.draw = draw
+        self.lines = segment_lines(work) if measured else None
         self.tokens, self.segments = read_array(work.tokens), read_table(work.token_segments)
         self.letters, self.recorded = read_array(work.symbols), read_table(work.symbol_segments)
         self.segmenter = read_json(work.token_settings).get("segmenter", "longest")
@@ -104,17 +110,22 @@ class SampleBuilder:
 
     def _ecg(
         self, segment: int, instead: str | None = None, random: np.random.Generator | None = None
-    ) -> np.ndarray:
-        """Return the tokens of a segment, of its replacement, or with `random` of a random window of its recording."""
+    ) -> tuple[np.ndarray, int]:
+        """Return the tokens of a segment, of its replacement, or with `random` of a random window of its recording.
+
+        The second value is the segment that they are of, or most of them.
+        """
         if instead:
-            return self.flat if instead == "flat line" else np.zeros(0, np.int32)
+            return self.flat if instead == "flat line" else np.zeros(0, np.int32), segment
         if random is None:
-            return self.own(segment)
+            return self.own(segment), segment
         first, count = self.first_of[segment], self.count_of[segment]
         if not self.augment:
-            return self.own(first + random.integers(count))
-        letters = varied(self._window(first, count, random), self.tokenizer.levels, random, self.augment)
-        return self.tokenizer.encode(letters, self.segmenter)
+            segment = first + random.integers(count)
+            return self.own(segment), segment
+        letters, segment = self._window(first, count, random)
+        letters = varied(letters, self.tokenizer.levels, random, self.augment)
+        return self.tokenizer.encode(letters, self.segmenter), segment
 
     def own(self, segment: int) -> np.ndarray:
         """Return the tokens of a segment, as `ecgbyte encode` wrote them."""
@@ -126,17 +137,20 @@ class SampleBuilder:
         start = self.recorded["offset"][segment]
         return self.letters[start : start + self.shape[0] * self.shape[1]].reshape(self.shape)
 
-    def _window(self, first: int, count: int, random: np.random.Generator) -> np.ndarray:
-        """Return the letters of a random window of a recording; a single segment is rotated in time."""
+    def _window(self, first: int, count: int, random: np.random.Generator) -> tuple[np.ndarray, int]:
+        """Return the letters of a random window of a recording, and the segment that most of it lies in.
+
+        A single segment is rotated in time.
+        """
         samples = self.shape[1]
         if count == 1:
-            return np.roll(self.letters_of(first), -int(random.integers(samples)), axis=1)
+            return np.roll(self.letters_of(first), -int(random.integers(samples)), axis=1), first
         at = int(random.integers((count - 1) * samples + 1))
         segment, start = first + at // samples, at % samples
         if not start or not self._follows(segment):
-            return self.letters_of(segment)
+            return self.letters_of(segment), segment
         both = np.concatenate([self.letters_of(segment), self.letters_of(segment + 1)], axis=1)
-        return both[:, start : start + samples]
+        return both[:, start : start + samples], segment + (2 * start > samples)
 
     def _follows(self, segment: int) -> bool:
         """Return whether the next segment starts where this one ends, with the same letters."""
@@ -149,10 +163,24 @@ class SampleBuilder:
         segments: Sequence[int],
         instead: str | None = None,
         random: np.random.Generator | None = None,
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return the tokens of segments, and the lead of each token."""
-        ecgs = [self._ecg(segment, instead, random) for segment in segments]
-        return ecgs, [lead_ranges(ecg, self.tokenizer.lengths, self.shape[1]) for ecg in ecgs]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+        """Return the tokens of segments, the lead of each token, and the lines of measured values."""
+        ecgs, read = zip(*(self._ecg(segment, instead, random) for segment in segments), strict=True)
+        leads = [lead_ranges(ecg, self.tokenizer.lengths, self.shape[1]) for ecg in ecgs]
+        return [*ecgs], leads, self.lines_of(read, instead)
+
+    def lines_of(self, segments: Sequence[int], instead: str | None = None) -> list[str]:
+        """Return the line of measured values of each segment, or of its replacement; empty without `measured`."""
+        if self.lines is None:
+            return []
+        return [NOTHING if instead else self.lines[segment] for segment in segments]
+
+    def _longest_turns(self, question: Question) -> Turns:
+        """Return the turns of a question with the longest lines that its recordings can have."""
+        if self.lines is None:
+            return question.turns
+        runs = [(self.first_of[segment], self.count_of[segment]) for segment in question.segments]
+        return with_lines(question.turns, [max(self.lines[i : i + n], key=len) for i, n in runs])
 
     def __call__(
         self, question: Question, instead: str | None = None, asked: bool = False
@@ -178,7 +206,8 @@ class SampleBuilder:
             If the sample is too long.
         """
         turns = [*question.earlier, (question.question, None)] if asked else question.turns
-        ids, labels, lost = self.prompt.fitted(*self._read(question.segments, instead), turns, self.longest)
+        ecgs, leads, lines = self._read(question.segments, instead)
+        ids, labels, lost = self.prompt.fitted(ecgs, leads, with_lines(turns, lines), self.longest)
         if lost and self.long == "skip" and not instead:
             raise Failure(f"the prompt is {lost} tokens longer than the {self.longest} that are allowed")
         return ids, labels, lost
@@ -213,8 +242,9 @@ class SampleBuilder:
         prompt, layout = self.prompt, self.prompt.layout
         if plan.words is not None:
             return self._drawing(plan)
-        ecgs, leads = self._read(plan.segments, instead, random)
-        parts = [prompt.parts(question.turns) for question in plan.questions] or [prompt.parts(NOTHING_ASKED)]
+        ecgs, leads, lines = self._read(plan.segments, instead, random)
+        parts = [prompt.parts(with_lines(question.turns, lines)) for question in plan.questions]
+        parts = parts or [prompt.parts(NOTHING_ASKED)]
         room = min(prompt.room(part, len(ecgs), self.longest) for part in parts)
         if sum(map(len, ecgs)) > room:
             ecgs, leads = trim_ecgs(ecgs, leads, room)
@@ -233,7 +263,7 @@ class SampleBuilder:
     def _drawing(self, plan: ReadingPlan) -> Reading:
         """Convert a plan to draw an ECG from words. The ECG is as encoded: its variation would be learned too."""
         assert plan.words is not None
-        (ecg,), leads = self._read(plan.segments)
+        (ecg,), leads, _ = self._read(plan.segments)
         begin = self.prompt.reading(self.prompt.drawing(plan.words), [ecg], leads)
         labels = np.where(begin >= self.prompt.layout.first, begin, IGNORED)
         return Reading(begin, labels, self.prompt.layout.positions(begin), np.zeros(len(begin), np.int64))
@@ -269,7 +299,7 @@ class SampleBuilder:
         groups: dict[tuple, list[tuple[Question, int]]] = {}
         trimmed = left_out = 0
         for question in questions:
-            head, tail, answer = parts = self.prompt.parts(question.turns)
+            head, tail, answer = parts = self.prompt.parts(self._longest_turns(question))
             try:
                 room = self.prompt.room(parts, len(question.segments), self.longest)
             except Failure:
