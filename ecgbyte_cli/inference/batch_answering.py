@@ -19,7 +19,7 @@ from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.memory import out_of_memory
-from ecgbyte_cli.signal.measured_lines import with_lines
+from ecgbyte_cli.signal.measured_lines import joined_lines
 
 if TYPE_CHECKING:
     import torch
@@ -97,9 +97,9 @@ class PromptSet:
     def ask(self, key: Any, question: "Question", ecgs: list[np.ndarray], lines: Sequence[str] = ()) -> None:
         """Add a question about the tokens of ECGs; `lines` are their measured values, where the model is given them."""
         assert self.tokenizer
-        turns = with_lines([*question.earlier, (question.question, None)], lines)
+        turns, before = [*question.earlier, (question.question, None)], joined_lines(lines)
         try:
-            ids, _, lost = fit_prompt(self.prompt, self.tokenizer, ecgs, turns, self.longest)
+            ids, _, lost = fit_prompt(self.prompt, self.tokenizer, ecgs, turns, self.longest, before)
         except Failure as error:
             raise Failure(
                 f"a question about record {question.record}: {error.message}: leave it out of the question file"

@@ -403,12 +403,13 @@ def fit_prompt(
     ecgs: list[np.ndarray],
     turns: Sequence[tuple[str, str | None]],
     longest: int | None,
+    before: str = "",
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Call `Prompt.fitted` for whole ECGs; if `longest` is None nothing is trimmed."""
     from ecgbyte_cli.model.layout import lead_ranges
 
     leads = [lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
-    return prompt.fitted(ecgs, leads, turns, sys.maxsize if longest is None else longest)
+    return prompt.fitted(ecgs, leads, turns, sys.maxsize if longest is None else longest, before)
 
 
 def remembers_earlier_turns(about: dict) -> bool:

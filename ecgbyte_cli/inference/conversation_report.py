@@ -58,16 +58,15 @@ def attribute_turn(session: "Session", turn: Turn, method: str = "integrated") -
         raise Failure(turn.answer)
     if turn.findings:
         raise Failure("a list is put together from many answers: ask about one of the findings first")
-    ecg, explainer = turn.ecgs[-1], session.explainer()
-    asked = [*turn.earlier, (turn.asked_as or turn.question, turn.answer)]
-    turns = session.with_measured(turn.ecgs, asked)
+    ecg, explainer = turn.ecgs[-1], session.explainer(before=session.text_before(turn.ecgs))
+    question = turn.asked_as or turn.question
     if method == "occlusion":  # it changes the signal of one ECG, for one question
         if len(turn.ecgs) > 1 or turn.earlier:
             raise Failure("occlusion asks about one ECG and one question: /clear, and ask again")
         letters = session.tokenizer.letters(ecg.segments[ecg.number][1])
-        density = explainer.density(letters, turns[0][0], turn.answer, method)
+        density = explainer.density(letters, question, turn.answer, method)
         return AnswerAttribution(turn, ecg, density, [], np.zeros(0))
-    case = explainer.case_of([e.tokens for e in turn.ecgs], turns)
+    case = explainer.case_of([e.tokens for e in turn.ecgs], [*turn.earlier, (question, turn.answer)])
     scores = explainer.scores(case, method)
     words, values = explainer.on_words(case, scores)
     return AnswerAttribution(turn, ecg, explainer.spread(case, scores), words, values, case.gap)

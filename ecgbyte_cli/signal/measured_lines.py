@@ -1,10 +1,9 @@
-"""The measured values of an ECG as a line of text before a question, for models trained with `--measured`."""
+"""The measured values of an ECG as a line of text before its tokens, for models trained with `--measured`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from ecgbyte_cli.signal.measurement import Measurement
 
-Turns = Sequence[tuple[str, str | None]]
 SHOWN = {
     "rate_bpm": "rate",
     "rr_sd_ms": "RR SD",
@@ -30,9 +29,6 @@ def measured_line(measurement: Measurement) -> str:
     return f"Measured: {', '.join(parts)}"
 
 
-def with_lines(turns: Turns, lines: Sequence[str]) -> Turns:
-    """Return the turns of a conversation with the lines of its ECGs before the first question."""
-    if not lines:
-        return turns
-    (question, answer), *rest = turns
-    return [("\n".join([*lines, question]), answer), *rest]
+def joined_lines(lines: Iterable[str]) -> str:
+    """Return the text before the ECGs of a prompt, with the line of each."""
+    return "".join(f"{line}\n" for line in lines)

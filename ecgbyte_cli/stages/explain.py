@@ -246,8 +246,8 @@ def measure_records(
             if lines:
                 ecg.line = lines[i]
             right += session.ask(ecg, QUESTION).answer == condition
-            ((asked, _),) = session.with_measured([ecg], [(question, None)])
-            measured += measure_methods(explainer, letters, asked, condition, place, random)
+            explainer.before = session.text_before([ecg])
+            measured += measure_methods(explainer, letters, question, condition, place, random)
             bar.advance()
     return measured, int(right)
 

@@ -19,7 +19,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import ANSWER_MARK, ECG_MARK, Prompt
-from ecgbyte_cli.signal.measured_lines import NOTHING, measured_line
+from ecgbyte_cli.signal.measured_lines import NOTHING, joined_lines, measured_line
 from ecgbyte_cli.signal.measurement import Measurement
 from ecgbyte_cli.storage.files import atomic_folder, read_json, write_json
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -39,7 +39,7 @@ MEASURED = Measurement(
 
 
 MEASURED_ADVICE = (
-    "The line before the question holds measured values of the ECG. `ecgbyte_cli.signal.measured_lines.measured_line("
+    "The line before the ECG holds measured values of the ECG. `ecgbyte_cli.signal.measured_lines.measured_line("
     "ecgbyte_cli.measure(recording))` writes it; a value that could not be measured is `none`, and without any the "
     f"line is `{NOTHING}`."
 )
@@ -137,10 +137,9 @@ def export(work: WorkDir, out: Path, options: ExportOptions) -> dict:
 
     with base_model.silence_libraries():
         plain = plain_model(session)
-        questions = [QUESTION, "Why?", "is it\nso: [ST]?"]
-        if session.about.get("measured"):
-            questions = [f"{measured_line(MEASURED)}\n{question}" for question in questions]
-        trained = [asked(prompt, names, question) for question in questions]
+        before = joined_lines([measured_line(MEASURED)]) if session.about.get("measured") else ""
+        questions = QUESTION, "Why?", "is it\nso: [ST]?"
+        trained = [asked(prompt, names, question, before) for question in questions]
         write(session, plain, names, trained, out)
     return {
         "out": str(out),
@@ -210,12 +209,12 @@ def ecg_names(layout: Layout, leads: list[str], vocab: int) -> list[str]:
     ]
 
 
-def asked(prompt: Prompt, names: list[str], question: str) -> RenderedPrompt:
-    """Return the prompt of a question."""
+def asked(prompt: Prompt, names: list[str], question: str, before: str = "") -> RenderedPrompt:
+    """Return the prompt of a question; `before` comes before the ECG."""
     text, _ = prompt.rendered((question,)).split(ANSWER_MARK)
-    text, layout = text.replace(ECG_MARK, f"{SIG_START}ECG_TOKENS{SIG_END}"), prompt.layout
+    text, layout = text.replace(ECG_MARK, f"{before}{SIG_START}ECG_TOKENS{SIG_END}"), prompt.layout
     ecg = [np.arange(3)], [np.array([0, 0, max(1, layout.marks) - 1])]
-    ids, _ = prompt.build(ecg[0], [(question, None)], ecg[1])
+    ids, _ = prompt.build(ecg[0], [(question, None)], ecg[1], before)
     some = "".join(names[i - layout.offset] for i in ids[ids > layout.offset + 1])
     return RenderedPrompt(text, text.replace("ECG_TOKENS", some), ids.tolist())
 

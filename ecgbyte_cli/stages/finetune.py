@@ -54,7 +54,7 @@ class FinetuneOptions:
     think: bool = False  # learn the reasoning before the answer
     types: Sequence[str] = ()  # types of the questions to use; empty: all
     system: str | None = None  # system prompt, for models with a chat template
-    measured: bool = False  # give the measured values of the ECG before the question
+    measured: bool = False  # put the measured values of an ECG before it, as text
     augment: float = 0.0  # strength of the random variation of ECGs, 0 to 4
     dropout: float | None = None  # None: `DROPOUT`
     rank: int | None = None  # of LoRA; None: 16
@@ -161,7 +161,7 @@ class FinetuneOptions:
 @click.option(
     "--measured",
     is_flag=True,
-    help="Put the values of `ecgbyte measure` (rate, intervals, axis) before each question, as a line of text.",
+    help="Put the values of `ecgbyte measure` (rate, intervals, axis) before each ECG, as a line of text.",
 )
 @click.option(
     "--augment",

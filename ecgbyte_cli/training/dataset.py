@@ -10,7 +10,7 @@ from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.model.layout import Layout, lead_ranges
 from ecgbyte_cli.model.prompt import IGNORED, Prompt, trim_ecgs
 from ecgbyte_cli.questions.question_file import Question
-from ecgbyte_cli.signal.measured_lines import NOTHING, Turns, with_lines
+from ecgbyte_cli.signal.measured_lines import NOTHING, joined_lines
 from ecgbyte_cli.signal.segment_lines import segment_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
@@ -73,7 +73,7 @@ class SampleBuilder:
     draw : str or None
         Type of the questions that also train the reverse: drawing the ECG from the answer.
     measured : bool
-        Whether the measured values of the ECGs come before the first question.
+        Whether the measured values of the ECGs come before them, as text.
 
     Attributes
     ----------
@@ -163,11 +163,11 @@ class SampleBuilder:
         segments: Sequence[int],
         instead: str | None = None,
         random: np.random.Generator | None = None,
-    ) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-        """Return the tokens of segments, the lead of each token, and the lines of measured values."""
+    ) -> tuple[list[np.ndarray], list[np.ndarray], str]:
+        """Return the tokens of segments, the lead of each token, and the text before the ECGs."""
         ecgs, read = zip(*(self._ecg(segment, instead, random) for segment in segments), strict=True)
         leads = [lead_ranges(ecg, self.tokenizer.lengths, self.shape[1]) for ecg in ecgs]
-        return [*ecgs], leads, self.lines_of(read, instead)
+        return [*ecgs], leads, joined_lines(self.lines_of(read, instead))
 
     def lines_of(self, segments: Sequence[int], instead: str | None = None) -> list[str]:
         """Return the line of measured values of each segment, or of its replacement; empty without `measured`."""
@@ -175,12 +175,12 @@ class SampleBuilder:
             return []
         return [NOTHING if instead else self.lines[segment] for segment in segments]
 
-    def _longest_turns(self, question: Question) -> Turns:
-        """Return the turns of a question with the longest lines that its recordings can have."""
+    def _longest_before(self, segments: Sequence[int]) -> str:
+        """Return the longest text before the ECGs of recordings that their segments can have."""
         if self.lines is None:
-            return question.turns
-        runs = [(self.first_of[segment], self.count_of[segment]) for segment in question.segments]
-        return with_lines(question.turns, [max(self.lines[i : i + n], key=len) for i, n in runs])
+            return ""
+        runs = [(self.first_of[segment], self.count_of[segment]) for segment in segments]
+        return joined_lines(max(self.lines[i : i + n], key=len) for i, n in runs)
 
     def __call__(
         self, question: Question, instead: str | None = None, asked: bool = False
@@ -206,8 +206,8 @@ class SampleBuilder:
             If the sample is too long.
         """
         turns = [*question.earlier, (question.question, None)] if asked else question.turns
-        ecgs, leads, lines = self._read(question.segments, instead)
-        ids, labels, lost = self.prompt.fitted(ecgs, leads, with_lines(turns, lines), self.longest)
+        ecgs, leads, before = self._read(question.segments, instead)
+        ids, labels, lost = self.prompt.fitted(ecgs, leads, turns, self.longest, before)
         if lost and self.long == "skip" and not instead:
             raise Failure(f"the prompt is {lost} tokens longer than the {self.longest} that are allowed")
         return ids, labels, lost
@@ -242,8 +242,8 @@ class SampleBuilder:
         prompt, layout = self.prompt, self.prompt.layout
         if plan.words is not None:
             return self._drawing(plan)
-        ecgs, leads, lines = self._read(plan.segments, instead, random)
-        parts = [prompt.parts(with_lines(question.turns, lines)) for question in plan.questions]
+        ecgs, leads, before = self._read(plan.segments, instead, random)
+        parts = [prompt.parts(question.turns, before) for question in plan.questions]
         parts = parts or [prompt.parts(NOTHING_ASKED)]
         room = min(prompt.room(part, len(ecgs), self.longest) for part in parts)
         if sum(map(len, ecgs)) > room:
@@ -299,7 +299,9 @@ class SampleBuilder:
         groups: dict[tuple, list[tuple[Question, int]]] = {}
         trimmed = left_out = 0
         for question in questions:
-            head, tail, answer = parts = self.prompt.parts(self._longest_turns(question))
+            head, tail, answer = parts = self.prompt.parts(
+                question.turns, self._longest_before(question.segments)
+            )
             try:
                 room = self.prompt.room(parts, len(question.segments), self.longest)
             except Failure:
