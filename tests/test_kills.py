@@ -47,6 +47,7 @@ STAGES = {
         "4",
     ],
     "generate": ["generate", "--limit", "12", "--max-new", "8"],
+    "measure": ["measure", "data", "--out", "work/measures.csv", "--jobs", "2"],
 }
 
 
@@ -109,6 +110,8 @@ def outputs(work):
     if work.metrics.exists():
         lines = map(json.loads, work.answers.read_text().splitlines())
         made["answers"] = [(row["record"], row["question"], row["answer"]) for row in lines]
+    if (measures := work.root / "measures.csv").exists():
+        made["measures"] = measures.read_text()
     return made
 
 

@@ -470,12 +470,41 @@ def test_wrong_uses_are_told_in_a_line(folder, tmp_path, ecgbyte, monkeypatch):
     nothing = ecgbyte("measure", folder / "bad.npz", "--out", out)
     assert nothing.exit_code == 1 and "none of 1 recordings" in nothing.stderr and not out.exists()
     assert ecgbyte("measure", folder, "--out", out, "--jobs", 1).exit_code == 0
-    again = ecgbyte("measure", folder, "--out", out, "--jobs", 1)
-    assert again.exit_code == 1 and "--overwrite" in again.stderr
+    other = ecgbyte("measure", folder, "--out", out, "--jobs", 1, "--segment", 5)
+    assert other.exit_code == 1 and "--overwrite" in other.stderr
     (tmp_path / "d.csv").mkdir()
     assert "is a folder" in ecgbyte("measure", folder, "--out", tmp_path / "d.csv").stderr
     monkeypatch.setattr("ecgbyte_cli.stages.measure.MOST_SHOWN", 2)
     assert ecgbyte("measure", folder).exit_code == 2
+
+
+def test_a_finished_run_has_nothing_to_do(folder, tmp_path, ecgbyte, monkeypatch):
+    out = tmp_path / "m.csv"
+    args = ("measure", folder, "--out", out, "--jobs", 1, "--json")
+    first, real = ecgbyte(*args), measure_table.rows_of
+    monkeypatch.setattr("ecgbyte_cli.signal.measure_table.rows_of", lambda *_: pytest.fail("measured again"))
+    again = ecgbyte(*args)
+    assert again.exit_code == 0 and "nothing to do" in again.stderr
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+    # a file that was changed, or made by something else, is never replaced
+    out.write_text("mine")
+    changed = ecgbyte(*args)
+    assert changed.exit_code == 1 and "--overwrite" in changed.stderr and out.read_text() == "mine"
+    # a file that was removed is written again
+    out.unlink()
+    monkeypatch.setattr("ecgbyte_cli.signal.measure_table.rows_of", real)
+    assert ecgbyte(*args).exit_code == 0 and out.exists()
+
+
+def test_a_run_that_ended_before_it_removed_its_parts(folder, tmp_path, ecgbyte, monkeypatch):
+    out = tmp_path / "m.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr("ecgbyte_cli.stages.measure.PartialResults.remove", lambda self: None)
+        assert ecgbyte("measure", folder, "--out", out, "--jobs", 1).exit_code == 0
+    assert (tmp_path / ".m.csv.parts").exists()
+    again = ecgbyte("measure", folder, "--out", out, "--jobs", 1)
+    assert again.exit_code == 0 and "nothing to do" in again.stderr
+    assert not (tmp_path / ".m.csv.parts").exists()
 
 
 def test_a_run_that_was_stopped_goes_on_and_writes_the_same(folder, tmp_path, monkeypatch, capsys):

@@ -193,6 +193,15 @@ def test_a_record_is_drawn(visit, address, folder):
     assert sheet.bounding_box()["width"] == pytest.approx(width, abs=2)
 
 
+def test_the_median_beat_is_drawn_when_its_panel_is_opened(visit, address):
+    page = ready(visit(address))
+    image = page.locator(".beat img").first
+    assert image.get_attribute("src") is None
+    page.locator(".beat summary").first.click()
+    page.locator(".beat p", has_text="ten seconds").first.wait_for()
+    assert image.is_visible() and image.evaluate("image => image.naturalWidth") > 300
+
+
 def test_the_first_paint_is_soon(visit, address):
     """Within 300 ms of a processor, the page's and the server's, and before anything that it does not need."""
     page = ready(visit(address))

@@ -170,6 +170,8 @@ def test_tokens_tile_the_segment(client, tiny):
         ("/api/records/{id}/sheet.svg?speed=1e300", 422),
         ("/api/records/{id}/sheet.svg?layout=<b>", 422),
         ("/api/records/{id}/signal?leads=<b>", 404),
+        ("/api/records/{id}/beat.png?start=x", 400),
+        ("/api/records/nonsense/beat.png", 404),
         ("/api/records/{id}/nothing", 404),
         ("/api/records?offset=x", 400),
         ("/api/save?conversation=x", 404),
@@ -181,6 +183,15 @@ def test_what_cannot_be_had_is_said(client, path, status):
     answer = client.get(path.replace("{id}", ids(client)[0]))
     assert answer.status_code == status
     assert answer.json()["error"]
+
+
+def test_the_median_beat_is_a_picture_or_a_reason(bare):
+    number = ids(bare)[0]
+    answer = bare.get(f"/api/records/{number}/beat.png?start=0")
+    assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
+    assert answer.content.startswith(b"\x89PNG") and len(answer.content) > 10_000
+    late = bare.get(f"/api/records/{number}/beat.png?start=99")
+    assert late.status_code == 422 and "has no median beat: too short" in late.json()["error"]
 
 
 # ---- paths

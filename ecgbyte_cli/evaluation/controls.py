@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ecgbyte_cli.readers import Recording
+from ecgbyte_cli.signal.measure import measure
+from ecgbyte_cli.signal.measured_lines import NOTHING, measured_line
+from ecgbyte_cli.signal.segment_lines import segment_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -28,6 +32,8 @@ class ControlInputs:
     chosen : list of tuple
         Begins with the question; the patient is last but one.
     seed : int
+    measured : bool
+        Whether the model gets the measured values of the ECG with each question.
     """
 
     def __init__(
@@ -37,6 +43,7 @@ class ControlInputs:
         segmenter: str,
         chosen: Sequence[tuple],
         seed: int,
+        measured: bool = False,
     ) -> None:
         self.tokenizer, self.segmenter, self.chosen, self.seed = tokenizer, segmenter, chosen, seed
         self.tokens, self.places = read_array(work.tokens), read_table(work.token_segments)
@@ -44,6 +51,7 @@ class ControlInputs:
         self.first_of, self.count_of = recording_runs(segments)
         self.lo, self.hi = segments["lo"], segments["hi"]
         self.flat = tokenizer.flat_line(segmenter)
+        self.measured = segment_lines(work) if measured else None
 
     def own(self, segment: int) -> np.ndarray:
         """Return the ids of a segment."""
@@ -52,10 +60,20 @@ class ControlInputs:
 
     def noise(self, segment: int) -> np.ndarray:
         """Return the ids of noise with the spectrum of a segment."""
+        return self.tokenizer.encode(self._noise_signal(segment), self.segmenter)
+
+    def _noise_signal(self, segment: int) -> np.ndarray:
+        """Return noise with the spectrum of a segment: float32 (leads, samples), mV."""
         letters = self.tokenizer.decode(self.own(segment))
         signal = self.tokenizer.to_mv(letters, self.lo[segment], self.hi[segment])
-        random = np.random.default_rng([self.seed, int(segment)])
-        return self.tokenizer.encode(spectrum_noise(signal, random), self.segmenter)
+        return spectrum_noise(signal, np.random.default_rng([self.seed, int(segment)]))
+
+    def _noise_line(self, segment: int) -> str:
+        """Return the line of the values that are measured in the noise itself."""
+        about = self.tokenizer.signal
+        return measured_line(
+            measure(Recording(self._noise_signal(segment), about["fs"], about["leads"], "noise", ""))
+        )
 
     def parts(self, number: int, every: bool) -> int:
         """Return how often a question is asked: with `every`, about each segment of its only recording, else once."""
@@ -68,16 +86,31 @@ class ControlInputs:
 
         `part` is the number of the segment in its recording; shorter recordings use their last one.
         """
-        wanted = [question.segments for question, *_ in self.chosen]
+        wanted = self._segments(name, part)
         if name == "no signal":
             return [[np.zeros(0, np.int32)] * len(segments) for segments in wanted]
         if name == "flat line":
             return [[self.flat] * len(segments) for segments in wanted]
-        if name == "shuffled":
-            wanted = other_patients([patient for *_, patient, _ in self.chosen], wanted, self.seed)
-        wanted = [[s + min(part, int(self.count_of[s]) - 1) for s in segments] for segments in wanted]
         ids = {s: self.noise(s) if name == "noise" else self.own(s) for segments in wanted for s in segments}
         return [[ids[s] for s in segments] for segments in wanted]
+
+    def lines(self, name: str, part: int = 0) -> list[list[str]]:
+        """Return each question's lines of measured values, of the very ECGs of `of`; empty without `measured`."""
+        wanted, stored = self._segments(name, part), self.measured
+        if stored is None:
+            return [[] for _ in wanted]
+        if name in ("no signal", "flat line"):
+            return [[NOTHING] * len(segments) for segments in wanted]
+        different = {s for segments in wanted for s in segments}
+        lines = {s: self._noise_line(s) if name == "noise" else stored[s] for s in different}
+        return [[lines[s] for s in segments] for segments in wanted]
+
+    def _segments(self, name: str, part: int) -> list[list[int]]:
+        """Return the segments that each question is asked about under a control."""
+        wanted: list[tuple[int, ...]] = [question.segments for question, *_ in self.chosen]
+        if name == "shuffled":
+            wanted = other_patients([patient for *_, patient, _ in self.chosen], wanted, self.seed)
+        return [[s + min(part, int(self.count_of[s]) - 1) for s in segments] for segments in wanted]
 
 
 def other_patients(

@@ -84,6 +84,8 @@ class Explainer:
         Prompts computed together, at most: fewer where memory does not suffice.
     longest : int or None
         Ids that a prompt may have; ECGs lose tokens where it would have more.
+    before : str
+        Text before the ECGs of a prompt.
     """
 
     def __init__(
@@ -94,9 +96,11 @@ class Explainer:
         segmenter: str = "longest",
         batch: int = 16,
         longest: int | None = None,
+        before: str = "",
     ):
         self.lm, self.prompt, self.tokenizer = lm, prompt, tokenizer
         self.segmenter, self.batch, self.longest = segmenter, batch, longest
+        self.before = before
 
     def case(self, letters: np.ndarray, question: str, answer: str) -> Case:
         """Return the case of a question about a segment, uint8 (leads, samples), and an answer to it."""
@@ -111,9 +115,10 @@ class Explainer:
             If the text leaves no room for the ECG.
         """
         prompt, tokenizer, lm = self.prompt, self.tokenizer, self.lm
-        ids, labels, lost = fit_prompt(prompt, tokenizer, ecgs, turns, self.longest)
+        ids, labels, lost = fit_prompt(prompt, tokenizer, ecgs, turns, self.longest, self.before)
         *earlier, (question, _) = turns
-        before = len(fit_prompt(prompt, tokenizer, ecgs, [*earlier, (question, None)], self.longest)[0])
+        asked = [*earlier, (question, None)]
+        before = len(fit_prompt(prompt, tokenizer, ecgs, asked, self.longest, self.before)[0])
         # the last ECG's tokens that are left, by their numbers
         leads = [lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
         numbers, budget = [np.arange(len(ecg)) for ecg in ecgs], sum(map(len, ecgs)) - lost

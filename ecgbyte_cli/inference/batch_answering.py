@@ -19,6 +19,7 @@ from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.memory import out_of_memory
+from ecgbyte_cli.signal.measured_lines import joined_lines
 
 if TYPE_CHECKING:
     import torch
@@ -93,12 +94,12 @@ class PromptSet:
         self.trimmed = 0
         self._numbers: dict[bytes, int] = {}
 
-    def ask(self, key: Any, question: "Question", ecgs: list[np.ndarray]) -> None:
-        """Add a question about the tokens of ECGs."""
+    def ask(self, key: Any, question: "Question", ecgs: list[np.ndarray], lines: Sequence[str] = ()) -> None:
+        """Add a question about the tokens of ECGs; `lines` are their measured values, where the model is given them."""
         assert self.tokenizer
-        turns = [*question.earlier, (question.question, None)]
+        turns, before = [*question.earlier, (question.question, None)], joined_lines(lines)
         try:
-            ids, _, lost = fit_prompt(self.prompt, self.tokenizer, ecgs, turns, self.longest)
+            ids, _, lost = fit_prompt(self.prompt, self.tokenizer, ecgs, turns, self.longest, before)
         except Failure as error:
             raise Failure(
                 f"a question about record {question.record}: {error.message}: leave it out of the question file"

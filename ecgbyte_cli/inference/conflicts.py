@@ -15,12 +15,14 @@ from ecgbyte_cli.questions.phrasings import ALSO
 from ecgbyte_cli.signal.measurement import Measurement
 from ecgbyte_cli.signal.normal_limits import (
     ADULT,
-    HANCOCK,
+    CASALE,
     HINDRICKS,
     KUSUMOTO,
+    PAGE,
     RAUTAHARJU,
+    SOKOLOW,
+    SPODICK,
     SURAWICZ,
-    WHO,
     WIDE_QRS,
     limits_for,
     verdict_of,
@@ -30,7 +32,7 @@ MS, DEGREES, MV = 10.0, 10.0, 0.1  # margins: about the standard deviation of th
 SLOW, FAST = (
     50.0,
     135.0,
-)  # beats per minute: bradycardia by KUSUMOTO; above FAST P waves cannot be told from flutter
+)  # beats per minute: well below SPODICK; above FAST flutter waves may pass for P waves
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Case(NamedTuple):
 
     @property
     def low_avl(self) -> bool:
-        """Whether R in aVL was measured, and is below the limit of hypertrophy (HANCOCK)."""
+        """Whether R in aVL was measured, and is below the limit of hypertrophy (SOKOLOW)."""
         lead = self.measured.leads.get("aVL")
         return lead is not None and lead.r_mv is not None and lead.r_mv < 1.1 - MV
 
@@ -135,19 +137,20 @@ QTC, VOLTAGES = ("qtcb_ms", "qtcf_ms"), ("sokolow_mv", "cornell_mv")
 CRBBB, CLBBB = "complete right bundle branch block", "complete left bundle branch block"
 IVCD = "non-specific intraventricular conduction disturbance"
 LVH, VOLTAGE_LVH = "left ventricular hypertrophy", "voltage criteria for left ventricular hypertrophy"
+LVH_SOURCE = f"{SOKOLOW}; {CASALE}"
 AV_BLOCK = ("first degree AV block", "prolonged PR interval")
 LAD, RAD, NORMAL_AXIS = "left axis deviation", "right axis deviation", "normal axis"
 RULES = (
     Rule(("sinus bradycardia", "bradycardia"), "yes", lambda c: c.adult and c.between("rate_bpm", 60),
-         ("rate_bpm",), "bradycardia is a rate below 60", WHO),
+         ("rate_bpm",), "bradycardia is a rate below 60", SPODICK),
     Rule(("sinus bradycardia", "bradycardia"), "no",
          lambda c: c.adult and c.below("rate_bpm", SLOW) and c.regular and c.between("pr_ms", 0),
-         ("rate_bpm", "pr_ms"), "a rate below 50 with P waves before the complexes is sinus bradycardia", KUSUMOTO),
+         ("rate_bpm", "pr_ms"), "a rate below 60 with P waves before the complexes is sinus bradycardia", SPODICK),
     Rule(("sinus tachycardia",), "yes", lambda c: c.adult and c.below("rate_bpm", 100),
-         ("rate_bpm",), "sinus tachycardia is a rate above 100", WHO),
+         ("rate_bpm",), "sinus tachycardia is a rate above 100", PAGE),
     Rule(("sinus tachycardia",), "no",
          lambda c: c.adult and c.between("rate_bpm", 100, FAST) and c.regular and c.between("pr_ms", 0),
-         ("rate_bpm", "pr_ms"), "a regular rate above 100 with P waves before the complexes is sinus tachycardia", WHO),
+         ("rate_bpm", "pr_ms"), "a regular rate above 100 with P waves before the QRS is sinus tachycardia", PAGE),
     Rule(AV_BLOCK, "yes", lambda c: c.adult and c.below("pr_ms", 200 - MS),
          ("pr_ms",), "a first degree AV block has a PR interval above 200 ms", KUSUMOTO),
     Rule(AV_BLOCK, "no", lambda c: c.adult and c.between("pr_ms", 200 + MS),
@@ -178,11 +181,11 @@ RULES = (
          QTC, "QTc is long from 450 ms (men) or 460 ms (women)", RAUTAHARJU),
     Rule((LVH, VOLTAGE_LVH), "yes",
          lambda c: c.adult and c.verdicts(VOLTAGES, MV) == ["normal", "normal"] and c.low_avl,
-         VOLTAGES, "neither the Sokolow-Lyon nor the Cornell criterion is met, nor R in aVL above 1.1 mV", HANCOCK),
+         VOLTAGES, "neither the Sokolow-Lyon nor the Cornell criterion is met, nor R in aVL above 1.1 mV", LVH_SOURCE),
     Rule((LVH,), "no", lambda c: c.adult and c.verdicts(VOLTAGES, MV) == ["high", "high"],
-         VOLTAGES, "the Sokolow-Lyon and the Cornell criterion are met", HANCOCK),
+         VOLTAGES, "the Sokolow-Lyon and the Cornell criterion are met", LVH_SOURCE),
     Rule((VOLTAGE_LVH,), "no", lambda c: c.adult and "high" in c.verdicts(VOLTAGES, MV),
-         VOLTAGES, "the Sokolow-Lyon or the Cornell criterion is met", HANCOCK),
+         VOLTAGES, "the Sokolow-Lyon or the Cornell criterion is met", LVH_SOURCE),
     Rule((LAD,), "yes", lambda c: c.adult and c.between("axis_qrs", -30 + DEGREES, 180 - DEGREES),
          ("axis_qrs",), "a left axis lies beyond -30 degrees", SURAWICZ),
     Rule((LAD,), "no", lambda c: c.adult and c.between("axis_qrs", -90 + DEGREES, -30 - DEGREES),
@@ -227,6 +230,29 @@ def find_conflicts(
         for finding in rule.findings
         if case.says(finding, answer=rule.answer) and rule.contradicted(case)
     ]
+
+
+def own_conflicts(
+    own: Mapping[str, str],
+    answers: Mapping[str, str],
+    measurement: Measurement,
+    age: float | None = None,
+    sex: str | None = None,
+) -> list[Conflict]:
+    """Find the conflicts of one answer; other answers about the same ECG count where a rule needs several.
+
+    Parameters
+    ----------
+    own : mapping of str to str
+        What the answer says, from `answers_of`.
+    answers : mapping of str to str
+        What the other answers say.
+    measurement, age, sex
+        As in `find_conflicts`.
+    """
+    findings = {own["rhythm"].strip().rstrip(".").lower()} if "rhythm" in own else {*own}
+    conflicts = find_conflicts({**answers, **own}, measurement, age, sex)
+    return [conflict for conflict in conflicts if conflict.finding in findings]
 
 
 def answers_of(question: str, answer: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.measure import measure_stretch
+from ecgbyte_cli.signal.measured_lines import measured_line
 from ecgbyte_cli.signal.measurement import Measurement
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
@@ -58,6 +59,11 @@ class ECG:
     def measurement(self) -> Measurement:
         """The measurement of the open segment, as it was recorded."""
         return measure_stretch(self.recording, *self.seconds)
+
+    @cached_property
+    def line(self) -> str:
+        """The measured values as a line, for models trained with them."""
+        return measured_line(self.measurement)
 
     def lead(self, name: str) -> np.ndarray:
         """Return a lead over the segment, as recorded: float32 (samples,), mV."""
@@ -265,10 +271,9 @@ class Conversation:
     ) -> None:
         """Build the prompt of a turn, and answer it."""
         text = matched.text if matched else turn.question
-        tokens = [ecg.tokens for ecg in self.ecgs]
         most = getattr(self.session.lm.base.config, "max_position_embeddings", None) or sys.maxsize
         try:
-            ids, turn.lost = self.session.prompt_ids(tokens, [*self.turns, (text, None)])
+            ids, turn.lost = self.session.prompt_ids(self.ecgs, [*self.turns, (text, None)])
         except Failure as error:  # the text alone is longer
             raise Failure(f"too long: {error.message}; {self._shorter()}") from error
         turn.prompt = ids
@@ -326,8 +331,8 @@ class Conversation:
 
     def _list(self, turn: Turn, parts: dict[str, str], show: Show, start: float) -> None:
         """Put a list together from questions with yes and no."""
-        answers, ecgs, certainty = ["no", "yes"], [ecg.tokens for ecg in turn.ecgs], self._certainty()
-        prompts = [self.session.prompt_ids(ecgs, [(part, None)])[0] for part in parts]
+        answers, certainty = ["no", "yes"], self._certainty()
+        prompts = [self.session.prompt_ids(turn.ecgs, [(part, None)])[0] for part in parts]
         weighed = self.session.weigh_prompts(prompts, answers)
         chosen = [certainty.choose(answers, weights) for weights in weighed]
         turn.findings = {words: float(yes) for words, (_, yes) in zip(parts.values(), weighed, strict=True)}
@@ -399,12 +404,13 @@ def fit_prompt(
     ecgs: list[np.ndarray],
     turns: Sequence[tuple[str, str | None]],
     longest: int | None,
+    before: str = "",
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Call `Prompt.fitted` for whole ECGs; if `longest` is None nothing is trimmed."""
     from ecgbyte_cli.model.layout import lead_ranges
 
     leads = [lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
-    return prompt.fitted(ecgs, leads, turns, sys.maxsize if longest is None else longest)
+    return prompt.fitted(ecgs, leads, turns, sys.maxsize if longest is None else longest, before)
 
 
 def remembers_earlier_turns(about: dict) -> bool:

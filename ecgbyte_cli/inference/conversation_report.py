@@ -58,7 +58,7 @@ def attribute_turn(session: "Session", turn: Turn, method: str = "integrated") -
         raise Failure(turn.answer)
     if turn.findings:
         raise Failure("a list is put together from many answers: ask about one of the findings first")
-    ecg, explainer = turn.ecgs[-1], session.explainer()
+    ecg, explainer = turn.ecgs[-1], session.explainer(before=session.text_before(turn.ecgs))
     question = turn.asked_as or turn.question
     if method == "occlusion":  # it changes the signal of one ECG, for one question
         if len(turn.ecgs) > 1 or turn.earlier:

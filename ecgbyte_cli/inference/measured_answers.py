@@ -214,19 +214,19 @@ def _limits_text(values: Sequence[MeasuredValue], age: float | None, sex: str | 
 
 
 def _ranges(name: str, limits: Sequence[NormalLimits], age: float | None) -> str:
-    """Describe one or several limits: "120 to 200 ms", "above 390 and below 450 (male), 460 (female) ms"."""
+    """Describe one or several limits: "120 to 200 ms", "below 2.8 (male), 2 (female) mV"."""
     unit = LABELS[name][1]
-    lows, highs = ([getattr(one, end) for one in limits] for end in ("low", "high"))
-    high = ", ".join(
-        dict.fromkeys(
-            f"{top:g}" + (f" ({_group(one)})" if len(set(highs)) > 1 else "")
-            for one, top in zip(limits, highs, strict=True)
-        )
-    )
+
+    def each(end: str) -> str:
+        values = [getattr(one, end) for one in limits]
+        groups = [f" ({_group(one)})" if len(set(values)) > 1 else "" for one in limits]
+        return ", ".join(dict.fromkeys(f"{v:g}{group}" for v, group in zip(values, groups, strict=True)))
+
+    high = each("high")
     if limits[0].open:
-        text = f"above {lows[0]:g} and below {high}" if lows[0] is not None else f"below {high}"
+        text = f"above {each('low')} and below {high}" if limits[0].low is not None else f"below {high}"
     else:
-        text = f"{lows[0]:g} to {high}" if lows[0] is not None else f"up to {high}"
+        text = f"{each('low')} to {high}" if limits[0].low is not None else f"up to {high}"
     return f"{text} {unit}" + (" in adults" if age is None and limits[0].from_age >= ADULT else "")
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ecgbyte_cli.inference.conflicts import Conflict, answers_of, find_conflicts
+from ecgbyte_cli.inference.conflicts import Conflict, answers_of, own_conflicts
 from ecgbyte_cli.inference.measured_answers import MeasuredAnswer, answer_measured
 from ecgbyte_cli.inference.measured_wordings import match_measured
 from ecgbyte_cli.signal.normal_limits import age_and_sex
@@ -65,9 +65,7 @@ def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[Confli
     for earlier in log:
         if not isinstance(earlier, str) and len(earlier.ecgs) == 1 and earlier.ecgs[0] is ecg:
             answers |= _said(earlier)
-    findings = {said["rhythm"].strip().rstrip(".").lower()} if "rhythm" in said else {*said}
-    conflicts = find_conflicts(answers | said, ecg.measurement, *age_and_sex(ecg.recording))
-    return [conflict for conflict in conflicts if conflict.finding in findings]
+    return own_conflicts(said, answers, ecg.measurement, *age_and_sex(ecg.recording))
 
 
 def _said(turn: AskedTurn) -> dict[str, str]:

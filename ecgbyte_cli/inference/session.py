@@ -13,6 +13,7 @@ from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion, read_cer
 from ecgbyte_cli.inference.conversation import ECG, Conversation, RecordingLoader, Turn, fit_prompt
 from ecgbyte_cli.inference.conversation_report import AnswerAttribution, attribute_turn
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.signal.measured_lines import joined_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.workdir import WorkDir
 
@@ -210,7 +211,7 @@ class Session:
             If the text of the question alone is longer than a prompt may be.
         """
         matched = self.match(question)
-        ids, _ = self.prompt_ids([ecg.tokens], [(matched.text if matched else question, None)])
+        ids, _ = self.prompt_ids([ecg], [(matched.text if matched else question, None)])
         return self.weigh_prompts([ids], answers, self.cache)[0]
 
     def attribute(self, ecg: ECG, question: str, method: str = "integrated") -> AnswerAttribution:
@@ -234,18 +235,27 @@ class Session:
         """Begin a conversation about ECGs; `max_new` is the longest answer in tokens."""
         return Conversation(self, ecgs, max_new or self.max_new)
 
-    def explainer(self, batch: int = 16) -> "Explainer":
-        """Return what attributes this model's answers, with at most `batch` prompts at a time."""
+    def explainer(self, batch: int = 16, before: str = "") -> "Explainer":
+        """Return what attributes this model's answers, with at most `batch` prompts at a time.
+
+        `before` is the text before the ECGs, from `text_before`.
+        """
         from ecgbyte_cli.inference.attribution import Explainer
 
-        return Explainer(self.lm, self.prompt, self.tokenizer, self.segmenter, batch, self.prompt_tokens)
+        longest = self.prompt_tokens
+        return Explainer(self.lm, self.prompt, self.tokenizer, self.segmenter, batch, longest, before)
 
     def prompt_ids(
-        self, ecgs: list[np.ndarray], turns: Sequence[tuple[str, str | None]]
+        self, ecgs: Sequence[ECG], turns: Sequence[tuple[str, str | None]]
     ) -> tuple[np.ndarray, int]:
-        """Return the ids of a prompt about the tokens of ECGs, and how many ECG tokens had no room."""
-        ids, _, lost = fit_prompt(self.prompt, self.tokenizer, ecgs, turns, self.prompt_tokens)
+        """Return the ids of a prompt about ECGs, and how many ECG tokens had no room."""
+        tokens, before = [ecg.tokens for ecg in ecgs], self.text_before(ecgs)
+        ids, _, lost = fit_prompt(self.prompt, self.tokenizer, tokens, turns, self.prompt_tokens, before)
         return ids, lost
+
+    def text_before(self, ecgs: Sequence[ECG]) -> str:
+        """Return the text before ECGs in a prompt: their measured values, if the model was trained with them."""
+        return joined_lines(ecg.line for ecg in ecgs) if self.about.get("measured") else ""
 
     def weigh_prompts(
         self, prompts: list[np.ndarray], answers: Sequence[str], cache: "PromptCache | None" = None

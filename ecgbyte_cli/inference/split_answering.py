@@ -47,7 +47,8 @@ def answer_split(
     matched = [None if temperature else match(session, question) for question, *_ in chosen]
     # in the words that the model was trained on
     asked = [replace(q, question=m.text) if m else q for (q, *_), m in zip(chosen, matched, strict=True)]
-    signals = ControlInputs(work, session.tokenizer, session.segmenter, chosen, seed)
+    measured = bool(session.about.get("measured"))
+    signals = ControlInputs(work, session.tokenizer, session.segmenter, chosen, seed, measured)
     names = ("signal", *CONTROLS) if settings["controls"] else ("signal",)
     counts = [signals.parts(i, settings["segments"] == "all") for i in range(len(asked))]
     longest = longest_prompt(lm, prompt, session.about, [question.answer for question in asked], max_new)
@@ -102,10 +103,11 @@ def add_prompts(
     """Add the prompt of each question about each segment: to `closed` if its answer is chosen, else to `free`."""
     for name in names:
         for part in range(max(counts)):
-            for i, (question, ecgs) in enumerate(zip(asked, signals.of(name, part), strict=True)):
+            inputs = zip(asked, signals.of(name, part), signals.lines(name, part), strict=True)
+            for i, (question, ecgs, lines) in enumerate(inputs):
                 one = matched[i]
                 if part < counts[i]:
-                    (closed if one and one.answers else free).ask((name, i, part), question, ecgs)
+                    (closed if one and one.answers else free).ask((name, i, part), question, ecgs, lines)
         trimmed = free.trimmed + closed.trimmed
         if trimmed and name == "signal":
             note(f"{trimmed} prompts were longer than in training, and lost ECG tokens")

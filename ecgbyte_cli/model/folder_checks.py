@@ -156,6 +156,7 @@ _FITS = {
     "prompt_tokens": lambda value: value is None or _count(value),
     "qa": lambda value: value is None or _text(value) or (isinstance(value, list) and all(map(_text, value))),
     "system": lambda value: value is None or _text(value),
+    "measured": lambda value: value is None or isinstance(value, bool),
     "date": lambda value: value is None or (_text(value) and re.fullmatch(r"\d{4}-\d\d-\d\d", value)),
     "files": lambda value: value is None or (isinstance(value, dict) and all(map(_text, value.values()))),
 }

@@ -169,6 +169,7 @@ class Prompt:
         ecgs: Sequence[np.ndarray],
         turns: Sequence[tuple[str, str | None]],
         leads: Sequence[np.ndarray] | None = None,
+        before: str = "",
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and labels of a conversation about one or several ECGs.
 
@@ -180,13 +181,15 @@ class Prompt:
             Question and answer; the last answer is None where the model is to write it.
         leads : list of int arrays or None
             The lead that each token of each ECG is on, rising; None: the ECGs are whole.
+        before : str
+            Text before the ECGs.
 
         Returns
         -------
         (int64 array, int64 array)
             The ids, and the labels: the id in an answer and where it closes, -100 elsewhere.
         """
-        return self._joined(self.parts(turns), ecgs, leads)
+        return self._joined(self.parts(turns, before), ecgs, leads)
 
     def _joined(
         self, parts: Parts, ecgs: Sequence[np.ndarray], leads: Sequence[np.ndarray] | None
@@ -218,6 +221,7 @@ class Prompt:
         leads: Sequence[np.ndarray],
         turns: Sequence[tuple[str, str | None]],
         longest: int,
+        before: str = "",
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """Build a prompt of at most `longest` ids: each lead of each ECG loses as many of its last tokens.
 
@@ -225,7 +229,7 @@ class Prompt:
 
         Parameters
         ----------
-        ecgs, turns
+        ecgs, turns, before
             As in `build`.
         leads : list of int arrays
             The lead that each token of each ECG is on, rising.
@@ -242,7 +246,7 @@ class Prompt:
         Failure
             If the text alone is longer.
         """
-        parts = self.parts(turns)
+        parts = self.parts(turns, before)
         room = self.room(parts, len(ecgs), longest)
         lost = max(0, sum(map(len, ecgs)) - room)
         if lost:
@@ -271,8 +275,8 @@ class Prompt:
         """Return how many ids the last answer has, its closing included."""
         return sum(len(ids) for ids, _ in self.parts(turns)[2])
 
-    def parts(self, turns: Sequence[tuple[str, str | None]]) -> Parts:
-        """Return the text of a conversation as ids.
+    def parts(self, turns: Sequence[tuple[str, str | None]], before: str = "") -> Parts:
+        """Return the text of a conversation as ids; `before` comes before the ECGs.
 
         Returns
         -------
@@ -281,8 +285,9 @@ class Prompt:
         """
         # an open conversation is a closed one cut off where its last answer would begin, so that the
         # model is asked with the very ids it was trained with
-        before, *after = self.rendered(tuple(self._unmarked(q) for q, _ in turns)).split(ANSWER_MARK)
-        head, text = before.split(ECG_MARK)
+        begin, *after = self.rendered(tuple(self._unmarked(q) for q, _ in turns)).split(ANSWER_MARK)
+        head, text = begin.split(ECG_MARK)
+        head += self._unmarked(before)
         tail = [_unlabelled(self._text_ids(text))]
         answer: Stretches = []
         for (_, words), text in zip(turns, after, strict=True):

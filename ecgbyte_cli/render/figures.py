@@ -3,6 +3,7 @@
 All coordinates are millimetres of paper.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,13 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
         raise Failure(f"{path}: a picture is .png, .svg or .pdf")
     with atomic_write(path) as beside:
         figure.savefig(beside, format=kind, dpi=150, facecolor="white")
+
+
+def png_bytes(figure: "Figure") -> bytes:
+    """Return a figure as the contents of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, facecolor="white")
+    return buffer.getvalue()
 
 
 def plot_sheet(

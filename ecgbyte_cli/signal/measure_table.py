@@ -20,6 +20,7 @@ from ecgbyte_cli.signal.preprocess import LEADS
 from ecgbyte_cli.storage.files import atomic_write, table_writer
 from ecgbyte_cli.storage.partial_results import PartialResults
 
+PRELOAD = ("ecgbyte_cli.signal.measure_table", "scipy.signal")  # for processes that measure
 Row = dict[str, str | int | float | None]
 FORMATS = (".csv", ".parquet", ".jsonl")
 MOST_OTHERS = 16  # leads that are no standard leads, and have columns
@@ -82,16 +83,18 @@ def make_part(parts: PartialResults, number: int, paths: list[str], asked: dict)
                     raise KeyboardInterrupt from None
                 skipped.append((path, error.message))
                 continue
-            write(_packed(rows))
-        write(_packed(skipped))
+            write(packed(rows))
+        write(packed(skipped))
     return len(paths)
 
 
-def _packed(value: object) -> np.ndarray:
+def packed(value: object) -> np.ndarray:
+    """Return a JSON value as bytes, for a part."""
     return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
-def _unpacked(parts: PartialResults, number: int, which: slice) -> Iterator:
+def unpacked(parts: PartialResults, number: int, which: slice) -> Iterator:
+    """Yield JSON values of a part."""
     for array in parts.read(number, which):
         yield json.loads(array.tobytes())
 
@@ -129,7 +132,7 @@ class Table:
                 {column for row in rows for column in row} - {*standard, "beats", "flags", "quality"}
             )
         for number in range(count):
-            for listed in _unpacked(parts, number, slice(-1, None)):
+            for listed in unpacked(parts, number, slice(-1, None)):
                 self.skipped += [(path, reason) for path, reason in listed]
         leads = sorted({column[: -len("_r_mv")] for column in others if column.endswith("_r_mv")})
         self.left_out = set(leads[MOST_OTHERS:])
@@ -137,7 +140,7 @@ class Table:
 
     def _recordings(self) -> Iterator[list[Row]]:
         for number in range(self.count):
-            yield from _unpacked(self.parts, number, slice(-1))
+            yield from unpacked(self.parts, number, slice(-1))
 
     def write(self, out: Path) -> None:
         """Write the table as CSV, Parquet or JSON Lines, by the file's ending: whole or not at all."""

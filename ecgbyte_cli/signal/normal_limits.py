@@ -9,8 +9,13 @@ from ecgbyte_cli.readers.recording import Recording
 ADULT = 16.0  # years
 SURAWICZ = "Surawicz et al. 2009, AHA/ACCF/HRS part III"
 RAUTAHARJU = "Rautaharju et al. 2009, AHA/ACCF/HRS part IV"
-HANCOCK = "Hancock et al. 2009, AHA/ACCF/HRS part V"
-WHO = "WHO/ISC Task Force 1978"
+SUBAHI = "Subahi et al. 2020, Cleve Clin J Med 87:398"
+SOKOLOW = "Sokolow and Lyon 1949"
+CASALE = "Casale et al. 1985"
+ARIYARAJAH = "Ariyarajah et al. 2006, Ann Noninvasive Electrocardiol 11:259"
+SPODICK = "Spodick et al. 1992, the usual limits"
+PAGE = "Page et al. 2016, ACC/AHA/HRS supraventricular tachycardia guideline"
+OLDROYD = "Oldroyd et al., First-degree heart block, StatPearls"
 KUSUMOTO = "Kusumoto et al. 2019, ACC/AHA/HRS bradycardia guideline"
 THYGESEN = "Thygesen et al. 2018, Fourth Universal Definition of Myocardial Infarction"
 HINDRICKS = "Hindricks et al. 2021, ESC atrial fibrillation guideline"
@@ -54,22 +59,22 @@ class NormalLimits:
 
 
 LIMITS = (
-    NormalLimits("rate_bpm", 60, 100, WHO),
-    NormalLimits("rr_ms", 600, 1000, WHO),
-    NormalLimits("p_ms", None, 120, HANCOCK),
-    NormalLimits("pr_ms", 120, 200, f"{KUSUMOTO}; {SURAWICZ}"),
+    NormalLimits("rate_bpm", 60, 100, SPODICK),
+    NormalLimits("rr_ms", 600, 1000, SPODICK),
+    NormalLimits("p_ms", None, 120, ARIYARAJAH, open=True),
+    NormalLimits("pr_ms", 120, 200, f"{KUSUMOTO}; {OLDROYD}"),
     NormalLimits("qrs_ms", None, 110, SURAWICZ),
     NormalLimits("qrs_ms", None, 100, SURAWICZ, open=True, from_age=4, to_age=16),
     NormalLimits("qrs_ms", None, 90, SURAWICZ, open=True, from_age=0, to_age=4),
     *(
-        NormalLimits(name, 390, high, RAUTAHARJU, open=True, sex=sex)
+        NormalLimits(name, low, high, f"{RAUTAHARJU}; short: {SUBAHI}", open=True, sex=sex)
         for name in ("qtcb_ms", "qtcf_ms")
-        for sex, high in (("male", 450), ("female", 460))
+        for sex, low, high in (("male", 350, 450), ("female", 360, 460))
     ),
     NormalLimits("axis_qrs", -30, 90, SURAWICZ),
-    NormalLimits("sokolow_mv", None, 3.5, HANCOCK),
-    NormalLimits("cornell_mv", None, 2.8, HANCOCK, sex="male"),
-    NormalLimits("cornell_mv", None, 2.0, HANCOCK, sex="female"),
+    NormalLimits("sokolow_mv", None, 3.5, SOKOLOW, open=True),
+    NormalLimits("cornell_mv", None, 2.8, CASALE, sex="male"),
+    NormalLimits("cornell_mv", None, 2.0, CASALE, sex="female"),
     NormalLimits("st_v2_v3", -0.05, 0.25, THYGESEN, open=True, sex="male", to_age=40),
     NormalLimits("st_v2_v3", -0.05, 0.2, THYGESEN, open=True, sex="male", from_age=40),
     NormalLimits("st_v2_v3", -0.05, 0.15, THYGESEN, open=True, sex="female"),

@@ -18,6 +18,7 @@ from ecgbyte_cli.inference.conversation import ECG
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
+from ecgbyte_cli.signal.segment_lines import segment_lines
 from ecgbyte_cli.storage.files import atomic_write, read_array, read_json, read_table, write_json
 from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -231,6 +232,7 @@ def measure_records(
     symbols, random = read_array(work.symbols), np.random.default_rng(seed)
     matched = session.match(QUESTION)
     question = matched.text if matched else QUESTION
+    lines = segment_lines(work) if session.about.get("measured") else None
     explainer, measured, right = session.explainer(batch), [], 0
     with (
         progress("explain", len(chosen), "records") as bar,
@@ -240,7 +242,11 @@ def measure_records(
         for i, condition, place in chosen:
             begin = segments["offset"][i]
             letters = np.array(symbols[begin : begin + place.size]).reshape(place.shape)
-            right += session.ask(ecg_of(session, segments, i, letters), QUESTION).answer == condition
+            ecg = ecg_of(session, segments, i, letters)
+            if lines:
+                ecg.line = lines[i]
+            right += session.ask(ecg, QUESTION).answer == condition
+            explainer.before = session.text_before([ecg])
             measured += measure_methods(explainer, letters, question, condition, place, random)
             bar.advance()
     return measured, int(right)
@@ -346,9 +352,7 @@ def choose(
                 wanted[condition] -= 1
     if not chosen:
         what = (
-            "with a known cause in the leads that the model reads"
-            if synthetic
-            else "that `ecgbyte synth` made"
+            "whose cause is in the leads that the model reads" if synthetic else "that `ecgbyte synth` made"
         )
         raise Failure(f"no record of split {split} is one {what}: only there is the true place known")
     if any(wanted.values()):

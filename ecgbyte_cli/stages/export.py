@@ -19,6 +19,8 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import ANSWER_MARK, ECG_MARK, Prompt
+from ecgbyte_cli.signal.measured_lines import NOTHING, joined_lines, measured_line
+from ecgbyte_cli.signal.measurement import Measurement
 from ecgbyte_cli.storage.files import atomic_folder, read_json, write_json
 from ecgbyte_cli.storage.workdir import WorkDir
 
@@ -30,12 +32,23 @@ if TYPE_CHECKING:
 
 SIG_START, SIG_END, LEAD, ECG_TOKEN = "<sig_start>", "<sig_end>", "<lead_{}>", "<ecg_{}>"
 QUESTION = "What is the rhythm?"
+# for models trained with measured values
+MEASURED = Measurement(
+    rate_bpm=72, rr_sd_ms=24, pr_ms=158, qrs_ms=94, qt_ms=392, qtcb_ms=429, qtcf_ms=416, axis_qrs=41
+)
+
+
+MEASURED_ADVICE = (
+    "The line before the ECG holds measured values of the ECG. `ecgbyte_cli.signal.measured_lines.measured_line("
+    "ecgbyte_cli.measure(recording))` writes it; a value that could not be measured is `none`, and without any the "
+    f"line is `{NOTHING}`."
+)
 
 
 # entries of the model's ecgbyte.json that the export's has too
 COPIED = (
     *("notice", "prompt_version", "base", "base_revision", "method", "offset", "segmenter"),
-    *("prompt_tokens", "date", "lead_marks"),
+    *("prompt_tokens", "date", "lead_marks", "measured"),
 )
 
 
@@ -124,7 +137,9 @@ def export(work: WorkDir, out: Path, options: ExportOptions) -> dict:
 
     with base_model.silence_libraries():
         plain = plain_model(session)
-        trained = [asked(prompt, names, question) for question in (QUESTION, "Why?", "is it\nso: [ST]?")]
+        before = joined_lines([measured_line(MEASURED)]) if session.about.get("measured") else ""
+        questions = QUESTION, "Why?", "is it\nso: [ST]?"
+        trained = [asked(prompt, names, question, before) for question in questions]
         write(session, plain, names, trained, out)
     return {
         "out": str(out),
@@ -194,12 +209,12 @@ def ecg_names(layout: Layout, leads: list[str], vocab: int) -> list[str]:
     ]
 
 
-def asked(prompt: Prompt, names: list[str], question: str) -> RenderedPrompt:
-    """Return the prompt of a question."""
+def asked(prompt: Prompt, names: list[str], question: str, before: str = "") -> RenderedPrompt:
+    """Return the prompt of a question; `before` comes before the ECG."""
     text, _ = prompt.rendered((question,)).split(ANSWER_MARK)
-    text, layout = text.replace(ECG_MARK, f"{SIG_START}ECG_TOKENS{SIG_END}"), prompt.layout
+    text, layout = text.replace(ECG_MARK, f"{before}{SIG_START}ECG_TOKENS{SIG_END}"), prompt.layout
     ecg = [np.arange(3)], [np.array([0, 0, max(1, layout.marks) - 1])]
-    ids, _ = prompt.build(ecg[0], [(question, None)], ecg[1])
+    ids, _ = prompt.build(ecg[0], [(question, None)], ecg[1], before)
     some = "".join(names[i - layout.offset] for i in ids[ids > layout.offset + 1])
     return RenderedPrompt(text, text.replace("ECG_TOKENS", some), ids.tolist())
 
@@ -270,6 +285,7 @@ def readme(about: dict, text: str, prompt: Prompt, leads: list[str], doubled: st
         f"it to the tokenizer with `add_special_tokens=False`. {added} What the tokenizer's own chat template "
         "makes may differ, as by a date or an empty thought.",
         f"```json\n{json.dumps(text, ensure_ascii=False)}\n```",
+        *([MEASURED_ADVICE] if about.get("measured") else []),
         f"An answer ends before any of the ids {', '.join(map(str, sorted(prompt.end_ids)))}.",
     ]
     return "\n\n".join(lines) + "\n"

@@ -55,6 +55,7 @@ class FinetuneOptions:
     think: bool = False  # learn the reasoning before the answer
     types: Sequence[str] = ()  # types of the questions to use; empty: all
     system: str | None = None  # system prompt, for models with a chat template
+    measured: bool = False  # put the measured values of an ECG before it, as text
     augment: float = 0.0  # strength of the random variation of ECGs, 0 to 4
     vary_leads: float = 0.0  # share of the batches that see some of the leads only
     ask: int | None = None  # questions with the answer no, drawn at each reading; None: all
@@ -82,7 +83,18 @@ class FinetuneOptions:
     cls=Stage,
     groups={
         "Data": (
-            *("qa", "pretrain", "draw", "think", "types", "system", "augment", "vary_leads", "ask"),
+            *(
+                "qa",
+                "pretrain",
+                "draw",
+                "think",
+                "types",
+                "system",
+                "measured",
+                "augment",
+                "vary_leads",
+                "ask",
+            ),
             *("without_ecg", "max_length", "long"),
         ),
         "Model": ("model", "method", "ecg_rows", "ecg_init", "positions", "dropout", "rank", "alpha"),
@@ -152,6 +164,11 @@ class FinetuneOptions:
 )
 @types_option
 @click.option("--system", help="System prompt, for models with a chat template.  [default: built in]")
+@click.option(
+    "--measured",
+    is_flag=True,
+    help="Put the values of `ecgbyte measure` (rate, intervals, axis) before each ECG, as a line of text.",
+)
 @click.option(
     "--augment",
     type=click.FloatRange(0, 4),
@@ -359,6 +376,7 @@ def training_settings(work: WorkDir, options: FinetuneOptions, method: str, proc
         "processes": processes,
         "lr": options.lr or LEARNING_RATE[method],
         "think": options.think or None,
+        "measured": options.measured or None,
         "types": list(options.types) or None,
     }
     return settings | ({"ecg_loss": 1.0, "without_ecg": 0.0} if options.pretrain else {})
@@ -410,6 +428,7 @@ def _train(
             "prompt_tokens": samples.longest,
             "date": samples.prompt.date,
             "system": samples.prompt.told,
+            "measured": samples.lines is not None,
             "conversations": any(q.earlier for plan in plans.training for q in plan.questions),
             "most_ecgs": max(len(plan.segments) for plan in plans.training),
             **setup.model_abilities(settings, plans.training),

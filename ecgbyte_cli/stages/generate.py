@@ -17,6 +17,7 @@ from ecgbyte_cli.evaluation import metrics, reliability, report
 from ecgbyte_cli.evaluation.text_scores import text_scores
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.batch_answering import Answer
+from ecgbyte_cli.inference.measured_remarks import measured_remarks
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.split_answering import Joined, answer_split
 from ecgbyte_cli.model import folder_checks
@@ -27,6 +28,7 @@ from ecgbyte_cli.signal.origin import patients_learned_from
 from ecgbyte_cli.storage.files import atomic_write, read_json, read_table, write_json
 from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training.sampling import recording_runs
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,10 @@ def write(
     result: dict,
 ) -> None:
     """Write the answers, their scores as a table, and last the settings and scores as JSON."""
+    asked = [question for question, *_ in chosen]
+    counts = recording_runs(read_table(work.symbol_segments))[1] if settings["segments"] == "all" else None
+    alone = [counts is None or counts[question.segments[0]] == 1 for question in asked]
+    remarks = measured_remarks(work, asked, answers["signal"], alone)
     with atomic_write(work.answers) as beside, open(beside, "w", encoding="utf-8") as file:
         for i, (question, _, patient, _) in enumerate(chosen):
             controls = {name: some[i] for name, some in answers.items() if name != "signal"}
@@ -337,6 +343,7 @@ def write(
                 and {"answer": given[i].other, "probability": rounded(given[i].other_probability)},
                 "p_yes": rounded(given[i].yes),
                 "seconds": round(given[i].seconds, 4),
+                **remarks[i],
                 **({"reasoning": thoughts[i].reasoning, "form_kept": thoughts[i].kept} if thoughts else {}),
                 "control": {
                     name: a if isinstance(a, str) else question_file.BETWEEN.join(a)

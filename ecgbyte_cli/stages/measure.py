@@ -17,11 +17,12 @@ from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.processes import in_parallel
 from ecgbyte_cli.signal.measure import SHORTEST
-from ecgbyte_cli.signal.measure_table import FORMATS, Table, make_part, rows_of, write_skipped
+from ecgbyte_cli.signal.measure_table import FORMATS, PRELOAD, Table, make_part, rows_of, write_skipped
+from ecgbyte_cli.storage.files import read_json, write_json
 from ecgbyte_cli.storage.locks import clear_leftovers, lock
+from ecgbyte_cli.storage.manifest import describe_files, matches_description, used_settings
 from ecgbyte_cli.storage.partial_results import PartialResults
 
-PRELOAD = ("ecgbyte_cli.signal.measure_table", "scipy.signal")
 PART = 64  # recordings that are done together, and lost together if the run is killed
 MOST_SHOWN = 20  # recordings on the terminal
 MOST_NOTES = 10  # skipped recordings that are named there
@@ -141,12 +142,18 @@ def measure(
         if len(found) > MOST_SHOWN:
             raise click.UsageError(f"{len(found)} recordings are too many to show: write a file with --out")
         rows, records = _rows(found, asked, skipped)
+        result = _result(records, skipped, started)
     else:
         out = Path(out)
         if out.suffix.lower() not in FORMATS:
             raise click.UsageError(f"--out {out}: the name must end in {', '.join(FORMATS)}")
-        records = _write(out, found, skipped, asked, jobs or os.cpu_count() or 1, dask, overwrite)
-    if not records:
+        done, result = _write(
+            out, found, skipped, asked, jobs or os.cpu_count() or 1, dask, overwrite, started
+        )
+        if done:
+            note(f"{out} holds these measurements already: nothing to do")
+            return result
+    if not result["records"]:
         path, reason = skipped[0]
         raise Failure(f"none of {len(skipped)} recordings can be measured; the first, {path}: {reason}")
     for path, reason in skipped[:MOST_NOTES]:
@@ -156,13 +163,20 @@ def measure(
             f"skipped {len(skipped) - MOST_NOTES} more"
             + (f": {_skipped_file(out)} lists them all" if out else "")
         )
+    return result if rows is None else result | {"rows": rows}
+
+
+def _result(
+    records: int, skipped: list[tuple[str, str]], started: float, out: Path | None = None
+) -> dict[str, Any]:
+    """Return the result of a run, as --json prints it."""
     return {
         "records": records,
         "skipped": len(skipped),
         "skipped_reasons": dict(Counter(reason.partition(":")[0] for _, reason in skipped)),
         "seconds": time.perf_counter() - started,
         "out": None if out is None else str(out),
-    } | ({} if rows is None else {"rows": rows})
+    }
 
 
 def _skipped_file(out: Path) -> Path:
@@ -190,15 +204,24 @@ def _write(
     jobs: int,
     dask: str | None,
     overwrite: bool,
-) -> int:
-    """Measure recordings in parts, put them together into a file, and say how many there are."""
+    started: float,
+) -> tuple[bool, dict[str, Any]]:
+    """Measure recordings in parts and join them in a file.
+
+    Return whether the file was finished before, and the result. Beside the file lies another with the settings.
+    """
     if out.is_dir():
         raise Failure(f"{out} is a folder: --out names a file")
     folder = out.with_name(f".{out.name}.parts")
-    settings = asked | {"input": readers.fingerprint(found), "ecgbyte": __version__}
+    about = out.with_name(f"{out.name}.json")
+    settings = used_settings(asked | {"input": readers.fingerprint(found), "ecgbyte": __version__})
     with lock(folder):
         clear_leftovers(folder)
         clear_leftovers(out)
+        if not overwrite and (earlier := _finished(out, about, settings)):
+            if folder.exists():  # the earlier run was ended before it removed its parts
+                PartialResults(folder, settings, overwrite=True).remove()
+            return True, earlier
         parts = PartialResults(folder, settings, overwrite, "name another file with --out")
         lots = [found[i : i + PART] for i in range(0, len(found), PART)]
         todo = parts.missing(len(lots))
@@ -214,8 +237,23 @@ def _write(
                 )
             write_skipped(_skipped_file(out), joined.skipped)
             joined.write(out)
+        result = _result(joined.records, skipped, started, out)
+        if joined.records:
+            write_json(
+                about, {"settings": settings, "result": result, "files": describe_files(out)}, indent=1
+            )
         parts.remove()
-        return joined.records
+        return False, result
+
+
+def _finished(out: Path, about: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the result of a finished run with the same settings, if its file is still there and unchanged."""
+    if not (out.exists() and about.exists()):
+        return None
+    earlier = read_json(about)
+    same = earlier.get("settings") == settings
+    unchanged = same and matches_description(out, earlier.get("files", {}).get(out.name))
+    return earlier.get("result") if unchanged else None
 
 
 def _make_parts(

@@ -37,6 +37,7 @@ KEPT = (
     "segmenter",
     "date",
     "system",
+    "measured",
     "conversations",
     "most_ecgs",
     "think",

@@ -50,6 +50,9 @@ class WorkDir:
         self.token_parts = self.root / "tokens" / "parts"
         self.decoded = self.root / "decoded"
         self.decode_settings = self.decoded / "decode.json"
+        self.measured_lines = self.root / "measured" / "lines.parquet"
+        self.measured_settings = self.root / "measured" / "settings.json"
+        self.measured_parts = self.root / "measured" / "parts"
         self._train_in("training", "model", "answers")
         self.explained = self.root / "explained" / "explain.json"
         self.explained_table = self.root / "explained" / "explain.md"

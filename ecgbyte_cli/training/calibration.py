@@ -164,7 +164,8 @@ def answer_log_probabilities(
     """Return the log probabilities of the possible answers to each question."""
     prompts = PromptSet(samples.prompt, samples.tokenizer, samples.longest)
     for number, (question, _) in enumerate(weighed):
-        prompts.ask(number, question, [samples.own(segment) for segment in question.segments])
+        lines = samples.lines_of(question.segments)
+        prompts.ask(number, question, [samples.own(segment) for segment in question.segments], lines)
     log_probabilities = [np.zeros(0)] * len(weighed)
 
     def weigh(numbers: Sequence[int]) -> list[np.ndarray]:

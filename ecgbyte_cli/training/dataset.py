@@ -10,6 +10,8 @@ from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.model.layout import Layout, lead_ranges
 from ecgbyte_cli.model.prompt import IGNORED, Prompt, trim_ecgs
 from ecgbyte_cli.questions.question_file import Question
+from ecgbyte_cli.signal.measured_lines import NOTHING, joined_lines
+from ecgbyte_cli.signal.segment_lines import segment_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -76,6 +78,8 @@ class SampleBuilder:
         Share of the batches that see some of the leads only.
     ask : int or None
         Questions with the answer no at each reading in training, drawn at random; None: all.
+    measured : bool
+        Whether the measured values of the ECGs come before them, as text.
 
     Attributes
     ----------
@@ -95,10 +99,12 @@ class SampleBuilder:
         draw: str | None = None,
         vary_leads: float = 0.0,
         ask: int | None = None,
+        measured: bool = False,
     ):
         self.prompt, self.tokenizer, self.max_length, self.long = prompt, tokenizer, max_length, long
         self.longest, self.augment, self.together = max_length, augment, together
         self.draw, self.vary_leads, self.question_count = draw, vary_leads, ask
+        self.lines = segment_lines(work) if measured else None
         self.tokens, self.segments = read_array(work.tokens), read_table(work.token_segments)
         self.letters, self.recorded = read_array(work.symbols), read_table(work.symbol_segments)
         self.signals = read_array(work.signals) if work.signals.exists() else None
@@ -113,22 +119,26 @@ class SampleBuilder:
 
     def _ecg(
         self, segment: int, instead: str | None = None, random: np.random.Generator | None = None
-    ) -> np.ndarray:
-        """Return the tokens of a segment, of its replacement, or with `random` of a random window of its recording."""
+    ) -> tuple[np.ndarray, int]:
+        """Return the tokens of a segment, of its replacement, or with `random` of a random window of its recording.
+
+        The second value is the segment that they are of, or most of them.
+        """
         if instead:
-            return self.flat if instead == "flat line" else np.zeros(0, np.int32)
+            return self.flat if instead == "flat line" else np.zeros(0, np.int32), segment
         if random is None:
-            return self.own(segment)
+            return self.own(segment), segment
         first, count = self.first_of[segment], self.count_of[segment]
         if not self.augment:
-            return self.own(first + random.integers(count))
-        window = self._window(first, count, random)
+            segment = first + random.integers(count)
+            return self.own(segment), segment
+        window, segment = self._window(first, count, random)
         if self.signals is None:
             letters = varied(window, self.tokenizer.levels, random, self.augment)
         else:
             fs = self.tokenizer.signal["fs"]
             letters = self.tokenizer.letters(varied_signal(window, fs, random, self.augment))
-        return self.tokenizer.encode(letters, self.segmenter)
+        return self.tokenizer.encode(letters, self.segmenter), segment
 
     def own(self, segment: int) -> np.ndarray:
         """Return the tokens of a segment, as `ecgbyte encode` wrote them."""
@@ -144,20 +154,20 @@ class SampleBuilder:
         start = self.recorded["offset"][segment]
         return values[start : start + self.shape[0] * self.shape[1]].reshape(self.shape)
 
-    def _window(self, first: int, count: int, random: np.random.Generator) -> np.ndarray:
-        """Return a random window of a recording: mV if signals were kept, else letters.
+    def _window(self, first: int, count: int, random: np.random.Generator) -> tuple[np.ndarray, int]:
+        """Return a random window of a recording, and the segment that most of it lies in.
 
-        A single segment is rotated in time.
+        The window is in mV if signals were kept, else letters. A single segment is rotated in time.
         """
         samples, values = self.shape[1], self.letters if self.signals is None else self.signals
         if count == 1:
-            return np.roll(self._stored(values, first), -int(random.integers(samples)), axis=1)
+            return np.roll(self._stored(values, first), -int(random.integers(samples)), axis=1), first
         at = int(random.integers((count - 1) * samples + 1))
         segment, start = first + at // samples, at % samples
         if not start or not self._follows(segment):
-            return self._stored(values, segment)
+            return self._stored(values, segment), segment
         both = np.concatenate([self._stored(values, segment), self._stored(values, segment + 1)], axis=1)
-        return both[:, start : start + samples]
+        return both[:, start : start + samples], segment + (2 * start > samples)
 
     def _follows(self, segment: int) -> bool:
         """Return whether the next segment starts where this one ends, with the same letters."""
@@ -171,16 +181,30 @@ class SampleBuilder:
         instead: str | None = None,
         random: np.random.Generator | None = None,
         leads: np.ndarray | None = None,
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return the tokens of segments, of some leads only if `leads` names them, and the lead of each token."""
-        ecgs = [self._ecg(segment, instead, random) for segment in segments]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], str]:
+        """Return the tokens of segments, the lead of each token, and the text before the ECGs.
+
+        With `leads`, only the tokens of these leads.
+        """
+        ecgs, read = zip(*(self._ecg(segment, instead, random) for segment in segments), strict=True)
         lead_of = [lead_ranges(ecg, self.tokenizer.lengths, self.shape[1]) for ecg in ecgs]
-        if leads is None:
-            return ecgs, lead_of
-        kept = [np.isin(of, leads) for of in lead_of]
-        return [ecg[k] for ecg, k in zip(ecgs, kept, strict=True)], [
-            of[k] for of, k in zip(lead_of, kept, strict=True)
-        ]
+        kept = [slice(None) if leads is None else np.isin(of, leads) for of in lead_of]
+        tokens = [ecg[k] for ecg, k in zip(ecgs, kept, strict=True)]
+        lead_of = [of[k] for of, k in zip(lead_of, kept, strict=True)]
+        return tokens, lead_of, joined_lines(self.lines_of(read, instead))
+
+    def lines_of(self, segments: Sequence[int], instead: str | None = None) -> list[str]:
+        """Return the line of measured values of each segment, or of its replacement; empty without `measured`."""
+        if self.lines is None:
+            return []
+        return [NOTHING if instead else self.lines[segment] for segment in segments]
+
+    def _longest_before(self, segments: Sequence[int]) -> str:
+        """Return the longest text before the ECGs of recordings that their segments can have."""
+        if self.lines is None:
+            return ""
+        runs = [(self.first_of[segment], self.count_of[segment]) for segment in segments]
+        return joined_lines(max(self.lines[i : i + n], key=len) for i, n in runs)
 
     def draw_leads(self, random: np.random.Generator) -> np.ndarray | None:
         """Return some leads at random for a batch, by their numbers; None for all leads.
@@ -229,7 +253,8 @@ class SampleBuilder:
             If the sample is too long.
         """
         turns = [*question.earlier, (question.question, None)] if asked else question.turns
-        ids, labels, lost = self.prompt.fitted(*self._read(question.segments, instead), turns, self.longest)
+        ecgs, leads, before = self._read(question.segments, instead)
+        ids, labels, lost = self.prompt.fitted(ecgs, leads, turns, self.longest, before)
         if lost and self.long == "skip" and not instead:
             raise Failure(f"the prompt is {lost} tokens longer than the {self.longest} that are allowed")
         return ids, labels, lost
@@ -267,9 +292,10 @@ class SampleBuilder:
         prompt, layout = self.prompt, self.prompt.layout
         if plan.words is not None:
             return self._drawing(plan)
-        ecgs, lead_of = self._read(plan.segments, instead, random, leads)
+        ecgs, lead_of, before = self._read(plan.segments, instead, random, leads)
         questions, weights = self._asked(plan, random)
-        parts = [prompt.parts(question.turns) for question in questions] or [prompt.parts(NOTHING_ASKED)]
+        parts = [prompt.parts(question.turns, before) for question in questions]
+        parts = parts or [prompt.parts(NOTHING_ASKED)]
         room = min(prompt.room(part, len(ecgs), self.longest) for part in parts)
         if sum(map(len, ecgs)) > room:
             ecgs, lead_of = trim_ecgs(ecgs, lead_of, room)
@@ -292,7 +318,7 @@ class SampleBuilder:
     def _drawing(self, plan: ReadingPlan) -> Reading:
         """Convert a plan to draw an ECG from words. The ECG is as encoded: its variation would be learned too."""
         assert plan.words is not None
-        (ecg,), leads = self._read(plan.segments)
+        (ecg,), leads, _ = self._read(plan.segments)
         begin = self.prompt.reading(self.prompt.drawing(plan.words), [ecg], leads)
         labels = np.where(begin >= self.prompt.layout.first, begin, IGNORED)
         return Reading(begin, labels, self.prompt.layout.positions(begin), np.zeros(len(begin), np.int64))
@@ -328,7 +354,9 @@ class SampleBuilder:
         groups: dict[tuple, list[tuple[Question, int]]] = {}
         trimmed = left_out = 0
         for question in questions:
-            head, tail, answer = parts = self.prompt.parts(question.turns)
+            head, tail, answer = parts = self.prompt.parts(
+                question.turns, self._longest_before(question.segments)
+            )
             try:
                 room = self.prompt.room(parts, len(question.segments), self.longest)
             except Failure:

@@ -53,12 +53,13 @@ def load_for_training(
             f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: run "
             "`ecgbyte encode --overwrite`"
         )
-    date, system = None, settings.get("system")
+    date, system, measured = None, settings.get("system"), bool(settings.get("measured"))
     if folder_checks.is_ecgbyte_model(model):
         about = folder_checks.read_about(model)
         _check_trained_model(model, about, tokenizer, encoded, settings)
         lm, text_tokenizer, _, _ = model_folder.load_model(model, device, method=method, trainable=True)
         date, system = about.get("date"), about.get("system")
+        measured = measured or bool(about.get("measured"))
         name = about["base"] if about["method"] == method else str(Path(model) / "base")
     else:
         base, text_tokenizer = base_model.load_base(model, method, device, seed=seed)
@@ -82,6 +83,7 @@ def load_for_training(
         settings["draw"],
         settings["vary_leads"],
         settings["ask"],
+        measured,
     )
     return lm, text_tokenizer, samples, name
 

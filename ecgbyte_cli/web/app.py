@@ -15,6 +15,7 @@ from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import RecordingLoader, remembers_earlier_turns
 from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.web.beat_route import BeatRoute
 from ecgbyte_cli.web.conversation_routes import METHODS, ConversationRoutes
 from ecgbyte_cli.web.conversations import Conversations
 from ecgbyte_cli.web.middleware import Guard
@@ -49,6 +50,7 @@ class Service:
             Route("/favicon.ico", lambda request: Response(status_code=204)),
             Route("/api", self.about),
             *RecordingRoutes(self.recordings, self.reader).routes(),
+            *BeatRoute(self.recordings).routes(),
             *ConversationRoutes(self.conversations).routes(),
         ]
 

@@ -25,6 +25,7 @@ from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import findings, question_file, question_segments
 from ecgbyte_cli.questions.labels import NO, YES, derive_labels
 from ecgbyte_cli.questions.sources import ptbxl
+from ecgbyte_cli.signal.segment_lines import segment_lines
 from ecgbyte_cli.stages.finetune import FinetuneOptions, finetune
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -134,18 +135,21 @@ def train(work, qa, seconds, seed, marks=True, pretrain=False, **options):
     return count + more, result
 
 
-def scores(work, qa):
+def scores(work, qa, without_ecg=False):
     """AUROC of P(yes) for each finding on the validation split."""
     lm, text_tokenizer, tokenizer, about = model_folder.load_model(work.model, "cpu")
     prompts = PromptSet(Prompt(text_tokenizer, lm.layout), tokenizer, about["prompt_tokens"])
+    lines = segment_lines(work) if about["measured"] else None
     ids, places = read_array(work.tokens), read_table(work.token_segments)
     joined, _ = question_segments.join_segments(
         question_file.read_questions(qa), read_table(work.symbol_segments)
     )
     asked = [question for question, *_, split in joined if split == "val"]
     for number, question in enumerate(asked):
-        start = places["offset"][question.segments[0]]
-        prompts.ask(number, question, [ids[start : start + places["length"][question.segments[0]]]])
+        (segment,) = question.segments
+        start = places["offset"][segment]
+        ecg = ids[start : start + (0 if without_ecg else places["length"][segment])]
+        prompts.ask(number, question, [ecg], [lines[segment]] if lines else [])
     yes, no = (text_tokenizer.encode(word, add_special_tokens=False)[0] for word in ("yes", "no"))
     odds = {}
     for batch in prompts.batches(range(len(asked)), 90, False):

@@ -1,6 +1,7 @@
 // The sheet of an open ECG: its panel, drawing, scrolling and zoom.
 
 import { guarded, request } from "./api.js";
+import { createBeatPanel } from "./beat.js";
 import { describeToken, drawOverlay, stepToken } from "./overlay.js";
 import { $, element, narrow, state } from "./state.js";
 
@@ -31,7 +32,7 @@ export function createPanel(ecg, onSegment, onClose) {
     element("div", { className: "head" }, element("h2", {}, name), ecg.segmentLabel,
       element("button", { type: "button", onclick: guarded(() => onClose(ecg)) }, "Close")),
     ecg.scroll, ecg.moves, element("details", { className: "facts", open: !narrow.matches },
-      element("summary", {}, "About this recording"), ecg.facts));
+      element("summary", {}, "About this recording"), ecg.facts), createBeatPanel(ecg));
   listen(ecg);
   return ecg.box;
 }
