@@ -111,6 +111,18 @@ def filter_types(questions: list[Question], types: Sequence[str]) -> list[Questi
     return [question for question in questions if question.type in types] if types else questions
 
 
+def paths_of(weighted: Sequence[tuple[str | Path, float]]) -> Any:
+    """Return the path of a question file, a list of several paths, or None, from paths with weights."""
+    paths = [path for path, _ in weighted]
+    return paths if len(paths) > 1 else paths[0] if paths else None
+
+
+def weights_of(weighted: Sequence[tuple[str | Path, float]]) -> list[float] | None:
+    """Return the weights of several question files; None if all are 1."""
+    weights = [weight for _, weight in weighted]
+    return weights if len(weights) > 1 and {*weights} != {1} else None
+
+
 def absolute_paths(path: QuestionPath) -> str | list:
     """Return the absolute path of a question file, or a list for several."""
     return [absolute_paths(one) for one in path] if isinstance(path, list) else str(Path(path).resolve())

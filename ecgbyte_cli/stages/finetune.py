@@ -323,7 +323,7 @@ def finetune(work: WorkDir, options: FinetuneOptions) -> dict | None:
     """
     rank, processes = process_rank()
     method = check_options(work, options)
-    qa, settings = question_paths(options), training_settings(work, options, method, processes)
+    qa, settings = question_file.paths_of(options.qa), training_settings(work, options, method, processes)
     if settings["draw"] and not (qa and settings["ecg_loss"]):
         raise Failure(
             "--draw needs an ECG loss and the answers of --qa: add --ecg-loss 0.3, or a larger weight"
@@ -348,24 +348,12 @@ def check_options(work: WorkDir, options: FinetuneOptions) -> str:
     return method_of(options.model, options.method)
 
 
-def question_paths(options: FinetuneOptions) -> QuestionFiles | None:
-    """Return the path of the question file, a list of several paths, or None."""
-    paths = [path for path, _ in options.qa]
-    return paths if len(paths) > 1 else paths[0] if paths else None
-
-
-def question_weights(options: FinetuneOptions) -> list[float] | None:
-    """Return the weights of several question files; None if all are 1."""
-    weights = [weight for _, weight in options.qa]
-    return weights if len(weights) > 1 and {*weights} != {1} else None
-
-
 def training_settings(work: WorkDir, options: FinetuneOptions, method: str, processes: int) -> dict[str, Any]:
     """Return the settings that ecgbyte.json holds, and that a resumed training must have."""
     values = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
-    qa = question_paths(options)
+    qa = question_file.paths_of(options.qa)
     settings = values | {
-        "weights": question_weights(options),
+        "weights": question_file.weights_of(options.qa),
         "ecg_loss": ECG_LOSS[method] if options.ecg_loss is None else options.ecg_loss,
         "dropout": DROPOUT[method] if options.dropout is None else options.dropout,
         "qa": question_file.questions_sha256(qa) if qa else None,
@@ -448,7 +436,7 @@ def show_samples(work: WorkDir, count: int, options: FinetuneOptions) -> dict:
     settings = asdict(options) | {"base": options.model, "method": check_options(work, options)}
     with work.checked("tokens"):
         _, _, samples, _ = load_for_training(work, settings, "cpu")
-        qa, weights = question_paths(options), question_weights(options)
+        qa, weights = question_file.paths_of(options.qa), question_file.weights_of(options.qa)
         assert qa is not None  # `check_options` requires it
         plans = read_samples(work, qa, samples, options.seed, note, options.think, options.types, weights)
         shown = []
