@@ -50,7 +50,7 @@ class InMemory(SampleBuilder):
     def __init__(self, prompt, letters, max_length=4096, augment=0.0, segments=1):
         self.prompt, self.tokenizer, self.max_length, self.long = prompt, TOKENIZER, max_length, "trim"
         self.longest, self.augment, self.together, self.draw = max_length - 20, augment, None, None
-        self.signals, self.question_count, self.vary_leads = None, None, 0.0
+        self.signals, self.question_count, self.vary_leads, self.lines = None, None, 0.0, None
         self.segmenter, self.shape = "longest", (2, 100)
         self.letters = np.concatenate([part.ravel() for part in letters])
         count = len(letters)
