@@ -13,7 +13,7 @@ from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_json
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training.dataset import ReadingPlan
-from ecgbyte_cli.training.sampling import LEAD_SETS, lead_subset
+from ecgbyte_cli.training.sampling import LEAD_SETS, drawing_chances, lead_subset
 from ecgbyte_cli.training.setup import load_for_training
 
 LEADS = ["I", "II", "V1", "V5"]
@@ -139,20 +139,33 @@ def test_only_drawn_leads_are_read_and_no_lead_twice(samples):
     assert 0.6 < np.mean([leads is not None for leads in drawn]) < 0.8
 
 
-def test_questions_with_no_are_drawn_and_count_for_those_left_out(samples):
+SHARES = (0.5, 0.5, 0.1, 0.1, 0.01, 0.0, 0.4, 0.0)
+
+
+def test_frequent_findings_are_asked_more_often():
+    chances = drawing_chances(SHARES, 3)
+    assert chances.sum() == pytest.approx(3) and chances.max() <= 1
+    assert chances[0] == chances[1] > chances[2] > chances[4] > chances[5] > 0
+    assert np.allclose(drawing_chances(SHARES, 8), 1)
+
+
+def test_questions_with_no_are_drawn_and_count_for_those_left_out(samples, monkeypatch):
     answers = ["no"] * 6 + ["yes", "sinus rhythm"]
     questions = tuple(Question("r", f"q{i}", answer, "t", None) for i, answer in enumerate(answers))
     plan = ReadingPlan((5,), questions, 0)
-    asked = [samples._asked(plan, np.random.default_rng(seed)) for seed in range(600)]
-    times = np.zeros(8)
+    monkeypatch.setattr(samples, "yes_share", {f"q{i}": share for i, share in enumerate(SHARES)})
+    asked = [samples._asked(plan, np.random.default_rng(seed)) for seed in range(4000)]
+    times, denied = np.zeros(8), []
     for some, weights in asked:
-        assert [q.answer for q in some].count("no") == 2 and some[-1].answer == "sinus rhythm"
+        denied.append([q.answer for q in some].count("no"))
+        assert some[-1].answer == "sinus rhythm"
         for question, weight in zip(some, weights, strict=True):
             times[questions.index(question)] += weight / len(asked)
-    assert np.allclose(times, 1, atol=0.2) and np.allclose(times[-2:], 1)
+    assert np.allclose(times, 1, atol=0.25) and np.allclose(times[-2:], 1)
+    assert np.mean(denied) == pytest.approx(2, abs=0.1)
     assert samples._asked(plan, None) == (questions, [1.0] * 8)  # validation asks all
     reading = samples.reading(plan, None, np.random.default_rng(0))
-    assert {*reading.weights.tolist()} == {1.0, 3.0}
+    assert 1.0 in reading.weights and (reading.weights >= 1).all() and reading.weights.max() > 1
     assert len(reading.weights) == len(reading.ids)
 
 

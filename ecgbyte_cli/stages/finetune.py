@@ -58,7 +58,7 @@ class FinetuneOptions:
     measured: bool = False  # put the measured values of an ECG before it, as text
     augment: float = 0.0  # strength of the random variation of ECGs, 0 to 4
     vary_leads: float = 0.0  # share of the batches that see some of the leads only
-    ask: int | None = None  # questions with the answer no, drawn at each reading; None: all
+    ask: int | None = None  # questions with the answer no at each reading, on average; None: all
     dropout: float | None = None  # None: `DROPOUT`
     rank: int | None = None  # of LoRA; None: 16
     alpha: float | None = None  # scale of LoRA; None: twice the rank
@@ -188,8 +188,8 @@ class FinetuneOptions:
 @click.option(
     "--ask",
     type=click.IntRange(1),
-    help="Of the questions about an ECG with the answer no, ask this many at each reading, drawn anew and weighted as "
-    "if all were asked.  [default: all]",
+    help="Of the questions about an ECG with the answer no, ask about this many at each reading. They are drawn anew, "
+    "those of frequent findings more often, and count as if all were asked.  [default: all]",
 )
 @click.option(
     "--dropout",

@@ -1,5 +1,6 @@
 """Samples: questions as ids, labels and batches."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ from ecgbyte_cli.signal.segment_lines import segment_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_cli.training.sampling import lead_subset, recording_runs
+from ecgbyte_cli.training.sampling import drawing_chances, lead_subset, recording_runs
 from ecgbyte_kernels.augment import varied, varied_signal
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class SampleBuilder:
     vary_leads : float
         Share of the batches that see some of the leads only.
     ask : int or None
-        Questions with the answer no at each reading in training, drawn at random; None: all.
+        Mean number of questions with the answer no at each reading in training, drawn at random; None: all.
     measured : bool
         Whether the measured values of the ECGs come before them, as text.
 
@@ -85,6 +86,8 @@ class SampleBuilder:
     ----------
     longest : int
         Longest prompt in ids, whatever its answer: `max_length` minus the length of the longest answer.
+    yes_share : dict of str to float
+        How often the answer to a question is yes in training.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class SampleBuilder:
         self.prompt, self.tokenizer, self.max_length, self.long = prompt, tokenizer, max_length, long
         self.longest, self.augment, self.together = max_length, augment, together
         self.draw, self.vary_leads, self.question_count = draw, vary_leads, ask
+        self.yes_share: dict[str, float] = {}
         self.lines = segment_lines(work) if measured else None
         self.tokens, self.segments = read_array(work.tokens), read_table(work.token_segments)
         self.letters, self.recorded = read_array(work.symbols), read_table(work.symbol_segments)
@@ -223,11 +227,10 @@ class SampleBuilder:
         denied = [i for i, question in enumerate(questions) if question.answer == "no"]
         if random is None or count is None or len(denied) <= count:
             return questions, [1.0] * len(questions)
-        drawn = {*random.choice(denied, count, replace=False).tolist()}
-        left_out = {*denied} - drawn
-        weight = len(denied) / count
-        asked = [i for i in range(len(questions)) if i not in left_out]
-        return tuple(questions[i] for i in asked), [weight if i in drawn else 1.0 for i in asked]
+        chance = np.ones(len(questions))
+        chance[denied] = drawing_chances([self.yes_share[questions[i].question] for i in denied], count)
+        asked = np.flatnonzero(random.random(len(questions)) < chance)
+        return tuple(questions[i] for i in asked), (1 / chance[asked]).tolist()
 
     def __call__(
         self, question: Question, instead: str | None = None, asked: bool = False
@@ -342,6 +345,14 @@ class SampleBuilder:
                 f"the longest answer has {room} tokens, and a sample may have {self.max_length}: raise --max-length, "
                 "or leave out such answers"
             )
+
+    def count_answers(self, questions: Iterable[Question]) -> None:
+        """Set `yes_share` from the questions of a training."""
+        asked, yes = Counter[str](), Counter[str]()
+        for question in questions:
+            asked[question.question] += 1
+            yes[question.question] += question.answer == "yes"
+        self.yes_share = {text: yes[text] / times for text, times in asked.items()}
 
     def plans(self, questions: Sequence[Question]) -> tuple[list[ReadingPlan], int, int]:
         """Group questions about the same ECGs.

@@ -129,6 +129,7 @@ def read_samples(
             f"{qa} holds no question of the training split about an encoded record: see `ecgbyte info`"
         )
     samples.make_room(train + val)
+    samples.count_answers(train)
     training, *in_training = _plan_split(
         samples, "training", [(file.train, file.weight) for file in files], seed, tell
     )

@@ -10,6 +10,7 @@ from ecgbyte_cli.questions.question_file import Question
 
 EpochItem = tuple[int, int]  # epoch, and number of a plan
 T = TypeVar("T")
+RAREST = 0.001  # share of yes below which questions are drawn alike
 # of watches and handheld recorders, monitors, Holter recorders, and the limb leads
 LEAD_SETS = (("I",), ("II",), ("I", "II"), ("II", "V5"), ("V1", "V5"), ("II", "V1", "V5"), ("II", "V1"))
 
@@ -48,6 +49,32 @@ def lead_subset(leads: Sequence[str], random: np.random.Generator) -> np.ndarray
     share = 1 / np.arange(1, len(leads) + 1)
     count = 1 + random.choice(len(leads), p=share / share.sum())
     return np.sort(random.choice(len(leads), count, replace=False))
+
+
+def drawing_chances(yes_shares: Sequence[float], count: float) -> np.ndarray:
+    """Return how probably to ask each question with the answer no, so that `count` are asked on average.
+
+    The chance grows with the square root of the share of yes: a no teaches more where a yes is likely.
+
+    Parameters
+    ----------
+    yes_shares : list of float
+        How often the answer to each question is yes.
+    count : float
+        At most the number of questions.
+
+    Returns
+    -------
+    float64 array
+    """
+    wanted = np.sqrt(np.maximum(yes_shares, RAREST))
+    chances, asked = np.zeros(len(wanted)), np.zeros(len(wanted), bool)
+    while True:  # those that are always asked leave less for the others
+        chances[~asked] = wanted[~asked] * (count - asked.sum()) / max(wanted[~asked].sum(), 1e-9)
+        if not (chances > 1).any():
+            return chances
+        asked |= chances >= 1
+        chances[asked] = 1
 
 
 def repeat_plans(plans: list[T], times: float, seed: Sequence[int]) -> list[T]:
