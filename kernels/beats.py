@@ -15,6 +15,7 @@ SMOOTH = 45  # samples, about the length of a QRS complex
 THRESHOLD = 0.30  # fraction of the usual maximum
 SEARCH_BACK = 0.12  # the same, for beats missed between two others
 NEIGHBOUR, REFRACTORY = 0.6, 180  # a peak below 0.6 of another within 180 samples (360 ms) is a T wave
+REACH = RATE // 10  # samples: two beats are further apart
 EDGE = 10  # samples at either end that are not searched for beats
 CONTRAST = 2.5  # usual maximum over lower quartile; a lower ratio means noise
 # classes
@@ -56,7 +57,23 @@ def detect_beats(band: np.ndarray) -> np.ndarray:
     band = checked(band)
     if len(band) < 3:
         return np.empty(0, np.int64)
-    return _detect_beats(band)
+    slopes = _slopes(band)
+    energy = _energy(slopes, np.array([3 * _usual_maximum(slope, RATE) for slope in slopes]))
+    usual = _usual_maximum(energy, 3 * RATE // 2)
+    if usual <= CONTRAST * np.percentile(energy, 25) or usual <= 0:
+        return np.empty(0, np.int64)
+    peaks = _peaks(energy, SEARCH_BACK * usual)
+    heights = energy[peaks]
+    high = heights > THRESHOLD * usual
+    kept = peaks[high][_tallest_around(peaks[high], heights[high])]
+    if len(kept) > 3:
+        kept = np.sort(np.concatenate([kept, _missed(peaks, heights, kept)]))
+    if len(kept):  # a beat cut by an end must be as strong as the others, or it is a filter artefact
+        inside = (kept >= SHAPE_AFTER + LAG) & (kept < len(band) - SHAPE_AFTER - LAG)
+        kept = kept[inside | (energy[kept] >= NEIGHBOUR * np.median(energy[kept]))]
+    beats = _strongest_near(band, kept)
+    # two beats may have moved to the same peak
+    return beats[np.diff(beats, prepend=-REACH) >= REACH]
 
 
 def lead_contrast(band: np.ndarray) -> np.ndarray:
@@ -81,29 +98,34 @@ def lead_contrast(band: np.ndarray) -> np.ndarray:
     return np.where(middle > 0, highest / np.where(middle > 0, middle, 1), 0.0)
 
 
-@jit
 def _usual_maximum(x: np.ndarray, size: int) -> float:
     """Return the median of the maxima of blocks of `size` samples."""
-    blocks = max(1, x.size // size)
     size = min(size, x.size)
-    return np.median(np.array([x[k * size : (k + 1) * size].max() for k in range(blocks)]))
+    return float(np.median(x[: x.size // size * size].reshape(-1, size).max(axis=1)))
 
 
 @jit
-def _energy(band: np.ndarray) -> np.ndarray:
-    """Combine the clipped slopes of all leads and smooth them."""
+def _slopes(band: np.ndarray) -> np.ndarray:
+    """Return the size of the slope of each lead at each sample, (leads, samples)."""
     n, leads = band.shape
-    squares = np.zeros(n)
+    slopes = np.empty((leads, n))
     for lead in range(leads):
-        slope = np.empty(n)
         for i in range(n):
             a, b = max(i - 1, 0), min(i + 1, n - 1)
-            slope[i] = abs(band[b, lead] - band[a, lead]) / (b - a)
-        most = 3 * _usual_maximum(slope, RATE)
-        for i in range(n):
-            squares[i] += min(slope[i], most) ** 2
+            slopes[lead, i] = abs(band[b, lead] - band[a, lead]) / (b - a)
+    return slopes
+
+
+@jit
+def _energy(slopes: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Combine the slopes of all leads, each clipped at `most`, and smooth them."""
+    leads, n = slopes.shape
     total = np.zeros(n + 1)
-    total[1:] = np.cumsum(np.sqrt(squares))
+    for i in range(n):
+        square = 0.0
+        for lead in range(leads):
+            square += min(slopes[lead, i], most[lead]) ** 2
+        total[i + 1] = total[i] + np.sqrt(square)
     smooth = np.empty(n)
     for i in range(n):
         a, b = max(0, i - SMOOTH // 2), min(n, i + SMOOTH // 2 + 1)
@@ -112,64 +134,59 @@ def _energy(band: np.ndarray) -> np.ndarray:
 
 
 @jit
-def _detect_beats(band: np.ndarray) -> np.ndarray:
-    n, leads = band.shape
-    energy = _energy(band)
-    usual = _usual_maximum(energy, 3 * RATE // 2)
-    if usual <= CONTRAST * np.percentile(energy, 25) or usual <= 0:
-        return np.empty(0, np.int64)
-    reach = RATE // 10
-    peaks = [
-        i
-        for i in range(EDGE, n - EDGE)
-        if energy[i] > SEARCH_BACK * usual and energy[i] == energy[max(0, i - reach) : i + reach + 1].max()
-    ]
-    high = [i for i in peaks if energy[i] > THRESHOLD * usual]
-    kept = [0 for _ in range(0)]
-    begin = 0
-    for i in high:
-        while high[begin] <= i - REFRACTORY:
+def _peaks(energy: np.ndarray, least: float) -> np.ndarray:
+    """Return the samples above `least` that are the highest within `REACH`."""
+    found, count = np.empty(energy.size, np.int64), 0
+    for i in range(EDGE, energy.size - EDGE):
+        highest = energy[i] > least
+        for j in range(max(0, i - REACH), min(energy.size, i + REACH + 1)):
+            if not highest:
+                break
+            highest = energy[j] <= energy[i]
+        if highest:
+            found[count] = i
+            count += 1
+    return found[:count]
+
+
+@jit
+def _tallest_around(peaks: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Return which peaks are no T wave: none within `REFRACTORY` is much higher."""
+    kept, begin = np.ones(peaks.size, np.bool_), 0
+    for k in range(peaks.size):
+        while peaks[begin] <= peaks[k] - REFRACTORY:
             begin += 1
-        alone, j = True, begin
-        while alone and j < len(high) and high[j] < i + REFRACTORY:
-            alone = energy[i] >= NEIGHBOUR * energy[high[j]]
+        j = begin
+        while kept[k] and j < peaks.size and peaks[j] < peaks[k] + REFRACTORY:
+            kept[k] = heights[k] >= NEIGHBOUR * heights[j]
             j += 1
-        if alone:
-            kept.append(i)
-    if len(kept) > 3:
-        usual_rr = np.median(np.diff(np.array(kept)))
-        missed, at = [0 for _ in range(0)], 0
-        for k in range(len(kept) - 1):
-            best = -1
-            while at < len(peaks) and peaks[at] < kept[k + 1]:
-                i = peaks[at]
-                inside = kept[k] + REFRACTORY < i < kept[k + 1] - REFRACTORY
-                if (
-                    inside
-                    and kept[k + 1] - kept[k] > 1.66 * usual_rr
-                    and (best < 0 or energy[i] > energy[best])
-                ):
-                    best = i
-                at += 1
-            if best >= 0:
-                missed.append(best)
-        kept = sorted(kept + missed)
-    if kept:  # a beat cut by an end must be as strong as the others, or it is a filter artefact
-        least = NEIGHBOUR * np.median(energy[np.array(kept)])
-        kept = [i for i in kept if SHAPE_AFTER + LAG <= i < n - SHAPE_AFTER - LAG or energy[i] >= least]
-    beats = np.empty(len(kept), np.int64)
-    for k in range(len(kept)):
-        beats[k], highest = kept[k], -1.0
-        for i in range(max(0, kept[k] - 35), min(n, kept[k] + 36)):
+    return kept
+
+
+def _missed(peaks: np.ndarray, heights: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return the highest peak in each gap between beats that is long enough for one more."""
+    usual_rr, missed = np.median(np.diff(kept)), []
+    for begin, end in zip(kept[:-1], kept[1:], strict=True):
+        if end - begin > 1.66 * usual_rr:
+            inside = (peaks > begin + REFRACTORY) & (peaks < end - REFRACTORY)
+            if inside.any():
+                missed.append(peaks[inside][heights[inside].argmax()])
+    return np.array(missed, np.int64)
+
+
+@jit
+def _strongest_near(band: np.ndarray, beats: np.ndarray) -> np.ndarray:
+    """Move each beat to where the sum of squares of the leads is highest within 70 ms."""
+    moved = np.empty(beats.size, np.int64)
+    for k in range(beats.size):
+        highest = -1.0
+        for i in range(max(0, beats[k] - 35), min(band.shape[0], beats[k] + 36)):
             square = 0.0
-            for lead in range(leads):
+            for lead in range(band.shape[1]):
                 square += band[i, lead] ** 2
             if square > highest:
-                highest, beats[k] = square, i
-    apart = np.ones(beats.size, np.bool_)
-    for k in range(1, beats.size):  # two beats may have moved to the same peak
-        apart[k] = beats[k] - beats[k - 1] >= reach
-    return beats[apart]
+                highest, moved[k] = square, i
+    return moved
 
 
 def beat_classes(signal: np.ndarray, beats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
