@@ -24,9 +24,9 @@ OPEN = ("rhythm", "axis", "stage")
 
 def short_name(statement: str) -> str:
     """The question about a statement alone; a finding of that name may cover more than the statement."""
+    alone = [name for name, finding in ALL_FINDINGS.items() if finding.statements == (statement,)]
     name = statement.lower()
-    same = name in ALL_FINDINGS and ALL_FINDINGS[name].statements != (statement,)
-    return f"{name} only" if same else name
+    return alone[0] if alone else f"{name} only" if name in ALL_FINDINGS else name
 
 
 def open_answers(facts: RecordFacts) -> dict[str, str]:
@@ -46,8 +46,7 @@ def main(table: Path, out: Path) -> None:
     facts = read_ptbxl(table).facts
     labels = derive_labels(facts)
     columns = dict(labels.findings)
-    alone = {finding.statements for finding in ALL_FINDINGS.values()}
-    columns |= {short_name(n): labels.statements[n] for n in OF_SCP.values() if (n,) not in alone}
+    columns |= {short_name(name): labels.statements[name] for name in OF_SCP.values()}
     columns = {name: column for name, column in columns.items() if {YES, NO} <= {*column.tolist()}}
     with atomic_write(out) as beside, open(beside, "w", encoding="utf-8") as file:
         for place, each in enumerate(facts):
