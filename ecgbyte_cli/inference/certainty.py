@@ -198,6 +198,28 @@ class Certainty:
                 )
         return reasons
 
+    def with_earlier(self, earlier: "Certainty") -> "Certainty":
+        """Return the certainty of a model that was trained further, and still answers its earlier questions.
+
+        Typical recordings are those of both trainings.
+        """
+        groups = [group for group in self.groups if earlier.match(group["texts"][0]) is None]
+        keys = np.concatenate([self.keys, earlier.keys])
+        keys, place = np.unique(keys, return_inverse=True)
+        counts = np.bincount(place, np.concatenate([self.counts, earlier.counts])).astype(np.int64)
+        both = [pair for pair in (self.bits, earlier.bits) if pair]
+        bits = [max(pair[i] for pair in both) for i in (0, 1)] if both else None
+        ranges = [pair for pair in (self.amplitude, earlier.amplitude) if pair]
+        amplitude = [min(low for low, _ in ranges), max(high for _, high in ranges)] if ranges else None
+        return Certainty(
+            earlier.groups + groups,
+            earlier.temperature | self.temperature,
+            earlier.sure | self.sure,
+            bits,
+            amplitude,
+            *(keys, counts, self.single + earlier.single),
+        )
+
     def write(self, folder: Path) -> None:
         """Write certainty.json and ecg_pairs.safetensors into a model folder."""
         from safetensors.numpy import save_file

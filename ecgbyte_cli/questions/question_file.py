@@ -52,6 +52,7 @@ class Question:
     closed: bool = False  # whether there are few possible answers, all of which are in training
     segments: tuple[int, ...] = ()  # of the records, in their order; set by `join_segments`
     problem: str = ""  # the reason why the question cannot be asked; set by `join_segments`
+    weight: float = 1.0  # how often its loss counts in training
 
     @property
     def records(self) -> tuple[str, ...]:

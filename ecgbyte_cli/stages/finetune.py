@@ -59,6 +59,7 @@ class FinetuneOptions:
     augment: float = 0.0  # strength of the random variation of ECGs, 0 to 4
     vary_leads: float = 0.0  # share of the batches that see some of the leads only
     ask: int | None = None  # questions with the answer no at each reading, on average; None: all
+    rehearse: int = 8  # earlier questions at each reading, of a model that is trained further; 0: none
     dropout: float | None = None  # None: `DROPOUT`
     rank: int | None = None  # of LoRA; None: 16
     alpha: float | None = None  # scale of LoRA; None: twice the rank
@@ -83,24 +84,13 @@ class FinetuneOptions:
     cls=Stage,
     groups={
         "Data": (
-            *(
-                "qa",
-                "pretrain",
-                "draw",
-                "think",
-                "types",
-                "system",
-                "measured",
-                "augment",
-                "vary_leads",
-                "ask",
-            ),
-            *("without_ecg", "max_length", "long"),
+            *"qa pretrain draw think types system measured augment vary_leads ask".split(),
+            *"rehearse without_ecg max_length long".split(),
         ),
-        "Model": ("model", "method", "ecg_rows", "ecg_init", "positions", "dropout", "rank", "alpha"),
+        "Model": "model method ecg_rows ecg_init positions dropout rank alpha".split(),
         "Optimisation": (
-            *("steps", "batch", "accumulate", "together", "lr", "rows_lr", "weight_decay", "ecg_loss"),
-            *("checkpointing", "seed", "seeds"),
+            *"steps batch accumulate together lr rows_lr weight_decay ecg_loss".split(),
+            *"checkpointing seed seeds".split(),
         ),
         "Evaluation": ("every", "patience", "show"),
     },
@@ -190,6 +180,13 @@ class FinetuneOptions:
     type=click.IntRange(1),
     help="Of the questions about an ECG with the answer no, ask about this many at each reading. They are drawn anew, "
     "those of frequent findings more often, and count as if all were asked.  [default: all]",
+)
+@click.option(
+    "--rehearse",
+    type=click.IntRange(0),
+    default=FinetuneOptions.rehearse,
+    show_default=True,
+    help="Earlier questions of a trained model that each reading also asks, so that it keeps its answers; 0: none.",
 )
 @click.option(
     "--dropout",
@@ -392,14 +389,16 @@ def _train(
         with reporting_out_of_memory(
             f"with samples of up to {samples.max_length} tokens", "lower --max-length or --together"
         ):
-            plans = plan_training(work, qa, lm, samples, settings, tell)
-        longest = max(plan.length for plan in plans.training)
+            known = setup.earlier_certainty(settings, samples.tokenizer)
+            plans = plan_training(work, qa, lm, samples, settings, tell, known)
+            rehearsed = setup.add_rehearsal(lm, samples, plans, known, settings, tell)
+        longest = max(plan.length for plan in rehearsed.training)
         recompute = setup.recomputes_layers(lm, settings, longest, checkpointing, tell)
         with reporting_out_of_memory(
             f"at --batch {settings['batch']} with samples of up to {longest} tokens",
             setup.memory_advice(settings, recompute),
         ):
-            trainer = setup.make_trainer(work, lm, samples, settings, plans, recompute, tell)
+            trainer = setup.make_trainer(work, lm, samples, settings, rehearsed, recompute, tell)
             with trainer.stop:
                 result = setup.run_training(trainer, plans, resume_from, recompute)
         if rank != 0:
@@ -407,6 +406,7 @@ def _train(
         certainty = None
         if qa is not None:
             certainty = calibration.calibrate_training(lm, samples, plans, settings["batch"], tell)
+            certainty = certainty.with_earlier(known) if known else certainty
         result |= plans.counts | {"model": str(work.model)}
         about = {
             "base": name,

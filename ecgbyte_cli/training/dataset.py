@@ -224,13 +224,14 @@ class SampleBuilder:
     ) -> tuple[tuple[Question, ...], list[float]]:
         """Return the questions of a plan to ask at one reading, and how often each counts."""
         count, questions = self.question_count, plan.questions
-        denied = [i for i, question in enumerate(questions) if question.answer == "no"]
+        weights = np.array([question.weight for question in questions])
+        denied = [i for i in np.flatnonzero(weights == 1) if questions[i].answer == "no"]
         if random is None or count is None or len(denied) <= count:
-            return questions, [1.0] * len(questions)
+            return questions, weights.tolist()
         chance = np.ones(len(questions))
         chance[denied] = drawing_chances([self.yes_share[questions[i].question] for i in denied], count)
         asked = np.flatnonzero(random.random(len(questions)) < chance)
-        return tuple(questions[i] for i in asked), (1 / chance[asked]).tolist()
+        return tuple(questions[i] for i in asked), (weights / chance)[asked].tolist()
 
     def __call__(
         self, question: Question, instead: str | None = None, asked: bool = False
@@ -314,7 +315,7 @@ class SampleBuilder:
         lengths = [len(part) for part in ids]
         owner = np.repeat(np.arange(len(ids)), lengths)
         weight = None
-        if len(questions) < len(plan.questions):
+        if {*weights} - {1.0}:
             weight = np.repeat(np.array([1.0, *weights], np.float32), lengths)
         return Reading(np.concatenate(ids), np.concatenate(labels), np.concatenate(positions), owner, weight)
 

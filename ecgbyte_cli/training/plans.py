@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.certainty import Certainty
 from ecgbyte_cli.model.prompt import IGNORED
 from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.question_file import Question
@@ -49,13 +50,19 @@ def plan_training(
     samples: SampleBuilder,
     settings: dict[str, Any],
     tell: Tell,
+    known: Certainty | None = None,
 ) -> TrainingPlans:
-    """Plan a training with the questions of `qa`, or without questions if it is None."""
+    """Plan a training with the questions of `qa`, or without questions if it is None.
+
+    `known` are the questions of the model that is trained further: the same questions are asked in its words.
+    """
     if qa is None:
         plans = _plan_pretraining(work, samples, settings)
     else:
         think, types, weights = (settings.get(name) for name in ("think", "types", "weights"))
-        plans = read_samples(work, qa, samples, settings["seed"], tell, bool(think), types or (), weights)
+        plans = read_samples(
+            work, qa, samples, settings["seed"], tell, bool(think), types or (), weights, known
+        )
         if not can_share_reading(lm, samples, plans.training):
             tell("this base model cannot read an ECG for several questions at once: each gets one of its own")
             samples.together = 1
@@ -97,6 +104,7 @@ def read_samples(
     think: bool = False,
     types: Sequence[str] = (),
     weights: Sequence[float] | None = None,
+    known: Certainty | None = None,
 ) -> TrainingPlans:
     """Read the questions of the training and validation splits, and set the longest prompt of `samples`.
 
@@ -115,13 +123,15 @@ def read_samples(
         Types of the questions to use; empty: all.
     weights : list of float or None
         Repetitions of each file of `qa` in an epoch.
+    known : Certainty or None
+        Of the model that is trained further.
 
     Raises
     ------
     Failure
         If there are no training questions about encoded recordings, or all are too long.
     """
-    files = _join_files(work, qa, tell, think, types, weights)
+    files = _join_files(work, qa, tell, think, types, weights, known)
     train = [question for file in files for question in file.train]
     val = [question for file in files for question in file.val]
     if not train:
@@ -182,6 +192,7 @@ def _join_files(
     think: bool,
     types: Sequence[str],
     weights: Sequence[float] | None,
+    known: Certainty | None,
 ) -> list[JoinedFile]:
     """Read the question files, find their recordings, and report unmatched questions and leaks between splits."""
     paths = qa if isinstance(qa, list) and weights else [qa]
@@ -192,7 +203,9 @@ def _join_files(
         raise Failure(f"--think: no question of {qa} has reasoning: `ecgbyte questions --think` writes it")
     segments, joined, unmatched = read_table(work.symbol_segments), [], []
     for file in files:
-        used = [_training_question(question, think) for question in file if question.type in used_types]
+        used = [
+            _training_question(question, think, known) for question in file if question.type in used_types
+        ]
         matched, not_matched = question_segments.join_segments(used, segments)
         joined.append(matched)
         unmatched += not_matched
@@ -211,9 +224,13 @@ def _join_files(
     ]
 
 
-def _training_question(question: Question, think: bool) -> Question:
-    """Return a question with the answer to learn: with its reasoning, or without."""
+def _training_question(question: Question, think: bool, known: Certainty | None) -> Question:
+    """Return a question in the words of the model, with the answer to learn: with its reasoning, or without."""
     if not question.reasoning:
+        alone = not (question.earlier or question.other_records or question.labels)
+        matched = known.match(question.question) if known and alone else None
+        if matched and question.answer in (matched.answers or ()):
+            return replace(question, question=matched.text)
         return question
     if think:
         return replace(question, answer=join_reasoning(question.reasoning, question.answer), labels=())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.certainty import Certainty, read_certainty
 from ecgbyte_cli.model import base_model, ecg_lm, folder_checks, model_folder
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.model.layout import Layout
@@ -21,6 +22,7 @@ from ecgbyte_cli.training.calibration import tokens_read
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
 from ecgbyte_cli.training.distributed import process_rank
 from ecgbyte_cli.training.plans import TrainingPlans
+from ecgbyte_cli.training.rehearsal import earlier_questions, with_rehearsal
 from ecgbyte_cli.training.trainer import Trainer
 from ecgbyte_cli.training.validation import format_ecg_loss, format_loss
 
@@ -81,8 +83,8 @@ def load_for_training(
         settings["augment"],
         settings["together"],
         settings["draw"],
-        settings["vary_leads"],
-        settings["ask"],
+        settings.get("vary_leads") or 0.0,
+        settings.get("ask"),
         measured,
     )
     return lm, text_tokenizer, samples, name
@@ -107,6 +109,38 @@ def _check_trained_model(
     positions = "time" if about["position_letters"] else "token"
     if settings["positions"] not in (None, positions):
         raise Failure(f"{model} was trained with --positions {positions} and keeps it")
+
+
+def earlier_certainty(settings: dict[str, Any], tokenizer: ECGTokenizer) -> Certainty | None:
+    """Return the questions and calibration of the model that is trained further; None for a new model."""
+    model = settings["base"]
+    return read_certainty(model, tokenizer.vocab_size) if folder_checks.is_ecgbyte_model(model) else None
+
+
+def add_rehearsal(
+    lm: ECGLM,
+    samples: SampleBuilder,
+    plans: TrainingPlans,
+    known: Certainty | None,
+    settings: dict[str, Any],
+    tell: Callable[[str], object],
+) -> TrainingPlans:
+    """Add earlier questions to the training of a model that has answered questions before.
+
+    Without rehearsal a remark says what the model may lose.
+    """
+    earlier = earlier_questions(known, plans.training) if known else {}
+    if not earlier or not settings["qa"]:
+        return plans
+    if not settings["rehearse"]:
+        tell(
+            f"--rehearse 0: the model may lose its answers to {len(earlier)} earlier questions, such as "
+            f"{', '.join(sorted(earlier)[:3])}"
+        )
+        return plans
+    count, seed, batch = settings["rehearse"], settings["seed"], settings["batch"]
+    training = with_rehearsal(lm, samples, earlier, plans.training, count, seed, batch, tell)
+    return plans._replace(training=training)
 
 
 def recomputes_layers(
