@@ -22,6 +22,7 @@ from ecgbyte_cli.signal.measurement import AMPLITUDES, VALUES
 from ecgbyte_cli.signal.preprocess import LEADS
 from ecgbyte_cli.signal.simulate import make_record, plan_records
 from ecgbyte_cli.stages.measure import measure as measure_files
+from ecgbyte_cli.storage import row_table
 
 MUTATIONS = int(os.environ.get("ECGBYTE_MUTATIONS", 150))
 FS = 500
@@ -474,12 +475,12 @@ def test_wrong_uses_are_told_in_a_line(folder, tmp_path, ecgbyte, monkeypatch):
     assert again.exit_code == 1 and "--overwrite" in again.stderr
     (tmp_path / "d.csv").mkdir()
     assert "is a folder" in ecgbyte("measure", folder, "--out", tmp_path / "d.csv").stderr
-    monkeypatch.setattr("ecgbyte_cli.stages.measure.MOST_SHOWN", 2)
+    monkeypatch.setattr("ecgbyte_cli.cli.options.MOST_SHOWN", 2)
     assert ecgbyte("measure", folder).exit_code == 2
 
 
 def test_a_run_that_was_stopped_goes_on_and_writes_the_same(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ecgbyte_cli.stages.measure.PART", 1)
+    monkeypatch.setattr("ecgbyte_cli.runtime.row_parts.PART", 1)
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
     measure_files([str(folder)], out=whole, jobs=1)
     real, done = measure_table.rows_of, []
@@ -536,7 +537,7 @@ def test_several_processes_and_dask_write_the_same(folder, tmp_path):
     ],
 )
 def test_cells_are_harmless(text, shown):
-    assert measure_table.cell(text) == shown
+    assert row_table.cell(text) == shown
 
 
 def test_hostile_names_are_harmless(tmp_path, ecgbyte):
