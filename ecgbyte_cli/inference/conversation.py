@@ -84,13 +84,17 @@ class RecordingLoader:
     def read(self, path: str | os.PathLike) -> ECG:
         """Read, preprocess and encode a recording; return the ECG of its first segment."""
         try:
-            recording = readers.read_recording(path, self.fs, self.lead_names, self.units, self.keep_identity)
-            segments = preprocess.segments(recording, self.tokenizer.signal)
+            recording, segments = self.segments(path)
         except readers.Unusable as error:
             exists = error.message != "not a known format" or os.path.exists(path)
             reason = error.message if exists else "no such recording"
             raise Failure(f"{path} cannot be used: {reason}") from error
         return self.segment(recording, segments, 0)
+
+    def segments(self, path: str | os.PathLike) -> tuple[readers.Recording, list[tuple[float, np.ndarray]]]:
+        """Read and preprocess a recording; return it with its segments, or raise Unusable with the bare reason."""
+        recording = readers.read_recording(path, self.fs, self.lead_names, self.units, self.keep_identity)
+        return recording, preprocess.segments(recording, self.tokenizer.signal)
 
     def segment(
         self, recording: readers.Recording, segments: list[tuple[float, np.ndarray]], number: int

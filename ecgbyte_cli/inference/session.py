@@ -253,7 +253,11 @@ class Session:
         """Return the calibrated probabilities, float64 (answers,), of the same answers to each prompt."""
         ids = [self.prompt.written(answer) for answer in answers]
         logs = self.lm.weigh(prompts, [ids] * len(prompts), cache)
-        return [self.certainty.weights(answers, one) if self.certainty else softmax(one) for one in logs]
+        return [self.weights(answers, one) for one in logs]
+
+    def weights(self, answers: Sequence[str], logs: np.ndarray) -> np.ndarray:
+        """Return the calibrated probabilities of answers, from the log-probabilities of the model."""
+        return self.certainty.weights(answers, logs) if self.certainty else softmax(logs)
 
 
 def reading_options(
