@@ -19,7 +19,9 @@ from ecgbyte_cli.cli.output import note, progress
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.processes import in_parallel
+from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.locks import clear_leftovers, lock
+from ecgbyte_cli.storage.manifest import used_settings
 from ecgbyte_cli.storage.partial_results import PartialResults
 from ecgbyte_cli.storage.row_table import Row, row_writer, write_skipped
 
@@ -131,7 +133,7 @@ def write_rows(
     if out.is_dir():
         raise Failure(f"{out} is a folder: --out names a file")
     folder = out.with_name(f".{out.name}.parts")
-    settings = work.asked | {"input": readers.fingerprint(list(found)), "ecgbyte": __version__}
+    settings = table_settings(found, work)
     with lock(folder):
         clear_leftovers(folder)
         clear_leftovers(out)
@@ -153,6 +155,38 @@ def write_rows(
         return joined.records
 
 
+def table_settings(found: Sequence[str], work: TableWork) -> dict[str, Any]:
+    """Return all that a table depends on."""
+    return work.asked | {"input": readers.fingerprint(list(found)), "ecgbyte": __version__}
+
+
+def settings_file(out: Path) -> Path:
+    """Return the path of the settings beside a table."""
+    return out.with_name(f"{out.name}.settings.json")
+
+
+def finished_table(out: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Return the result of an earlier run that made the same table, and note it; None if there is work to do.
+
+    Raises
+    ------
+    Failure
+        If the table was made with other settings, and `overwrite` is false.
+    """
+    path = settings_file(out)
+    if overwrite or not out.exists() or not path.exists():
+        return None
+    earlier = read_json(path)
+    wanted, used = used_settings(settings), used_settings(earlier.get("settings", {}))
+    changed = sorted(key for key in wanted | used if wanted.get(key) != used.get(key))
+    if changed:
+        raise Failure(
+            f"{out} was made with other settings ({', '.join(changed)}): add --overwrite, or name another file"
+        )
+    note(f"{out} was made with these settings already: its rows are used")
+    return earlier["result"]
+
+
 def few_rows(found: Sequence[str], skipped: list[tuple[str, str]], work: TableWork) -> tuple[list[Row], int]:
     """Return the rows of a few recordings, and how many could be read."""
     rows: list[Row] = []
@@ -172,7 +206,7 @@ def skipped_file(out: Path) -> Path:
 
 
 def report_skipped(skipped: Sequence[tuple[str, str]], records: int, out: Path | None) -> dict[str, Any]:
-    """Note which recordings were skipped, and return `skipped` and `skipped_reasons` of a result.
+    """Note which recordings were skipped, and return `count_skipped`.
 
     Raises
     ------
@@ -189,6 +223,11 @@ def report_skipped(skipped: Sequence[tuple[str, str]], records: int, out: Path |
             f"skipped {len(skipped) - MOST_NOTES} more"
             + (f": {skipped_file(out)} lists them all" if out else "")
         )
+    return count_skipped(skipped, records)
+
+
+def count_skipped(skipped: Sequence[tuple[str, str]], records: int) -> dict[str, Any]:
+    """Return `records`, `skipped` and `skipped_reasons` of a result."""
     reasons = Counter(reason.partition(":")[0] for _, reason in skipped)
     return {"records": records, "skipped": len(skipped), "skipped_reasons": dict(reasons)}
 

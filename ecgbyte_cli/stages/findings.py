@@ -22,6 +22,9 @@ from ecgbyte_cli.cli.options import (
     table_option,
 )
 from ecgbyte_cli.cli.output import print_result, print_skipped, table
+from ecgbyte_cli.evaluation import finding_report
+from ecgbyte_cli.evaluation.finding_scores import score_findings
+from ecgbyte_cli.evaluation.finding_truth import join_truth, read_finding_table
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.inference.certainty import read_certainty
 from ecgbyte_cli.inference.finding_table import columns_of, finding_rows, write_embeddings
@@ -29,7 +32,18 @@ from ecgbyte_cli.inference.operating_points import UNSURE, YES, operating_point
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.trained_questions import TrainedQuestion, choose_questions
 from ecgbyte_cli.model import folder_checks
-from ecgbyte_cli.runtime.row_parts import JoinedRows, TableWork, few_rows, report_skipped, write_rows
+from ecgbyte_cli.runtime.row_parts import (
+    JoinedRows,
+    TableWork,
+    count_skipped,
+    few_rows,
+    finished_table,
+    report_skipped,
+    settings_file,
+    table_settings,
+    write_rows,
+)
+from ecgbyte_cli.storage.files import write_json
 from ecgbyte_cli.storage.row_table import Row
 from ecgbyte_cli.storage.workdir import WorkDir
 
@@ -52,6 +66,8 @@ class FindingsOptions:
         Table to write; None shows a few recordings on the terminal.
     questions : tuple of str
         Short names, findings or trained questions; empty: all findings and the rhythm that the model knows.
+    truth : Path or None
+        True labels to score the table with.
     embeddings : Path or None
         Where to write the model's state after each ECG, as .npy.
     model, base : Path or None
@@ -68,6 +84,7 @@ class FindingsOptions:
 
     out: Path | None = None
     questions: tuple[str, ...] = ()
+    truth: Path | None = None
     embeddings: Path | None = None
     model: Path | None = None
     base: Path | None = None
@@ -92,6 +109,13 @@ class FindingsOptions:
     multiple=True,
     show_default="all findings and the rhythm that the model knows",
     help="Ask this: the short name of a finding, or a question of the training. Repeat it for several.",
+)
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    metavar="LABELS.csv",
+    help="Score the answers with these labels: a column `record`, and columns of yes and no called as a finding. Empty "
+    "cells are unknown.",
 )
 @click.option(
     "--embeddings",
@@ -122,6 +146,11 @@ def command(work: WorkDir, paths: tuple[str, ...], **options: Any) -> dict:
             f"{result['records']} recordings in {result['seconds']:.1f} s ({rate:.0f}/s): {chosen.out}"
         )
     print_skipped(result)
+    if chosen.truth:
+        scores = result["scores"]
+        table(finding_report.score_lines(scores), finding_report.HEADER, title="Scores of the answered")
+        print_result(finding_report.mean_line(scores))
+        return result | finding_report.score_keys(scores)
     return result
 
 
@@ -138,7 +167,8 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     Returns
     -------
     dict
-        `records`, `skipped`, `skipped_reasons` (reason to how many), `seconds` and `out`; without `out` also `rows`.
+        `records`, `skipped`, `skipped_reasons` (reason to how many), `seconds` and `out`; without `out` also `rows`;
+        with `truth` also `scores`, from `score_findings`.
 
     Raises
     ------
@@ -146,9 +176,7 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
         If there is no model, it does not know a question, no recording can be used, or `out` exists.
     """
     started = time.perf_counter()
-    out, embeddings = options.out, options.embeddings
-    if embeddings and (not out or embeddings.suffix.lower() != ".npy"):
-        raise click.UsageError("--embeddings FILE.npy goes with --out, as its rows are those of the table")
+    _check(options)
     session = Session.open(
         *(options.model, work, options.base),
         fs=options.input_fs,
@@ -158,26 +186,53 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     session.check_base()
     found, skipped = readers.find(paths)
     table_work, questions = _work(session, found, options)
-    rows: list[Row] = []
-    if out is None:
+    result: dict[str, Any]
+    if options.out is None:
         check_few(found)
         rows, records = few_rows(found, skipped, table_work)
         _show(rows, questions)
+        result = report_skipped(skipped, records, None) | {"rows": rows}
     else:
-        if embeddings and embeddings.exists() and not options.overwrite:
-            raise Failure(f"{embeddings} exists: add --overwrite, or name another file")
+        result = _write(options.out, found, skipped, table_work, columns_of(questions), options)
+    if options.out and options.truth:
+        labelled = join_truth(read_finding_table(options.out), options.truth)
+        result["scores"] = score_findings(labelled)
+        finding_report.write_scores(options.out, labelled, result["scores"])
+    out = None if options.out is None else str(options.out)
+    return result | {"seconds": time.perf_counter() - started, "out": out}
 
-        def more(joined: JoinedRows) -> None:
-            if embeddings:
-                write_embeddings(embeddings, joined)
 
-        columns = columns_of(questions)
-        records = write_rows(out, found, skipped, table_work, lambda _: columns, options.overwrite, more)
-    return {
-        **report_skipped(skipped, records, out),
-        "seconds": time.perf_counter() - started,
-        "out": None if out is None else str(out),
-    } | ({} if out else {"rows": rows})
+def _check(options: FindingsOptions) -> None:
+    """Reject options that do not go together."""
+    if options.embeddings and (not options.out or options.embeddings.suffix.lower() != ".npy"):
+        raise click.UsageError("--embeddings FILE.npy goes with --out, as its rows are those of the table")
+    if options.truth and not options.out:
+        raise click.UsageError("--truth goes with --out: the scores are written beside the table")
+
+
+def _write(
+    out: Path,
+    found: Sequence[str],
+    skipped: list[tuple[str, str]],
+    table_work: TableWork,
+    columns: dict[str, type],
+    options: FindingsOptions,
+) -> dict[str, Any]:
+    """Write the table, unless it is there already; return `records`, `skipped` and `skipped_reasons`."""
+    settings, embeddings = table_settings(found, table_work), options.embeddings
+    if done := finished_table(out, settings, options.overwrite):
+        return done
+    if embeddings and embeddings.exists() and not options.overwrite:
+        raise Failure(f"{embeddings} exists: add --overwrite, or name another file")
+
+    def more(joined: JoinedRows) -> None:
+        if embeddings:
+            write_embeddings(embeddings, joined)
+        counted = count_skipped(joined.skipped, joined.records)
+        write_json(settings_file(out), {"settings": settings, "result": counted}, indent=1)
+
+    records = write_rows(out, found, skipped, table_work, lambda _: columns, options.overwrite, more)
+    return report_skipped(skipped, records, out)
 
 
 def _work(
