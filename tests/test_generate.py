@@ -174,10 +174,10 @@ def test_the_answer_of_several_segments_is_the_one_that_they_make_likeliest():
     assert batch_answering.best_over_segments(given[:1]) == given[0]
     sure = certainty.Certainty([], {}, {"more": 0.6}, None, None, *[np.zeros(0, int)] * 3)
     three = [
-        batch_answering.most_probable(sure, ["a", "b", "c"], np.array(w), 1.0)
+        batch_answering.most_probable(sure.choose, ["a", "b", "c"], np.array(w), 1.0)
         for w in ((0.9, 0.1, 0), (0, 0.6, 0.4))
     ]
-    together = batch_answering.most_probable_over_segments(sure, ["a", "b", "c"], three)
+    together = batch_answering.most_probable_over_segments(sure.choose, ["a", "b", "c"], three)
     assert together[:3] == ("a", pytest.approx(0.45), 2.0) and together.other == "b" and not together.sure
 
 

@@ -101,6 +101,14 @@ base_option = click.option(
 )
 
 
+site_option = click.option(
+    "--site",
+    type=click.Path(path_type=Path),
+    metavar="SITE.json",
+    help="Use the probabilities and thresholds of your own site, from `ecgbyte findings --calibrate`.",
+)
+
+
 def recording_options(command: Callable) -> Callable:
     """Add the options of a command that reads recordings as `symbolize` did."""
     fs = click.option(

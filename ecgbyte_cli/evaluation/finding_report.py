@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ecgbyte_cli.evaluation.finding_truth import LabelledFinding
+from ecgbyte_cli.evaluation.promises import fewest_answers
 from ecgbyte_cli.storage.row_table import Row, row_writer
 
 COLUMNS: dict[str, type] = {
@@ -22,6 +23,7 @@ COLUMNS: dict[str, type] = {
     **dict.fromkeys(("positive_predictive_value", "negative_predictive_value"), float),
     **dict.fromkeys(("calibration_error", "brier", "log_loss"), float),
 }
+SITE_HEADER = ("finding", "patients", "yes", "yes from", "wrong", "no up to", "wrong ", "answered")
 HEADER = ("finding", "yes/all", "AUROC", "95 %", "sens", "spec", "PPV", "NPV", "unsure", "ECE")
 
 
@@ -73,6 +75,40 @@ def mean_line(scores: Mapping[str, Any]) -> str:
         return "no finding has both a yes and a no: there is no AUROC"
     low, high = scores["mean_auroc_interval"]
     return f"mean AUROC of {scores['mean_of']} findings: {scores['mean_auroc']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def site_lines(details: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the rows of the table of a calibration, under `SITE_HEADER`."""
+
+    def side(promise: Mapping[str, Any] | None) -> tuple[str, str]:
+        if promise is None:
+            return "–", "no promise"
+        return f"{promise['threshold']:.2g}", f"{promise['errors']} of {promise['answered']}"
+
+    return [
+        (
+            *(name, str(one["patients"]), str(one["positives"])),
+            *(*side(one["yes"]), *side(one["no"]), f"{100 * one['answered']:.0f} %"),
+        )
+        for name, one in details.items()
+    ]
+
+
+def promise_lines(settings: Mapping[str, Any], details: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what a calibration promises, in sentences."""
+    limit, confidence = settings["max_error"], settings["confidence"]
+    share, sure = f"{100 * limit:g} %", f"{100 * confidence:g} %"
+    lines = [
+        f"Where a threshold is given, at most {share} of the answers are wrong, with {sure} confidence for each "
+        "finding and side alone. Everything else is unsure."
+    ]
+    without = [name for name, one in details.items() if one["yes"] is None and one["no"] is None]
+    if without:
+        lines.append(
+            f"No promise, so always unsure: {', '.join(without)}. At {share}, a promise needs "
+            f"{fewest_answers(limit, confidence)} patients answered without an error, or more with some."
+        )
+    return lines
 
 
 def score_keys(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -282,7 +282,7 @@ class Conversation:
         if matched and matched.parts:
             self._list(turn, matched.parts, show, start)
         elif matched and matched.answers:
-            self._choose(turn, ids, matched.answers, show, start)
+            self._choose(turn, ids, matched, show, start)
         else:
             self._write(turn, ids, min(self.max_new, most - len(ids)), show, think, start)
 
@@ -314,13 +314,13 @@ class Conversation:
         show(turn.answer[len(shown) :])
         turn.probability = math.exp(sum(picks.logs[0])) if picks.logs[0] else None
 
-    def _choose(self, turn: Turn, ids: np.ndarray, answers: list[str], show: Show, start: float) -> None:
+    def _choose(
+        self, turn: Turn, ids: np.ndarray, matched: "MatchedQuestion", show: Show, start: float
+    ) -> None:
         """Choose the most probable of the answers that a question can have."""
-        certainty, (weights,) = (
-            self._certainty(),
-            self.session.weigh_prompts([ids], answers, self.session.cache),
-        )
-        chosen = certainty.choose(answers, weights)
+        answers = matched.answers or []
+        (weights,) = self.session.weigh_prompts([ids], answers, self.session.cache)
+        chosen = self.session.choose(matched.text, answers, weights)
         turn.answer, turn.probability, turn.sure = chosen.answer, chosen.probability, chosen.sure
         turn.other = chosen.other, chosen.other_probability
         turn.written = self.session.prompt.written(chosen.answer)[:-1].tolist()
@@ -329,11 +329,13 @@ class Conversation:
 
     def _list(self, turn: Turn, parts: dict[str, str], show: Show, start: float) -> None:
         """Put a list together from questions with yes and no."""
-        answers, ecgs, certainty = ["no", "yes"], [ecg.tokens for ecg in turn.ecgs], self._certainty()
+        answers, ecgs = ["no", "yes"], [ecg.tokens for ecg in turn.ecgs]
         prompts = [self.session.prompt_ids(ecgs, [(part, None)])[0] for part in parts]
         weighed = self.session.weigh_prompts(prompts, answers)
-        chosen = [certainty.choose(answers, weights) for weights in weighed]
-        turn.findings = {words: float(yes) for words, (_, yes) in zip(parts.values(), weighed, strict=True)}
+        chosen = [
+            self.session.choose(part, answers, weights) for part, weights in zip(parts, weighed, strict=True)
+        ]
+        turn.findings = {words: one.yes or 0.0 for words, one in zip(parts.values(), chosen, strict=True)}
         turn.sure = None if chosen[0].sure is None else all(one.sure for one in chosen)
         turn.prompt = None  # there is no one prompt to attribute the answer to
         present = [words for words, one in zip(parts.values(), chosen, strict=True) if one.answer == "yes"]

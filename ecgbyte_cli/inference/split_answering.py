@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from ecgbyte_cli.cli.output import note, progress
 from ecgbyte_cli.evaluation.controls import CONTROLS, ControlInputs
@@ -17,7 +18,7 @@ from ecgbyte_cli.inference.batch_answering import (
     most_probable_over_segments,
     on_cluster,
 )
-from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion
+from ecgbyte_cli.inference.certainty import MatchedQuestion
 from ecgbyte_cli.inference.partial_answers import PartialAnswers
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.questions.question_file import Question
@@ -52,16 +53,16 @@ def answer_split(
     counts = [signals.parts(i, settings["segments"] == "all") for i in range(len(asked))]
     longest = longest_prompt(lm, prompt, session.about, [question.answer for question in asked], max_new)
     with (
-        PartialAnswers(work.partial_answers, settings) as partial,
+        PartialAnswers(work.partial_answers, settings) as kept,
         progress("generate", len(names) * sum(counts), "answers") as bar,
     ):
-        bar.update(len(partial.answers))
+        bar.update(len(kept.answers))
         # one set for all names: a control's ECG is the ECG of other questions too
         closed, free = (PromptSet(prompt, session.tokenizer, longest) for _ in range(2))
         add_prompts(closed, free, asked, matched, signals, names, counts)
 
         def keep(key: Key, answer: Answer) -> None:
-            partial.add(key, answer)
+            kept.add(key, answer)
             bar.advance()
 
         def answers_of(key: Key) -> list[str]:
@@ -71,7 +72,7 @@ def answer_split(
         def name(key: Key) -> str:
             return f"record {asked[key[1]].record}"
 
-        done, sampled = partial.answers.keys(), (temperature, seed) if temperature else None
+        done, sampled = kept.answers.keys(), (temperature, seed) if temperature else None
         if dask:
             base = None if session.base is None else os.fspath(session.base)
             model = session.folder, base, settings["model"]
@@ -79,7 +80,7 @@ def answer_split(
         else:
             choose_all(lm, closed, batch, done, keep, answers_of, certainty, name)
             answer_all(lm, free, batch, max_new, done, keep, Sampler(*sampled) if sampled else None, name)
-        return {name: over_segments(name, partial, counts, matched, certainty) for name in names}
+        return {name: over_segments(name, kept, counts, matched, session) for name in names}
 
 
 def match(session: Session, question: Question) -> MatchedQuestion | None:
@@ -113,17 +114,18 @@ def add_prompts(
 
 def over_segments(
     name: str,
-    partial: PartialAnswers,
+    given: PartialAnswers,
     counts: list[int],
     matched: list[MatchedQuestion | None],
-    certainty: Certainty | None,
+    session: Session,
 ) -> list[Answer]:
     """Return the answer to each question over all of its segments."""
     answers = []
     for i, (count, question) in enumerate(zip(counts, matched, strict=True)):
-        some = [partial.answers[name, i, part] for part in range(count)]
+        some = [given.answers[name, i, part] for part in range(count)]
         if question and question.answers:
-            answers.append(most_probable_over_segments(certainty, question.answers, some))
+            choose = partial(session.choose, question.text)
+            answers.append(most_probable_over_segments(choose, question.answers, some))
         else:
             answers.append(best_over_segments(some))
     return answers

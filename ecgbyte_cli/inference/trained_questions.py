@@ -63,6 +63,16 @@ def trained_questions(certainty: Certainty | None) -> list[TrainedQuestion]:
     return sorted(found.values(), key=lambda one: order[one.name] if one.known else len(order))
 
 
+def names_by_text(certainty: Certainty | None) -> dict[str, str]:
+    """Return the short name of the question behind each text that a prompt may have."""
+    return {
+        text: _named(group).name
+        for group in (certainty.groups if certainty else ())
+        if group["answers"]
+        for text in (group.get("asked", group["texts"][0]), *group["texts"])
+    }
+
+
 def choose_questions(certainty: Certainty | None, wanted: Sequence[str], model: str) -> list[TrainedQuestion]:
     """Choose questions by short name, words or wording; without any, all known findings and the rhythm.
 

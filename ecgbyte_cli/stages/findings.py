@@ -19,17 +19,20 @@ from ecgbyte_cli.cli.options import (
     model_option,
     recording_options,
     replace_option,
+    site_option,
     table_option,
 )
 from ecgbyte_cli.cli.output import print_result, print_skipped, table
 from ecgbyte_cli.evaluation import finding_report
 from ecgbyte_cli.evaluation.finding_scores import score_findings
 from ecgbyte_cli.evaluation.finding_truth import join_truth, read_finding_table
+from ecgbyte_cli.evaluation.site_calibration import calibrate_site
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.inference.certainty import read_certainty
 from ecgbyte_cli.inference.finding_table import columns_of, finding_rows, write_embeddings
 from ecgbyte_cli.inference.operating_points import UNSURE, YES, operating_point
 from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.inference.site import write_site
 from ecgbyte_cli.inference.trained_questions import TrainedQuestion, choose_questions
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.runtime.row_parts import (
@@ -68,6 +71,12 @@ class FindingsOptions:
         Short names, findings or trained questions; empty: all findings and the rhythm that the model knows.
     truth : Path or None
         True labels to score the table with.
+    calibrate : Path or None
+        File of a site to write, from the labels.
+    max_error : float
+        Largest share of errors that the site's thresholds promise.
+    site : Path or None
+        File of a site to use.
     embeddings : Path or None
         Where to write the model's state after each ECG, as .npy.
     model, base : Path or None
@@ -85,6 +94,9 @@ class FindingsOptions:
     out: Path | None = None
     questions: tuple[str, ...] = ()
     truth: Path | None = None
+    calibrate: Path | None = None
+    max_error: float = 0.1
+    site: Path | None = None
     embeddings: Path | None = None
     model: Path | None = None
     base: Path | None = None
@@ -98,6 +110,11 @@ class FindingsOptions:
 
 @click.command(
     cls=Stage,
+    groups={
+        "Data": ("out", "input_fs", "lead_names", "units"),
+        "Model": ("model", "base", "questions", "embeddings"),
+        "Your labels": ("truth", "calibrate", "max_error", "site"),
+    },
     short_help="Write a table of findings for a folder of recordings.",
     epilog="Example: ecgbyte findings data/ --out findings.csv",
 )
@@ -117,6 +134,20 @@ class FindingsOptions:
     help="Score the answers with these labels: a column `record`, and columns of yes and no called as a finding. Empty "
     "cells are unknown.",
 )
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="SITE.json",
+    help="Write probabilities and thresholds for your own site, from the labels.",
+)
+@click.option(
+    "--max-error",
+    type=click.FloatRange(0.005, 0.5),
+    default=FindingsOptions.max_error,
+    show_default=True,
+    help="Largest share of wrong answers among yes, and among no, that --calibrate promises.",
+)
+@site_option
 @click.option(
     "--embeddings",
     type=click.Path(path_type=Path),
@@ -146,12 +177,25 @@ def command(work: WorkDir, paths: tuple[str, ...], **options: Any) -> dict:
             f"{result['records']} recordings in {result['seconds']:.1f} s ({rate:.0f}/s): {chosen.out}"
         )
     print_skipped(result)
-    if chosen.truth:
-        scores = result["scores"]
-        table(finding_report.score_lines(scores), finding_report.HEADER, title="Scores of the answered")
-        print_result(finding_report.mean_line(scores))
-        return result | finding_report.score_keys(scores)
-    return result
+    return result | (_show_scores(result, chosen) if chosen.truth else {})
+
+
+def _show_scores(result: dict, options: FindingsOptions) -> dict:
+    """Print the scores, and the calibration if there is one; return the scores as `--json` prints them."""
+    scores = result["scores"]
+    table(finding_report.score_lines(scores), finding_report.HEADER, title="Scores of the answered")
+    print_result(finding_report.mean_line(scores))
+    if options.calibrate:
+        print_result()
+        site = result["site"]
+        table(
+            finding_report.site_lines(site["findings"]),
+            finding_report.SITE_HEADER,
+            title=str(options.calibrate),
+        )
+        for line in finding_report.promise_lines(site, site["findings"]):
+            print_result(line)
+    return finding_report.score_keys(scores)
 
 
 def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> dict:
@@ -168,7 +212,7 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     -------
     dict
         `records`, `skipped`, `skipped_reasons` (reason to how many), `seconds` and `out`; without `out` also `rows`;
-        with `truth` also `scores`, from `score_findings`.
+        with `truth` also `scores`, from `score_findings`; with `calibrate` also `site`, from `calibrate_site`.
 
     Raises
     ------
@@ -182,6 +226,7 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
         fs=options.input_fs,
         lead_names=options.lead_names,
         units=options.units,
+        site=options.site,
     )
     session.check_base()
     found, skipped = readers.find(paths)
@@ -198,6 +243,12 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
         labelled = join_truth(read_finding_table(options.out), options.truth)
         result["scores"] = score_findings(labelled)
         finding_report.write_scores(options.out, labelled, result["scores"])
+        if options.calibrate:
+            points, details, settings = calibrate_site(labelled, options.max_error)
+            write_site(
+                options.calibrate, folder_checks.model_sha256(session.folder), points, details, settings
+            )
+            result["site"] = settings | {"findings": details}
     out = None if options.out is None else str(options.out)
     return result | {"seconds": time.perf_counter() - started, "out": out}
 
@@ -206,6 +257,10 @@ def _check(options: FindingsOptions) -> None:
     """Reject options that do not go together."""
     if options.embeddings and (not options.out or options.embeddings.suffix.lower() != ".npy"):
         raise click.UsageError("--embeddings FILE.npy goes with --out, as its rows are those of the table")
+    if options.calibrate and (options.site or not options.truth):
+        raise click.UsageError(
+            "--calibrate goes with --truth, and without --site: it starts from the model's own probabilities"
+        )
     if options.truth and not options.out:
         raise click.UsageError("--truth goes with --out: the scores are written beside the table")
 
@@ -252,7 +307,11 @@ def _work(
         "sha256": folder_checks.model_sha256(folder),
         "reading": {"fs": reader.fs, "lead_names": reader.lead_names, "units": reader.units},
         "questions": [list(one) for one in questions],
-        "points": {one.name: list(operating_point(certainty, one.name)) for one in questions if one.verify},
+        "points": {
+            one.name: list(session.site.get(one.name) or operating_point(certainty, one.name))
+            for one in questions
+            if one.verify
+        },
         # the same key for a patient in all rows, and of use to no one without the files
         "salt": readers.fingerprint(list(found)),
         "embeddings": options.embeddings is not None,

@@ -10,7 +10,14 @@ import click
 import numpy as np
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, dask_option, max_new_option, seeds_option, types_option
+from ecgbyte_cli.cli.options import (
+    base_option,
+    dask_option,
+    max_new_option,
+    seeds_option,
+    site_option,
+    types_option,
+)
 from ecgbyte_cli.cli.output import note, print_result, table
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.evaluation import metrics, reliability, report
@@ -24,7 +31,7 @@ from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.questions.reasoning import ReasonedAnswer, split_reasoning
 from ecgbyte_cli.signal.origin import patients_learned_from
-from ecgbyte_cli.storage.files import atomic_write, read_json, read_table, write_json
+from ecgbyte_cli.storage.files import atomic_write, read_json, read_table, sha256_of, write_json
 from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_cli.storage.workdir import WorkDir
 
@@ -39,6 +46,8 @@ class GenerateOptions:
         Question file, or a folder of them; None is the one that the model was trained on.
     model, base : Path or None
         Model folder, and where its base model is, if that has moved.
+    site : Path or None
+        File of a site, from `ecgbyte findings --calibrate`.
     split : str
     types : tuple of str
         Types of questions; all if empty.
@@ -65,6 +74,7 @@ class GenerateOptions:
     qa: Path | None = None
     model: Path | None = None
     base: Path | None = None
+    site: Path | None = None
     split: str = "test"
     types: tuple[str, ...] = ()
     limit: int | None = None
@@ -83,7 +93,7 @@ class GenerateOptions:
     cls=Stage,
     groups={
         "Data": ("qa", "split", "types", "limit", "segments"),
-        "Model": ("model", "base", "max_new", "temperature", "seeds"),
+        "Model": ("model", "base", "site", "max_new", "temperature", "seeds"),
         "Evaluation": ("controls", "bertscore"),
     },
     short_help="Answer many questions, and score the answers.",
@@ -96,6 +106,7 @@ class GenerateOptions:
 )
 @click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
 @base_option
+@site_option
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
@@ -217,7 +228,7 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
     """
     start = time.perf_counter()
     with work.checked("tokens", "model"), work.making("answers"):
-        session = Session.open(options.model, work, options.base)
+        session = Session.open(options.model, work, options.base, site=options.site)
         encoded, qa = check(work, session), options.qa or session.about["qa"]
         settings = settings_of(session, options, encoded, qa)
         done = completed_result(work.metrics, settings, options.overwrite, "answers")
@@ -264,6 +275,7 @@ def settings_of(session: Session, options: GenerateOptions, encoded: dict, qa: A
         "segments": options.segments,
         "bertscore": options.bertscore,
         "seed": options.seed,
+        "site": options.site and sha256_of(options.site),
     }
 
 
