@@ -3,7 +3,7 @@
 Intervals hold 95 % of a bootstrap over patients, as in metrics.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,9 @@ def score_findings(labelled: Sequence[LabelledFinding], seed: int = 0) -> Scores
         `findings`: name to the scores of `answer_scores` and `probability_scores`, `auroc` and `auroc_interval` (None
         without a yes or without a no); `mean_auroc` and `mean_auroc_interval`, over `mean_of` findings with both.
     """
-    drawn = dict(draw_aurocs(labelled, seed))
+    drawn = draw_aurocs(labelled, seed)
     findings: dict[str, Scores] = {}
-    for one in labelled:
-        values = drawn.get(one.name)
+    for one, values in zip(labelled, drawn, strict=True):
         findings[one.name] = {
             "words": one.words,
             "recordings": len(one.truth),
@@ -44,18 +43,18 @@ def score_findings(labelled: Sequence[LabelledFinding], seed: int = 0) -> Scores
             "positives": int(one.truth.sum()),
             "prevalence": float(one.truth.mean()),
             "auroc": area_of(one),
-            "auroc_interval": None if values is None else _interval(values),
+            "auroc_interval": None if values is None else interval_of(values),
             **answer_scores(one.answer, one.truth),
             **probability_scores(one.probability, one.truth),
         }
     areas = [one["auroc"] for one in findings.values() if one["auroc"] is not None]
     if not areas:
         return {"findings": findings, "mean_auroc": None, "mean_auroc_interval": None, "mean_of": 0}
-    means = np.nanmean(np.stack([*drawn.values()]), axis=0)
+    means = mean_draws(drawn)
     return {
         "findings": findings,
         "mean_auroc": float(np.mean(areas)),
-        "mean_auroc_interval": _interval(means),
+        "mean_auroc_interval": interval_of(means),
         "mean_of": len(areas),
     }
 
@@ -66,22 +65,21 @@ def area_of(one: LabelledFinding) -> float | None:
     return None if np.isnan(area) else area
 
 
-def draw_aurocs(labelled: Sequence[LabelledFinding], seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name of each finding with both labels, and its AUROC in every draw of the bootstrap over patients.
+def draw_aurocs(labelled: Sequence[LabelledFinding], seed: int = 0) -> list[np.ndarray | None]:
+    """Return the AUROC of each finding in every draw of a bootstrap over patients; None without a yes or without a no.
 
-    All findings share the draws. A draw without a yes or without a no is NaN.
+    All findings share the draws, so that differences are paired. A draw without a yes or without a no is NaN.
     """
-    both = [one for one in labelled if one.truth.any() and not one.truth.all()]
-    names = np.unique(np.concatenate([one.patients for one in both])) if both else np.empty(0)
+    names = np.unique(np.concatenate([one.patients for one in labelled]))
     draws = MOST_DRAWS if len(names) <= FEW_PATIENTS else DRAWS
-    longest = max((len(one.truth) for one in both), default=1)
-    areas: dict[str, list[np.ndarray]] = {one.name: [] for one in both}
-    numbers = [np.searchsorted(names, one.patients) for one in both]
-    for times in bootstrap_counts(len(names), seed, draws, longest) if both else ():
-        for one, patient in zip(both, numbers, strict=True):
-            areas[one.name].append(auroc(one.probability, one.truth, times[:, patient]))
-    for name, parts in areas.items():
-        yield name, np.concatenate(parts)
+    both = [one.truth.any() and not one.truth.all() for one in labelled]
+    numbers = [np.searchsorted(names, one.patients) for one in labelled]
+    parts: list[list[np.ndarray]] = [[] for _ in labelled]
+    for times in bootstrap_counts(len(names), seed, draws, max(len(one.truth) for one in labelled)):
+        for one, number, part, has_both in zip(labelled, numbers, parts, both, strict=True):
+            if has_both:
+                part.append(auroc(one.probability, one.truth, times[:, number]))
+    return [np.concatenate(part) if part else None for part in parts]
 
 
 def answer_scores(answer: np.ndarray, truth: np.ndarray) -> Scores:
@@ -136,7 +134,14 @@ def probability_scores(probability: np.ndarray, truth: np.ndarray) -> Scores:
     }
 
 
-def _interval(values: np.ndarray) -> list[float] | None:
+def mean_draws(drawn: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Return the mean over findings in every draw, of those that have a value."""
+    values = np.stack([one for one in drawn if one is not None])
+    count = (~np.isnan(values)).sum(0)
+    return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
+
+
+def interval_of(values: np.ndarray) -> list[float] | None:
     """Return the interval of the draws that have a value."""
     known = values[~np.isnan(values)]
     return confidence_interval(known) if len(known) else None

@@ -52,6 +52,8 @@ class LabelledFinding(NamedTuple):
         yes, no or unsure.
     truth : bool array (rows,)
     patients : array of str (rows,)
+    numbers : int array (rows,) or None
+        The rows' numbers in the table, if they are from one.
     """
 
     name: str
@@ -60,6 +62,7 @@ class LabelledFinding(NamedTuple):
     answer: np.ndarray
     truth: np.ndarray
     patients: np.ndarray
+    numbers: np.ndarray | None = None
 
 
 def read_finding_table(path: Path) -> FindingTable:
@@ -129,7 +132,7 @@ def join_truth(table: FindingTable, path: Path) -> list[LabelledFinding]:
         known = np.zeros(len(rows), bool) if label is None else (label == YES) | (label == NO)
         if known.any() and label is not None:
             at, words = rows[known], _words(name)
-            parts = chances[at], table.answers[name][at], label[known] == YES, patients[known]
+            parts = chances[at], table.answers[name][at], label[known] == YES, patients[known], at
             labelled.append(LabelledFinding(name, words, *parts))
     _note_unused(source, labelled, path)
     if not labelled:
