@@ -84,7 +84,10 @@ def test_a_better_model_is_found_whatever_the_order_of_its_rows(tmp_path, popula
 
 def test_too_few_recordings_are_told(tmp_path, populations, ecgbyte):
     truth, good, poor = (part[:16] for part in populations)
-    a, b = write_table(tmp_path / "a.csv", poor), write_table(tmp_path / "b.csv", poor * 0.7 + poor[::-1] * 0.3)
+    a, b = (
+        write_table(tmp_path / "a.csv", poor),
+        write_table(tmp_path / "b.csv", poor * 0.7 + poor[::-1] * 0.3),
+    )
     result = ecgbyte("compare", a, b, "--truth", labels(tmp_path / "l.csv", truth))
     assert (
         result.exit_code == 0 and "too few to tell" in result.stdout and "too few recordings" in result.stdout

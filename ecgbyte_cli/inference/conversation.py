@@ -348,10 +348,8 @@ class Conversation:
         return self.session.certainty
 
     def _untrained(self, matched: "MatchedQuestion | None") -> bool:
-        """Return whether the model was trained from scratch on known questions, of which this is none."""
-        certainty = self.session.certainty
-        listed = certainty and certainty.groups and len(self.ecgs) == 1
-        return bool(listed) and not matched and not remembers_earlier_turns(self.session.about)
+        """Return whether the model declines a question."""
+        return len(self.ecgs) == 1 and declines(self.session, matched)
 
     def _decline(self, turn: Turn, show: Show) -> Turn:
         """Answer with questions that can be asked instead."""
@@ -410,6 +408,12 @@ def fit_prompt(
 
     leads = [lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
     return prompt.fitted(ecgs, leads, turns, sys.maxsize if longest is None else longest)
+
+
+def declines(session: "Session", matched: "MatchedQuestion | None") -> bool:
+    """Return whether a model was trained from scratch on known questions about one ECG, of which this is none."""
+    listed = session.certainty and session.certainty.groups
+    return bool(listed) and not matched and not remembers_earlier_turns(session.about)
 
 
 def remembers_earlier_turns(about: dict) -> bool:

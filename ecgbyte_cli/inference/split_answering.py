@@ -7,6 +7,7 @@ from functools import partial
 
 from ecgbyte_cli.cli.output import note, progress
 from ecgbyte_cli.evaluation.controls import CONTROLS, ControlInputs
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.batch_answering import (
     Answer,
     PromptSet,
@@ -19,9 +20,12 @@ from ecgbyte_cli.inference.batch_answering import (
     on_cluster,
 )
 from ecgbyte_cli.inference.certainty import MatchedQuestion
+from ecgbyte_cli.inference.conversation import declines
 from ecgbyte_cli.inference.partial_answers import PartialAnswers
 from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.questions.question_file import Question
+from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
 
 Key = tuple[str, int, int]  # `signal` or the control's name, number of the question, number of the segment
@@ -81,6 +85,49 @@ def answer_split(
             choose_all(lm, closed, batch, done, keep, answers_of, certainty, name)
             answer_all(lm, free, batch, max_new, done, keep, Sampler(*sampled) if sampled else None, name)
         return {name: over_segments(name, kept, counts, matched, session) for name in names}
+
+
+def check_tokens(work: WorkDir, session: Session) -> dict:
+    """Check that the tokens of the work folder are the model's, and return their settings."""
+    model, about = session.folder, session.about
+    name = model.name if model == folder_checks.SHIPPED else model
+    again = f"symbolize DATA --like {name}"
+    encoded = read_json(work.token_settings)
+    if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
+        raise Failure(
+            f"{model} was trained with another tokenizer than {work.tokens} was encoded with: "
+            f"run `ecgbyte {again} --overwrite encode --overwrite`, or train a model with `ecgbyte finetune`"
+        )
+    if encoded.get("segmenter", about["segmenter"]) != about["segmenter"]:
+        raise Failure(
+            f"{model} was trained on tokens of the segmenter {about['segmenter']}, and {work.tokens} was encoded "
+            f"with {encoded['segmenter']}: run `ecgbyte encode --segmenter {about['segmenter']} --overwrite`"
+        )
+    return encoded
+
+
+def without_declined(session: Session, chosen: list[Joined]) -> list[Joined]:
+    """Return the questions that the model does not decline, and note how many it does, as `ecgbyte chat` would.
+
+    Raises
+    ------
+    Failure
+        If it declines all.
+    """
+    kept: list[Joined] = []
+    refused: list[Joined] = []
+    for item in chosen:
+        question = item[0]
+        alone = len(question.records) == 1
+        declined = alone and declines(session, session.match(question.question))
+        (refused if declined else kept).append(item)
+    if refused:
+        line = f"the model was not trained on {len(refused)} of {len(chosen)} questions, and declines them"
+        line += f", such as {refused[0][0].question!r}"
+        if not kept:
+            raise Failure(f"{line}: name other questions with --qa or --types")
+        note(line)
+    return kept
 
 
 def match(session: Session, question: Question) -> MatchedQuestion | None:
