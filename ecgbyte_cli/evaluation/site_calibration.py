@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ecgbyte_cli.evaluation.finding_scores import answer_scores, probability_scores
+from ecgbyte_cli.evaluation.finding_scores import probability_scores
 from ecgbyte_cli.evaluation.finding_truth import LabelledFinding
 from ecgbyte_cli.evaluation.promises import CONFIDENCE, Promise, promised_threshold
 from ecgbyte_cli.inference.operating_points import OperatingPoint, log_odds
@@ -49,15 +49,17 @@ def calibrate_finding(
         None if yes is None else _probability(yes.threshold),
         *(slope, intercept),
     )
-    answers = np.array([point.answer(p) for p in one.probability[some]])
-    after = np.array([point.recalibrated(p) for p in one.probability])
+    chances = one.probability[some]
+    said_yes = np.zeros(len(some), bool) if point.yes is None else chances >= point.yes
+    said_no = np.zeros(len(some), bool) if point.no is None else chances <= point.no
+    after = 1 / (1 + np.exp(-(slope * scores + intercept)))
     return point, {
         "patients": len(some),
         "positives": int(truth.sum()),
         "negatives": int((~truth).sum()),
         "yes": _described(yes, point.yes),
         "no": _described(no, point.no),
-        "answered": answer_scores(answers, truth)["answered"],
+        "answered": float((said_yes | said_no).mean()),
         "log_loss": probability_scores(after, one.truth)["log_loss"],
         "log_loss_before": probability_scores(one.probability, one.truth)["log_loss"],
     }
@@ -102,12 +104,18 @@ def fit_probabilities(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
     from scipy.optimize import minimize
 
     sign = np.where(truth, 1.0, -1.0)
+    spreads = np.array([SLOPE_SPREAD, INTERCEPT_SPREAD])
 
-    def loss(at: np.ndarray) -> float:
-        logs = np.logaddexp(0, -sign * (np.exp(at[0]) * scores + at[1]))
-        return float(weights @ logs + (at[0] / SLOPE_SPREAD) ** 2 / 2 + (at[1] / INTERCEPT_SPREAD) ** 2 / 2)
+    def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
+        slope = np.exp(at[0])
+        margin = sign * (slope * scores + at[1])
+        logs = np.logaddexp(0, -margin)
+        # the derivative of the loss by the log-odds is -sign * sigmoid(-margin)
+        steps = -weights * sign * np.exp(-margin - logs)
+        gradient = np.array([slope * (steps @ scores), steps.sum()])
+        return float(weights @ logs + ((at / spreads) ** 2).sum() / 2), gradient + at / spreads**2
 
-    steepness, intercept = minimize(loss, np.zeros(2), method="BFGS").x
+    steepness, intercept = minimize(loss, np.zeros(2), jac=True, method="BFGS").x
     return float(np.exp(steepness)), float(intercept)
 
 
