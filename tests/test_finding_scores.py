@@ -122,6 +122,14 @@ def test_labels_in_words_and_codes_and_unknown_cells(tmp_path):
     assert found["lvh"].truth.tolist()[-1] and found["lvh"].patients.tolist()[-1] == "p2"
 
 
+def test_a_column_of_ones_own_finds_the_question_trained_on_it(tmp_path, capsys):
+    table, _ = table_of(["a", "b"], q_waves_in_v1=[0.9, 0.1])
+    [one] = finding_truth.join_truth(
+        table, labels_file(tmp_path / "l.csv", "record,Q_waves in V1\na,1\nb,0\n")
+    )
+    assert one.truth.tolist() == [True, False] and "matches no" not in capsys.readouterr().err
+
+
 def test_names_that_match_nothing_are_named_with_the_nearest(tmp_path, capsys):
     table, _ = table_of(["a", "b"], afib=[0.9, 0.1])
     path = labels_file(

@@ -13,7 +13,7 @@ from test_measure import synthetic, written
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference import finding_table, trained_questions
-from ecgbyte_cli.inference.certainty import read_certainty
+from ecgbyte_cli.inference.certainty import Certainty, read_certainty
 from ecgbyte_cli.inference.operating_points import OperatingPoint, operating_point
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model.folder_checks import SHIPPED
@@ -210,6 +210,13 @@ def test_hostile_names_are_harmless(tmp_path, ecgbyte):
     assert shown.exit_code == 0 and "[red]x" in shown.stdout.replace("\n", "")
 
 
+OWN = {
+    "texts": ["Do you see Q waves in V1?", "Are there Q waves in V1 in this ECG?"],
+    "answers": ["no", "yes"],
+}
+PLACE = {"texts": ["P waves: where?"], "answers": ["here", "there"]}
+
+
 def test_names_of_questions():
     certainty = read_certainty(SHIPPED, Session.open(SHIPPED).tokenizer.vocab_size)
     known = trained_questions.trained_questions(certainty)
@@ -217,6 +224,17 @@ def test_names_of_questions():
     assert all(one.known for one in known)
     certainty.groups.append({"texts": ["Is it = raining?"], "answers": ["yes", "no"]})
     certainty.groups.append({"texts": ["What is seen?"], "answers": None})
+    own = trained_questions.trained_questions(
+        Certainty([OWN, PLACE], {}, {}, None, None, *[np.zeros(0, int)] * 3)
+    )
+    assert [(one.name, one.words) for one in own] == [
+        ("q_waves_in_v1", "Q waves in V1"),
+        ("p_waves_where", "P waves: where?"),
+    ]
+    kinds = finding_table.columns_of(own)
+    names = [name for name in kinds if "waves" in name]
+    assert names == ["p_q_waves_in_v1", "q_waves_in_v1", "p_waves_where", "p_p_waves_where"]
+    assert [kinds[name] for name in names] == [float, str, str, float]
     more = trained_questions.trained_questions(certainty)
     assert [one.name for one in more] == [*FINDINGS, "rhythm", "is_it_raining"] and not more[-1].known
     assert trained_questions.choose_questions(certainty, (), "m") == known

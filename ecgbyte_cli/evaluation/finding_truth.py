@@ -9,6 +9,7 @@ import numpy as np
 from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.cli.spelling import nearest
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.trained_questions import short_name
 from ecgbyte_cli.questions.findings import ALL_FINDINGS, STATEMENTS
 from ecgbyte_cli.questions.labels import NO, YES, derive_labels
 from ecgbyte_cli.questions.question_segments import record_finder
@@ -125,10 +126,11 @@ def join_truth(table: FindingTable, path: Path) -> list[LabelledFinding]:
         ]
     )
     labelled = []
+    own = {short_name(words): column for column, words in source.words.items()}
     for name, chances in table.probabilities.items():
         label = labels.findings.get(name)
         if label is None:
-            label = labels.statements.get(name.upper())
+            label = labels.statements.get(own.get(name, name.upper()))
         known = np.zeros(len(rows), bool) if label is None else (label == YES) | (label == NO)
         if known.any() and label is not None:
             at, words = rows[known], _words(name)
@@ -179,12 +181,13 @@ def _note_unused(source: Source, labelled: Sequence[LabelledFinding], path: Path
     """Note the labels that match no finding of the table, with the nearest."""
     names = {one.name: one for one in labelled}
     spellings = {**{one.words: one.name for one in labelled}, **{name: name for name in ALL_FINDINGS}}
-    for name in [*source.words][:MOST_NAMED]:
+    unknown = [column for column, words in source.words.items() if short_name(words) not in names]
+    for name in unknown[:MOST_NAMED]:
         near = nearest(name, [*spellings])
         hint = f": did you mean {spellings[near]!r}?" if near else ""
         note(f"{path}: the column {name!r} matches no known finding{hint}")
-    if len(source.words) > MOST_NAMED:
-        note(f"{path}: {len(source.words) - MOST_NAMED} more columns match no known finding")
+    if len(unknown) > MOST_NAMED:
+        note(f"{path}: {len(unknown) - MOST_NAMED} more columns match no known finding")
     used = {key for name in names if name in ALL_FINDINGS for key in ALL_FINDINGS[name].statements}
     used |= {*names, *(name.upper() for name in names)}
     stated = dict.fromkeys(key for fact in source.facts for key in fact.known)

@@ -4,7 +4,6 @@ An ECG is read once for all its questions.
 """
 
 import base64
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,12 +40,11 @@ def columns_of(questions: Sequence[TrainedQuestion]) -> dict[str, type]:
 
     A finding has its probability, `p_NAME`, and then its answer, `NAME`; another question has its answer first.
     """
-    pairs = [(f"p_{one.name}", one.name) if one.verify else (one.name, f"p_{one.name}") for one in questions]
-    names = [*KEYS, *itertools.chain(*pairs), *MEASURED, *REMARKS]
-    return {
-        name: float if name.startswith("p_") and name not in VALUES else NUMBERS.get(name, str)
-        for name in names
-    }
+    columns: dict[str, type] = {name: NUMBERS.get(name, str) for name in KEYS}
+    for one in questions:
+        pair = {f"p_{one.name}": float, one.name: str}
+        columns |= pair if one.verify else dict(reversed(pair.items()))
+    return columns | {name: NUMBERS.get(name, str) for name in (*MEASURED, *REMARKS)}
 
 
 def finding_rows(paths: Sequence[str], asked: dict[str, Any]) -> Iterator[tuple[str, list[Row] | Failure]]:

@@ -12,6 +12,7 @@ from ecgbyte_cli.questions.findings import ALL_FINDINGS, STATEMENTS
 
 RHYTHM = "rhythm"
 LONGEST_NAME = 48
+THERE = re.compile(r"(?:Is|Are) there (?!any )(.+?)(?: in this ECG)?\?")  # see `phrasings.VERIFY`
 # The words of findings to their short names: those of examples/findings.csv, else the code in lower case
 NAMES = {statement.words: code.lower() for code, statement in STATEMENTS.items()}
 NAMES |= {finding.words: name for name, finding in reversed(ALL_FINDINGS.items())}
@@ -23,7 +24,7 @@ class TrainedQuestion(NamedTuple):
     Attributes
     ----------
     name : str
-        Short name: of the finding (`afib`), `rhythm`, or made from the question's words.
+        Short name: of the finding (`afib`), `rhythm`, or made from the words.
     words : str
         The finding in words, or the question.
     text : str
@@ -45,6 +46,11 @@ class TrainedQuestion(NamedTuple):
     def known(self) -> bool:
         """Whether it asks about a known finding, or the rhythm."""
         return self.name == RHYTHM or (self.verify and NAMES.get(self.words) == self.name)
+
+
+def short_name(words: str) -> str:
+    """Return words as the name of a column: `Q waves in V1` is `q_waves_in_v1`."""
+    return re.sub(r"\W+", "_", words.casefold()).strip("_")[:LONGEST_NAME] or "question"
 
 
 def trained_questions(certainty: Certainty | None) -> list[TrainedQuestion]:
@@ -111,7 +117,7 @@ def _find(
 ) -> TrainedQuestion:
     """Return the question that a text names."""
     for one in trained:
-        if text.strip().casefold() in (one.name, one.words.casefold()):
+        if text.strip().casefold() == one.words.casefold() or short_name(text) == one.name:
             return one
     matched = certainty.match(text) if certainty else None
     for one in trained:
@@ -135,5 +141,5 @@ def _named(group: dict) -> TrainedQuestion:
         if verify and said and RHYTHM not in said:
             (words,) = said
             return TrainedQuestion(NAMES[words], words, asked, answers)
-    name = re.sub(r"\W+", "_", texts[0].casefold()).strip("_")[:LONGEST_NAME]
-    return TrainedQuestion(name or "question", texts[0], asked, answers)
+    words = next((found[1] for text in texts if verify and (found := THERE.fullmatch(text))), texts[0])
+    return TrainedQuestion(short_name(words), words, asked, answers)
