@@ -2,9 +2,9 @@
 
     python examples/benchmarks/bench_findings.py PTBXL100/records100 [--records 2000] [--jobs 2] [--memory 20000]
 
-Each run is a process of its own. Start-up is the time of a run on one recording. The rate leaves it out; it is given by
-the clock and by the processor's time, which a busy machine does not change. `--memory N` compares the peak memory of
-the command with 1,000 and with N recordings, without its worker processes.
+Each run is a process of its own. Start-up is the time of a run on one recording; the rate leaves it out. With `--jobs 1`
+the rate is also given by the processor's time, which a busy machine does not change. `--memory N` compares the peak
+memory of the command with 1,000 and with N recordings, without its worker processes.
 """
 
 import argparse
@@ -24,7 +24,7 @@ FEW = 1000  # recordings that the memory is compared with
 
 
 def run(paths: list[str], out: Path, jobs: int, more: list[str]) -> dict[str, float]:
-    """Make a table; return `seconds`, `cpu` (s, with the workers), `records` and `peak_mb`."""
+    """Make a table; return `seconds`, `cpu` (s, without workers), `records` and `peak_mb`."""
     code = (
         "import sys; from ecgbyte_cli.__main__ import main\n"
         "try: main(sys.argv[1:])\n"
@@ -76,10 +76,8 @@ def main() -> None:
         print(
             f"without start-up {count / max(whole['seconds'] - first['seconds'], 1e-9):.1f} recordings a second"
         )
-        cpu = max(whole["cpu"] - first["cpu"], 1e-9)
-        print(
-            f"{count / cpu:.1f} a second of processor time, so {options.jobs * count / cpu:.1f} on {options.jobs} cores"
-        )
+        if options.jobs == 1:  # else the workers' time is not seen
+            print(f"{count / (whole['cpu'] - first['cpu']):.1f} recordings a second of processor time")
         if options.memory:
             few, many = made_of(FEW), made_of(options.memory)
             print(
