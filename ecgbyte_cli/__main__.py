@@ -14,6 +14,8 @@ COMMANDS = {  # name: (group in `ecgbyte --help`, summary)
     "reinforce": ("Model", "Train a model with rewards on its own sampled answers."),
     "generate": ("Use", "Answer many questions, and score the answers."),
     "explain": ("Look inside", "Measure how well attributions find the cause of an answer."),
+    "findings": ("Use", "Write a table of findings for a folder of recordings."),
+    "compare": ("Use", "Compare two tables of findings, or two files of answers."),
     "chat": ("Use", "Ask a model about a recording."),
     "continue": ("Use", "Continue a recording beyond a cut."),
     "draw": ("Use", "Generate ECGs from words."),

@@ -174,10 +174,10 @@ def test_the_answer_of_several_segments_is_the_one_that_they_make_likeliest():
     assert batch_answering.best_over_segments(given[:1]) == given[0]
     sure = certainty.Certainty([], {}, {"more": 0.6}, None, None, *[np.zeros(0, int)] * 3)
     three = [
-        batch_answering.most_probable(sure, ["a", "b", "c"], np.array(w), 1.0)
+        batch_answering.most_probable(sure.choose, ["a", "b", "c"], np.array(w), 1.0)
         for w in ((0.9, 0.1, 0), (0, 0.6, 0.4))
     ]
-    together = batch_answering.most_probable_over_segments(sure, ["a", "b", "c"], three)
+    together = batch_answering.most_probable_over_segments(sure.choose, ["a", "b", "c"], three)
     assert together[:3] == ("a", pytest.approx(0.45), 2.0) and together.other == "b" and not together.sure
 
 
@@ -377,7 +377,95 @@ def test_a_base_model_that_has_moved_is_named(small, copied, tmp_path, ecgbyte):
     assert result.exit_code == 0, result.stderr
 
 
+def answering_anything(work):
+    """Let the model of a work folder answer questions that it was not trained on."""
+    path = work / "model" / "ecgbyte.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"conversations": True}))
+
+
+def test_what_chat_declines_is_not_asked(small, copied, tmp_path, ecgbyte):
+    record = sorted(p.stem for p in (small / "data").glob("*.hea"))[0]
+    known = json.loads((small / "data" / "qa.jsonl").read_text().splitlines()[0])["question"]
+    items = [
+        {"record": record, "question": q, "answer": "no", "split": "test"} for q in (known, "Is it raining?")
+    ]
+    qa = tmp_path / "qa.jsonl"
+    qa.write_text("\n".join(map(json.dumps, items)))
+    program = ("generate", "--qa", qa, "--out", tmp_path / "other", "--max-new", 2, "--json")
+    result = ecgbyte(*program, work=copied)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["questions"], told["declined"]) == (1, 1)
+    assert "not trained on 1 of 2 questions" in result.stderr and "Is it raining?" in result.stderr
+    qa.write_text(json.dumps(items[1]))
+    result = ecgbyte(*program, "--overwrite", work=copied)
+    assert result.exit_code == 1 and "declines them" in result.stderr
+    answering_anything(copied)
+    told = json.loads(ecgbyte(*program, "--overwrite", work=copied).stdout)
+    assert (told["questions"], told["declined"]) == (1, 0)
+
+
+def test_all_splits_and_a_folder_of_its_own(small, copied, tmp_path, ecgbyte):
+    before = (copied / "answers" / "answers.jsonl").read_bytes()
+    out = tmp_path / "elsewhere"
+    program = ("generate", "--split", "all", "--limit", 60, "--no-controls", "--out", out)
+    result = ecgbyte(*program, "--json", work=copied)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    lines = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    sides = read_table(WorkDir(copied).symbol_segments)
+    of = dict(zip(sides["record"], sides["split"], strict=True))
+    assert len(lines) == told["questions"] == 60 and {of[line["record"]] for line in lines} == {
+        "train",
+        "val",
+        "test",
+    }
+    assert (copied / "answers" / "answers.jsonl").read_bytes() == before
+    assert "nothing to do" in ecgbyte(*program, work=copied).stderr
+    other = ecgbyte(*program[:-1], small / "data", work=copied)
+    assert other.exit_code == 1 and "holds other things" in other.stderr
+    changed = ecgbyte(*program, "--seed", 1, work=copied)
+    assert changed.exit_code == 1 and "name another folder with --out" in changed.stderr
+    assert ecgbyte(*program, "--seeds", 2, work=copied).exit_code == 2
+
+
+def test_findings_have_sensitivity_and_specificity_and_chosen_answers_no_bleu(small, copied, ecgbyte):
+    result = ecgbyte("generate", "--split", "all", "--no-controls", "--overwrite", "--json", work=copied)
+    told = json.loads(result.stdout)
+    assert told["bleu"] is None and told["rouge_l"] is None
+    for name, one in told["findings"].items():
+        some = [
+            line
+            for line in answers_of(copied)
+            if line["p_yes"] is not None and name in (line["topic"], line["type"])
+        ]
+        counted = Counter(
+            ("unsure" if line["sure"] is False else line["answer"], line["truth"]) for line in some
+        )
+        hits, missed = counted["yes", "yes"], counted["no", "yes"]
+        assert one["recordings"] == len(some) and one["true_positives"] == hits
+        assert told["sensitivity"][name] == (hits / (hits + missed) if hits + missed else None)
+        assert told["auroc"].get(name) == one["auroc"]
+    assert told["findings"]
+    text = ecgbyte("generate", "--split", "all", "--no-controls", work=copied).stdout
+    assert "sens" in text and "BLEU" not in text and "METEOR" not in text
+    assert "| finding | yes/all |" in (copied / "answers" / "metrics.md").read_text()
+
+
+def test_messages_name_the_next_command(copied, tmp_path, ecgbyte):
+    result = ecgbyte("generate", "--model", "ptbxl", work=copied)
+    assert result.exit_code == 1
+    assert "ecgbyte symbolize DATA --like ptbxl --overwrite encode --overwrite" in result.stderr
+    result = ecgbyte("generate", work=tmp_path / "none")
+    assert result.exit_code == 1 and "ecgbyte symbolize DATA --like ptbxl encode" in result.stderr
+    path = copied / "model" / "ecgbyte.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"qa": "gone.jsonl"}))
+    result = ecgbyte("generate", "--overwrite", work=copied)
+    assert result.exit_code == 1 and "ecgbyte questions DATA --out qa.jsonl" in result.stderr
+
+
 def test_ecg_qa_keeps_its_lists_templates_and_attributes(small, copied, tmp_path, ecgbyte):
+    answering_anything(copied)
     item = {"record": sorted(p.stem for p in (small / "data").glob("*.hea"))[0], "question": "Which?"}
     item |= {"template_id": 7, "attribute_type": "noise", "type": "single-query", "split": "test"}
     (tmp_path / "qa.json").write_text(json.dumps([item | {"answer": ["b", "a, with a comma"]}]))

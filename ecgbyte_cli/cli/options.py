@@ -1,13 +1,15 @@
 """Options and parameter types that several commands share."""
 
+import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from ecgbyte_cli.cli.spelling import Model
+from ecgbyte_cli.storage.row_table import FORMATS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +50,44 @@ class WeightedName(click.ParamType):
         return name, float(weight)
 
 
+class TableFile(click.Path):
+    """The type of an option that names a table to write: Path, with the ending of a known format."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if os.path.splitext(value)[1].lower() not in FORMATS:
+            self.fail(f"{value}: the name must end in {', '.join(FORMATS)}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+MOST_SHOWN = 20  # recordings of a table on the terminal
+
+table_option = click.option(
+    "--out",
+    type=TableFile(),
+    show_default=f"a table on the terminal, of up to {MOST_SHOWN} recordings",
+    help="File to write: .csv, .parquet or .jsonl.",
+)
+
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1), default=None, show_default="all processors", help="Processes to use."
+)
+
+replace_option = click.option(
+    "--overwrite", is_flag=True, show_default=True, help="Replace a file that exists."
+)
+
+
+def check_few(found: Sequence[str]) -> None:
+    """Reject more recordings than a table on the terminal shows."""
+    if len(found) > MOST_SHOWN:
+        raise click.UsageError(f"{len(found)} recordings are too many to show: write a file with --out")
+
+
 model_option = click.option(
     "--model",
     type=Model(),
@@ -58,6 +98,14 @@ model_option = click.option(
 
 base_option = click.option(
     "--base", type=click.Path(path_type=Path), help="Path of the base model, if it has moved."
+)
+
+
+site_option = click.option(
+    "--site",
+    type=click.Path(path_type=Path),
+    metavar="SITE.json",
+    help="Use the probabilities and thresholds of your own site, from `ecgbyte findings --calibrate`.",
 )
 
 

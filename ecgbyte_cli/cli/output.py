@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -73,6 +73,13 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str], title: str | 
         grid.add_row(*map(literal, row))
     with reporting_closed_stdout():
         Console(highlight=False).print(grid)
+
+
+def print_skipped(result: dict[str, Any]) -> None:
+    """Print why recordings were skipped, the most frequent reason first."""
+    if result["skipped"]:
+        reasons = sorted(result["skipped_reasons"].items(), key=lambda item: -item[1])
+        table(reasons, ("skipped because", "recordings"))
 
 
 class _Progress:

@@ -1,5 +1,6 @@
 """Tables and lines of text from the results of `metrics` and `reliability`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 Row = list[str]
@@ -60,13 +61,18 @@ def text_score_line(result: dict[str, Any]) -> str:
 def metrics_markdown(result: dict[str, Any], title: str) -> str:
     """Return the table, the headline and the other scores as Markdown."""
     header, lines = score_rows(result)
-    grid = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
     attributes = [f"{name} {value:.1f}" for name, value in result["by_attribute"].items()]
     return "\n".join(
-        [f"# {title}", "", *("| " + " | ".join(line) + " |" for line in grid), ""]
+        [f"# {title}", "", markdown_table(header, lines), ""]
         + [headline(result), "", text_score_line(result), ""]
         + ([f"Exact match by attribute: {', '.join(attributes)}", ""] if attributes else [])
     )
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown, its numbers on the right."""
+    grid = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in grid)
 
 
 def seed_table(summary: dict[str, Any]) -> tuple[list[Row], tuple[str, ...]]:

@@ -23,10 +23,12 @@ def text_scores(
     dict
         `bleu`: BLEU-4 of the corpus (sacrebleu; 0 where no answer has four words), `bleu_nltk`: see the function,
         `rouge_l`: mean F1 of ROUGE-L (rouge-score), `meteor`: mean METEOR (nltk, with its wordnet data). Each is None
-        where the extra `eval`, or the data, is not installed, and `meteor_missing` says why. `bertscore`: mean F1, with
-        `bertscore`.
+        without answers, and where the extra `eval`, or the data, is not installed; `meteor_missing` says why.
+        `bertscore`: mean F1, with `bertscore`.
     """
     scores: dict[str, Any] = {"bleu": None, "bleu_nltk": None, "rouge_l": None, "meteor": None}
+    if not answers:
+        return scores
     try:
         import sacrebleu
         from rouge_score.rouge_scorer import RougeScorer

@@ -13,7 +13,7 @@ import numpy as np
 
 from ecgbyte_cli.evaluation.controls import CONTROLS
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.inference.certainty import Certainty
+from ecgbyte_cli.inference.certainty import Certainty, ChosenAnswer
 from ecgbyte_cli.inference.conversation import fit_prompt
 from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.model import folder_checks
@@ -47,6 +47,7 @@ class Answer(NamedTuple):
 
 
 Keep = Callable[[Any, Answer], None]
+Choose = Callable[[Sequence[str], np.ndarray], ChosenAnswer]  # from answers and their probabilities
 
 
 def longest_prompt(lm: "ECGLM", prompt: "Prompt", about: dict, truths: Sequence[str], max_new: int) -> int:
@@ -253,7 +254,7 @@ def _choose_batch(
     weighed = lm.weigh(ask, [[prompt.written(answer) for answer in of] for of in some])
     took = (time.perf_counter() - began) / len(ask)
     return [
-        most_probable(certainty, of, certainty.weights(of, logs), took)
+        most_probable(certainty.choose, of, certainty.weights(of, logs), took)
         for of, logs in zip(some, weighed, strict=True)
     ]
 
@@ -330,24 +331,19 @@ def _worker_model(model: Path, base: str | None, sha256: str) -> LoadedModel:
     return Session.open(model, base=base).load()
 
 
-def most_probable(
-    certainty: Certainty, answers: Sequence[str], weights: np.ndarray, seconds: float
-) -> Answer:
+def most_probable(choose: Choose, answers: Sequence[str], weights: np.ndarray, seconds: float) -> Answer:
     """Return the most probable of some answers."""
-    best = certainty.choose(answers, weights)
+    best = choose(answers, weights)
     return Answer(
         *(best.answer, best.probability, seconds, best.other, best.other_probability, best.sure, best.yes),
         weights=weights.tolist(),
     )
 
 
-def most_probable_over_segments(
-    certainty: Certainty | None, answers: Sequence[str], given: Sequence[Answer]
-) -> Answer:
+def most_probable_over_segments(choose: Choose, answers: Sequence[str], given: Sequence[Answer]) -> Answer:
     """Return the answer with the highest mean probability over segments."""
-    assert certainty
     weights = np.mean([one.weights or [] for one in given], axis=0)
-    return most_probable(certainty, answers, weights, sum(one.seconds for one in given))
+    return most_probable(choose, answers, weights, sum(one.seconds for one in given))
 
 
 @contextlib.contextmanager

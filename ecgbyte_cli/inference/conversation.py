@@ -91,13 +91,17 @@ class RecordingLoader:
     def read(self, path: str | os.PathLike) -> ECG:
         """Read, preprocess and encode a recording; return the ECG of its first segment."""
         try:
-            recording = readers.read_recording(path, self.fs, self.lead_names, self.units, self.keep_identity)
-            segments = preprocess.segments(recording, self.tokenizer.signal)
+            recording, segments = self.segments(path)
         except readers.Unusable as error:
             exists = error.message != "not a known format" or os.path.exists(path)
             reason = error.message if exists else "no such recording"
             raise Failure(f"{path} cannot be used: {reason}") from error
         return self.segment(recording, segments, 0)
+
+    def segments(self, path: str | os.PathLike) -> tuple[readers.Recording, list[tuple[float, np.ndarray]]]:
+        """Read and preprocess a recording; return it with its segments, or raise Unusable with the bare reason."""
+        recording = readers.read_recording(path, self.fs, self.lead_names, self.units, self.keep_identity)
+        return recording, preprocess.segments(recording, self.tokenizer.signal)
 
     def segment(
         self, recording: readers.Recording, segments: list[tuple[float, np.ndarray]], number: int
@@ -284,7 +288,7 @@ class Conversation:
         if matched and matched.parts:
             self._list(turn, matched.parts, show, start)
         elif matched and matched.answers:
-            self._choose(turn, ids, matched.answers, show, start)
+            self._choose(turn, ids, matched, show, start)
         else:
             self._write(turn, ids, min(self.max_new, most - len(ids)), show, think, start)
 
@@ -316,13 +320,13 @@ class Conversation:
         show(turn.answer[len(shown) :])
         turn.probability = math.exp(sum(picks.logs[0])) if picks.logs[0] else None
 
-    def _choose(self, turn: Turn, ids: np.ndarray, answers: list[str], show: Show, start: float) -> None:
+    def _choose(
+        self, turn: Turn, ids: np.ndarray, matched: "MatchedQuestion", show: Show, start: float
+    ) -> None:
         """Choose the most probable of the answers that a question can have."""
-        certainty, (weights,) = (
-            self._certainty(),
-            self.session.weigh_prompts([ids], answers, self.session.cache),
-        )
-        chosen = certainty.choose(answers, weights)
+        answers = matched.answers or []
+        (weights,) = self.session.weigh_prompts([ids], answers, self.session.cache)
+        chosen = self.session.choose(matched.text, answers, weights)
         turn.answer, turn.probability, turn.sure = chosen.answer, chosen.probability, chosen.sure
         turn.other = chosen.other, chosen.other_probability
         turn.written = self.session.prompt.written(chosen.answer)[:-1].tolist()
@@ -331,11 +335,13 @@ class Conversation:
 
     def _list(self, turn: Turn, parts: dict[str, str], show: Show, start: float) -> None:
         """Put a list together from questions with yes and no."""
-        answers, certainty = ["no", "yes"], self._certainty()
+        answers = ["no", "yes"]
         prompts = [self.session.prompt_ids(turn.ecgs, [(part, None)])[0] for part in parts]
         weighed = self.session.weigh_prompts(prompts, answers)
-        chosen = [certainty.choose(answers, weights) for weights in weighed]
-        turn.findings = {words: float(yes) for words, (_, yes) in zip(parts.values(), weighed, strict=True)}
+        chosen = [
+            self.session.choose(part, answers, weights) for part, weights in zip(parts, weighed, strict=True)
+        ]
+        turn.findings = {words: one.yes or 0.0 for words, one in zip(parts.values(), chosen, strict=True)}
         turn.sure = None if chosen[0].sure is None else all(one.sure for one in chosen)
         turn.prompt = None  # there is no one prompt to attribute the answer to
         present = [words for words, one in zip(parts.values(), chosen, strict=True) if one.answer == "yes"]
@@ -348,10 +354,8 @@ class Conversation:
         return self.session.certainty
 
     def _untrained(self, matched: "MatchedQuestion | None") -> bool:
-        """Return whether the model was trained from scratch on known questions, of which this is none."""
-        certainty = self.session.certainty
-        listed = certainty and certainty.groups and len(self.ecgs) == 1
-        return bool(listed) and not matched and not remembers_earlier_turns(self.session.about)
+        """Return whether the model declines a question."""
+        return len(self.ecgs) == 1 and declines(self.session, matched)
 
     def _decline(self, turn: Turn, show: Show) -> Turn:
         """Answer with questions that can be asked instead."""
@@ -411,6 +415,12 @@ def fit_prompt(
 
     leads = [lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
     return prompt.fitted(ecgs, leads, turns, sys.maxsize if longest is None else longest, before)
+
+
+def declines(session: "Session", matched: "MatchedQuestion | None") -> bool:
+    """Return whether a model was trained from scratch on known questions about one ECG, of which this is none."""
+    listed = session.certainty and session.certainty.groups
+    return bool(listed) and not matched and not remembers_earlier_turns(session.about)
 
 
 def remembers_earlier_turns(about: dict) -> bool:

@@ -2,16 +2,25 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion, read_certainty, softmax
+from ecgbyte_cli.inference.certainty import (
+    Certainty,
+    ChosenAnswer,
+    MatchedQuestion,
+    read_certainty,
+    softmax,
+)
 from ecgbyte_cli.inference.conversation import ECG, Conversation, RecordingLoader, Turn, fit_prompt
 from ecgbyte_cli.inference.conversation_report import AnswerAttribution, attribute_turn
+from ecgbyte_cli.inference.operating_points import UNSURE, YES, OperatingPoint
+from ecgbyte_cli.inference.site import read_site
+from ecgbyte_cli.inference.trained_questions import names_by_text
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.signal.measured_lines import joined_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
@@ -58,6 +67,8 @@ class Session:
         Longest answer in tokens.
     loaded : LoadedModel or None
         None until the model is first needed.
+    site : dict of str to OperatingPoint
+        Of findings that were calibrated for a site, by short name.
     """
 
     folder: Path
@@ -68,6 +79,7 @@ class Session:
     trainable: bool = False
     max_new: int = MAX_NEW
     loaded: LoadedModel | None = None
+    site: dict[str, OperatingPoint] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -84,6 +96,7 @@ class Session:
         lead_names: str | Sequence[str] | None = None,
         units: str | None = None,
         keep_identity: bool | None = None,
+        site: Path | None = None,
     ) -> "Session":
         """Open a model folder: read ecgbyte.json and the tokenizer. The model is loaded when it is first needed.
 
@@ -106,11 +119,13 @@ class Session:
             Unit of recordings that do not say it: uV, mV or V.
         keep_identity : bool or None
             Whether to keep the name, number and birth date in a hospital file.
+        site : Path or None
+            File of a site, from `ecgbyte findings --calibrate`.
 
         Raises
         ------
         Failure
-            If there is no such model folder, or it is damaged.
+            If there is no such model folder, it is damaged, or the site's file is for another model.
         """
         if path is None and work is not None:
             folder = folder_checks.choose_model_folder(work, None)
@@ -120,7 +135,8 @@ class Session:
         tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
         reading = reading_options(work, fs, lead_names, units, keep_identity)
         reader = loader(tokenizer, about["segmenter"], **reading)
-        return cls(folder, about, reader, base, device, trainable, max_new)
+        points = {} if site is None else read_site(site, folder_checks.model_sha256(folder))
+        return cls(folder, about, reader, base, device, trainable, max_new, site=points)
 
     @property
     def tokenizer(self) -> ECGTokenizer:
@@ -214,6 +230,33 @@ class Session:
         ids, _ = self.prompt_ids([ecg], [(matched.text if matched else question, None)])
         return self.weigh_prompts([ids], answers, self.cache)[0]
 
+    def choose(self, text: str, answers: Sequence[str], weights: np.ndarray) -> ChosenAnswer:
+        """Return the most probable of several answers to a question, by the thresholds of the site where it has some.
+
+        Parameters
+        ----------
+        text : str
+            The question, as in the prompt.
+        answers : list of str
+        weights : float array (answers,)
+            Their calibrated probabilities.
+        """
+        assert self.certainty
+        plain = self.certainty.choose(answers, weights)
+        point = self._site_points.get(text)
+        if point is None or plain.yes is None:
+            return plain
+        yes = point.recalibrated(plain.yes)
+        sides = [yes if answer.casefold() == YES else 1 - yes for answer in answers]
+        chosen = self.certainty.choose(answers, np.array(sides))
+        return chosen._replace(sure=point.answer(plain.yes) != UNSURE)
+
+    @cached_property
+    def _site_points(self) -> dict[str, OperatingPoint]:
+        """The points of the site by the text of the prompt."""
+        names = names_by_text(self.certainty) if self.site else {}
+        return {text: self.site[name] for text, name in names.items() if name in self.site}
+
     def attribute(self, ecg: ECG, question: str, method: str = "integrated") -> AnswerAttribution:
         """Ask a question, and attribute the answer to the samples of the ECG.
 
@@ -263,7 +306,11 @@ class Session:
         """Return the calibrated probabilities, float64 (answers,), of the same answers to each prompt."""
         ids = [self.prompt.written(answer) for answer in answers]
         logs = self.lm.weigh(prompts, [ids] * len(prompts), cache)
-        return [self.certainty.weights(answers, one) if self.certainty else softmax(one) for one in logs]
+        return [self.weights(answers, one) for one in logs]
+
+    def weights(self, answers: Sequence[str], logs: np.ndarray) -> np.ndarray:
+        """Return the calibrated probabilities of answers, from the log-probabilities of the model."""
+        return self.certainty.weights(answers, logs) if self.certainty else softmax(logs)
 
 
 def reading_options(

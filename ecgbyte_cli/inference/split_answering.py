@@ -3,9 +3,11 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from ecgbyte_cli.cli.output import note, progress
 from ecgbyte_cli.evaluation.controls import CONTROLS, ControlInputs
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.batch_answering import (
     Answer,
     PromptSet,
@@ -17,10 +19,13 @@ from ecgbyte_cli.inference.batch_answering import (
     most_probable_over_segments,
     on_cluster,
 )
-from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion
+from ecgbyte_cli.inference.certainty import MatchedQuestion
+from ecgbyte_cli.inference.conversation import declines
 from ecgbyte_cli.inference.partial_answers import PartialAnswers
 from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.questions.question_file import Question
+from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
 
 Key = tuple[str, int, int]  # `signal` or the control's name, number of the question, number of the segment
@@ -53,16 +58,16 @@ def answer_split(
     counts = [signals.parts(i, settings["segments"] == "all") for i in range(len(asked))]
     longest = longest_prompt(lm, prompt, session.about, [question.answer for question in asked], max_new)
     with (
-        PartialAnswers(work.partial_answers, settings) as partial,
+        PartialAnswers(work.partial_answers, settings) as kept,
         progress("generate", len(names) * sum(counts), "answers") as bar,
     ):
-        bar.update(len(partial.answers))
+        bar.update(len(kept.answers))
         # one set for all names: a control's ECG is the ECG of other questions too
         closed, free = (PromptSet(prompt, session.tokenizer, longest) for _ in range(2))
         add_prompts(closed, free, asked, matched, signals, names, counts)
 
         def keep(key: Key, answer: Answer) -> None:
-            partial.add(key, answer)
+            kept.add(key, answer)
             bar.advance()
 
         def answers_of(key: Key) -> list[str]:
@@ -72,7 +77,7 @@ def answer_split(
         def name(key: Key) -> str:
             return f"record {asked[key[1]].record}"
 
-        done, sampled = partial.answers.keys(), (temperature, seed) if temperature else None
+        done, sampled = kept.answers.keys(), (temperature, seed) if temperature else None
         if dask:
             base = None if session.base is None else os.fspath(session.base)
             model = session.folder, base, settings["model"]
@@ -80,7 +85,50 @@ def answer_split(
         else:
             choose_all(lm, closed, batch, done, keep, answers_of, certainty, name)
             answer_all(lm, free, batch, max_new, done, keep, Sampler(*sampled) if sampled else None, name)
-        return {name: over_segments(name, partial, counts, matched, certainty) for name in names}
+        return {name: over_segments(name, kept, counts, matched, session) for name in names}
+
+
+def check_tokens(work: WorkDir, session: Session) -> dict:
+    """Check that the tokens of the work folder are the model's, and return their settings."""
+    model, about = session.folder, session.about
+    name = model.name if model == folder_checks.SHIPPED else model
+    again = f"symbolize DATA --like {name}"
+    encoded = read_json(work.token_settings)
+    if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
+        raise Failure(
+            f"{model} was trained with another tokenizer than {work.tokens} was encoded with: "
+            f"run `ecgbyte {again} --overwrite encode --overwrite`, or train a model with `ecgbyte finetune`"
+        )
+    if encoded.get("segmenter", about["segmenter"]) != about["segmenter"]:
+        raise Failure(
+            f"{model} was trained on tokens of the segmenter {about['segmenter']}, and {work.tokens} was encoded "
+            f"with {encoded['segmenter']}: run `ecgbyte encode --segmenter {about['segmenter']} --overwrite`"
+        )
+    return encoded
+
+
+def without_declined(session: Session, chosen: list[Joined]) -> list[Joined]:
+    """Return the questions that the model does not decline, and note how many it does, as `ecgbyte chat` would.
+
+    Raises
+    ------
+    Failure
+        If it declines all.
+    """
+    kept: list[Joined] = []
+    refused: list[Joined] = []
+    for item in chosen:
+        question = item[0]
+        alone = len(question.records) == 1
+        declined = alone and declines(session, session.match(question.question))
+        (refused if declined else kept).append(item)
+    if refused:
+        line = f"the model was not trained on {len(refused)} of {len(chosen)} questions, and declines them"
+        line += f", such as {refused[0][0].question!r}"
+        if not kept:
+            raise Failure(f"{line}: name other questions with --qa or --types")
+        note(line)
+    return kept
 
 
 def match(session: Session, question: Question) -> MatchedQuestion | None:
@@ -115,17 +163,18 @@ def add_prompts(
 
 def over_segments(
     name: str,
-    partial: PartialAnswers,
+    given: PartialAnswers,
     counts: list[int],
     matched: list[MatchedQuestion | None],
-    certainty: Certainty | None,
+    session: Session,
 ) -> list[Answer]:
     """Return the answer to each question over all of its segments."""
     answers = []
     for i, (count, question) in enumerate(zip(counts, matched, strict=True)):
-        some = [partial.answers[name, i, part] for part in range(count)]
+        some = [given.answers[name, i, part] for part in range(count)]
         if question and question.answers:
-            answers.append(most_probable_over_segments(certainty, question.answers, some))
+            choose = partial(session.choose, question.text)
+            answers.append(most_probable_over_segments(choose, question.answers, some))
         else:
             answers.append(best_over_segments(some))
     return answers

@@ -66,6 +66,21 @@ def read_beginnings(
     return owner - 1
 
 
+@torch.no_grad()
+def states_after(lm: "ECGLM", prompts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the last hidden state behind the ECG of each prompt: float32 (prompts, d).
+
+    The state is the one that the output layer reads. It depends on the ECG and on what stands before it, not on the
+    question.
+    """
+    beginnings = find_beginnings(lm, prompts)
+    ids, *_ = side_by_side(lm, [[Block(1, 1, ids, ids)] for ids in beginnings.ids])
+    _, hidden = lm.outputs(lambda hidden: hidden[:, -1], **lm.inputs(ids))
+    last = torch.tensor([len(row) - 1 for row in beginnings.ids], device=hidden.device)
+    states = hidden[torch.arange(len(last), device=hidden.device), last]
+    return states[beginnings.row_of].float().cpu().numpy()
+
+
 def causal_mask(new: int, seen: int, device: torch.device) -> torch.Tensor:
     """Return bool (new, seen): which of all ids are not behind each of the last `new`."""
     return torch.ones(new, seen, dtype=torch.bool, device=device).tril(seen - new)

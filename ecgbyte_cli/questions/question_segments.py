@@ -37,7 +37,7 @@ def join_segments(
     unmatched : list of Question
         The questions that cannot be asked, with their `problem`.
     """
-    find = _finder(segments)
+    find = record_finder(segments)
     joined: list[Joined] = []
     unmatched: list[Question] = []
     for question in questions:
@@ -56,8 +56,11 @@ def join_segments(
     return joined, unmatched
 
 
-def _finder(segments: dict[str, Any]) -> Callable[[str], list[int]]:
-    """Return a function from a record's name to the first segments of all recordings of that name."""
+def record_finder(segments: dict[str, Any]) -> Callable[[str], list[int]]:
+    """Return a function from a record's name to the first segments of all recordings of that name.
+
+    `segments` has the columns `record` and `path`.
+    """
     firsts: dict[tuple[str, str], int] = {}  # the first segment of each recording
     for i, recording in enumerate(
         zip(segments.get("path", segments["record"]), segments["record"], strict=True)

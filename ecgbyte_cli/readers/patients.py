@@ -54,6 +54,22 @@ def patient_of(recording: Recording) -> str:
 
     A placeholder such as ANONYMOUS is ignored.
     """
+    return known_patient(recording) or recording.name
+
+
+def patient_key(recording: Recording, salt: str) -> str | None:
+    """Return a name for the patient that does not reveal a hospital's number; None where the patient is unknown.
+
+    The number in a hospital file is hashed with the salt (see `pseudonym`); other names stay.
+    """
+    patient = known_patient(recording)
+    if patient and patient == recording.identity.get("Patient"):
+        return pseudonym(patient, salt)
+    return patient
+
+
+def known_patient(recording: Recording) -> str | None:
+    """Return the patient from the file, else from a person's folder; None where neither names one."""
     stated = stated_patient(recording)
     if stated and not is_placeholder(stated):
         return stated
@@ -63,7 +79,7 @@ def patient_of(recording: Recording) -> str:
             return match[1] or match[2]
     if folders and OWN_FOLDER.fullmatch(folders[-1]):
         return folders[-1]
-    return recording.name
+    return None
 
 
 def stated_patient(recording: Recording) -> str | None:

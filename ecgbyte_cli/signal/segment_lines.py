@@ -11,8 +11,9 @@ from ecgbyte_cli.cli.app import caused_by_interrupt
 from ecgbyte_cli.cli.output import note, progress
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime.processes import in_parallel
+from ecgbyte_cli.runtime.row_parts import packed, unpacked
 from ecgbyte_cli.signal.measure import measure_stretch
-from ecgbyte_cli.signal.measure_table import PRELOAD, packed, unpacked
+from ecgbyte_cli.signal.measure_table import PRELOAD
 from ecgbyte_cli.signal.measured_lines import measured_line
 from ecgbyte_cli.storage.files import read_json, read_table, write_json, write_table
 from ecgbyte_cli.storage.manifest import describe_files, matches_description

@@ -11,7 +11,7 @@ import click
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, model_option, recording_options
+from ecgbyte_cli.cli.options import base_option, model_option, recording_options, site_option
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.inference import conversation_report
@@ -41,6 +41,8 @@ class ChatOptions:
     model, base : Path or None
         Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
         if that has moved.
+    site : Path or None
+        File of a site, from `ecgbyte findings --calibrate`.
     max_new : int
         Longest answer in tokens.
     input_fs, lead_names, units
@@ -53,6 +55,7 @@ class ChatOptions:
     question: tuple[str, ...] = ()
     model: Path | None = None
     base: Path | None = None
+    site: Path | None = None
     max_new: int = MAX_NEW
     input_fs: float | None = None
     lead_names: str | None = None
@@ -69,6 +72,7 @@ class ChatOptions:
 @click.option("-q", "--question", multiple=True, help="Ask this and leave; may be given several times.")
 @model_option
 @base_option
+@site_option
 @click.option(
     "--max-new",
     type=click.IntRange(1),
@@ -121,6 +125,7 @@ def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
         lead_names=options.lead_names,
         units=options.units,
         keep_identity=options.keep_identity,
+        site=options.site,
     )
     session.check_base()
     ecg = session.read(record)  # takes a moment; the model takes longer

@@ -10,23 +10,32 @@ import click
 import numpy as np
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, dask_option, max_new_option, seeds_option, types_option
+from ecgbyte_cli.cli.options import (
+    base_option,
+    dask_option,
+    max_new_option,
+    seeds_option,
+    site_option,
+    types_option,
+)
 from ecgbyte_cli.cli.output import note, print_result, table
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.evaluation import metrics, reliability, report
+from ecgbyte_cli.evaluation.answered_findings import score_answered_findings
+from ecgbyte_cli.evaluation.finding_report import HEADER, score_lines
 from ecgbyte_cli.evaluation.text_scores import text_scores
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.batch_answering import Answer
 from ecgbyte_cli.inference.measured_remarks import measured_remarks
 from ecgbyte_cli.inference.session import Session
-from ecgbyte_cli.inference.split_answering import Joined, answer_split
+from ecgbyte_cli.inference.split_answering import Joined, answer_split, check_tokens, without_declined
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.questions.reasoning import ReasonedAnswer, split_reasoning
 from ecgbyte_cli.signal.origin import patients_learned_from
-from ecgbyte_cli.storage.files import atomic_write, read_json, read_table, write_json
-from ecgbyte_cli.storage.manifest import completed_result
+from ecgbyte_cli.storage.files import atomic_write, read_json, read_table, sha256_of, write_json
+from ecgbyte_cli.storage.manifest import completed_result, refuse_foreign_folder
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training.sampling import recording_runs
 
@@ -41,7 +50,10 @@ class GenerateOptions:
         Question file, or a folder of them; None is the one that the model was trained on.
     model, base : Path or None
         Model folder, and where its base model is, if that has moved.
+    site : Path or None
+        File of a site, from `ecgbyte findings --calibrate`.
     split : str
+        train, val, test or all.
     types : tuple of str
         Types of questions; all if empty.
     limit : int or None
@@ -61,12 +73,15 @@ class GenerateOptions:
         Of the limit, the controls, and sampled answers.
     dask : str or None
         Address of a cluster.
+    out : Path or None
+        Folder of the answers; None is answers/ in the work folder.
     overwrite : bool
     """
 
     qa: Path | None = None
     model: Path | None = None
     base: Path | None = None
+    site: Path | None = None
     split: str = "test"
     types: tuple[str, ...] = ()
     limit: int | None = None
@@ -78,6 +93,7 @@ class GenerateOptions:
     bertscore: str | None = None
     seed: int = 0
     dask: str | None = None
+    out: Path | None = None
     overwrite: bool = False
 
 
@@ -85,7 +101,7 @@ class GenerateOptions:
     cls=Stage,
     groups={
         "Data": ("qa", "split", "types", "limit", "segments"),
-        "Model": ("model", "base", "max_new", "temperature", "seeds"),
+        "Model": ("model", "base", "site", "max_new", "temperature", "seeds"),
         "Evaluation": ("controls", "bertscore"),
     },
     short_help="Answer many questions, and score the answers.",
@@ -98,9 +114,10 @@ class GenerateOptions:
 )
 @click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
 @base_option
+@site_option
 @click.option(
     "--split",
-    type=click.Choice(["train", "val", "test"]),
+    type=click.Choice(["train", "val", "test", "all"]),
     default=GenerateOptions.split,
     show_default=True,
     help="Which questions.",
@@ -146,6 +163,12 @@ class GenerateOptions:
 )
 @seeds_option
 @dask_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    show_default="answers/ in the work folder",
+    help="Folder for the answers and scores, such as those of another model or other questions.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace answers made with other settings.")
 @click.pass_obj
 def command(work: WorkDir, seeds: int, **options: Any) -> dict:
@@ -159,6 +182,8 @@ def command(work: WorkDir, seeds: int, **options: Any) -> dict:
     chosen = GenerateOptions(**options)
     if seeds > 1 and chosen.model:
         raise click.UsageError("--seeds asks the models of `ecgbyte finetune --seeds`: leave out --model")
+    if seeds > 1 and chosen.out:
+        raise click.UsageError("--seeds writes the answers of each model beside it: leave out --out")
     others = [work.of_seed(number) for number in range(1, seeds)]
     if others:
         check_seeds([work, *others])
@@ -171,6 +196,8 @@ def command(work: WorkDir, seeds: int, **options: Any) -> dict:
             f"reasoning, then answer: {100 * result['form_kept']:.1f} % of the answers have this form"
         )
     print_result(report.text_score_line(result))
+    if result.get("findings"):
+        table(score_lines(result), HEADER, title="Yes/no answers, by finding")
     for line in report.reliability_lines(result):
         print_result(line)
     if seeds > 1:
@@ -218,11 +245,16 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
         so far are kept, and the next run resumes.
     """
     start = time.perf_counter()
+    work = work if options.out is None else answering_in(work, options.out)
+    if not work.symbol_settings.exists():
+        name = options.model or (work.model if work.model.exists() else folder_checks.SHIPPED.name)
+        work.need(work.token_settings, f"symbolize DATA --like {name} encode")
     with work.checked("tokens", "model"), work.making("answers"):
-        session = Session.open(options.model, work, options.base)
-        encoded, qa = check(work, session), options.qa or session.about["qa"]
+        session = Session.open(options.model, work, options.base, site=options.site)
+        encoded, qa = check_tokens(work, session), need_questions(session, options.qa)
         settings = settings_of(session, options, encoded, qa)
-        done = completed_result(work.metrics, settings, options.overwrite, "answers")
+        another = "name another folder with --out"
+        done = completed_result(work.metrics, settings, options.overwrite, "answers", another)
         if done:
             return done
         questions = question_file.filter_types(question_file.read_questions(qa), options.types)
@@ -230,6 +262,7 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
         chosen, joined = choose(questions, segments, options.split, options.limit, seed)
         for line in question_segments.split_leaks(joined, patients_learned_from(work), qa):
             note(line)
+        count, chosen = len(chosen), without_declined(session, chosen)
         given = answer_split(work, session, chosen, settings, options.batch, options.dask)
         answers: dict[str, Any] = {name: [one.answer for one in some] for name, some in given.items()}
         thoughts: list[ReasonedAnswer] | None = None
@@ -244,6 +277,7 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
         result |= score(chosen, answers, given["signal"], options)
         result |= {
             "split": options.split,
+            "declined": count - len(chosen),
             "seen_in_training": question_segments.count_seen_in_training(joined),
         }
         result["seconds"] = time.perf_counter() - start
@@ -266,6 +300,7 @@ def settings_of(session: Session, options: GenerateOptions, encoded: dict, qa: A
         "segments": options.segments,
         "bertscore": options.bertscore,
         "seed": options.seed,
+        "site": options.site and sha256_of(options.site),
     }
 
 
@@ -290,24 +325,36 @@ def score(
         options.seed,
         [question.attribute_type for question in asked],
     )
-    scores |= text_scores(answers["signal"], [question.answer for question in asked], options.bertscore)
-    return scores | reliability.score_probabilities(asked, given, patients, options.seed)
+    # answers that were chosen from a few are no texts to compare word by word
+    texts = [i for i, answer in enumerate(given) if answer.weights is None]
+    scores |= text_scores(
+        [answers["signal"][i] for i in texts], [asked[i].answer for i in texts], options.bertscore
+    )
+    scores |= reliability.score_probabilities(asked, given, patients, options.seed)
+    findings = score_answered_findings(asked, given, scores)
+    by_finding = {
+        key: {name: one[key] for name, one in findings.items()} for key in ("sensitivity", "specificity")
+    }
+    return scores | {"findings": findings} | (by_finding if findings else {})
 
 
-def check(work: WorkDir, session: Session) -> dict:
-    """Check that the tokens of the work folder are the model's, and return their settings."""
-    model, about, encoded = session.folder, session.about, read_json(work.token_settings)
-    if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
+def answering_in(work: WorkDir, folder: Path) -> WorkDir:
+    """Return the work folder with another folder of answers, which holds nothing else."""
+    work = work.answering_in(folder)
+    if not work.partial_answers.exists():
+        refuse_foreign_folder(folder, work.metrics, "answers")
+    return work
+
+
+def need_questions(session: Session, qa: Any) -> Any:
+    """Return the question file: `qa`, else the one that the model was trained on, if it is here."""
+    trained = session.about["qa"]
+    if qa is None and isinstance(trained, str) and not Path(trained).exists():
         raise Failure(
-            f"{model} was trained with another tokenizer than {work.tokens} was encoded with: "
-            "encode with the model's, or train one with `ecgbyte finetune`"
+            f"{trained}, on which the model was trained, is not here: name a question file with --qa; "
+            "`ecgbyte questions DATA --out qa.jsonl` makes one"
         )
-    if encoded.get("segmenter", about["segmenter"]) != about["segmenter"]:
-        raise Failure(
-            f"{model} was trained on tokens of the segmenter {about['segmenter']}, and {work.tokens} was encoded "
-            f"with {encoded['segmenter']}: run `ecgbyte encode --segmenter {about['segmenter']} --overwrite`"
-        )
-    return encoded
+    return qa or trained
 
 
 def write(
@@ -355,6 +402,7 @@ def write(
         more = "".join(f"- {line}\n" for line in report.reliability_lines(result))
         parts = [
             report.metrics_markdown(result, score_title(result)),
+            report.markdown_table(HEADER, score_lines(result)) + "\n" if result["findings"] else "",
             more,
             report.confusion_tables(result),
         ]
@@ -386,9 +434,11 @@ def choose(
     joined, unmatched = question_segments.join_segments(questions, segments)
     if unmatched:
         note(question_segments.describe_unmatched(unmatched, len(questions)))
-    chosen = [item for item in joined if item[3] == split]
+    chosen = [item for item in joined if split in (item[3], "all")]
     if not chosen:
-        raise Failure(f"no question of split {split} is about an encoded record: try another --split or --qa")
+        raise Failure(
+            f"no question of split {split} is about an encoded record: try --split all or another --qa"
+        )
     if limit and limit < len(chosen):
         keep = np.random.default_rng(seed).choice(len(chosen), limit, replace=False)
         chosen = [chosen[i] for i in sorted(keep)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, model_option, recording_options
+from ecgbyte_cli.cli.options import base_option, model_option, recording_options, site_option
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import RecordingLoader
@@ -38,6 +38,8 @@ class ServeOptions:
     model, base : Path or None
         Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
         if that has moved.
+    site : Path or None
+        File of a site, from `ecgbyte findings --calibrate`.
     host, port
         Where to listen; port 0 takes a free one.
     allow_hosts : sequence of str
@@ -55,6 +57,7 @@ class ServeOptions:
 
     model: Path | None = None
     base: Path | None = None
+    site: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8765
     allow_hosts: Sequence[str] = ()
@@ -95,6 +98,7 @@ class ServeOptions:
     "is needed then.",
 )
 @base_option
+@site_option
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
 @click.option(
     "--max-new",
@@ -246,6 +250,7 @@ def open_model(work: WorkDir, options: ServeOptions) -> tuple[Session | None, Re
         fs=fs,
         lead_names=lead_names,
         units=units,
+        site=options.site,
     )
     with status(f"loading the model {session.about['folder']}"):
         session.load()

@@ -7,6 +7,7 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -184,21 +185,25 @@ def read_array(path: PathLike) -> np.ndarray:
 
 
 @contextmanager
-def array_writer(path: PathLike, dtype: DTypeLike, size: int) -> Iterator[Callable[[ArrayLike], int]]:
-    """Yield a function that appends values to a 1-D .npy array of `size` values.
+def array_writer(
+    path: PathLike, dtype: DTypeLike, shape: int | tuple[int, ...]
+) -> Iterator[Callable[[ArrayLike], int]]:
+    """Yield a function that appends values to a .npy array of a shape, row by row.
 
     The file is not memory-mapped: on a full disk, a signal would end the process without a message.
 
     Raises
     ------
     ValueError
-        If more or fewer than `size` values were written.
+        If more or fewer values than the shape has were written.
     """
+    shape = (shape,) if isinstance(shape, int) else shape
+    size = math.prod(shape)
     with atomic_write(path) as beside, open(beside, "wb") as file:
         header = {
             "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
             "fortran_order": False,
-            "shape": (size,),
+            "shape": shape,
         }
         np.lib.format.write_array_header_1_0(file, header)
         start = file.tell()

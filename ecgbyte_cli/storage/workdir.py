@@ -62,12 +62,16 @@ class WorkDir:
 
     def _train_in(self, training: str, model: str, answers: str) -> None:
         self.training, self.model, answered = self.root / training, self.root / model, self.root / answers
-        self._folders = {"training": self.training, "model": self.model, "answers": answered}
+        self._folders = {"training": self.training, "model": self.model}
         self.loss_csv = self.training / "loss.csv"
         self.loss_picture = self.training / "loss.png"
         self.reward_csv = self.training / "reward.csv"
         self.reward_picture = self.training / "reward.png"
         self.model_settings = self.model / "ecgbyte.json"
+        self._answer_in(answered)
+
+    def _answer_in(self, answered: Path) -> None:
+        self._folders["answers"] = answered
         self.answers = answered / "answers.jsonl"
         self.metrics = answered / "metrics.json"
         self.metrics_table = answered / "metrics.md"
@@ -83,6 +87,13 @@ class WorkDir:
         """Return the work folder with the training, model and answer folders of a further seed."""
         work = copy.copy(self)
         work._train_in(*(f"seeds/{number}/{name}" for name in ("training", "model", "answers")))
+        return work
+
+    def answering_in(self, folder: Path) -> "WorkDir":
+        """Return the work folder with another folder of answers."""
+        work = copy.copy(self)
+        work._folders = dict(self._folders)
+        work._answer_in(folder)
         return work
 
     def _folder(self, name: str) -> Path:

@@ -119,10 +119,8 @@ def read_samples(
         Prints a remark.
     think : bool
         Whether to learn the reasoning of questions that have one.
-    types : sequence of str
-        Types of the questions to use; empty: all.
-    weights : list of float or None
-        Repetitions of each file of `qa` in an epoch.
+    types, weights
+        Types of the questions to use (empty: all), and repetitions of each file of `qa` in an epoch.
     known : Certainty or None
         Of the model that is trained further.
 

@@ -68,7 +68,7 @@ def read_label_table(path: str | os.PathLike) -> Source:
         raise Failure(f"{path} has no column of yes and no (or true and false, or 1 and 0) beside `record`")
     unused = answers.keys() - {*usable, *MEASURED.values()}
     if unused:
-        note(f"{path}: no questions about columns that are not all yes or no: {', '.join(sorted(unused))}")
+        note(f"{path}: columns that are not all yes or no are left out: {', '.join(sorted(unused))}")
     known = _names_of_columns()
     first: dict[tuple[str, ...], str] = {}
     findings = {name: known.get(_plain(name), (name,)) for name in usable}
@@ -128,7 +128,7 @@ def _plain(text: str) -> str:
 def _names_of_columns() -> dict[str, tuple[str, ...]]:
     """Return possible column names, with the names in `RecordFacts.known` that they set."""
     known: dict[str, tuple[str, ...]] = {
-        _plain(word): (name,) for name, s in STATEMENTS.items() for word in (name, s.words)
+        _plain(word): (name,) for name, s in STATEMENTS.items() for word in (name, s.words, *s.scp, *s.snomed)
     }
     for name, finding in ALL_FINDINGS.items():
         known |= {_plain(word): _names(name) for word in (name, finding.words, *ALSO.get(name, ()))}

@@ -1,0 +1,352 @@
+"""ecgbyte findings: a table of a model's answers about recordings, with measured values beside them."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ecgbyte_cli import readers
+from ecgbyte_cli.cli.app import Stage
+from ecgbyte_cli.cli.options import (
+    base_option,
+    check_few,
+    dask_option,
+    jobs_option,
+    model_option,
+    recording_options,
+    replace_option,
+    site_option,
+    table_option,
+)
+from ecgbyte_cli.cli.output import print_result, print_skipped, table
+from ecgbyte_cli.evaluation import finding_report
+from ecgbyte_cli.evaluation.finding_scores import score_findings
+from ecgbyte_cli.evaluation.finding_truth import join_truth, read_finding_table
+from ecgbyte_cli.evaluation.site_calibration import calibrate_site
+from ecgbyte_cli.failure import Failure, printable
+from ecgbyte_cli.inference.certainty import read_certainty
+from ecgbyte_cli.inference.finding_table import columns_of, finding_rows, write_embeddings
+from ecgbyte_cli.inference.operating_points import UNSURE, YES, operating_point
+from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.inference.site import write_site
+from ecgbyte_cli.inference.trained_questions import TrainedQuestion, choose_questions
+from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.runtime.row_parts import (
+    JoinedRows,
+    TableWork,
+    few_rows,
+    finished_table,
+    report_skipped,
+    table_settings,
+    write_finished,
+    write_rows,
+)
+from ecgbyte_cli.storage.row_table import Row
+from ecgbyte_cli.storage.workdir import WorkDir
+
+PRELOAD = ("ecgbyte_cli.inference.finding_table", "ecgbyte_cli.model.model_folder", "scipy.signal")
+SHOWN = {
+    "rate_bpm": "rate",
+    "pr_ms": "PR",
+    "qrs_ms": "QRS",
+    "qtcf_ms": "QTcF",
+}  # of the table on the terminal
+
+
+@dataclass(frozen=True)
+class FindingsOptions:
+    """Options of `ecgbyte findings`.
+
+    Attributes
+    ----------
+    out : Path or None
+        Table to write; None shows a few recordings on the terminal.
+    questions : tuple of str
+        Short names, findings or trained questions; empty: all findings and the rhythm that the model knows.
+    truth : Path or None
+        True labels to score the table with.
+    calibrate : Path or None
+        File of a site to write, from the labels.
+    max_error : float
+        Largest share of errors that the site's thresholds promise.
+    site : Path or None
+        File of a site to use.
+    embeddings : Path or None
+        Where to write the model's state after each ECG, as .npy.
+    model, base : Path or None
+        Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
+        if that has moved.
+    input_fs, lead_names, units
+        As for `ecgbyte chat`.
+    jobs : int or None
+        Processes; None: all processors, or one for a model with a base model of its own.
+    dask : str or None
+        Address of a cluster.
+    overwrite : bool
+    """
+
+    out: Path | None = None
+    questions: tuple[str, ...] = ()
+    truth: Path | None = None
+    calibrate: Path | None = None
+    max_error: float = 0.1
+    site: Path | None = None
+    embeddings: Path | None = None
+    model: Path | None = None
+    base: Path | None = None
+    input_fs: float | None = None
+    lead_names: str | None = None
+    units: str | None = None
+    jobs: int | None = None
+    dask: str | None = None
+    overwrite: bool = False
+
+
+@click.command(
+    cls=Stage,
+    groups={
+        "Data": ("out", "input_fs", "lead_names", "units"),
+        "Model": ("model", "base", "questions", "embeddings"),
+        "Your labels": ("truth", "calibrate", "max_error", "site"),
+    },
+    short_help="Write a table of findings for a folder of recordings.",
+    epilog="Example: ecgbyte findings data/ --out findings.csv",
+)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@table_option
+@click.option(
+    "--questions",
+    metavar="TEXT",
+    multiple=True,
+    show_default="all findings and the rhythm that the model knows",
+    help="Ask this: the short name of a finding, or a question of the training. Repeat it for several.",
+)
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path),
+    metavar="LABELS.csv",
+    help="Score the answers with these labels: a column `record`, and columns of yes and no called as a finding. Empty "
+    "cells are unknown.",
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="SITE.json",
+    help="Write probabilities and thresholds for your own site, from the labels.",
+)
+@click.option(
+    "--max-error",
+    type=click.FloatRange(0.005, 0.5),
+    default=FindingsOptions.max_error,
+    show_default=True,
+    help="Largest share of wrong answers among yes, and among no, that --calibrate promises.",
+)
+@site_option
+@click.option(
+    "--embeddings",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npy",
+    help="Also write the model's state after each ECG: float32, a row for each row of the table.",
+)
+@model_option
+@base_option
+@recording_options
+@jobs_option
+@dask_option
+@replace_option
+@click.pass_obj
+def command(work: WorkDir, paths: tuple[str, ...], **options: Any) -> dict:
+    """Ask a model all its questions about recordings, and measure them.
+
+    PATH is a folder, a RECORDS file, a pattern in quotes, or one recording; or several of these. The table has a row
+    for each recording and segment: the probability of and the answer about each finding, the rhythm, measured values,
+    how the recording is unlike the training data, and answers that contradict a measured value. Columns:
+    docs/your-hospital.md. Research use only: no medical device.
+    """
+    chosen = FindingsOptions(**options)
+    result = findings(work, paths, chosen)
+    if chosen.out:
+        rate = result["records"] / max(result["seconds"], 1e-9)
+        print_result(
+            f"{result['records']} recordings in {result['seconds']:.1f} s ({rate:.0f}/s): {chosen.out}"
+        )
+    print_skipped(result)
+    return result | (_show_scores(result, chosen) if chosen.truth else {})
+
+
+def _show_scores(result: dict, options: FindingsOptions) -> dict:
+    """Print the scores, and the calibration if there is one; return the scores as `--json` prints them."""
+    scores = result["scores"]
+    table(finding_report.score_lines(scores), finding_report.HEADER, title="Scores of the answered")
+    print_result(finding_report.mean_line(scores))
+    if options.calibrate:
+        print_result()
+        site = result["site"]
+        table(
+            finding_report.site_lines(site["findings"]),
+            finding_report.SITE_HEADER,
+            title=str(options.calibrate),
+        )
+        for line in finding_report.promise_lines(site, site["findings"]):
+            print_result(line)
+    return finding_report.score_keys(scores)
+
+
+def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> dict:
+    """Make the table of findings.
+
+    Parameters
+    ----------
+    work : WorkDir
+    paths : sequence of str
+        Folders, patterns or recordings.
+    options : FindingsOptions
+
+    Returns
+    -------
+    dict
+        `records`, `skipped`, `skipped_reasons` (reason to how many), `seconds` and `out`; without `out` also `rows`;
+        with `truth` also `scores`, from `score_findings`; with `calibrate` also `site`, from `calibrate_site`.
+
+    Raises
+    ------
+    Failure
+        If there is no model, it does not know a question, no recording can be used, or `out` exists.
+    """
+    started = time.perf_counter()
+    _check(options)
+    session = Session.open(
+        *(options.model, work, options.base),
+        fs=options.input_fs,
+        lead_names=options.lead_names,
+        units=options.units,
+        site=options.site,
+    )
+    session.check_base()
+    found, skipped = readers.find(paths)
+    table_work, questions = _work(session, found, options)
+    result: dict[str, Any]
+    if options.out is None:
+        check_few(found)
+        rows, records = few_rows(found, skipped, table_work)
+        _show(rows, questions)
+        result = report_skipped(skipped, records, None) | {"rows": rows}
+    else:
+        result = _write(options.out, found, skipped, table_work, columns_of(questions), options)
+    if options.out and options.truth:
+        labelled = join_truth(read_finding_table(options.out), options.truth)
+        result["scores"] = score_findings(labelled)
+        finding_report.write_scores(options.out, labelled, result["scores"])
+        if options.calibrate:
+            points, details, settings = calibrate_site(labelled, options.max_error)
+            write_site(
+                options.calibrate, folder_checks.model_sha256(session.folder), points, details, settings
+            )
+            result["site"] = settings | {"findings": details}
+    out = None if options.out is None else str(options.out)
+    return result | {"seconds": time.perf_counter() - started, "out": out}
+
+
+def _check(options: FindingsOptions) -> None:
+    """Reject options that do not go together."""
+    if options.embeddings and (not options.out or options.embeddings.suffix.lower() != ".npy"):
+        raise click.UsageError("--embeddings FILE.npy goes with --out, as its rows are those of the table")
+    if options.calibrate and (options.site or not options.truth):
+        raise click.UsageError(
+            "--calibrate goes with --truth, and without --site: it starts from the model's own probabilities"
+        )
+    if options.truth and not options.out:
+        raise click.UsageError("--truth goes with --out: the scores are written beside the table")
+
+
+def _write(
+    out: Path,
+    found: Sequence[str],
+    skipped: list[tuple[str, str]],
+    table_work: TableWork,
+    columns: dict[str, type],
+    options: FindingsOptions,
+) -> dict[str, Any]:
+    """Write the table, unless it is there already; return `records`, `skipped` and `skipped_reasons`."""
+    settings, embeddings = table_settings(found, table_work), options.embeddings
+    done = finished_table(out, settings, options.overwrite)
+    if done and (embeddings is None or embeddings.exists()):
+        return done
+    if embeddings and embeddings.exists() and not options.overwrite:
+        raise Failure(f"{embeddings} exists: add --overwrite, or name another file")
+
+    def more(joined: JoinedRows) -> None:
+        if embeddings:
+            write_embeddings(embeddings, joined)
+        write_finished(out, settings, joined)
+
+    records = write_rows(out, found, skipped, table_work, lambda _: columns, options.overwrite, more)
+    return report_skipped(skipped, records, out)
+
+
+def _work(
+    session: Session, found: Sequence[str], options: FindingsOptions
+) -> tuple[TableWork, list[TrainedQuestion]]:
+    """Return how the rows are made, and the questions."""
+    folder, name = session.folder, session.about["folder"]
+    certainty = read_certainty(folder, session.tokenizer.vocab_size)
+    if certainty is None:
+        raise Failure(f"{name} is of an older version and knows no calibrated answers: train it again")
+    questions = choose_questions(certainty, options.questions, name)
+    base = None if options.base is None else os.fspath(options.base)
+    reader = session.reader
+    asked = {
+        "model": os.fspath(folder),
+        "base": base,
+        "sha256": folder_checks.model_sha256(folder),
+        "reading": {"fs": reader.fs, "lead_names": reader.lead_names, "units": reader.units},
+        "questions": [list(one) for one in questions],
+        "points": {
+            one.name: list(session.site.get(one.name) or operating_point(certainty, one.name))
+            for one in questions
+            if one.verify
+        },
+        # the same key for a patient in all rows, and of use to no one without the files
+        "salt": readers.fingerprint(list(found)),
+        "embeddings": options.embeddings is not None,
+    }
+    small = session.about["base"] == "tiny"
+    jobs = options.jobs or ((os.cpu_count() or 1) if small else 1)
+    files = folder_checks.files_needed(folder, base) if options.dask else []
+    return TableWork("findings", finding_rows, asked, jobs, options.dask, PRELOAD, files), questions
+
+
+def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion]) -> None:
+    """Print a line for each question about a single segment, or a line for each of several segments."""
+
+    def text(row: Row, name: str) -> str:
+        return "–" if row[name] is None else f"{row[name]:.0f}"
+
+    if len(rows) == 1:
+        (row,) = rows
+        lines: list[tuple] = [(one.words, row[one.name], f"{row[f'p_{one.name}']:.3f}") for one in questions]
+        table(lines, ("question", "answer", "probability"), title=str(row["record"]))
+        print_result("measured: " + ", ".join(f"{label} {text(row, name)}" for name, label in SHOWN.items()))
+    elif rows:
+        verify, others = ([one for one in questions if one.verify is said] for said in (True, False))
+        said = [YES, *([UNSURE] if any(row[one.name] == UNSURE for row in rows for one in verify) else [])]
+        lines = [
+            (
+                *(row["record"], f"{row['start']:g}", *(row[one.name] for one in others)),
+                *(", ".join(one.name for one in verify if row[one.name] == answer) for answer in said),
+                *(text(row, name) for name in SHOWN),
+            )
+            for row in rows
+        ]
+        table(lines, ("record", "start", *(one.name for one in others), *said, *SHOWN.values()))
+    for row in rows:
+        for remark in ("unlike", "conflicts"):
+            if row[remark]:
+                print_result(
+                    f"{printable(str(row['record']))} at {row['start']:g} s, {remark}: {row[remark]}"
+                )
+    print_result("Rate in beats per minute, intervals in ms. Research use only: no medical device.")
