@@ -256,3 +256,71 @@ def test_no_answer_is_certain():
     assert [percent(p) for p in (0, 0.0099, 0.01, 0.5, 0.987, 0.99, 0.9901, 1)] == [
         *("under 1 %", "under 1 %", "1 %", "50 %", "99 %", "99 %", "over 99 %", "over 99 %")
     ]
+
+
+def test_a_question_with_a_point_of_its_own_is_answered_by_it():
+    made = certain()
+    made.points = {"lvh": [2.0, -1.0, 0.2]}
+    weights = made.weights(["no", "yes"], np.log([0.6, 0.4]), "lvh")
+    odds = 2 * np.log(0.4 / 0.6) - 1
+    assert weights.tolist() == pytest.approx([1 - 1 / (1 + np.exp(-odds)), 1 / (1 + np.exp(-odds))])
+    for yes, answer, sure in (
+        (0.1, "no", True),
+        (0.18, "no", False),
+        (0.2, "yes", False),
+        (0.4, "yes", True),
+    ):
+        chosen = made.choose(["no", "yes"], np.array([1 - yes, yes]), "lvh")
+        assert (chosen.answer, chosen.sure, chosen.yes, chosen.point) == (answer, sure, yes, 0.2)
+        assert chosen.probability == pytest.approx(yes if answer == "yes" else 1 - yes)
+    assert made.choose(["no", "yes"], np.array([0.8, 0.2]), "another").answer == "no"
+
+
+def test_unsure_answers_have_odds_near_the_point():
+    low, high = certainty.unsure_range(0.2)
+    assert low < 0.2 < high
+    assert 0.25 / (low / (1 - low)) == pytest.approx(certainty.UNSURE_ODDS)
+    assert high / (1 - high) / 0.25 == pytest.approx(certainty.UNSURE_ODDS)
+
+
+def test_a_point_is_fitted_where_the_odds_are_known():
+    """Truths drawn from known odds: the fit finds slope and intercept, and yes begins near half the best F1."""
+    from ecgbyte_cli.training.calibration import fit_point
+
+    rng = np.random.default_rng(0)
+    real = rng.normal(-2, 2, 20_000)
+    truth = rng.random(len(real)) < 1 / (1 + np.exp(-real))
+    slope, intercept, point = fit_point((real - 1) / 2, truth)
+    assert slope == pytest.approx(2, abs=0.1) and intercept == pytest.approx(1, abs=0.1)
+    chance = 1 / (1 + np.exp(-real))
+    f1 = [
+        2 * (truth & (chance >= p)).sum() / ((chance >= p).sum() + truth.sum())
+        for p in np.arange(0.05, 0.9, 0.01)
+    ]
+    best = max(f1)
+    assert 2 * (truth & (chance >= point)).sum() / ((chance >= point).sum() + truth.sum()) > best - 0.01
+    assert point == pytest.approx(
+        best / 2, abs=0.06
+    )  # Lipton et al., ECML 2014: the optimum is half of the best F1
+
+
+def test_few_truths_hardly_move_the_odds():
+    from ecgbyte_cli.training.calibration import fit_point
+
+    slope, intercept, _ = fit_point(np.array([1.0, -1.0]), np.array([False, True]))
+    assert 0.5 < slope < 1 and abs(intercept) < 0.2
+    slope, _, _ = fit_point(np.linspace(-5, 5, 40), np.linspace(-5, 5, 40) > 0)  # separable: still finite
+    assert 1 < slope < 5
+
+
+def test_points_are_kept_and_checked(tmp_path):
+    made = certain()
+    made.points, made.calibrated_on = {"lvh": [1.0, 0.0, 0.3]}, "PTB-XL, fold 9"
+    made.write(tmp_path)
+    read = certainty.read_certainty(tmp_path, len(made.single))
+    assert read.points == made.points and read.calibrated_on == "PTB-XL, fold 9"
+    contents = json.loads((tmp_path / "certainty.json").read_text())
+    for bad in ({"lvh": [1.0, 0.0]}, {"lvh": [1.0, 0.0, 1.5]}, {"lvh": ["1", 0, 0.5]}, [1]):
+        (tmp_path / "certainty.json").write_text(json.dumps(contents | {"points": bad}))
+        with pytest.raises(Failure, match="damaged \\(points\\)"):
+            certainty.read_certainty(tmp_path, len(made.single))

@@ -46,6 +46,7 @@ class Answer(NamedTuple):
     weights: list[float] | None = None  # the probability of each answer that it was chosen from
 
 
+Closed = tuple[str, list[str]]  # a question as in its prompt, and the answers to choose from
 Keep = Callable[[Any, Answer], None]
 Choose = Callable[[Sequence[str], np.ndarray], ChosenAnswer]  # from answers and their probabilities
 
@@ -220,7 +221,7 @@ def choose_all(
     batch: int,
     known: Container[Any],
     keep: Keep,
-    answers: Callable[[Any], list[str]],
+    closed: Callable[[Any], Closed],
     certainty: Certainty | None,
     name: Callable[[Any], str] = str,
 ) -> None:
@@ -230,13 +231,13 @@ def choose_all(
     ----------
     lm, prompts, batch, known, keep, name
         As in `answer_all`.
-    answers : callable
-        Returns the answers, a list of str, that the prompt of a key can have.
+    closed : callable
+        Returns the question of a key's prompt, and the answers that it can have.
     certainty : Certainty or None
         None only where there are no prompts.
     """
     for together in prompts.batches([key for key in prompts.asked if key not in known], batch, True):
-        ask, some = [prompts.ids(group[0]) for group in together], [answers(group[0]) for group in together]
+        ask, some = [prompts.ids(group[0]) for group in together], [closed(group[0]) for group in together]
         with _failure_line(ask, name(together[0][0])):
             _store_answer(keep, together, _choose_batch(lm, prompts.prompt, ask, some, certainty))
 
@@ -245,17 +246,19 @@ def _choose_batch(
     lm: "ECGLM",
     prompt: "Prompt",
     ask: list[np.ndarray],
-    some: list[list[str]],
+    some: list[Closed],
     certainty: Certainty | None,
 ) -> list[Answer]:
     """Choose the most probable of the answers that each prompt can have."""
     assert certainty
     began = time.perf_counter()
-    weighed = lm.weigh(ask, [[prompt.written(answer) for answer in of] for of in some])
+    weighed = lm.weigh(ask, [[prompt.written(answer) for answer in of] for _, of in some])
     took = (time.perf_counter() - began) / len(ask)
     return [
-        most_probable(certainty.choose, of, certainty.weights(of, logs), took)
-        for of, logs in zip(some, weighed, strict=True)
+        most_probable(
+            functools.partial(certainty.choose, text=text), of, certainty.weights(of, logs, text), took
+        )
+        for (text, of), logs in zip(some, weighed, strict=True)
     ]
 
 
@@ -269,7 +272,7 @@ def on_cluster(
     max_new: int,
     known: Container[Any],
     keep: Keep,
-    answers: Callable[[Any], list[str]],
+    answers: Callable[[Any], Closed],
     sampled: tuple[float, int] | None,
 ) -> None:
     """Do the work of `choose_all` and `answer_all` on a Dask cluster: each worker loads the model once.
@@ -311,7 +314,7 @@ def answer_on_worker(
     loaded: ModelKey,
     ask: list[np.ndarray],
     keys: list[Any],
-    some: list[list[str]] | None,
+    some: list[Closed] | None,
     max_new: int,
     sampled: tuple[float, int] | None,
 ) -> tuple[int, list[Answer]]:

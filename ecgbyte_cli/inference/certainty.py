@@ -7,7 +7,7 @@ ecg_pairs.safetensors how often one ECG token follows another.
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,16 @@ from ecgbyte_cli.storage.files import read_json, write_json
 FILE, PAIRS = "certainty.json", "ecg_pairs.safetensors"
 MOST_ANSWERS, MOST_LETTERS = 40, 2000  # to choose from; a question with more answers is answered freely
 BACK_OFF = 20.0  # weight of a token's own frequency beside the counts of its pairs
+UNSURE_ODDS = 1.5  # an answer is unsure if its odds are within this factor of those where yes begins
+CONTENTS = (
+    "groups",
+    "temperature",
+    "sure",
+    "bits",
+    "amplitude",
+    "points",
+    "calibrated_on",
+)  # of certainty.json
 FLAT = 0.01  # mV; a lead that moves less is flat
 # words that questions do not differ in
 EMPTY = frozenset(
@@ -60,6 +70,7 @@ class ChosenAnswer(NamedTuple):
     other_probability: float
     sure: bool | None  # None where no threshold is known
     yes: float | None  # the probability of yes, where yes and no are the answers
+    point: float | None = None  # the probability from which the answer is yes, if it is not one half
 
 
 @dataclass
@@ -78,6 +89,11 @@ class Certainty:
     bits, amplitude : list of float or None
         Of validation: median and 99.5th percentile of the bits per ECG token; 0.5th and 99.5th percentile of the
         range of the leads in mV.
+    points : dict of str to list of float
+        By the text of a prompt for yes and no: slope and intercept that turn the model's log-odds into calibrated
+        ones, and the probability from which the answer is yes.
+    calibrated_on : str or None
+        The recordings of the calibration in words.
     keys, counts, single : numpy.ndarray
         How often pairs of tokens (the first times the vocabulary plus the second; the first may be the beginning of
         a lead, which is one behind the last token) and tokens are in the training split.
@@ -91,6 +107,8 @@ class Certainty:
     keys: np.ndarray
     counts: np.ndarray
     single: np.ndarray
+    points: dict[str, list[float]] = field(default_factory=dict)
+    calibrated_on: str | None = None
 
     def __post_init__(self) -> None:
         self._exact: dict[str, int] = {}
@@ -133,14 +151,32 @@ class Certainty:
             scored.append((-share, number, text))
         return [text for *_, text in sorted(scored)[:count]]
 
-    def weights(self, answers: Sequence[str], logs: np.ndarray) -> np.ndarray:
-        """Return the calibrated probabilities of answers, from the log-probabilities of the model."""
+    def weights(self, answers: Sequence[str], logs: np.ndarray, text: str = "") -> np.ndarray:
+        """Return the calibrated probabilities of answers to a prompt's text, from the model's log-probabilities."""
+        yes = yes_place(answers)
+        if text in self.points and yes is not None:
+            slope, intercept, _ = self.points[text]
+            chance = 1 / (1 + np.exp(-(slope * (logs[yes] - logs[1 - yes]) + intercept)))
+            return np.array([chance, 1 - chance] if yes == 0 else [1 - chance, chance])
         return softmax(logs / self.temperature.get(answer_kind(answers), 1.0))
 
-    def choose(self, answers: Sequence[str], weights: np.ndarray) -> ChosenAnswer:
-        """Return the most probable of two answers or more."""
+    def choose(self, answers: Sequence[str], weights: np.ndarray, text: str = "") -> ChosenAnswer:
+        """Return the most probable of two answers or more; yes from its own probability on where that is known."""
         best, other = np.argsort(-weights, kind="stable")[:2]
-        lowered = [answer.casefold() for answer in answers]
+        yes = yes_place(answers)
+        if text in self.points and yes is not None:
+            point, chance = self.points[text][2], float(weights[yes])
+            best, other = (yes, 1 - yes) if chance >= point else (1 - yes, yes)
+            low, high = unsure_range(point)
+            return ChosenAnswer(
+                answers[best],
+                float(weights[best]),
+                answers[other],
+                float(weights[other]),
+                not low < chance < high,
+                chance,
+                point,
+            )
         least = self.sure.get(answer_kind(answers))
         return ChosenAnswer(
             answers[best],
@@ -148,7 +184,7 @@ class Certainty:
             answers[other],
             float(weights[other]),
             None if least is None else bool(weights[best] >= least),
-            float(weights[lowered.index("yes")]) if {*lowered} == {"yes", "no"} else None,
+            None if yes is None else float(weights[yes]),
         )
 
     def bits_of(self, ecg: np.ndarray, lengths: np.ndarray, samples: int) -> float:
@@ -218,6 +254,8 @@ class Certainty:
             bits,
             amplitude,
             *(keys, counts, self.single + earlier.single),
+            earlier.points | self.points,
+            earlier.calibrated_on,
         )
 
     def write(self, folder: Path) -> None:
@@ -227,7 +265,7 @@ class Certainty:
         parts = {"keys": self.keys, "counts": self.counts, "single": self.single}
         large = np.uint64 if (len(self.single) + 1) * len(self.single) >= 2**32 else np.uint32
         save_file({name: np.ascontiguousarray(part, large) for name, part in parts.items()}, folder / PAIRS)
-        contents = {key: getattr(self, key) for key in ("groups", "temperature", "sure", "bits", "amplitude")}
+        contents = {key: getattr(self, key) for key in CONTENTS}
         write_json(folder / FILE, contents)
 
 
@@ -265,9 +303,7 @@ def read_certainty(folder: str | Path, vocabulary: int) -> Certainty | None:
     keys = arrays["keys"]
     if keys.size and (np.any(np.diff(keys) <= 0) or keys[-1] >= (vocabulary + 1) * vocabulary):
         raise Failure(f"{pairs} is damaged: copy the model folder again")
-    return Certainty(
-        **{key: contents[key] for key in ("groups", "temperature", "sure", "bits", "amplitude")}, **arrays
-    )
+    return Certainty(**{key: contents[key] for key in CONTENTS if key in contents}, **arrays)
 
 
 def _find_problem(said: dict[str, Any]) -> str | None:
@@ -298,6 +334,14 @@ def _find_problem(said: dict[str, Any]) -> str | None:
             return key
     if any(not 0.01 <= value <= 100 for value in said["temperature"].values()):
         return "temperature"
+    points = said.get("points", {})
+    if not isinstance(points, dict) or not all(
+        isinstance(point, list) and len(point) == 3 and numbers(point) and 0 < point[2] < 1
+        for point in points.values()
+    ):
+        return "points"
+    if not isinstance(said.get("calibrated_on"), str | None):
+        return "calibrated_on"
     for key in ("bits", "amplitude"):
         value = said.get(key, 0)
         if value is not None and not (isinstance(value, list) and len(value) == 2 and numbers(value)):
@@ -325,6 +369,19 @@ def lead_ranges(signal: np.ndarray) -> np.ndarray:
 def answer_kind(answers: Sequence[str]) -> str:
     """Return the key of `temperature` and `sure` for some answers."""
     return "two" if len(answers) <= 2 else "more"
+
+
+def yes_place(answers: Sequence[str]) -> int | None:
+    """Return the place of yes where yes and no are the answers, else None."""
+    lowered = [answer.casefold() for answer in answers]
+    return lowered.index("yes") if len(lowered) == 2 and {*lowered} == {"yes", "no"} else None
+
+
+def unsure_range(point: float) -> tuple[float, float]:
+    """Return the probabilities between which an answer is not sure: the odds within a factor of `UNSURE_ODDS`."""
+    odds = point / (1 - point)
+    low, high = odds / UNSURE_ODDS, odds * UNSURE_ODDS
+    return low / (1 + low), high / (1 + high)
 
 
 def softmax(logs: np.ndarray) -> np.ndarray:

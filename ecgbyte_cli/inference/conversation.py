@@ -325,7 +325,7 @@ class Conversation:
     ) -> None:
         """Choose the most probable of the answers that a question can have."""
         answers = matched.answers or []
-        (weights,) = self.session.weigh_prompts([ids], answers, self.session.cache)
+        (weights,) = self.session.weigh_prompts([ids], answers, [matched.text], self.session.cache)
         chosen = self.session.choose(matched.text, answers, weights)
         turn.answer, turn.probability, turn.sure = chosen.answer, chosen.probability, chosen.sure
         turn.other = chosen.other, chosen.other_probability
@@ -337,7 +337,7 @@ class Conversation:
         """Put a list together from questions with yes and no."""
         answers = ["no", "yes"]
         prompts = [self.session.prompt_ids(turn.ecgs, [(part, None)])[0] for part in parts]
-        weighed = self.session.weigh_prompts(prompts, answers)
+        weighed = self.session.weigh_prompts(prompts, answers, [*parts])
         chosen = [
             self.session.choose(part, answers, weights) for part, weights in zip(parts, weighed, strict=True)
         ]

@@ -95,7 +95,7 @@ def _threads(session: Session) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    if session.about["base"] == "tiny":
+    if session.about["base"] in folder_checks.BUILT:
         torch.set_num_threads(1)
     try:
         yield
@@ -141,7 +141,7 @@ def _weighed(
                 raise Failure("out of memory: lower --jobs; what is finished is kept") from error
             raise
         for state in states:
-            yield [session.weights(one.answers, next(logs)) for one in questions], state
+            yield [session.weights(one.answers, next(logs), one.text) for one in questions], state
 
 
 def _row(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ecgbyte_cli.inference.certainty import Certainty
+from ecgbyte_cli.inference.certainty import Certainty, unsure_range
 
 YES, NO, UNSURE = "yes", "no", "unsure"
 SMALLEST = 1e-12  # probabilities are kept this far from 0 and 1
@@ -46,8 +46,10 @@ def log_odds(probability: float | np.ndarray) -> np.ndarray:
     return np.log(inside) - np.log1p(-inside)
 
 
-def operating_point(certainty: Certainty, name: str) -> OperatingPoint:
-    """Return where a model's answers about a finding change: yes and no by the nearer side, unsure as in chat."""
+def operating_point(certainty: Certainty, text: str) -> OperatingPoint:
+    """Return where a model's answers to a prompt's text change: as in chat, and unsure in between."""
+    if text in certainty.points:
+        return OperatingPoint(*unsure_range(certainty.points[text][2]))
     least = max(0.5, certainty.sure.get("two", 0.5))
     # at equal odds the answer is no
     return OperatingPoint(1 - least, max(least, np.nextafter(0.5, 1)))

@@ -228,7 +228,7 @@ class Session:
         """
         matched = self.match(question)
         ids, _ = self.prompt_ids([ecg], [(matched.text if matched else question, None)])
-        return self.weigh_prompts([ids], answers, self.cache)[0]
+        return self.weigh_prompts([ids], answers, [matched.text if matched else question], self.cache)[0]
 
     def choose(self, text: str, answers: Sequence[str], weights: np.ndarray) -> ChosenAnswer:
         """Return the most probable of several answers to a question, by the thresholds of the site where it has some.
@@ -242,7 +242,7 @@ class Session:
             Their calibrated probabilities.
         """
         assert self.certainty
-        plain = self.certainty.choose(answers, weights)
+        plain = self.certainty.choose(answers, weights, text)
         point = self._site_points.get(text)
         if point is None or plain.yes is None:
             return plain
@@ -301,16 +301,23 @@ class Session:
         return joined_lines(ecg.line for ecg in ecgs) if self.about.get("measured") else ""
 
     def weigh_prompts(
-        self, prompts: list[np.ndarray], answers: Sequence[str], cache: "PromptCache | None" = None
+        self,
+        prompts: list[np.ndarray],
+        answers: Sequence[str],
+        texts: Sequence[str],
+        cache: "PromptCache | None" = None,
     ) -> list[np.ndarray]:
-        """Return the calibrated probabilities, float64 (answers,), of the same answers to each prompt."""
+        """Return the calibrated probabilities, float64 (answers,), of the same answers to each prompt.
+
+        `texts` are the questions in the prompts.
+        """
         ids = [self.prompt.written(answer) for answer in answers]
         logs = self.lm.weigh(prompts, [ids] * len(prompts), cache)
-        return [self.weights(answers, one) for one in logs]
+        return [self.weights(answers, one, text) for one, text in zip(logs, texts, strict=True)]
 
-    def weights(self, answers: Sequence[str], logs: np.ndarray) -> np.ndarray:
-        """Return the calibrated probabilities of answers, from the log-probabilities of the model."""
-        return self.certainty.weights(answers, logs) if self.certainty else softmax(logs)
+    def weights(self, answers: Sequence[str], logs: np.ndarray, text: str) -> np.ndarray:
+        """Return the calibrated probabilities of answers to a prompt's text, from the model's log-probabilities."""
+        return self.certainty.weights(answers, logs, text) if self.certainty else softmax(logs)
 
 
 def reading_options(

@@ -10,6 +10,7 @@ from ecgbyte_cli.evaluation.controls import CONTROLS, ControlInputs
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.batch_answering import (
     Answer,
+    Closed,
     PromptSet,
     Sampler,
     answer_all,
@@ -70,9 +71,9 @@ def answer_split(
             kept.add(key, answer)
             bar.advance()
 
-        def answers_of(key: Key) -> list[str]:
+        def answers_of(key: Key) -> Closed:
             question = matched[key[1]]
-            return (question.answers if question else None) or []
+            return (question.text, question.answers or []) if question else ("", [])
 
         def name(key: Key) -> str:
             return f"record {asked[key[1]].record}"

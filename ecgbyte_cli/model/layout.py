@@ -99,7 +99,7 @@ class Layout:
             lead_of = lead_ranges(ecg, self.lengths, self.samples) if lead_of is None else lead_of
             kept = self.read_tokens(ecg, lead_of)
             inside, lead_of = inside[kept], lead_of[kept]
-            leads = np.unique(lead_of)
+            leads = np.arange(self.marks) if self.rest is None else np.unique(lead_of)
             inside = np.insert(inside, np.searchsorted(lead_of, leads), self.offset + 2 + leads)
         return np.concatenate([[self.offset], inside, [self.offset + 1]])
 

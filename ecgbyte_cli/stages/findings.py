@@ -306,7 +306,7 @@ def _work(
         "reading": {"fs": reader.fs, "lead_names": reader.lead_names, "units": reader.units},
         "questions": [list(one) for one in questions],
         "points": {
-            one.name: list(session.site.get(one.name) or operating_point(certainty, one.name))
+            one.name: list(session.site.get(one.name) or operating_point(certainty, one.text))
             for one in questions
             if one.verify
         },
@@ -314,7 +314,7 @@ def _work(
         "salt": readers.fingerprint(list(found)),
         "embeddings": options.embeddings is not None,
     }
-    small = session.about["base"] == "tiny"
+    small = session.about["base"] in folder_checks.BUILT
     jobs = options.jobs or ((os.cpu_count() or 1) if small else 1)
     files = folder_checks.files_needed(folder, base) if options.dask else []
     return TableWork("findings", finding_rows, asked, jobs, options.dask, PRELOAD, files), questions

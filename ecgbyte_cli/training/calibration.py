@@ -19,6 +19,7 @@ from ecgbyte_cli.inference.certainty import (
     normalize_question,
     preceding_tokens,
     softmax,
+    yes_place,
 )
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.questions import Question
@@ -29,6 +30,8 @@ from ecgbyte_cli.training.plans import TrainingPlans
 MOST_TEXTS = 100_000  # with more question texts than this, no list of questions is kept
 SEEN = 3  # mean number of times that each answer of a closed question must occur in training
 WEIGHED = 1500  # validation questions for calibration
+MOST_WEIGHED = 300_000  # the same with all other questions about the same ECGs
+LEAST_EACH = 20  # fewest validation questions with yes, and with no, to calibrate a question for itself
 WEIGHED_ALONE = 100  # the same for a model that reads the ECG once per answer
 LEAST = 50  # fewest validation questions to calibrate on
 SEGMENTS = 20_000  # training segments in which pairs of tokens are counted
@@ -40,7 +43,7 @@ def calibrate_training(
 ) -> Certainty:
     """Calibrate a model on the data of its training, with a progress bar; see `calibrate_model`."""
     questions = [question for plan in plans.training for question in plan.questions]
-    validation = plans.validation[:WEIGHED]
+    validation = chosen_for_calibration(lm, plans.validation)
     with progress("certainty", len(validation), "questions") as bar:
         return calibrate_model(lm, samples, questions, validation, batch, bar, tell)
 
@@ -87,6 +90,7 @@ def calibrate_model(
         ]
         if len(of_kind) >= LEAST:
             certainty.temperature[kind], certainty.sure[kind] = fit_temperature(of_kind)
+    certainty.points = fit_points(weighed, log_probabilities)
     places = np.flatnonzero(np.asarray(samples.recorded["split"]) == "val")[:2000]
     if len(places) >= LEAST:
         certainty.bits, certainty.amplitude = _typical_ranges(certainty, samples, places)
@@ -102,15 +106,25 @@ def to_weigh(
         known = certainty.match(question.question)
         if known and known.answers and not question.earlier and len(question.segments) == 1:
             weighed.append((replace(question, question=known.text), known.answers))
-    return weighed[: WEIGHED if lm.beside else WEIGHED_ALONE]
+    return weighed[: MOST_WEIGHED if lm.beside else WEIGHED_ALONE]
+
+
+def chosen_for_calibration(lm: ECGLM, validation: Sequence[Question]) -> list[Question]:
+    """Return the first validation questions; all others about their ECGs, too, if these are read once for all."""
+    chosen = list(validation[:WEIGHED])
+    if lm.beside:
+        segments = {question.segments for question in chosen}
+        chosen += [question for question in validation[WEIGHED:] if question.segments in segments]
+    return chosen
 
 
 def tokens_read(
     lm: ECGLM, samples: SampleBuilder, training: Sequence[Question], validation: Sequence[Question]
 ) -> int:
     """Estimate how many tokens a calibration reads. The parameters are those of `calibrate_model`."""
-    certainty = Certainty(answer_groups(training), {}, {}, None, None, *[np.zeros(0, np.int64)] * 3)
-    weighed = to_weigh(certainty, lm, validation[:WEIGHED])
+    nothing = np.zeros(0, np.int64)
+    certainty = Certainty(answer_groups(training), {}, {}, None, None, nothing, nothing, nothing)
+    weighed = to_weigh(certainty, lm, chosen_for_calibration(lm, validation))
     plans = samples.plans([question for question, _ in weighed])[0]
     if lm.beside:
         return sum(plan.length for plan in plans)
@@ -209,6 +223,59 @@ def fit_temperature(weighed: Sequence[tuple[np.ndarray, Sequence[str], Question]
     enough = np.flatnonzero(share >= RIGHT)
     count = max(int(enough[-1]) + 1 if len(enough) else 0, math.ceil(COVERED * len(order)))
     return temperature, float(np.array(best)[order][count - 1])
+
+
+def fit_points(
+    weighed: Sequence[tuple[Question, Sequence[str]]], log_probabilities: Sequence[np.ndarray]
+) -> dict[str, list[float]]:
+    """Calibrate each question with the answers yes and no for itself, and choose where its answer becomes yes.
+
+    Returns
+    -------
+    dict of str to list of float
+        `Certainty.points` of the questions with `LEAST_EACH` answers of each kind.
+    """
+    odds: dict[str, list[float]] = {}
+    truth: dict[str, list[bool]] = {}
+    for (question, answers), logs in zip(weighed, log_probabilities, strict=False):
+        yes = yes_place(answers)
+        if yes is not None:
+            odds.setdefault(question.question, []).append(float(logs[yes] - logs[1 - yes]))
+            truth.setdefault(question.question, []).append(question.answer.casefold() == "yes")
+    return {
+        text: fit_point(np.array(values), np.array(truth[text]))
+        for text, values in odds.items()
+        if min(sum(truth[text]), len(values) - sum(truth[text])) >= LEAST_EACH
+    }
+
+
+def fit_point(odds: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Fit slope and intercept of calibrated log-odds, and the probability from which the answer is yes.
+
+    The fit is that of Platt, Probabilistic Outputs for Support Vector Machines, 1999, held near the model's own odds
+    (slope 1, intercept 0) where there are few answers. Yes begins where F1, the harmonic mean of sensitivity and
+    positive predictive value, is largest.
+
+    Parameters
+    ----------
+    odds : float64 array (n,)
+        The model's log-odds of yes.
+    truth : bool array (n,)
+    """
+    values = np.stack([odds, np.ones(len(odds))], axis=1)
+    before, spread = np.array([1.0, 0.0]), np.array([0.5, 1.0])
+    fitted = before.copy()
+    for _ in range(25):  # Newton's method
+        chance = 1 / (1 + np.exp(-values @ fitted))
+        gradient = values.T @ (chance - truth) + (fitted - before) / spread**2
+        curvature = (values * (chance * (1 - chance))[:, None]).T @ values + np.diag(spread**-2)
+        fitted = fitted - np.linalg.solve(curvature, gradient)
+    chance = np.sort(1 / (1 + np.exp(-values @ fitted)))[::-1]
+    hits = np.cumsum(truth[np.argsort(-(values @ fitted), kind="stable")])
+    f1 = 2 * hits / (np.arange(1, len(truth) + 1) + truth.sum())
+    best = int(f1[:-1].argmax())
+    point = float((chance[best] + chance[best + 1]) / 2)
+    return [float(fitted[0]), float(fitted[1]), min(max(point, 0.01), 0.99)]
 
 
 def count_pairs(samples: SampleBuilder, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

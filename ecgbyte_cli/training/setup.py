@@ -49,6 +49,8 @@ def load_for_training(
     if method == "full" and (settings.get("rank") or settings.get("alpha")):
         raise Failure("--rank and --alpha belong to adapters, and --method full has none: leave them out")
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
+    if settings.get("vary_leads") and not tokenizer.signal.get("any_leads"):
+        raise Failure("--vary-leads needs letters of any leads: run `ecgbyte symbolize --any-leads` first")
     encoded = read_json(work.token_settings)
     if tokenizer.sha256 != encoded["tokenizer_sha256"]:
         raise Failure(
