@@ -29,8 +29,9 @@ from starlette.testclient import TestClient  # noqa: E402
 import ecgbyte_cli  # noqa: E402
 from ecgbyte_cli import readers  # noqa: E402
 from ecgbyte_cli.inference import certainty  # noqa: E402
-from ecgbyte_cli.inference.conversation import Turn, percent  # noqa: E402
 from ecgbyte_cli.inference.session import Session  # noqa: E402
+from ecgbyte_cli.inference.turn import Turn  # noqa: E402
+from ecgbyte_cli.inference.witness import percent  # noqa: E402
 from ecgbyte_cli.render import svg_sheet  # noqa: E402
 from ecgbyte_cli.web import app, conversations, middleware, recordings  # noqa: E402
 
@@ -431,6 +432,7 @@ def test_twenty_at_once_are_answered_alike(tiny, folder):
 
 def test_a_conversation_does_what_chat_can(small, folder):
     of = service(folder, stand_in(small / "ecgbyte-work" / "model" / "ecg_tokenizer.json", "sinus é"))
+    of.model.about["most_ecgs"] = 2
     with client_of(of) as client:
         first, second, third = ids(client)
         state = client.post("/api/conversation", json={"record": first}).json()

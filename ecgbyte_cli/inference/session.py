@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion, read_certainty, softmax
-from ecgbyte_cli.inference.conversation import ECG, Conversation, RecordingLoader, Turn, fit_prompt
+from ecgbyte_cli.inference.conversation import (
+    ECG,
+    Conversation,
+    RecordingLoader,
+    fit_prompt,
+    remembers_earlier_turns,
+)
 from ecgbyte_cli.inference.conversation_report import AnswerAttribution, attribute_turn
+from ecgbyte_cli.inference.everyday import known_findings
+from ecgbyte_cli.inference.turn import Turn
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -57,6 +65,8 @@ class Session:
         Longest answer in tokens.
     loaded : LoadedModel or None
         None until the model is first needed.
+    witnesses : dict
+        Question and answers to their probabilities without an ECG and with a flat line (see `witness`).
     """
 
     folder: Path
@@ -67,6 +77,9 @@ class Session:
     trainable: bool = False
     max_new: int = MAX_NEW
     loaded: LoadedModel | None = None
+    witnesses: dict[tuple[str, tuple[str, ...]], tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @classmethod
     def open(
@@ -187,6 +200,16 @@ class Session:
             If it cannot be read, or lacks leads that the model needs.
         """
         return self.reader.read(record)
+
+    @property
+    def remembers_earlier_turns(self) -> bool:
+        """Whether earlier questions are part of the prompt."""
+        return remembers_earlier_turns(self.about)
+
+    @cached_property
+    def known_findings(self) -> dict[str, MatchedQuestion]:
+        """The findings that the model answers with yes or no: short name to its question."""
+        return known_findings(self.certainty) if self.certainty else {}
 
     def match(self, question: str) -> MatchedQuestion | None:
         """Return the question of the training that asks the same; None where none does."""

@@ -19,6 +19,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.batch_answering import Answer
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.split_answering import Joined, answer_split
+from ecgbyte_cli.inference.witness import Witness, witness_of
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.question_file import Question
@@ -245,7 +246,7 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
             "seen_in_training": question_segments.count_seen_in_training(joined),
         }
         result["seconds"] = time.perf_counter() - start
-        write(work, chosen, answers, given["signal"], thoughts, settings, result)
+        write(work, chosen, answers, given, thoughts, settings, result)
         return result
 
 
@@ -312,12 +313,13 @@ def write(
     work: WorkDir,
     chosen: list[Joined],
     answers: dict[str, Any],
-    given: list[Answer],
+    given: dict[str, list[Answer]],
     thoughts: list[ReasonedAnswer] | None,
     settings: dict,
     result: dict,
 ) -> None:
     """Write the answers, their scores as a table, and last the settings and scores as JSON."""
+    own = given["signal"]
     with atomic_write(work.answers) as beside, open(beside, "w", encoding="utf-8") as file:
         for i, (question, _, patient, _) in enumerate(chosen):
             controls = {name: some[i] for name, some in answers.items() if name != "signal"}
@@ -331,12 +333,13 @@ def write(
                 "template_id": question.template_id,
                 "attribute_type": question.attribute_type,
                 "topic": question.topic,
-                "probability": round(given[i].probability, 6),
-                "sure": given[i].sure,
-                "runner_up": given[i].other
-                and {"answer": given[i].other, "probability": rounded(given[i].other_probability)},
-                "p_yes": rounded(given[i].yes),
-                "seconds": round(given[i].seconds, 4),
+                "probability": round(own[i].probability, 6),
+                "sure": own[i].sure,
+                "runner_up": own[i].other
+                and {"answer": own[i].other, "probability": rounded(own[i].other_probability)},
+                "p_yes": rounded(own[i].yes),
+                "seconds": round(own[i].seconds, 4),
+                **({"witness": seen.as_json()} if (seen := witness_among(given, i)) else {}),
                 **({"reasoning": thoughts[i].reasoning, "form_kept": thoughts[i].kept} if thoughts else {}),
                 "control": {
                     name: a if isinstance(a, str) else question_file.BETWEEN.join(a)
@@ -354,6 +357,16 @@ def write(
         beside.write_text("\n".join(filter(None, parts)), encoding="utf-8")
     write_json(work.metrics, {"settings": settings, "result": result}, indent=1)
     work.partial_answers.unlink(missing_ok=True)
+
+
+def witness_among(given: dict[str, list[Answer]], number: int) -> Witness | None:
+    """Return the witness of an answer from the controls; None without controls, or if the answer was written freely."""
+    names = ("signal", "no signal", "flat line")
+    with_ecg, without, flat = (given[name][number] if name in given else None for name in names)
+    if not (with_ecg and without and flat and with_ecg.weights and without.weights and flat.weights):
+        return None
+    best = ((without.answer, without.probability), (flat.answer, flat.probability))
+    return witness_of(with_ecg.weights, without.weights, *best)
 
 
 def rounded(probability: float | None) -> float | None:

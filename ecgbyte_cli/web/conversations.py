@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ecgbyte_cli.inference.conversation import Conversation, Turn
+from ecgbyte_cli.inference.conversation import Conversation
 from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.inference.turn import Turn
 from ecgbyte_cli.render import terminal
 from ecgbyte_cli.web.middleware import Refused
 from ecgbyte_cli.web.recordings import RecordingList, id_of
