@@ -432,7 +432,6 @@ def test_twenty_at_once_are_answered_alike(tiny, folder):
 
 def test_a_conversation_does_what_chat_can(small, folder):
     of = service(folder, stand_in(small / "ecgbyte-work" / "model" / "ecg_tokenizer.json", "sinus é"))
-    of.model.about["most_ecgs"] = 2
     with client_of(of) as client:
         first, second, third = ids(client)
         state = client.post("/api/conversation", json={"record": first}).json()

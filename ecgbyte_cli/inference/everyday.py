@@ -104,6 +104,19 @@ def match_finding(
     return MatchedQuestion("", None, _finding_words().get(name, name), parts) if parts else None
 
 
+def ask_about(name: str) -> str:
+    """Return the usual question about a finding, by its short name."""
+    return question_about(_finding_words()[name])
+
+
+def question_about(words: str) -> str:
+    """Return the usual question about a finding, by its words."""
+    name = next(
+        (name for name, known in _finding_words().items() if known == words and name in VERIFY_OWN), None
+    )
+    return VERIFY_OWN[name][0] if name else f"{there_question(words)} {words}?"
+
+
 def suggest(question: str, certainty: Certainty, known: Mapping[str, MatchedQuestion]) -> list[str]:
     """Return questions that a model can answer and that are about the same as another question, by its meaning."""
     words = {_singular(word) for word in _words(question)}
@@ -143,10 +156,9 @@ def _alike(question: str, certainty: Certainty) -> list[str]:
 def _usual_text(text: str) -> str:
     """Return the usual wording of a question about a finding, if it is about one."""
     found = recognise(text)
-    if found is None or found.kind != "finding":
+    if found is None or found.kind != "finding" or found.name not in _finding_words():
         return text
-    words = _finding_words().get(found.name, "")
-    return VERIFY_OWN[found.name][0] if found.name in VERIFY_OWN else f"{there_question(words)} {words}?"
+    return ask_about(found.name)
 
 
 def _members(name: str) -> tuple[str, ...]:
