@@ -1,4 +1,4 @@
-"""The page in daily use, with the included model: list, findings, two ECGs, navigation, export, uploads, accessibility."""
+"""The page in daily use, with the included model: lists, findings, two ECGs, addresses, export, uploads, axe."""
 
 import io
 import re
