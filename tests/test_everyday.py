@@ -120,7 +120,7 @@ def test_a_finding_in_everyday_words(question, name):
         ("Is this atrial fibrillation dangerous?", ("safety", "")),
         ("C'est grave ?", ("safety", "")),
         ("Why?", ("why", "")),
-        ("Wie sicher bist du?", None),
+        ("Wie sicher bist du?", ("sure", "")),
         ("Wie sicher?", ("sure", "")),
     ],
 )
@@ -221,9 +221,9 @@ def test_witness_compares_the_given_answer():
     best = ("no", 0.7), ("no", 0.6)
     seen = witness_of([0.05, 0.95], [0.7, 0.3], *best)
     assert seen == Witness(*best, 0.3, True) and not seen.note
-    seen = witness_of([0.9, 0.1], [0.72, 0.28], *best)
-    assert not seen.depends and "72 %" in seen.note
-    assert witness_of([0.91, 0.09], [0.72, 0.28], *best).depends  # less than 80 % of the probability
+    seen = witness_of([0.9, 0.1], [0.73, 0.27], *best)
+    assert not seen.depends and "73 %" in seen.note
+    assert witness_of([0.92, 0.08], [0.73, 0.27], *best).depends  # less than 80 % of the probability
 
 
 def test_witness_of_a_real_answer(fibrillation, shipped):

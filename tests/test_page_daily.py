@@ -128,7 +128,7 @@ def test_findings_are_bars_that_can_be_asked_for(visit, address, width, tmp_path
     open_record(page, FIBRILLATION)
     bar = page.locator(".bars button", has_text="atrial fibrillation").last
     bar.wait_for()
-    assert re.search(r"\d\d %", bar.inner_text()) and "heart rate" in page.locator(".measured").inner_text()
+    assert re.search(r"\d\d %", bar.inner_text()) and "heart rate" in page.locator(".values").inner_text()
     bar.click()
     note = answered(page)
     assert page.locator("#log .q").inner_text() == "Is there atrial fibrillation?"

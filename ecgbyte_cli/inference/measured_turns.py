@@ -15,6 +15,8 @@ class AskedTurn(Protocol):
 
     question: str
     answer: str
+    asked_as: str | None
+    asked: tuple[str, str] | None
     ecgs: list  # of ECG
     findings: dict[str, float] | None
     measured: MeasuredAnswer | None
@@ -79,4 +81,5 @@ def _said(turn: AskedTurn) -> dict[str, str]:
     if turn.findings:
         listed = turn.answer.split("; ")
         return {words: "yes" if words in listed else "no" for words in turn.findings}
-    return answers_of(turn.question, turn.answer)
+    # in the words of the training, and with the model's own answer
+    return answers_of(turn.asked_as or turn.question, turn.asked[1] if turn.asked else turn.answer)

@@ -213,7 +213,7 @@ EVERYDAY_QUESTIONS = _wordings(
 DESCRIBE = _split(
     "describe, report, summarize, summarise, summary, interpret, interpretation, read, explain, analyze, "
     "analyse, overview, what do you see, what can you see, what do you think, full report, short report, "
-    "beschreibe, beschreiben, Beschreibung, befunde, interpretiere, interpretieren, was siehst du, was sehen "
+    "beschreibe, beschreiben, Beschreibung, interpretiere, interpretieren, was siehst du, was sehen "
     "Sie, Zusammenfassung, décris, décrivez, description, interprète, interprétez, résumé, que vois-tu, que "
     "voyez-vous, descripción, interpreta, interpretación, resumen, qué ves, descrivi, descrizione, "
     "interpretazione, riassunto, cosa vedi"

@@ -52,7 +52,7 @@ def status(text: str) -> Iterator[None]:
     from rich.text import Text
 
     # the stream itself: libraries that load meanwhile are kept off standard error
-    with quiet_typing(), Console(file=sys.stderr).status(Text(printable(f"{text} …"))):
+    with Console(file=sys.stderr).status(Text(printable(f"{text} …"))):
         yield
 
 
@@ -114,12 +114,6 @@ class WordWrap:
         self.column += length
         shown, self.word = broken + self.word, ""
         return shown
-
-
-def wrapped(text: str) -> str:
-    """Return a text for a person at a terminal: broken between words."""
-    wrap = WordWrap(stderr_console().width)
-    return wrap.add(text) + wrap.end()
 
 
 def print_greeting(ecg: ECG, about: dict[str, Any]) -> None:

@@ -27,9 +27,9 @@ from ecgbyte_cli.render.terminal import (
     print_greeting,
     print_lead,
     print_panel,
+    quiet_typing,
     status,
     stderr_console,
-    wrapped,
 )
 from ecgbyte_cli.storage.files import atomic_write
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -128,15 +128,7 @@ def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
         keep_identity=options.keep_identity,
     )
     session.check_base()
-    ecg = session.read(record)  # takes a moment; the model takes longer
-    if interactive:
-        print_greeting(ecg, session.about)
-    begun = time.perf_counter()
-    with status(f"loading the model {session.about['folder']}"):
-        session.load()
-    if interactive:
-        note(f"model loaded in {time.perf_counter() - begun:.1f} s")
-    conversation = session.conversation([ecg])
+    conversation = begin(session, record, interactive)
     if interactive:
         note("Ask about the recording. /help lists the commands; /quit or Ctrl-D leaves.")
         with line_editor(work.chat_history) as read:
@@ -148,6 +140,20 @@ def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
         "ecg_tokens": sum(len(ecg.tokens) for ecg in conversation.ecgs),
         "turns": [turn.about() for turn in conversation.log if isinstance(turn, Turn)],
     }
+
+
+def begin(session: Session, record: Path, interactive: bool) -> Conversation:
+    """Read a recording, load the model, and return a conversation; what is typed meanwhile waits for the prompt."""
+    with quiet_typing():
+        ecg = session.read(record)  # takes a moment; the model takes longer
+        if interactive:
+            print_greeting(ecg, session.about)
+        begun = time.perf_counter()
+        with status(f"loading the model {session.about['folder']}"):
+            session.load()
+        if interactive:
+            note(f"model loaded in {time.perf_counter() - begun:.1f} s")
+    return session.conversation([ecg])
 
 
 def talk(
@@ -200,21 +206,17 @@ def talk(
 def answer(conversation: Conversation, question: str, interactive: bool) -> bool:
     """Ask, and write the answer to standard output as it comes; return whether it was stopped."""
 
-    wrap = WordWrap(stderr_console().width) if interactive else None
+    wrap = WordWrap(stderr_console().width - 1) if interactive else None
 
     def show(piece: str) -> None:
         text = printable(piece, "\n\t")
         click.echo(wrap.add(text) if wrap else text, nl=False, err=wants_json())
 
-    def tell(text: str) -> None:
-        for line in (wrapped(printable(text)) if interactive else text).split("\n"):
-            note(line)
-
     def think(reasoning: str) -> None:
         click.echo(click.style(printable(reasoning, "\n\t"), dim=True), err=True)
 
     for line in conversation.unlike():
-        tell(line)
+        note(line)
     turn = conversation.ask(question, show if interactive or not wants_json() else lambda piece: None, think)
     if wrap:
         click.echo(wrap.end(), err=wants_json())
@@ -227,9 +229,9 @@ def answer(conversation: Conversation, question: str, interactive: bool) -> bool
     elif not turn.answer:
         note("(no answer)")
     elif turn.certainty():
-        tell(f"({turn.certainty()})")
+        note(f"({turn.certainty()})")
     for line in turn.notes():
-        tell(line)
+        note(line)
     return turn.stopped
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
 from ecgbyte_cli.failure import Failure
@@ -77,14 +78,14 @@ class FindingsIndex:
                 return
             try:
                 self.read[number] = self.conversations.worker.submit(self._read, number).result()
-            except RuntimeError:  # the worker has been shut down
+            except (RuntimeError, CancelledError):  # the worker has been shut down
                 return
 
     def _read(self, number: str) -> ReadFindings:
         session = self.conversations.require_model()
         try:
             reading = read_findings(session, session.read(self.recordings.path(number)))
-        except Failure:
+        except (Failure, RuntimeError, MemoryError):
             return NOT_READ
         present = frozenset(words for words, chance in reading.findings.items() if chance > 0.5)
         return ReadFindings(present, reading.rhythm)

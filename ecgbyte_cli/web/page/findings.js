@@ -45,7 +45,7 @@ function createCard(ecg) {
       element("summary", {}, `${ranked.length - LIKELY} less likely findings`), bars(ranked.slice(LIKELY)))] : []),
     ...ecg.conflicts.map((conflict) => element("p", { className: "bad" }, conflict.text)),
     element("h4", {}, "Measured"),
-    element("dl", { className: "measured" }, ...measured.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)])));
+    element("dl", { className: "values" }, ...measured.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)])));
 }
 
 function bars(findings) {

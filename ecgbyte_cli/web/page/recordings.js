@@ -86,6 +86,7 @@ export async function restoreAddress() {
     return false;
   }
   state.restoring = true;
+  const number = ++state.restores;
   try {
     for (const [i, id] of address.ids.entries()) {
       const last = i === address.ids.length - 1;
@@ -96,9 +97,9 @@ export async function restoreAddress() {
     const missing = state.turns.length ? [] : address.questions;
     if (state.conversation) for (const question of missing) await ask(question);
   } finally {
-    state.restoring = false;
+    if (number === state.restores) state.restoring = false;
   }
-  writeAddress();
+  if (number === state.restores) writeAddress(); // not where another address was chosen meanwhile
   return true;
 }
 

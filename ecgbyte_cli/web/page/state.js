@@ -10,6 +10,7 @@ export const state = {
   turns: [], // answers shown, in order, as the server describes them
   asked: [], // questions, the latest last, for the keys up and down
   list: { total: 0, pages: new Map(), asked: 0 }, // recordings that match, by page
+  restores: 0, // number of times an address was restored
   started: false, // whether the first sheet is drawn
   zoom: matchMedia("(max-width: 600px)").matches ? 2 : 1, // in widths of the frame
   showTokens: false,
