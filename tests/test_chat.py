@@ -281,7 +281,7 @@ def test_commands_show_what_they_open_to_who_watches(conversation, long_record, 
 
 def test_drawing_a_lead(conversation, long_record, capsys):
     chat.talk(conversation, typed(f"/ecg {long_record}", "/lead v1", "/lead II"))
-    lines = capsys.readouterr().err.splitlines()[2:]
+    lines = capsys.readouterr().err.splitlines()[1:]
     up, down = lines[7:13], lines[:6]
     assert lines[1].split()[0] == "V1" and lines[8].split()[0] == "II"
     assert lines[6].split() == ["0", "s", "10", "s"]

@@ -249,7 +249,7 @@ def test_two_ecgs_are_compared(visit, address):
     ask(page, "What differs?")
     page.locator("#log .note").wait_for()
     assert page.locator("#log .a").inner_text() == "atrial fibrillation <b>no</b>"
-    page.locator(".ecg .head button").first.click()
+    page.locator(".ecg .close").first.click()
     page.locator("svg.sheet").nth(1).wait_for(state="detached")
     # the address opens the same again
     page.reload()

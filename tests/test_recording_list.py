@@ -113,7 +113,7 @@ def test_an_upload_that_cannot_be_read_leaves_the_list(client, tmp_path):
     broken = put("broken.edf", b"0" * 300)
     assert len(broken["records"]) == 1
     reply = client.post(f"/api/upload/{broken['into']}/check").json()
-    assert reply["read"] == [] and reply["failed"][0].startswith("broken.edf cannot be read: ")
+    assert reply["read"] == [] and reply["failed"][0].startswith("broken.edf cannot be read as EDF: ")
     assert "broken.edf" not in names(client.get("/api/records"))
     assert client.post(f"/api/upload/{broken['into']}/check").status_code == 404
     good = put("good.csv", b"time,I,II\n" + b"".join(b"%.3f,0.1,0.2\n" % (i / 500) for i in range(5000)))
@@ -134,3 +134,16 @@ def test_a_recording_of_a_day_names_the_limit_and_the_remedy(client):
     reply = client.get(f"/api/records/{number}")
     assert reply.status_code == 422
     assert "33,554,432 samples" in reply.json()["error"] and "save a part of it" in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "said"),
+    [
+        ("a.edf", "cannot be read: invalid literal for int() with base 10: b'00'", "the file is damaged"),
+        ("a.csv", "sampling rate unknown: give it with --input-fs", "sampling rate unknown"),
+        ("a.xyz", "no samples", "a.xyz cannot be read as a recording: no samples."),
+    ],
+)
+def test_a_reason_names_the_format_and_no_internals(name, reason, said):
+    text = recordings.plain_reason(name, reason)
+    assert said in text and "invalid literal" not in text and text.startswith(f"{name} cannot be read as ")

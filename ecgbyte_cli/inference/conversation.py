@@ -163,7 +163,8 @@ class Conversation:
         if 1 < len(self.ecgs) > self.session.about.get("most_ecgs", 1) and not about_all:
             return self._ask_each(turn, show)
         self._ask(turn, show, think)
-        if turn.answer and turn.prompt is not None and self.session.remembers_earlier_turns:
+        own = not (turn.measured or turn.composed or turn.declined)
+        if turn.answer and own and self.session.remembers_earlier_turns:
             self.turns.append((question, turn.answer))
         return turn
 

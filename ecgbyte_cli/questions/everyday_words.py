@@ -221,7 +221,7 @@ DESCRIBE = _split(
 SAFETY = _split(
     "dangerous, danger, serious, severe, bad, life threatening, emergency, urgent, critical, worried, worry, "
     "should I be worried, worrying, should I worry, safe, die, dying, treat, treatment, therapy, "
-    "what should I do, what now, doctor, need doctor, see doctor, need hospital, go hospital, call ambulance, "
+    "what should I do, doctor, need doctor, see doctor, need hospital, go hospital, call ambulance, "
     "call doctor, need "
     "treatment, need pacemaker, need surgery, exercise, drive, fly, prognosis, gefährlich, schlimm, ernst, "
     "Notfall, bedrohlich, lebensbedrohlich, Behandlung, Therapie, was soll ich tun, Arzt, zum Arzt, "

@@ -23,6 +23,11 @@ CACHE_BYTES = 2**28  # of recordings read last
 MOST_FOLDERS = 500  # offered to choose from
 MOST_UPLOADS, MOST_FILES = 32, 64  # uploads, and files in one of them
 LONGEST_NAME = 128
+FORMAT_NAMES = {
+    "": "a WFDB record", ".hea": "a WFDB record", ".edf": "EDF", ".bdf": "BDF", ".dcm": "DICOM", ".dicom": "DICOM",
+    ".csv": "a CSV table", ".tsv": "a TSV table", ".npy": "a NumPy array", ".npz": "a NumPy archive", ".h5": "HDF5",
+    ".hdf5": "HDF5", ".xml": "an XML file of a hospital system", ".scp": "SCP-ECG",
+}  # fmt: skip
 
 
 class RecordingList:
@@ -212,10 +217,9 @@ class RecordingList:
         failed = []
         for number in list(upload.found):
             try:
-                self.recording(number)
-            except (Refused, Failure) as error:
-                failed.append(f"{error.message}.")
-                del upload.found[number]
+                readers.read_recording(upload.found[number], **self.read_options)
+            except (readers.Unusable, Failure) as error:
+                failed.append(plain_reason(self.name(upload.found.pop(number)), error.message))
         if not upload.found:
             self._remove(into)
         return [{"id": i, "name": self.name(path)} for i, path in upload.found.items()], failed
@@ -279,6 +283,14 @@ class SharedReader(RecordingLoader):
             while len(self.cache) > self.CACHED:
                 self.cache.popitem(last=False)
             return replace(self.cache[key][1])
+
+
+def plain_reason(name: str, reason: str) -> str:
+    """Return in a sentence why an uploaded file cannot be read: by its format, without the internals of the file."""
+    form = FORMAT_NAMES.get(os.path.splitext(name)[1].lower(), "a recording")
+    if reason.startswith("cannot be read"):  # the words of the library that failed
+        reason = "the file is damaged, or in another format"
+    return f"{name} cannot be read as {form}: {reason}."
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -121,7 +121,6 @@ export function updateButtons() {
 
 function addNote(text, kind = "note") {
   $("log").append(element("p", { className: kind }, text));
-  $("log").scrollTop = $("log").scrollHeight;
 }
 
 // ---- an answer

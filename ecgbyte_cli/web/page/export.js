@@ -57,11 +57,11 @@ function pdfOf(picture, canvas, width, height) {
   const objects = [
     ["<</Type/Catalog/Pages 2 0 R>>"],
     ["<</Type/Pages/Kids[3 0 R]/Count 1>>"],
-    [`<</Type/Page/Parent 2 0 R/MediaBox[0 0 ${width.toFixed(3)} ${height.toFixed(3)}]/Contents 4 0 R`
-      + "/Resources<</XObject<</P 5 0 R>>>>>>"],
+    [`<</Type/Page/Parent 2 0 R/MediaBox[0 0 ${width.toFixed(3)} ${height.toFixed(3)}]`
+      + " /Contents 4 0 R/Resources<</XObject<</P 5 0 R>>>>>>"],
     [`<</Length ${place.length}>>\nstream\n${place}\nendstream`],
     [`<</Type/XObject/Subtype/Image/Width ${canvas.width}/Height ${canvas.height}/ColorSpace/DeviceRGB`
-      + `/BitsPerComponent 8/Filter/DCTDecode/Length ${picture.length}>>\nstream\n`, picture, "\nendstream"],
+      + ` /BitsPerComponent 8/Filter/DCTDecode/Length ${picture.length}>>\nstream\n`, picture, "\nendstream"],
   ];
   const parts = ["%PDF-1.4\n"];
   const length = () => parts.reduce((sum, part) => sum + part.length, 0);

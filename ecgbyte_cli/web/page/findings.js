@@ -38,13 +38,13 @@ function createCard(ecg) {
   const ranked = [...ecg.findings].sort((a, b) => b.probability - a.probability);
   const measured = Object.entries(ecg.measured).filter(([name]) => name !== "patient");
   return element("section", { className: "card", "aria-label": `Findings of ${open?.about.name}` },
-    ...(state.ecgs.length > 1 ? [element("h3", {}, open?.about.name)] : []),
-    ...(ecg.rhythms.length ? [element("h4", {}, "Rhythm"), bars(ecg.rhythms.slice(0, 2))] : []),
-    element("h4", {}, "Findings"), bars(ranked.slice(0, LIKELY)),
+    ...(state.ecgs.length > 1 ? [element("p", { className: "record" }, open?.about.name)] : []),
+    ...(ecg.rhythms.length ? [element("h3", {}, "Rhythm"), bars(ecg.rhythms.slice(0, 2))] : []),
+    element("h3", {}, "Findings"), bars(ranked.slice(0, LIKELY)),
     ...(ranked.length > LIKELY ? [element("details", {},
       element("summary", {}, `${ranked.length - LIKELY} less likely findings`), bars(ranked.slice(LIKELY)))] : []),
     ...ecg.conflicts.map((conflict) => element("p", { className: "bad" }, conflict.text)),
-    element("h4", {}, "Measured"),
+    element("h3", {}, "Measured"),
     element("dl", { className: "values" }, ...measured.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)])));
 }
 

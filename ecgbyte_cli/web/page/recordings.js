@@ -9,6 +9,9 @@ import { clearAttribution } from "./overlay.js";
 import { createPanel, fetchSheet, listLayouts, placeSheet } from "./sheet.js";
 import { $, element, narrow, state } from "./state.js";
 
+const NO_RECORDING = "is no recording that can be read: WFDB (the header .hea and its signal files together), EDF, BDF, DICOM, "
+  + "CSV, TSV, NumPy, HDF5, and the XML and SCP-ECG files of hospital systems are.";
+
 let resolveAbout;
 export const aboutLoaded = new Promise((resolve) => { resolveAbout = resolve; });
 
@@ -121,7 +124,7 @@ export async function upload(files) {
   // what cannot be read leaves the list, with a reason
   const { read, failed } = await (await request(`api/upload/${into}/check`, { method: "POST" })).json();
   await listRecordings();
-  if (!read.length) throw new Error(failed[0] || `${files[0].name} is no recording that can be read. A WFDB record needs its header (.hea) and its signal files together.`);
+  if (!read.length) throw new Error(failed[0] || `${files[0].name} ${NO_RECORDING}`);
   $("find").value = "";
   await listRecordings();
   await openRecording(read[0].id);

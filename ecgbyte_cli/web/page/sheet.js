@@ -34,7 +34,7 @@ export function createPanel(ecg, onSegment, onClose) {
   if (comments.length) addFact(ecg, "header (not shown to the model)", comments.join("\n"));
   ecg.box = element("article", { className: "ecg", "aria-label": name },
     element("div", { className: "head" }, element("h2", {}, name), ecg.segmentLabel, ecg.legend, createMenu(ecg),
-      element("button", { type: "button", onclick: guarded(() => onClose(ecg)) }, "Close")),
+      element("button", { type: "button", className: "close", onclick: guarded(() => onClose(ecg)) }, "Close")),
     ecg.scroll, ecg.moves, element("details", { className: "facts", open: !narrow.matches },
       element("summary", {}, "About this recording"), ecg.facts));
   listen(ecg);
@@ -48,7 +48,8 @@ function createMenu(ecg) {
 }
 
 export function addFact(ecg, name, text) {
-  ecg.facts.append(element("dt", {}, name), element("dd", {}, text));
+  // a long one scrolls, and has to be reached by keys
+  ecg.facts.append(element("dt", {}, name), element("dd", text.split("\n").length > 6 ? { tabIndex: 0 } : {}, text));
 }
 
 function listen(ecg) {
@@ -124,6 +125,7 @@ export async function fetchSheet(ecg) {
   const text = await (await request(`api/records/${ecg.id}/sheet.svg?${sheetQuery(ecg)}`)).text();
   const svg = new DOMParser().parseFromString(text, "image/svg+xml").documentElement;
   if (svg.nodeName !== "svg") throw new Error("The sheet cannot be shown.");
+  svg.setAttribute("role", "group"); // it holds calipers that can be moved
   return document.adoptNode(svg);
 }
 
