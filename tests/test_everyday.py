@@ -1,7 +1,6 @@
 """Questions in everyday words: what they reach, in five languages, and what is suggested for others."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,8 +277,14 @@ def test_only_the_last_answer_is_attributed(shipped, real_data):
     assert isinstance(asked[1][1], Turn) and asked[1][1].findings["atrial fibrillation"] < 0.5
 
 
-def test_everyday_words_are_not_those_of_training():
-    """The tokenizer of the tiny model is trained on the wordings of training alone."""
-    from ecgbyte_cli.questions.phrasings import all_texts
+def test_a_contradiction_is_found_whatever_the_words_of_the_question(shipped, real_data):
+    from ecgbyte_cli.inference.measured_turns import conflicts_of
 
-    assert "Vorhofflimmern" not in " ".join(all_texts(["x"])) and Path(everyday_words.__file__).exists()
+    ecg = shipped.read(real_data / "ludb" / "data" / "110")  # irregular, without P waves
+    usual, flipped = "Is there atrial fibrillation?", Turn("Ist das Vorhofflimmern?", "no", [ecg])
+    flipped.asked_as, flipped.asked = usual, ("M", "no")
+    assert [one.finding for one in conflicts_of(flipped, [])] == ["atrial fibrillation"]
+    # the model's own answer counts where the answer shown is yes or no
+    rhythm = Turn("Sinus rhythm?", "yes: sinus rhythm", [ecg], asked_as="What is the rhythm?")
+    rhythm.asked = ("S", "sinus rhythm")
+    assert [one.finding for one in conflicts_of(rhythm, [])] == ["sinus rhythm"]
