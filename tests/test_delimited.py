@@ -391,6 +391,7 @@ def test_a_unit_above_the_names(tmp_path):
         ("ecg_id,age,report\n1,56,sinus rhythm\n2,19,\n3,37,sinus rhythm\n", True),
         (",description,form\nNDT,non-diagnostic,1.0\nNST_,non-specific,\nDIG,digitalis,1.0\n", True),
         ("time,I,II,note\n0.000,0.1,0.2,a\n0.002,0.1,0.2,b\n0.004,0.1,0.2,\n", False),
+        ("time,ch1,note\n0.000,0.1,a\n0.002,0.1,b\n0.004,0.1,c\n", False),
         ("I,note\n0.1,a\n0.2,b\n0.3,c\n", False),
         ("ch1,ch2\n0.1,0.2\n0.1,0.3\n0.2,0.3\n", False),
         ("0:00.000,1\n0:00.002,2\n0:00.004,3\n", False),

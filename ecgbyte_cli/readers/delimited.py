@@ -147,7 +147,9 @@ def is_list(path: str) -> bool:
     for place, name in enumerate(layout.names):
         cells = [row[place] for row in rows if place < len(row) and row[place] not in MISSING]
         numbers = sum(is_number(cell, layout.decimal) for cell in cells)
-        words += bool(cells) and not numbers and not timing.is_time(name)
+        if numbers and (timing.is_time(name) or timing.is_count(name)):
+            return False
+        words += bool(cells) and not numbers
     return words > 0
 
 
