@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from browsing import browser, visit  # noqa: F401  (fixtures)
 from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent

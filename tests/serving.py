@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import uvicorn
+from browsing import WAIT
 
 from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.model import model_folder, tiny
@@ -21,8 +22,6 @@ from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.web import app, middleware, recordings
-
-WAIT = 120  # seconds until something that should happen at once counts as missing, however busy the machine
 
 
 class StandIn:
@@ -44,6 +43,7 @@ def stand_in(tokenizer, text, pause=0.0):
     """A session with a stand-in model."""
     _, text_tokenizer = tiny.build_tiny()
     about = {"base": "stand-in", "folder": "model", "notice": model_folder.NOTICE, "segmenter": "longest"}
+    about["most_ecgs"] = 2
     reader = recordings.SharedReader(ECGTokenizer.from_file(tokenizer), "longest")
     lm = StandIn(text_tokenizer, text, pause)
     loaded = LoadedModel(lm, text_tokenizer, Prompt(text_tokenizer, lm.layout), None)

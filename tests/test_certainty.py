@@ -10,8 +10,8 @@ from test_sharing import TOKENIZER, signals
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference import certainty
-from ecgbyte_cli.inference.certainty import Certainty, normalize_question, question_keywords
-from ecgbyte_cli.inference.conversation import percent
+from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion, normalize_question, question_keywords
+from ecgbyte_cli.inference.witness import percent
 from ecgbyte_cli.questions import Question
 from ecgbyte_cli.training.calibration import answer_groups, count_pairs, fit_temperature
 
@@ -98,9 +98,9 @@ def test_a_question_is_known_up_to_case_punctuation_and_empty_words(question, fo
 def test_words_can_stand_for_what_the_model_is_asked():
     groups = [{"asked": "S", "texts": ["What is the rhythm?", "Name the rhythm."], "answers": ["a", "b"]}]
     known = certain(groups)
-    assert known.match("what IS the rhythm") == ("S", ["a", "b"], "What is the rhythm?", None)
-    assert known.match("Name the rhythm.") == ("S", ["a", "b"], "Name the rhythm.", None)
-    assert known.match("S") is None and known.like("What rhythm?") == ["What is the rhythm?"]
+    assert known.match("what IS the rhythm") == MatchedQuestion("S", ["a", "b"], "What is the rhythm?")
+    assert known.match("Name the rhythm.") == MatchedQuestion("S", ["a", "b"], "Name the rhythm.")
+    assert known.match("S") is None
 
 
 def test_words_that_fit_two_questions_fit_none():
@@ -117,7 +117,6 @@ def test_words_that_fit_two_questions_fit_none():
     assert normalize_question("It’s AF, isn't it?") == "it is af isnt it" and question_keywords(
         "Show me the P-wave!"
     ) == ("p", "wave")
-    assert made.like("Is it really paced?")[0] == "Is it paced?"
 
 
 def test_the_likeliest_answer_is_chosen_with_its_calibrated_probability():

@@ -17,9 +17,11 @@ import wfdb
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.inference.conversation import RecordingLoader, Turn, percent
+from ecgbyte_cli.inference.conversation import RecordingLoader
 from ecgbyte_cli.inference.measured_turns import conflicts_of
 from ecgbyte_cli.inference.session import LoadedModel, Session
+from ecgbyte_cli.inference.turn import Turn
+from ecgbyte_cli.inference.witness import percent
 from ecgbyte_cli.model import model_folder, tiny
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
@@ -79,7 +81,7 @@ def conversation(small, record):
     _, text_tokenizer = tiny.build_tiny()
     tokenizer = ECGTokenizer.from_file(small / "ecgbyte-work" / "model" / "ecg_tokenizer.json")
     about, lm = (
-        {"base": "stand-in", "folder": "model", "notice": model_folder.NOTICE},
+        {"base": "stand-in", "folder": "model", "notice": model_folder.NOTICE, "most_ecgs": 2},
         StandIn(text_tokenizer),
     )
     loaded = LoadedModel(lm, text_tokenizer, Prompt(text_tokenizer, lm.layout), None)
@@ -149,7 +151,6 @@ def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsy
     ]
     assert err.splitlines() == [
         "2 recordings are open; questions are about all of them, in this order",
-        "the model was not trained on questions about so many: /clear keeps this one alone",
         f"{record.stem}: 0 to 10 s, segment 1 of 1, {first} ECG tokens",
         f"long: 0 to 10 s, segment 1 of 2, {counts[0]} ECG tokens",
         "long: 10 to 20 s, segment 2 of 2; what was said before is forgotten",
@@ -280,7 +281,7 @@ def test_commands_show_what_they_open_to_who_watches(conversation, long_record, 
 
 def test_drawing_a_lead(conversation, long_record, capsys):
     chat.talk(conversation, typed(f"/ecg {long_record}", "/lead v1", "/lead II"))
-    lines = capsys.readouterr().err.splitlines()[2:]
+    lines = capsys.readouterr().err.splitlines()[1:]
     up, down = lines[7:13], lines[:6]
     assert lines[1].split()[0] == "V1" and lines[8].split()[0] == "II"
     assert lines[6].split() == ["0", "s", "10", "s"]
@@ -486,7 +487,9 @@ def test_one_question(small, record, ecgbyte):
     other = turn["runner_up"]
     unsure = "not sure: " if turn["sure"] is False else ""
     first, second = (percent(p) for p in (turn["probability"], other["probability"]))
-    assert plain.stderr == f"({unsure}{first}; or {other['answer']}, {second})\n"
+    witness = turn["witness"]
+    assert plain.stderr.startswith(f"({unsure}{first}; or {other['answer']}, {second})\n")
+    assert ("without the ECG too" in plain.stderr) == (not witness["depends_on_ecg"])
     assert result["ecg_tokens"] > 0 and turn["question"] == QUESTION
     assert 0 < turn["tokens"] <= 5 and 0 < turn["first_token_seconds"] <= turn["seconds"]
 

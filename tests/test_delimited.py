@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.readers import limits
+from ecgbyte_cli.readers import delimited, limits
 
 LEADS = ["I", "II", "V1"]
 SIGNAL = (np.random.default_rng(1).normal(size=(3, 400)) * 0.5).round(4)
@@ -381,3 +382,27 @@ def test_other_numbers_above_the_names_are_no_rate(tmp_path):
 def test_a_unit_above_the_names(tmp_path):
     recording = read(tmp_path, table(above="Unit,µV\n", signal=SIGNAL * 1000))
     assert np.allclose(recording.signal, SIGNAL, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_list"),
+    [
+        ("record,label\n1,AF\n2,SR\n3,SR\n", True),
+        ("ecg_id,age,report\n1,56,sinus rhythm\n2,19,\n3,37,sinus rhythm\n", True),
+        (",description,form\nNDT,non-diagnostic,1.0\nNST_,non-specific,\nDIG,digitalis,1.0\n", True),
+        ("time,I,II,note\n0.000,0.1,0.2,a\n0.002,0.1,0.2,b\n0.004,0.1,0.2,\n", False),
+        ("time,ch1,note\n0.000,0.1,a\n0.002,0.1,b\n0.004,0.1,c\n", False),
+        ("I,note\n0.1,a\n0.2,b\n0.3,c\n", False),
+        ("ch1,ch2\n0.1,0.2\n0.1,0.3\n0.2,0.3\n", False),
+        ("0:00.000,1\n0:00.002,2\n0:00.004,3\n", False),
+        ("Name,X Y\nSample Rate,512 hertz\nLead,Lead I\nUnit,mV\n\n0.1\n0.2\n0.3\n0.4\n0.5\n0.6\n", False),
+        ("", False),
+    ],
+)
+def test_a_table_of_words_is_no_recording(tmp_path, text, is_list):
+    (tmp_path / "table.csv").write_text(text)
+    assert delimited.is_list(str(tmp_path / "table.csv")) == is_list
+    (tmp_path / "rec.csv").write_text("time,I,II\n0.000,0.1,0.2\n0.002,0.1,0.2\n0.004,0.1,0.2\n")
+    found, skipped = readers.find(tmp_path)
+    assert [Path(path).name for path in found] == ["rec.csv", *([] if is_list else ["table.csv"])]
+    assert ["a table of words" in reason for _, reason in skipped] == [True] * is_list

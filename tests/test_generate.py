@@ -486,3 +486,32 @@ def test_tokens_of_another_tokenizer_are_refused(copied, ecgbyte):
     )
     result = ecgbyte("generate", "--overwrite", work=copied)
     assert result.exit_code == 1 and "another tokenizer" in result.stderr
+
+
+def test_the_witness_of_an_answer_comes_from_the_controls():
+    def answer(words, probability, weights):
+        return batch_answering.Answer(words, probability, 0.1, weights=weights)
+
+    given = {
+        "signal": [answer("yes", 0.9, [0.1, 0.9]), answer("no", 0.9, [0.9, 0.1]), answer("free", 0.5, None)],
+        "no signal": [
+            answer("no", 0.8, [0.8, 0.2]),
+            answer("no", 0.8, [0.8, 0.2]),
+            answer("free", 0.5, None),
+        ],
+        "flat line": [
+            answer("no", 0.7, [0.7, 0.3]),
+            answer("no", 0.7, [0.7, 0.3]),
+            answer("free", 0.5, None),
+        ],
+    }
+    first, second = (generate.witness_among(given, i) for i in range(2))
+    assert first.as_json() == {
+        "without_ecg": {"answer": "no", "probability": 0.8},
+        "flat_line": {"answer": "no", "probability": 0.7},
+        "same_answer_without_ecg": 0.2,
+        "depends_on_ecg": True,
+    }
+    assert not second.depends
+    assert generate.witness_among(given, 2) is None  # written freely
+    assert generate.witness_among({"signal": given["signal"]}, 0) is None  # --no-controls

@@ -4,7 +4,9 @@ Results go to standard output; progress, notes and errors go to standard error.
 """
 
 import errno
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -44,9 +46,12 @@ def print_result(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Print a line to standard error."""
+    """Print a line to standard error; on a terminal a long one is broken between words."""
+    text = printable(text)
     with suppress(OSError):  # the work goes on if standard error cannot be written
-        click.echo(printable(text), err=True)
+        if sys.stderr.isatty() and len(text) > (width := shutil.get_terminal_size().columns):
+            text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+        click.echo(text, err=True)
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str], title: str | None = None) -> None:

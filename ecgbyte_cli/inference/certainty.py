@@ -59,6 +59,8 @@ class MatchedQuestion(NamedTuple):
     said: str  # its words in the training
     # of a list of findings: the questions with yes and no that it is put together from, and the finding of each
     parts: dict[str, str] | None = None
+    # where a finding is asked about and the answers are rhythms: those that it is among
+    members: tuple[str, ...] | None = None
 
 
 class ChosenAnswer(NamedTuple):
@@ -138,18 +140,6 @@ class Certainty:
             return None
         group = self.groups[number]
         return MatchedQuestion(group.get("asked", text), group["answers"], text, group.get("parts"))
-
-    def like(self, question: str, count: int = 3) -> list[str]:
-        """Return the questions of the training with most words in common, one per meaning."""
-        words, scored = {*normalize_question(question).split()}, []
-        for number, group in enumerate(self.groups):
-            texts = [
-                (len(words & (of := {*normalize_question(t).split()})) / len(words | of), t)
-                for t in group["texts"]
-            ]
-            share, text = max(texts, key=lambda item: item[0])
-            scored.append((-share, number, text))
-        return [text for *_, text in sorted(scored)[:count]]
 
     def weights(self, answers: Sequence[str], logs: np.ndarray, text: str = "") -> np.ndarray:
         """Return the calibrated probabilities of answers to a prompt's text, from the model's log-probabilities."""

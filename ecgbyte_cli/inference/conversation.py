@@ -5,22 +5,27 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.inference.conflicts import Conflict
-from ecgbyte_cli.inference.measured_answers import MeasuredAnswer
+from ecgbyte_cli.inference.everyday import suggest
+from ecgbyte_cli.inference.findings_reading import compose_report
+from ecgbyte_cli.inference.fixed_answers import answer_fixed
 from ecgbyte_cli.inference.measured_turns import conflicts_of, take_measured
+from ecgbyte_cli.inference.turn import Turn
+from ecgbyte_cli.inference.understanding import NOTHING, understand
+from ecgbyte_cli.inference.witness import NO_ECG, find_witness
 from ecgbyte_cli.model.folder_checks import BUILT
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.measure import measure_stretch
+from ecgbyte_cli.signal.measured_lines import NOTHING as NOTHING_MEASURED
 from ecgbyte_cli.signal.measured_lines import measured_line
 from ecgbyte_cli.signal.measurement import Measurement
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from ecgbyte_cli.model.prompt import Prompt
 
 Show = Callable[[str], object]
+ABOUT_ALL = ("safety", "sure", "why")  # questions that are not about one ECG
 
 
 @dataclass
@@ -77,6 +83,14 @@ class ECG:
         return row[begin:end]
 
 
+class WithoutSignal(ECG):
+    """An ECG of which the model gets nothing, or a flat line, and no measured values."""
+
+    @property
+    def line(self) -> str:
+        return NOTHING_MEASURED
+
+
 @dataclass
 class RecordingLoader:
     """Reads recordings as a model needs them."""
@@ -109,80 +123,6 @@ class RecordingLoader:
         """Encode one segment of a recording."""
         tokens = self.tokenizer.encode(segments[number][1], self.segmenter)
         return ECG(recording, segments, number, tokens, self.tokenizer.signal)
-
-
-@dataclass
-class Turn:
-    """A question and its answer."""
-
-    question: str
-    answer: str = ""
-    ecgs: list = field(default_factory=list)  # that were open
-    earlier: list = field(default_factory=list)  # (question, answer) that were part of the prompt
-    prompt: np.ndarray | None = None  # ids
-    lost: int = 0  # ECG tokens that the prompt had no room for
-    written: list = field(default_factory=list)  # ids of the answer
-    # of the whole answer, its end included; calibrated where it was chosen; None if it was stopped
-    probability: float | None = None
-    asked_as: str | None = None  # the matching question of the training
-    other: tuple[str, float] | None = (
-        None  # the second likeliest answer, of those that there are to choose from
-    )
-    sure: bool | None = None  # None where no threshold is known
-    findings: dict[str, float] | None = None  # of a list: the probability of each possible finding
-    reasoning: str = ""  # before the answer
-    declined: bool = False  # the model was not trained on this question
-    measured: MeasuredAnswer | None = None  # the answer, if it is a measured value
-    conflicts: list[Conflict] = field(default_factory=list)  # of the model's answer with the measurement
-    first: float | None = None  # s to the first token
-    seconds: float = 0.0
-    stopped: bool = False
-    error: str | None = None
-
-    def certainty(self) -> str:
-        """Return the probabilities of a chosen answer in words, or `measured` for a measured value."""
-        if self.measured:
-            return "measured"
-        if self.findings:
-            likely = sorted(self.findings.items(), key=lambda item: -item[1])
-            count = sum(chance > 0.5 for _, chance in likely)
-            named = [f"{name} {percent(chance)}" for name, chance in likely]
-            unlisted = f"; next {named[count]}" if count < len(named) else ""
-            return (
-                f"{'not sure: ' if self.sure is False else ''}{', '.join(named[:count]) or 'none'}{unlisted}"
-            )
-        if self.probability is None or self.other is None:
-            return ""
-        unsure = "not sure: " if self.sure is False else ""
-        return f"{unsure}{percent(self.probability)}; or {self.other[0]}, {percent(self.other[1])}"
-
-    def about(self) -> dict[str, Any]:
-        """Return the turn as --json prints it."""
-        contents: dict[str, Any] = {
-            "question": self.question,
-            "answer": self.answer,
-            "probability": self.probability,
-            "sure": self.sure,
-            "runner_up": self.other and {"answer": self.other[0], "probability": self.other[1]},
-            "findings": self.findings,
-            "reasoning": self.reasoning,
-            "declined": self.declined,
-            "asked_as": self.asked_as,
-            "tokens": len(self.written),
-            "first_token_seconds": self.first,
-            "seconds": self.seconds,
-            "trimmed": self.lost,
-        }
-        contents |= {"measured": self.measured.as_json()} if self.measured else {}
-        contents |= {"conflicts": [one.as_json() for one in self.conflicts]} if self.conflicts else {}
-        return {**contents, **({"error": self.error} if self.error else {})}
-
-
-def percent(probability: float) -> str:
-    """Return a probability in words: never 0 or 100 %."""
-    if 0.01 <= probability <= 0.99:
-        return f"{100 * probability:.0f} %"
-    return "over 99 %" if probability > 0.5 else "under 1 %"
 
 
 class Conversation:
@@ -237,17 +177,52 @@ class Conversation:
         Failure
             If the conversation is longer than the model can read, or memory does not suffice.
         """
-        start = time.perf_counter()
         turn = Turn(question, ecgs=list(self.ecgs), earlier=list(self.turns))
         self.log.append(turn)
-        if take_measured(turn, show):
-            return turn
-        matched = self.session.match(question) if len(self.ecgs) == 1 else None
-        turn.asked_as = matched and matched.said
+        about_all = understand(question, self.session).by in ABOUT_ALL
+        if 1 < len(self.ecgs) > self.session.about.get("most_ecgs", 1) and not about_all:
+            return self._ask_each(turn, show)
+        self._ask(turn, show, think)
+        own = not (turn.measured or turn.composed or turn.declined)
+        if turn.answer and own and self.session.remembers_earlier_turns:
+            self.turns.append((question, turn.answer))
+        return turn
+
+    def _ask_each(self, turn: Turn, show: Show) -> Turn:
+        """Ask about each ECG by itself, and put the answers side by side: the model reads one ECG at a time."""
+        start = time.perf_counter()
+        for ecg in turn.ecgs:
+            part = Turn(turn.question, ecgs=[ecg])
+            turn.separate.append(part)
+            self._ask(part, lambda piece: None, lambda reasoning: None)
+            sure = f" ({part.certainty()})" if part.certainty() else ""
+            line = f"{ecg.recording.name}: {part.answer or '(no answer)'}{sure}"
+            show(f"\n{line}" if turn.answer else line)
+            turn.answer += f"\n{line}" if turn.answer else line
+            if part.stopped:
+                turn.stopped = True
+                break
+        turn.declined = all(part.declined for part in turn.separate)
+        turn.first = turn.seconds = time.perf_counter() - start
+        return turn
+
+    def _ask(self, turn: Turn, show: Show, think: Show) -> None:
+        """Answer a turn about the ECGs that it names."""
+        start = time.perf_counter()
         try:
-            if self._untrained(matched):
-                return self._decline(turn, show)
-            self._answer(turn, matched, show, think, start)
+            understood = understand(turn.question, self.session)
+            if len(turn.ecgs) > 1 and understood.by not in ABOUT_ALL:
+                understood = NOTHING
+            turn.asked_as = understood.matched and understood.matched.said
+            if understood.by == "measurement" and take_measured(turn, understood.question, show):
+                turn.asked_as = understood.question if understood.question != turn.question else None
+                return
+            if understood.by == "report" or understood.by in ABOUT_ALL:
+                self._compose(turn, understood.by, show)
+            elif self._untrained(turn, understood.matched):
+                self._decline(turn, show)
+            else:
+                self._answer(turn, understood.matched, show, think, start)
         except KeyboardInterrupt:
             turn.stopped = True
         except (RuntimeError, MemoryError) as error:
@@ -261,9 +236,13 @@ class Conversation:
             raise
         turn.seconds = time.perf_counter() - start
         turn.conflicts = conflicts_of(turn, self.log)
-        if turn.answer and remembers_earlier_turns(self.session.about):
-            self.turns.append((question, turn.answer))
-        return turn
+
+    def _compose(self, turn: Turn, by: str, show: Show) -> None:
+        """Answer in fixed sentences."""
+        turn.composed = by
+        report = by == "report"
+        turn.answer = compose_report(self.session, turn.ecgs[0]) if report else answer_fixed(by, self.log)
+        show(turn.answer)
 
     def _shorter(self) -> str:
         """Return the advice for a prompt that is too long."""
@@ -277,7 +256,7 @@ class Conversation:
         text = matched.text if matched else turn.question
         most = getattr(self.session.lm.base.config, "max_position_embeddings", None) or sys.maxsize
         try:
-            ids, turn.lost = self.session.prompt_ids(self.ecgs, [*self.turns, (text, None)])
+            ids, turn.lost = self.session.prompt_ids(turn.ecgs, [*turn.earlier, (text, None)])
         except Failure as error:  # the text alone is longer
             raise Failure(f"too long: {error.message}; {self._shorter()}") from error
         turn.prompt = ids
@@ -286,7 +265,7 @@ class Conversation:
                 f"too long: the model reads {most} tokens, and this makes {len(ids)}; {self._shorter()}"
             )
         if matched and matched.parts:
-            self._list(turn, matched.parts, show, start)
+            self._list(turn, matched, matched.parts, show, start)
         elif matched and matched.answers:
             self._choose(turn, ids, matched, show, start)
         else:
@@ -324,16 +303,22 @@ class Conversation:
         self, turn: Turn, ids: np.ndarray, matched: "MatchedQuestion", show: Show, start: float
     ) -> None:
         """Choose the most probable of the answers that a question can have."""
-        answers = matched.answers or []
-        (weights,) = self.session.weigh_prompts([ids], answers, [matched.text], self.session.cache)
-        chosen = self.session.choose(matched.text, answers, weights)
+        answers, session = matched.answers or [], self.session
+        (weights,) = session.weigh_prompts([ids], answers, [matched.text], session.cache)
+        chosen = session.choose(matched.text, answers, weights)
         turn.answer, turn.probability, turn.sure = chosen.answer, chosen.probability, chosen.sure
         turn.other = chosen.other, chosen.other_probability
-        turn.written = self.session.prompt.written(chosen.answer)[:-1].tolist()
+        turn.asked = matched.text, chosen.answer
+        turn.written = session.prompt.written(chosen.answer)[:-1].tolist()
+        if matched.members:
+            _answer_among(turn, answers, weights, matched.members)
+        turn.witness = find_witness(session, matched.text, answers, weights, turn.earlier)
         turn.first = time.perf_counter() - start
         show(turn.answer)
 
-    def _list(self, turn: Turn, parts: dict[str, str], show: Show, start: float) -> None:
+    def _list(
+        self, turn: Turn, matched: "MatchedQuestion", parts: dict[str, str], show: Show, start: float
+    ) -> None:
         """Put a list together from questions with yes and no."""
         answers = ["no", "yes"]
         prompts = [self.session.prompt_ids(turn.ecgs, [(part, None)])[0] for part in parts]
@@ -345,7 +330,8 @@ class Conversation:
         turn.sure = None if chosen[0].sure is None else all(one.sure for one in chosen)
         turn.prompt = None  # there is no one prompt to attribute the answer to
         present = [words for words, one in zip(parts.values(), chosen, strict=True) if one.answer == "yes"]
-        turn.answer = "; ".join(present) or "none of those that I know"
+        whole = "none of those that I know" if matched.text else f"none of these: {', '.join(parts.values())}"
+        turn.answer = "; ".join(present) or whole
         turn.first = time.perf_counter() - start
         show(turn.answer)
 
@@ -353,17 +339,39 @@ class Conversation:
         assert self.session.certainty  # a question was matched
         return self.session.certainty
 
-    def _untrained(self, matched: "MatchedQuestion | None") -> bool:
+    def _untrained(self, turn: Turn, matched: "MatchedQuestion | None") -> bool:
         """Return whether the model declines a question."""
-        return len(self.ecgs) == 1 and declines(self.session, matched)
+        return len(turn.ecgs) == 1 and declines(self.session, matched)
 
-    def _decline(self, turn: Turn, show: Show) -> Turn:
+    def _decline(self, turn: Turn, show: Show) -> None:
         """Answer with questions that can be asked instead."""
-        like = "; ".join(self._certainty().like(turn.question))
+        like = "; ".join(suggest(turn.question, self._certainty(), self.session.known_findings))
         turn.declined = True
         turn.answer = f"I was not trained on this question. I can answer, for example: {like}"
         show(turn.answer)
-        return turn
+
+    def ask_without_ecg(self) -> list[tuple[str, Turn]]:
+        """Ask the last question without the ECG and with a flat line; return the name and the turn of each.
+
+        Raises
+        ------
+        Failure
+            If the last answer is not the model's.
+        """
+        turns = [entry for entry in self.log if isinstance(entry, Turn) and not entry.error]
+        last = turns[-1].separate[-1] if turns and turns[-1].separate else turns[-1] if turns else None
+        if last is None or not (last.attributable or last.findings):
+            raise Failure("the last answer is not the model's: ask about a finding or the rhythm first")
+        asked = [("with the ECG", last)]
+        flat = self.session.tokenizer.flat_line(self.session.segmenter)
+        matched = understand(last.question, self.session).matched if len(last.ecgs) == 1 else None
+        for name, tokens in (("without the ECG", NO_ECG), ("with a flat line", flat)):
+            parts = [(ecg.recording, ecg.segments, ecg.number, tokens, ecg.signal) for ecg in last.ecgs]
+            turn = Turn(last.question, ecgs=[WithoutSignal(*part) for part in parts])
+            turn.earlier = last.earlier
+            self._answer(turn, matched, lambda piece: None, lambda reasoning: None, time.perf_counter())
+            asked.append((name, turn))
+        return asked
 
     def unlike(self) -> list[str]:
         """Return a line about each open recording that is unlike those of the training, once each."""
@@ -421,6 +429,16 @@ def declines(session: "Session", matched: "MatchedQuestion | None") -> bool:
     """Return whether a model was trained from scratch on known questions about one ECG, of which this is none."""
     listed = session.certainty and session.certainty.groups
     return bool(listed) and not matched and not remembers_earlier_turns(session.about)
+
+
+def _answer_among(turn: Turn, answers: list[str], weights: np.ndarray, members: tuple[str, ...]) -> None:
+    """Answer with yes or no whether the rhythm is among some, and name the most probable one on that side."""
+    among = np.array([answer in members for answer in answers])
+    chance = float(weights[among].sum())
+    yes = chance > 0.5
+    likeliest = answers[int(np.where(among == yes, weights, -1).argmax())]
+    turn.answer = f"{'yes' if yes else 'no'}: {likeliest}"
+    turn.probability, turn.other = (chance, ("no", 1 - chance)) if yes else (1 - chance, ("yes", chance))
 
 
 def remembers_earlier_turns(about: dict) -> bool:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ecgbyte_cli.failure import Failure, printable
-from ecgbyte_cli.inference.conversation import ECG, Conversation, Turn
+from ecgbyte_cli.inference.conversation import ECG, Conversation
+from ecgbyte_cli.inference.turn import Turn
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 
 if TYPE_CHECKING:
@@ -54,19 +55,22 @@ def attribute_turn(session: "Session", turn: Turn, method: str = "integrated") -
     Failure
         If the model has no answer, or the method cannot attribute it.
     """
-    if turn.declined:
-        raise Failure(turn.answer)
     if turn.findings:
         raise Failure("a list is put together from many answers: ask about one of the findings first")
+    if not turn.attributable:
+        why = "it was measured" if turn.measured else "the model has not written it"
+        raise Failure(
+            f"there is nothing to attribute for “{turn.question}”: {turn.answer if turn.declined else why}"
+        )
     ecg, explainer = turn.ecgs[-1], session.explainer(before=session.text_before(turn.ecgs))
-    question = turn.asked_as or turn.question
+    question, answer = turn.asked or (turn.question, turn.answer)
     if method == "occlusion":  # it changes the signal of one ECG, for one question
         if len(turn.ecgs) > 1 or turn.earlier:
             raise Failure("occlusion asks about one ECG and one question: /clear, and ask again")
         letters = session.tokenizer.letters(ecg.segments[ecg.number][1])
-        density = explainer.density(letters, question, turn.answer, method)
+        density = explainer.density(letters, question, answer, method)
         return AnswerAttribution(turn, ecg, density, [], np.zeros(0))
-    case = explainer.case_of([e.tokens for e in turn.ecgs], [*turn.earlier, (question, turn.answer)])
+    case = explainer.case_of([e.tokens for e in turn.ecgs], [*turn.earlier, (question, answer)])
     scores = explainer.scores(case, method)
     words, values = explainer.on_words(case, scores)
     return AnswerAttribution(turn, ecg, explainer.spread(case, scores), words, values, case.gap)
@@ -86,15 +90,12 @@ def attribute_answer(conversation: Conversation, method: str = "integrated") -> 
     Failure
         If there is no answer yet, the method cannot attribute it, or memory does not suffice.
     """
-    turns = [
-        t
-        for t in conversation.log
-        if isinstance(t, Turn) and t.answer and (t.prompt is not None or t.findings)
-    ]
+    turns = [entry for entry in conversation.log if isinstance(entry, Turn) and not entry.error]
     if not turns:
         raise Failure("there is no answer yet: ask something first")
+    last = turns[-1].separate[-1] if turns[-1].separate else turns[-1]
     with reporting_out_of_memory("for what the answer drew on", "/clear the conversation, and ask again"):
-        return attribute_turn(conversation.session, turns[-1], method)
+        return attribute_turn(conversation.session, last, method)
 
 
 def conversation_markdown(
@@ -130,6 +131,6 @@ def conversation_markdown(
             question, answer = (printable(text, "\n\t") for text in (entry.question, entry.answer))
             sure = f" ({printable(entry.certainty())})" if entry.certainty() else ""
             lines += [f"**{question}**", "", f"{answer}{stopped or sure}", ""]
-            for conflict in entry.conflicts:
-                lines += [printable(conflict.text), ""]
+            for note in entry.notes():
+                lines += [printable(note), ""]
     return "\n".join(lines)

@@ -141,7 +141,7 @@ def answer_measured(
     notes = _limits_text(values, age, sex)
     if word and _asks_about_width(asked, age):
         notes.append(f"wide: from {WIDE_QRS:g} ms")
-    text = "; ".join([*map(_described, values), *notes])
+    text = "; ".join([*map(describe_value, values), *notes])
     return MeasuredAnswer(f"{word}: {text}" if word else text, values)
 
 
@@ -185,7 +185,8 @@ def _reason(name: str, measurement: Measurement) -> str:
     return quality.get("all") or quality.get(name) or "not measured"
 
 
-def _described(one: MeasuredValue) -> str:
+def describe_value(one: MeasuredValue) -> str:
+    """Return a measured value in words, with its verdict, or the reason why there is none."""
     label = LABELS[one.name][0]
     if one.value is None:
         return f"{label} cannot be measured: {one.reason}"

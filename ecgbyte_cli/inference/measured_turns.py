@@ -15,6 +15,8 @@ class AskedTurn(Protocol):
 
     question: str
     answer: str
+    asked_as: str | None
+    asked: tuple[str, str] | None
     ecgs: list  # of ECG
     findings: dict[str, float] | None
     measured: MeasuredAnswer | None
@@ -25,21 +27,23 @@ class AskedTurn(Protocol):
     seconds: float
 
 
-def take_measured(turn: AskedTurn, show: Callable[[str], object]) -> bool:
+def take_measured(turn: AskedTurn, question: str, show: Callable[[str], object]) -> bool:
     """Answer a turn from the measurement of its ECG; return False if it asks for something else.
 
     Parameters
     ----------
     turn : Turn
-        With `question` and `ecgs`. Questions about several ECGs are not answered.
+        With `ecgs`. Questions about several ECGs are not answered.
+    question : str
+        In the words of the measured questions.
     show : callable
         Called with the answer.
     """
-    if len(turn.ecgs) != 1 or match_measured(turn.question) is None:
+    if len(turn.ecgs) != 1 or match_measured(question) is None:
         return False
     start = time.perf_counter()
     (ecg,) = turn.ecgs
-    turn.measured = answer_measured(turn.question, ecg.measurement, *age_and_sex(ecg.recording))
+    turn.measured = answer_measured(question, ecg.measurement, *age_and_sex(ecg.recording))
     if turn.measured is None:
         return False
     turn.answer = turn.measured.text
@@ -75,4 +79,5 @@ def _said(turn: AskedTurn) -> dict[str, str]:
     if turn.findings:
         listed = turn.answer.split("; ")
         return {words: "yes" if words in listed else "no" for words in turn.findings}
-    return answers_of(turn.question, turn.answer)
+    # in the words of the training, and with the model's own answer
+    return answers_of(turn.asked_as or turn.question, turn.asked[1] if turn.asked else turn.answer)

@@ -16,11 +16,19 @@ from ecgbyte_cli.inference.certainty import (
     read_certainty,
     softmax,
 )
-from ecgbyte_cli.inference.conversation import ECG, Conversation, RecordingLoader, Turn, fit_prompt
+from ecgbyte_cli.inference.conversation import (
+    ECG,
+    Conversation,
+    RecordingLoader,
+    fit_prompt,
+    remembers_earlier_turns,
+)
 from ecgbyte_cli.inference.conversation_report import AnswerAttribution, attribute_turn
+from ecgbyte_cli.inference.everyday import known_findings
 from ecgbyte_cli.inference.operating_points import UNSURE, YES, OperatingPoint
 from ecgbyte_cli.inference.site import read_site
 from ecgbyte_cli.inference.trained_questions import names_by_text
+from ecgbyte_cli.inference.turn import Turn
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.signal.measured_lines import joined_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
@@ -69,6 +77,8 @@ class Session:
         None until the model is first needed.
     site : dict of str to OperatingPoint
         Of findings that were calibrated for a site, by short name.
+    witnesses : dict
+        Question and answers to their probabilities without an ECG and with a flat line (see `witness`).
     """
 
     folder: Path
@@ -80,6 +90,9 @@ class Session:
     max_new: int = MAX_NEW
     loaded: LoadedModel | None = None
     site: dict[str, OperatingPoint] = field(default_factory=dict)
+    witnesses: dict[tuple[str, tuple[str, ...]], tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @classmethod
     def open(
@@ -205,6 +218,16 @@ class Session:
         """
         return self.reader.read(record)
 
+    @property
+    def remembers_earlier_turns(self) -> bool:
+        """Whether earlier questions are part of the prompt."""
+        return remembers_earlier_turns(self.about)
+
+    @cached_property
+    def known_findings(self) -> dict[str, MatchedQuestion]:
+        """The findings that the model answers with yes or no: short name to its question."""
+        return known_findings(self.certainty) if self.certainty else {}
+
     def match(self, question: str) -> MatchedQuestion | None:
         """Return the question of the training that asks the same; None where none does."""
         return self.certainty.match(question) if self.certainty else None
@@ -292,7 +315,17 @@ class Session:
         self, ecgs: Sequence[ECG], turns: Sequence[tuple[str, str | None]]
     ) -> tuple[np.ndarray, int]:
         """Return the ids of a prompt about ECGs, and how many ECG tokens had no room."""
-        tokens, before = [ecg.tokens for ecg in ecgs], self.text_before(ecgs)
+        lines = [ecg.line for ecg in ecgs] if self.about.get("measured") else []
+        return self.prompt_of([ecg.tokens for ecg in ecgs], turns, lines)
+
+    def prompt_of(
+        self, tokens: list[np.ndarray], turns: Sequence[tuple[str, str | None]], lines: Sequence[str]
+    ) -> tuple[np.ndarray, int]:
+        """Return the ids of a prompt about the tokens of ECGs, and how many had no room.
+
+        `lines` are the measured values of each ECG, for a model that was trained with them.
+        """
+        before = joined_lines(lines) if self.about.get("measured") else ""
         ids, _, lost = fit_prompt(self.prompt, self.tokenizer, tokens, turns, self.prompt_tokens, before)
         return ids, lost
 

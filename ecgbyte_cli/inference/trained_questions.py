@@ -8,6 +8,7 @@ from ecgbyte_cli.cli.spelling import nearest
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.certainty import Certainty
 from ecgbyte_cli.inference.conflicts import answers_of
+from ecgbyte_cli.inference.everyday import known_findings, suggest
 from ecgbyte_cli.questions.findings import ALL_FINDINGS, STATEMENTS
 
 RHYTHM = "rhythm"
@@ -123,7 +124,8 @@ def _find(
     for one in trained:
         if matched and matched.text == one.text:
             return one
-    near = nearest(text, [one.name for one in trained]) or (certainty.like(text, 1) if certainty else [""])[0]
+    like = suggest(text, certainty, known_findings(certainty)) if certainty else []
+    near = nearest(text, [one.name for one in trained]) or next(iter(like), "")
     raise Failure(
         f"the model {model} was not trained on {text!r}" + (f": did you mean {near!r}?" if near else "")
     )

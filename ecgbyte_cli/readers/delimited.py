@@ -125,6 +125,34 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
     return Recording(signal, need_fs(fs), [column.name for column in leads], record_name(path), path)
 
 
+def is_list(path: str) -> bool:
+    """Return whether a table lists things in words, such as records with their labels, and is no recording.
+
+    A recording has a column of a lead, or columns of numbers alone beside its times. Of any other table, and of a
+    file that cannot be read, the reader says what is missing.
+    """
+    try:
+        with open_regular(path) as file:
+            head = read_head(file)
+        layout = layout_of(head)
+        exported = any(stated is not None for stated in _stated(layout))
+    except (Unusable, OSError):
+        return False
+    above = [cell for line in layout.above for cell in cells_of(line, layout.separator)]
+    names = [_unit(without_brackets(name), None)[0] for name in [*layout.names, *above]]
+    if exported or not layout.names or any(lead_name(name) in STANDARD.values() for name in names):
+        return False
+    rows = [cells_of(line, layout.separator) for line in head.lines[layout.first : layout.first + FIRST_ROWS]]
+    words = 0
+    for place, name in enumerate(layout.names):
+        cells = [row[place] for row in rows if place < len(row) and row[place] not in MISSING]
+        numbers = sum(is_number(cell, layout.decimal) for cell in cells)
+        if numbers and (timing.is_time(name) or timing.is_count(name)):
+            return False
+        words += bool(cells) and not numbers
+    return words > 0
+
+
 # The head of the table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import limits, wfdb_header
+from ecgbyte_cli.readers.delimited import is_list
 from ecgbyte_cli.readers.formats import EXTENSIONS, SHARED_EXTENSIONS, file_of, format_of_content
 from ecgbyte_cli.readers.hdf5 import row_paths
 from ecgbyte_cli.readers.recording import HDF5, Unusable, open_regular, split_row
@@ -45,7 +46,7 @@ def find(
         outside = os.path.join(os.path.realpath(without), "")
         inside = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path in paths}}
         paths = [path for path in paths if not (inside[os.path.dirname(path)] + os.sep).startswith(outside)]
-    left_out = _unreadable_names(paths) | _parts(paths) | _same_files(paths)
+    left_out = _unreadable_names(paths) | _parts(paths) | _same_files(paths) | _lists(paths)
     skipped += [(_shown(path), left_out[path]) for path in paths if path in left_out]
     found = [row for path in paths if path not in left_out for row in _recordings_in(path)]
     if not found:
@@ -154,6 +155,12 @@ def _stays_inside(name: str) -> bool:
 def _unreadable_names(paths: list[str]) -> dict[str, str]:
     """Return the files whose names are not UTF-8, with the reason: no table can hold them."""
     return {path: "file name is not UTF-8: rename it" for path in paths if not _is_text(path)}
+
+
+def _lists(paths: list[str]) -> dict[str, str]:
+    """Return the tables that are no recordings, such as a table of labels, with the reason to leave them out."""
+    tables = (path for path in paths if os.path.splitext(path)[1].lower() in (".csv", ".tsv"))
+    return {path: "a table of words: no column is a lead" for path in tables if is_list(path)}
 
 
 def _parts(paths: list[str]) -> dict[str, str]:

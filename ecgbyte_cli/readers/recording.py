@@ -156,7 +156,10 @@ def check_regular(stamp: os.stat_result) -> None:
 def check_promise(leads: int, samples: int) -> None:
     """Reject a size that would not fit into memory, before anything is allocated."""
     if leads > limits.LEADS or leads * samples > limits.SAMPLES:
-        raise Unusable(f"too large: {leads} leads of {samples} samples are promised")
+        raise Unusable(
+            f"too large: {leads} leads of {samples} samples are promised, and {limits.SAMPLES:,} samples of all leads "
+            "together are read at most: save a part of it, fewer leads, or a lower sampling rate"
+        )
 
 
 def check_times(times: np.ndarray, samples: int) -> None:

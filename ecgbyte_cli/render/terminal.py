@@ -27,6 +27,7 @@ COMMANDS = {
     "/lead NAME": "draw a lead here",
     "/tokens FILE.png": "draw the tokens, on lead II or the model's first lead",
     "/attention FILE.png": "draw the attribution of the last answer (see ecgbyte explain)",
+    "/witness": "show what the model answers to the last question without the ECG",
     "/save FILE.md": "save the conversation, with a picture of each ECG",
     "/clear": "start over, with the last recording only",
     "/quit": "leave (also Ctrl-D, or Ctrl-C twice)",
@@ -55,6 +56,66 @@ def status(text: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def quiet_typing() -> Iterator[None]:
+    """Keep what is typed while a block runs off the screen; it stays in the input, and the next prompt shows it."""
+    try:
+        import termios
+    except ImportError:  # not on every system
+        yield
+        return
+    try:
+        before = termios.tcgetattr(sys.stdin)
+    except (OSError, ValueError, termios.error):  # no terminal
+        yield
+        return
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+class WordWrap:
+    """Wrap a text that comes in pieces at the width of the terminal, between words.
+
+    Parameters
+    ----------
+    width : int
+        Columns.
+    """
+
+    def __init__(self, width: int):
+        self.width, self.column, self.word = width, 0, ""
+
+    def add(self, piece: str) -> str:
+        """Return what can be shown with another piece: the whole words."""
+        return "".join(map(self._letter, piece))
+
+    def end(self) -> str:
+        """Return the last word."""
+        return self._flush()
+
+    def _letter(self, letter: str) -> str:
+        if letter not in " \n":
+            self.word += letter
+            return ""
+        shown = self._flush()
+        self.column = 0 if letter == "\n" else self.column + 1
+        return shown + letter
+
+    def _flush(self) -> str:
+        from rich.cells import cell_len
+
+        length, broken = cell_len(self.word), ""
+        if self.column and self.column + length > self.width:
+            broken, self.column = "\n", 0
+        self.column += length
+        shown, self.word = broken + self.word, ""
+        return shown
+
+
 def print_greeting(ecg: ECG, about: dict[str, Any]) -> None:
     """Show the recording and the notice."""
     from rich.text import Text
@@ -80,7 +141,8 @@ def print_panel(ecg: ECG, about: dict[str, Any] | None = None) -> None:
     for text in notes[:MOST_NOTES]:
         grid.add_row("", Text(text, no_wrap=True, overflow="ellipsis"))
     if len(notes) > MOST_NOTES:
-        grid.add_row("", Text(f"and {len(notes) - MOST_NOTES} more lines", style="italic"))
+        left = len(notes) - MOST_NOTES
+        grid.add_row("", Text(f"and {left} more line{'s' if left > 1 else ''}", style="italic"))
     out = stderr_console()
     out.print(Panel(grid, title=Text(printable(ecg.recording.name)), title_align="left", expand=False))
     with contextlib.suppress(readers.Unusable):

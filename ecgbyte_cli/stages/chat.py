@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,20 @@ from ecgbyte_cli.cli.options import base_option, model_option, recording_options
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.inference import conversation_report
-from ecgbyte_cli.inference.conversation import Conversation, Turn
+from ecgbyte_cli.inference.conversation import Conversation
 from ecgbyte_cli.inference.session import MAX_NEW, Session
+from ecgbyte_cli.inference.turn import Turn
 from ecgbyte_cli.render.terminal import (
     COMMANDS,
+    WordWrap,
     line_editor,
     panel_facts,
     print_greeting,
     print_lead,
     print_panel,
+    quiet_typing,
     status,
+    stderr_console,
 )
 from ecgbyte_cli.storage.files import atomic_write
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -128,12 +133,7 @@ def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
         site=options.site,
     )
     session.check_base()
-    ecg = session.read(record)  # takes a moment; the model takes longer
-    if interactive:
-        print_greeting(ecg, session.about)
-    with status(f"loading the model {session.about['folder']}"):
-        session.load()
-    conversation = session.conversation([ecg])
+    conversation = begin(session, record, interactive)
     if interactive:
         note("Ask about the recording. /help lists the commands; /quit or Ctrl-D leaves.")
         with line_editor(work.chat_history) as read:
@@ -145,6 +145,20 @@ def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
         "ecg_tokens": sum(len(ecg.tokens) for ecg in conversation.ecgs),
         "turns": [turn.about() for turn in conversation.log if isinstance(turn, Turn)],
     }
+
+
+def begin(session: Session, record: Path, interactive: bool) -> Conversation:
+    """Read a recording, load the model, and return a conversation; what is typed meanwhile waits for the prompt."""
+    with quiet_typing():
+        ecg = session.read(record)  # takes a moment; the model takes longer
+        if interactive:
+            print_greeting(ecg, session.about)
+        begun = time.perf_counter()
+        with status(f"loading the model {session.about['folder']}"):
+            session.load()
+        if interactive:
+            note(f"model loaded in {time.perf_counter() - begun:.1f} s")
+    return session.conversation([ecg])
 
 
 def talk(
@@ -197,8 +211,11 @@ def talk(
 def answer(conversation: Conversation, question: str, interactive: bool) -> bool:
     """Ask, and write the answer to standard output as it comes; return whether it was stopped."""
 
+    wrap = WordWrap(stderr_console().width - 1) if interactive else None
+
     def show(piece: str) -> None:
-        click.echo(printable(piece, "\n\t"), nl=False, err=wants_json())
+        text = printable(piece, "\n\t")
+        click.echo(wrap.add(text) if wrap else text, nl=False, err=wants_json())
 
     def think(reasoning: str) -> None:
         click.echo(click.style(printable(reasoning, "\n\t"), dim=True), err=True)
@@ -206,8 +223,8 @@ def answer(conversation: Conversation, question: str, interactive: bool) -> bool
     for line in conversation.unlike():
         note(line)
     turn = conversation.ask(question, show if interactive or not wants_json() else lambda piece: None, think)
-    if interactive:
-        click.echo(err=wants_json())
+    if wrap:
+        click.echo(wrap.end(), err=wants_json())
     else:
         print_result()
     if turn.lost:
@@ -218,8 +235,8 @@ def answer(conversation: Conversation, question: str, interactive: bool) -> bool
         note("(no answer)")
     elif turn.certainty():
         note(f"({turn.certainty()})")
-    for conflict in turn.conflicts:
-        note(conflict.text)
+    for line in turn.notes():
+        note(line)
     return turn.stopped
 
 
@@ -239,7 +256,9 @@ def obey(conversation: Conversation, line: str, interactive: bool) -> None:
             print_panel(ecg)
         note(f"{len(conversation.ecgs)} recordings are open; questions are about all of them, in this order")
         if len(conversation.ecgs) > conversation.session.about.get("most_ecgs", 1):
-            note("the model was not trained on questions about so many: /clear keeps this one alone")
+            note(
+                "the model reads one ECG at a time: each is asked separately, and /clear keeps this one alone"
+            )
     elif word == "/segment":
         if not rest.isdecimal():
             raise Failure("which segment? /segment 2")
@@ -255,6 +274,8 @@ def obey(conversation: Conversation, line: str, interactive: bool) -> None:
         draw_tokens(conversation, wanted_file(rest, ".png", word))
     elif word == "/attention":
         draw_attention(conversation, wanted_file(rest, ".png", word))
+    elif word == "/witness":
+        show_witness(conversation)
     elif word == "/save":
         save(conversation, wanted_file(rest, ".md", word))
     elif word == "/clear":
@@ -262,6 +283,16 @@ def obey(conversation: Conversation, line: str, interactive: bool) -> None:
         note(f"starting afresh with {conversation.ecgs[0].recording.name}")
     else:
         raise Failure(f"unknown command {word}: /help lists them")
+
+
+def show_witness(conversation: Conversation) -> None:
+    """Show the last answer, and the answers without the ECG and with a flat line."""
+    with status("asking without the ECG"):
+        asked = conversation.ask_without_ecg()
+    note(asked[0][1].question)
+    for name, turn in asked:
+        sure = f" ({turn.certainty()})" if turn.certainty() else ""
+        note(f"{name + ':':18}{turn.answer or '(no answer)'}{sure}")
 
 
 def wanted_file(name: str, extension: str, word: str) -> Path:

@@ -29,6 +29,7 @@ from ecgbyte_cli.inference.batch_answering import Answer
 from ecgbyte_cli.inference.measured_remarks import measured_remarks
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.split_answering import Joined, answer_split, check_tokens, without_declined
+from ecgbyte_cli.inference.witness import witness_among
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.question_file import Question
@@ -281,7 +282,7 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
             "seen_in_training": question_segments.count_seen_in_training(joined),
         }
         result["seconds"] = time.perf_counter() - start
-        write(work, chosen, answers, given["signal"], thoughts, settings, result)
+        write(work, chosen, answers, given, thoughts, settings, result)
         return result
 
 
@@ -361,13 +362,13 @@ def write(
     work: WorkDir,
     chosen: list[Joined],
     answers: dict[str, Any],
-    given: list[Answer],
+    given: dict[str, list[Answer]],
     thoughts: list[ReasonedAnswer] | None,
     settings: dict,
     result: dict,
 ) -> None:
     """Write the answers, their scores as a table, and last the settings and scores as JSON."""
-    asked = [question for question, *_ in chosen]
+    own, asked = given["signal"], [question for question, *_ in chosen]
     counts = recording_runs(read_table(work.symbol_segments))[1] if settings["segments"] == "all" else None
     alone = [counts is None or counts[question.segments[0]] == 1 for question in asked]
     remarks = measured_remarks(work, asked, answers["signal"], alone)
@@ -384,13 +385,14 @@ def write(
                 "template_id": question.template_id,
                 "attribute_type": question.attribute_type,
                 "topic": question.topic,
-                "probability": round(given[i].probability, 6),
-                "sure": given[i].sure,
-                "runner_up": given[i].other
-                and {"answer": given[i].other, "probability": rounded(given[i].other_probability)},
-                "p_yes": rounded(given[i].yes),
-                "seconds": round(given[i].seconds, 4),
+                "probability": round(own[i].probability, 6),
+                "sure": own[i].sure,
+                "runner_up": own[i].other
+                and {"answer": own[i].other, "probability": rounded(own[i].other_probability)},
+                "p_yes": rounded(own[i].yes),
+                "seconds": round(own[i].seconds, 4),
                 **remarks[i],
+                **({"witness": seen.as_json()} if (seen := witness_among(given, i)) else {}),
                 **({"reasoning": thoughts[i].reasoning, "form_kept": thoughts[i].kept} if thoughts else {}),
                 "control": {
                     name: a if isinstance(a, str) else question_file.BETWEEN.join(a)

@@ -13,15 +13,18 @@ from starlette.routing import Route
 
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference import everyday
 from ecgbyte_cli.inference.conversation import RecordingLoader, remembers_earlier_turns
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.web.beat_route import BeatRoute
 from ecgbyte_cli.web.conversation_routes import METHODS, ConversationRoutes
 from ecgbyte_cli.web.conversations import Conversations
+from ecgbyte_cli.web.findings_index import FindingsIndex
 from ecgbyte_cli.web.middleware import Guard
 from ecgbyte_cli.web.recording_routes import RecordingRoutes
 from ecgbyte_cli.web.recordings import RecordingList
 
+EXAMPLES = ("afib", "mi", "lvh", "clbbb")  # findings of the first questions
 NOTICE = "Research use only: this is no medical device."
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
@@ -40,6 +43,7 @@ class Service:
     def __init__(self, recordings: RecordingList, model: Session | None, reader: RecordingLoader | None):
         self.recordings, self.model, self.reader = recordings, model, reader
         self.conversations = Conversations(model, recordings)
+        self.index = FindingsIndex(recordings, self.conversations) if model else None
         page = (files("ecgbyte_cli") / "web" / "page").iterdir()
         self.page = {f"/{file.name}": file.read_bytes() for file in page if _media_type(file.name)}
 
@@ -49,7 +53,7 @@ class Service:
             *(Route(path, self.static) for path in ("/", *self.page)),
             Route("/favicon.ico", lambda request: Response(status_code=204)),
             Route("/api", self.about),
-            *RecordingRoutes(self.recordings, self.reader).routes(),
+            *RecordingRoutes(self.recordings, self.reader, self.index).routes(),
             *BeatRoute(self.recordings).routes(),
             *ConversationRoutes(self.conversations).routes(),
         ]
@@ -67,6 +71,7 @@ class Service:
             "notice": self.model.about["notice"],
             "keeps_context": remembers_earlier_turns(self.model.about),
             "most_ecgs": self.model.about.get("most_ecgs", 1),
+            **describe_questions(self.model),
         }
         signal = self.reader and self.reader.tokenizer.signal
         return JSONResponse(
@@ -82,6 +87,8 @@ class Service:
 
     def close(self) -> None:
         """Stop answers, and remove uploads."""
+        if self.index:
+            self.index.close()
         self.conversations.close()
         self.recordings.close()
 
@@ -125,6 +132,22 @@ def build_app(
         exception_handlers={error: _error_response for error in errors},
         lifespan=lifespan,
     )
+
+
+def describe_questions(model: Session) -> dict[str, list[str]]:
+    """Return the findings and the rhythms that a model knows, and questions to begin with."""
+    certainty = model.certainty
+    if certainty is None:
+        return {"findings": [], "rhythms": [], "examples": []}
+    rhythm = certainty.match(everyday.RHYTHM)
+    known = model.known_findings
+    examples = [*(text for text in everyday.GENERAL if certainty.match(text))]
+    examples += [everyday.ask_about(name) for name in EXAMPLES if name in known]
+    return {
+        "findings": list(everyday.list_parts(certainty, known).values()),
+        "rhythms": list(rhythm.answers or []) if rhythm else [],
+        "examples": [*examples, *(["Describe this ECG."] if known else []), "How long is the QT interval?"],
+    }
 
 
 def _media_type(name: str) -> str | None:

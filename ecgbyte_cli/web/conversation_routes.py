@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from starlette.routing import Route
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference import conversation_report
 from ecgbyte_cli.inference.conversation import Conversation
+from ecgbyte_cli.inference.conversation_report import AnswerAttribution
 from ecgbyte_cli.render import svg_sheet, terminal
 from ecgbyte_cli.web.conversations import Conversations
 from ecgbyte_cli.web.middleware import Refused
@@ -39,6 +41,9 @@ METHODS = {
 }
 
 
+MARK = re.compile(r"\s*(<[^<>]*>|\[[A-Z]+\]|\\n)*\s*")  # special tokens and line ends
+
+
 class ConversationRoutes:
     """Routes that need the model."""
 
@@ -49,6 +54,8 @@ class ConversationRoutes:
         """Return the routes."""
         return [
             Route("/api/conversation", self.conversation, methods=["POST"]),
+            Route("/api/conversation", self.existing),
+            Route("/api/findings", self.findings, methods=["POST"]),
             Route("/api/ask", self.ask, methods=["POST"]),
             Route("/api/stop", self.stop, methods=["POST"]),
             Route("/api/attribution", self.attribution, methods=["POST"]),
@@ -72,6 +79,21 @@ class ConversationRoutes:
                 else:
                     raise Refused(400, "do: open, segment or clear")
             return session.describe()
+
+        return JSONResponse(await self.conversations.run(work))
+
+    async def existing(self, request: Request) -> Response:
+        """GET /api/conversation?conversation=ID"""
+        return JSONResponse(
+            await self.conversations.run(lambda: self.conversations.find(request.query_params).describe())
+        )
+
+    async def findings(self, request: Request) -> Response:
+        """POST /api/findings {conversation}: of each of its ECGs"""
+        body = await json_body(request)
+
+        def work() -> dict[str, Any]:
+            return {"ecgs": self.conversations.find(body).describe_findings()}
 
         return JSONResponse(await self.conversations.run(work))
 
@@ -163,7 +185,7 @@ def describe_attribution(conversation: Conversation, method: str) -> dict[str, A
     attributed = conversation_report.attribute_answer(conversation, method)
     signal = attributed.ecg.signal
     width = max(1, round(CELL * signal["fs"]))  # samples
-    words, values = attributed.words, attributed.values
+    words, values = _readable(attributed)
     return {
         "method": method,
         "verdict": METHODS[method],
@@ -175,8 +197,21 @@ def describe_attribution(conversation: Conversation, method: str) -> dict[str, A
         "cell_seconds": width / signal["fs"],
         "shares": sum_windows(attributed.density, width).round(7).tolist(),
         "words": [[word, round(float(v), 5)] for word, v in zip(words, values, strict=True)],
-        "on_text": float(values.sum()) if words else None,
+        "on_text": float(attributed.values.sum()) if attributed.words else None,
     }
+
+
+def _readable(attributed: AnswerAttribution) -> tuple[list[str], list[float]]:
+    """Return the words of the question, and the share on each, without the marks of the prompt.
+
+    Without words for a model that is asked in shorthand: its prompt says nothing to a reader.
+    """
+    asked, turn = attributed.turn.asked, attributed.turn
+    values = attributed.values.tolist()
+    kept = [(word, v) for word, v in zip(attributed.words, values, strict=True) if not MARK.fullmatch(word)]
+    if kept and asked and asked[0] not in (turn.question, turn.asked_as):
+        kept = []
+    return [word for word, _ in kept], [value for _, value in kept]
 
 
 def zip_conversation(conversation: Conversation) -> bytes:

@@ -9,9 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ecgbyte_cli.inference.conversation import Conversation, Turn
+from ecgbyte_cli.inference.conversation import Conversation
+from ecgbyte_cli.inference.everyday import RHYTHM, question_about
+from ecgbyte_cli.inference.findings_reading import read_findings
 from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.inference.turn import Turn
+from ecgbyte_cli.inference.witness import percent
 from ecgbyte_cli.render import terminal
+from ecgbyte_cli.render.measured_facts import measured_facts
 from ecgbyte_cli.web.middleware import Refused
 from ecgbyte_cli.web.recordings import RecordingList, id_of
 
@@ -28,6 +33,7 @@ class ChatSession:
     id: str
     conversation: Conversation
     stop: threading.Event = field(default_factory=threading.Event)
+    said: list[str] = field(default_factory=list)  # lines about recordings unlike the training
 
     def describe(self) -> dict[str, Any]:
         """Return the ECGs and turns of the conversation, as the page shows them."""
@@ -44,14 +50,51 @@ class ChatSession:
             }
             for ecg in self.conversation.ecgs
         ]
-        turns = [self.describe_turn(turn) for turn in self.conversation.log if isinstance(turn, Turn)]
-        return {"conversation": self.id, "ecgs": ecgs, "turns": turns, "unlike": self.conversation.unlike()}
+        turns = [
+            self.describe_turn(turn)
+            for turn in self.conversation.log
+            if isinstance(turn, Turn) and not turn.error
+        ]
+        return {"conversation": self.id, "ecgs": ecgs, "turns": turns, "unlike": self.unlike()}
+
+    def unlike(self) -> list[str]:
+        """Return the lines about recordings that are unlike those of the training, whenever they are asked for."""
+        lines = self.conversation.unlike()
+        self.said += lines
+        names = [ecg.recording.name for ecg in self.conversation.ecgs]
+        return [line for line in self.said if any(line.startswith(f"{name} is unlike") for name in names)]
+
+    def describe_findings(self) -> list[dict[str, Any]]:
+        """Return what the model answers about all findings of each ECG, and what was measured."""
+        session = self.conversation.session
+
+        def bar(kind: str, words: str, chance: float) -> dict[str, Any]:
+            question = RHYTHM if kind == "rhythm" else question_about(words)
+            shown = percent(chance)
+            return {
+                "kind": kind, "words": words, "probability": chance, "shown": shown, "question": question
+            }  # fmt: skip
+
+        return [
+            {
+                "record": id_of(ecg.recording.path),
+                "measured": measured_facts(ecg.recording, ecg.measurement),
+                "findings": [bar("finding", words, chance) for words, chance in reading.findings.items()],
+                "rhythms": [bar("rhythm", words, chance) for words, chance in reading.rhythms.items()],
+                "conflicts": [conflict.as_json() for conflict in reading.conflicts],
+            }
+            for ecg in self.conversation.ecgs
+            for reading in [read_findings(session, ecg)]
+        ]
 
     def describe_turn(self, turn: Turn) -> dict[str, Any]:
         """Return a question and its answer, as the page shows them."""
         return turn.about() | {
             "certainty": turn.certainty(),
             "stopped": turn.stopped,
+            "notes": turn.notes(),
+            "without_ecg": turn.witness.text if turn.witness else "",
+            "attributable": (turn.separate[-1] if turn.separate else turn).attributable,
             "conversation": self.id,
         }
 

@@ -13,6 +13,7 @@ from ecgbyte_cli import readers
 from ecgbyte_cli.inference.conversation import ECG, RecordingLoader
 from ecgbyte_cli.render import svg_sheet
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer, character
+from ecgbyte_cli.web.findings_index import FindingsIndex
 from ecgbyte_cli.web.middleware import Refused
 from ecgbyte_cli.web.parameters import query_number
 from ecgbyte_cli.web.recordings import RecordingList
@@ -37,10 +38,14 @@ class RecordingRoutes:
     recordings : RecordingList
     reader : RecordingLoader or None
         Its tokenizer's tokens are shown; None shows none.
+    index : FindingsIndex or None
+        The findings that the list can be filtered by; None without a model.
     """
 
-    def __init__(self, recordings: RecordingList, reader: RecordingLoader | None):
-        self.recordings, self.reader = recordings, reader
+    def __init__(
+        self, recordings: RecordingList, reader: RecordingLoader | None, index: FindingsIndex | None
+    ):
+        self.recordings, self.reader, self.index = recordings, reader, index
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -53,19 +58,32 @@ class RecordingRoutes:
             Route(f"{record}/sheet.svg", self.sheet),
             Route(f"{record}/thumbnail.svg", self.thumbnail),
             Route("/api/upload/{name}", self.upload, methods=["PUT"]),
+            Route("/api/upload/{into}/check", self.check, methods=["POST"]),
         ]
 
     def records(self, request: Request) -> Response:
-        """GET /api/records?find=WORDS&offset=0&limit=100, or ?path=PATH"""
+        """GET /api/records?find=WORDS&folder=F&finding=WORDS&rhythm=WORDS&offset=0&limit=100, or ?path=PATH"""
         if "path" in request.query_params:
             number = self.recordings.at(request.query_params["path"])
             return JSONResponse({"id": number, "name": self._name(number)})
         if "look" in request.query_params:
             self.recordings.look()
-        listed = self.recordings.listed(request.query_params.get("find", "")[:200])
-        offset = int(query_number(request, "offset", 0))
+        query = request.query_params
+        listed = self.recordings.listed(query.get("find", "")[:200], query.get("folder", "")[:1000])
+        reply: dict[str, Any] = {}
+        finding, rhythm = query.get("finding", ""), query.get("rhythm", "")
+        if finding or rhythm:
+            if self.index is None:
+                raise Refused(404, "there is no model that reads findings")
+            self.index.want()
+            listed = [entry for entry in listed if self.index.fits(entry["id"], finding, rhythm)]
+            reply = {"read": self.index.count(), "of": len(self.recordings.ids())}
+        offset = int(query_number(request, "offset", 0, 0))
         limit = int(query_number(request, "limit", 100, 1, MOST_LISTED))
-        return JSONResponse({"total": len(listed), "records": listed[offset : offset + limit]})
+        folders = {"folders": self.recordings.folders()} if offset == 0 else {}
+        return JSONResponse(
+            {"total": len(listed), "records": listed[offset : offset + limit], **reply, **folders}
+        )
 
     def record(self, request: Request) -> Response:
         """GET /api/records/ID"""
@@ -153,6 +171,11 @@ class RecordingRoutes:
             request.path_params["name"], request.stream(), request.query_params.get("into")
         )
         return JSONResponse({"into": into, "records": records}, 201)
+
+    def check(self, request: Request) -> Response:
+        """POST /api/upload/UPLOAD/check"""
+        read, failed = self.recordings.check(request.path_params["into"])
+        return JSONResponse({"read": read, "failed": failed})
 
     def _name(self, number: str) -> str:
         return self.recordings.name(self.recordings.path(number))

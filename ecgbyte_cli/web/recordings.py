@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -19,8 +20,14 @@ from ecgbyte_cli.readers.recording import split_row
 from ecgbyte_cli.web.middleware import Refused
 
 CACHE_BYTES = 2**28  # of recordings read last
+MOST_FOLDERS = 500  # offered to choose from
 MOST_UPLOADS, MOST_FILES = 32, 64  # uploads, and files in one of them
 LONGEST_NAME = 128
+FORMAT_NAMES = {
+    "": "a WFDB record", ".hea": "a WFDB record", ".edf": "EDF", ".bdf": "BDF", ".dcm": "DICOM", ".dicom": "DICOM",
+    ".csv": "a CSV table", ".tsv": "a TSV table", ".npy": "a NumPy array", ".npz": "a NumPy archive", ".h5": "HDF5",
+    ".hdf5": "HDF5", ".xml": "an XML file of a hospital system", ".scp": "SCP-ECG",
+}  # fmt: skip
 
 
 class RecordingList:
@@ -43,7 +50,8 @@ class RecordingList:
         self.source, self.upload_bytes, self.read_options = source, upload_bytes, read_options or {}
         folder = source if source is None or source.is_dir() else source.parent
         self.root = None if folder is None else os.path.abspath(folder)
-        self.found: dict[str, str] = {}  # id to path
+        self.found: dict[str, str] = {}  # id to path, in natural order of the names
+        self.names: dict[str, str] = {}  # path to name
         self.uploads: OrderedDict[str, Upload] = OrderedDict()
         self.cache: OrderedDict[str, tuple[tuple, readers.Recording]] = OrderedDict()
         self.lock = threading.Lock()
@@ -57,27 +65,58 @@ class RecordingList:
         paths, _ = readers.find(self.source)
         real = os.path.realpath(self.root)
         folders = {folder: _inside(folder, real) for folder in {os.path.dirname(path) for path in paths}}
-        self.found = {
-            id_of(path): path
+        self.names = {
+            path: self._name(path)
             for path in paths
             if folders[os.path.dirname(path)] and (not os.path.islink(path) or _inside(path, real))
         }
+        ordered = sorted(self.names, key=lambda path: natural_key(self.names[path]))
+        self.found = {id_of(path): path for path in ordered}
 
     def close(self) -> None:
         """Remove the uploads."""
         self.upload_folder.cleanup()
 
-    def listed(self, words: str = "") -> list[dict]:
-        """Return `id` and `name` of the recordings whose names contain all the words, uploads first."""
+    def ids(self) -> list[str]:
+        """Return the ids of all recordings, uploads first."""
+        uploaded = [number for upload in reversed(self.uploads.values()) for number in upload.found]
+        return [*uploaded, *self.found]
+
+    def listed(self, words: str = "", folder: str = "") -> list[dict[str, str]]:
+        """Return `id` and `name` of the recordings in a folder whose names contain all the words, uploads first.
+
+        Parameters
+        ----------
+        words : str
+        folder : str
+            As in `folders`; empty for all.
+        """
         paths = [(i, path) for upload in reversed(self.uploads.values()) for i, path in upload.found.items()]
         paths += self.found.items()
         entries = [{"id": i, "name": self.name(path)} for i, path in paths]
+        wanted, beginning = words.lower().split(), folder and folder + "/"
         return [
-            entry for entry in entries if all(word in entry["name"].lower() for word in words.lower().split())
+            entry
+            for entry in entries
+            if entry["name"].startswith(beginning) and all(word in entry["name"].lower() for word in wanted)
         ]
+
+    def folders(self) -> list[dict[str, str | int]]:
+        """Return `name` and `records` of the folders that recordings lie in, and of the folders above them."""
+        counts: dict[str, int] = {}
+        for name in self.names.values():
+            parts = name.split("/")[:-1]
+            for depth in range(1, len(parts) + 1):
+                place = "/".join(parts[:depth])
+                counts[place] = counts.get(place, 0) + 1
+        ordered = sorted(counts, key=natural_key)[:MOST_FOLDERS]
+        return [{"name": place, "records": counts[place]} for place in ordered]
 
     def name(self, path: str) -> str:
         """Return the name of a recording: its path in the folder, or the file name of an upload."""
+        return self.names.get(path) or self._name(path)
+
+    def _name(self, path: str) -> str:
         uploaded = path.startswith(self.upload_folder.name + os.sep)
         name = os.path.basename(path) if uploaded or self.root is None else os.path.relpath(path, self.root)
         return printable(name.removesuffix(".hea"))
@@ -164,6 +203,31 @@ class RecordingList:
             upload.found = {}
         return into, [{"id": i, "name": self.name(path)} for i, path in upload.found.items()]
 
+    def check(self, into: str) -> tuple[list[dict[str, str]], list[str]]:
+        """Read the recordings of an upload; those that cannot be read leave the list.
+
+        Returns
+        -------
+        (list of dict, list of str)
+            `id` and `name` of each that can be read, and a line about each that cannot.
+        """
+        upload = self.uploads.get(into)
+        if upload is None:
+            raise Refused(404, "no such upload")
+        failed = []
+        for number in list(upload.found):
+            try:
+                readers.read_recording(upload.found[number], **self.read_options)
+            except (readers.Unusable, Failure) as error:
+                failed.append(plain_reason(self.name(upload.found.pop(number)), error.message))
+        if not upload.found:
+            self._remove(into)
+        return [{"id": i, "name": self.name(path)} for i, path in upload.found.items()], failed
+
+    def _remove(self, into: str) -> None:
+        """Remove an upload."""
+        shutil.rmtree(self.uploads.pop(into).folder, ignore_errors=True)
+
     async def _save(self, upload: "Upload", name: str, chunks: AsyncIterator[bytes]) -> int:
         """Write a file of an upload whole or not at all; return its size."""
         part = os.path.join(upload.folder, f".{len(upload.sizes)}.{os.urandom(4).hex()}")
@@ -185,7 +249,7 @@ class RecordingList:
         while len(self.uploads) > MOST_UPLOADS or (
             len(self.uploads) > 1 and sum(u.size for u in self.uploads.values()) > 4 * self.upload_bytes
         ):
-            shutil.rmtree(self.uploads.popitem(last=False)[1].folder, ignore_errors=True)
+            self._remove(next(iter(self.uploads)))
 
 
 @dataclass
@@ -219,6 +283,23 @@ class SharedReader(RecordingLoader):
             while len(self.cache) > self.CACHED:
                 self.cache.popitem(last=False)
             return replace(self.cache[key][1])
+
+
+def plain_reason(name: str, reason: str) -> str:
+    """Return in a sentence why an uploaded file cannot be read: by its format, without the internals of the file."""
+    form = FORMAT_NAMES.get(os.path.splitext(name)[1].lower(), "a recording")
+    if reason.startswith("cannot be read"):  # the words of the library that failed
+        reason = "the file is damaged, or in another format"
+    return f"{name} cannot be read as {form}: {reason}."
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts names as people do: 2 before 10."""
+    return [
+        (0, int(part), part) if part.isdecimal() and len(part) < 20 else (1, 0, part)
+        for part in re.split(r"([0-9]+)", name.casefold())
+        if part
+    ]
 
 
 def id_of(path: str) -> str:

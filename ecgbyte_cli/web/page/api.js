@@ -2,6 +2,8 @@
 
 import { $ } from "./state.js";
 
+const SHOWN_MS = 10_000; // an error stays at least so long, unless it is closed
+
 export async function request(path, options) {
   let response;
   try {
@@ -12,7 +14,9 @@ export async function request(path, options) {
   if (!response.ok) {
     let body = {};
     try { body = await response.json(); } catch { /* no JSON */ }
-    throw new Error(body.error || `The server returned status ${response.status}.`);
+    const error = new Error(body.error || `The server returned status ${response.status}.`);
+    error.status = response.status;
+    throw error;
   }
   return response;
 }
@@ -25,13 +29,20 @@ export const post = (path, body) => request(path, {
 
 export const postJson = async (path, body) => (await post(path, body)).json();
 
+let shownAt = -SHOWN_MS;
+
 export function showError(error) {
-  $("error").textContent = error ? error.message || String(error) : "";
-  $("error").hidden = !error;
+  shownAt = performance.now();
+  $("error-text").textContent = error.message || String(error);
+  $("error").hidden = false;
 }
 
-// Wrap an event handler so that its error is shown.
+export function hideError() {
+  $("error").hidden = true;
+}
+
+// Wrap an event handler so that its error is shown. An older error goes once it could be read.
 export const guarded = (handler) => async (event) => {
-  showError();
+  if (performance.now() - shownAt > SHOWN_MS) hideError();
   try { await handler(event); } catch (error) { showError(error); }
 };

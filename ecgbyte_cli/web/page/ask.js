@@ -1,6 +1,9 @@
 // The conversation: questions, streamed answers, and what an answer drew on.
 
-import { post, postJson, showError } from "./api.js";
+import { writeAddress } from "./address.js";
+import { getJson, post, postJson, showError } from "./api.js";
+import { copyText } from "./export.js";
+import { loadFindings } from "./findings.js";
 import { clearAttribution, drawOverlay } from "./overlay.js";
 import { addFact, scrollTo } from "./sheet.js";
 import { $, element, state } from "./state.js";
@@ -22,14 +25,43 @@ export async function converse(body) {
   try {
     const reply = await postJson("api/conversation", body);
     if (change !== state.changes) return; // another change was made meanwhile
-    state.conversation = reply.conversation;
-    reply.ecgs.forEach((segment, i) => showSegment(segment, i === reply.ecgs.length - 1));
+    enter(reply);
     reply.unlike.forEach((line) => addNote(line, "bad"));
-    $("state").textContent = describeConversation(reply.ecgs);
   } catch (error) {
     if (change === state.changes) $("state").textContent = error.message;
   }
   updateButtons();
+}
+
+// Go on with a conversation that the server still has, about the ECGs that are open; false if it has not.
+export async function resume(conversation) {
+  let reply;
+  try {
+    reply = await getJson(`api/conversation?conversation=${encodeURIComponent(conversation)}`);
+  } catch (error) {
+    if (error.status === 404) return false;
+    throw error;
+  }
+  const open = state.ecgs.map((ecg) => ecg.id).join();
+  if (reply.ecgs.map((ecg) => ecg.record).join() !== open) return false;
+  leaveConversation();
+  enter(reply);
+  $("log").replaceChildren();
+  reply.unlike.forEach((line) => addNote(line, "bad"));
+  for (const turn of reply.turns) {
+    const box = addQuestion(turn.question);
+    showTurn(box, turn);
+  }
+  updateButtons();
+  return true;
+}
+
+function enter(reply) {
+  state.conversation = reply.conversation;
+  reply.ecgs.forEach((segment, i) => showSegment(segment, i === reply.ecgs.length - 1));
+  $("state").textContent = describeConversation(reply.ecgs);
+  $("chips").hidden = false;
+  loadFindings();
 }
 
 // Show the segment that the model reads; only that of the last ECG can be changed, as in chat.
@@ -44,6 +76,7 @@ function showSegment(segment, last) {
   ecg.segmentSelect.value = segment.segment;
   ecg.segmentSelect.hidden = ecg.segmentLabel.hidden = false;
   ecg.segmentSelect.disabled = !last;
+  ecg.legend.hidden = false;
   for (const name of ["heart rate", "intervals", "axis", "remarks", "patient", "read"]) {
     for (const term of [...ecg.facts.children].filter((child) => child.textContent === name)) {
       term.nextSibling.remove();
@@ -55,11 +88,11 @@ function showSegment(segment, last) {
 }
 
 function describeConversation(segments) {
-  const tooMany = segments.length > state.about.model.most_ecgs;
+  const { most_ecgs: most, keeps_context: keeps } = state.about.model;
+  if (segments.length > most) return "The model reads one ECG at a time: each is asked about separately.";
   return (segments.length > 1 ? "Questions are about both ECGs, in this order. " : "")
     + (segments.length < state.ecgs.length ? `Questions are about ${segments[0].name} alone. ` : "")
-    + (tooMany ? "The model was not trained on questions about so many." : "")
-    + (state.about.model.keeps_context || tooMany ? "" : "The model was trained on single questions: it does not remember earlier ones.");
+    + (keeps ? "" : "The model was trained on single questions: it does not remember earlier ones.");
 }
 
 export async function readSegment(ecg) {
@@ -67,28 +100,41 @@ export async function readSegment(ecg) {
   clearAttribution();
   await converse({ do: "segment", conversation: state.conversation, number: Number(ecg.segmentSelect.value) });
   addNote("The model reads another part; what was said before is forgotten.");
+  state.turns = [];
+  writeAddress();
   scrollTo(ecg, ecg.segment.start);
 }
+
+// The last answer, if it is one that can be attributed.
+const attributable = () => (state.answering ? undefined : state.turns.at(-1)?.attributable && state.turns.at(-1));
 
 export function updateButtons() {
   const { conversation, answering } = state;
   for (const id of ["question", "clear", "save"]) $(id).disabled = !conversation;
   $("send").disabled = !conversation || Boolean(answering);
   $("stop").hidden = !answering;
-  const answered = conversation && !answering && $("log").querySelector(".a:not(.empty)");
-  $("looked").disabled = $("method").disabled = !answered;
+  const turn = conversation && attributable();
+  $("looked").disabled = $("method").disabled = !turn;
+  $("table").disabled = !conversation || !state.findings?.length;
+  $("looked").title = turn ? `Show what the answer to “${turn.question}” drew on` : "The last answer has nothing to attribute";
 }
 
 function addNote(text, kind = "note") {
   $("log").append(element("p", { className: kind }, text));
-  $("log").scrollTop = $("log").scrollHeight;
 }
 
 // ---- an answer
 
-export async function ask(question) {
+function addQuestion(question) {
   const answer = element("p", { className: "a" }, "…");
   $("log").append(element("p", { className: "q" }, question), answer);
+  return answer;
+}
+
+// Ask, and show the answer as it is written; return whether it was answered.
+export async function ask(question) {
+  if (state.asked.at(-1) !== question) state.asked.push(question);
+  const answer = addQuestion(question);
   clearAttribution();
   state.answering = state.conversation;
   updateButtons();
@@ -98,20 +144,19 @@ export async function ask(question) {
     for await (const event of answerEvents(question)) {
       if (event.piece !== undefined) answer.textContent = text += event.piece;
       if (event.error) throw new Error(event.error);
-      if (event.done) {
-        turn = event.done;
-        showTurn(answer, turn);
-      }
+      if (event.done) turn = event.done;
     }
     if (!turn) throw new Error("The server has stopped in the middle of this answer: it is incomplete. Start `ecgbyte serve` again.");
+    if (answer.isConnected) showTurn(answer, turn); // not once another ECG was opened
   } catch (error) {
-    const open = answer.isConnected; // false once another ECG was opened
     if (!text) answer.remove();
-    if (open) addNote(error.message, "bad");
+    if (answer.isConnected || !text) addNote(error.message, "bad");
   }
   state.answering = null;
   updateButtons();
-  $("log").scrollTop = $("log").scrollHeight;
+  writeAddress();
+  if (answer.isConnected) $("log").lastChild.scrollIntoView({ block: "nearest" });
+  return Boolean(turn);
 }
 
 // Yield the server-sent events of an answer; they end early where the connection is lost.
@@ -130,16 +175,35 @@ async function* answerEvents(question) {
 }
 
 function showTurn(answer, turn) {
-  answer.textContent = turn.answer || "(no answer)";
+  state.turns.push(turn);
   answer.classList.toggle("empty", !turn.answer);
+  if (turn.separate) answer.replaceChildren(...turn.separate.map(createColumn));
+  else answer.textContent = turn.answer || "(no answer)";
+  answer.classList.toggle("columns", Boolean(turn.separate));
   const details = [
     ...(turn.stopped ? ["stopped"] : []),
     ...(turn.certainty ? [turn.certainty] : typeof turn.probability === "number"
       ? [`probability of this answer ${(100 * turn.probability).toFixed(0)} %`] : []),
+    ...(turn.without_ecg ? [turn.without_ecg] : []),
     `${turn.seconds.toFixed(2)} s`,
-    ...(turn.conflicts ?? []).map((conflict) => conflict.text),
   ];
-  if (answer.isConnected) addNote(details.join(" · "));
+  addNote(details.join(" · "));
+  $("log").lastChild.append(" ", copyButton(turn));
+  for (const line of turn.notes) addNote(line, "bad");
+}
+
+// The answer about one of several ECGs, side by side with the others.
+function createColumn(part) {
+  return element("span", { className: "column" }, element("b", {}, part.record),
+    element("span", {}, part.answer || "(no answer)"), element("small", {}, part.certainty));
+}
+
+function copyButton(turn) {
+  const text = `${turn.question}\n${turn.answer}${turn.certainty ? ` (${turn.certainty})` : ""}`;
+  return element("button", {
+    type: "button", className: "copy", title: "Copy question and answer", "aria-label": `Copy the answer to ${turn.question}`,
+    onclick: (event) => copyText(text, event.target),
+  }, "Copy");
 }
 
 export function stopAnswer() {
@@ -149,7 +213,9 @@ export function stopAnswer() {
 // ---- attribution
 
 export async function showAttribution() {
-  $("drew").replaceChildren(element("p", {}, "Computing what the answer drew on …"));
+  const turn = attributable();
+  if (!turn) return;
+  $("drew").replaceChildren(element("p", {}, `Computing what the answer to “${turn.question}” drew on …`));
   $("drew").hidden = false;
   let attribution;
   try {
@@ -158,6 +224,7 @@ export async function showAttribution() {
     $("drew").hidden = true;
     throw error;
   }
+  if (turn !== attributable()) return; // another question was asked meanwhile
   const ecg = state.ecgs.findLast((open) => open.id === attribution.record);
   if (ecg) { ecg.attribution = attribution; drawOverlay(ecg); }
   const most = Math.max(...attribution.words.map(([, value]) => value), 1e-9);
@@ -168,8 +235,9 @@ export async function showAttribution() {
   });
   const share = attribution.on_text;
   $("drew").replaceChildren(
-    element("p", {}, element("b", {}, `What “${attribution.answer}” drew on (${attribution.method})`)),
+    element("p", {}, element("b", {}, `What “${attribution.answer}” to “${attribution.question}” drew on`), ` (${attribution.method})`),
+    element("p", {}, "The orange bands on the sheet are the parts of the ECG that it drew on."),
     element("p", {}, attribution.verdict),
-    ...(share === null ? [] : [element("p", {}, `${(100 * share).toFixed(0)} % of it is on the question:`)]),
+    ...(share === null ? [] : [element("p", {}, `${(100 * share).toFixed(0)} % of it is on the question and not on the ECG${words.length ? ":" : "."}`)]),
     element("div", { className: "words" }, ...words));
 }

@@ -1,33 +1,99 @@
-// The list of recordings, opening and closing them, and uploads.
+// The list of recordings: filters, and rows that are created only where they are in view.
 
-import { getJson, guarded, request } from "./api.js";
-import { converse, leaveConversation, readSegment, stopAnswer } from "./ask.js";
-import { clearAttribution } from "./overlay.js";
-import { createPanel, fetchSheet, listLayouts, placeSheet } from "./sheet.js";
-import { $, element, narrow, state } from "./state.js";
+import { getJson, guarded, showError } from "./api.js";
+import { openRecording } from "./recordings.js";
+import { $, element, state } from "./state.js";
 
-let resolveAbout;
-export const aboutLoaded = new Promise((resolve) => { resolveAbout = resolve; });
+const ROW = 86; // px; .row in page.css
+const PAGE = 100; // recordings in a request
+const AHEAD = 6; // rows before and behind those in view
+const LOOK_AGAIN_MS = 2000; // while findings are being read
 
-export function setAbout(about) {
-  state.about = about;
-  resolveAbout();
+function query(offset, more = {}) {
+  const values = { find: $("find").value.trim(), folder: $("folder").value, finding: $("finding").value,
+    rhythm: $("rhythm").value, offset, limit: PAGE, ...more };
+  return `api/records?${new URLSearchParams(Object.entries(values).filter(([, value]) => value !== ""))}`;
 }
 
-// ---- the list
+let again = 0;
 
-// List the recordings that match the search; `more` appends, `rescan` looks for new files first.
-export async function listRecordings({ more = false, rescan = false } = {}) {
-  const offset = more ? state.listed : 0;
-  const find = encodeURIComponent($("find").value.trim());
-  const { total, records } = await getJson(`api/records?find=${find}&offset=${offset}&limit=60${rescan ? "&look=1" : ""}`);
-  if (!more) $("records").replaceChildren();
-  state.listed = offset + records.length;
-  $("total").textContent = `(${total})`;
-  $("more").hidden = state.listed >= total;
-  $("records").append(...records.map(createEntry));
+// List the recordings that the filters leave; `rescan` looks for new files first, `keep` stays where the list is.
+export async function listRecordings({ rescan = false, keep = false } = {}) {
+  const { list } = state;
+  const number = ++list.asked;
+  clearTimeout(again);
+  const reply = await getJson(query(0, rescan ? { look: 1 } : {}));
+  if (number !== list.asked) return; // other filters were chosen meanwhile
+  list.total = reply.total;
+  list.pages = new Map([[0, reply.records]]);
+  listFolders(reply.folders);
+  $("total").textContent = `(${reply.total.toLocaleString("en")})`;
+  const reading = reply.of !== undefined && reply.read < reply.of;
+  $("nothing").hidden = reply.total > 0;
+  $("nothing").textContent = reading ? "Nothing found so far." : "Nothing found.";
+  $("reading").hidden = !reading;
+  if (reading) {
+    $("reading").textContent = `Findings of ${reply.read} of ${reply.of} recordings are read.`;
+    again = setTimeout(() => listRecordings({ keep: true }).catch(showError), LOOK_AGAIN_MS);
+  }
+  if (!keep) $("scroller").scrollTop = 0;
+  showRows(true);
+}
+
+function listFolders(folders) {
+  const chosen = $("folder").value;
+  $("folder-label").hidden = !folders.length;
+  $("folder").replaceChildren(element("option", { value: "" }, "all folders"),
+    ...folders.map(({ name, records }) => element("option", { value: name }, `${name} (${records})`)));
+  $("folder").value = chosen;
+}
+
+// Create the rows in view; those out of view go.
+export function showRows(fresh = false) {
+  const { list } = state;
+  const box = $("records");
+  box.style.height = `${list.total * ROW}px`;
+  const first = Math.max(0, Math.floor($("scroller").scrollTop / ROW) - AHEAD);
+  const last = Math.min(list.total, Math.ceil(($("scroller").scrollTop + $("scroller").clientHeight) / ROW) + AHEAD);
+  const rows = new Map(fresh ? [] : [...box.children].map((row) => [Number(row.dataset.at), row]));
+  if (fresh) box.replaceChildren();
+  for (const [at, row] of rows) if (at < first || at >= last) row.remove();
+  for (let at = first; at < last; at++) {
+    const record = list.pages.get(Math.floor(at / PAGE))?.[at % PAGE];
+    if (!record) fetchPage(Math.floor(at / PAGE));
+    else if (!rows.has(at)) box.append(createRow(record, at));
+  }
   markOpen();
   if (state.started) loadThumbnails();
+}
+
+function fetchPage(page) {
+  const { list } = state;
+  if (list.pages.has(page)) return; // it is on its way
+  const { pages } = list;
+  pages.set(page, null);
+  getJson(query(page * PAGE)).then(({ records }) => {
+    pages.set(page, records);
+    if (pages === list.pages) showRows();
+  }, (error) => { pages.delete(page); showError(error); });
+}
+
+function createRow({ id, name }, at) {
+  const image = element("img", { loading: "lazy", alt: "", width: 150, height: 34 });
+  image.dataset.src = `api/records/${id}/thumbnail.svg`;
+  const cut = name.lastIndexOf("/") + 1;
+  const open = element("button", { type: "button", className: "open", title: name, onclick: guarded(() => openRecording(id)) },
+    image, ...(cut ? [element("span", { className: "place" }, name.slice(0, cut))] : []),
+    element("span", { className: "name" }, name.slice(cut)));
+  open.dataset.id = id;
+  const compare = element("button", {
+    type: "button", className: "beside", title: "Open beside the current ECG, to compare", "aria-label": `Compare with ${name}`,
+    onclick: guarded(() => openRecording(id, { beside: true })),
+  }, "+");
+  const row = element("li", { className: "row", "aria-posinset": at + 1, "aria-setsize": state.list.total }, open, compare);
+  row.dataset.at = at;
+  row.style.top = `${at * ROW}px`;
+  return row;
 }
 
 // Load the thumbnails; the first sheet goes before them.
@@ -35,87 +101,27 @@ export function loadThumbnails() {
   for (const image of document.querySelectorAll("#records img:not([src])")) image.src = image.dataset.src;
 }
 
-function createEntry({ id, name }) {
-  const image = element("img", { loading: "lazy", alt: "", width: 150, height: 34 });
-  image.dataset.src = `api/records/${id}/thumbnail.svg`;
-  const open = element("button", { type: "button", className: "open", title: name, onclick: guarded(() => openRecording(id)) },
-    image, element("span", {}, name));
-  open.dataset.id = id;
-  const compare = element("button", {
-    type: "button", title: "Open beside the current ECG, to compare", "aria-label": `Compare with ${name}`,
-    onclick: guarded(() => openRecording(id, true)),
-  }, "+");
-  return element("li", {}, open, compare);
-}
-
-function markOpen() {
+export function markOpen() {
   for (const open of document.querySelectorAll("#records .open")) {
     open.setAttribute("aria-current", String(state.ecgs.some((ecg) => ecg.id === open.dataset.id)));
   }
 }
 
-// ---- opening and closing
-
-// Open a recording in place of the others, or beside the one that is open.
-export async function openRecording(id, beside = false) {
-  if (beside && state.ecgs.length > 1) throw new Error("Two ECGs are open: close one first.");
-  if (beside && state.ecgs.some((ecg) => ecg.id === id)) throw new Error("This ECG is open already.");
-  const ecg = { id, about: null, start: 0, tokens: new Map(), attribution: null };
-  const number = ++state.opened;
-  const [about, svg] = await Promise.all([getJson(`api/records/${id}`), fetchSheet(ecg)]);
-  if (number !== state.opened) return; // another one was opened meanwhile
-  ecg.about = about;
-  const conversation = beside ? state.conversation : null;
-  leaveConversation();
-  if (!beside) {
-    state.ecgs = [];
-    stopAnswer();
-    $("log").replaceChildren();
-  }
-  clearAttribution();
-  state.ecgs.push(ecg);
-  location.replace("#" + state.ecgs.map((open) => open.id).join("+"));
-  listLayouts();
-  $("ecgs").replaceChildren(...state.ecgs.map((open) => open.box || createPanel(open, readSegment, closeRecording)));
-  placeSheet(ecg, svg);
-  if (state.ecgs.length > 1) placeSheet(state.ecgs[0]); // it is narrower now
-  markOpen();
-  if (narrow.matches) $("list").open = false;
-  document.title = `${state.ecgs.map((open) => open.about.name).join(", ")} · ecgbyte`;
-  await aboutLoaded;
-  if (state.about.model) await converse({ do: "open", record: id, conversation });
-}
-
-async function closeRecording(ecg) {
-  const others = state.ecgs.filter((open) => open !== ecg);
-  if (others.length) return openRecording(others[0].id);
-  state.ecgs = [];
-  leaveConversation();
-  stopAnswer();
-  location.replace("#");
-  $("ecgs").replaceChildren(element("p", { className: "empty" }, "Choose a recording, or drop a file on the page."));
-  $("log").replaceChildren();
-  clearAttribution();
-  markOpen();
-}
-
-// ---- uploads
-
-// Upload files that belong together, and open the first recording in them.
-export async function upload(files) {
-  let into = "";
-  let records = [];
-  if (!files.length) return;
-  const limit = state.about.upload_bytes;
-  for (const file of files) {
-    if (file.size > limit) throw new Error(`${file.name} is too large: ${limit >> 20} MB at most.`);
-  }
-  for (const file of files) {
-    const path = `api/upload/${encodeURIComponent(file.name)}${into && "?into=" + into}`;
-    ({ into, records } = await (await request(path, { method: "PUT", body: file })).json());
-  }
-  if (!records.length) throw new Error("That is no recording: a WFDB record needs its header (.hea) and its signal files together.");
-  $("find").value = "";
-  await listRecordings();
-  await openRecording(records[0].id);
+// Open the recording some rows on from the one that is open or in focus.
+export async function stepRecording(by) {
+  const { list } = state;
+  const focused = document.activeElement.closest?.(".row");
+  const known = [...list.pages].flatMap(([page, records]) => (records ?? []).map((record, i) => [page * PAGE + i, record.id]));
+  const open = known.find(([, id]) => id === state.ecgs[0]?.id);
+  const from = focused ? Number(focused.dataset.at) : open ? open[0] : -1;
+  const at = Math.min(Math.max(from + by, 0), list.total - 1);
+  if (at < 0) return;
+  const page = Math.floor(at / PAGE);
+  if (!list.pages.get(page)) list.pages.set(page, (await getJson(query(page * PAGE))).records);
+  const scroller = $("scroller");
+  if (at * ROW < scroller.scrollTop) scroller.scrollTop = at * ROW;
+  else if ((at + 1) * ROW > scroller.scrollTop + scroller.clientHeight) scroller.scrollTop = (at + 1) * ROW - scroller.clientHeight;
+  showRows();
+  if (focused) document.querySelector(`.row[data-at="${at}"] .open`)?.focus();
+  await openRecording(list.pages.get(page)[at % PAGE].id);
 }

@@ -45,7 +45,8 @@ function drawSegment(ecg) {
   const { start, seconds } = ecg.segment;
   for (const { lead, x, top, from, to } of strips(ecg, start, start + seconds)) {
     if (!state.about.tokens.leads.includes(lead)) continue;
-    svgElement(layer, "path", { class: "reads", fill: "none", d: `M${x(from)} ${top + 0.6}H${x(to)}` });
+    const bar = svgElement(layer, "path", { class: "reads", fill: "none", d: `M${x(from)} ${top + 0.6}H${x(to)}` });
+    svgElement(bar, "title", {}, `The model reads this part of ${lead}.`);
   }
 }
 

@@ -2,8 +2,11 @@
 
 import { guarded, request } from "./api.js";
 import { createBeatPanel } from "./beat.js";
+import { writeAddress } from "./address.js";
+import { saveSheet } from "./export.js";
+import { stepRecording } from "./list.js";
 import { describeToken, drawOverlay, stepToken } from "./overlay.js";
-import { $, element, narrow, state } from "./state.js";
+import { $, element, narrow, phone, state } from "./state.js";
 
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
@@ -24,25 +27,35 @@ export function createPanel(ecg, onSegment, onClose) {
   ecg.moves = element("div", { className: "moves" },
     element("button", { type: "button", "aria-label": "Earlier", onclick: step(-1) }, "‹"), ecg.slider,
     element("button", { type: "button", "aria-label": "Later", onclick: step(1) }, "›"), ecg.position);
+  ecg.legend = element("span", { className: "legend", hidden: true, title: "The blue bars above the leads" },
+    element("i"), "blue bar: what the model reads");
   ecg.facts = element("dl");
   addFact(ecg, "recorded", `${leads.length} leads (${leads.join(", ")}), ${+fs.toFixed(3)} Hz, `
     + `${+seconds.toFixed(3)} s${start ? ", " + start.replace("T", " ") : ""}`);
   if (comments.length) addFact(ecg, "header (not shown to the model)", comments.join("\n"));
   ecg.box = element("article", { className: "ecg", "aria-label": name },
-    element("div", { className: "head" }, element("h2", {}, name), ecg.segmentLabel,
-      element("button", { type: "button", onclick: guarded(() => onClose(ecg)) }, "Close")),
+    element("div", { className: "head" }, element("h2", {}, name), ecg.segmentLabel, ecg.legend, createMenu(ecg),
+      element("button", { type: "button", className: "close", onclick: guarded(() => onClose(ecg)) }, "Close")),
     ecg.scroll, ecg.moves, element("details", { className: "facts", open: !narrow.matches },
       element("summary", {}, "About this recording"), ecg.facts), createBeatPanel(ecg));
   listen(ecg);
   return ecg.box;
 }
 
+function createMenu(ecg) {
+  const save = (format) => element("button", { type: "button", onclick: guarded(() => saveSheet(ecg, format)) }, format.toUpperCase());
+  return element("span", { className: "group", role: "group", "aria-label": `Save the sheet of ${ecg.about.name}` },
+    "Save as", save("png"), save("svg"), save("pdf"));
+}
+
 export function addFact(ecg, name, text) {
-  ecg.facts.append(element("dt", {}, name), element("dd", {}, text));
+  // a long one scrolls, and has to be reached by keys
+  ecg.facts.append(element("dt", {}, name), element("dd", text.split("\n").length > 6 ? { tabIndex: 0 } : {}, text));
 }
 
 function listen(ecg) {
   dragToPan(ecg.scroll);
+  ecg.scroll.addEventListener("scroll", () => keepNames(ecg), { passive: true });
   ecg.scroll.addEventListener("keydown", (event) => pressKey(ecg, event));
   ecg.scroll.addEventListener("pointerover", (event) => {
     if (event.target.classList.contains("band")) describeToken(event.target);
@@ -75,6 +88,10 @@ function pressKey(ecg, event) {
     actions.ArrowLeft = () => scrollTo(ecg, ecg.start - 1);
     actions.ArrowRight = () => scrollTo(ecg, ecg.start + 1);
   }
+  if (state.zoom === 1) {
+    actions.ArrowUp = guarded(() => stepRecording(-1));
+    actions.ArrowDown = guarded(() => stepRecording(1));
+  }
   const action = actions[event.key] || actions[event.key.toLowerCase()];
   if (!action) return;
   event.preventDefault();
@@ -93,18 +110,23 @@ export function listLayouts() {
   if (!$("layout").value) $("layout").value = "3x4";
 }
 
-// Fetch the sheet of an ECG in the chosen layout.
-export async function fetchSheet(ecg) {
+// Return the parameters of the sheet of an ECG in the chosen layout.
+export function sheetQuery(ecg) {
   const layout = $("layout").value || "3x4";
   const lead = layout.startsWith("lead ") ? layout.slice(5) : "";
   const hasLead = !lead || !ecg.about || ecg.about.drawn.includes(lead);
-  const query = new URLSearchParams({
+  return new URLSearchParams({
     start: ecg.start, seconds: $("seconds").value, speed: $("speed").value, gain: $("gain").value,
     ...(lead && hasLead ? { leads: lead } : { layout: lead ? "12x1" : layout }),
   });
-  const text = await (await request(`api/records/${ecg.id}/sheet.svg?${query}`)).text();
+}
+
+// Fetch the sheet of an ECG in the chosen layout.
+export async function fetchSheet(ecg) {
+  const text = await (await request(`api/records/${ecg.id}/sheet.svg?${sheetQuery(ecg)}`)).text();
   const svg = new DOMParser().parseFromString(text, "image/svg+xml").documentElement;
   if (svg.nodeName !== "svg") throw new Error("The sheet cannot be shown.");
+  svg.setAttribute("role", "group"); // it holds calipers that can be moved
   return document.adoptNode(svg);
 }
 
@@ -122,6 +144,7 @@ export function placeSheet(ecg, svg = ecg.svg) {
   ecg.position.textContent = `${+ecg.start.toFixed(2)} to ${+end.toFixed(2)} of ${+whole.toFixed(2)} s`;
   applyZoom(ecg);
   drawOverlay(ecg);
+  keepNames(ecg);
   performance.mark("sheet");
 }
 
@@ -139,24 +162,48 @@ export function scrollTo(ecg, start) {
 async function redraw(ecg) {
   const number = (ecg.redraws = (ecg.redraws || 0) + 1);
   const svg = await fetchSheet(ecg);
-  if (number === ecg.redraws) placeSheet(ecg, svg); // an older sheet may arrive after a newer one
+  if (number !== ecg.redraws) return; // an older sheet may arrive after a newer one
+  placeSheet(ecg, svg);
+  writeAddress();
 }
 
-export const redrawAll = guarded(() => Promise.all(state.ecgs.map((ecg) => {
-  ecg.start = Math.min(ecg.start, Math.max(0, ecg.about.seconds - Number($("seconds").value)));
-  return redraw(ecg);
-})));
+// Draw the sheets anew after a change of the display, which Back undoes.
+export const redrawAll = guarded(() => {
+  writeAddress({ push: true });
+  return Promise.all(state.ecgs.map((ecg) => {
+    ecg.start = Math.min(ecg.start, Math.max(0, ecg.about.seconds - Number($("seconds").value)));
+    return redraw(ecg);
+  }));
+});
 
 // ---- zoom
 
+// Leads one under another fit the height too, in a window that is high enough to read them.
 function applyZoom(ecg) {
-  ecg.svg.style.setProperty("--px", `${100 * state.zoom}%`);
+  const { width, height } = ecg.svg.viewBox.baseVal;
+  const high = ecg.svg.dataset.layout === "12x1" && !phone.matches && innerHeight > 500;
+  const fits = high ? Math.min(1, (0.76 * innerHeight * width) / (height * ecg.scroll.clientWidth)) : 1;
+  ecg.svg.style.setProperty("--px", `${100 * fits * state.zoom}%`);
 }
 
-// Zoom in or out by some steps, around the middle of the frame; 0 fits the width.
+// Keep the names of the leads and the calibration pulses in view where a zoomed sheet is scrolled.
+function keepNames(ecg) {
+  const sheet = ecg.svg;
+  const scale = sheet.viewBox.baseVal.width / (sheet.getBoundingClientRect().width || 1);
+  const left = ecg.scroll.scrollLeft * scale; // mm
+  for (const pulse of sheet.querySelectorAll(".pulse")) pulse.setAttribute("transform", `translate(${left} 0)`);
+  for (const group of sheet.querySelectorAll("g.lead")) {
+    const { x, seconds } = group.dataset;
+    const room = Number(seconds) * Number(sheet.dataset.speed) - 12;
+    const beside = left ? left + 13 - Number(x) : 0; // behind the pulse
+    group.querySelector(".name")?.setAttribute("transform", `translate(${Math.min(Math.max(beside, 0), Math.max(room, 0))} 0)`);
+  }
+}
+
+// Zoom in or out by some steps, around the middle of the frame; 0 fits the width, null keeps the zoom in a new window.
 export function zoomBy(steps) {
   const at = ZOOMS.indexOf(state.zoom);
-  state.zoom = steps === 0 ? 1 : ZOOMS[Math.min(Math.max(at + steps, 0), ZOOMS.length - 1)];
+  if (steps !== null) state.zoom = steps === 0 ? 1 : ZOOMS[Math.min(Math.max(at + steps, 0), ZOOMS.length - 1)];
   for (const ecg of state.ecgs) {
     const box = ecg.scroll;
     const [x, y] = [(box.scrollLeft + box.clientWidth / 2) / box.scrollWidth,
@@ -164,5 +211,6 @@ export function zoomBy(steps) {
     applyZoom(ecg);
     box.scrollLeft = x * box.scrollWidth - box.clientWidth / 2;
     box.scrollTop = y * box.scrollHeight - box.clientHeight / 2;
+    keepNames(ecg);
   }
 }

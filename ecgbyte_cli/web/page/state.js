@@ -7,14 +7,18 @@ export const state = {
   conversation: null, // id of the conversation that questions go to
   changes: 0, // number of times the conversation was changed
   answering: null, // id of the conversation whose answer is being written
-  listed: 0, // recordings shown in the list
+  turns: [], // answers shown, in order, as the server describes them
+  asked: [], // questions, the latest last, for the keys up and down
+  list: { total: 0, pages: new Map(), asked: 0 }, // recordings that match, by page
+  restores: 0, // number of times an address was restored
   started: false, // whether the first sheet is drawn
   zoom: matchMedia("(max-width: 600px)").matches ? 2 : 1, // in widths of the frame
   showTokens: false,
   showCalipers: false,
 };
 
-export const narrow = matchMedia("(max-width: 1000px)");
+export const narrow = matchMedia("(max-width: 1250px)"); // the list lies above the sheet
+export const phone = matchMedia("(max-width: 600px)");
 
 export const $ = (id) => document.getElementById(id);
 

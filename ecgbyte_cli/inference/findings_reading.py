@@ -1,0 +1,125 @@
+"""Everything that a model answers about one ECG, from one reading of it, and the report put together from that."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ecgbyte_cli.inference.conflicts import Conflict, find_conflicts
+from ecgbyte_cli.inference.everyday import RHYTHM, list_parts
+from ecgbyte_cli.inference.measured_answers import describe_value, measured_value
+from ecgbyte_cli.inference.witness import percent
+from ecgbyte_cli.signal.measurement import Measurement
+from ecgbyte_cli.signal.normal_limits import age_and_sex
+
+if TYPE_CHECKING:
+    from ecgbyte_cli.inference.conversation import ECG
+    from ecgbyte_cli.inference.session import Session
+
+REPORTED = ("rate_bpm", "pr_ms", "qrs_ms", "qt_ms", "qtcb_ms", "qtcf_ms")
+MOST_UNLIKELY = 3  # findings below one half that a report names
+COMPOSED = "This report is put together from answers of the model and from measurements. It is no diagnosis."
+
+
+@dataclass(frozen=True)
+class FindingsReading:
+    """The answers of a model to all its questions about findings and rhythm.
+
+    Attributes
+    ----------
+    findings : dict of str to float
+        The words of each finding to its probability, in the order of the training.
+    present : list of str
+        The words of the findings that the model answers yes to.
+    rhythms : dict of str to float
+        Each rhythm to its probability, the most probable first; empty where the model is not asked about the rhythm.
+    conflicts : list of Conflict
+        Answers that the measurement contradicts.
+    """
+
+    findings: dict[str, float]
+    present: list[str]
+    rhythms: dict[str, float]
+    conflicts: list[Conflict]
+
+    @property
+    def rhythm(self) -> str | None:
+        """The most probable rhythm."""
+        return next(iter(self.rhythms), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the reading as JSON takes it."""
+        return {
+            "findings": self.findings,
+            "present": self.present,
+            "rhythms": self.rhythms,
+            "conflicts": [conflict.as_json() for conflict in self.conflicts],
+        }
+
+
+def read_findings(session: "Session", ecg: "ECG") -> FindingsReading:
+    """Ask a model about all findings and the rhythm of an ECG.
+
+    Returns
+    -------
+    FindingsReading
+        Without findings where the training lists no questions.
+    """
+    certainty = session.certainty
+    if certainty is None:
+        return FindingsReading({}, [], {}, [])
+    parts, rhythm = list_parts(certainty, session.known_findings), certainty.match(RHYTHM)
+    prompts = [session.prompt_ids([ecg], [(part, None)])[0] for part in parts]
+    weighed = session.weigh_prompts(prompts, ["no", "yes"], [*parts]) if prompts else []
+    findings, answers = {}, {}
+    for (text, words), weights in zip(parts.items(), weighed, strict=True):
+        chosen = session.choose(text, ["no", "yes"], weights)
+        findings[words], answers[words] = chosen.yes or 0.0, chosen.answer
+    present = [words for words, answer in answers.items() if answer == "yes"]
+    rhythms: dict[str, float] = {}
+    if rhythm and rhythm.answers:
+        ids, _ = session.prompt_ids([ecg], [(rhythm.text, None)])
+        (weights,) = session.weigh_prompts([ids], rhythm.answers, [rhythm.text])
+        order = np.argsort(-weights, kind="stable")
+        rhythms = {rhythm.answers[i]: float(weights[i]) for i in order}
+    if rhythms:
+        answers["rhythm"] = next(iter(rhythms))
+    conflicts = find_conflicts(answers, ecg.measurement, *age_and_sex(ecg.recording))
+    return FindingsReading(findings, present, rhythms, conflicts)
+
+
+def compose_report(session: "Session", ecg: "ECG") -> str:
+    """Describe an ECG in fixed sentences: rhythm, findings, axis, measured values, and conflicts between them."""
+    reading, sentences = read_findings(session, ecg), []
+    if reading.rhythm:
+        likely, *others = reading.rhythms.items()
+        other = f"; or {others[0][0]}, {percent(others[0][1])}" if others else ""
+        sentences.append(f"The rhythm is {likely[0]} ({percent(likely[1])}{other}).")
+    sentences += _about_findings(reading)
+    sentences += _about_measurement(ecg.measurement, *age_and_sex(ecg.recording))
+    sentences += [f"{conflict.text[0].upper()}{conflict.text[1:]}." for conflict in reading.conflicts]
+    return "\n".join([*sentences, COMPOSED])
+
+
+def _about_findings(reading: FindingsReading) -> list[str]:
+    """Return sentences about the findings that are present, and about the next ones."""
+    if not reading.findings:
+        return []
+    ranked = sorted(reading.findings, key=lambda words: -reading.findings[words])
+    present, others = ([w for w in ranked if (w in reading.present) == yes] for yes in (True, False))
+    named = {words: f"{words} ({percent(chance)})" for words, chance in reading.findings.items()}
+    first = "No finding that the model knows is likely."
+    if present:
+        first = f"Findings: {', '.join(named[words] for words in present)}."
+    rest = [named[words] for words in others[:MOST_UNLIKELY]]
+    return [first, *([f"Less likely: {', '.join(rest)}."] if rest else [])]
+
+
+def _about_measurement(measurement: Measurement, age: float | None, sex: str | None) -> list[str]:
+    """Return sentences about the axis and the measured values."""
+    values = [describe_value(measured_value(name, measurement, age, sex)) for name in REPORTED]
+    axis = describe_value(measured_value("axis_qrs", measurement, age, sex))
+    if measurement.rate_bpm is None:
+        return [f"Nothing could be measured: {measurement.quality.get('all', 'no beats')}."]
+    regular = "irregular" if "irregular" in measurement.flags else "regular"
+    return [f"Measured: {'; '.join([*values, axis])}; the rhythm is {regular}."]

@@ -1,0 +1,99 @@
+"""A question in a conversation, and its answer."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ecgbyte_cli.inference.conflicts import Conflict
+from ecgbyte_cli.inference.measured_answers import MeasuredAnswer
+from ecgbyte_cli.inference.witness import Witness, percent
+
+
+@dataclass
+class Turn:
+    """A question and its answer."""
+
+    question: str
+    answer: str = ""
+    ecgs: list = field(default_factory=list)  # that were open
+    earlier: list = field(default_factory=list)  # (question, answer) that were part of the prompt
+    prompt: np.ndarray | None = None  # ids
+    lost: int = 0  # ECG tokens that the prompt had no room for
+    written: list = field(default_factory=list)  # ids of the answer
+    # of the whole answer, its end included; calibrated where it was chosen; None if it was stopped
+    probability: float | None = None
+    asked_as: str | None = None  # the matching question of the training, or of the measurement
+    asked: tuple[str, str] | None = None  # question and answer as in the prompt, where the answer was chosen
+    # the second likeliest answer, of those that there are to choose from
+    other: tuple[str, float] | None = None
+    sure: bool | None = None  # None where no threshold is known
+    findings: dict[str, float] | None = None  # of a list: the probability of each possible finding
+    reasoning: str = ""  # before the answer
+    declined: bool = False  # the model was not trained on this question
+    composed: str | None = None  # in fixed sentences: report, safety, sure or why
+    separate: list["Turn"] = field(default_factory=list)  # one per ECG, where the model reads one at a time
+    witness: Witness | None = None  # what the model answers without the ECG
+    measured: MeasuredAnswer | None = None  # the answer, if it is a measured value
+    conflicts: list[Conflict] = field(default_factory=list)  # of the model's answer with the measurement
+    first: float | None = None  # s to the first token
+    seconds: float = 0.0
+    stopped: bool = False
+    error: str | None = None
+
+    @property
+    def attributable(self) -> bool:
+        """Whether the answer is the model's own, to one prompt, so that it can be attributed."""
+        return self.prompt is not None and bool(self.answer) and not self.stopped
+
+    def certainty(self) -> str:
+        """Return the probabilities of a chosen answer in words, or `measured` for a measured value."""
+        if self.measured:
+            return "measured"
+        if self.findings:
+            likely = sorted(self.findings.items(), key=lambda item: -item[1])
+            count = sum(chance > 0.5 for _, chance in likely)
+            named = [f"{name} {percent(chance)}" for name, chance in likely]
+            unlisted = f"; next {named[count]}" if count < len(named) else ""
+            return (
+                f"{'not sure: ' if self.sure is False else ''}{', '.join(named[:count]) or 'none'}{unlisted}"
+            )
+        if self.probability is None or self.other is None:
+            return ""
+        unsure = "not sure: " if self.sure is False else ""
+        return f"{unsure}{percent(self.probability)}; or {self.other[0]}, {percent(self.other[1])}"
+
+    def notes(self) -> list[str]:
+        """Return what to say beside the answer: conflicts with the measurement, and no dependence on the ECG."""
+        own = [conflict.text for conflict in self.conflicts]
+        own += [self.witness.note] if self.witness and self.witness.note else []
+        others = [f"{part.ecgs[0].recording.name}: {line}" for part in self.separate for line in part.notes()]
+        return [*own, *others]
+
+    def about(self) -> dict[str, Any]:
+        """Return the turn as --json prints it."""
+        contents: dict[str, Any] = {
+            "question": self.question,
+            "answer": self.answer,
+            "probability": self.probability,
+            "sure": self.sure,
+            "runner_up": self.other and {"answer": self.other[0], "probability": self.other[1]},
+            "findings": self.findings,
+            "reasoning": self.reasoning,
+            "declined": self.declined,
+            "asked_as": self.asked_as,
+            "tokens": len(self.written),
+            "first_token_seconds": self.first,
+            "seconds": self.seconds,
+            "trimmed": self.lost,
+        }
+        contents |= {"measured": self.measured.as_json()} if self.measured else {}
+        contents |= {"conflicts": [one.as_json() for one in self.conflicts]} if self.conflicts else {}
+        contents |= {"witness": self.witness.as_json()} if self.witness else {}
+        contents |= {"composed": self.composed} if self.composed else {}
+        if self.separate:
+            contents["separate"] = [
+                {"record": turn.ecgs[0].recording.name, "certainty": turn.certainty(), **turn.about()}
+                for turn in self.separate
+            ]
+        return {**contents, **({"error": self.error} if self.error else {})}

@@ -1,0 +1,155 @@
+"""What a model answers without the ECG and with a flat line, as a witness of how far an answer depends on the ECG.
+
+Both are prompts that models are trained on. The answer may not depend on the ECG if the model gives the same answer
+without it, with at least `SHARE` of the probability.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ecgbyte_cli.signal.measured_lines import NOTHING
+
+if TYPE_CHECKING:
+    from ecgbyte_cli.inference.batch_answering import Answer
+    from ecgbyte_cli.inference.session import Session
+
+SHARE = 0.8
+NO_ECG = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """The answers of a model to the same question without the ECG and with a flat line.
+
+    Attributes
+    ----------
+    without, flat : tuple of (str, float)
+        The most probable answer and its calibrated probability.
+    same : float
+        The probability, without the ECG, of the answer that the model gave with it.
+    depends : bool
+        Whether the answer depends on the ECG.
+    """
+
+    without: tuple[str, float]
+    flat: tuple[str, float]
+    same: float
+    depends: bool
+
+    @property
+    def text(self) -> str:
+        """Both answers in words."""
+        return (
+            f"without the ECG: {self.without[0]}, {percent(self.without[1])}; "
+            f"with a flat line: {self.flat[0]}, {percent(self.flat[1])}"
+        )
+
+    @property
+    def note(self) -> str:
+        """A warning; empty where the answer depends on the ECG."""
+        if self.depends:
+            return ""
+        return f"the model gives this answer without the ECG too ({percent(self.same)}): it may not depend on the ECG"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the witness as JSON takes it."""
+        return {
+            "without_ecg": {"answer": self.without[0], "probability": self.without[1]},
+            "flat_line": {"answer": self.flat[0], "probability": self.flat[1]},
+            "same_answer_without_ecg": self.same,
+            "depends_on_ecg": self.depends,
+        }
+
+
+def witness_of(
+    weights: Sequence[float],
+    without: Sequence[float],
+    best_without: tuple[str, float],
+    best_flat: tuple[str, float],
+    given: int | None = None,
+) -> Witness:
+    """Compare the probabilities of answers to a question with those of the same answers without the ECG.
+
+    Parameters
+    ----------
+    weights, without : sequence of float
+        The probability of each answer with and without the ECG.
+    best_without, best_flat : (str, float)
+        The most probable answer without the ECG and with a flat line, and its probability.
+    given : int or None
+        The place of the answer with the ECG; None: the most probable.
+    """
+    given = int(np.argmax(weights)) if given is None else given
+    same = float(without[given])
+    alike = int(np.argmax(without)) == given and same >= SHARE * weights[given]
+    return Witness(best_without, best_flat, same, not alike)
+
+
+def witness_among(given: "Mapping[str, Sequence[Answer]]", number: int) -> Witness | None:
+    """Return the witness of an answer from the controls; None without controls, or if the answer was written freely."""
+    names = ("signal", "no signal", "flat line")
+    with_ecg, without, flat = (given[name][number] if name in given else None for name in names)
+    if not (with_ecg and without and flat and with_ecg.weights and without.weights and flat.weights):
+        return None
+    best = ((without.answer, without.probability), (flat.answer, flat.probability))
+    return witness_of(with_ecg.weights, without.weights, *best)
+
+
+def find_witness(
+    session: "Session",
+    question: str,
+    answers: Sequence[str],
+    weights: np.ndarray,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> Witness:
+    """Ask a model the same question without an ECG and with a flat line.
+
+    Parameters
+    ----------
+    session, question, answers, earlier
+        As in `ask_without_ecg`.
+    weights : numpy.ndarray
+        float64 (answers,), the probabilities with the ECG.
+    """
+    without, flat = ask_without_ecg(session, question, answers, earlier)
+    best = [session.choose(question, answers, one) for one in (without, flat)]
+    given = list(answers).index(session.choose(question, answers, weights).answer)
+    pairs = [(one.answer, one.probability) for one in best]
+    return witness_of(weights.tolist(), without.tolist(), pairs[0], pairs[1], given)
+
+
+def ask_without_ecg(
+    session: "Session", question: str, answers: Sequence[str], earlier: Sequence[tuple[str, str]] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probabilities of answers, float64 (answers,), without an ECG and with a flat line.
+
+    Parameters
+    ----------
+    session : Session
+        Keeps what it has answered where there are no earlier turns.
+    question : str
+        As in prompts.
+    answers : sequence of str
+    earlier : sequence of (str, str)
+        Earlier questions and answers in the prompt.
+    """
+    key = question, tuple(answers)
+    if earlier or key not in session.witnesses:
+        flat = session.tokenizer.flat_line(session.segmenter)
+        turns = [*earlier, (question, None)]
+        prompts = [session.prompt_of([tokens], turns, [NOTHING])[0] for tokens in (NO_ECG, flat)]
+        without, with_flat = session.weigh_prompts(prompts, answers, [question] * 2)
+        if earlier:
+            return without, with_flat
+        session.witnesses[key] = without, with_flat
+    return session.witnesses[key]
+
+
+def percent(probability: float) -> str:
+    """Return a probability in words: never 0 or 100 %."""
+    if 0.01 <= probability <= 0.99:
+        return f"{100 * probability:.0f} %"
+    return "over 99 %" if probability > 0.5 else "under 1 %"
