@@ -87,8 +87,10 @@ def test_a_missing_lead_has_neither_mark_nor_tokens(folder):
     of_ii = one.tokens[lead_ranges(one.tokens, session.tokenizer.lengths, 1000) == 1]
     ids, _ = session.prompt_ids([one], [("rhythm?", None)])
     assert np.array_equal(ids[ids >= layout.first] - layout.first, of_ii)
-    attributed = session.attribute(one, "What is the rhythm?", "gradient")
-    assert attributed.density[1].sum() == pytest.approx(1) and not attributed.density[[0, 2, 3]].any()
+    explainer = session.explainer()
+    case = explainer.case_of([one.tokens], [("What is the rhythm?", "sinus rhythm")])
+    density = explainer.spread(case, explainer.scores(case, "gradient"))
+    assert density[1].sum() == pytest.approx(1) and not density[[0, 2, 3]].any()
     assert not any("flat" in reason for reason in session.certainty.unlike(
         one.tokens, one.segments[0][1], session.tokenizer
     ))  # fmt: skip

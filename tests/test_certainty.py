@@ -323,3 +323,15 @@ def test_points_are_kept_and_checked(tmp_path):
         (tmp_path / "certainty.json").write_text(json.dumps(contents | {"points": bad}))
         with pytest.raises(Failure, match="damaged \\(points\\)"):
             certainty.read_certainty(tmp_path, len(made.single))
+
+
+def test_an_answer_at_a_point_of_its_own_says_where_yes_begins():
+    from ecgbyte_cli.inference.turn import Turn
+
+    turn = Turn("LVH?", "yes", probability=0.3, other=("no", 0.7), sure=True, point=0.2)
+    assert turn.certainty() == "30 % for yes, which begins at 20 %" and turn.about()["yes_from"] == 0.2
+    turn = Turn("LVH?", "no", probability=0.85, other=("yes", 0.15), sure=False, point=0.2)
+    assert turn.certainty() == "not sure: 15 % for yes, which begins at 20 %"
+    listed = Turn("Findings?", "lvh", findings={"lvh": 0.3, "mi": 0.4}, present=["lvh"])
+    assert listed.certainty() == "lvh 30 %; next mi 40 %"
+    assert "yes_from" not in listed.about()

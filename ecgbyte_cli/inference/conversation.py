@@ -307,7 +307,7 @@ class Conversation:
         (weights,) = session.weigh_prompts([ids], answers, [matched.text], session.cache)
         chosen = session.choose(matched.text, answers, weights)
         turn.answer, turn.probability, turn.sure = chosen.answer, chosen.probability, chosen.sure
-        turn.other = chosen.other, chosen.other_probability
+        turn.other, turn.point = (chosen.other, chosen.other_probability), chosen.point
         turn.asked = matched.text, chosen.answer
         turn.written = session.prompt.written(chosen.answer)[:-1].tolist()
         if matched.members:
@@ -329,9 +329,9 @@ class Conversation:
         turn.findings = {words: one.yes or 0.0 for words, one in zip(parts.values(), chosen, strict=True)}
         turn.sure = None if chosen[0].sure is None else all(one.sure for one in chosen)
         turn.prompt = None  # there is no one prompt to attribute the answer to
-        present = [words for words, one in zip(parts.values(), chosen, strict=True) if one.answer == "yes"]
+        turn.present = [w for w, one in zip(parts.values(), chosen, strict=True) if one.answer == "yes"]
         whole = "none of those that I know" if matched.text else f"none of these: {', '.join(parts.values())}"
-        turn.answer = "; ".join(present) or whole
+        turn.answer = "; ".join(turn.present) or whole
         turn.first = time.perf_counter() - start
         show(turn.answer)
 

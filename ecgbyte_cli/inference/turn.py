@@ -28,7 +28,9 @@ class Turn:
     # the second likeliest answer, of those that there are to choose from
     other: tuple[str, float] | None = None
     sure: bool | None = None  # None where no threshold is known
+    point: float | None = None  # the probability from which the answer is yes, if it is not one half
     findings: dict[str, float] | None = None  # of a list: the probability of each possible finding
+    present: list[str] = field(default_factory=list)  # of a list: the findings that are in the answer
     reasoning: str = ""  # before the answer
     declined: bool = False  # the model was not trained on this question
     composed: str | None = None  # in fixed sentences: report, safety, sure or why
@@ -51,16 +53,19 @@ class Turn:
         if self.measured:
             return "measured"
         if self.findings:
-            likely = sorted(self.findings.items(), key=lambda item: -item[1])
-            count = sum(chance > 0.5 for _, chance in likely)
-            named = [f"{name} {percent(chance)}" for name, chance in likely]
-            unlisted = f"; next {named[count]}" if count < len(named) else ""
-            return (
-                f"{'not sure: ' if self.sure is False else ''}{', '.join(named[:count]) or 'none'}{unlisted}"
-            )
+            chances = self.findings
+            likely = sorted(chances, key=lambda name: -chances[name])
+            listed, others = ([n for n in likely if (n in self.present) == yes] for yes in (True, False))
+            named = {name: f"{name} {percent(chance)}" for name, chance in chances.items()}
+            unlisted = f"; next {named[others[0]]}" if others else ""
+            named_first = ", ".join(named[name] for name in listed) or "none"
+            return f"{'not sure: ' if self.sure is False else ''}{named_first}{unlisted}"
         if self.probability is None or self.other is None:
             return ""
         unsure = "not sure: " if self.sure is False else ""
+        if self.point is not None:
+            yes = self.probability if self.other[0].casefold() == "no" else self.other[1]
+            return f"{unsure}{percent(yes)} for yes, which begins at {percent(self.point)}"
         return f"{unsure}{percent(self.probability)}; or {self.other[0]}, {percent(self.other[1])}"
 
     def notes(self) -> list[str]:
@@ -87,6 +92,7 @@ class Turn:
             "seconds": self.seconds,
             "trimmed": self.lost,
         }
+        contents |= {"yes_from": self.point} if self.point is not None else {}
         contents |= {"measured": self.measured.as_json()} if self.measured else {}
         contents |= {"conflicts": [one.as_json() for one in self.conflicts]} if self.conflicts else {}
         contents |= {"witness": self.witness.as_json()} if self.witness else {}

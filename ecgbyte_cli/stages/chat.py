@@ -143,6 +143,7 @@ def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
     return {
         "record": str(record),
         "ecg_tokens": sum(len(ecg.tokens) for ecg in conversation.ecgs),
+        "calibrated_on": session.certainty and session.certainty.calibrated_on,
         "turns": [turn.about() for turn in conversation.log if isinstance(turn, Turn)],
     }
 
@@ -157,7 +158,13 @@ def begin(session: Session, record: Path, interactive: bool) -> Conversation:
         with status(f"loading the model {session.about['folder']}"):
             session.load()
         if interactive:
-            note(f"model loaded in {time.perf_counter() - begun:.1f} s")
+            known = session.certainty
+            calibrated = (
+                f"; probabilities calibrated on {known.calibrated_on}"
+                if known and known.calibrated_on
+                else ""
+            )
+            note(f"model loaded in {time.perf_counter() - begun:.1f} s{calibrated}")
     return session.conversation([ecg])
 
 

@@ -91,6 +91,8 @@ def calibrate_model(
         if len(of_kind) >= LEAST:
             certainty.temperature[kind], certainty.sure[kind] = fit_temperature(of_kind)
     certainty.points = fit_points(weighed, log_probabilities)
+    if certainty.temperature or certainty.points:
+        certainty.calibrated_on = f"{len(weighed):,} questions of the validation split"
     places = np.flatnonzero(np.asarray(samples.recorded["split"]) == "val")[:2000]
     if len(places) >= LEAST:
         certainty.bits, certainty.amplitude = _typical_ranges(certainty, samples, places)
