@@ -1,0 +1,70 @@
+"""Write the folder of a model that was trained on the short names of ptbxl_questions.py, with the wordings of each.
+
+    python examples/experiments/ship_all.py WORK/model OUT
+
+The weights become bfloat16. Each question gets the wordings of `phrasings`, a list of the eighteen findings is put
+together from the answers about each, and nothing of the training machine stays in the folder.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from ecgbyte_cli.inference import certainty
+from ecgbyte_cli.model import folder_checks, model_folder
+from ecgbyte_cli.questions.findings import ALL_FINDINGS, FINDINGS, STATEMENTS
+from ecgbyte_cli.questions.phrasings import ALSO, QUERY, VERIFY, VERIFY_OWN, there_question
+from ecgbyte_cli.storage.files import atomic_folder, read_json, write_json
+
+CALIBRATED_ON = "PTB-XL, fold 9"
+TRAINED = ("steps", "val_loss", "trainable_parameters", "ecg_perplexity", "bits_per_second")
+
+
+def wordings(name: str) -> list[str]:
+    """The questions that a short name stands for; its own name is one of them."""
+    if name in QUERY:
+        return [name, *QUERY[name]]
+    if name in VERIFY_OWN:
+        return [name, *VERIFY_OWN[name]]
+    if name in ALL_FINDINGS:
+        words = ALL_FINDINGS[name].words
+    elif name.upper() in STATEMENTS:
+        words = STATEMENTS[name.upper()].words
+    else:  # about a statement alone, of which no wording speaks
+        return [name]
+    texts = []
+    for what in (words, *ALSO.get(name, ())):
+        forms = [form for form in VERIFY if "any" not in form or not what.startswith(("a ", "an "))]
+        texts += [form.format(is_there=there_question(what), what=what) for form in forms]
+    return [name, *dict.fromkeys(texts)]
+
+
+def main(folder: Path, out: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    with atomic_folder(out) as made:
+        shutil.copytree(folder, made, dirs_exist_ok=True)
+        for path in (made / "ecg_rows.safetensors", made / "base" / "model.safetensors"):
+            halved = {name: value.to(torch.bfloat16) for name, value in load_file(path).items()}
+            save_file(halved, path, {"format": "pt"})
+        known = read_json(made / certainty.FILE)
+        for group in known["groups"]:
+            [group["asked"]] = group["texts"]
+            group["texts"] = wordings(group["asked"])
+        parts = {name: finding.words for name, finding in FINDINGS.items()}
+        known["groups"].append({"texts": QUERY["findings"], "answers": None, "parts": parts})
+        known["calibrated_on"] = CALIBRATED_ON
+        write_json(made / certainty.FILE, known, indent=1)
+        about = read_json(made / "ecgbyte.json")
+        about["qa"] = Path(about["qa"]).name
+        about["settings"] = {k: v for k, v in about["settings"].items() if k not in ("base", "tokens")}
+        about["result"] = {key: about["result"][key] for key in TRAINED}
+        about["files"] = folder_checks.file_checksums(made)
+        write_json(made / "ecgbyte.json", about, indent=1)
+    _, _, tokenizer, _ = model_folder.load_model(out, "cpu")  # as whoever asks it would
+    certainty.read_certainty(out, tokenizer.vocab_size)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
