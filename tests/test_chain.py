@@ -38,6 +38,10 @@ def test_the_example_of_every_help_text_runs(tmp_path, monkeypatch):
         assert shown.exit_code == 0, shown.stderr
         example = main.get_command(None, name).epilog.removeprefix("Example: ")
         assert " ".join(example.split()) in " ".join(shown.stdout.split())
+        if name == "compare":  # two tables that stand for those of two models
+            for copy in ("before.csv", "after.csv"):
+                shutil.copy("findings.csv", copy)
+            Path("labels.csv").write_text("record,LBBB\nsynth00001,yes\nsynth00002,no\n")
         if name == "serve":  # goes on until it is stopped: test_serve.py starts it and asks
             continue
         result = CliRunner().invoke(main, [*shlex.split(example)[1:], "--json"])

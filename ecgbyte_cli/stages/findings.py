@@ -181,7 +181,11 @@ def command(work: WorkDir, paths: tuple[str, ...], **options: Any) -> dict:
 def _show_scores(result: dict, options: FindingsOptions) -> dict:
     """Print the scores, and the calibration if there is one; return the scores as `--json` prints them."""
     scores = result["scores"]
-    table(finding_report.score_lines(scores), finding_report.HEADER, title="Scores of the answered")
+    table(
+        finding_report.score_lines(scores),
+        finding_report.HEADER,
+        title="Scores; sens to NPV without the unsure",
+    )
     print_result(finding_report.mean_line(scores))
     if options.calibrate:
         print_result()

@@ -2,9 +2,9 @@
 
     python examples/benchmarks/bench_findings.py PTBXL100/records100 [--records 2000] [--jobs 2] [--memory 20000]
 
-Each run is a process of its own. Start-up is the time of a run on one recording; the rate leaves it out. With `--jobs
-1` the rate is also given by the processor's time, which a busy machine does not change. `--memory N` compares the peak
-memory of the command with 1,000 and with N recordings, without its worker processes.
+Each run is a process of its own. Start-up is the time of a run on one recording; the rate leaves it out. With
+`--jobs 1` the rate is also given by the processor's time, which a busy machine does not change. `--memory N` compares
+the peak memory of the command with 1,000 and with N recordings, without its worker processes.
 """
 
 import argparse
