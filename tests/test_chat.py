@@ -600,8 +600,8 @@ def test_attention_draws_what_explains_the_last_answer(
     assert np.allclose(density, explainer.density(letters, QUESTION, turn.answer, "integrated"))
     assert "".join(words).endswith(QUESTION + "\\n") and turn.answer in title
     assert len(words) == len(values) and start == 0
-    # several recordings and what was said before
-    conversation.session.about["conversations"] = True
+    # several recordings and what was said before, with a model that reads both
+    conversation.session.about |= {"conversations": True, "most_ecgs": 2}
     chat.talk(conversation, typed("first?", "/segment 2", "second?", "third?", f"/attention {file}"))
     _, _, _, density, words, _, title, start = drawn[1]
     assert start == 10 and title.startswith("long: third?")

@@ -225,24 +225,7 @@ def monitor(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
 
     This is the monitoring bandwidth of the AHA/ACC/HRS (Kligfield et al., Circulation 2007;115:1306). Recorders differ
     outside of it, and so do recordings of one ECG at several rates. Without a phase shift the ST level stays nearly as
-    it is.
-
-    Parameters
-    ----------
-    signal : numpy.ndarray
-        (leads, samples), mV, finite.
-    fs, target : float
-        Sampling rates before and after, in Hz.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 (leads, floor(samples * target / fs)).
-
-    Raises
-    ------
-    Unusable
-        If there are fewer samples than the filters need.
+    it is. Parameters, result and errors are those of `elm`.
     """
     resampled = resample(signal, fs, target)[:, : samples_made(signal.shape[1], fs, target)]
     try:
