@@ -230,9 +230,9 @@ def test_witness_of_a_real_answer(fibrillation, shipped):
         turn = fibrillation[question]
         told = json.loads(json.dumps(turn.about()))["witness"]
         assert told["depends_on_ecg"] == turn.witness.depends
-        ids, _ = shipped.prompt_ids([np.zeros(0, np.int32)], [(turn.asked[0], None)])
+        ids, _ = shipped.prompt_of([np.zeros(0, np.int32)], [(turn.asked[0], None)], [])
         answers = shipped.match(turn.asked_as).answers
-        (weights,) = shipped.weigh_prompts([ids], answers)
+        (weights,) = shipped.weigh_prompts([ids], answers, [turn.asked[0]])
         assert told["without_ecg"]["probability"] == pytest.approx(weights.max(), abs=1e-6)
         assert told["same_answer_without_ecg"] == pytest.approx(
             weights[answers.index(turn.asked[1])], abs=1e-6

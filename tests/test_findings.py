@@ -91,7 +91,7 @@ def test_embeddings_are_the_states_behind_the_ecg(table, folder, session):
     # the state depends on the ECG and not on the question
     hidden = []
     for question in ("A", "B"):
-        ids, _ = session.prompt_ids([session.read(folder / "a.npz").tokens], [(question, None)])
+        ids, _ = session.prompt_ids([session.read(folder / "a.npz")], [(question, None)])
         hidden.append(finding_table_states(session, ids))
     assert np.allclose(hidden[0], hidden[1], atol=1e-5)
     assert np.allclose(states[0], hidden[0], atol=1e-4)

@@ -46,7 +46,7 @@ class Turn:
     @property
     def attributable(self) -> bool:
         """Whether the answer is the model's own, to one prompt, so that it can be attributed."""
-        return self.prompt is not None and bool(self.answer) and not self.stopped
+        return self.prompt is not None and not self.stopped
 
     def certainty(self) -> str:
         """Return the probabilities of a chosen answer in words, or `measured` for a measured value."""

@@ -127,8 +127,8 @@ def run(way, questions, shape, device, steps, batch, seed=0):
             done, computed, start = 0, 0, time.perf_counter()
         made = [reading(count[i], together, text, answer, lm.offset, random) for _, i in next(order)]
         if way == "padded":
-            made = [Reading(*(part[-PADDED:] for part in one)) for one in made]
-        ids, labels, positions, owner = (x if x is None else x.to(device) for x in collate(made, layout))
+            made = [Reading(*(part[-PADDED:] for part in one[:4])) for one in made]
+        ids, labels, positions, owner = (x if x is None else x.to(device) for x in collate(made, layout)[:4])
         if way == "padded":
             extra = PADDED - ids.shape[1]
             ids = torch.nn.functional.pad(ids, (0, extra))

@@ -71,7 +71,7 @@ def probabilities(session: Session, paths: list[Path], names: list[str]) -> np.n
     for number, path in enumerate(paths):
         ecg = session.read(path)
         prompts = [session.prompt_ids([ecg], [(name, None)])[0] for name in names]
-        rows.append([weights[1] for weights in session.weigh_prompts(prompts, ["no", "yes"])])
+        rows.append([weights[1] for weights in session.weigh_prompts(prompts, ["no", "yes"], names)])
         if number % 100 == 99:
             print(f"{number + 1} of {len(paths)} recordings", flush=True)
     return np.array(rows)

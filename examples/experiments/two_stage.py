@@ -88,12 +88,12 @@ class Seen(SampleBuilder):
                 controls.spectrum_noise(signal, np.random.default_rng([0, int(segment)]))
             )
         if random is not None:
-            return varied(self._window(segment, 1, random), self.tokenizer.levels, random, self.augment)
+            return varied(self._window(segment, 1, random)[0], self.tokenizer.levels, random, self.augment)
         return self.letters_of(segment)
 
     def _ecg(self, segment, instead=None, random=None):
         if instead == "noise":
-            return self.tokenizer.encode(self.in_place(segment, instead, random), self.segmenter)
+            return self.tokenizer.encode(self.in_place(segment, instead, random), self.segmenter), segment
         return super()._ecg(segment, instead, random)
 
 
@@ -102,7 +102,7 @@ class Frames(Seen):
 
     rows, frames = None, 0
 
-    def _read(self, segments, instead=None, random=None):
+    def _read(self, segments, instead=None, random=None, leads=None):
         ecgs = []
         for segment in segments:
             if instead == "no signal":
@@ -110,7 +110,7 @@ class Frames(Seen):
                 continue
             ecgs.append(len(self.rows.waiting) * self.frames + np.arange(self.frames))
             self.rows.waiting.append(self.tokenizer.to_mv(self.in_place(segment, instead, random)))
-        return ecgs, [np.zeros(len(ecg), np.int64) for ecg in ecgs]
+        return ecgs, [np.zeros(len(ecg), np.int64) for ecg in ecgs], ""
 
     def batch(self, readings):
         self.rows.take()
