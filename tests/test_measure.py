@@ -450,7 +450,7 @@ def test_skipped_recordings_are_listed_with_their_reasons(folder, tmp_path, ecgb
     assert all(row["reason"] for row in listed)
     again = ecgbyte("measure", folder / "a.npz", "--out", out, "--jobs", 1, "--overwrite")
     assert again.exit_code == 0 and not (tmp_path / "m.csv.skipped.csv").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "m.csv.settings.json"]
 
 
 def test_a_table_on_the_terminal(folder, ecgbyte):

@@ -383,7 +383,7 @@ def test_what_is_learned_of_a_drawing_is_the_ecg_alone(small):
 
     work = WorkDir(small / "ecgbyte-work")
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
-    base, text_tokenizer = tiny.build_tiny(texts=tiny.tiny_training_texts())
+    base, text_tokenizer = tiny.build_tiny(texts=tiny.training_texts("tiny"))
     layout = Layout.of(base.get_input_embeddings().num_embeddings, tokenizer)
     samples = SampleBuilder(work, Prompt(text_tokenizer, layout), tokenizer, 4096, "trim", 1.0, draw="rhythm")
     asked = [

@@ -57,9 +57,9 @@ class Witness:
     def as_json(self) -> dict[str, Any]:
         """Return the witness as JSON takes it."""
         return {
-            "without_ecg": {"answer": self.without[0], "probability": self.without[1]},
-            "flat_line": {"answer": self.flat[0], "probability": self.flat[1]},
-            "same_answer_without_ecg": self.same,
+            "without_ecg": {"answer": self.without[0], "probability": round(self.without[1], 6)},
+            "flat_line": {"answer": self.flat[0], "probability": round(self.flat[1], 6)},
+            "same_answer_without_ecg": round(self.same, 6),
             "depends_on_ecg": self.depends,
         }
 
