@@ -111,7 +111,7 @@ def outputs(work):
         lines = map(json.loads, work.answers.read_text().splitlines())
         made["answers"] = [(row["record"], row["question"], row["answer"]) for row in lines]
     if (measures := work.root / "measures.csv").exists():
-        made["measures"] = measures.read_text()
+        made["measures"] = measures.read_text().replace(str(work.root.parent), "")
     return made
 
 
