@@ -192,7 +192,7 @@ def finished_table(out: Path, settings: Mapping[str, Any], overwrite: bool) -> d
     folder = parts_folder(out)
     if folder.exists():  # the earlier run was ended before it removed its parts
         PartialResults(folder, dict(settings), overwrite=True).remove()
-    note(f"{out} was made with these settings already: there is nothing to do for its rows")
+    note(f"{out} holds these rows already: nothing to do")
     return earlier["result"]
 
 
