@@ -167,7 +167,7 @@ async function redraw(ecg) {
   writeAddress();
 }
 
-// Draw the sheets anew after a change of the display, which Back undoes.
+// Redraw the sheets after a change of the display, which Back undoes.
 export const redrawAll = guarded(() => {
   writeAddress({ push: true });
   return Promise.all(state.ecgs.map((ecg) => {
