@@ -178,8 +178,8 @@ class FinetuneOptions:
 @click.option(
     "--ask",
     type=click.IntRange(1),
-    help="Of the questions about an ECG with the answer no, ask about this many at each reading. They are drawn at random, "
-    "those of frequent findings more often, and count as if all were asked.  [default: all]",
+    help="Of the questions about an ECG with the answer no, ask about this many at each reading. They are drawn at "
+    "random, those of frequent findings more often, and count as if all were asked.  [default: all]",
 )
 @click.option(
     "--rehearse",
