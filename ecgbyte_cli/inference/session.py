@@ -315,8 +315,7 @@ class Session:
         self, ecgs: Sequence[ECG], turns: Sequence[tuple[str, str | None]]
     ) -> tuple[np.ndarray, int]:
         """Return the ids of a prompt about ECGs, and how many ECG tokens had no room."""
-        lines = [ecg.line for ecg in ecgs] if self.about.get("measured") else []
-        return self.prompt_of([ecg.tokens for ecg in ecgs], turns, lines)
+        return self._prompt([ecg.tokens for ecg in ecgs], turns, self.text_before(ecgs))
 
     def prompt_of(
         self, tokens: list[np.ndarray], turns: Sequence[tuple[str, str | None]], lines: Sequence[str]
@@ -325,7 +324,11 @@ class Session:
 
         `lines` are the measured values of each ECG, for a model that was trained with them.
         """
-        before = joined_lines(lines) if self.about.get("measured") else ""
+        return self._prompt(tokens, turns, joined_lines(lines) if self.about.get("measured") else "")
+
+    def _prompt(
+        self, tokens: list[np.ndarray], turns: Sequence[tuple[str, str | None]], before: str
+    ) -> tuple[np.ndarray, int]:
         ids, _, lost = fit_prompt(self.prompt, self.tokenizer, tokens, turns, self.prompt_tokens, before)
         return ids, lost
 

@@ -26,6 +26,7 @@ from ecgbyte_cli.questions import Question
 from ecgbyte_cli.runtime.memory import in_parts, out_of_memory
 from ecgbyte_cli.training.dataset import SampleBuilder
 from ecgbyte_cli.training.plans import TrainingPlans
+from ecgbyte_cli.training.sampling import first_with_same_ecgs
 
 MOST_TEXTS = 100_000  # with more question texts than this, no list of questions is kept
 SEEN = 3  # mean number of times that each answer of a closed question must occur in training
@@ -113,11 +114,7 @@ def to_weigh(
 
 def chosen_for_calibration(lm: ECGLM, validation: Sequence[Question]) -> list[Question]:
     """Return the first validation questions; all others about their ECGs, too, if these are read once for all."""
-    chosen = list(validation[:WEIGHED])
-    if lm.beside:
-        segments = {question.segments for question in chosen}
-        chosen += [question for question in validation[WEIGHED:] if question.segments in segments]
-    return chosen
+    return first_with_same_ecgs(validation, WEIGHED) if lm.beside else list(validation[:WEIGHED])
 
 
 def tokens_read(

@@ -96,6 +96,12 @@ def stratified_order(questions: Sequence[Question], seed: int) -> list[Question]
     return [questions[i] for i in sorted(order, key=place.__getitem__)]
 
 
+def first_with_same_ecgs(questions: Sequence[Question], count: int) -> list[Question]:
+    """Return the first `count` questions and all others about the same ECGs, in their order."""
+    segments = {question.segments for question in questions[:count]}
+    return [question for question in questions if question.segments in segments]
+
+
 def ecg_replacements(seed: int, step: int, count: int, share: float) -> list[str | None]:
     """Choose the replacement for each ECG of a step.
 

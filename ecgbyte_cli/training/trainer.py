@@ -12,14 +12,13 @@ import numpy as np
 
 from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.storage.files import atomic_folder
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint, training_log
 from ecgbyte_cli.training.dataset import Batch, ReadingPlan, SampleBuilder
 from ecgbyte_cli.training.distributed import StopSignal, process_rank, sum_over_processes
 from ecgbyte_cli.training.optimizer import make_optimizer, warmup_cosine
-from ecgbyte_cli.training.sampling import EpochItem, ecg_replacements, length_batches
+from ecgbyte_cli.training.sampling import EpochItem, ecg_replacements, first_with_same_ecgs, length_batches
 from ecgbyte_cli.training.validation import (
     ValidationLoss,
     autocast,
@@ -315,10 +314,8 @@ class Trainer:
         """
         if not self.settings["qa"]:
             return list(self.validation[:count])
-        questions: list[Question] = list(self.validation[:count])
-        if self.samples.together != 1:
-            segments = {question.segments for question in questions}
-            questions = [question for question in self.validation if question.segments in segments]
+        shared = self.samples.together != 1
+        questions = first_with_same_ecgs(self.validation, count) if shared else self.validation[:count]
         return self.samples.plans(questions)[0]
 
     def validation_loss(self, plans: Sequence[ReadingPlan], bar: Any = None) -> ValidationLoss:

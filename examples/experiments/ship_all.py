@@ -10,14 +10,15 @@ import shutil
 import sys
 from pathlib import Path
 
+from ship_ptbxl import forget_machine, halve_weights
+
 from ecgbyte_cli.inference import certainty
-from ecgbyte_cli.model import folder_checks, model_folder
+from ecgbyte_cli.model import model_folder
 from ecgbyte_cli.questions.findings import ALL_FINDINGS, FINDINGS, STATEMENTS
 from ecgbyte_cli.questions.phrasings import ALSO, QUERY, VERIFY, VERIFY_OWN, there_question
 from ecgbyte_cli.storage.files import atomic_folder, read_json, write_json
 
 CALIBRATED_ON = "PTB-XL, fold 9"
-TRAINED = ("steps", "val_loss", "trainable_parameters", "ecg_perplexity", "bits_per_second")
 
 
 def wordings(name: str) -> list[str]:
@@ -40,14 +41,9 @@ def wordings(name: str) -> list[str]:
 
 
 def main(folder: Path, out: Path) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
     with atomic_folder(out) as made:
         shutil.copytree(folder, made, dirs_exist_ok=True)
-        for path in (made / "ecg_rows.safetensors", made / "base" / "model.safetensors"):
-            halved = {name: value.to(torch.bfloat16) for name, value in load_file(path).items()}
-            save_file(halved, path, {"format": "pt"})
+        halve_weights(made)
         known = read_json(made / certainty.FILE)
         for group in known["groups"]:
             [group["asked"]] = group["texts"]
@@ -56,12 +52,7 @@ def main(folder: Path, out: Path) -> None:
         known["groups"].append({"texts": QUERY["findings"], "answers": None, "parts": parts})
         known["calibrated_on"] = CALIBRATED_ON
         write_json(made / certainty.FILE, known, indent=1)
-        about = read_json(made / "ecgbyte.json")
-        about["qa"] = Path(about["qa"]).name
-        about["settings"] = {k: v for k, v in about["settings"].items() if k not in ("base", "tokens")}
-        about["result"] = {key: about["result"][key] for key in TRAINED}
-        about["files"] = folder_checks.file_checksums(made)
-        write_json(made / "ecgbyte.json", about, indent=1)
+        forget_machine(made)
     _, _, tokenizer, _ = model_folder.load_model(out, "cpu")  # as whoever asks it would
     certainty.read_certainty(out, tokenizer.vocab_size)
 

@@ -35,16 +35,11 @@ TRAINED = ("steps", "val_loss", "trainable_parameters", "ecg_perplexity", "bits_
 
 def model(folder, out, words):
     """Copy a model folder: weights in bfloat16, nothing of where it was trained, and its questions in words."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
     if out.exists():
         shutil.rmtree(out)
     with atomic_folder(out) as made:
         shutil.copytree(folder, made, dirs_exist_ok=True)
-        for path in (made / "ecg_rows.safetensors", made / "base" / "model.safetensors"):
-            halved = {name: value.to(torch.bfloat16) for name, value in load_file(path).items()}
-            save_file(halved, path, {"format": "pt"})
+        halve_weights(made)
         lines = [json.loads(line) for line in words.read_text(encoding="utf-8").splitlines()]
         asked, known = letters.wordings(lines), read_json(made / certainty.FILE)
         for group in known["groups"]:
@@ -54,14 +49,29 @@ def model(folder, out, words):
         parts = {letters.OF[name]: finding.words for name, finding in FINDINGS.items()}
         known["groups"].append({"texts": asked[letters.OF["findings"]], "answers": None, "parts": parts})
         write_json(made / certainty.FILE, known, indent=1)
-        said = read_json(made / "ecgbyte.json")
-        said["qa"] = Path(said["qa"]).name
-        said["settings"] = {k: v for k, v in said["settings"].items() if k not in ("base", "tokens")}
-        said["result"] = {key: said["result"][key] for key in TRAINED}
-        said["files"] = folder_checks.file_checksums(made)
-        write_json(made / "ecgbyte.json", said, indent=1)
+        forget_machine(made)
     _, _, tokenizer, _ = model_folder.load_model(out, "cpu")  # as whoever asks it would
     certainty.read_certainty(out, tokenizer.vocab_size)
+
+
+def halve_weights(folder):
+    """Store the weights of a model folder in bfloat16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    for path in (folder / "ecg_rows.safetensors", folder / "base" / "model.safetensors"):
+        halved = {name: value.to(torch.bfloat16) for name, value in load_file(path).items()}
+        save_file(halved, path, {"format": "pt"})
+
+
+def forget_machine(folder):
+    """Remove the paths of the training machine from ecgbyte.json, and describe the files as they are now."""
+    about = read_json(folder / "ecgbyte.json")
+    about["qa"] = Path(about["qa"]).name
+    about["settings"] = {k: v for k, v in about["settings"].items() if k not in ("base", "tokens")}
+    about["result"] = {key: about["result"][key] for key in TRAINED}
+    about["files"] = folder_checks.file_checksums(folder)
+    write_json(folder / "ecgbyte.json", about, indent=1)
 
 
 def card(folder, scores, others=None):
