@@ -165,8 +165,8 @@ def _row(
             yes = float(chances[[answer.casefold() for answer in one.answers].index(YES)])
             probability, answers[one.name] = points[one.name].recalibrated(yes), points[one.name].answer(yes)
         else:
-            best = int(chances.argmax())
-            probability, answers[one.name] = float(chances[best]), one.answers[best]
+            chosen = session.choose(one.text, one.answers, chances)
+            probability, answers[one.name] = chosen.probability, chosen.answer
         # six digits, not six places: a rare finding has a small probability
         row |= {f"p_{one.name}": float(f"{probability:.6g}"), one.name: answers[one.name]}
     row |= {name: value for name, value in measurement.values().items() if name in MEASURED}

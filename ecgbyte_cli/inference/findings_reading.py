@@ -32,7 +32,8 @@ class FindingsReading:
     present : list of str
         The words of the findings that the model answers yes to.
     rhythms : dict of str to float
-        Each rhythm to its probability, the most probable first; empty where the model is not asked about the rhythm.
+        Each rhythm to its probability: first the model's answer, then the most probable. Empty where the model is not
+        asked about the rhythm.
     conflicts : list of Conflict
         Answers that the measurement contradicts.
     """
@@ -44,7 +45,7 @@ class FindingsReading:
 
     @property
     def rhythm(self) -> str | None:
-        """The most probable rhythm."""
+        """The model's answer."""
         return next(iter(self.rhythms), None)
 
     def as_json(self) -> dict[str, Any]:
@@ -80,10 +81,10 @@ def read_findings(session: "Session", ecg: "ECG") -> FindingsReading:
     if rhythm and rhythm.answers:
         ids, _ = session.prompt_ids([ecg], [(rhythm.text, None)])
         (weights,) = session.weigh_prompts([ids], rhythm.answers, [rhythm.text])
-        order = np.argsort(-weights, kind="stable")
-        rhythms = {rhythm.answers[i]: float(weights[i]) for i in order}
-    if rhythms:
-        answers["rhythm"] = next(iter(rhythms))
+        ranked = [rhythm.answers[i] for i in np.argsort(-weights, kind="stable")]
+        chances = dict(zip(rhythm.answers, weights.tolist(), strict=True))
+        answers["rhythm"] = session.choose(rhythm.text, rhythm.answers, weights).answer
+        rhythms = {one: chances[one] for one in dict.fromkeys([answers["rhythm"], *ranked])}
     conflicts = find_conflicts(answers, ecg.measurement, *age_and_sex(ecg.recording))
     return FindingsReading(findings, present, rhythms, conflicts)
 

@@ -33,6 +33,7 @@ SEEN = 3  # mean number of times that each answer of a closed question must occu
 WEIGHED = 1500  # validation questions for calibration
 MOST_WEIGHED = 300_000  # the same with all other questions about the same ECGs
 LEAST_EACH = 20  # fewest validation questions with yes, and with no, to calibrate a question for itself
+OFTEN = 10  # validation questions with an answer, from which on its recall counts
 WEIGHED_ALONE = 100  # the same for a model that reads the ECG once per answer
 LEAST = 50  # fewest validation questions to calibrate on
 SEGMENTS = 20_000  # training segments in which pairs of tokens are counted
@@ -92,6 +93,7 @@ def calibrate_model(
         if len(of_kind) >= LEAST:
             certainty.temperature[kind], certainty.sure[kind] = fit_temperature(of_kind)
     certainty.points = fit_points(weighed, log_probabilities)
+    certainty.adjustments = fit_adjustments(certainty, weighed, log_probabilities)
     if certainty.temperature or certainty.points:
         certainty.calibrated_on = f"{len(weighed):,} questions of the validation split"
     places = np.flatnonzero(np.asarray(samples.recorded["split"]) == "val")[:2000]
@@ -246,6 +248,47 @@ def fit_points(
         for text, values in odds.items()
         if min(sum(truth[text]), len(values) - sum(truth[text])) >= LEAST_EACH
     }
+
+
+def fit_adjustments(
+    certainty: Certainty,
+    weighed: Sequence[tuple[Question, Sequence[str]]],
+    log_probabilities: Sequence[np.ndarray],
+) -> dict[str, dict[str, float]]:
+    """Choose how far rare answers are preferred, for each question with more than two answers.
+
+    The logarithm of an answer's share of the questions, times a strength from 0 to 1, is taken from its
+    log-probability. The strength with the largest sum of accuracy and mean recall is chosen.
+
+    Returns
+    -------
+    dict of str to dict of str to float
+        `Certainty.adjustments` of the questions with `LEAST` truths, two answers of which have `OFTEN`.
+    """
+    by_text: dict[str, list[tuple[np.ndarray, int]]] = {}
+    answers_of: dict[str, Sequence[str]] = {}
+    for (question, answers), logs in zip(weighed, log_probabilities, strict=False):
+        if answer_kind(answers) == "more" and question.answer in answers:
+            weights = certainty.weights(answers, logs, question.question)
+            answers_of[question.question] = answers
+            truth = list(answers).index(question.answer)
+            by_text.setdefault(question.question, []).append((np.log(np.maximum(weights, 1e-300)), truth))
+    adjustments = {}
+    for text, known in by_text.items():
+        logs, truths = np.array([one for one, _ in known]), np.array([truth for _, truth in known])
+        counts = np.bincount(truths, minlength=logs.shape[1])
+        if len(known) < LEAST or (counts >= OFTEN).sum() < 2:
+            continue
+        shares = np.log((counts + 0.5) / (counts + 0.5).sum())
+
+        def score(strength: float) -> float:
+            right = (logs - strength * shares).argmax(1) == truths  # noqa: B023
+            recalls = [right[truths == place].mean() for place in np.flatnonzero(counts >= OFTEN)]  # noqa: B023
+            return float(right.mean() + np.mean(recalls))
+
+        if best := max(np.linspace(0, 1, 11).tolist(), key=score):
+            adjustments[text] = dict(zip(answers_of[text], (-best * shares).tolist(), strict=True))
+    return adjustments
 
 
 def fit_point(odds: np.ndarray, truth: np.ndarray) -> list[float]:
