@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ecgbyte_cli.inference.conflicts import Conflict, find_conflicts
+from ecgbyte_cli.inference.device_statements import DeviceConflict, device_conflicts, device_statements
 from ecgbyte_cli.inference.everyday import RHYTHM, list_parts
 from ecgbyte_cli.inference.measured_answers import describe_value, measured_value
 from ecgbyte_cli.inference.witness import percent
@@ -34,14 +35,14 @@ class FindingsReading:
     rhythms : dict of str to float
         Each rhythm to its probability: first the model's answer, then the most probable. Empty where the model is not
         asked about the rhythm.
-    conflicts : list of Conflict
-        Answers that the measurement contradicts.
+    conflicts : list of Conflict or DeviceConflict
+        Answers that the measurement or the recorder's own statements contradict.
     """
 
     findings: dict[str, float]
     present: list[str]
     rhythms: dict[str, float]
-    conflicts: list[Conflict]
+    conflicts: list[Conflict | DeviceConflict]
 
     @property
     def rhythm(self) -> str | None:
@@ -85,8 +86,9 @@ def read_findings(session: "Session", ecg: "ECG") -> FindingsReading:
         chances = dict(zip(rhythm.answers, weights.tolist(), strict=True))
         answers["rhythm"] = session.choose(rhythm.text, rhythm.answers, weights).answer
         rhythms = {one: chances[one] for one in dict.fromkeys([answers["rhythm"], *ranked])}
-    conflicts = find_conflicts(answers, ecg.measurement, *age_and_sex(ecg.recording))
-    return FindingsReading(findings, present, rhythms, conflicts)
+    measured = find_conflicts(answers, ecg.measurement, *age_and_sex(ecg.recording))
+    stated = device_conflicts(answers, device_statements(ecg.recording))
+    return FindingsReading(findings, present, rhythms, [*measured, *stated])
 
 
 def compose_report(session: "Session", ecg: "ECG") -> str:
@@ -98,6 +100,8 @@ def compose_report(session: "Session", ecg: "ECG") -> str:
         sentences.append(f"The rhythm is {likely[0]} ({percent(likely[1])}{other}).")
     sentences += _about_findings(reading)
     sentences += _about_measurement(ecg.measurement, *age_and_sex(ecg.recording))
+    if stated := device_statements(ecg.recording):
+        sentences.append(f"The recorder's own statements: {'; '.join(stated)}.")
     sentences += [f"{conflict.text[0].upper()}{conflict.text[1:]}." for conflict in reading.conflicts]
     return "\n".join([*sentences, COMPOSED])
 

@@ -37,6 +37,7 @@ OFTEN = 10  # validation questions with an answer, from which on its recall coun
 WEIGHED_ALONE = 100  # the same for a model that reads the ECG once per answer
 LEAST = 50  # fewest validation questions to calibrate on
 SEGMENTS = 20_000  # training segments in which pairs of tokens are counted
+MOST_PAIRS = 400_000  # pairs of tokens that are kept, the most frequent ones: 3.2 MB
 RIGHT, COVERED = 0.9, 0.7  # sure answers: at least this share is right, or else they are this share of all
 
 
@@ -326,7 +327,8 @@ def count_pairs(samples: SampleBuilder, vocabulary: int) -> tuple[np.ndarray, np
     Returns
     -------
     (keys, counts, single)
-        int64 arrays: the pairs that occur more than once in rising order, their counts, and the count of each token.
+        int64 arrays: the pairs in rising order, their counts, and the count of each token. Pairs that occur once are
+        left out, and the rarest where there are more than `MOST_PAIRS`.
     """
     places = np.flatnonzero(np.asarray(samples.recorded["split"]) == "train")
     if len(places) > SEGMENTS:
@@ -339,7 +341,8 @@ def count_pairs(samples: SampleBuilder, vocabulary: int) -> tuple[np.ndarray, np
             before = preceding_tokens(ecg, samples.tokenizer.lengths, samples.shape[1], vocabulary)
             keys.append(before * vocabulary + ecg)
     pairs, counts = np.unique(np.concatenate(keys) if keys else np.zeros(0, np.int64), return_counts=True)
-    return pairs[counts > 1], counts[counts > 1], single
+    least = 1 if len(counts) <= MOST_PAIRS else max(1, int(np.sort(counts)[-MOST_PAIRS - 1]))
+    return pairs[counts > least], counts[counts > least], single
 
 
 def _typical_ranges(
