@@ -19,7 +19,8 @@ KEPT += (
     "coverage",
     "sure",
 )
-AT_POINT = ("recordings", "positives", "sensitivity", "specificity", "ppv", "npv")
+AT_POINT = ("recordings", "positives", "sensitivity", "specificity")
+AT_POINT += ("positive_predictive_value", "negative_predictive_value")
 OFTEN = 10  # recordings of a rhythm whose recall counts
 Scores = dict[str, Any]
 
@@ -102,14 +103,14 @@ def _fold_10(found: Scores) -> list[str]:
     return [
         "## Fold 10",
         "",
-        f"{found['questions']:,} questions about recordings of {found['patients']:,} patients: the eighteen findings and "
-        f"the rhythm. Exact match {found['exact_match']:.1f} % ({interval(found['interval'])}), {controls}; better than "
-        f"the best control ({found['best_control']}) by {found['difference']:.1f} points "
+        f"{found['questions']:,} questions about recordings of {found['patients']:,} patients: the eighteen findings "
+        f"and the rhythm. Exact match {found['exact_match']:.1f} % ({interval(found['interval'])}), {controls}; better "
+        f"than the best control ({found['best_control']}) by {found['difference']:.1f} points "
         f"({interval(found['difference_interval'])}).",
         "",
         f"Mean area under the ROC curve of P(yes) over the {len(areas)} findings: {sum(areas) / len(areas):.3f}. "
-        "Sensitivity, specificity and predictive values (PPV, NPV) are those of the answers yes and no. An answer is yes "
-        "from the probability on at which F1 was largest on fold 9. Answers near it are `unsure`, and are left out.",
+        "Sensitivity, specificity and predictive values (PPV, NPV) are those of the answers yes and no. An answer is "
+        "yes from the probability on at which F1 was largest on fold 9. Answers near it are `unsure`, and are left out.",
         "",
         "| finding | yes of | AUROC | 95 % interval | sensitivity | specificity | PPV | NPV |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -136,16 +137,17 @@ def _finding_row(found: Scores, name: str) -> str:
     point = found["at_point"][name]
     rates = ["" if point[key] is None else f"{point[key]:.2f}" for key in AT_POINT[2:]]
     area = f"{found['auroc'][name]:.3f} | {interval(found['auroc_intervals'][name], 3)}"
-    return f"| {FINDINGS[name].words} | {point['positives']:,} of {point['recordings']:,} | {area} | {' | '.join(rates)} |"
+    yes = f"{point['positives']:,} of {point['recordings']:,}"
+    return f"| {FINDINGS[name].words} | {yes} | {area} | {' | '.join(rates)} |"
 
 
 def _benchmark(tasks: Scores) -> list[str]:
     return [
         "### Beside published results",
         "",
-        "The six tasks of Strodthoff et al., Deep Learning for ECG Analysis: Benchmarks and Insights from PTB-XL, 2021, "
-        "with their labels and recordings of fold 10 (`examples/experiments/ptbxl_benchmark.py`); macro AUROC, beside the "
-        "best of their networks, which are trained for each task and read 12 leads.",
+        "The six tasks of Strodthoff et al., Deep Learning for ECG Analysis: Benchmarks and Insights from PTB-XL, "
+        "2021, with their labels and recordings of fold 10 (`examples/experiments/ptbxl_benchmark.py`); macro AUROC, beside "
+        "the best of their networks, which are trained for each task and read 12 leads.",
         "",
         "| task | labels | recordings | this model | best published there |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -165,8 +167,8 @@ def _leads(sets: Scores, rates: Scores) -> list[str]:
         "| --- | ---: | ---: |",
         *(f"| {name} | {one['auroc']:.3f} | {100 * one['rhythm']:.0f} |" for name, one in sets.items()),
         "",
-        f"The same recordings of fold 9 at 500 Hz and at 100 Hz: {100 * rates['letters_equal']:.1f} % of the letters are "
-        f"equal, and the mean AUROC is {rates['500']:.3f} and {rates['100']:.3f}.",
+        f"The same recordings of fold 9 at 500 Hz and at 100 Hz: {100 * rates['letters_equal']:.1f} % of the letters "
+        f"are equal, and the mean AUROC is {rates['500']:.3f} and {rates['100']:.3f}.",
         "",
     ]
 
@@ -179,7 +181,10 @@ def _elsewhere(hospitals: Scores) -> list[str]:
         ("mean AUROC over these", lambda one: f"{one['mean_auroc']:.3f}"),
         ("their mean balanced accuracy, %", lambda one: f"{100 * one['balanced_accuracy']:.1f}"),
         ("exact match, %", lambda one: f"{one['exact_match']:.1f} ({interval(one['interval'])})"),
-        ("majority answers of the training, %", lambda one: f"{one['majority']:.1f} ({interval(one['majority_interval'])})"),
+        (
+            "majority answers of the training, %",
+            lambda one: f"{one['majority']:.1f} ({interval(one['majority_interval'])})",
+        ),
         ("gain over these, points", lambda one: f"{one['gain']:+.1f} ({interval(one['gain_interval'])})"),
         ("rhythm right, %", lambda one: f"{100 * one['rhythm']['accuracy']:.0f}"),
         ("rhythm, balanced accuracy, %", lambda one: f"{100 * one['rhythm']['balanced_accuracy']:.0f}"),
