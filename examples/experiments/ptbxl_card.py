@@ -110,7 +110,7 @@ def _fold_10(found: Scores) -> list[str]:
         "",
         f"Mean area under the ROC curve of P(yes) over the {len(areas)} findings: {sum(areas) / len(areas):.3f}. "
         "Sensitivity, specificity and predictive values (PPV, NPV) are those of the answers yes and no. An answer is "
-        "yes from the probability on at which F1 was largest on fold 9. Answers near it are `unsure`, and are left out.",
+        "yes from the probability on at which F1 was largest on fold 9. Answers near it are `unsure` and left out.",
         "",
         "| finding | yes of | AUROC | 95 % interval | sensitivity | specificity | PPV | NPV |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -146,8 +146,8 @@ def _benchmark(tasks: Scores) -> list[str]:
         "### Beside published results",
         "",
         "The six tasks of Strodthoff et al., Deep Learning for ECG Analysis: Benchmarks and Insights from PTB-XL, "
-        "2021, with their labels and recordings of fold 10 (`examples/experiments/ptbxl_benchmark.py`); macro AUROC, beside "
-        "the best of their networks, which are trained for each task and read 12 leads.",
+        "2021, with their labels and recordings of fold 10 (`examples/experiments/ptbxl_benchmark.py`); macro "
+        "AUROC, beside the best of their networks, which are trained for each task and read 12 leads.",
         "",
         "| task | labels | recordings | this model | best published there |",
         "| --- | ---: | ---: | ---: | ---: |",
