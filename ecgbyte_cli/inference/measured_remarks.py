@@ -67,11 +67,12 @@ def measured_remarks(
         remarks.append({})
         if segment is None:
             continue
-        *about, statements = segment
+        about = segment.measurement, segment.age, segment.sex
         conflicts = own_conflicts(own, by_segment[question.segments[0]], *about)
-        stated = device_conflicts(own, statements)
-        if conflicts or stated:
-            remarks[-1]["conflicts"] = [one.as_json() for one in (*conflicts, *stated)]
+        found = [one.as_json() for one in conflicts]
+        found += [one.as_json() for one in device_conflicts(own, segment.statements)]
+        if found:
+            remarks[-1]["conflicts"] = found
         if values := answer_measured(question.question, *about):
             remarks[-1]["measured"] = values.as_json()
     return remarks

@@ -68,7 +68,9 @@ class Turn:
         if self.point is not None:
             yes = self.probability if self.other[0].casefold() == "no" else self.other[1]
             return f"{unsure}{percent(yes)} for yes, which begins at {percent(self.point)}"
-        return f"{unsure}{percent(self.probability)}; or {self.other[0]}, {percent(self.other[1])}"
+        # an answer can be given although another is more probable: see `Certainty.adjustments`
+        rare = ", much for a rare answer" if self.probability < self.other[1] else ""
+        return f"{unsure}{percent(self.probability)}{rare}; or {self.other[0]}, {percent(self.other[1])}"
 
     def notes(self) -> list[str]:
         """Return what to say beside the answer: conflicts of the answer, and no dependence on the ECG."""

@@ -18,7 +18,6 @@ from ecgbyte_cli.inference.certainty import (
     lead_ranges,
     normalize_question,
     preceding_tokens,
-    softmax,
     yes_place,
 )
 from ecgbyte_cli.model.ecg_lm import ECGLM
@@ -33,6 +32,7 @@ SEEN = 3  # mean number of times that each answer of a closed question must occu
 WEIGHED = 1500  # validation questions for calibration
 MOST_WEIGHED = 300_000  # the same with all other questions about the same ECGs
 LEAST_EACH = 20  # fewest validation questions with yes, and with no, to calibrate a question for itself
+TEMPERATURES = np.geomspace(0.25, 8, 61)
 OFTEN = 10  # validation questions with an answer, from which on its recall counts
 WEIGHED_ALONE = 100  # the same for a model that reads the ECG once per answer
 LEAST = 50  # fewest validation questions to calibrate on
@@ -209,22 +209,30 @@ def fit_temperature(weighed: Sequence[tuple[np.ndarray, Sequence[str], Question]
     weighed : list of (float64 array, list of str, Question)
         Log probabilities of the possible answers, these answers, and the question with its true answer.
     """
-    known = [(logs, list(a).index(q.answer)) for logs, a, q in weighed if q.answer in a]
-    temperatures = np.geomspace(0.25, 8, 61)
+    widest = max(len(answers) for _, answers, _ in weighed)
+    logs = np.full((len(weighed), widest), -np.inf)
+    truth = np.full(len(weighed), -1)
+    for i, (own, answers, question) in enumerate(weighed):
+        logs[i, : len(own)] = own
+        if question.answer in answers:
+            truth[i] = list(answers).index(question.answer)
+    known = np.flatnonzero(truth >= 0)
+
+    def probabilities(temperature: float) -> np.ndarray:
+        weights = np.exp((logs - logs.max(1, keepdims=True)) / temperature)
+        return weights / weights.sum(1, keepdims=True)
+
     losses = [
-        -sum(math.log(max(softmax(logs / t)[truth], 1e-300)) for logs, truth in known) for t in temperatures
+        -np.log(np.maximum(probabilities(t)[known, truth[known]], 1e-300)).sum() for t in TEMPERATURES
     ]
-    temperature = float(temperatures[int(np.argmin(losses))]) if known else 1.0
-    best, right = [], []
-    for logs, answers, question in weighed:
-        weights = softmax(logs / temperature)
-        best.append(float(weights.max()))
-        right.append(answers[int(weights.argmax())] == question.answer)
-    order = np.argsort(-np.array(best), kind="stable")
-    share = np.cumsum(np.array(right)[order]) / np.arange(1, len(order) + 1)
+    temperature = float(TEMPERATURES[int(np.argmin(losses))]) if len(known) else 1.0
+    weights = probabilities(temperature)
+    best, right = weights.max(1), weights.argmax(1) == truth
+    order = np.argsort(-best, kind="stable")
+    share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(share >= RIGHT)
     count = max(int(enough[-1]) + 1 if len(enough) else 0, math.ceil(COVERED * len(order)))
-    return temperature, float(np.array(best)[order][count - 1])
+    return temperature, float(best[order][count - 1])
 
 
 def fit_points(

@@ -65,7 +65,9 @@ def challenge(folder: Path) -> Labels:
     ).facts
     columns, known = derive_labels(facts).findings, {YES: True, NO: False}
     return {
-        each.record: {name: known.get(int(columns[name][i])) for name in FINDINGS}
+        each.record: {
+            name: known.get(int(columns[name][i])) if name in columns else None for name in FINDINGS
+        }
         | {"rhythm": open_answers(each).get("rhythm")}
         for i, each in enumerate(facts)
     }

@@ -1,9 +1,9 @@
 """Write the folder of the included model, and its card from its scores.
 
-    python examples/experiments/ship_ptbxl.py model WORK OUT
-    python examples/experiments/ship_ptbxl.py card OUT WORK/answers/metrics.json BENCHMARK.json ELSEWHERE.json
+    python examples/experiments/ship_ptbxl.py model WORK MODEL OUT
+    python examples/experiments/ship_ptbxl.py card OUT METRICS.json BENCHMARK.json LEADS.json RATES.json ELSEWHERE.json
 
-`model` takes the model of a work folder, which was trained on the short names of ptbxl_questions.py. It calibrates the
+`model` takes a model that was trained in a work folder on the short names of ptbxl_questions.py. It calibrates the
 model on all validation questions (fold 9), stores its weights in bfloat16, gives each question the wordings of
 `phrasings`, and leaves nothing of the training machine in the folder. `card` keeps the scores in OUT/metrics.json and
 writes OUT/README.md from that file; a test compares the two.
@@ -32,13 +32,12 @@ TRAINED = ("steps", "val_loss", "trainable_parameters", "ecg_perplexity", "bits_
 NOT_SHIPPED = ("base", "tokens")  # settings that name folders
 
 
-def model(folder: Path, out: Path) -> None:
-    """Copy the model of a work folder: calibrated, in bfloat16, and with its questions in words."""
-    work = WorkDir(folder)
+def model(work: Path, trained: Path, out: Path) -> None:
+    """Copy a trained model: calibrated, in bfloat16, and with its questions in words."""
     with atomic_folder(out) as made:
-        shutil.copytree(work.model, made, dirs_exist_ok=True)
+        shutil.copytree(trained, made, dirs_exist_ok=True)
         halve_weights(made)
-        calibrate(work, made)
+        calibrate(WorkDir(work), made)
         write_wordings(made)
         forget_machine(made)
     _, _, tokenizer, _ = model_folder.load_model(out, "cpu")  # as whoever asks it would
