@@ -27,7 +27,7 @@ class Witness:
     Attributes
     ----------
     without, flat : tuple of (str, float)
-        The answer and its calibrated probability.
+        The most probable answer and its calibrated probability.
     same : float
         The probability, without the ECG, of the answer that the model gave with it.
     depends : bool
@@ -76,7 +76,7 @@ def witness_of(
     same : float
         The probability of this answer without the ECG.
     without, flat : (str, float)
-        The answer without the ECG and with a flat line, and its probability.
+        The most probable answer without the ECG and with a flat line, and its probability.
     """
     alike = without[0] == answer and same >= SHARE * probability
     return Witness(without, flat, same, not alike)
@@ -89,7 +89,10 @@ def witness_among(given: "Mapping[str, Sequence[Answer]]", number: int) -> Witne
     if not (with_ecg and without and flat and with_ecg.weights and without.weights and flat.weights):
         return None
     same = without.weights[with_ecg.weights.index(with_ecg.probability)]
-    best = ((without.answer, without.probability), (flat.answer, flat.probability))
+    best = [
+        max((one.probability, one.answer), (one.other_probability or 0.0, one.other or ""))[::-1]
+        for one in (without, flat)
+    ]
     return witness_of(with_ecg.answer, with_ecg.probability, same, *best)
 
 
@@ -110,10 +113,10 @@ def find_witness(
         float64 (answers,), the probabilities with the ECG.
     """
     without, flat = ask_without_ecg(session, question, answers, earlier)
-    given, *best = [session.choose(question, answers, one) for one in (weights, without, flat)]
+    given = session.choose(question, answers, weights)
     same = float(without[list(answers).index(given.answer)])
-    pairs = [(one.answer, one.probability) for one in best]
-    return witness_of(given.answer, given.probability, same, *pairs)
+    best = [(answers[int(one.argmax())], float(one.max())) for one in (without, flat)]
+    return witness_of(given.answer, given.probability, same, *best)
 
 
 def ask_without_ecg(

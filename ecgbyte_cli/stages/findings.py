@@ -66,7 +66,7 @@ class FindingsOptions:
     out : Path or None
         Table to write; None shows a few recordings on the terminal.
     questions : tuple of str
-        Short names, findings or trained questions; empty: all findings and the rhythm that the model knows.
+        Short names, findings or trained questions, or `all`; empty: the usual findings and the rhythm.
     truth : Path or None
         True labels to score the table with.
     calibrate : Path or None
@@ -122,8 +122,8 @@ class FindingsOptions:
     "--questions",
     metavar="TEXT",
     multiple=True,
-    show_default="all findings and the rhythm that the model knows",
-    help="Ask this: the short name of a finding, or a question of the training. Repeat it for several.",
+    show_default="the eighteen usual findings and the rhythm",
+    help="Ask this: the short name of a finding, a question of the training, or `all`. Repeat it for several.",
 )
 @click.option(
     "--truth",
@@ -160,7 +160,7 @@ class FindingsOptions:
 @replace_option
 @click.pass_obj
 def command(work: WorkDir, paths: tuple[str, ...], **options: Any) -> dict:
-    """Ask a model all its questions about recordings, and measure them.
+    """Ask a model about recordings, and measure them.
 
     PATH is a folder, a RECORDS file, a pattern in quotes, or one recording; or several of these. The table has a row
     for each recording and segment: the probability of and the answer about each finding, the rhythm, measured values,

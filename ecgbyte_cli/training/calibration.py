@@ -222,9 +222,7 @@ def fit_temperature(weighed: Sequence[tuple[np.ndarray, Sequence[str], Question]
         weights = np.exp((logs - logs.max(1, keepdims=True)) / temperature)
         return weights / weights.sum(1, keepdims=True)
 
-    losses = [
-        -np.log(np.maximum(probabilities(t)[known, truth[known]], 1e-300)).sum() for t in TEMPERATURES
-    ]
+    losses = [-np.log(np.maximum(probabilities(t)[known, truth[known]], 1e-300)).sum() for t in TEMPERATURES]
     temperature = float(TEMPERATURES[int(np.argmin(losses))]) if len(known) else 1.0
     weights = probabilities(temperature)
     best, right = weights.max(1), weights.argmax(1) == truth
