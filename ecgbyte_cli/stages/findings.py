@@ -237,7 +237,8 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     if options.out is None:
         check_few(found)
         rows, records = few_rows(found, skipped, table_work)
-        _show(rows, questions)
+        known = read_certainty(session.folder, session.tokenizer.vocab_size)
+        _show(rows, questions, known.calibrated_on if known and not options.site else None)
         result = report_skipped(skipped, records, None) | {"rows": rows}
     else:
         result = _write(options.out, found, skipped, table_work, columns_of(questions), options)
@@ -324,7 +325,7 @@ def _work(
     return TableWork("findings", finding_rows, asked, jobs, options.dask, PRELOAD, files), questions
 
 
-def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion]) -> None:
+def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion], calibrated_on: str | None) -> None:
     """Print a line for each question about a single segment, or a line for each of several segments."""
 
     def text(row: Row, name: str) -> str:
@@ -353,4 +354,6 @@ def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion]) -> None:
                 print_result(
                     f"{printable(str(row['record']))} at {row['start']:g} s, {remark}: {row[remark]}"
                 )
+    if calibrated_on:
+        print_result(f"Probabilities are calibrated on {calibrated_on}.")
     print_result("Rate in beats per minute, intervals in ms. Research use only: no medical device.")
