@@ -162,7 +162,7 @@ def _own(item: Mapping[str, Any], where: str) -> Iterator[Given]:
     one = Given("", where, str(item.get("id") or ""), records, _text(item.get("question") or ""))
     if isinstance(control, dict):
         for name, answer in control.items():
-            yield one._replace(answer=_text(answer), control=RENAMED.get(name, name))
+            yield one._replace(answer=_text(answer), control=RENAMED.get(str(name), str(name)))
         control = "signal"
     yield one._replace(
         answer=_text(item["answer"]),

@@ -175,42 +175,61 @@ def controls(paths: Sequence[str], options: ControlsOptions) -> dict:
     found = [path for each in sets for path in each.found]
     if options.qa:
         found = _asked_about(found, questions, options)
-    asked = {
-        "reading": bare_file_settings(options.input_fs, options.lead_names, options.units),
-        "seed": options.seed,
-        "forms": list(options.forms),
-        "patients": inputs["patients"],
-        "qa": questions_sha256(options.qa) if options.qa else None,
-        "split": options.split if options.qa else None,
-    }
-    work = TableWork(
-        "making twins", rows_maker(out), asked, options.jobs or os.cpu_count() or 1, None, PRELOAD
-    )
+    work = _table_work(options, inputs["patients"])
     settings = table_settings(found, work)
     with lock(out):
         if done := finished_table(manifest, settings, options.overwrite):
             return {**done, "files": str(out), "seconds": time.perf_counter() - started}
         plan, columns = _plan(paths, sets, found, questions, work, options)
-        joined_questions, line = twin_questions.join_names(questions, columns, options.split)
+        asked, line = twin_questions.join_names(questions, columns, options.split)
         if line:
             note(line)
-        if options.qa and not joined_questions:
-            raise Failure(f"no question of split {options.split} in {options.qa} is about these recordings")
+        if options.qa and not asked:
+            raise Failure(_no_question(options))
         write_json(plan_file(out), plan)
+        several = any(about.get("donor") for about in plan.values())
+        made = [name for name in CONTROLS if several or name != OTHER]
 
         def more(joined: JoinedRows) -> None:
-            made = [name for name in CONTROLS if name != OTHER or any(p.get("donor") for p in plan.values())]
-            listed = {str(row["file"]) for rows in joined for row in rows}
-            if joined_questions:
-                twin_questions.write_questions(out, joined_questions, options.forms, made)
-            remove_unlisted(out, listed)
-            write_finished(manifest, settings, joined, {"questions": len(joined_questions)})
+            if asked:
+                _write_questions(out, asked, options.forms, made)
+            remove_unlisted(out, {str(row["file"]) for rows in joined for row in rows})
+            write_finished(manifest, settings, joined, {"questions": len(asked)})
 
         records = write_rows(manifest, found, skipped, work, lambda _: COLUMNS, options.overwrite, more)
         plan_file(out).unlink()
     counted = report_skipped(skipped, records, manifest)
-    counted |= {"questions": len(joined_questions), "files": str(out)}
+    counted |= {"questions": len(asked), "files": str(out)}
     return counted | {"seconds": time.perf_counter() - started}
+
+
+def _table_work(options: ControlsOptions, patients: Any) -> TableWork:
+    """Return the work of making the twins, with all that they depend on; `patients` is a hash of the tables."""
+    asked = {
+        "reading": bare_file_settings(options.input_fs, options.lead_names, options.units),
+        "seed": options.seed,
+        "forms": list(options.forms),
+        "patients": patients,
+        "qa": questions_sha256(options.qa) if options.qa else None,
+        "split": options.split if options.qa else None,
+    }
+    jobs = options.jobs or os.cpu_count() or 1
+    return TableWork("making twins", rows_maker(Path(options.out)), asked, jobs, None, PRELOAD)
+
+
+def _write_questions(
+    out: Path, asked: Sequence[twin_questions.Asked], forms: Sequence[str], controls: Sequence[str]
+) -> None:
+    """Write the question files, and note the questions that a form cannot ask."""
+    several = sum(len(names) > 1 for _, names, *_ in asked)
+    if several and "npy" in forms:
+        note(f"{several} questions about several recordings are not in the form npy: ELM takes one ECG")
+    twin_questions.write_questions(out, asked, forms, controls)
+
+
+def _no_question(options: ControlsOptions) -> str:
+    """Return the message that no question can be asked."""
+    return f"no question of split {options.split} in {options.qa} is about these recordings"
 
 
 def _asked_about(found: list[str], questions: Sequence[Question], options: ControlsOptions) -> list[str]:
@@ -228,7 +247,7 @@ def _asked_about(found: list[str], questions: Sequence[Question], options: Contr
         if i in named or os.path.splitext(split_row(path)[0])[1].lower() in HDF5
     ]
     if not kept:
-        raise Failure(f"no question of split {options.split} in {options.qa} is about these recordings")
+        raise Failure(_no_question(options))
     return kept
 
 
