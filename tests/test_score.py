@@ -2,10 +2,15 @@
 
 import csv
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from ecgbyte_cli.__main__ import main
 from ecgbyte_cli.evaluation import answer_matching, reasoning_benchmark
 from ecgbyte_cli.evaluation.answer_files import read_answers
 from ecgbyte_cli.evaluation.answer_scores import token_f1_elm
@@ -434,6 +439,30 @@ def test_the_release_shows_in_the_questions():
         "0.0.2",
         "unknown",
     ]
+
+
+def test_every_command_of_the_page_runs(tmp_path, monkeypatch):
+    """In a folder with the files that a model would have written."""
+    page = (Path(__file__).parents[1] / "docs" / "controls.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^ {4}ecgbyte (.*)$", page, re.MULTILINE)
+    assert len(commands) == 5 and len(page.split()) < 900
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        if command.startswith("score"):
+            asked = [json.loads(line) for line in open("controls/questions-wfdb.jsonl", encoding="utf-8")]
+            write(Path("answers.jsonl"), *({"id": q["id"], "answer": "no"} for q in asked))
+            own = [q for q in asked if q["control"] == "signal"]
+            for name in ("signal", "noise", "flat"):
+                rows = ({"record": q["original"], "question": q["question"], "answer": "no"} for q in own)
+                write(Path(f"{name}.csv"), *rows)
+            write(Path("ptbxl.jsonl"), sample(0), sample(1))
+            for folder in ("results", "results-noise"):
+                Path(folder).mkdir(exist_ok=True)
+                for number in range(2):
+                    write(Path(folder, f"{number}.json"), sample(number))
+        result = CliRunner().invoke(main, [*shlex.split(command), "--json"])
+        assert result.exit_code == 0, (command, result.stderr)
+        assert json.loads(result.stdout)
 
 
 def test_a_file_without_answers_is_refused(tmp_path):

@@ -144,7 +144,8 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     ecgbyte("questions", options.data, "--out", out / "all.jsonl")
     questions = choose(lines_of(out / "all.jsonl"), options.train, options.test)
-    (out / "qa.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    tested = "".join(json.dumps(q) + "\n" for q in questions if q["split"] == "test")
+    (out / "qa.jsonl").write_text(tested, encoding="utf-8")
     made = ecgbyte(
         "controls", options.data, "--qa", out / "qa.jsonl", "--out", out / "twins", "--forms", "wfdb"
     )
