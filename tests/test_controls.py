@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,6 +176,9 @@ def test_an_interrupted_run_resumes(data, made, tmp_path, monkeypatch):
     assert stage.controls([str(data)], options)["records"] == 12
     assert len(done) == 6 + 8  # the first part of four was kept
     assert (out / "manifest.jsonl").read_bytes() == (made[0] / "manifest.jsonl").read_bytes()
+    (tmp_path / "early").mkdir()
+    shutil.copy(out / "manifest.jsonl", tmp_path / "early" / ".plan.json")  # ended before the first part
+    stage.controls([str(data)], replace(options, out=tmp_path / "early"))
     left = {p.name for p in out.rglob(".*")} | {p.name for p in tmp_path.glob(".*")}
     assert left == set()
 

@@ -215,9 +215,7 @@ def test_a_folder_of_ecg_qas_texts(tmp_path, ecgbyte):
         )
     result = told(ecgbyte("score", folder, "--qa", qa, "--json"))
     assert result["by_type"] == {"comparison-verify": 0.0, "single-query": 100.0}
-    (folder / "0.txt").write_text(
-        "ECG IDs: 12, None\nQuestion: Q?\nOptions: a\nAnswer: [1].__class__\n\nGT: x\n"
-    )
+    (folder / "0.txt").write_text("ECG IDs: 12, None\nQuestion: Q?\nOptions: a\nAnswer: [1]\n\nGT: x\n")
     failed = ecgbyte("score", folder, "--qa", qa)
     assert failed.exit_code == 1 and "0.txt is no answer of ECG-QA" in failed.stderr
 

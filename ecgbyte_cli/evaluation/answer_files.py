@@ -15,7 +15,6 @@ ECG-Reasoning-Benchmark
     Samples with `model_response` in each step: a file, or a folder of `DIAGNOSIS/ID.json`. See `reasoning_benchmark`.
 """
 
-import ast
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,10 +30,7 @@ MOST_TEXT = 2**20  # bytes of one answer of ECG-QA
 MOST_FILES = 100_000  # of a folder
 # the controls of `ecgbyte generate`, as `ecgbyte controls` calls them
 RENAMED = {"flat line": "flat-line", "shuffled": "other-patient"}
-ECG_QA = re.compile(
-    r"ECG IDs: (?P<ids>.*?)\n.*?Question: (?P<question>.*?)\nOptions: .*?\nAnswer: (?P<answer>.*?)\n.*?GT: ",
-    re.DOTALL,
-)
+QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")  # a text in Python's spelling
 
 
 class Given(NamedTuple):
@@ -159,7 +155,7 @@ def _own(item: Mapping[str, Any], where: str) -> Iterator[Given]:
     """Parse ecgbyte's own form."""
     record, control = item.get("record") or (), item.get("control") or ""
     records = tuple(map(_text, record if isinstance(record, list | tuple) else [record]))
-    one = Given("", where, str(item.get("id") or ""), records, _text(item.get("question") or ""))
+    one = Given("", where, _name(item.get("id")), records, _text(item.get("question") or ""))
     if isinstance(control, dict):
         for name, answer in control.items():
             yield one._replace(answer=_text(answer), control=RENAMED.get(str(name), str(name)))
@@ -190,17 +186,20 @@ def _elm(item: Mapping[str, Any], where: str) -> Iterator[Given]:
 
 def _ecg_qa(item: Mapping[str, Any], where: str) -> Iterator[Given]:
     """Parse the text that ECG-QA's `llm_modeling.py` writes: the answer is a set in Python's spelling."""
-    match = ECG_QA.match(item["ecg_qa"])
-    if not match:
-        raise ValueError("no lines of ECG IDs, Question, Options, Answer and GT")
-    value = ast.literal_eval(match["answer"]) if match["answer"] != "set()" else set()
-    if not isinstance(value, set):
-        raise ValueError(f"{match['answer'][:80]} is no set")
-    numbers = list(dict.fromkeys(re.findall(r"\d+", match["ids"])))
+    lines = item["ecg_qa"].splitlines()
+    found = {
+        key: next((line.removeprefix(key) for line in lines if line.startswith(key)), None)
+        for key in ("ECG IDs: ", "Question: ", "Answer: ")
+    }
+    ids, question, answer = found.values()
+    if ids is None or question is None or answer is None:
+        raise ValueError("no lines of ECG IDs, Question and Answer")
+    if answer != "set()" and not (answer.startswith("{") and answer.endswith("}")):
+        raise ValueError(f"{answer[:80]} is no set")
+    named = sorted(one or other for one, other in QUOTED.findall(answer))
+    numbers = list(dict.fromkeys(re.findall(r"\d{1,9}", ids)))
     records = tuple(f"{int(n):05d}_hr" if int(n) < 100_000 else n for n in numbers)
-    yield Given(
-        "; ".join(sorted(map(_text, value))) or "none", where, records=records, question=match["question"]
-    )
+    yield Given("; ".join(named) or "none", where, records=records, question=question)
 
 
 class Form(NamedTuple):
@@ -229,6 +228,11 @@ def _form_of(item: Any) -> Form | None:
     """Return the form of an item; None if it has none."""
     keys = item.keys() if isinstance(item, dict) else set()
     return next((form for form in FORMS if any(some <= keys for some in form.keys)), None)
+
+
+def _name(value: Any) -> str:
+    """Return a name or a number as text."""
+    return "" if value is None else str(value)
 
 
 def _text(value: Any) -> str:

@@ -15,9 +15,8 @@ from ecgbyte_cli.questions.reasoning import split_reasoning
 
 YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 LETTER = re.compile(
-    r"(?:.*(?:the correct option is|answer:)\s*)?\W*([A-H])(?:[\s.):,]|$)", re.DOTALL | re.IGNORECASE
+    r"(?:.*(?:the correct option is|answer:))?\W*([A-H])(?:[\s.):,]|$)", re.DOTALL | re.IGNORECASE
 )
-ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 Key = tuple[tuple[int, ...], str]
 
@@ -193,8 +192,9 @@ def _in_order(index: QuestionIndex, given: Sequence[Given]) -> Placed:
 
 def plain(answer: str) -> str:
     """Return an answer without its reasoning: the text in <answer>, or behind </think>."""
-    if tagged := ANSWER_TAG.search(answer):
-        return tagged[1].strip()
+    _, begin, rest = answer.partition("<answer>")
+    if begin and "</answer>" in rest:
+        return rest.partition("</answer>")[0].strip()
     return split_reasoning(answer).answer if "</think>" in answer else answer.strip()
 
 

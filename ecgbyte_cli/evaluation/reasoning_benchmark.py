@@ -81,7 +81,7 @@ def _leads(text: str) -> set[str]:
 
 def _measured(truth: str, text: str) -> bool:
     """Return whether a range is the true one, perhaps without its brackets or with words behind it."""
-    true, said = truth.strip().lower(), text.strip().lower()
+    true, said = (" ".join(of.lower().split()) for of in (truth, text))
     if true == said:
         return True
     found = RANGE.match(said) if RANGE.match(true) else None

@@ -76,7 +76,7 @@ def describe(
         try:
             recording, signal = read_leads(path, reading)
             if signal.shape[1] / recording.fs < seconds:
-                raise readers.Unusable(f"shorter than {seconds:g} s: its files would have gaps")
+                raise readers.Unusable(f"shorter than {seconds:g} s: the forms npy and png show ten")
         except Failure as error:
             told.append((path, error.message))
         else:

@@ -168,7 +168,7 @@ def controls(paths: Sequence[str], options: ControlsOptions) -> dict:
     """
     started = time.perf_counter()
     out, manifest = Path(options.out), Path(options.out) / MANIFEST
-    if not parts_folder(manifest).exists():
+    if not (parts_folder(manifest).exists() or plan_file(out).exists()):  # an interrupted run
         refuse_foreign_folder(out, settings_file(manifest), "twins")
     sets, skipped, inputs = readers.find_data_sets(paths, options.patients, without=out)
     questions = read_questions(options.qa) if options.qa else []
