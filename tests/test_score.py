@@ -463,6 +463,19 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch):
         assert json.loads(result.stdout)
 
 
+def test_the_check_of_the_page_is_what_was_measured():
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "controls.md").read_text(encoding="utf-8")
+    results = json.loads((root / "examples" / "experiments" / "results" / "controls.json").read_text())
+    for of in results.values():
+        low, high = of["difference_interval"]
+        row = f"| {of['exact_match']:.1f} | {of['difference']:+.1f} ({low:+.1f} to {high:+.1f}) |"
+        assert row in page
+    gains = {name: of["difference_interval"] for name, of in results.items()}
+    assert gains["cnn"][0] > 0
+    assert all(gains[name][0] <= 0 <= gains[name][1] for name in ("shuffled", "majority"))
+
+
 def test_a_file_without_answers_is_refused(tmp_path):
     with pytest.raises(Failure, match="no answers"):
         read_answers(write(tmp_path / "a.jsonl"))
