@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Question:
     segments: tuple[int, ...] = ()  # of the records, in their order; set by `join_segments`
     problem: str = ""  # the reason why the question cannot be asked; set by `join_segments`
     weight: float = 1.0  # how often its loss counts in training
-    id: str = ""  # of the item in its file
+    id: str = field(default="", compare=False)  # of the item in its file
     patient: str = ""  # if the item names one
     control: str = ""  # of a question about a twin, from `ecgbyte controls`
     original: tuple[str, ...] = ()  # the records that the twins were made from
