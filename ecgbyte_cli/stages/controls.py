@@ -65,7 +65,7 @@ SPLITS = ("train", "val", "test", "all")
 class ControlsOptions:
     """Options of `ecgbyte controls`."""
 
-    out: Path = Path("controls")  # the folder to write to
+    out: Path | None = None  # the folder to write to; the command needs one
     qa: Path | None = None  # questions to ask about the twins; None writes no question files
     split: str = "test"  # which questions
     forms: tuple[str, ...] = tuple(FORMS)  # of the twins
@@ -167,6 +167,8 @@ def controls(paths: Sequence[str], options: ControlsOptions) -> dict:
         If no recording can be used, no question is about one, or the folder holds other things.
     """
     started = time.perf_counter()
+    if options.out is None:
+        raise Failure("name the folder to write to: --out FOLDER")
     out, manifest = Path(options.out), Path(options.out) / MANIFEST
     if not (parts_folder(manifest).exists() or plan_file(out).exists()):  # an interrupted run
         refuse_foreign_folder(out, settings_file(manifest), "twins")
@@ -175,7 +177,7 @@ def controls(paths: Sequence[str], options: ControlsOptions) -> dict:
     found = [path for each in sets for path in each.found]
     if options.qa:
         found = _asked_about(found, questions, options)
-    work = _table_work(options, inputs["patients"])
+    work = _table_work(out, options, inputs["patients"])
     settings = table_settings(found, work)
     with lock(out):
         if done := finished_table(manifest, settings, options.overwrite):
@@ -203,7 +205,7 @@ def controls(paths: Sequence[str], options: ControlsOptions) -> dict:
     return counted | {"seconds": time.perf_counter() - started}
 
 
-def _table_work(options: ControlsOptions, patients: Any) -> TableWork:
+def _table_work(out: Path, options: ControlsOptions, patients: Any) -> TableWork:
     """Return the work of making the twins, with all that they depend on; `patients` is a hash of the tables."""
     asked = {
         "reading": bare_file_settings(options.input_fs, options.lead_names, options.units),
@@ -214,7 +216,7 @@ def _table_work(options: ControlsOptions, patients: Any) -> TableWork:
         "split": options.split if options.qa else None,
     }
     jobs = options.jobs or os.cpu_count() or 1
-    return TableWork("making twins", rows_maker(Path(options.out)), asked, jobs, None, PRELOAD)
+    return TableWork("making twins", rows_maker(out), asked, jobs, None, PRELOAD)
 
 
 def _write_questions(
