@@ -183,7 +183,9 @@ class ECGLM(torch.nn.Module):
             kind = torch.get_autocast_dtype(device)
         rows, columns = seen.shape[1:]
         # kernels of GPUs want rows that begin at multiples of 8, and would copy others in each layer
-        mask = torch.zeros(len(seen), rows, -(-columns // 8) * 8, dtype=kind, device=seen.device)[..., :columns]
+        mask = torch.zeros(len(seen), rows, -(-columns // 8) * 8, dtype=kind, device=seen.device)[
+            ..., :columns
+        ]
         return mask.masked_fill_(~seen, torch.finfo(kind).min)[:, None]
 
     def outputs(

@@ -80,7 +80,9 @@ def attention_flops(shape: dict, ids: int, ecg: int, way: str) -> float:
     pairs = float(ids * ids)
     if way == "rows":
         ends = (min(row + ROWS, ids) for row in range(ecg, ids, ROWS))
-        pairs = ecg * ecg / 2 + sum((end - row) * end for row, end in zip(range(ecg, ids, ROWS), ends, strict=True))
+        pairs = ecg * ecg / 2 + sum(
+            (end - row) * end for row, end in zip(range(ecg, ids, ROWS), ends, strict=True)
+        )
     # 2 products forward, 5 backward (the scores again, and four gradients)
     return 7 * 2 * pairs * shape["num_attention_heads"] * shape["head_dim"] * shape["num_hidden_layers"]
 
@@ -97,7 +99,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="own")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--ids", type=int, default=4096)
-    parser.add_argument("--ecg", type=int, default=1024, help="ids of the ECG; the others are questions of 20 ids")
+    parser.add_argument(
+        "--ecg", type=int, default=1024, help="ids of the ECG; the others are questions of 20 ids"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -126,11 +130,15 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    print(f"{os.uname().machine}, {result['threads']} threads, torch {result['torch']}; {options.shape}: {sizes}")
+    print(
+        f"{os.uname().machine}, {result['threads']} threads, torch {result['torch']}; {options.shape}: {sizes}"
+    )
     print(f"{'way':6} {'peak MB':>8} {'CPU s':>7} {'loss':>9} {'attention TFLOPs (1B)':>22}")
     for way in found:
         row = result[way]
-        print(f"{way:6} {row['peak_mb']:8} {row['cpu_seconds']:7} {row['loss']:9.5f} {row['attention_tflops_1b']:22}")
+        print(
+            f"{way:6} {row['peak_mb']:8} {row['cpu_seconds']:7} {row['loss']:9.5f} {row['attention_tflops_1b']:22}"
+        )
     print(f"matrices of the layers (1B, LoRA): {result['matrix_tflops_1b']} TFLOPs per reading")
 
 
