@@ -41,6 +41,14 @@ def resident(key: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
 
+def take_way(lm: ecg_lm.ECGLM, way: str) -> None:
+    """Make a new model compute its attention in one of the three ways."""
+    if way != "rows":
+        lm.takes_last_rows = False
+    if way == "dense":
+        lm.mask = lambda seen: seen[:, None]
+
+
 def one_step(way: str, shape: dict, batch: int, ids: int, ecg: int, checkpointing: bool) -> dict[str, float]:
     """Bytes and CPU seconds of a training step."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -50,10 +58,7 @@ def one_step(way: str, shape: dict, batch: int, ids: int, ecg: int, checkpointin
     lm = ecg_lm.ECGLM(LlamaForCausalLM(config), 5000).train()
     if checkpointing:
         ecg_lm.checkpoint_layers(lm.base)
-    if way != "rows":
-        lm.takes_last_rows = False
-    if way == "dense":
-        lm.mask = lambda seen: seen[:, None]
+    take_way(lm, way)
     random = np.random.default_rng(0)
 
     def step(length: int) -> float:
@@ -76,22 +81,23 @@ def one_step(way: str, shape: dict, batch: int, ids: int, ecg: int, checkpointin
 
 
 def attention_flops(shape: dict, ids: int, ecg: int, way: str) -> float:
-    """FLOPs of the attention of a reading in a training step: scores and sums, each forward and twice backward."""
+    """FLOPs of the attention of a reading in a training step, without those of scores that are computed again."""
     pairs = float(ids * ids)
     if way == "rows":
         ends = (min(row + ROWS, ids) for row in range(ecg, ids, ROWS))
         pairs = ecg * ecg / 2 + sum(
             (end - row) * end for row, end in zip(range(ecg, ids, ROWS), ends, strict=True)
         )
-    # 2 products forward, 5 backward (the scores again, and four gradients)
-    return 7 * 2 * pairs * shape["num_attention_heads"] * shape["head_dim"] * shape["num_hidden_layers"]
+    # two products forward, four backward
+    return 6 * 2 * pairs * shape["num_attention_heads"] * shape["head_dim"] * shape["num_hidden_layers"]
 
 
-def matrix_flops(shape: dict, ids: int) -> float:
-    """FLOPs of the matrices of the layers for a reading in a training step of LoRA: forward, and back to the inputs."""
-    width, heads = shape["hidden_size"], shape["num_attention_heads"] + shape["num_key_value_heads"]
-    weights = 2 * width * heads * shape["head_dim"] + 3 * width * shape["intermediate_size"]
-    return 2 * 2 * ids * weights * shape["num_hidden_layers"]
+def matrix_flops(shape: dict, ids: int, products: int = 2) -> float:
+    """FLOPs of the matrices of the layers for a reading in a training step: two products with LoRA, three in full."""
+    width, inner = shape["hidden_size"], shape["num_attention_heads"] * shape["head_dim"]
+    inner += shape["num_key_value_heads"] * shape["head_dim"]
+    weights = 2 * width * inner + 3 * width * shape["intermediate_size"]
+    return products * 2 * ids * weights * shape["num_hidden_layers"]
 
 
 def main() -> None:
