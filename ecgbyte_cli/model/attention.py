@@ -61,16 +61,17 @@ def attention(
     rows, first = attention_mask.shape[2], query.shape[2] - attention_mask.shape[2]
     parts = []
     if first:
-        before = (x[:, :, :first] for x in (query, key, value))
-        parts.append(_attend(*before, None, dropout, scaling))
+        parts.append(
+            _attend(query[:, :, :first], key[:, :, :first], value[:, :, :first], None, dropout, scaling)
+        )
     if not _takes_groups(query, key, value, attention_mask, dropout):
         key, value = _one_per_head(query, key, value)
     for row in range(0, rows, ROWS):
         mask = attention_mask[:, :, row : row + ROWS]
         end = key.shape[2] - rows + row + mask.shape[2]
         asking = query[:, :, first + row : first + row + ROWS]
-        seen = (x[:, :, :end] for x in (key, value))
-        parts.append(_attend(asking, *seen, mask[..., :end], dropout, scaling))
+        seen = mask[..., :end]
+        parts.append(_attend(asking, key[:, :, :end], value[:, :, :end], seen, dropout, scaling))
     return torch.cat([part.transpose(1, 2) for part in parts], 1), None
 
 
