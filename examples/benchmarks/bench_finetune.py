@@ -89,8 +89,9 @@ def build(shape, method, device):
         from peft import LoraConfig, get_peft_model
 
         targets = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
-        base = get_peft_model(base.to(device), targets)
-    return ecg_lm.ECGLM(base.to(device), ECG_VOCAB).to(device).train()
+        base = get_peft_model(base, targets)
+    # 4-bit weights are already there
+    return ecg_lm.ECGLM(base if method == "qlora" else base.to(device), ECG_VOCAB).train()
 
 
 def padded_loss(lm, ids, labels):
