@@ -50,7 +50,7 @@ class Batch(NamedTuple):
     ids: "torch.Tensor"
     labels: "torch.Tensor"
     positions: "torch.Tensor | None"  # None: consecutive
-    owner: "torch.Tensor | None"  # None: no reading has several questions
+    owner: "torch.Tensor | None"  # of the last ids: all before them are shared; None: no reading has several questions
     weights: "torch.Tensor | None" = None  # None: every label counts once
 
     def to(self, device: "torch.device | str") -> "Batch":
@@ -420,7 +420,7 @@ class SampleBuilder:
 
 
 def collate(readings: Sequence[Reading], layout: Layout) -> Batch:
-    """Join readings in a batch. Consecutive positions are left out."""
+    """Join readings in a batch. Consecutive positions are left out, and the owners of ids that all rows share."""
     import torch
 
     width = max(len(reading.ids) for reading in readings)
@@ -436,5 +436,6 @@ def collate(readings: Sequence[Reading], layout: Layout) -> Batch:
         for row, reading in enumerate(readings):
             if reading.weights is not None:
                 weights[row, : len(reading.weights)] = torch.from_numpy(reading.weights)
-    kept = positions if shared or layout.unit else None, owner if shared else None
+    first = int(owner.any(0).int().argmax())  # all ids before it are ECGs, and need no mask
+    kept = positions if shared or layout.unit else None, owner[:, first:] if shared else None
     return Batch(ids, labels, *kept, weights)
