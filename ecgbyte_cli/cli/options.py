@@ -93,7 +93,7 @@ model_option = click.option(
     type=Model(),
     default=None,
     show_default="the work folder's, or the one that comes with ecgbyte",
-    help="Model folder.",
+    help="Model folder, or OWNER/NAME of the Hugging Face Hub.",
 )
 
 base_option = click.option(

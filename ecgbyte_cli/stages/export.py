@@ -73,7 +73,7 @@ class ExportOptions:
     overwrite : bool
     """
 
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     overwrite: bool = False
 
@@ -84,7 +84,11 @@ class ExportOptions:
     epilog="Example: ecgbyte export exported/",
 )
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
+@click.option(
+    "--model",
+    type=Model(),
+    help="Model folder, or OWNER/NAME of the Hugging Face Hub.  [default: the work folder's]",
+)
 @base_option
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @click.pass_obj

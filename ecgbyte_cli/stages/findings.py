@@ -35,6 +35,7 @@ from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.site import write_site
 from ecgbyte_cli.inference.trained_questions import TrainedQuestion, choose_questions
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.model_names import model_identity
 from ecgbyte_cli.runtime.row_parts import (
     JoinedRows,
     TableWork,
@@ -96,7 +97,7 @@ class FindingsOptions:
     max_error: float = 0.1
     site: Path | None = None
     embeddings: Path | None = None
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     input_fs: float | None = None
     lead_names: str | None = None
@@ -247,9 +248,8 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
         finding_report.write_scores(options.out, labelled, result["scores"])
         if options.calibrate:
             points, details, settings = calibrate_site(labelled, options.max_error)
-            write_site(
-                options.calibrate, folder_checks.model_sha256(session.folder), points, details, settings
-            )
+            identity = model_identity(session.folder)
+            write_site(options.calibrate, identity["model"], points, details, settings | identity)
             result["site"] = settings | {"findings": details}
     out = None if options.out is None else str(options.out)
     return result | {"seconds": time.perf_counter() - started, "out": out}
@@ -303,10 +303,11 @@ def _work(
     questions = choose_questions(certainty, options.questions, name)
     base = None if options.base is None else os.fspath(options.base)
     reader = session.reader
-    asked = {
+    identity = model_identity(folder)
+    asked = identity | {
         "model": os.fspath(folder),
         "base": base,
-        "sha256": folder_checks.model_sha256(folder),
+        "sha256": identity["model"],
         "reading": {"fs": reader.fs, "lead_names": reader.lead_names, "units": reader.units},
         "questions": [list(one) for one in questions],
         "points": {

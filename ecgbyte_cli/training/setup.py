@@ -12,6 +12,7 @@ from ecgbyte_cli.inference.certainty import Certainty, read_certainty
 from ecgbyte_cli.model import base_model, ecg_lm, folder_checks, model_folder
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.model_names import split_revision
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions.reasoning import TAGS
 from ecgbyte_cli.runtime.memory import exceeds_memory
@@ -66,10 +67,11 @@ def load_for_training(
         measured = measured or bool(about.get("measured"))
         name = about["base"] if about["method"] == method else str(Path(model) / "base")
     else:
-        base, text_tokenizer = base_model.load_base(model, method, device, seed=seed)
+        name, revision = split_revision(model)
+        base, text_tokenizer = base_model.load_base(name, method, device, revision, seed)
         offset = base.get_input_embeddings().num_embeddings
         layout = Layout.of(offset, tokenizer, settings["positions"] or "token")
-        lm, name = ECGLM(base, tokenizer.vocab_size, seed, layout), model
+        lm = ECGLM(base, tokenizer.vocab_size, seed, layout)
         lm.init_rows(settings["ecg_init"], tokenizer, seed)
     positions = getattr(lm.base.config, "max_position_embeddings", None) or settings["max_length"]
     if lm.layout.unit and tokenizer.signal["samples"] // lm.layout.unit >= positions:
