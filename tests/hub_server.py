@@ -39,6 +39,7 @@ class Hub:
     def __init__(self):
         self.repositories, self.objects, self.log = {}, {}, []
         self.broken = False  # answers every request with 503
+        self.page = False  # answers every request with a page, as the proxy of a hotel does
         self.address = None
 
     def add(self, name, folder=None, *, files=None, **options):
@@ -94,6 +95,8 @@ def handler(hub):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if hub.broken:
                 return self.send({"error": "down"}, 503)
+            if hub.page:
+                return self.send(b"<html>Log in</html>")
             writes = self.command in ("POST", "PUT")
             if (
                 writes
@@ -124,7 +127,7 @@ def handler(hub):
             if asked["organization"] != "me":
                 return self.send({"error": "You have no rights in this namespace"}, 403)
             if name in hub.repositories:
-                return self.send({"error": "You already created this model repo"}, 409)
+                return self.send({"error": "already there", "url": f"{hub.address}/{name}"}, 409)
             private = asked.get("private") or asked.get("visibility") == "private"
             hub.repositories[name] = Repository(private=bool(private))
             hub.repositories[name].commit({".gitattributes": b""})

@@ -39,7 +39,7 @@ def hub(server, tmp_path, monkeypatch):
     server.repositories.clear()
     server.objects.clear()
     server.log.clear()
-    server.broken = False
+    server.broken = server.page = False
     reach(monkeypatch, server.address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -127,11 +127,11 @@ def test_a_revision_is_a_branch_or_a_commit(hub, capsys):
     assert "cannot be reached: using me/ptbxl" in line and third in line
 
 
-@pytest.mark.parametrize("how", ["broken", "no server", "offline"])
+@pytest.mark.parametrize("how", ["broken", "page", "no server", "offline"])
 def test_without_the_hub_an_earlier_download_is_used_if_it_is_whole(hub, monkeypatch, capsys, how):
     hub.add("me/ptbxl", SHIPPED)
     folder = model_names.resolve_model_folder("me/ptbxl")
-    hub.broken, _ = how == "broken", capsys.readouterr()
+    hub.broken, hub.page, _ = how == "broken", how == "page", capsys.readouterr()
     if how == "no server":
         reach(monkeypatch, "http://127.0.0.1:9")
     if how == "offline":

@@ -96,6 +96,12 @@ model_option = click.option(
     help="Model folder, or OWNER/NAME of the Hugging Face Hub.",
 )
 
+work_model_option = click.option(
+    "--model",
+    type=Model(),
+    help="Model folder, or OWNER/NAME of the Hugging Face Hub.  [default: the work folder's]",
+)
+
 base_option = click.option(
     "--base", type=click.Path(path_type=Path), help="Path of the base model, if it has moved."
 )

@@ -274,7 +274,8 @@ def one_line(name: HubName, action: str) -> Iterator[None]:
             ) from error
         kind = NotReachedError if status in (408, 429) or status >= 500 else Failure
         raise kind(f"{repository}: the {action} failed at the Hugging Face Hub: {_reason(error)}") from error
-    except (errors.HTTPError, OSError, ValueError) as error:
+    # the last three: an answer of another kind, such as a proxy's page
+    except (errors.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise Failure(
                 f"{repository} cannot be stored: {error.strerror}; make room, and try again"

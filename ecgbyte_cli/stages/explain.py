@@ -10,9 +10,8 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option
+from ecgbyte_cli.cli.options import base_option, work_model_option
 from ecgbyte_cli.cli.output import note, print_result, progress, table
-from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import ECG
 from ecgbyte_cli.inference.session import Session
@@ -102,11 +101,7 @@ class ExplainOptions:
     show_default=True,
     help="How many, as many of each cause.",
 )
-@click.option(
-    "--model",
-    type=Model(),
-    help="Model folder, or OWNER/NAME of the Hugging Face Hub.  [default: the work folder's]",
-)
+@work_model_option
 @base_option
 @click.option(
     "--split",

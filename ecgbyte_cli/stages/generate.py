@@ -17,9 +17,9 @@ from ecgbyte_cli.cli.options import (
     seeds_option,
     site_option,
     types_option,
+    work_model_option,
 )
 from ecgbyte_cli.cli.output import note, print_result, table
-from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.evaluation import metrics, reliability, report
 from ecgbyte_cli.evaluation.answered_findings import score_answered_findings
 from ecgbyte_cli.evaluation.finding_report import HEADER, score_lines
@@ -114,11 +114,7 @@ class GenerateOptions:
     type=click.Path(path_type=Path),
     help="Question file, or a folder of them.  [default: the one the model was trained on]",
 )
-@click.option(
-    "--model",
-    type=Model(),
-    help="Model folder, or OWNER/NAME of the Hugging Face Hub.  [default: the work folder's]",
-)
+@work_model_option
 @base_option
 @site_option
 @click.option(

@@ -76,7 +76,8 @@ class PlotOptions:
 @click.option(
     "--model",
     type=Model(),
-    help="Model folder, or OWNER/NAME of the Hugging Face Hub; for tokens, its tokenizer.  [default: the work folder's]",
+    help="Model folder, or OWNER/NAME of the Hugging Face Hub. For tokens, its tokenizer.  "
+    "[default: the work folder's]",
 )
 @base_option
 @recording_options

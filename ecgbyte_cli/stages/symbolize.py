@@ -156,8 +156,8 @@ class SymbolizeOptions:
     "--like",
     type=Model(),
     default=SymbolizeOptions.like,
-    help="Use the signal settings and the merges of a model (its folder, an ecg_tokenizer.json, or OWNER/NAME of the Hugging Face Hub), instead of `learn` "
-    "and the options that describe the letters.",
+    help="Use the signal settings and the merges of a model (its folder, OWNER/NAME of the Hugging Face Hub, or an "
+    "ecg_tokenizer.json), instead of `learn` and the options that describe the letters.",
 )
 @click.option(
     "--keep-signal",

@@ -46,7 +46,7 @@ def load_for_training(
     Failure
         If the model cannot be loaded, or belongs to another tokenizer.
     """
-    model, method, seed = settings["base"], settings["method"], settings["seed"]
+    model, method = settings["base"], settings["method"]
     if method == "full" and (settings.get("rank") or settings.get("alpha")):
         raise Failure("--rank and --alpha belong to adapters, and --method full has none: leave them out")
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
@@ -67,12 +67,7 @@ def load_for_training(
         measured = measured or bool(about.get("measured"))
         name = about["base"] if about["method"] == method else str(Path(model) / "base")
     else:
-        name, revision = split_revision(model)
-        base, text_tokenizer = base_model.load_base(name, method, device, revision, seed)
-        offset = base.get_input_embeddings().num_embeddings
-        layout = Layout.of(offset, tokenizer, settings["positions"] or "token")
-        lm = ECGLM(base, tokenizer.vocab_size, seed, layout)
-        lm.init_rows(settings["ecg_init"], tokenizer, seed)
+        lm, text_tokenizer, name = _new_model(settings, device, tokenizer)
     positions = getattr(lm.base.config, "max_position_embeddings", None) or settings["max_length"]
     if lm.layout.unit and tokenizer.signal["samples"] // lm.layout.unit >= positions:
         raise Failure(
@@ -92,6 +87,19 @@ def load_for_training(
         measured,
     )
     return lm, text_tokenizer, samples, name
+
+
+def _new_model(
+    settings: dict[str, Any], device: str, tokenizer: ECGTokenizer
+) -> "tuple[ECGLM, PreTrainedTokenizerBase, str]":
+    """Load a base model and add new ECG rows; return the model, its text tokenizer, and the base model's name."""
+    seed, (name, revision) = settings["seed"], split_revision(settings["base"])
+    base, text_tokenizer = base_model.load_base(name, settings["method"], device, revision, seed)
+    offset = base.get_input_embeddings().num_embeddings
+    layout = Layout.of(offset, tokenizer, settings["positions"] or "token")
+    lm = ECGLM(base, tokenizer.vocab_size, seed, layout)
+    lm.init_rows(settings["ecg_init"], tokenizer, seed)
+    return lm, text_tokenizer, name
 
 
 def _check_trained_model(
