@@ -12,6 +12,7 @@ import click
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import (
+    Recordings,
     base_option,
     check_few,
     dask_option,
@@ -117,7 +118,7 @@ class FindingsOptions:
     short_help="Write a table of findings for a folder of recordings.",
     epilog="Example: ecgbyte findings data/ --out findings.csv",
 )
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=Recordings(), metavar="PATH...")
 @table_option
 @click.option(
     "--questions",

@@ -9,7 +9,14 @@ import click
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import check_few, dask_option, jobs_option, replace_option, table_option
+from ecgbyte_cli.cli.options import (
+    Recordings,
+    check_few,
+    dask_option,
+    jobs_option,
+    replace_option,
+    table_option,
+)
 from ecgbyte_cli.cli.output import print_result, print_skipped, table
 from ecgbyte_cli.failure import printable
 from ecgbyte_cli.runtime.row_parts import (
@@ -42,7 +49,7 @@ SHOWN = {  # of the table on the terminal
     short_help="Measure rate, intervals, axes and amplitudes of recordings.",
     epilog="Example: ecgbyte measure data/ --out measures.csv",
 )
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=Recordings(), metavar="PATH...")
 @table_option
 @click.option(
     "--segment",

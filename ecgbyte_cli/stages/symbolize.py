@@ -15,7 +15,7 @@ import numpy as np
 
 from ecgbyte_cli import __version__, readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import dask_option
+from ecgbyte_cli.cli.options import Recordings, dask_option
 from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
@@ -100,7 +100,7 @@ class SymbolizeOptions:
     short_help="Turn recordings into letters.",
     epilog="Example: ecgbyte symbolize data/ --profile resample --fs 100 --leads II,V1",
 )
-@click.argument("data", nargs=-1, required=True)
+@click.argument("data", nargs=-1, required=True, type=Recordings())
 @click.option(
     "--fs", default=SymbolizeOptions.fs, show_default=True, help="Sampling rate to resample to, in Hz."
 )
