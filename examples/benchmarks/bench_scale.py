@@ -155,13 +155,16 @@ def measure(folder: str, counts: list[int]) -> dict[str, Any]:
 
 
 def hours(seconds: float) -> str:
-    """Return a time in the unit that fits."""
+    """Return a duration in the unit that fits."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def size(gigabytes: float) -> str:
+    """Return a size in the unit that fits."""
+    if gigabytes < 0.1:
+        return f"{1000 * gigabytes:.0f} MB"
     return f"{gigabytes:.1f} GB" if gigabytes < 10 else f"{gigabytes:,.0f} GB"
 
 
@@ -194,8 +197,9 @@ def sampled(one: DataSet) -> float:
 
 
 def divided(rates: dict[str, Any], stage: str, workers: int) -> Column:
-    """Return the time of a stage whose recordings are divided among workers."""
-    return lambda one: hours(one.recordings * rates[stage]["ms"] / 1000 / workers)
+    """Return the time of a stage whose recordings are divided among workers, start-up included."""
+    cost = rates[stage]
+    return lambda one: hours(cost["start"] + one.recordings * cost["ms"] / 1000 / workers)
 
 
 def clustered(workers: int) -> Column:
