@@ -66,22 +66,14 @@ def main() -> None:
     python = FOLDER / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # not editable, which would take the checkout's kernels/ for another package
-    subprocess.run([*pip, *pins, "pytest>=8", "hypothesis>=6.100", "httpx>=0.27", f"{ROOT}"], check=True)
+    if subprocess.call([*pip, *pins, "pytest>=8", "hypothesis>=6.100", "httpx>=0.27", ROOT]):
+        raise SystemExit(
+            "raise the lower bounds that conflict, or leave out what cannot be had with --newest"
+        )
     subprocess.run([python, "-m", "pip", "freeze", "--exclude", "ecgbyte"], check=True)
     tests = [ROOT / "tests" / name for name in options.tests or TESTS]
     # from another folder, so that the installed package is tested
-    command = [
-        python,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "--rootdir",
-        ROOT,
-        "-c",
-        ROOT / "pyproject.toml",
-    ]
+    command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-c", ROOT / "pyproject.toml"]
     raise SystemExit(
         subprocess.call([*command, *tests], cwd=FOLDER, env=os.environ | {"OMP_NUM_THREADS": "1"})
     )

@@ -13,12 +13,13 @@ import hub_server
 import pytest
 from huggingface_hub import constants
 from test_folder import edit, write_base
+from test_prompt import CHATML
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model import base_model, ecg_lm, hub_upload, model_folder, model_names
-from ecgbyte_cli.model.folder_checks import SHIPPED, model_sha256
-from ecgbyte_cli.model.hub import HubName, name_in_cache
+from ecgbyte_cli.model.folder_checks import SHIPPED, model_sha256, read_about
+from ecgbyte_cli.model.hub import HubName, model_files, name_in_cache
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.stages import finetune
 from ecgbyte_cli.storage.files import read_json, sha256_of
@@ -323,6 +324,16 @@ def test_an_upload_comes_back_the_same(hub, login, ecgbyte, model):
     again = json.loads(result.stdout)
     assert not again["private"] and again["revision"] != revision
     assert model_names.resolve_model_folder("me/shared").name == again["revision"]
+
+
+def test_a_model_with_a_chat_template_is_json_and_safetensors(small, tmp_path):
+    lm, text_tokenizer, *_ = model_folder.load_model(small / "ecgbyte-work" / "model", "cpu")
+    text_tokenizer.chat_template = CHATML
+    tokenizer = WorkDir(small / "ecgbyte-work").ecg_tokenizer
+    model_folder.save_model(tmp_path, lm, text_tokenizer, tokenizer, {"base": "tiny", "method": "full"})
+    files = model_files("model", read_about(tmp_path))
+    assert {Path(file).suffix for file in files} == {".json", ".safetensors"}
+    assert model_folder.load_model(tmp_path, "cpu")[1].chat_template == CHATML
 
 
 def test_a_card_that_has_metadata_keeps_it(model):
