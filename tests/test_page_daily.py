@@ -132,7 +132,9 @@ def test_findings_are_bars_that_can_be_asked_for(visit, address, width, tmp_path
     note = answered(page)
     assert page.locator("#log .q").inner_text() == "Is there atrial fibrillation?"
     assert page.locator("#log .a").inner_text() == "yes"
-    assert re.search(r"\d % for yes, which begins at \d+ % · without the ECG: no, \d+ %; with a flat line: no, \d+ %", note)
+    assert re.search(
+        r"\d % for yes, which begins at \d+ % · without the ECG: no, \d+ %; with a flat line: no, \d+ %", note
+    )
     page.locator(".share").first.wait_for(state="attached")
     drew = page.locator("#drew").inner_text()
     assert "What “yes” to “Is there atrial fibrillation?” drew on" in drew and "<" not in drew

@@ -58,7 +58,7 @@ class ChatOptions:
     """
 
     question: tuple[str, ...] = ()
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     site: Path | None = None
     max_new: int = MAX_NEW

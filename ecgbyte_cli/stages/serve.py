@@ -55,7 +55,7 @@ class ServeOptions:
         None is as `symbolize` had it.
     """
 
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     site: Path | None = None
     host: str = "127.0.0.1"
