@@ -233,7 +233,8 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(data, tmp_path, ecgbyte)
 
 def test_one_patient_alone_has_no_twin_of_another(data, tmp_path, ecgbyte):
     result = ecgbyte("controls", data / "synth00001", "--out", tmp_path / "o", "--forms", "npy")
-    assert result.exit_code == 0 and "one patient" in result.stderr, result.stderr
+    assert result.exit_code == 0 and "no other-patient twins" in result.stderr, result.stderr
+    assert "1 recording with twins" in result.stdout
     assert not (tmp_path / "o" / "npy" / "other-patient").exists()
 
 

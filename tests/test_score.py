@@ -289,6 +289,43 @@ def test_what_is_missing_is_counted_and_what_is_wrong_is_refused(tmp_path, asked
     assert ecgbyte("score", tmp_path / "missing.jsonl", "--qa", twins).exit_code == 1
 
 
+def test_answers_that_cannot_be_read_are_named(tmp_path, asked, ecgbyte):
+    twins, _ = asked
+    (tmp_path / "mark.jsonl").write_text("\ufeff" + "".join(json.dumps(x) + "\n" for x in lines()))
+    plain = told(ecgbyte("score", write(tmp_path / "a.jsonl", *lines()), "--qa", twins, "--json"))
+    marked = told(ecgbyte("score", tmp_path / "mark.jsonl", "--qa", twins, "--json"))
+    assert plain["exact_match"] == marked["exact_match"] and plain["unclear"] == 0
+    own, *others = lines()
+    for name, changed, says in (
+        ("null", {"answer": None}, "null is not text"),
+        ("true", {"answer": True}, "true is not text"),
+        ("percent", {"p_yes": "95%"}, "95% is no probability from 0 to 1"),
+        ("bool", {"p_yes": True}, "True is no probability"),
+    ):
+        failed = ecgbyte("score", write(tmp_path / f"{name}.jsonl", own | changed, *others), "--qa", twins)
+        assert failed.exit_code == 1 and says in failed.stderr, failed.stderr
+    wordy = [x | {"answer": f"The answer is {x['answer']}."} for x in lines()]
+    result = ecgbyte("score", write(tmp_path / "wordy.jsonl", *wordy), "--qa", twins, "--json")
+    assert told(result)["unclear"] == len(wordy) and told(result)["exact_match"] == 0
+    assert f"{len(wordy)} answers to yes/no questions begin with neither yes nor no" in result.stderr
+
+
+def test_not_sure_is_a_true_answer_of_ecg_qa(tmp_path, ecgbyte):
+    about = {"record": "r", "patient": "p", "split": "test", "type": "single-verify"}
+    some = [{**about, "question": q, "answer": a} for q, a in (("Is it A?", "not sure"), ("Is it B?", "yes"))]
+    qa = write(tmp_path / "qa.jsonl", *some)
+    values = told(ecgbyte("score", write(tmp_path / "a.jsonl", *some), "--qa", qa, "--json"))
+    assert values["unclear"] == 0 and values["exact_match"] == 100
+
+
+def test_a_misspelt_twin_is_named(tmp_path, asked, ecgbyte):
+    own = write(tmp_path / "own.jsonl", *({**question(i), "control": ""} for i in range(COUNT)))
+    for name, known in (("noise", True), ("nois", False)):
+        result = ecgbyte("score", own, f"{name}={own}", "--qa", asked[0])
+        assert result.exit_code == 0, result.stderr
+        assert ("no twin of `ecgbyte controls`" in result.stderr) != known
+
+
 def test_the_table_names_each_gain(tmp_path, asked, ecgbyte):
     result = ecgbyte("score", write(tmp_path / "a.jsonl", *lines()), "--qa", asked[0])
     assert "gain over other-patient" in result.stdout and "as ELM counts it" in result.stdout

@@ -130,7 +130,7 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{path}, line {line}", dict(zip(names, row, strict=False))
             names = names or row
     else:
-        text = read_text(path)
+        text = read_text(path).removeprefix("\ufeff")  # the byte order mark of Windows programs
         if path.suffix.lower() != ".jsonl":
             value = _loaded(text, str(path))
             value = value.get("predictions", [value]) if isinstance(value, dict) else value
@@ -240,7 +240,7 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return "; ".join(value)
     if not isinstance(value, str):
-        raise TypeError(f"{str(value)[:80]!r} is no text")
+        raise TypeError(f"{json.dumps(value)[:80]} is not text")
     return value
 
 
@@ -248,7 +248,10 @@ def _chance(value: Any) -> float | None:
     """Return a probability; None for an empty cell."""
     if value is None or value == "":
         return None
-    number = float(value)
-    if isinstance(value, bool) or not 0 <= number <= 1:
-        raise ValueError(f"{value} is no probability")
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not 0 <= number <= 1:
+        raise ValueError(f"{value} is no probability from 0 to 1")
     return number

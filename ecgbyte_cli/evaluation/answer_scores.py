@@ -44,8 +44,9 @@ def score_answers(matched: Matched, seed: int = 0) -> dict[str, Any]:
         `metrics.text_scores` and `reliability.score_probabilities`; `majority_by`; `token_f1_elm`; `partial` (name to
         exact match and interval of twins with a part of the ECG); `gain` (every control to `difference` and `interval`
         in points of exact match, and where both have probabilities `auroc` and `auroc_interval`); `unanswered`
-        (questions of the same splits without an answer), `incomplete` (left out because a control lacks them) and
-        `unknown` (answers to no question).
+        (questions of the same splits without an answer), `incomplete` (left out because a control lacks them),
+        `unknown` (answers to no question) and `unclear` (answers to yes/no questions, also about twins, that begin with
+        neither).
 
     Raises
     ------
@@ -87,6 +88,13 @@ def score_answers(matched: Matched, seed: int = 0) -> dict[str, Any]:
         "unanswered": sum(q.split in splits and i not in own for i, q in enumerate(matched.questions)),
         "incomplete": len(own) - len(chosen),
         "unknown": len(matched.unknown),
+        "unclear": sum(
+            metrics.candidate_answers(q.type, q.truth) == "verify"
+            and metrics.split_labels(q.truth) in ({"yes"}, {"no"})
+            and answer not in ("yes", "no")
+            for name in given
+            for q, answer in zip(asked, answers[name], strict=True)
+        ),
     }
 
 

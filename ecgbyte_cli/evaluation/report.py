@@ -27,7 +27,7 @@ def score_rows(result: dict[str, Any]) -> tuple[Row, list[Row]]:
         for line, kind in zip(lines, result["by_type"], strict=False):
             line.append(f"{result['difference_by_type'][kind]:+.1f}")
         lines[-2].append(f"{result['difference']:+.1f}")
-        lines[-1].append("{:.0f}-{:.0f}".format(*result["difference_interval"]))
+        lines[-1].append("{:.0f} to {:.0f}".format(*result["difference_interval"]))
     return header, lines
 
 

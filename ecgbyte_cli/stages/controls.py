@@ -128,7 +128,7 @@ class ControlsOptions:
 @replace_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
 def command(paths: tuple[str, ...], **options: Any) -> dict:
-    """Write twins of recordings: the same ECGs with what a model should read replaced or spoilt.
+    """Write twins of recordings: copies in which all or a part of the ECG is replaced.
 
     A flat line, noise of the same spectrum, another patient's ECG, the leads shuffled, a quarter flattened, and the
     recording itself in the same form. Ask any model the same questions about each, and give its answers to `ecgbyte
@@ -140,8 +140,9 @@ def command(paths: tuple[str, ...], **options: Any) -> dict:
     if unknown or not chosen.forms:
         raise click.UsageError(f"--forms takes {', '.join(FORMS)}, with commas between")
     result = controls(paths, chosen)
-    asked = f", {result['questions']} questions about each" if chosen.qa else ""
-    print_result(f"{result['records']} recordings with twins{asked}: {result['files']}")
+    count = result["records"]
+    asked = f", and {result['questions']} questions for each kind of twin" if chosen.qa else ""
+    print_result(f"{count} recording{'s' * (count != 1)} with twins{asked}: {result['files']}")
     print_skipped(result)
     return result
 
@@ -279,7 +280,7 @@ def _plan(
     patients = _own_patients(columns, questions)
     donors = donors_of(patients, options.seed)
     if donors is None and kept:
-        note(f"all recordings are of one patient: no twins {OTHER}")
+        note(f"all recordings are of one patient: no {OTHER} twins")
     numbers = {patient: f"P{number:05d}" for number, patient in enumerate(dict.fromkeys(patients), 1)}
     columns["patient"] = [numbers[patient] for patient in patients]
     for i, path in enumerate(kept):

@@ -16,7 +16,7 @@ from ecgbyte_cli.evaluation.answer_files import BENCHMARK, AnswerFile, read_answ
 from ecgbyte_cli.evaluation.answer_matching import match_answers
 from ecgbyte_cli.evaluation.answer_scores import score_answers
 from ecgbyte_cli.evaluation.reasoning_benchmark import score_samples
-from ecgbyte_cli.evaluation.twins import SIGNAL
+from ecgbyte_cli.evaluation.twins import CONTROLS, SIGNAL
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.questions.question_file import read_questions
 
@@ -69,6 +69,8 @@ def score(answers: Sequence[str], qa: Path, seed: int = 0) -> dict[str, Any]:
     for text in answers:
         match = None if os.path.exists(text) else NAMED.fullmatch(text)
         control, path = (match[1], Path(match[2])) if match else ("", Path(text))
+        if control and control not in CONTROLS:
+            note(f"{control} is no twin of `ecgbyte controls`: its answers count as a control")
         files.append((control, read_answers(path)))
     forms = sorted({file.form for _, file in files})
     if BENCHMARK in forms:
@@ -87,6 +89,10 @@ def score(answers: Sequence[str], qa: Path, seed: int = 0) -> dict[str, Any]:
         ):
             if result[name]:
                 note(f"{result[name]} {text}: left out")
+        if result["unclear"]:
+            note(
+                f"{result['unclear']} answers to yes/no questions begin with neither yes nor no: counted as wrong"
+            )
     return result | {"forms": forms, "seconds": time.perf_counter() - started}
 
 
