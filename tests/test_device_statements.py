@@ -20,7 +20,12 @@ SINUS = ["Sinus bradycardia with 1st degree A-V block", "Otherwise normal ECG"]
         ("Incomplete right bundle branch block", {"incomplete right bundle branch block"}),
         ("Right bundle-branch block", {"complete right bundle branch block"}),
         ("PROBABLE LEFT VENTRICULAR HYPERTROPHY", set()),
-        ("Anterior infarct, possible inferior infarct", {"anterior myocardial infarction"}),
+        ("Anterior infarct, possible inferior infarct", set()),
+        ("Inferior infarct, age undetermined", {"inferior myocardial infarction"}),
+        ("Atrial fibrillation has replaced sinus rhythm", set()),
+        ("Sinus tachycardia or atrial flutter", set()),
+        ("Atrial fibrillation?", set()),
+        ("No atrial fibrillation, atrial flutter", set()),
         ("Atrial fibrillation is no longer present", set()),
         ("Nonspecific T wave abnormality", set()),
         ("", set()),
@@ -47,6 +52,7 @@ def test_its_phrases_stand_for_findings_that_exist():
         ({"sinus bradycardia": "no"}, [("sinus bradycardia", "no")]),
         ({"first degree AV block": "no", "sinus bradycardia": "yes"}, [("first degree AV block", "no")]),
         ({"left ventricular hypertrophy": "yes"}, []),  # what it leaves out is no denial
+        ({"bradycardia": "yes", "supraventricular arrhythmia": "yes", "bigeminy": "yes"}, []),
         ({}, []),
     ],
 )

@@ -213,11 +213,11 @@ def test_a_list_of_some_findings_makes_no_claim_about_others(fibrillation):
 
 def test_witness_compares_the_given_answer():
     best = ("no", 0.7), ("no", 0.6)
-    seen = witness_of("yes", 0.95, 0.3, *best)
+    seen = witness_of(0.95, 0.3, False, *best)
     assert seen == Witness(*best, 0.3, True) and not seen.note
-    seen = witness_of("no", 0.9, 0.73, *best)
+    seen = witness_of(0.9, 0.73, True, *best)
     assert not seen.depends and "73 %" in seen.note
-    assert witness_of("no", 0.92, 0.73, *best).depends  # less than 80 % of the probability
+    assert witness_of(0.92, 0.73, True, *best).depends  # less than 80 % of the probability
 
 
 def test_witness_of_a_real_answer(fibrillation, shipped):

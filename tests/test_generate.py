@@ -490,7 +490,8 @@ def test_tokens_of_another_tokenizer_are_refused(copied, ecgbyte):
 
 def test_the_witness_of_an_answer_comes_from_the_controls():
     def answer(words, probability, weights):
-        return batch_answering.Answer(words, probability, 0.1, weights=weights)
+        place = ["no", "yes"].index(words) if weights else None
+        return batch_answering.Answer(words, probability, 0.1, weights=weights, place=place)
 
     given = {
         "signal": [answer("yes", 0.9, [0.1, 0.9]), answer("no", 0.9, [0.9, 0.1]), answer("free", 0.5, None)],

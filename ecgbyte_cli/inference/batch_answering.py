@@ -44,6 +44,7 @@ class Answer(NamedTuple):
     sure: bool | None = None
     yes: float | None = None  # the probability of yes, where yes and no are the answers
     weights: list[float] | None = None  # the probability of each answer that it was chosen from
+    place: int | None = None  # of the answer among these
 
 
 Closed = tuple[str, list[str]]  # a question as in its prompt, and the answers to choose from
@@ -340,6 +341,7 @@ def most_probable(choose: Choose, answers: Sequence[str], weights: np.ndarray, s
     return Answer(
         *(best.answer, best.probability, seconds, best.other, best.other_probability, best.sure, best.yes),
         weights=weights.tolist(),
+        place=list(answers).index(best.answer),
     )
 
 

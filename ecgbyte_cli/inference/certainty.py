@@ -245,7 +245,8 @@ class Certainty:
             amplitude,
             *(keys, counts, self.single + earlier.single),
             earlier.points | self.points,
-            earlier.adjustments | self.adjustments,
+            {text: added for text, added in earlier.adjustments.items() if self.match(text) is None}
+            | self.adjustments,
             earlier.calibrated_on,
         )
 

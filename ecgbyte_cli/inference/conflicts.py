@@ -59,7 +59,7 @@ class Conflict:
 
     @property
     def reason(self) -> str:
-        """What speaks against the answer."""
+        """What contradicts the answer."""
         return f"{self.measured} was measured; {self.rule} ({self.source})"
 
     @property

@@ -1,20 +1,22 @@
 """Compare the answers of a model with the statements that the recorder wrote into the file.
 
-Recorders state findings in fixed phrases, in English here. A statement with a word of doubt or denial ("probable",
-"no longer") is not compared. What a recorder leaves out is no denial: only its rhythm excludes other rhythms.
+Recorders state findings in fixed phrases; the English ones are known here. A statement with a word of doubt, denial or
+comparison ("probable", "no longer", "previous") is left out. A finding that the recorder does not state may still be
+there, but sinus rhythm and atrial fibrillation exclude each other.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from ecgbyte_cli.questions.findings import STATEMENTS
 from ecgbyte_cli.readers import Recording
 
 KEY = "statement"  # of the comments of a recording
+# of doubt, denial or comparison, anywhere in a statement
 DOUBT = re.compile(
-    r"\b(borderline|cannot|consider|consistent with|could|likely|may|might|minimal|no|no longer|non|not|possible|"
-    r"possibly|probable|probably|questionable|rule out|suggests?|suspect|versus|vs|without)\b"
+    r"\?|\b(borderline|cannot|compared|consider|consistent|could|exclude|excluded|former|likely|may|might|minimal|no|"
+    r"non|not|or|pattern|possible|possibly|previous|previously|probable|probably|questionable|replaced|replaces|rule|"
+    r"ruled|since|suggest|suggests|suggestive|suspect|suspected|unlikely|versus|vs|without)\b"
 )
 # phrases of recorders and the words of a finding; the longer ones first, as each takes its words away
 PHRASES = tuple(
@@ -42,8 +44,9 @@ PHRASES = tuple(
         (r"(pacemaker rhythm|paced rhythm|ventricular paced|atrial paced|dual paced)", "pacemaker rhythm"),
     )
 )  # fmt: skip
-RHYTHMS = {one.words for one in STATEMENTS.values() if one.topic == "rhythm"}
 SINUS = {"sinus rhythm", "sinus bradycardia", "sinus tachycardia", "sinus arrhythmia"}
+ATRIAL = {"atrial fibrillation", "atrial flutter"}
+RATES = {"sinus bradycardia", "sinus tachycardia"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class DeviceConflict:
 
     @property
     def reason(self) -> str:
-        """What speaks against the answer."""
+        """What contradicts the answer."""
         return f"the recorder states “{self.statement}”"
 
     @property
@@ -89,13 +92,12 @@ def stated_findings(statements: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for statement in statements:
         plain = re.sub(r"[\s\-]+", " ", statement.lower())
-        for part in re.split(r"[,;.]| with ", plain):
-            if DOUBT.search(part):
-                continue
-            for phrase, words in PHRASES:
-                part, count = phrase.subn(" ", part)
-                if count:
-                    found.setdefault(words, statement)
+        if DOUBT.search(plain):
+            continue
+        for phrase, words in PHRASES:
+            plain, count = phrase.subn(" ", plain)
+            if count:
+                found.setdefault(words, statement)
     return found
 
 
@@ -120,9 +122,13 @@ def device_conflicts(answers: Mapping[str, str], statements: Iterable[str]) -> l
     for words, answer in said.items():
         if answer == "no" and words in stated:
             conflicts.append(DeviceConflict(words, answer, stated[words]))
-        elif answer == "yes" and words in RHYTHMS and words not in stated:
-            others = [one for one in stated if one in RHYTHMS and not {one, words} <= SINUS]
-            # two kinds of sinus rhythm exclude each other where both are about the rate
-            others += [one for one in stated if {one, words} == {"sinus bradycardia", "sinus tachycardia"}]
+        elif answer == "yes" and words not in stated:
+            others = [one for one in stated if _exclude_each_other(one, words)]
             conflicts += [DeviceConflict(words, answer, stated[one]) for one in others[:1]]
     return conflicts
+
+
+def _exclude_each_other(one: str, other: str) -> bool:
+    """Return whether one of two rhythms is of the sinus node and the other atrial, or one slow and the other fast."""
+    pair = {one, other}
+    return pair == RATES or bool(pair & SINUS and pair & ATRIAL)

@@ -83,8 +83,8 @@ def names_by_text(certainty: Certainty | None) -> dict[str, str]:
 def choose_questions(certainty: Certainty | None, wanted: Sequence[str], model: str) -> list[TrainedQuestion]:
     """Choose questions by short name, words or wording; without any, the usual findings and the rhythm.
 
-    The usual findings are those of `findings.FINDINGS`, or all known ones where the model knows none of these. `all`
-    stands for every question.
+    The usual findings are those of `findings.FINDINGS`, or all known ones where the model does not know all of these.
+    `all` stands for every question.
 
     Parameters
     ----------
@@ -103,7 +103,8 @@ def choose_questions(certainty: Certainty | None, wanted: Sequence[str], model: 
         known = [one for one in trained if one.known]
         usual = [one for one in known if one.name in FINDINGS]
         if known:
-            return [*usual, *(one for one in known if one.name == RHYTHM)] if usual else known
+            rhythm = [one for one in known if one.name == RHYTHM]
+            return [*usual, *rhythm] if len(usual) == len(FINDINGS) else known
         some = "; ".join(f'"{one.words}"' for one in trained[:3])
         raise Failure(
             f"the model {model} knows no finding: "
@@ -116,7 +117,7 @@ def choose_questions(certainty: Certainty | None, wanted: Sequence[str], model: 
     chosen = {
         one.name: one
         for text in wanted
-        for one in (trained if text == ALL else [_find(certainty, trained, text, model)])
+        for one in (trained if text.strip().casefold() == ALL else [_find(certainty, trained, text, model)])
     }
     return list(chosen.values())
 

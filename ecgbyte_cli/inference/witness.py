@@ -65,21 +65,22 @@ class Witness:
 
 
 def witness_of(
-    answer: str, probability: float, same: float, without: tuple[str, float], flat: tuple[str, float]
+    probability: float, same: float, again: bool, without: tuple[str, float], flat: tuple[str, float]
 ) -> Witness:
     """Compare an answer with those to the same question without the ECG.
 
     Parameters
     ----------
-    answer, probability : str, float
-        The answer with the ECG.
+    probability : float
+        Of the answer with the ECG.
     same : float
         The probability of this answer without the ECG.
+    again : bool
+        Whether the model gives this answer without the ECG too.
     without, flat : (str, float)
         The most probable answer without the ECG and with a flat line, and its probability.
     """
-    alike = without[0] == answer and same >= SHARE * probability
-    return Witness(without, flat, same, not alike)
+    return Witness(without, flat, same, not (again and same >= SHARE * probability))
 
 
 def witness_among(given: "Mapping[str, Sequence[Answer]]", number: int) -> Witness | None:
@@ -88,12 +89,13 @@ def witness_among(given: "Mapping[str, Sequence[Answer]]", number: int) -> Witne
     with_ecg, without, flat = (given[name][number] if name in given else None for name in names)
     if not (with_ecg and without and flat and with_ecg.weights and without.weights and flat.weights):
         return None
-    same = without.weights[with_ecg.weights.index(with_ecg.probability)]
+    assert with_ecg.place is not None
+    same, again = without.weights[with_ecg.place], without.place == with_ecg.place
     best = [
         max((one.probability, one.answer), (one.other_probability or 0.0, one.other or ""))[::-1]
         for one in (without, flat)
     ]
-    return witness_of(with_ecg.answer, with_ecg.probability, same, *best)
+    return witness_of(with_ecg.probability, same, again, *best)
 
 
 def find_witness(
@@ -115,8 +117,9 @@ def find_witness(
     without, flat = ask_without_ecg(session, question, answers, earlier)
     given = session.choose(question, answers, weights)
     same = float(without[list(answers).index(given.answer)])
+    again = session.choose(question, answers, without).answer == given.answer
     best = [(answers[int(one.argmax())], float(one.max())) for one in (without, flat)]
-    return witness_of(given.answer, given.probability, same, *best)
+    return witness_of(given.probability, same, again, *best)
 
 
 def ask_without_ecg(

@@ -286,7 +286,7 @@ def fit_adjustments(
         counts = np.bincount(truths, minlength=logs.shape[1])
         if len(known) < LEAST or (counts >= OFTEN).sum() < 2:
             continue
-        shares = np.log((counts + 0.5) / (counts + 0.5).sum())
+        shares = np.log(np.maximum(counts, OFTEN) / len(known))  # of what is rarer too little is known
 
         def score(strength: float) -> float:
             right = (logs - strength * shares).argmax(1) == truths  # noqa: B023
@@ -347,8 +347,9 @@ def count_pairs(samples: SampleBuilder, vocabulary: int) -> tuple[np.ndarray, np
             before = preceding_tokens(ecg, samples.tokenizer.lengths, samples.shape[1], vocabulary)
             keys.append(before * vocabulary + ecg)
     pairs, counts = np.unique(np.concatenate(keys) if keys else np.zeros(0, np.int64), return_counts=True)
-    least = 1 if len(counts) <= MOST_PAIRS else max(1, int(np.sort(counts)[-MOST_PAIRS - 1]))
-    return pairs[counts > least], counts[counts > least], single
+    pairs, counts = pairs[counts > 1], counts[counts > 1]
+    kept = np.sort(np.argsort(-counts, kind="stable")[:MOST_PAIRS])
+    return pairs[kept], counts[kept], single
 
 
 def _typical_ranges(
