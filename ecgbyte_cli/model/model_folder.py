@@ -12,7 +12,6 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.model.base_model import (
     base_model_sha256,
-    best_device,
     load_adapter,
     load_base,
     silence_libraries,
@@ -20,6 +19,7 @@ from ecgbyte_cli.model.base_model import (
 )
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import write_json
@@ -121,9 +121,9 @@ def load_model(
         If the folder is no model folder, its parts are damaged or do not belong together, its base model is not
         there, or memory does not suffice.
     """
-    folder, device = Path(folder), device or best_device()
-    about = folder_checks.read_about(folder)
+    folder, about = Path(folder), folder_checks.read_about(folder)
     method = method or about["method"]
+    device = devices.choose_device(device, method)
     if not (trainable or about.get("qa", True)):
         raise Failure(
             f"{folder} has learned ECGs alone and answers nothing yet: train it with `ecgbyte finetune --model "

@@ -12,10 +12,10 @@ import click
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import (
-    base_option,
     check_few,
     dask_option,
     jobs_option,
+    loading_options,
     model_option,
     recording_options,
     replace_option,
@@ -80,6 +80,8 @@ class FindingsOptions:
     model, base : Path or None
         Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
         if that has moved.
+    device : str or None
+        See `devices.choose_device`.
     input_fs, lead_names, units
         As for `ecgbyte chat`.
     jobs : int or None
@@ -98,6 +100,7 @@ class FindingsOptions:
     embeddings: Path | None = None
     model: Path | None = None
     base: Path | None = None
+    device: str | None = None
     input_fs: float | None = None
     lead_names: str | None = None
     units: str | None = None
@@ -110,7 +113,7 @@ class FindingsOptions:
     cls=Stage,
     groups={
         "Data": ("out", "input_fs", "lead_names", "units"),
-        "Model": ("model", "base", "questions", "embeddings"),
+        "Model": ("model", "base", "device", "questions", "embeddings"),
         "Your labels": ("truth", "calibrate", "max_error", "site"),
     },
     short_help="Write a table of findings for a folder of recordings.",
@@ -153,7 +156,7 @@ class FindingsOptions:
     help="Also write the model's state after each ECG: float32, a row for each row of the table.",
 )
 @model_option
-@base_option
+@loading_options
 @recording_options
 @jobs_option
 @dask_option
@@ -224,7 +227,7 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     started = time.perf_counter()
     _check(options)
     session = Session.open(
-        *(options.model, work, options.base),
+        *(options.model, work, options.base, options.device),
         fs=options.input_fs,
         lead_names=options.lead_names,
         units=options.units,
@@ -306,6 +309,7 @@ def _work(
     asked = {
         "model": os.fspath(folder),
         "base": base,
+        "device": options.device,
         "sha256": folder_checks.model_sha256(folder),
         "reading": {"fs": reader.fs, "lead_names": reader.lead_names, "units": reader.units},
         "questions": [list(one) for one in questions],

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import signal
 import threading
 import time
@@ -10,15 +9,13 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ecgbyte_cli.runtime import devices
+from ecgbyte_cli.runtime.ranks import process_rank
+
 if TYPE_CHECKING:
     import torch
 
 _groups = itertools.count()  # groups that this process has joined
-
-
-def process_rank() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes, as torchrun and accelerate set them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def sum_over_processes(values: list[float], device: "torch.device | str") -> list[float]:
@@ -33,8 +30,8 @@ def sum_over_processes(values: list[float], device: "torch.device | str") -> lis
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[str]:
-    """Join the other processes, if there are any, and yield the device of this one.
+def process_group(wanted: str | None, method: str) -> Iterator[str]:
+    """Join the other processes, if there are any, and yield the device of this one; see `devices.choose_device`.
 
     At the end all wait for the first, which calibrates and writes the model. That may take longer than NCCL's timeout
     of ten minutes, so they poll the store through which they found each other.
@@ -42,14 +39,11 @@ def process_group() -> Iterator[str]:
     import torch
     from torch import distributed
 
-    from ecgbyte_cli.model import base_model
-
-    device = base_model.best_device()
+    device = devices.choose_device(wanted, method)
     if process_rank()[1] == 1:
         yield device
         return
-    if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device != "cpu":
         torch.cuda.set_device(device)
     store, rank, count = next(distributed.rendezvous("env://"))
     # with `--seeds`, the next training uses the same store

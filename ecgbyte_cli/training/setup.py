@@ -1,5 +1,6 @@
 """Set up a training, and run it: a new or trained model, its samples, the weights to train."""
 
+import gc
 import math
 import shutil
 import time
@@ -15,12 +16,12 @@ from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions.reasoning import TAGS
 from ecgbyte_cli.runtime.memory import exceeds_memory
+from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training.calibration import tokens_read
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
-from ecgbyte_cli.training.distributed import process_rank
 from ecgbyte_cli.training.plans import TrainingPlans
 from ecgbyte_cli.training.rehearsal import earlier_questions, with_rehearsal
 from ecgbyte_cli.training.trainer import Trainer
@@ -46,6 +47,7 @@ def load_for_training(
         If the model cannot be loaded, or belongs to another tokenizer.
     """
     model, method, seed = settings["base"], settings["method"], settings["seed"]
+    gc.collect()  # the model of the seed before, which would count as memory of this one
     if method == "full" and (settings.get("rank") or settings.get("alpha")):
         raise Failure("--rank and --alpha belong to adapters, and --method full has none: leave them out")
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
