@@ -1,7 +1,7 @@
-"""Run the chain on the pretended device, alone in a process: python on_device.py WORK DATA FOLDER [MISTAKES].
+"""Run the chain on the pretended device, in a process of its own: python on_device.py WORK DATA FOLDER [STAGE ...].
 
-WORK is a work folder with tokens, DATA holds the recordings and qa.jsonl, FOLDER gets the models. Prints a JSON object:
-for each stage what it cost, or the error that ended it; for each planted mistake what it did.
+WORK is a work folder with tokens, DATA holds the recordings and qa.jsonl, FOLDER gets the models. Prints a line of
+JSON for each stage, each probe (a small part of a stage) and each planted mistake: what it cost, or its error.
 """
 
 import contextlib
@@ -13,20 +13,22 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pretended
 import torch
 import transformers
 
-from ecgbyte_cli.inference import attribution, ecg_generation
+from ecgbyte_cli.inference import attribution, batch_answering, ecg_generation
 from ecgbyte_cli.inference.session import Session
-from ecgbyte_cli.model import decoding, folder_checks, tiny, weighing
+from ecgbyte_cli.model import decoding, folder_checks, kv_cache, tiny, weighing
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.stages import draw, finetune, generate, reinforce
 from ecgbyte_cli.storage.files import read_array, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_cli.training import calibration, grpo, plans, setup
+from ecgbyte_cli.training import calibration, dataset, grpo, plans, setup
 from ecgbyte_cli.training import trainer as trainer_module
 
 warnings.simplefilter("ignore")
@@ -57,9 +59,11 @@ class Costs:
     @contextlib.contextmanager
     def of(self, name):
         before, lines = pretended.waits.total(), pretended.waits.copy()
-        yield
-        self.waits.setdefault(name, []).append(pretended.waits.total() - before)
-        self.lines[name] = {**self.lines.get(name, {}), **(pretended.waits - lines)}
+        try:
+            yield
+        finally:
+            self.waits.setdefault(name, []).append(pretended.waits.total() - before)
+            self.lines[name] = {**self.lines.get(name, {}), **(pretended.waits - lines)}
 
     def measured(self, name, function):
         def measuring(*args, **options):
@@ -91,7 +95,20 @@ grpo.GRPOTrainer.sample = costs.measured("answers", grpo.GRPOTrainer.sample)
 ECGLM.weigh = costs.measured("weighing", ECGLM.weigh)
 ecg_generation.DecoderState.go_on = costs.measured("ECG token", ecg_generation.DecoderState.go_on)
 ecg_generation._generate_batch = costs.measured("drawing", ecg_generation._generate_batch)
-ecg_generation._sample_tokens = costs.measured("drawn token", ecg_generation._sample_tokens)
+_sample_tokens = costs.measured("drawn token", ecg_generation._sample_tokens)
+
+
+class EnoughError(Exception):
+    """Raised when an ECG is long enough: a hardly trained model draws many short tokens."""
+
+
+def sample_tokens(*args):
+    if len(costs.waits.get("drawn token", ())) == 40:
+        raise EnoughError
+    return _sample_tokens(*args)
+
+
+ecg_generation._sample_tokens = sample_tokens
 trials = {}  # whether the model passed each trial of shared readings
 
 
@@ -107,6 +124,8 @@ def tried(module, name):
     setattr(module, name, trying)
 
 
+trained = []  # trainers
+trainer_module.Trainer.run = lambda self, run=trainer_module.Trainer.run: (trained.append(self), run(self))
 tried(weighing, "takes_side_by_side")
 tried(plans, "can_share_reading")
 tried(reinforce, "can_share_reading")
@@ -144,7 +163,7 @@ class Chain:
             "checkpointing": "on",
             "augment": 1.0,
         }
-        options |= {"model": str(self.folder / "base"), "rows_lr": 1e-3, "vary_leads": 0.5, "measured": False}
+        options |= {"model": str(self.folder / "base"), "rows_lr": 1e-3}
         finetune.finetune(self.lora, finetune.FinetuneOptions(self.qa, **options, overwrite=True))
 
     def generate(self):
@@ -173,13 +192,14 @@ class Chain:
     def reinforce(self):
         reinforce.reinforce(
             self.full,
-            reinforce.ReinforceOptions(steps=2, batch=2, answers=3, every=1, max_new=6, overwrite=True),
+            reinforce.ReinforceOptions(steps=1, batch=2, answers=3, max_new=6, overwrite=True),
         )
 
     def draw(self):
         words = folder_checks.read_about(self.full.model)["draws"][0]
         options = draw.DrawOptions(self.folder / "drawn", records=2, guidance=2.0, top_p=0.9, overwrite=True)
-        draw.draw(self.full, words, options)
+        with contextlib.suppress(EnoughError):
+            draw.draw(self.full, words, options)
 
     def chat(self):
         """Answers that are chosen and that are written, with the states of the question before."""
@@ -198,14 +218,14 @@ class Chain:
             explainer.density(self.letters(0), "What is the rhythm?", "sinus rhythm", method)
 
 
-def run(chain, name):
-    """Run a stage, and return what it cost, or the error that ended it."""
+def run(function):
+    """Call a function on the device, and return what it cost, or the error that ended it."""
     pretended.reset()
     costs.reset()
     trials.clear()
     try:
         with pretended.Watch():
-            getattr(chain, name)()
+            function()
     except Exception as error:
         return {
             "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
@@ -220,12 +240,151 @@ def run(chain, name):
     }
 
 
+class Probes:
+    """Small parts of the chain, on the model that `Chain.finetune` trained."""
+
+    def __init__(self, chain):
+        with pretended.Watch():
+            self.load(chain)
+
+    def load(self, chain):
+        self.trainer, self.session = trained[0], Session.open(chain.full.model)
+        lm, self.letters = self.session.lm, chain.letters(0)
+        plans = self.trainer.training
+        self.shared = [number for number, plan in enumerate(plans) if len(plan.questions) > 1][:2]
+        turns = [("What is the rhythm?", None)], [("How fast does the heart beat?", None)]
+        ecgs = [self.session.tokenizer.encode(chain.letters(number)) for number in range(2)]
+        self.prompts = [self.session.prompt_of([ecg], asked, [])[0] for ecg in ecgs for asked in turns]
+        self.lm, self.random = lm, batch_answering.Sampler(1.0, 0)
+        self.random.random = [np.random.default_rng(number) for number in range(len(self.prompts))]
+
+    def step(self):
+        self.trainer.update([[(0, number) for number in self.shared]])
+
+    def sharing(self):
+        weighing.takes_side_by_side(self.lm)
+
+    def shared_answers(self):
+        self.answer(self.prompts, None)
+
+    def own_answers(self):
+        self.answer(self.prompts[::3], None)
+
+    def sampled_answers(self):
+        self.answer(self.prompts, self.random)
+
+    def answer(self, prompts, pick):
+        picks = decoding.RecordedPicks(pick, set(), len(prompts))
+        self.lm.answer(prompts, set(), 3, picks)
+        picks.answers()
+
+    def weights(self):
+        self.session.weigh_prompts(self.prompts, ["yes", "no"], [""] * len(self.prompts))
+
+    def attribution(self):
+        self.session.explainer(batch=2).density(
+            self.letters, "What is the rhythm?", "sinus rhythm", "rollout"
+        )
+
+
+def altered(change):
+    """Return a mistake in the result of a function."""
+    return lambda function: lambda *args, **options: change(function(*args, **options))
+
+
+def in_float64(function):
+    """Return a function that gets float64 for float32."""
+
+    def longer(value):
+        floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.double() if floats else value
+
+    return lambda *args: function(*map(longer, args))
+
+
+def room_on_cpu(_):
+    def update(state, keys, values, *_, **__):
+        room = torch.empty(keys.shape)
+        room[:] = keys
+        return room, values
+
+    return update
+
+
+def picked_twice(_):
+    def greedy(logits, rows):
+        ids = logits.argmax(-1)
+        return ids if ids.tolist() else None
+
+    return greedy
+
+
+def unsupported(_):
+    def fail(*_, **__):
+        raise ValueError("this shape is not supported")
+
+    return fail
+
+
+on_cpu = altered(torch.Tensor.cpu)
+# Each mistake: the probe that must show it, where it is planted, and what it makes of what stands there.
+MISTAKES = {
+    "embeddings on the CPU": ("step", ECGLM, "embed", on_cpu),
+    "a mask on the CPU": ("step", ECGLM, "mask", on_cpu),
+    "a cache on the CPU": ("shared_answers", kv_cache.GrowingState, "update", room_on_cpu),
+    "places of written ids on the CPU": ("shared_answers", decoding, "_last_places", on_cpu),
+    "attention on the CPU in attribution": (
+        *("attribution", attribution.Explainer, "_maps"),
+        altered(lambda maps: [*maps[:-1], maps[-1].cpu()]),
+    ),
+    "float64 in attribution": ("attribution", attribution, "_log_probabilities", in_float64),
+    "float64 in sampling": ("sampled_answers", batch_answering.Sampler, "__call__", in_float64),
+    "float64 in the trial of sharing": (
+        *("sharing", ECGLM, "outputs"),
+        altered(lambda parts: tuple(part.double() for part in parts)),
+    ),
+    "an error that switches sharing off": ("sharing", weighing, "_weigh_pass", unsupported),
+    ".item() in the forward pass": (
+        *("step", ECGLM, "forward"),
+        altered(lambda losses: losses / losses[0].item()),
+    ),
+    ".item() of the gradients' norm": ("step", torch.nn.utils, "clip_grad_norm_", altered(torch.Tensor.item)),
+    "places of labels found on the device": (
+        *("step", dataset.Batch, "to"),
+        altered(lambda batch: batch._replace(text=None, ecg=None)),
+    ),
+    "a second wait for each id": ("shared_answers", decoding, "greedy", picked_twice),
+    "a mask that Transformers looks into": (
+        *("own_answers", decoding, "can_select_rows"),
+        lambda _: lambda _: False,
+    ),
+    "answers without autocast": (
+        *("weights", ECGLM, "autocast"),
+        lambda _: lambda _: contextlib.nullcontext(),
+    ),
+}
+
 STAGES = ("finetune", "finetune_lora", "generate", "write", "reinforce", "draw", "chat", "explain")
 
-if __name__ == "__main__":
-    chain = Chain(*map(Path, sys.argv[1:4]))
-    result = {}
-    for name in sys.argv[4:] or STAGES:
+
+def main(work, data, folder, *names):
+    """Run the stages, the probes, and each mistake's probe with the mistake; print a line of JSON for each."""
+
+    def show(kind, name, function):
         start = time.perf_counter()
-        result[name] = run(chain, name) | {"seconds": time.perf_counter() - start}
-    print(json.dumps(result))
+        cost = run(function) | {"seconds": time.perf_counter() - start}
+        print(json.dumps({"kind": kind, "name": name, **cost}), flush=True)
+
+    chain = Chain(Path(work), Path(data), Path(folder))
+    for name in names or STAGES:
+        show("stage", name, getattr(chain, name))
+    probes = Probes(chain)
+    for name in dict.fromkeys(probe for probe, *_ in MISTAKES.values()):
+        show("probe", name, getattr(probes, name))
+    for name, (probe, place, attribute, change) in MISTAKES.items():
+        with mock.patch.object(place, attribute, change(getattr(place, attribute))):
+            show("mistake", name, getattr(probes, probe))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

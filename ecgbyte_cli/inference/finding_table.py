@@ -57,7 +57,8 @@ def finding_rows(paths: Sequence[str], asked: dict[str, Any]) -> Iterator[tuple[
     asked : dict
         `model`, `base`, `device`, `sha256` (model folder, folder of its base model or None, device or None, SHA-256
         of ecgbyte.json), `reading` (see `session.reading_options`), `questions` (of `TrainedQuestion`s, as lists),
-        `points` (name to `OperatingPoint`, as a list), `salt` (of `readers.patient_key`) and `embeddings` (whether to add them).
+        `points` (name to `OperatingPoint`, as a list), `salt` (of `readers.patient_key`) and `embeddings` (whether to
+        add them).
 
     Raises
     ------

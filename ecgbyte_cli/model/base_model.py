@@ -275,12 +275,14 @@ def text_tokenizer_sha256(text_tokenizer: "PreTrainedTokenizerBase") -> str:
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
-def base_model_sha256(base: "PreTrainedModel") -> str:
+def base_model_sha256(base: "PreTrainedModel") -> str | None:
     """Return the SHA-256 of the parts of a base model that no method quantizes or trains, in hex.
 
-    These are some rows of the embedding and all vectors (norms, biases), in bfloat16. Every method and device holds
-    them alike, and fine-tuned relatives of a model differ in them.
+    These are some rows of the embedding and all vectors (norms, biases), in bfloat16. Fine-tuned relatives of a model
+    differ in them. Every method and device holds them alike, but for older GPUs, which hold them in float16: None.
     """
+    if base.get_input_embeddings().weight.dtype == torch.float16:
+        return None
     parts = [base.get_input_embeddings().weight[:1024]]
     parts += [p for name, p in base.named_parameters() if p.dim() == 1 and "lora_" not in name]
     digest = hashlib.sha256()

@@ -153,7 +153,9 @@ def _load_own_base(
     vocabulary = loaded.get_input_embeddings().num_embeddings, text_tokenizer_sha256(text_tokenizer)
     if vocabulary != (about["offset"], about["text_tokenizer_sha256"]):
         raise Failure(f"{folder} was trained on another version of {name}: its text vocabulary differs")
-    if about["method"] != "full" and about.get("base_sha256") not in (None, base_model_sha256(loaded)):
+    stored = about.get("base_sha256") if about["method"] != "full" else None
+    held = base_model_sha256(loaded) if stored else None
+    if held and held != stored:
         raise Failure(f"{folder} was trained on another base model than {name} is now")
     return loaded, text_tokenizer
 

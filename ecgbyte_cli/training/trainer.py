@@ -13,6 +13,7 @@ import numpy as np
 
 from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.storage.files import atomic_folder
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -83,15 +84,16 @@ class Trainer:
         self.rank, self.processes = process_rank()
         self.model: Any = lm
         if self.processes > 1:
-            devices = [lm.device] if lm.device.type == "cuda" else None
-            self.model = torch.nn.parallel.DistributedDataParallel(lm, device_ids=devices)
+            own = [lm.device] if lm.device.type == "cuda" else None
+            self.model = torch.nn.parallel.DistributedDataParallel(lm, device_ids=own)
         self.optimizer = make_optimizer(lm, settings)
         # gradients in float16 would vanish
         scaled = devices.half_type(lm.device) == torch.float16
         self.scaler = torch.amp.GradScaler(lm.device.type, enabled=scaled)
         if lm.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(lm.device)  # of the training with the seed before
-        self.ready: list[Batch] | None = None  # of the following step, prepared ahead
+        self.ahead = lm.device.type != "cpu"  # whether batches are prepared during the step before
+        self.ready: list[Batch] | None = None  # of the following step
         self.schedule = warmup_cosine(steps)
         self.step, self.seen, self.seconds = 0, 0, 0.0
         self.rows: list[dict[str, Any]] = []  # one per step: see `training_log`
@@ -256,7 +258,7 @@ class Trainer:
         The thread ends with the step: text tokenizers and parallel kernels are not thread-safe.
         """
         step = self.step + 1
-        if self.lm.device.type == "cpu" or step >= self.steps:
+        if not self.ahead or step >= self.steps:
             yield
             return
         with ThreadPoolExecutor(1) as pool:
