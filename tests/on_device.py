@@ -116,9 +116,11 @@ def tried(module, name):
     trial = getattr(module, name)
 
     def trying(*args):
-        before = pretended.full_products.copy()
+        counters = pretended.full_products, pretended.waits
+        before = [counter.copy() for counter in counters]
         trials.setdefault(name, []).append(trial(*args))
-        pretended.full_products.subtract(pretended.full_products - before)  # they are in float32 on purpose
+        for counter, earlier in zip(counters, before, strict=True):  # once for a model, in float32 on purpose
+            counter.subtract(counter - earlier)
         return trials[name][-1]
 
     setattr(module, name, trying)
@@ -304,7 +306,7 @@ def in_float64(function):
 
 def room_on_cpu(_):
     def update(state, keys, values, *_, **__):
-        room = torch.empty(keys.shape)
+        room = torch.empty(keys.shape, dtype=keys.dtype)
         room[:] = keys
         return room, values
 

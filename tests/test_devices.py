@@ -86,6 +86,9 @@ def test_each_process_of_a_machine_has_a_gpu(gpus, monkeypatch):
     gpus(1)
     with pytest.raises(Failure, match="cuda:1: this machine has one GPU"):
         devices.choose_device("cuda")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert devices.choose_device("cuda") == "cuda:0"  # the one that Slurm shows to the task
 
 
 def test_a_command_refuses_a_wrong_device(ecgbyte, tmp_path):

@@ -1,5 +1,6 @@
 """Choose the device that a model computes on, and the types of its numbers there."""
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,9 @@ def choose_device(wanted: str | None = None, method: str | None = None) -> str:
     if processes > 1:
         if wanted != "cuda":
             raise Failure(f"--device {wanted}: each of {processes} processes takes a GPU: give --device cuda")
-        wanted = f"cuda:{local_rank()}"
+        # Slurm may show each task one GPU, its own
+        alone = count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ and "SLURM_STEP_ID" in os.environ
+        wanted = f"cuda:{0 if alone else local_rank()}"
     if int(wanted.partition(":")[2] or 0) >= count:
         known = f"{count} GPUs, cuda:0 to cuda:{count - 1}" if count > 1 else "one GPU, cuda:0"
         raise Failure(f"--device {wanted}: this machine has {known}")

@@ -79,13 +79,10 @@ class GRPOTrainer(Trainer):
     ):
         super().__init__(work, lm, samples, settings, steps, every, training, validation, tell)
         self.tags = tags
+        self.ahead = False  # the batches of a step depend on the answers that the model samples
         self.numbers: dict[str, float] = {}  # of the current step, for the log
         self.whole = unsplittable_labels([q.truth for plan in training for q in plan.questions])
         self.initial = {name: p.detach().clone() for name, p in lm.named_parameters() if p.requires_grad}
-
-    def preparing(self, following: Sequence[Sequence[EpochItem]]) -> contextlib.AbstractContextManager[None]:
-        """Prepare nothing: the batches of a step depend on the answers that the model samples."""
-        return contextlib.nullcontext()
 
     def update(self, groups: Sequence[Sequence[EpochItem]]) -> tuple[Losses, float]:
         """Update the weights once with sampled answers to the questions of plans; see `Trainer.update`."""
