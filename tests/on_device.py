@@ -28,7 +28,7 @@ from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.stages import draw, finetune, generate, reinforce
 from ecgbyte_cli.storage.files import read_array, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_cli.training import calibration, dataset, grpo, plans, setup
+from ecgbyte_cli.training import batch, calibration, grpo, plans, setup
 from ecgbyte_cli.training import trainer as trainer_module
 
 warnings.simplefilter("ignore")
@@ -352,7 +352,7 @@ MISTAKES = {
     ),
     ".item() of the gradients' norm": ("step", torch.nn.utils, "clip_grad_norm_", altered(torch.Tensor.item)),
     "places of labels found on the device": (
-        *("step", dataset.Batch, "to"),
+        *("step", batch.Batch, "to"),
         altered(lambda batch: batch._replace(text=None, ecg=None)),
     ),
     "a second wait for each id": ("shared_answers", decoding, "greedy", picked_twice),

@@ -68,7 +68,7 @@ class TableFile(click.Path):
 class Device(click.ParamType):
     """The type of an option that names a device: str. Whether it is there is checked when a model is loaded."""
 
-    name = "auto|cpu|cuda|cuda:N|mps"
+    name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not devices.NAMES.fullmatch(value):
@@ -115,9 +115,8 @@ base_option = click.option(
 device_option = click.option(
     "--device",
     type=Device(),
-    default=None,
-    show_default="auto, a GPU if there is one",
-    help="Where to compute: cpu, cuda, cuda:N for GPU number N, or mps for Apple's GPU.",
+    help="Where to compute: cpu, cuda, cuda:N (GPU number N), mps (Apple) or auto.  [default: auto, a GPU if there is "
+    "one]",
 )
 
 

@@ -297,8 +297,7 @@ class Conversation:
         if not reasoned:  # it never closed its reasoning
             turn.answer = split_reasoning(turn.answer, tags).answer
         show(turn.answer[len(shown) :])
-        ((_, logs),) = picks.answers()
-        turn.probability = math.exp(sum(logs)) if logs else None
+        turn.probability = math.exp(sum(logs)) if (logs := picks.answers()[0][1]) else None
 
     def _choose(
         self, turn: Turn, ids: np.ndarray, matched: "MatchedQuestion", show: Show, start: float

@@ -137,6 +137,9 @@ def load_model(
     if about["method"] != "full":
         with silence_libraries():
             loaded = load_adapter(loaded, folder, trainable)
+            # Exact in float32 alone: rounded to 16 bits, merged weights would answer differently.
+            if not trainable and method == "lora" and loaded.dtype == torch.float32:
+                loaded = loaded.merge_and_unload()
     model = ECGLM(loaded, ecg_tokenizer.vocab_size, layout=Layout.of_model(about, ecg_tokenizer))
     with torch.no_grad():
         model.ecg_rows.weight.copy_(_read_rows(folder / "ecg_rows.safetensors", model.ecg_rows.weight.shape))

@@ -324,7 +324,7 @@ def least_likely(lm: "ECGLM", prompt: Prompt) -> int:
 
 def merge(base: "PreTrainedModel | PeftModel", method: str, folder: Path) -> "PreTrainedModel":
     """Return the base model in float32 with its adapter merged into the weights."""
-    if method == "full":
+    if method == "full" or not hasattr(base, "peft_config"):  # merged when it was loaded
         return base
     import torch
     from transformers.pytorch_utils import Conv1D

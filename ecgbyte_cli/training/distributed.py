@@ -1,6 +1,7 @@
 """Training on several processes: rank, sums over all processes, and a common stop."""
 
 import contextlib
+import gc
 import itertools
 import signal
 import threading
@@ -39,6 +40,7 @@ def process_group(wanted: str | None, method: str) -> Iterator[str]:
     import torch
     from torch import distributed
 
+    gc.collect()  # the model of a training with another seed
     device = devices.choose_device(wanted, method)
     if process_rank()[1] == 1:
         yield device

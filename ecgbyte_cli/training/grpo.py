@@ -24,7 +24,8 @@ from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.questions.reasoning import ReasonedAnswer, split_reasoning
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import training_log
-from ecgbyte_cli.training.dataset import Batch, Reading, ReadingPlan, SampleBuilder
+from ecgbyte_cli.training.batch import Batch, Reading
+from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
 from ecgbyte_cli.training.rewards import total_reward
 from ecgbyte_cli.training.sampling import EpochItem
 from ecgbyte_cli.training.trainer import Losses, Trainer

@@ -1,6 +1,5 @@
 """Set up a training, and run it: a new or trained model, its samples, the weights to train."""
 
-import gc
 import math
 import shutil
 import time
@@ -47,7 +46,6 @@ def load_for_training(
         If the model cannot be loaded, or belongs to another tokenizer.
     """
     model, method, seed = settings["base"], settings["method"], settings["seed"]
-    gc.collect()  # the model of the seed before, which would count as memory of this one
     if method == "full" and (settings.get("rank") or settings.get("alpha")):
         raise Failure("--rank and --alpha belong to adapters, and --method full has none: leave them out")
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)

@@ -18,7 +18,8 @@ from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.storage.files import atomic_folder
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint, training_log
-from ecgbyte_cli.training.dataset import Batch, ReadingPlan, SampleBuilder
+from ecgbyte_cli.training.batch import Batch
+from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
 from ecgbyte_cli.training.distributed import StopSignal, sum_over_processes
 from ecgbyte_cli.training.optimizer import make_optimizer, warmup_cosine
 from ecgbyte_cli.training.sampling import EpochItem, ecg_replacements, first_with_same_ecgs, length_batches
