@@ -231,7 +231,7 @@ def test_the_next_batches_are_prepared_during_a_step(trainer):
 
     ahead.ahead, ahead.batches_of_step = True, watched
     for now, following in zip(groups, [*groups[1:], groups[0]], strict=True):
-        with ahead.preparing(following):
+        with ahead.preparing(now, following):
             made = ahead.update(now)
         assert made == plain.update(now)
     assert threads == [True, False, False, False] and ahead.ready is None  # none behind the last step

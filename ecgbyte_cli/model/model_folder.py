@@ -102,7 +102,7 @@ def load_model(
     ----------
     folder : Path
     device : str or None
-        `cuda` or `cpu`; None takes the GPU if there is one.
+        See `devices.choose_device`; None takes a GPU if there is one.
     base : path or None
         A local folder in the place of the base model, if that has moved.
     method : str or None

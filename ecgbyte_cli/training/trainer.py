@@ -152,7 +152,7 @@ class Trainer:
         self, groups: Sequence[Sequence[EpochItem]], following: Sequence[Sequence[EpochItem]]
     ) -> None:
         """Make an update and log it; prepare the groups of the following step meanwhile."""
-        with self.preparing(following):
+        with self.preparing(groups, following):
             losses, rate = self.update(groups)
         if not all(math.isfinite(loss) for loss in losses if loss is not None):
             raise Failure(f"the loss is no longer finite at step {self.step}: try a smaller --lr")
@@ -253,15 +253,18 @@ class Trainer:
         return (text / totals[0] if totals[0] else None, ecg / totals[1] if totals[1] else None), rate
 
     @contextlib.contextmanager
-    def preparing(self, following: Sequence[Sequence[EpochItem]]) -> Iterator[None]:
+    def preparing(
+        self, groups: Sequence[Sequence[EpochItem]], following: Sequence[Sequence[EpochItem]]
+    ) -> Iterator[None]:
         """Prepare the batches of the following step in a thread, while a GPU computes this one.
 
-        The thread ends with the step: text tokenizers and parallel kernels are not thread-safe.
+        No other thread makes batches meanwhile: text tokenizers and parallel kernels are not thread-safe.
         """
         step = self.step + 1
         if not self.ahead or step >= self.steps:
             yield
             return
+        self.ready = self.ready or self.batches_of_step(groups, self.step)
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self.batches_of_step, following, step)
             yield
