@@ -45,8 +45,8 @@ def _first_node(names: str) -> str:
         If the list is of another form.
     """
     # a name has no comma; its numbers may stand in several brackets, each with commas
-    found = re.match(r"(?:[^,\[\]]|\[[\d,-]+\])+", names)
-    first = re.sub(r"\[(\d+)[\d,-]*\]", r"\1", found[0]) if found else ""
+    found = re.match(r"((?:[^,\[\]]|\[[\d,-]+\])+)(,|$)", names)
+    first = re.sub(r"\[(\d+)[\d,-]*\]", r"\1", found[1]) if found else ""
     if not re.fullmatch(r"[\w.-]+", first):
         raise Failure(
             f"SLURM_STEP_NODELIST is {names!r}: set MASTER_ADDR to the machine of the first process"
