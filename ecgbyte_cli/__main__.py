@@ -16,6 +16,8 @@ COMMANDS = {  # name: (group in `ecgbyte --help`, summary)
     "explain": ("Look inside", "Measure how well attributions find the cause of an answer."),
     "findings": ("Use", "Write a table of findings for a folder of recordings."),
     "compare": ("Use", "Compare two tables of findings, or two files of answers."),
+    "controls": ("Use", "Write twins of recordings, to test whether a model reads the ECG."),
+    "score": ("Use", "Score the answers of any model, beside its answers to twins."),
     "chat": ("Use", "Ask a model about a recording."),
     "continue": ("Use", "Continue a recording beyond a cut."),
     "draw": ("Use", "Generate ECGs from words."),

@@ -325,6 +325,52 @@ def test_points_are_kept_and_checked(tmp_path):
             certainty.read_certainty(tmp_path, len(made.single))
 
 
+def test_a_rare_answer_is_chosen_by_its_adjustment():
+    made = certain()
+    answers, weights = ["sinus rhythm", "atrial flutter", "pacing"], np.array([0.6, 0.3, 0.1])
+    assert made.choose(answers, weights, "rhythm").answer == "sinus rhythm"
+    made.adjustments = {"rhythm": {"atrial flutter": 1.0}}
+    chosen = made.choose(answers, weights, "rhythm")
+    assert (chosen.answer, chosen.probability) == ("atrial flutter", 0.3)
+    assert (chosen.other, chosen.other_probability) == ("sinus rhythm", 0.6)
+    assert made.choose(answers[::-1], weights[::-1], "rhythm").answer == "atrial flutter"
+    assert made.choose(answers, weights, "another").answer == "sinus rhythm"
+
+
+def test_adjustments_raise_the_recall_of_rare_answers():
+    """A rare answer whose probability never passes one half is found, without losing most of the frequent one."""
+    from ecgbyte_cli.training.calibration import fit_adjustments
+
+    rng = np.random.default_rng(0)
+    answers = ["sinus rhythm", "sinus arrhythmia", "atrial flutter"]
+    weighed, logs = [], []
+    for i in range(2000):
+        rare = i % 20 == 0
+        chance = np.clip(rng.normal(0.3 if rare else 0.04, 0.03), 0.001, 0.45)
+        weighed.append((Question("a", "rhythm", answers[rare], "t", "val", segments=(0,)), answers))
+        logs.append(np.log([0.999 - chance, chance, 0.001]))
+    made = certain()
+    made.adjustments = fit_adjustments(made, weighed, logs)
+    chosen = [made.choose(answers, np.exp(one), "rhythm").answer for one in logs]
+    right = np.array([one.answer == answer for (one, _), answer in zip(weighed, chosen, strict=True)])
+    rare = np.arange(2000) % 20 == 0
+    assert right[rare].mean() > 0.9 and right[~rare].mean() > 0.9
+    assert fit_adjustments(made, weighed[:40], logs[:40]) == {}  # too few
+    assert fit_adjustments(made, weighed[1:20] * 100, logs[1:20] * 100) == {}  # always the same
+
+
+def test_adjustments_are_kept_and_checked(tmp_path):
+    made = certain()
+    made.adjustments = {"rhythm": {"sinus rhythm": 0.1, "pacing": 2.5}}
+    made.write(tmp_path)
+    assert certainty.read_certainty(tmp_path, len(made.single)).adjustments == made.adjustments
+    contents = json.loads((tmp_path / "certainty.json").read_text())
+    for bad in ([1], {"rhythm": [1.0]}, {"rhythm": {"pacing": "1"}}, {"rhythm": {"pacing": 1e7}}):
+        (tmp_path / "certainty.json").write_text(json.dumps(contents | {"adjustments": bad}))
+        with pytest.raises(Failure, match="damaged \\(adjustments\\)"):
+            certainty.read_certainty(tmp_path, len(made.single))
+
+
 def test_an_answer_at_a_point_of_its_own_says_where_yes_begins():
     from ecgbyte_cli.inference.turn import Turn
 

@@ -17,12 +17,9 @@ from ecgbyte_cli.questions.phrasings import CANNOT, QUERY, UNANSWERABLE
 USEFUL = """Rhythm? Atrial fibrillation? Afib? LVH? Normal? PVCs? Pacemaker? Findings? Heart rate? PR interval?
 QT interval? QTc? Is the QRS wide? Axis? Left axis deviation? Regular? Bundle branch block? Sinus rhythm?
 Has there been a heart attack? Heart block? ST elevation? Describe this ECG. Interpret this ECG. How sure are you?
-Why do you think so? Is this dangerous? Ist das Vorhofflimmern?"""
+Why do you think so? Is this dangerous? Ist das Vorhofflimmern? Q waves? T wave inversion? Ischemia?"""
 DECLINED = {  # and the words of a suggestion about the same thing
     "STEMI?": "myocardial infarction",
-    "Q waves?": "myocardial infarction",
-    "T wave inversion?": "ST-T changes",
-    "Ischemia?": "ST-T changes",
     "Hyperkalemia?": "ST-T changes",
 }
 
@@ -59,9 +56,7 @@ def test_thirty_two_everyday_questions_about_atrial_fibrillation(fibrillation):
     answers = {question: turn.answer for question, turn in fibrillation.items()}
     for question in ("Afib?", "Atrial fibrillation?", "Ist das Vorhofflimmern?"):
         assert answers[question] == "yes"
-    assert (
-        answers["Rhythm?"] == "atrial fibrillation" and answers["Sinus rhythm?"] == "no: atrial fibrillation"
-    )
+    assert answers["Rhythm?"] == "atrial fibrillation" and answers["Sinus rhythm?"] == "no"
     assert answers["Regular?"].startswith("no: irregular") and answers["Normal?"] == "no"
     assert "emergency" in answers["Is this dangerous?"]
     for question, words in DECLINED.items():
@@ -206,23 +201,23 @@ def test_the_findings_of_a_model_come_from_its_folder():
 
 
 def test_a_broad_finding_is_a_list_of_the_members_that_are_known(fibrillation, shipped):
-    turn = fibrillation["Bundle branch block?"]
-    assert turn.answer.startswith("none of these: incomplete right bundle branch block")
-    assert len(turn.findings) == 3 and all(chance < 0.5 for chance in turn.findings.values())
-    assert fibrillation["Heart block?"].findings.keys() == {"first degree AV block"}
+    turn = fibrillation["Heart block?"]
+    assert turn.answer.startswith("none of these: first degree AV block, second degree AV block")
+    assert len(turn.findings) == 4 and all(chance < 0.5 for chance in turn.findings.values())
+    assert fibrillation["Bundle branch block?"].asked[0] == "bbb"  # a question of the training
 
 
 def test_a_list_of_some_findings_makes_no_claim_about_others(fibrillation):
-    assert fibrillation["Findings?"].answer.split("; ")[-1] == "atrial fibrillation"
+    assert "atrial fibrillation" in fibrillation["Findings?"].answer.split("; ")
 
 
 def test_witness_compares_the_given_answer():
     best = ("no", 0.7), ("no", 0.6)
-    seen = witness_of([0.05, 0.95], [0.7, 0.3], *best)
+    seen = witness_of("yes", 0.95, 0.3, *best)
     assert seen == Witness(*best, 0.3, True) and not seen.note
-    seen = witness_of([0.9, 0.1], [0.73, 0.27], *best)
+    seen = witness_of("no", 0.9, 0.73, *best)
     assert not seen.depends and "73 %" in seen.note
-    assert witness_of([0.92, 0.08], [0.73, 0.27], *best).depends  # less than 80 % of the probability
+    assert witness_of("no", 0.92, 0.73, *best).depends  # less than 80 % of the probability
 
 
 def test_witness_of_a_real_answer(fibrillation, shipped):
@@ -237,7 +232,7 @@ def test_witness_of_a_real_answer(fibrillation, shipped):
         assert told["same_answer_without_ecg"] == pytest.approx(
             weights[answers.index(turn.asked[1])], abs=1e-6
         )
-    assert fibrillation["Afib?"].witness.depends and not fibrillation["PVCs?"].notes()
+    assert fibrillation["Afib?"].witness.depends and not fibrillation["Sinus rhythm?"].notes()
 
 
 def test_two_ecgs_are_asked_about_separately(shipped, real_data):
@@ -264,7 +259,7 @@ def test_only_the_last_answer_is_attributed(shipped, real_data):
     found = attribute_answer(conversation, "gradient")
     assert found.turn is turn
     # the prompt that was attributed is the one that was asked, with the model's own answer
-    assert turn.asked == ("S", "atrial fibrillation") and "S" in "".join(found.words)
+    assert turn.asked == ("sr", "no") and "sr" in "".join(found.words)
     for question in ("Hyperkalemia?", "Heart rate?", "Is this dangerous?"):
         conversation.ask(question)
         with pytest.raises(Failure, match="there is nothing to attribute"):

@@ -76,7 +76,7 @@ def test_the_answers_are_those_of_a_conversation_and_the_values_are_measured(tab
     for question, name in (("Is there atrial fibrillation?", "afib"), ("Is this ECG normal?", "normal")):
         turn = session.ask(ecg, question)
         said = {turn.answer: turn.probability, turn.other[0]: turn.other[1]}
-        assert row[name] == turn.answer
+        assert row[name] == (turn.answer if turn.sure else "unsure")
         assert row[f"p_{name}"] == pytest.approx(said["yes"], rel=1e-4)
     turn = session.ask(ecg, "What is the rhythm?")
     assert (row["rhythm"], row["p_rhythm"]) == (turn.answer, pytest.approx(turn.probability, rel=1e-4))
@@ -220,8 +220,12 @@ PLACE = {"texts": ["P waves: where?"], "answers": ["here", "there"]}
 def test_names_of_questions():
     certainty = read_certainty(SHIPPED, Session.open(SHIPPED).tokenizer.vocab_size)
     known = trained_questions.trained_questions(certainty)
-    assert [one.name for one in known] == [*FINDINGS, "rhythm"]
-    assert all(one.known for one in known)
+    usual = trained_questions.choose_questions(certainty, (), "m")
+    assert [one.name for one in usual] == [*FINDINGS, "rhythm"]
+    assert len(known) > 90 and {one.name for one in known} > {*FINDINGS, "rhythm", "qwave", "axis"}
+    assert trained_questions.choose_questions(certainty, ("afib", "all"), "m")[1:] == [
+        one for one in known if one.name != "afib"
+    ]
     certainty.groups.append({"texts": ["Is it = raining?"], "answers": ["yes", "no"]})
     certainty.groups.append({"texts": ["What is seen?"], "answers": None})
     own = trained_questions.trained_questions(
@@ -236,8 +240,7 @@ def test_names_of_questions():
     assert names == ["p_q_waves_in_v1", "q_waves_in_v1", "p_waves_where", "p_p_waves_where"]
     assert [kinds[name] for name in names] == [float, str, str, float]
     more = trained_questions.trained_questions(certainty)
-    assert [one.name for one in more] == [*FINDINGS, "rhythm", "is_it_raining"] and not more[-1].known
-    assert trained_questions.choose_questions(certainty, (), "m") == known
+    assert more[:-1] == known and more[-1].name == "is_it_raining" and not more[-1].known
     assert trained_questions.choose_questions(certainty, ("is it = raining?",), "m") == more[-1:]
     certainty.groups[:] = certainty.groups[-2:]
     with pytest.raises(Failure, match="knows no finding: .*raining"):
@@ -246,6 +249,11 @@ def test_names_of_questions():
 
 def test_an_operating_point_answers_as_chat_does(session):
     certainty = read_certainty(SHIPPED, session.tokenizer.vocab_size)
+    point = operating_point(certainty, "afib")
+    for yes in np.linspace(0.003, 0.997, 100):
+        chosen = certainty.choose(["no", "yes"], np.array([1 - yes, yes]), "afib")
+        assert point.answer(yes) == (chosen.answer if chosen.sure else "unsure")
+    certainty.points.clear()
     certainty.sure["two"] = 0.8
     point = operating_point(certainty, "afib")
     for yes in np.linspace(0.003, 0.997, 100):

@@ -28,6 +28,7 @@ from ecgbyte_cli.storage.files import sha256_of
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import optimizer
 from ecgbyte_cli.training import trainer as trainer_module
+from ecgbyte_cli.training.cost import cost_lines
 from ecgbyte_cli.training.optimizer import warmup_cosine
 from ecgbyte_cli.training.plans import read_samples
 from ecgbyte_cli.training.sampling import ecg_replacements, length_batches, stratified_order
@@ -723,6 +724,44 @@ def test_show_prints_samples_and_trains_nothing(small, tmp_path, ecgbyte):
     assert f"<sig_end>{first['question']}\n\x1b[32m" in result.stdout
     shown = json.loads(ecgbyte(*args, "--json", work=work).stdout)["samples"]
     assert len(shown) == 2 and shown[0]["loss_on"] == first["answer"] + "<eos>"
+
+
+def test_plan_measures_memory_and_time_and_writes_nothing(small, tmp_path, ecgbyte):
+    work = untrained(small, tmp_path / "work")
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 40, "--every", 10]
+    result = ecgbyte(*args, "--plan", "--json", work=work)
+    assert result.exit_code == 0, result.stderr
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
+    cost = json.loads(result.stdout)
+    tokens, memory, minutes = cost["tokens"], cost["memory_mb"], cost["minutes"]
+    assert (
+        0 < tokens["median"] <= tokens["p90"] <= tokens["longest"]
+        and cost["questions"] > cost["readings"] > 0
+    )
+    # full training in float32: two moments, and a gradient, for each weight
+    assert memory["weights"] == pytest.approx(memory["gradients"], abs=1) and memory["gradients"] > 0
+    assert memory["optimizer"] == pytest.approx(2 * memory["gradients"], abs=1)
+    assert memory["activations"] > 0 and memory["free"] > 0
+    assert cost["steps"] == 40 and not cost["checkpointing"]
+    assert minutes["training"] == pytest.approx(40 * cost["step_seconds"] / 60)
+    parts = ("training", "validation", "calibration")
+    assert min(minutes[name] for name in parts) > 0
+    assert minutes["total"] == pytest.approx(sum(minutes[name] for name in parts))
+    assert "--batch" in cost["lower"]["memory"] and "--" in cost["lower"]["time"]
+
+
+def test_the_lines_of_a_plan_warn_where_memory_is_short():
+    cost = {
+        **{"readings": 3, "questions": 9, "tokens": {"median": 5, "p90": 6, "longest": 7}, "steps": 2},
+        "memory_mb": {"weights": 100, "gradients": 10, "optimizer": 20, "activations": 40, "free": 80},
+        "minutes": {"training": 1.0, "validation": 2.0, "calibration": 3.0, "total": 6.0},
+        **{"step_seconds": 0.5, "checkpointing": True, "lower": {"memory": "lower --batch", "time": "wait"}},
+    }
+    text = "\n".join(cost_lines(cost))
+    assert "70 MB of 80 MB that are free, which is too close" in text and "in all 6.0 minutes" in text
+    cost["memory_mb"]["free"] = 1000
+    assert "too close" not in "\n".join(cost_lines(cost))
 
 
 def test_a_comparison_of_two_records_holds_both(small, tmp_path, ecgbyte):

@@ -513,5 +513,7 @@ def test_the_witness_of_an_answer_comes_from_the_controls():
         "depends_on_ecg": True,
     }
     assert not second.depends
+    unlikely = {name: [answer("yes", 0.2, [0.8, 0.2])] for name in given}  # as where yes begins at 0.1
+    assert not generate.witness_among(unlikely, 0).depends
     assert generate.witness_among(given, 2) is None  # written freely
     assert generate.witness_among({"signal": given["signal"]}, 0) is None  # --no-controls

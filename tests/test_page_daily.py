@@ -132,7 +132,9 @@ def test_findings_are_bars_that_can_be_asked_for(visit, address, width, tmp_path
     note = answered(page)
     assert page.locator("#log .q").inner_text() == "Is there atrial fibrillation?"
     assert page.locator("#log .a").inner_text() == "yes"
-    assert re.search(r"\d %; or no, \d+ % · without the ECG: no, \d+ %; with a flat line: no, \d+ %", note)
+    assert re.search(
+        r"\d % for yes, which begins at \d+ % · without the ECG: no, \d+ %; with a flat line: no, \d+ %", note
+    )
     page.locator(".share").first.wait_for(state="attached")
     drew = page.locator("#drew").inner_text()
     assert "What “yes” to “Is there atrial fibrillation?” drew on" in drew and "<" not in drew
@@ -143,7 +145,7 @@ def test_findings_are_bars_that_can_be_asked_for(visit, address, width, tmp_path
         rows[0] == "record,kind,finding,probability"
         and f'"{FIBRILLATION}","rhythm","atrial fibrillation"' in rows[1]
     )
-    assert len(rows) == 1 + 10 + 18
+    assert len(rows) == 1 + 12 + 18
     page.locator("#chips button", has_text="Describe this ECG.").click()
     answered(page, 1)
     assert page.locator("#log .a").last.inner_text().startswith("The rhythm is atrial fibrillation")

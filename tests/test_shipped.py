@@ -1,6 +1,7 @@
 """The model that comes with the package: what it is said to be, and that a recording is all that it needs."""
 
-import importlib.util
+import functools
+import importlib
 import json
 import re
 import subprocess
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ecgbyte_cli.inference import certainty
-from ecgbyte_cli.model import folder_checks, model_folder
+from ecgbyte_cli.inference.session import Session
+from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.questions.findings import FINDINGS
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -19,19 +20,11 @@ from ecgbyte_cli.storage.workdir import WorkDir
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def ship():
-    """The script that made its card."""
-    spec = importlib.util.spec_from_file_location(
-        "ship_ptbxl", ROOT / "examples" / "experiments" / "ship_ptbxl.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(ROOT / "examples" / "experiments"))  # where it finds letters.py, as when it is run
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
+@pytest.fixture
+def cards(monkeypatch):
+    """The module that writes its card."""
+    monkeypatch.syspath_prepend(ROOT / "examples" / "experiments")
+    return importlib.import_module("ptbxl_card")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +34,12 @@ def record():
     return data.get_testdata_file("waveform_ecg.dcm")
 
 
+@functools.cache
+def known():
+    """Its questions and calibration."""
+    return Session.open("ptbxl", device="cpu").certainty
+
+
 def test_it_is_small_whole_and_says_nothing_of_where_it_was_trained():
     files = [path for path in folder_checks.SHIPPED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8e6
@@ -48,20 +47,21 @@ def test_it_is_small_whole_and_says_nothing_of_where_it_was_trained():
     folder_checks.check_files(folder_checks.SHIPPED, said)
     text = (folder_checks.SHIPPED / "ecgbyte.json").read_text()
     assert not re.search(r'"(/|[A-Za-z]:\\\\)', text) and "/tmp" not in text
-    _, _, tokenizer, _ = model_folder.load_model(folder_checks.SHIPPED, "cpu")
-    known = certainty.read_certainty(folder_checks.SHIPPED, tokenizer.vocab_size)
-    assert known.sure.keys() == known.temperature.keys() == {"two", "more"}
+    assert known().sure.keys() == known().temperature.keys() == {"two", "more"}
+    assert known().calibrated_on == "PTB-XL, fold 9"
 
 
-def test_the_card_says_what_the_scores_say(ship):
+def test_the_card_says_what_the_scores_say(cards):
     card = (folder_checks.SHIPPED / "README.md").read_text(encoding="utf-8")
-    assert card == ship.text(folder_checks.SHIPPED)
+    assert card == cards.card_text(folder_checks.SHIPPED)
     scores = read_json(folder_checks.SHIPPED / "metrics.json")["fold_10"]
     mean = sum(scores["auroc"][name] for name in FINDINGS) / len(FINDINGS)
     assert f"over the {len(FINDINGS)} findings: {mean:.3f}" in card
     for name, finding in FINDINGS.items():
         low, high = scores["auroc_intervals"][name]
-        assert f"| {finding.words} | {scores['auroc'][name]:.3f} | {low:.3f} to {high:.3f} |" in card
+        point = scores["at_point"][name]
+        yes = f"{point['positives']:,} of {point['recordings']:,}"
+        assert f"| {finding.words} | {yes} | {scores['auroc'][name]:.3f} | {low:.3f} to {high:.3f} |" in card
     for name, score in scores["control"].items():
         assert f"{name} {score:.1f}" in card
     for words in ("PTB-XL", "CC BY 4.0", "Wagner", "Research use only", "fold 9", "Other hospitals"):
@@ -99,10 +99,7 @@ def test_a_recording_alone_is_answered(ecgbyte, record, tmp_path):
     result = ecgbyte("chat", record, *asked)
     assert result.exit_code == 0, result.stderr
     rhythm, dog = json.loads(result.stdout)["turns"]
-    known = read_json(folder_checks.SHIPPED / "metrics.json")["fold_10"]["balanced"]["rhythm-query"][
-        "confusion"
-    ]
-    assert 0 < rhythm["probability"] <= 1 and rhythm["answer"] in known
+    assert 0 < rhythm["probability"] <= 1 and rhythm["answer"] in known().match("rhythm").answers
     assert dog["declined"]
     assert "comes with ecgbyte" in result.stderr
     picture = tmp_path / "attention.png"
@@ -160,9 +157,10 @@ def test_a_list_of_findings_is_put_together_from_answers_yes_and_no(ecgbyte, rec
     result = ecgbyte("chat", record, *(word for text in asked for word in ("-q", text)), "--json")
     listed, *each = json.loads(result.stdout)["turns"]
     assert [*listed["findings"]] == [finding.words for finding in FINDINGS.values()]
-    likely = [words for words, chance in listed["findings"].items() if chance > 0.5]
+    points = {FINDINGS[name].words: point[2] for name, point in known().points.items() if name in FINDINGS}
+    likely = [words for words, chance in listed["findings"].items() if chance >= points.get(words, 0.5)]
     assert listed["answer"] == ("; ".join(likely) or "none of those that I know") and not listed["declined"]
-    for turn, name in zip(each, ("afib", "pvc"), strict=True):
+    for turn, name in zip(each, ("pvc", "afib"), strict=True):
         yes = turn["probability"] if turn["answer"] == "yes" else 1 - turn["probability"]
         (words,) = [f.words for n, f in FINDINGS.items() if n == name]
         assert listed["findings"][words] == pytest.approx(yes, abs=1e-3)

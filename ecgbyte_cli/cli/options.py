@@ -158,6 +158,37 @@ def recording_options(command: Callable) -> Callable:
     return fs(lead_names(units(command)))
 
 
+def bare_file_options(command: F) -> F:
+    """Add the options that describe files without a sampling rate, lead names or units."""
+    fs = click.option(
+        "--input-fs",
+        type=click.FloatRange(0, min_open=True),
+        default=None,
+        show_default="as the files say",
+        help="Sampling rate of files that do not say it (CSV, TSV, NumPy), in Hz.",
+    )
+    lead_names = click.option(
+        "--lead-names",
+        default=None,
+        show_default="the 12 in their usual order",
+        help="Names of the leads in files that do not say them (NumPy, HDF5), separated by commas.",
+    )
+    units = click.option(
+        "--units",
+        type=click.Choice(["uV", "mV", "V"]),
+        default=None,
+        show_default="mV",
+        help="Units of files that do not say them (CSV, TSV, NumPy, HDF5).",
+    )
+    return fs(lead_names(units(command)))
+
+
+def bare_file_settings(input_fs: float | None, lead_names: str | None, units: str | None) -> dict[str, Any]:
+    """Return the values of `bare_file_options` as arguments of `readers.read_recording`."""
+    names = [name.strip() for name in lead_names.split(",")] if lead_names else None
+    return {"fs": input_fs, "lead_names": names, "units": units}
+
+
 max_new_option = click.option(
     "--max-new",
     type=click.IntRange(1),

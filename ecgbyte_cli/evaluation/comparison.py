@@ -228,7 +228,7 @@ def compare_answers(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[st
         return differences
     labelled = [
         [
-            _labelled(topic, [lines[i] for i in some], [patients[i] for i in some])
+            labelled_topic(topic, [lines[i] for i in some], [patients[i] for i in some])
             for topic, some in topics.items()
         ]
         for lines in (one, other)
@@ -236,7 +236,9 @@ def compare_answers(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[st
     return differences + [one for one in compare_labelled(*labelled) if one.measure == "AUROC"]
 
 
-def _labelled(topic: str, lines: Sequence[Mapping[str, Any]], patients: Sequence[str]) -> LabelledFinding:
+def labelled_topic(
+    topic: str, lines: Sequence[Mapping[str, Any]], patients: Sequence[str]
+) -> LabelledFinding:
     """Return the answers to the questions about a topic."""
     truth = np.array([exact_match(line["truth"], "yes") for line in lines])
     chances = np.array([line["p_yes"] for line in lines], float)

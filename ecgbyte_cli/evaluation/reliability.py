@@ -4,8 +4,8 @@ Intervals hold 95 % of a bootstrap over patients, as in metrics.py.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,8 +20,24 @@ from ecgbyte_cli.evaluation.metrics import (
 from ecgbyte_cli.questions.findings import FINDINGS
 
 if TYPE_CHECKING:
-    from ecgbyte_cli.inference.batch_answering import Answer
     from ecgbyte_cli.questions.question_file import Question
+
+
+class Answered(Protocol):
+    """The parts of an answer that scores need."""
+
+    @property
+    def answer(self) -> str: ...
+
+    @property
+    def probability(self) -> float: ...
+
+    @property
+    def yes(self) -> float | None: ...
+
+    @property
+    def sure(self) -> bool | None: ...
+
 
 BINS = 10  # of the calibration error
 SUPPORT = 10  # the fewest true answers of a label in the balanced accuracy
@@ -30,14 +46,14 @@ STEPS = (100, 90, 80, 70, 60, 50, 40, 30, 20, 10)  # of the coverage, %
 
 
 def score_probabilities(
-    questions: Sequence["Question"], answers: Sequence["Answer"], patients: Sequence[str], seed: int = 0
+    questions: Sequence["Question"], answers: Sequence[Answered], patients: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
     """Score answers with their probabilities.
 
     Parameters
     ----------
     questions : list of Question
-    answers : list of Answer
+    answers : list of Answered
         One for each question.
     patients : list of str
         Of each question.
@@ -91,7 +107,7 @@ def _resample(
     return [np.concatenate(of) for of in areas], [np.concatenate(of) for of in hits]
 
 
-def _coverage(answers: Sequence["Answer"], right: np.ndarray) -> dict[str, Any]:
+def _coverage(answers: Sequence[Answered], right: np.ndarray) -> dict[str, Any]:
     """Return how many of the likeliest answers, and of the sure ones, are right."""
     chosen = np.array([i for i, answer in enumerate(answers) if answer.sure is not None], int)
     if not len(chosen):
@@ -160,7 +176,7 @@ def auroc(values: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndar
     return np.where(pairs > 0, (yes * below).sum(1) / np.maximum(pairs, 1), np.nan)
 
 
-def _topics(questions: Sequence["Question"], answers: Sequence["Answer"]) -> list[Topic]:
+def _topics(questions: Sequence["Question"], answers: Sequence[Answered]) -> list[Topic]:
     groups: dict[str, list[int]] = {}
     for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         if answer.yes is not None:
@@ -179,7 +195,7 @@ def _auroc_by_topic(topics: list[Topic], resampled: list[np.ndarray]) -> dict[st
     """Return the AUROC of P(yes) by topic and its mean."""
     areas = {topic.name: topic.auroc for topic in topics}
     drawn = dict(zip(areas, resampled, strict=True))
-    averaged = [name for name in FINDINGS if name in areas] or [*areas]
+    averaged = averaged_topics(areas)
     return {
         "auroc": areas,
         "auroc_intervals": {name: confidence_interval(values) for name, values in drawn.items()},
@@ -187,6 +203,11 @@ def _auroc_by_topic(topics: list[Topic], resampled: list[np.ndarray]) -> dict[st
         "mean_auroc_interval": confidence_interval(np.mean([drawn[name] for name in averaged], axis=0)),
         "mean_of": len(averaged),
     }
+
+
+def averaged_topics(areas: Mapping[str, float]) -> list[str]:
+    """Return the topics of the mean AUROC: the findings of examples/findings.csv if there are some, else all."""
+    return [name for name in FINDINGS if name in areas] or [*areas]
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
@@ -198,7 +219,7 @@ def calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
 
 
 def _question_types(
-    questions: Sequence["Question"], answers: Sequence["Answer"], whole: Sequence[str]
+    questions: Sequence["Question"], answers: Sequence[Answered], whole: Sequence[str]
 ) -> list[QuestionType]:
     kinds = []
     for name in sorted({q.type for q in questions}):

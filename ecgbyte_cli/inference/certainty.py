@@ -29,6 +29,7 @@ CONTENTS = (
     "bits",
     "amplitude",
     "points",
+    "adjustments",
     "calibrated_on",
 )  # of certainty.json
 FLAT = 0.01  # mV; a lead that moves less is flat
@@ -64,11 +65,11 @@ class MatchedQuestion(NamedTuple):
 
 
 class ChosenAnswer(NamedTuple):
-    """The most probable of several answers."""
+    """One of several answers: the most probable, or the one that a threshold or an adjustment decides for."""
 
     answer: str
     probability: float  # calibrated
-    other: str  # the second most probable
+    other: str  # the most probable of the others
     other_probability: float
     sure: bool | None  # None where no threshold is known
     yes: float | None  # the probability of yes, where yes and no are the answers
@@ -94,6 +95,10 @@ class Certainty:
     points : dict of str to list of float
         By the text of a prompt for yes and no: slope and intercept that turn the model's log-odds into calibrated
         ones, and the probability from which the answer is yes.
+    adjustments : dict of str to dict of str to float
+        By the text of a prompt with more than two answers: what is added to the log-probability of each answer before
+        the largest is chosen, so that rare answers are given (Menon et al., Long-tail learning via logit adjustment,
+        ICLR 2021). Probabilities stay as they are.
     calibrated_on : str or None
         The recordings of the calibration in words.
     keys, counts, single : numpy.ndarray
@@ -110,6 +115,7 @@ class Certainty:
     counts: np.ndarray
     single: np.ndarray
     points: dict[str, list[float]] = field(default_factory=dict)
+    adjustments: dict[str, dict[str, float]] = field(default_factory=dict)
     calibrated_on: str | None = None
 
     def __post_init__(self) -> None:
@@ -151,30 +157,24 @@ class Certainty:
         return softmax(logs / self.temperature.get(answer_kind(answers), 1.0))
 
     def choose(self, answers: Sequence[str], weights: np.ndarray, text: str = "") -> ChosenAnswer:
-        """Return the most probable of two answers or more; yes from its own probability on where that is known."""
-        best, other = np.argsort(-weights, kind="stable")[:2]
+        """Choose one of two answers or more: by its threshold or adjustment, where there is one, or the likeliest."""
         yes = yes_place(answers)
-        if text in self.points and yes is not None:
-            point, chance = self.points[text][2], float(weights[yes])
-            best, other = (yes, 1 - yes) if chance >= point else (1 - yes, yes)
+        point = self.points[text][2] if text in self.points and yes is not None else None
+        if point is None:
+            added = [self.adjustments.get(text, {}).get(answer, 0.0) for answer in answers]
+            best = int(np.argmax(np.log(np.maximum(weights, 1e-300)) + added))
+        else:
+            assert yes is not None
+            best = yes if weights[yes] >= point else 1 - yes
+        other = int(np.argmax(np.where(np.arange(len(weights)) == best, -1, weights)))
+        chance, least = None if yes is None else float(weights[yes]), self.sure.get(answer_kind(answers))
+        if point is not None and chance is not None:
             low, high = unsure_range(point)
-            return ChosenAnswer(
-                answers[best],
-                float(weights[best]),
-                answers[other],
-                float(weights[other]),
-                not low < chance < high,
-                chance,
-                point,
-            )
-        least = self.sure.get(answer_kind(answers))
+            sure: bool | None = not low < chance < high
+        else:
+            sure = None if least is None else bool(weights[best] >= least)
         return ChosenAnswer(
-            answers[best],
-            float(weights[best]),
-            answers[other],
-            float(weights[other]),
-            None if least is None else bool(weights[best] >= least),
-            None if yes is None else float(weights[yes]),
+            answers[best], float(weights[best]), answers[other], float(weights[other]), sure, chance, point
         )
 
     def bits_of(self, ecg: np.ndarray, lengths: np.ndarray, samples: int) -> float:
@@ -245,6 +245,7 @@ class Certainty:
             amplitude,
             *(keys, counts, self.single + earlier.single),
             earlier.points | self.points,
+            earlier.adjustments | self.adjustments,
             earlier.calibrated_on,
         )
 
@@ -330,6 +331,11 @@ def _find_problem(said: dict[str, Any]) -> str | None:
         for point in points.values()
     ):
         return "points"
+    adjustments = said.get("adjustments", {})
+    if not isinstance(adjustments, dict) or not all(
+        isinstance(added, dict) and numbers(added.values()) for added in adjustments.values()
+    ):
+        return "adjustments"
     if not isinstance(said.get("calibrated_on"), str | None):
         return "calibrated_on"
     for key in ("bits", "amplitude"):

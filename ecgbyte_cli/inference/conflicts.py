@@ -58,12 +58,14 @@ class Conflict:
     source: str
 
     @property
+    def reason(self) -> str:
+        """What speaks against the answer."""
+        return f"{self.measured} was measured; {self.rule} ({self.source})"
+
+    @property
     def text(self) -> str:
         """All of it in one sentence."""
-        return (
-            f"conflict: the model answers {self.answer} to {self.finding}, but {self.measured} was measured; "
-            f"{self.rule} ({self.source})"
-        )
+        return f"conflict: the model answers {self.answer} to {self.finding}, but {self.reason}"
 
     def as_json(self) -> dict[str, str]:
         """Return the conflict as JSON takes it."""

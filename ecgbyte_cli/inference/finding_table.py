@@ -17,10 +17,12 @@ from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conflicts import find_conflicts
 from ecgbyte_cli.inference.conversation import ECG
+from ecgbyte_cli.inference.device_statements import device_conflicts, device_statements
 from ecgbyte_cli.inference.operating_points import NO, YES, OperatingPoint
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.trained_questions import RHYTHM, TrainedQuestion
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.questions.findings import ALL_FINDINGS
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal.measurement import VALUES
@@ -168,8 +170,8 @@ def _row(
             yes = float(chances[[answer.casefold() for answer in one.answers].index(YES)])
             probability, answers[one.name] = points[one.name].recalibrated(yes), points[one.name].answer(yes)
         else:
-            best = int(chances.argmax())
-            probability, answers[one.name] = float(chances[best]), one.answers[best]
+            chosen = session.choose(one.text, one.answers, chances)
+            probability, answers[one.name] = chosen.probability, chosen.answer
         # six digits, not six places: a rare finding has a small probability
         row |= {f"p_{one.name}": float(f"{probability:.6g}"), one.name: answers[one.name]}
     row |= {name: value for name, value in measurement.values().items() if name in MEASURED}
@@ -178,8 +180,14 @@ def _row(
         for one in questions
         if answers[one.name] in (YES, NO) or one.name == RHYTHM
     }
-    conflicts = find_conflicts(said, measurement, *age_and_sex(recording))
-    row["conflicts"] = "; ".join(f"{one.finding} {one.answer}, but {one.measured}" for one in conflicts)
+    conflicts = [
+        f"{one.finding} {one.answer}, but {one.measured}"
+        for one in find_conflicts(said, measurement, *age_and_sex(recording))
+    ]
+    words = {ALL_FINDINGS[name].words if name in ALL_FINDINGS else name: one for name, one in said.items()}
+    stated = device_conflicts(words, device_statements(recording))
+    conflicts += [f"{one.finding} {one.answer}, but {one.reason}" for one in stated]
+    row["conflicts"] = "; ".join(conflicts)
     certainty, signal = session.certainty, ecg.segments[ecg.number][1]
     row["unlike"] = "; ".join(certainty.unlike(ecg.tokens, signal, session.tokenizer)) if certainty else ""
     if embedding is not None:

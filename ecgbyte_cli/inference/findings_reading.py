@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ecgbyte_cli.inference.conflicts import Conflict, find_conflicts
+from ecgbyte_cli.inference.device_statements import DeviceConflict, device_conflicts, device_statements
 from ecgbyte_cli.inference.everyday import RHYTHM, list_parts
 from ecgbyte_cli.inference.measured_answers import describe_value, measured_value
 from ecgbyte_cli.inference.witness import percent
@@ -32,19 +33,20 @@ class FindingsReading:
     present : list of str
         The words of the findings that the model answers yes to.
     rhythms : dict of str to float
-        Each rhythm to its probability, the most probable first; empty where the model is not asked about the rhythm.
-    conflicts : list of Conflict
-        Answers that the measurement contradicts.
+        Each rhythm to its probability: first the model's answer, then the most probable. Empty where the model is not
+        asked about the rhythm.
+    conflicts : list of Conflict or DeviceConflict
+        Answers that the measurement or the recorder's own statements contradict.
     """
 
     findings: dict[str, float]
     present: list[str]
     rhythms: dict[str, float]
-    conflicts: list[Conflict]
+    conflicts: list[Conflict | DeviceConflict]
 
     @property
     def rhythm(self) -> str | None:
-        """The most probable rhythm."""
+        """The model's answer."""
         return next(iter(self.rhythms), None)
 
     def as_json(self) -> dict[str, Any]:
@@ -80,12 +82,13 @@ def read_findings(session: "Session", ecg: "ECG") -> FindingsReading:
     if rhythm and rhythm.answers:
         ids, _ = session.prompt_ids([ecg], [(rhythm.text, None)])
         (weights,) = session.weigh_prompts([ids], rhythm.answers, [rhythm.text])
-        order = np.argsort(-weights, kind="stable")
-        rhythms = {rhythm.answers[i]: float(weights[i]) for i in order}
-    if rhythms:
-        answers["rhythm"] = next(iter(rhythms))
-    conflicts = find_conflicts(answers, ecg.measurement, *age_and_sex(ecg.recording))
-    return FindingsReading(findings, present, rhythms, conflicts)
+        ranked = [rhythm.answers[i] for i in np.argsort(-weights, kind="stable")]
+        chances = dict(zip(rhythm.answers, weights.tolist(), strict=True))
+        answers["rhythm"] = session.choose(rhythm.text, rhythm.answers, weights).answer
+        rhythms = {one: chances[one] for one in dict.fromkeys([answers["rhythm"], *ranked])}
+    measured = find_conflicts(answers, ecg.measurement, *age_and_sex(ecg.recording))
+    stated = device_conflicts(answers, device_statements(ecg.recording))
+    return FindingsReading(findings, present, rhythms, [*measured, *stated])
 
 
 def compose_report(session: "Session", ecg: "ECG") -> str:
@@ -97,6 +100,8 @@ def compose_report(session: "Session", ecg: "ECG") -> str:
         sentences.append(f"The rhythm is {likely[0]} ({percent(likely[1])}{other}).")
     sentences += _about_findings(reading)
     sentences += _about_measurement(ecg.measurement, *age_and_sex(ecg.recording))
+    if stated := device_statements(ecg.recording):
+        sentences.append(f"The recorder's own statements: {'; '.join(stated)}.")
     sentences += [f"{conflict.text[0].upper()}{conflict.text[1:]}." for conflict in reading.conflicts]
     return "\n".join([*sentences, COMPOSED])
 

@@ -10,6 +10,7 @@ from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import caused_by_interrupt
 from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.inference.conflicts import answers_of, own_conflicts
+from ecgbyte_cli.inference.device_statements import device_conflicts, device_statements
 from ecgbyte_cli.inference.measured_answers import answer_measured
 from ecgbyte_cli.inference.measured_wordings import match_measured
 from ecgbyte_cli.questions.question_file import Question
@@ -23,11 +24,12 @@ from ecgbyte_cli.storage.workdir import WorkDir
 
 
 class MeasuredSegment(NamedTuple):
-    """The measurement of a segment, and what its normal limits depend on."""
+    """The measurement of a segment, what its normal limits depend on, and the recorder's own statements."""
 
     measurement: Measurement
     age: float | None
     sex: str | None
+    statements: list[str]
 
 
 def measured_remarks(
@@ -65,9 +67,13 @@ def measured_remarks(
         remarks.append({})
         if segment is None:
             continue
-        if conflicts := own_conflicts(own, by_segment[question.segments[0]], *segment):
-            remarks[-1]["conflicts"] = [one.as_json() for one in conflicts]
-        if values := answer_measured(question.question, *segment):
+        about = segment.measurement, segment.age, segment.sex
+        conflicts = own_conflicts(own, by_segment[question.segments[0]], *about)
+        found = [one.as_json() for one in conflicts]
+        found += [one.as_json() for one in device_conflicts(own, segment.statements)]
+        if found:
+            remarks[-1]["conflicts"] = found
+        if values := answer_measured(question.question, *about):
             remarks[-1]["measured"] = values.as_json()
     return remarks
 
@@ -104,4 +110,4 @@ def measure_segment(
             raise KeyboardInterrupt from None
         return number, None
     measurement = measure_stretch(recording, start, start + seconds)
-    return number, MeasuredSegment(measurement, *age_and_sex(recording))
+    return number, MeasuredSegment(measurement, *age_and_sex(recording), device_statements(recording))

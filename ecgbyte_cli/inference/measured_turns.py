@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ecgbyte_cli.inference.conflicts import Conflict, answers_of, own_conflicts
+from ecgbyte_cli.inference.device_statements import DeviceConflict, device_conflicts, device_statements
 from ecgbyte_cli.inference.measured_answers import MeasuredAnswer, answer_measured
 from ecgbyte_cli.inference.measured_wordings import match_measured
 from ecgbyte_cli.signal.normal_limits import age_and_sex
@@ -52,8 +53,8 @@ def take_measured(turn: AskedTurn, question: str, show: Callable[[str], object])
     return True
 
 
-def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[Conflict]:
-    """Return the conflicts of a turn's answer with the measurement of its ECG.
+def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[Conflict | DeviceConflict]:
+    """Return the conflicts of a turn's answer with the measurement of its ECG, and with the recorder's statements.
 
     Parameters
     ----------
@@ -69,7 +70,8 @@ def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[Confli
     for earlier in log:
         if not isinstance(earlier, str) and len(earlier.ecgs) == 1 and earlier.ecgs[0] is ecg:
             answers |= _said(earlier)
-    return own_conflicts(said, answers, ecg.measurement, *age_and_sex(ecg.recording))
+    measured = own_conflicts(said, answers, ecg.measurement, *age_and_sex(ecg.recording))
+    return [*measured, *device_conflicts(said, device_statements(ecg.recording))]
 
 
 def _said(turn: AskedTurn) -> dict[str, str]:

@@ -9,9 +9,9 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.certainty import Certainty
 from ecgbyte_cli.inference.conflicts import answers_of
 from ecgbyte_cli.inference.everyday import known_findings, suggest
-from ecgbyte_cli.questions.findings import ALL_FINDINGS, STATEMENTS
+from ecgbyte_cli.questions.findings import ALL_FINDINGS, FINDINGS, STATEMENTS
 
-RHYTHM = "rhythm"
+RHYTHM, ALL = "rhythm", "all"
 LONGEST_NAME = 48
 THERE = re.compile(r"(?:Is|Are) there (?!any )(.+?)(?: in this ECG)?\?")  # see `phrasings.VERIFY`
 # The words of findings to their short names: those of examples/findings.csv, else the code in lower case
@@ -81,7 +81,10 @@ def names_by_text(certainty: Certainty | None) -> dict[str, str]:
 
 
 def choose_questions(certainty: Certainty | None, wanted: Sequence[str], model: str) -> list[TrainedQuestion]:
-    """Choose questions by short name, words or wording; without any, all known findings and the rhythm.
+    """Choose questions by short name, words or wording; without any, the usual findings and the rhythm.
+
+    The usual findings are those of `findings.FINDINGS`, or all known ones where the model knows none of these. `all`
+    stands for every question.
 
     Parameters
     ----------
@@ -98,8 +101,9 @@ def choose_questions(certainty: Certainty | None, wanted: Sequence[str], model: 
     trained = trained_questions(certainty)
     if not wanted:
         known = [one for one in trained if one.known]
+        usual = [one for one in known if one.name in FINDINGS]
         if known:
-            return known
+            return [*usual, *(one for one in known if one.name == RHYTHM)] if usual else known
         some = "; ".join(f'"{one.words}"' for one in trained[:3])
         raise Failure(
             f"the model {model} knows no finding: "
@@ -109,7 +113,11 @@ def choose_questions(certainty: Certainty | None, wanted: Sequence[str], model: 
                 else "train one with yes/no questions"
             )
         )
-    chosen = {one.name: one for text in wanted for one in [_find(certainty, trained, text, model)]}
+    chosen = {
+        one.name: one
+        for text in wanted
+        for one in (trained if text == ALL else [_find(certainty, trained, text, model)])
+    }
     return list(chosen.values())
 
 

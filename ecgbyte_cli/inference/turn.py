@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ecgbyte_cli.inference.conflicts import Conflict
+from ecgbyte_cli.inference.device_statements import DeviceConflict
 from ecgbyte_cli.inference.measured_answers import MeasuredAnswer
 from ecgbyte_cli.inference.witness import Witness, percent
 
@@ -37,7 +38,8 @@ class Turn:
     separate: list["Turn"] = field(default_factory=list)  # one per ECG, where the model reads one at a time
     witness: Witness | None = None  # what the model answers without the ECG
     measured: MeasuredAnswer | None = None  # the answer, if it is a measured value
-    conflicts: list[Conflict] = field(default_factory=list)  # of the model's answer with the measurement
+    # of the model's answer with the measurement, and with the recorder's own statements
+    conflicts: list[Conflict | DeviceConflict] = field(default_factory=list)
     first: float | None = None  # s to the first token
     seconds: float = 0.0
     stopped: bool = False
@@ -66,10 +68,12 @@ class Turn:
         if self.point is not None:
             yes = self.probability if self.other[0].casefold() == "no" else self.other[1]
             return f"{unsure}{percent(yes)} for yes, which begins at {percent(self.point)}"
-        return f"{unsure}{percent(self.probability)}; or {self.other[0]}, {percent(self.other[1])}"
+        # an answer can be given although another is more probable: see `Certainty.adjustments`
+        rare = ", much for a rare answer" if self.probability < self.other[1] else ""
+        return f"{unsure}{percent(self.probability)}{rare}; or {self.other[0]}, {percent(self.other[1])}"
 
     def notes(self) -> list[str]:
-        """Return what to say beside the answer: conflicts with the measurement, and no dependence on the ECG."""
+        """Return what to say beside the answer: conflicts of the answer, and no dependence on the ECG."""
         own = [conflict.text for conflict in self.conflicts]
         own += [self.witness.note] if self.witness and self.witness.note else []
         others = [f"{part.ecgs[0].recording.name}: {line}" for part in self.separate for line in part.notes()]

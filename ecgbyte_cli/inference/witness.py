@@ -65,27 +65,21 @@ class Witness:
 
 
 def witness_of(
-    weights: Sequence[float],
-    without: Sequence[float],
-    best_without: tuple[str, float],
-    best_flat: tuple[str, float],
-    given: int | None = None,
+    answer: str, probability: float, same: float, without: tuple[str, float], flat: tuple[str, float]
 ) -> Witness:
-    """Compare the probabilities of answers to a question with those of the same answers without the ECG.
+    """Compare an answer with those to the same question without the ECG.
 
     Parameters
     ----------
-    weights, without : sequence of float
-        The probability of each answer with and without the ECG.
-    best_without, best_flat : (str, float)
+    answer, probability : str, float
+        The answer with the ECG.
+    same : float
+        The probability of this answer without the ECG.
+    without, flat : (str, float)
         The most probable answer without the ECG and with a flat line, and its probability.
-    given : int or None
-        The place of the answer with the ECG; None: the most probable.
     """
-    given = int(np.argmax(weights)) if given is None else given
-    same = float(without[given])
-    alike = int(np.argmax(without)) == given and same >= SHARE * weights[given]
-    return Witness(best_without, best_flat, same, not alike)
+    alike = without[0] == answer and same >= SHARE * probability
+    return Witness(without, flat, same, not alike)
 
 
 def witness_among(given: "Mapping[str, Sequence[Answer]]", number: int) -> Witness | None:
@@ -94,8 +88,12 @@ def witness_among(given: "Mapping[str, Sequence[Answer]]", number: int) -> Witne
     with_ecg, without, flat = (given[name][number] if name in given else None for name in names)
     if not (with_ecg and without and flat and with_ecg.weights and without.weights and flat.weights):
         return None
-    best = ((without.answer, without.probability), (flat.answer, flat.probability))
-    return witness_of(with_ecg.weights, without.weights, *best)
+    same = without.weights[with_ecg.weights.index(with_ecg.probability)]
+    best = [
+        max((one.probability, one.answer), (one.other_probability or 0.0, one.other or ""))[::-1]
+        for one in (without, flat)
+    ]
+    return witness_of(with_ecg.answer, with_ecg.probability, same, *best)
 
 
 def find_witness(
@@ -115,10 +113,10 @@ def find_witness(
         float64 (answers,), the probabilities with the ECG.
     """
     without, flat = ask_without_ecg(session, question, answers, earlier)
-    best = [session.choose(question, answers, one) for one in (without, flat)]
-    given = list(answers).index(session.choose(question, answers, weights).answer)
-    pairs = [(one.answer, one.probability) for one in best]
-    return witness_of(weights.tolist(), without.tolist(), pairs[0], pairs[1], given)
+    given = session.choose(question, answers, weights)
+    same = float(without[list(answers).index(given.answer)])
+    best = [(answers[int(one.argmax())], float(one.max())) for one in (without, flat)]
+    return witness_of(given.answer, given.probability, same, *best)
 
 
 def ask_without_ecg(

@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional
 
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model import decoding, weighing
+from ecgbyte_cli.model import attention, decoding, weighing
+from ecgbyte_cli.model.beginnings import causal_mask
 from ecgbyte_cli.model.kv_cache import PromptCache
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.runtime import devices
@@ -150,9 +151,9 @@ class ECGLM(torch.nn.Module):
             Padded on the right: no real token sees what comes after it, so no mask is needed.
         positions : int64 tensor (batch, n) or None
             None: consecutive, unless positions follow time in the layout.
-        owner : int64 tensor (batch, n) or None
-            0 for the beginning that several questions share, and k for the k-th of them, which sees the beginning
-            and itself.
+        owner : int64 tensor (batch, m) or None
+            Of the last m ids: 0 for the beginning that several questions share, and k for the k-th of them, which
+            sees the beginning and itself. All ids before them belong to the beginning.
         """
         inputs = {"inputs_embeds": self.embed(ids)}
         if positions is None and self.layout.unit:
@@ -162,17 +163,37 @@ class ECGLM(torch.nn.Module):
             # with a mask, or Transformers would take steps in the positions for several texts end to end
             inputs["position_ids"], inputs["attention_mask"] = positions, torch.ones_like(ids)
         if owner is not None:
-            seen = (owner[:, None, :] == 0) | (owner[:, :, None] == owner[:, None, :])
-            inputs["attention_mask"] = self.mask(seen.tril())
+            whole = functional.pad(owner, (ids.shape[1] - owner.shape[1], 0))
+            asking = owner if self.takes_last_rows else whole
+            seen = (whole[:, None] == 0) | (whole[:, None] == asking[..., None])
+            seen &= causal_mask(asking.shape[1], ids.shape[1], ids.device)
+            inputs["attention_mask"] = self.mask(seen)
         return inputs
 
     def mask(self, seen: torch.Tensor) -> torch.Tensor:
-        """Return an attention mask for the base model, from which ids each id sees, bool (batch, n, of n)."""
-        if self.base.config._attn_implementation == "sdpa":
-            return seen[:, None]
-        kind = self.base.get_input_embeddings().weight.dtype  # it is added to the scores
-        mask = torch.zeros(seen.shape, dtype=kind, device=seen.device)
-        return mask.masked_fill(~seen, torch.finfo(kind).min)[:, None]
+        """Return an attention mask for the base model, from which ids each of the last ids sees.
+
+        It is in the type that the model computes in, so that no layer converts it.
+
+        Parameters
+        ----------
+        seen : bool tensor (batch, m, n)
+            No id sees one behind it. Only with `takes_last_rows` may there be more ids than rows.
+
+        Returns
+        -------
+        tensor (batch, 1, m, n)
+            It is added to the scores.
+        """
+        kind, device = self.base.get_input_embeddings().weight.dtype, seen.device.type
+        if torch.is_autocast_enabled(device):
+            kind = torch.get_autocast_dtype(device)
+        rows, columns = seen.shape[1:]
+        # kernels of GPUs want rows that begin at multiples of 8, and would copy others in each layer
+        mask = torch.zeros(len(seen), rows, -(-columns // 8) * 8, dtype=kind, device=seen.device)[
+            ..., :columns
+        ]
+        return mask.masked_fill_(~seen, torch.finfo(kind).min)[:, None]
 
     def outputs(
         self,
@@ -308,6 +329,11 @@ class ECGLM(torch.nn.Module):
         """Return the logarithms of the probabilities of answers to prompts; see `weighing.weigh`."""
         with self.autocast():
             return weighing.weigh(self, prompts, answers, cache)
+
+    @functools.cached_property
+    def takes_last_rows(self) -> bool:
+        """Whether the base model takes a mask for the last ids alone; see `attention.take_last_rows`."""
+        return attention.take_last_rows(self)
 
     @functools.cached_property
     def beside(self) -> bool:

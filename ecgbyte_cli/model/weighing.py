@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ecgbyte_cli.model.attention import TAKE_MASKS
 from ecgbyte_cli.model.beginnings import (
     Beginnings,
     Block,
@@ -183,7 +184,7 @@ def takes_side_by_side(lm: "ECGLM") -> bool:
     It is tried without autocast, whose rounding would hide what the mask does.
     """
     config = lm.base.config
-    if config._attn_implementation not in ("sdpa", "eager") or getattr(config, "window_size", None):
+    if config._attn_implementation not in TAKE_MASKS or getattr(config, "window_size", None):
         return False
     if not can_select_rows(new_cache(lm.base)):
         return False

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,10 @@ class Question:
     segments: tuple[int, ...] = ()  # of the records, in their order; set by `join_segments`
     problem: str = ""  # the reason why the question cannot be asked; set by `join_segments`
     weight: float = 1.0  # how often its loss counts in training
+    id: str = field(default="", compare=False)  # of the item in its file
+    patient: str = ""  # if the item names one
+    control: str = ""  # of a question about a twin, from `ecgbyte controls`
+    original: tuple[str, ...] = ()  # the records that the twins were made from
 
     @property
     def records(self) -> tuple[str, ...]:
@@ -261,9 +265,18 @@ def _questions(item: dict, split: str | None) -> list[Question]:
                     (item[k] for k in ("topic", "finding") if item.get(k) and isinstance(item[k], str)), None
                 ),
                 item.get("closed") in (True, "true", "True"),
+                id=_short(item.get("id", item.get("No"))),
+                patient=_short(item.get("patient")),
+                control=_short(item.get("control")),
+                original=tuple(filter(None, map(_short, item_formats.as_list(item.get("original", ""))))),
             )
         )
     return questions
+
+
+def _short(value: Any) -> str:
+    """Return a name or a number as text; empty where there is none, or something else."""
+    return str(value) if type(value) in (str, int) else ""
 
 
 def _problem(error: Exception) -> str:

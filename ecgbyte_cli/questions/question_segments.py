@@ -11,6 +11,7 @@ from typing import Any
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.readers.formats import EXTENSIONS
 
+NOT_ENCODED = "are about records that were not encoded"
 SIDES = {"train": "training", "val": "validation", "test": "test"}  # in words
 
 Joined = tuple[Question, int, str, str]  # question, its first segment, patient, split
@@ -44,7 +45,7 @@ def join_segments(
         matches = [find(record) for record in question.records]
         splits = {question.split or segments["split"][places[0]] for places in matches if places}
         if not all(matches):
-            unmatched.append(replace(question, problem="are about records that were not encoded"))
+            unmatched.append(replace(question, problem=NOT_ENCODED))
         elif any(len(places) > 1 for places in matches):
             unmatched.append(replace(question, problem="name a record that several recordings are called"))
         elif len(splits) > 1:

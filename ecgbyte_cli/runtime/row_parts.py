@@ -136,11 +136,11 @@ def write_rows(
     with lock(folder):
         clear_leftovers(folder)
         clear_leftovers(out)
-        parts = PartialResults(folder, settings, overwrite, "name another file with --out")
+        parts = PartialResults(folder, settings, overwrite, "choose another --out")
         lots = [list(found[i : i + PART]) for i in range(0, len(found), PART)]
         todo = parts.missing(len(lots))
         if out.exists() and not overwrite and len(todo) == len(lots):
-            raise Failure(f"{out} exists: add --overwrite, or name another file with --out")
+            raise Failure(f"{out} exists: add --overwrite, or choose another --out")
         _make_parts(parts, lots, todo, work)
         joined = JoinedRows(parts, len(lots), skipped)
         skipped[:] = joined.skipped
@@ -185,7 +185,7 @@ def finished_table(out: Path, settings: Mapping[str, Any], overwrite: bool) -> d
     changed = sorted(key for key in wanted | used if wanted.get(key) != used.get(key))
     if changed:
         raise Failure(
-            f"{out} was made with other settings ({', '.join(changed)}): add --overwrite, or name another file"
+            f"{out} was made with other settings ({', '.join(changed)}): add --overwrite, or choose another --out"
         )
     if not matches_description(out, earlier.get("files", {}).get(out.name)):
         return None
@@ -196,9 +196,11 @@ def finished_table(out: Path, settings: Mapping[str, Any], overwrite: bool) -> d
     return earlier["result"]
 
 
-def write_finished(out: Path, settings: Mapping[str, Any], joined: JoinedRows) -> None:
-    """Write the settings and the counts of a table beside it, for `finished_table`."""
-    counted = count_skipped(joined.skipped, joined.records)
+def write_finished(
+    out: Path, settings: Mapping[str, Any], joined: JoinedRows, counts: Mapping[str, Any] | None = None
+) -> None:
+    """Write the settings and the counts of a table, and perhaps further `counts`, beside it, for `finished_table`."""
+    counted = {**count_skipped(joined.skipped, joined.records), **(counts or {})}
     about = {"settings": settings, "result": counted, "files": describe_files(out)}
     write_json(settings_file(out), about, indent=1)
 

@@ -161,13 +161,9 @@ def begin(session: Session, record: Path, interactive: bool) -> Conversation:
         with status(f"loading the model {session.about['folder']}"):
             session.load()
         if interactive:
-            known = session.certainty
-            calibrated = (
-                f"; probabilities calibrated on {known.calibrated_on}"
-                if known and known.calibrated_on
-                else ""
-            )
-            note(f"model loaded in {time.perf_counter() - begun:.1f} s{calibrated}")
+            note(f"model loaded in {time.perf_counter() - begun:.1f} s")
+        if session.certainty and session.certainty.calibrated_on:
+            note(f"probabilities are calibrated on {session.certainty.calibrated_on}")
     return session.conversation([ecg])
 
 

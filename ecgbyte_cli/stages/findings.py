@@ -66,7 +66,7 @@ class FindingsOptions:
     out : Path or None
         Table to write; None shows a few recordings on the terminal.
     questions : tuple of str
-        Short names, findings or trained questions; empty: all findings and the rhythm that the model knows.
+        Short names, findings or trained questions, or `all`; empty: the usual findings and the rhythm.
     truth : Path or None
         True labels to score the table with.
     calibrate : Path or None
@@ -125,8 +125,8 @@ class FindingsOptions:
     "--questions",
     metavar="TEXT",
     multiple=True,
-    show_default="all findings and the rhythm that the model knows",
-    help="Ask this: the short name of a finding, or a question of the training. Repeat it for several.",
+    show_default="the eighteen usual findings and the rhythm",
+    help="Ask this: the short name of a finding, a question of the training, or `all`. Repeat it for several.",
 )
 @click.option(
     "--truth",
@@ -163,7 +163,7 @@ class FindingsOptions:
 @replace_option
 @click.pass_obj
 def command(work: WorkDir, paths: tuple[str, ...], **options: Any) -> dict:
-    """Ask a model all its questions about recordings, and measure them.
+    """Ask a model about recordings, and measure them.
 
     PATH is a folder, a RECORDS file, a pattern in quotes, or one recording; or several of these. The table has a row
     for each recording and segment: the probability of and the answer about each finding, the rhythm, measured values,
@@ -240,7 +240,8 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     if options.out is None:
         check_few(found)
         rows, records = few_rows(found, skipped, table_work)
-        _show(rows, questions)
+        known = read_certainty(session.folder, session.tokenizer.vocab_size)
+        _show(rows, questions, known.calibrated_on if known and not options.site else None)
         result = report_skipped(skipped, records, None) | {"rows": rows}
     else:
         result = _write(options.out, found, skipped, table_work, columns_of(questions), options)
@@ -328,7 +329,7 @@ def _work(
     return TableWork("findings", finding_rows, asked, jobs, options.dask, PRELOAD, files), questions
 
 
-def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion]) -> None:
+def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion], calibrated_on: str | None) -> None:
     """Print a line for each question about a single segment, or a line for each of several segments."""
 
     def text(row: Row, name: str) -> str:
@@ -357,4 +358,6 @@ def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion]) -> None:
                 print_result(
                     f"{printable(str(row['record']))} at {row['start']:g} s, {remark}: {row[remark]}"
                 )
+    if calibrated_on:
+        print_result(f"Probabilities are calibrated on {calibrated_on}.")
     print_result("Rate in beats per minute, intervals in ms. Research use only: no medical device.")

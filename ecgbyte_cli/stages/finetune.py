@@ -21,7 +21,6 @@ from ecgbyte_cli.model.folder_checks import (
     resolve_model_folder,
 )
 from ecgbyte_cli.questions import question_file
-from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.manifest import completed_result
@@ -29,7 +28,7 @@ from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint
 from ecgbyte_cli.training.checkpoint import unfinished_checkpoint
 from ecgbyte_cli.training.distributed import process_group
-from ecgbyte_cli.training.plans import QuestionFiles, plan_training, read_samples
+from ecgbyte_cli.training.plans import QuestionFiles, read_samples
 from ecgbyte_cli.training.validation import format_loss
 
 # by method; docs/fine-tuning.md has the trials of the ECG loss
@@ -37,7 +36,7 @@ LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
 ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}
 # options that are not settings, or have other names there
-NOT_SETTINGS = ("qa", "pretrain", "model", "method", "device", "checkpointing", "overwrite")
+NOT_SETTINGS = ("qa", "pretrain", "model", "method", "device", "checkpointing", "plan", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class FinetuneOptions:
     every: int | None = None  # steps between validations; None: a fifth of all
     patience: int | None = None  # stop after this many validations without a new best; None: never
     seed: int = 0
+    plan: bool = False  # measure memory and time of a step instead of training
     overwrite: bool = False  # replace a model trained with other settings
 
 
@@ -94,7 +94,7 @@ class FinetuneOptions:
             *"steps batch accumulate together lr rows_lr weight_decay ecg_loss".split(),
             *"checkpointing seed seeds".split(),
         ),
-        "Evaluation": ("every", "patience", "show"),
+        "Evaluation": ("every", "patience", "show", "plan"),
     },
     short_help="Train a language model on questions and ECG tokens.",
     epilog="Example: ecgbyte finetune --qa data/qa.jsonl --model tiny --draw rhythm --steps 20",
@@ -272,6 +272,11 @@ class FinetuneOptions:
 @click.option("--seed", type=int, default=FinetuneOptions.seed, show_default=True, help="Random seed.")
 @seeds_option
 @click.option("--show", type=click.IntRange(1), help="Print this many training samples instead of training.")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Print the memory and time of the training from two measured steps, and stop.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a model trained with other settings.")
 @click.pass_obj
 def command(work: WorkDir, show: int | None, seeds: int, **options: Any) -> dict | None:
@@ -280,7 +285,7 @@ def command(work: WorkDir, show: int | None, seeds: int, **options: Any) -> dict
     Reads the questions and the tokens of `ecgbyte encode`. Writes the model with the best validation loss to model/,
     and the losses (CSV, PNG, TensorBoard) and checkpoints to training/. Rerun an interrupted training and it resumes.
     On several GPUs, run the same command under torchrun or accelerate launch. --show prints samples instead, with the
-    tokens of the loss in green.
+    tokens of the loss in green; --plan prints what the training needs.
     """
     given = FinetuneOptions(**options)
     if given.model == SHIPPED.name:
@@ -289,6 +294,8 @@ def command(work: WorkDir, show: int | None, seeds: int, **options: Any) -> dict
         raise click.UsageError("a single --qa has no weight: leave it out")
     if show:
         return show_samples(work, show, given)
+    if given.plan:
+        return plan_only(work, given)
     results = [
         finetune(work.of_seed(number) if number else work, replace(given, seed=given.seed + number))
         for number in range(seeds)
@@ -324,10 +331,6 @@ def finetune(work: WorkDir, options: FinetuneOptions) -> dict | None:
     rank, processes = process_rank()
     method = check_options(work, options)
     qa, settings = question_file.paths_of(options.qa), training_settings(work, options, method, processes)
-    if settings["draw"] and not (qa and settings["ecg_loss"]):
-        raise Failure(
-            "--draw needs an ECG loss and the answers of --qa: add --ecg-loss 0.3, or a larger weight"
-        )
     with work.checked("tokens"), work.making("training"):
         resume_from = unfinished_checkpoint(work, settings, options.overwrite)
         done = resume_from is None and completed_result(
@@ -365,6 +368,10 @@ def training_settings(work: WorkDir, options: FinetuneOptions, method: str, proc
         "measured": options.measured or None,
         "types": list(options.types) or None,
     }
+    if settings["draw"] and not (qa and settings["ecg_loss"]):
+        raise Failure(
+            "--draw needs an ECG loss and the answers of --qa: add --ecg-loss 0.3, or a larger weight"
+        )
     return settings | ({"ecg_loss": 1.0, "without_ecg": 0.0} if options.pretrain else {})
 
 
@@ -384,48 +391,42 @@ def _train(
     tell: Callable[[str], object] = note if rank == 0 else lambda text: None
     with process_group(options.device, settings["method"]) as device:
         torch.manual_seed(settings["seed"])
-        smaller = "take a smaller one" + (", or --method qlora" if settings["method"] != "qlora" else "")
-        with reporting_out_of_memory(f"for the base model {settings['base']}", smaller):
-            lm, text_tokenizer, samples, name = setup.load_for_training(work, settings, device)
-        with reporting_out_of_memory(
-            f"with samples of up to {samples.max_length} tokens", "lower --max-length or --together"
-        ):
-            known = setup.earlier_certainty(settings, samples.tokenizer)
-            plans = plan_training(work, qa, lm, samples, settings, tell, known)
-            rehearsed = setup.add_rehearsal(lm, samples, plans, known, settings, tell)
-        longest = max(plan.length for plan in rehearsed.training)
-        recompute = setup.recomputes_layers(lm, settings, longest, options.checkpointing, tell)
-        with reporting_out_of_memory(
-            f"at --batch {settings['batch']} with samples of up to {longest} tokens",
-            setup.memory_advice(settings, recompute),
-        ):
-            trainer = setup.make_trainer(work, lm, samples, settings, rehearsed, recompute, tell)
-            with trainer.stop:
-                result = setup.run_training(trainer, plans, resume_from, recompute)
+        ready = setup.prepare(work, qa, settings, options.checkpointing, device, tell)
+        lm, samples, plans, trainer = ready.trainer.lm, ready.trainer.samples, ready.plans, ready.trainer
+        with ready.reporting_out_of_memory(), trainer.stop:
+            result = setup.run_training(trainer, plans, resume_from, ready.recompute)
         if rank != 0:
             return None
         certainty = None
         if qa is not None:
             certainty = calibration.calibrate_training(lm, samples, plans, settings["batch"], tell)
-            certainty = certainty.with_earlier(known) if known else certainty
+            certainty = certainty.with_earlier(ready.known) if ready.known else certainty
         result |= plans.counts | {"model": str(work.model)}
-        about = {
-            "base": name,
-            "method": settings["method"],
-            "qa": qa and question_file.absolute_paths(qa),
-            "segmenter": samples.segmenter,
-            "prompt_tokens": samples.longest,
-            "date": samples.prompt.date,
-            "system": samples.prompt.told,
-            "measured": samples.lines is not None,
-            "conversations": any(q.earlier for plan in plans.training for q in plan.questions),
-            "most_ecgs": max(len(plan.segments) for plan in plans.training),
-            **setup.model_abilities(settings, plans.training),
-            "settings": settings,
-            "result": result,
-        }
-        checkpoint.write_model(work, lm, text_tokenizer, certainty, about)
+        about = setup.about_model(settings, ready.name, samples, qa, plans) | {"result": result}
+        checkpoint.write_model(work, lm, ready.text_tokenizer, certainty, about)
         return result
+
+
+def plan_only(work: WorkDir, options: FinetuneOptions) -> dict | None:
+    """Print the memory and time of a training, from measured steps, and return them. Nothing is written."""
+    import torch
+
+    from ecgbyte_cli.training import cost, setup
+
+    rank, processes = process_rank()
+    method = check_options(work, options)
+    qa, settings = question_file.paths_of(options.qa), training_settings(work, options, method, processes)
+    tell: Callable[[str], object] = note if rank == 0 else lambda text: None
+    with work.checked("tokens"), process_group(options.device, method) as device:
+        torch.manual_seed(settings["seed"])
+        ready = setup.prepare(work, qa, settings, options.checkpointing, device, tell)
+        with ready.reporting_out_of_memory(), ready.trainer.stop:
+            result = cost.measure_cost(ready)
+    if rank != 0:
+        return None
+    for line in cost.cost_lines(result):
+        print_result(line)
+    return result
 
 
 def show_samples(work: WorkDir, count: int, options: FinetuneOptions) -> dict:

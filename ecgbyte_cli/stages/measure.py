@@ -9,7 +9,15 @@ import click
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import check_few, dask_option, jobs_option, replace_option, table_option
+from ecgbyte_cli.cli.options import (
+    bare_file_options,
+    bare_file_settings,
+    check_few,
+    dask_option,
+    jobs_option,
+    replace_option,
+    table_option,
+)
 from ecgbyte_cli.cli.output import print_result, print_skipped, table
 from ecgbyte_cli.failure import printable
 from ecgbyte_cli.runtime.row_parts import (
@@ -51,26 +59,7 @@ SHOWN = {  # of the table on the terminal
     show_default=True,
     help="Length of a segment in seconds. Longer recordings get a row for each.",
 )
-@click.option(
-    "--input-fs",
-    type=click.FloatRange(0, min_open=True),
-    default=None,
-    show_default="as the files say",
-    help="Sampling rate of files that do not say it (CSV, TSV, NumPy), in Hz.",
-)
-@click.option(
-    "--lead-names",
-    default=None,
-    show_default="the 12 in their usual order",
-    help="Names of the leads in files that do not say them (NumPy, HDF5), separated by commas.",
-)
-@click.option(
-    "--units",
-    type=click.Choice(["uV", "mV", "V"]),
-    default=None,
-    show_default="mV",
-    help="Units of files that do not say them (CSV, TSV, NumPy, HDF5).",
-)
+@bare_file_options
 @jobs_option
 @dask_option
 @replace_option
@@ -122,8 +111,7 @@ def measure(
         If no recording can be read, or `out` exists.
     """
     started = time.perf_counter()
-    names = [name.strip() for name in lead_names.split(",")] if lead_names else None
-    asked = {"reading": {"fs": input_fs, "lead_names": names, "units": units}, "segment": segment}
+    asked = {"reading": bare_file_settings(input_fs, lead_names, units), "segment": segment}
     work = TableWork("measuring", measured_rows, asked, jobs or os.cpu_count() or 1, dask, PRELOAD)
     found, skipped = readers.find(paths)
     if out is None:

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     ids: "torch.Tensor"
     labels: "torch.Tensor"
     positions: "torch.Tensor | None"  # None: consecutive
-    owner: "torch.Tensor | None"  # None: no reading has several questions
+    owner: "torch.Tensor | None"  # of the last ids: all before them are shared; None: no reading has several questions
     weights: "torch.Tensor | None"  # None: every label counts once
     text: "torch.Tensor"  # from `label_places`, as ecg
     ecg: "torch.Tensor"
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
 
 def collate(readings: Sequence[Reading], layout: Layout) -> Batch:
-    """Join readings in a batch. Consecutive positions are left out."""
+    """Join readings in a batch. Consecutive positions are left out, and the owners of ids that all rows share."""
     import torch
 
     from ecgbyte_cli.model.ecg_lm import label_places
@@ -68,5 +68,8 @@ def collate(readings: Sequence[Reading], layout: Layout) -> Batch:
         for row, reading in enumerate(readings):
             if reading.weights is not None:
                 weights[row, : len(reading.weights)] = torch.from_numpy(reading.weights)
-    kept = positions if shared or layout.unit else None, owner if shared else None
+    first = int(owner.any(0).int().argmax())  # all ids before it are ECGs, and need no mask
+    # CUDA copies by itself from contiguous memory only
+    asking = owner[:, first:].contiguous() if shared else None
+    kept = positions if shared or layout.unit else None, asking
     return Batch(ids, labels, *kept, weights, *label_places(labels, layout.offset))

@@ -18,7 +18,6 @@ from ecgbyte_cli.inference.certainty import (
     lead_ranges,
     normalize_question,
     preceding_tokens,
-    softmax,
     yes_place,
 )
 from ecgbyte_cli.model.ecg_lm import ECGLM
@@ -33,9 +32,12 @@ SEEN = 3  # mean number of times that each answer of a closed question must occu
 WEIGHED = 1500  # validation questions for calibration
 MOST_WEIGHED = 300_000  # the same with all other questions about the same ECGs
 LEAST_EACH = 20  # fewest validation questions with yes, and with no, to calibrate a question for itself
+TEMPERATURES = np.geomspace(0.25, 8, 61)
+OFTEN = 10  # validation questions with an answer, from which on its recall counts
 WEIGHED_ALONE = 100  # the same for a model that reads the ECG once per answer
 LEAST = 50  # fewest validation questions to calibrate on
 SEGMENTS = 20_000  # training segments in which pairs of tokens are counted
+MOST_PAIRS = 400_000  # pairs of tokens that are kept, the most frequent ones: 3.2 MB
 RIGHT, COVERED = 0.9, 0.7  # sure answers: at least this share is right, or else they are this share of all
 
 
@@ -92,6 +94,7 @@ def calibrate_model(
         if len(of_kind) >= LEAST:
             certainty.temperature[kind], certainty.sure[kind] = fit_temperature(of_kind)
     certainty.points = fit_points(weighed, log_probabilities)
+    certainty.adjustments = fit_adjustments(certainty, weighed, log_probabilities)
     if certainty.temperature or certainty.points:
         certainty.calibrated_on = f"{len(weighed):,} questions of the validation split"
     places = np.flatnonzero(np.asarray(samples.recorded["split"]) == "val")[:2000]
@@ -206,22 +209,28 @@ def fit_temperature(weighed: Sequence[tuple[np.ndarray, Sequence[str], Question]
     weighed : list of (float64 array, list of str, Question)
         Log probabilities of the possible answers, these answers, and the question with its true answer.
     """
-    known = [(logs, list(a).index(q.answer)) for logs, a, q in weighed if q.answer in a]
-    temperatures = np.geomspace(0.25, 8, 61)
-    losses = [
-        -sum(math.log(max(softmax(logs / t)[truth], 1e-300)) for logs, truth in known) for t in temperatures
-    ]
-    temperature = float(temperatures[int(np.argmin(losses))]) if known else 1.0
-    best, right = [], []
-    for logs, answers, question in weighed:
-        weights = softmax(logs / temperature)
-        best.append(float(weights.max()))
-        right.append(answers[int(weights.argmax())] == question.answer)
-    order = np.argsort(-np.array(best), kind="stable")
-    share = np.cumsum(np.array(right)[order]) / np.arange(1, len(order) + 1)
+    widest = max(len(answers) for _, answers, _ in weighed)
+    logs = np.full((len(weighed), widest), -np.inf)
+    truth = np.full(len(weighed), -1)
+    for i, (own, answers, question) in enumerate(weighed):
+        logs[i, : len(own)] = own
+        if question.answer in answers:
+            truth[i] = list(answers).index(question.answer)
+    known = np.flatnonzero(truth >= 0)
+
+    def probabilities(temperature: float) -> np.ndarray:
+        weights = np.exp((logs - logs.max(1, keepdims=True)) / temperature)
+        return weights / weights.sum(1, keepdims=True)
+
+    losses = [-np.log(np.maximum(probabilities(t)[known, truth[known]], 1e-300)).sum() for t in TEMPERATURES]
+    temperature = float(TEMPERATURES[int(np.argmin(losses))]) if len(known) else 1.0
+    weights = probabilities(temperature)
+    best, right = weights.max(1), weights.argmax(1) == truth
+    order = np.argsort(-best, kind="stable")
+    share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(share >= RIGHT)
     count = max(int(enough[-1]) + 1 if len(enough) else 0, math.ceil(COVERED * len(order)))
-    return temperature, float(np.array(best)[order][count - 1])
+    return temperature, float(best[order][count - 1])
 
 
 def fit_points(
@@ -246,6 +255,47 @@ def fit_points(
         for text, values in odds.items()
         if min(sum(truth[text]), len(values) - sum(truth[text])) >= LEAST_EACH
     }
+
+
+def fit_adjustments(
+    certainty: Certainty,
+    weighed: Sequence[tuple[Question, Sequence[str]]],
+    log_probabilities: Sequence[np.ndarray],
+) -> dict[str, dict[str, float]]:
+    """Choose how far rare answers are preferred, for each question with more than two answers.
+
+    The logarithm of an answer's share of the questions, times a strength from 0 to 1, is taken from its
+    log-probability. The strength with the largest sum of accuracy and mean recall is chosen.
+
+    Returns
+    -------
+    dict of str to dict of str to float
+        `Certainty.adjustments` of the questions with `LEAST` truths, two answers of which have `OFTEN`.
+    """
+    by_text: dict[str, list[tuple[np.ndarray, int]]] = {}
+    answers_of: dict[str, Sequence[str]] = {}
+    for (question, answers), logs in zip(weighed, log_probabilities, strict=False):
+        if answer_kind(answers) == "more" and question.answer in answers:
+            weights = certainty.weights(answers, logs, question.question)
+            answers_of[question.question] = answers
+            truth = list(answers).index(question.answer)
+            by_text.setdefault(question.question, []).append((np.log(np.maximum(weights, 1e-300)), truth))
+    adjustments = {}
+    for text, known in by_text.items():
+        logs, truths = np.array([one for one, _ in known]), np.array([truth for _, truth in known])
+        counts = np.bincount(truths, minlength=logs.shape[1])
+        if len(known) < LEAST or (counts >= OFTEN).sum() < 2:
+            continue
+        shares = np.log((counts + 0.5) / (counts + 0.5).sum())
+
+        def score(strength: float) -> float:
+            right = (logs - strength * shares).argmax(1) == truths  # noqa: B023
+            recalls = [right[truths == place].mean() for place in np.flatnonzero(counts >= OFTEN)]  # noqa: B023
+            return float(right.mean() + np.mean(recalls))
+
+        if best := max(np.linspace(0, 1, 11).tolist(), key=score):
+            adjustments[text] = dict(zip(answers_of[text], (-best * shares).tolist(), strict=True))
+    return adjustments
 
 
 def fit_point(odds: np.ndarray, truth: np.ndarray) -> list[float]:
@@ -283,7 +333,8 @@ def count_pairs(samples: SampleBuilder, vocabulary: int) -> tuple[np.ndarray, np
     Returns
     -------
     (keys, counts, single)
-        int64 arrays: the pairs that occur more than once in rising order, their counts, and the count of each token.
+        int64 arrays: the pairs in rising order, their counts, and the count of each token. Pairs that occur once are
+        left out, and the rarest where there are more than `MOST_PAIRS`.
     """
     places = np.flatnonzero(np.asarray(samples.recorded["split"]) == "train")
     if len(places) > SEGMENTS:
@@ -296,7 +347,8 @@ def count_pairs(samples: SampleBuilder, vocabulary: int) -> tuple[np.ndarray, np
             before = preceding_tokens(ecg, samples.tokenizer.lengths, samples.shape[1], vocabulary)
             keys.append(before * vocabulary + ecg)
     pairs, counts = np.unique(np.concatenate(keys) if keys else np.zeros(0, np.int64), return_counts=True)
-    return pairs[counts > 1], counts[counts > 1], single
+    least = 1 if len(counts) <= MOST_PAIRS else max(1, int(np.sort(counts)[-MOST_PAIRS - 1]))
+    return pairs[counts > least], counts[counts > least], single
 
 
 def _typical_ranges(

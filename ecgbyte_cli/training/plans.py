@@ -242,10 +242,11 @@ def can_share_reading(lm: "ECGLM", samples: SampleBuilder, plans: Sequence[Readi
     """
     import torch
 
+    from ecgbyte_cli.model.attention import TAKE_MASKS
     from ecgbyte_cli.model.kv_cache import GrowingState, new_cache
 
     several = [plan for plan in plans if len(plan.questions) > 1]
-    if not several or lm.base.config._attn_implementation not in ("sdpa", "eager"):
+    if not several or lm.base.config._attn_implementation not in TAKE_MASKS:
         return not several
     plan = max(several, key=lambda plan: plan.length)
     for layer in new_cache(lm.base).layers:

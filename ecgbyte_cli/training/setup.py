@@ -4,8 +4,9 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.certainty import Certainty, read_certainty
@@ -13,21 +14,75 @@ from ecgbyte_cli.model import base_model, ecg_lm, folder_checks, model_folder
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
+from ecgbyte_cli.questions import question_file
 from ecgbyte_cli.questions.reasoning import TAGS
-from ecgbyte_cli.runtime.memory import exceeds_memory
+from ecgbyte_cli.runtime.memory import exceeds_memory, reporting_out_of_memory
 from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training.calibration import tokens_read
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
-from ecgbyte_cli.training.plans import TrainingPlans
+from ecgbyte_cli.training.plans import QuestionFiles, TrainingPlans, plan_training
 from ecgbyte_cli.training.rehearsal import earlier_questions, with_rehearsal
 from ecgbyte_cli.training.trainer import Trainer
 from ecgbyte_cli.training.validation import format_ecg_loss, format_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Prepared(NamedTuple):
+    """A training that is ready to run."""
+
+    trainer: Trainer
+    plans: TrainingPlans  # without rehearsal
+    known: Certainty | None  # of the model that is trained further
+    text_tokenizer: "PreTrainedTokenizerBase"
+    name: str  # of the base model, for ecgbyte.json
+    recompute: bool  # whether the backward pass recomputes the layers
+
+    def reporting_out_of_memory(self) -> AbstractContextManager[None]:
+        """Return a context that reports running out of memory in a step, with advice."""
+        settings, longest = self.trainer.settings, max(plan.length for plan in self.trainer.training)
+        return reporting_out_of_memory(
+            f"at --batch {settings['batch']} with samples of up to {longest} tokens",
+            memory_advice(settings, self.recompute),
+        )
+
+
+def prepare(
+    work: WorkDir,
+    qa: QuestionFiles | None,
+    settings: dict[str, Any],
+    checkpointing: str,
+    device: str,
+    tell: Callable[[str], object],
+) -> Prepared:
+    """Load the model, plan the training and make its trainer.
+
+    Raises
+    ------
+    Failure
+        As `load_for_training` and `plan_training`, or if memory is short.
+    """
+    smaller = "take a smaller one" + (", or --method qlora" if settings["method"] != "qlora" else "")
+    with reporting_out_of_memory(f"for the base model {settings['base']}", smaller):
+        lm, text_tokenizer, samples, name = load_for_training(work, settings, device)
+    with reporting_out_of_memory(
+        f"with samples of up to {samples.max_length} tokens", "lower --max-length or --together"
+    ):
+        known = earlier_certainty(settings, samples.tokenizer)
+        plans = plan_training(work, qa, lm, samples, settings, tell, known)
+        rehearsed = add_rehearsal(lm, samples, plans, known, settings, tell)
+    longest = max(plan.length for plan in rehearsed.training)
+    recompute = recomputes_layers(lm, settings, longest, checkpointing, tell)
+    with reporting_out_of_memory(
+        f"at --batch {settings['batch']} with samples of up to {longest} tokens",
+        memory_advice(settings, recompute),
+    ):
+        trainer = make_trainer(work, lm, samples, settings, rehearsed, recompute, tell)
+    return Prepared(trainer, plans, known, text_tokenizer, name, recompute)
 
 
 def load_for_training(
@@ -225,11 +280,35 @@ def run_training(
         if settings["qa"]:
             calibrated = tokens_read(trainer.lm, trainer.samples, questions, plans.validation)
         forward = seconds / sum(plan.length for plan in trial)
-        tell(
-            f"no GPU: this training will take about {trainer.minutes(forward, recompute, calibrated):.1f} minutes"
-        )
+        # without recomputation the backward pass takes twice as long as the forward pass
+        minutes = trainer.minutes(forward, forward * (4 if recompute else 3), calibrated)
+        tell(f"no GPU: this training will take about {sum(minutes.values()):.1f} minutes")
     trainer.run()
     return trainer.result()
+
+
+def about_model(
+    settings: dict[str, Any],
+    name: str,
+    samples: SampleBuilder,
+    qa: QuestionFiles | None,
+    plans: TrainingPlans,
+) -> dict[str, Any]:
+    """Return the contents of ecgbyte.json, without the result of the training."""
+    return {
+        "base": name,
+        "method": settings["method"],
+        "qa": qa and question_file.absolute_paths(qa),
+        "segmenter": samples.segmenter,
+        "prompt_tokens": samples.longest,
+        "date": samples.prompt.date,
+        "system": samples.prompt.told,
+        "measured": samples.lines is not None,
+        "conversations": any(q.earlier for plan in plans.training for q in plan.questions),
+        "most_ecgs": max(len(plan.segments) for plan in plans.training),
+        **model_abilities(settings, plans.training),
+        "settings": settings,
+    }
 
 
 def model_abilities(settings: dict[str, Any], training: list[ReadingPlan]) -> dict[str, Any]:

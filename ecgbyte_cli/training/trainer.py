@@ -181,28 +181,38 @@ class Trainer:
         """Return the text beside the progress bar."""
         return f"loss {format_loss(self.recent_loss(50))}"
 
-    def minutes(self, forward: float, recompute: bool, afterwards: int = 0) -> float:
-        """Estimate the remaining time of the training, with validations and calibration.
+    def minutes(self, forward: float, learn: float, afterwards: int = 0) -> dict[str, float]:
+        """Estimate the remaining minutes of the training.
 
         Parameters
         ----------
-        forward : float
-            Seconds per token of a forward pass.
-        recompute : bool
-            Whether the backward pass recomputes the layers. Without that it takes twice as long as the forward pass.
+        forward, learn : float
+            Seconds per token of a forward pass, and of a training step, on each process.
         afterwards : int
-            Tokens read after the training, on one process.
+            Tokens that the calibration reads, on one process.
+
+        Returns
+        -------
+        dict of str to float
+            `training`, `validation` and `calibration`.
         """
-        per_step = np.mean([plan.length for plan in self.training])
-        per_step *= self.settings["batch"] * self.settings["accumulate"]
-        learned = per_step * (self.steps - self.step) * (4 if recompute else 3)
+        steps = self.steps - self.step
         validations = self.pending + sum(map(self.due, range(self.step + 1, self.steps + 1)))
         # the processes share each validation
         between, last = (
             sum(plan.length for plan in self.held_out(count)) / self.processes
             for count in (VALIDATED, AT_THE_END)
         )
-        return forward * (learned + validations * between + last + afterwards) / 60
+        return {
+            "training": learn * steps * self.tokens_per_step() / 60,
+            "validation": forward * (validations * between + last) / 60,
+            "calibration": forward * afterwards / 60,
+        }
+
+    def tokens_per_step(self) -> float:
+        """Return the mean number of tokens of an update, on each process."""
+        mean = float(np.mean([plan.length for plan in self.training]))
+        return mean * self.settings["batch"] * self.settings["accumulate"]
 
     def out_of_patience(self) -> bool:
         """Return whether `--patience` validations in a row were no better than the best."""

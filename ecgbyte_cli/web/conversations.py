@@ -67,20 +67,31 @@ class ChatSession:
     def describe_findings(self) -> list[dict[str, Any]]:
         """Return what the model answers about all findings of each ECG, and what was measured."""
         session = self.conversation.session
+        certainty = session.certainty
 
-        def bar(kind: str, words: str, chance: float) -> dict[str, Any]:
-            question = RHYTHM if kind == "rhythm" else question_about(words)
-            shown = percent(chance)
+        def bar(kind: str, words: str, chance: float, present: bool) -> dict[str, Any]:
             return {
-                "kind": kind, "words": words, "probability": chance, "shown": shown, "question": question
-            }  # fmt: skip
+                "kind": kind,
+                "words": words,
+                "probability": chance,
+                "shown": percent(chance),
+                "present": present,
+                "question": RHYTHM if kind == "rhythm" else question_about(words),
+            }
 
         return [
             {
                 "record": id_of(ecg.recording.path),
                 "measured": measured_facts(ecg.recording, ecg.measurement),
-                "findings": [bar("finding", words, chance) for words, chance in reading.findings.items()],
-                "rhythms": [bar("rhythm", words, chance) for words, chance in reading.rhythms.items()],
+                "calibrated_on": certainty and certainty.calibrated_on,
+                "findings": [
+                    bar("finding", words, chance, words in reading.present)
+                    for words, chance in reading.findings.items()
+                ],
+                "rhythms": [
+                    bar("rhythm", words, chance, words == reading.rhythm)
+                    for words, chance in reading.rhythms.items()
+                ],
                 "conflicts": [conflict.as_json() for conflict in reading.conflicts],
             }
             for ecg in self.conversation.ecgs

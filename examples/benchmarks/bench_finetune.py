@@ -64,34 +64,35 @@ def reading(length, asked, text, answer, offset, random):
 
 
 def build(shape, method, device):
-    """A model of random weights, adapters on it."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+    """A model of random weights; adapters on it, unless the method is full."""
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-    config = LlamaConfig(**shape, tie_word_embeddings=True, max_position_embeddings=4096)
+    options = {"tie_word_embeddings": True, "max_position_embeddings": 4096} | shape
+    config = AutoConfig.for_model(options.pop("model_type", "llama"), **options)
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    with tempfile.TemporaryDirectory() as folder:
-        AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
-        options = {"dtype": dtype, "device_map": device}
-        if method == "qlora":
-            options |= {
-                "dtype": torch.bfloat16,
-                "quantization_config": BitsAndBytesConfig(
-                    load_in_4bit=True,
-                    bnb_4bit_quant_type="nf4",
-                    bnb_4bit_use_double_quant=True,
-                    bnb_4bit_compute_dtype=torch.bfloat16,
-                ),
-            }
-        base = AutoModelForCausalLM.from_pretrained(folder, **options)
+    half = device == "cuda" and method != "full"
+    dtype = torch.bfloat16 if half or method == "qlora" else torch.float32
+    base = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if method == "qlora":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        with tempfile.TemporaryDirectory() as folder:  # weights become 4-bit when they are loaded
+            base.save_pretrained(folder)
+            base = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, device_map=device, quantization_config=quantization
+            )
         base = base_model.add_adapter(base)
-    else:
+    elif method == "lora":
         from peft import LoraConfig, get_peft_model
 
         targets = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
         base = get_peft_model(base, targets)
-    return ecg_lm.ECGLM(base, ECG_VOCAB).train()
+    # 4-bit weights are already there
+    return ecg_lm.ECGLM(base if method == "qlora" else base.to(device), ECG_VOCAB).train()
 
 
 def padded_loss(lm, ids, labels):

@@ -5,7 +5,7 @@
 A short name takes one token where words take ten, and a small model need not learn that many wordings mean the same:
 `ship_ptbxl.py` gives the finished model the wordings of each name. Every finding, class and statement that the table
 covers is asked about, yes or no, and the rhythm, the axis and the stage of an infarction where there is a single
-answer. Codes of a likelihood below 50 are uncertain and are not asked about. Questions are about folds 1 to 9.
+answer. Codes of a likelihood below 50 are uncertain and are not asked about.
 """
 
 import json
@@ -50,8 +50,6 @@ def main(table: Path, out: Path) -> None:
     columns = {name: column for name, column in columns.items() if {YES, NO} <= {*column.tolist()}}
     with atomic_write(out) as beside, open(beside, "w", encoding="utf-8") as file:
         for place, each in enumerate(facts):
-            if each.split == "test":
-                continue
             answers = {name: ANSWERS.get(int(column[place])) for name, column in columns.items()}
             for name, answer in {**answers, **open_answers(each)}.items():
                 if answer:

@@ -43,17 +43,18 @@ function createCard(ecg) {
     element("h3", {}, "Findings"), bars(ranked.slice(0, LIKELY)),
     ...(ranked.length > LIKELY ? [element("details", {},
       element("summary", {}, `${ranked.length - LIKELY} less likely findings`), bars(ranked.slice(LIKELY)))] : []),
+    ...(ecg.calibrated_on ? [element("p", { className: "note" }, `Probabilities are calibrated on ${ecg.calibrated_on}.`)] : []),
     ...ecg.conflicts.map((conflict) => element("p", { className: "bad" }, conflict.text)),
     element("h3", {}, "Measured"),
     element("dl", { className: "values" }, ...measured.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)])));
 }
 
 function bars(findings) {
-  return element("ul", { className: "bars" }, ...findings.map(({ words, probability, question, shown }) => {
+  return element("ul", { className: "bars" }, ...findings.map(({ words, probability, present, question, shown }) => {
     const bar = element("i");
     bar.style.width = `${(100 * probability).toFixed(1)}%`;
     const button = element("button", {
-      type: "button", className: probability > 0.5 ? "likely" : "", title: `Ask “${question}”, and show what the answer draws on`,
+      type: "button", className: present ? "likely" : "", title: `Ask “${question}”, and show what the answer draws on`,
       onclick: () => askAndShow(question),
     }, element("span", { className: "words" }, words), element("span", { className: "percent" }, shown), bar);
     return element("li", {}, button);
