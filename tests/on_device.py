@@ -22,7 +22,7 @@ import transformers
 
 from ecgbyte_cli.inference import attribution, batch_answering, ecg_generation
 from ecgbyte_cli.inference.session import Session
-from ecgbyte_cli.model import decoding, folder_checks, kv_cache, tiny, weighing
+from ecgbyte_cli.model import attention, decoding, folder_checks, kv_cache, tiny, weighing
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.stages import draw, finetune, generate, reinforce
@@ -128,6 +128,7 @@ def tried(module, name):
 
 trained = []  # trainers
 trainer_module.Trainer.run = lambda self, run=trainer_module.Trainer.run: (trained.append(self), run(self))
+tried(attention, "take_last_rows")
 tried(weighing, "takes_side_by_side")
 tried(plans, "can_share_reading")
 tried(reinforce, "can_share_reading")
@@ -168,6 +169,11 @@ class Chain:
         }
         options |= {"model": str(self.folder / "base"), "rows_lr": 1e-3}
         finetune.finetune(self.lora, finetune.FinetuneOptions(self.qa, **options, overwrite=True))
+
+    def plan(self):
+        options = {"model": "tiny", "steps": 4, "batch": 2, "plan": True}
+        with contextlib.redirect_stdout(sys.stderr):
+            finetune.plan_only(self.full, finetune.FinetuneOptions(self.qa, **options))
 
     def generate(self):
         """The answers are chosen among those that a question can have."""
@@ -264,6 +270,10 @@ class Probes:
     def step(self):
         self.trainer.update([[(0, number) for number in self.shared]])
 
+    def rows(self):
+        self.lm.base.set_attn_implementation("sdpa")
+        attention.take_last_rows(self.lm)
+
     def sharing(self):
         weighing.takes_side_by_side(self.lm)
 
@@ -346,10 +356,16 @@ MISTAKES = {
         *("sharing", ECGLM, "outputs"),
         altered(lambda parts: tuple(part.double() for part in parts)),
     ),
+    "a mask in float64": ("step", ECGLM, "mask", altered(torch.Tensor.double)),
+    "an error that brings back a mask for every id": ("rows", attention, "_attend", unsupported),
     "an error that switches sharing off": ("sharing", weighing, "_weigh_pass", unsupported),
     ".item() in the forward pass": (
         *("step", ECGLM, "forward"),
         altered(lambda losses: losses / losses[0].item()),
+    ),
+    ".item() in the attention of a layer": (
+        *("step", attention, "_attend"),
+        altered(lambda part: part * part.isfinite().all().item()),
     ),
     ".item() of the gradients' norm": ("step", torch.nn.utils, "clip_grad_norm_", altered(torch.Tensor.item)),
     "places of labels found on the device": (
@@ -367,7 +383,7 @@ MISTAKES = {
     ),
 }
 
-STAGES = ("finetune", "finetune_lora", "generate", "write", "reinforce", "draw", "chat", "explain")
+STAGES = ("finetune", "finetune_lora", "plan", "generate", "write", "reinforce", "draw", "chat", "explain")
 
 
 def main(work, data, folder, *names):

@@ -91,6 +91,12 @@ def assert_equal(found, wanted, tolerance=1e-5):
         assert (value - wanted[name]).norm() <= tolerance * wanted[name].norm(), name
 
 
+def test_cuda_can_copy_a_batch_by_itself():
+    batch = batch_of(make_lm(SHAPES["llama"]), (9, 12), weights=True)
+    assert len(batch.owner) > 1 and batch.owner.shape[1] < batch.ids.shape[1]
+    assert all(part.is_contiguous() for part in batch)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("ecgs", [(40, 40), (37, 52, 1)])
 def test_logits_and_gradients_are_those_of_a_mask_for_every_id(shape, ecgs, monkeypatch):

@@ -14,11 +14,12 @@ import pytest
 # Most waits of the host for the device, each time that a part runs. Without several questions behind a reading,
 # Transformers waits once for each batch of a step, to look for texts end to end.
 MOST = {"id": 1, "first id": 1, "weighing": 1, "drawn token": 1}
-STEPS = {"finetune": 3, "finetune_lora": 2, "step": 1}  # "finetune" accumulates two batches
-STAGES = ("finetune", "finetune_lora", "generate", "write", "reinforce", "draw", "chat", "explain")
+STEPS = {"finetune": 3, "finetune_lora": 1, "plan": 1, "step": 1}  # "finetune" accumulates two batches
+STAGES = ("finetune", "finetune_lora", "plan", "generate", "write", "reinforce", "draw", "chat", "explain")
 WRITTEN = 6  # ids of an answer of "reinforce"
 PARTS = {
     "finetune": {"step", "first id", "weighing"},
+    "plan": {"step"},
     "write": {"first id", "id"},
     "reinforce": {"step with its answers", "answers"},
     "draw": {"drawing", "drawn token"},
@@ -68,6 +69,8 @@ def test_a_stage_stays_on_the_device_and_hardly_waits(costs, name):
     assert PARTS.get(name, set()) <= cost["waits"].keys()
     if name in ("finetune", "finetune_lora", "generate", "chat"):
         assert cost["trials"]["takes_side_by_side"]
+    if name in ("finetune", "finetune_lora", "plan", "reinforce"):
+        assert cost["trials"]["take_last_rows"]
 
 
 def test_planted_mistakes_show(costs):

@@ -3,6 +3,7 @@
 import os
 import threading
 
+import numpy as np
 import pytest
 import torch
 from test_finetune import SETTINGS, begun
@@ -10,7 +11,7 @@ from test_finetune import SETTINGS, begun
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import cluster, devices, ranks
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_cli.training import optimizer
+from ecgbyte_cli.training import cost, optimizer
 from ecgbyte_cli.training.plans import read_samples
 from ecgbyte_cli.training.trainer import Trainer
 
@@ -201,6 +202,15 @@ def test_float16_scales_the_gradients_and_resumes(trainer, tmp_path, monkeypatch
     assert before.update([[(0, 2)]]) == after.update([[(0, 2)]])
     for one, other in zip(before.lm.parameters(), after.lm.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_plan_measures_an_update_that_does_not_overflow(trainer, monkeypatch):
+    monkeypatch.setattr(devices, "half_type", lambda _: torch.float16)
+    made = trainer()
+    made.scaler.load_state_dict(made.scaler.state_dict() | {"scale": 2.0**127, "backoff_factor": 2.0**-62})
+    memory = cost._measure_memory(made, np.arange(2))
+    assert made.scaler.get_scale() < 2.0**127
+    assert memory["optimizer"] == pytest.approx(2 * memory["gradients"], rel=0.01)
 
 
 def test_the_state_of_the_ecg_rows_has_32_bits(trainer, monkeypatch):
