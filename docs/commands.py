@@ -14,6 +14,16 @@ from click.testing import CliRunner
 from ecgbyte_cli.__main__ import ALIASES, COMMANDS, main
 
 PAGE = Path(__file__).with_name("commands.md")
+COMPLETION = """## Shell completion
+
+Add a line to the settings of your shell. Then Tab completes commands, options, their choices and file names.
+
+| shell | file | line |
+| --- | --- | --- |
+| bash (4.4 or later) | `~/.bashrc` | `eval "$(_ECGBYTE_COMPLETE=bash_source ecgbyte)"` |
+| zsh | `~/.zshrc`, after `compinit` | `eval "$(_ECGBYTE_COMPLETE=zsh_source ecgbyte)"` |
+| fish | `~/.config/fish/completions/ecgbyte.fish` | `_ECGBYTE_COMPLETE=fish_source ecgbyte \\| source` |
+"""
 WIDTH = 80  # columns, whatever the terminal has
 
 
@@ -32,6 +42,7 @@ def page() -> str:
         "`python docs/commands.py` writes this page from the commands' `--help`: change the help texts, not the page.\n"
         "Output that all commands share: [what commands print](formats-on-disk.md#what-commands-print).\n",
         f"    ecgbyte [--work DIR] COMMAND …\n\n```text\n{help_of()}```\n",
+        COMPLETION,
     ]
     for name in COMMANDS:
         aliases = [f"`ecgbyte {alias}`" for alias, of in ALIASES.items() if of == name]

@@ -23,6 +23,7 @@ COMMANDS = {  # name: (group in `ecgbyte --help`, summary)
     "draw": ("Use", "Generate ECGs from words."),
     "serve": ("Use", "Show ECGs and answer questions on a web page."),
     "export": ("Model", "Write the model as a plain Transformers folder."),
+    "push": ("Model", "Upload a model folder to the Hugging Face Hub."),
     "plot": ("Look inside", "Plot an ECG, its tokens, or what a model looked at."),
     "import-tokenizer": ("Tokenizer", "Import a tokenizer of ECG-Byte, ECG-Bench or ELM."),
     "info": ("Look inside", "Show the contents of the work folder, and the next command."),

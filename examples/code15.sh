@@ -11,7 +11,7 @@
 # recordings, keep the first 7 s of each with `--segment 7`.
 #
 # Needs the extra `formats`. Disk: 68 GB unpacked; 42 GB more while symbolizing if all recordings are long enough
-# (10 GB of letters remain); 4 GB of tokens.
+# (10 GB of letters remain); 1.2 GB of tokens.
 # Time on two cores: 15 minutes to symbolize at 400 recordings a second; merges are learned from 20,000
 # recordings, in minutes; encoding takes about as long as symbolizing.
 set -eu

@@ -10,7 +10,7 @@
 # The range of the letters comes from a hundredth of the recordings. With a known range all letters are written at once,
 # without storing 96 GB of filtered signals first.
 #
-# Disk: 90 GB unpacked; 24 GB of letters (48 GB while they are joined), 10 GB of tokens.
+# Disk: 90 GB unpacked; 24 GB of letters (48 GB while they are joined), 3 GB of tokens.
 # Time: 35 minutes to symbolize on two cores at 400 recordings a second, 5 on sixteen if the disk keeps up;
 # merges are learned from 20,000 recordings, in minutes; encoding takes about as long as symbolizing.
 set -eu

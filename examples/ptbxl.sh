@@ -8,7 +8,7 @@
 #   records500/00000/00001_hr.hea .dat    a pair of files per recording
 # (records100 holds the same recordings at 100 Hz and is not read.)
 #
-# Disk: 3 GB unpacked; 2.6 GB more while symbolizing (0.7 GB of letters remain); 0.3 GB of tokens.
+# Disk: 3 GB unpacked; 2.6 GB more while symbolizing (0.7 GB of letters remain); 0.1 GB of tokens.
 # Time on two cores: a minute to symbolize at 400 recordings a second, a few to learn and encode.
 set -eu
 data=${1:?"usage: sh examples/ptbxl.sh FOLDER_OR_ZIP [WORK]"}

@@ -9,8 +9,10 @@ cd quickstart
 
 # a 12-lead ECG from the test files of pydicom
 real=$(python -c 'from pydicom.data import get_testdata_file; print(get_testdata_file("waveform_ecg.dcm"))')
-echo "A real recording, $(basename "$real"), and the answers of the included model:"
-ecgbyte chat "$real" --model ptbxl -q "Is this ECG normal?" -q "What is the rhythm?"
+echo "A real recording, $(basename "$real"): what the included model finds, and what was measured"
+ecgbyte findings "$real" --model ptbxl
+ecgbyte plot ecg "$real" --out real.png
+echo "Its picture: $PWD/real.png"
 echo
 
 # 10 s, 12 leads: 9,360 records to train, 520 each to validate and to test
@@ -36,3 +38,4 @@ ecgbyte chat $record -q "What is the rhythm?"
 echo
 echo "Pictures: $PWD/ecg.png"
 echo "          $PWD/tokens.png"
+echo "The page: http://127.0.0.1:8765, after (cd quickstart && $(command -v ecgbyte) serve data/)"

@@ -1,6 +1,7 @@
 """The documents: the command reference is fresh, links lead somewhere, code and command lines are right."""
 
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -37,6 +38,23 @@ def anchors_of(path):
 def test_the_command_reference_is_fresh():
     made = runpy.run_path(str(ROOT / "docs" / "commands.py"))
     assert made["page"]() == text_of("docs/commands.md"), "run `python docs/commands.py`"
+
+
+def test_the_tables_of_scale_are_computed_from_the_stored_rates():
+    script = runpy.run_path(str(ROOT / "examples" / "benchmarks" / "bench_scale.py"))
+    tables = script["tables"](json.loads(script["STORED"].read_text()))
+    page = text_of("docs/scale.md")
+    assert page.partition("<!-- scale -->")[2].partition("<!-- /scale -->")[0].strip() == tables
+    assert len([word for word in page.split() if word.strip("|-:")]) < 900
+
+
+def test_learning_takes_the_measured_times():
+    script = runpy.run_path(str(ROOT / "examples" / "benchmarks" / "bench_scale.py"))
+    for seconds, letters in script["LEARN"]:
+        assert script["learn_seconds"](letters) == pytest.approx(seconds)
+    assert script["hours"](script["learn_seconds"](12e9)) == "3 min"
+    assert [script["hours"](s) for s in (89, 90, 5399, 7200)] == ["89 s", "2 min", "90 min", "2.0 h"]
+    assert [script["size"](g) for g in (0.0194, 0.1, 62)] == ["19 MB", "0.1 GB", "62 GB"]
 
 
 def test_the_readme_has_every_command_and_is_short():

@@ -1,13 +1,17 @@
-"""The wheel that would be published: what is in it, what is not, and that it works by itself."""
+"""The wheel and the source archive that would be published: what is in them, and that the wheel works by itself."""
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,21 +33,55 @@ def wheel(built):
     return path
 
 
-@pytest.mark.slow
-def test_what_is_in_the_wheel(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
-    code = {
+def files_of(kernels):
+    """The files of the package, with a name for the folder of the kernels."""
+    return {
         f"{name}/{path.relative_to(ROOT / folder).as_posix()}"
-        for name, folder in (("ecgbyte_cli", "ecgbyte_cli"), ("ecgbyte_kernels", "kernels"))
+        for name, folder in (("ecgbyte_cli", "ecgbyte_cli"), (kernels, "kernels"))
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+
+
+@pytest.mark.slow
+def test_what_is_in_the_wheel(wheel):
+    names, code = set(zipfile.ZipFile(wheel).namelist()), files_of("ecgbyte_kernels")
     assert code <= names and "ecgbyte_cli/py.typed" in names and "ecgbyte_kernels/py.typed" in names
     [info] = {name.split("/")[0] for name in names - code}
     assert info.endswith(".dist-info") and f"{info}/licenses/LICENSE" in names
     # `kernels` would overwrite the package that Transformers looks for
     assert {name.split("/")[0] for name in names} == {"ecgbyte_cli", "ecgbyte_kernels", info}
     assert wheel.stat().st_size < 12e6
+
+
+@pytest.mark.slow
+def test_what_is_in_the_source_archive(built):
+    """No suite: its data, its helpers and the pages that it reads are not in it."""
+    [path] = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {one.name.partition("/")[2] for one in archive if one.isfile()}
+    made = {name for name in names if name.startswith("ecgbyte.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    beside = {
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "MANIFEST.in",
+        "README.md",
+        "constraints.txt",
+        "pyproject.toml",
+    }
+    assert names - made == files_of("kernels") | beside
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "license", "references"} <= cited.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    dated = re.findall(r"^## ([\d.]+) - ([\d-]+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert (cited["version"], str(cited["date-released"])) == dated[0]
+    [paper] = cited["references"]
+    assert paper["url"] == "https://arxiv.org/abs/2412.14373" and len(paper["authors"]) == 5
 
 
 @pytest.mark.slow

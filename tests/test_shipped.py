@@ -13,6 +13,7 @@ import pytest
 
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.model_names import choose_model_folder
 from ecgbyte_cli.questions.findings import FINDINGS
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -70,16 +71,16 @@ def test_the_card_says_what_the_scores_say(cards):
 
 def test_it_is_asked_where_there_is_no_other(tmp_path, capsys, monkeypatch):
     work = WorkDir(tmp_path / "work")
-    assert folder_checks.choose_model_folder(work, None) == folder_checks.SHIPPED
+    assert choose_model_folder(work, None) == folder_checks.SHIPPED
     [line] = capsys.readouterr().err.splitlines()
     assert "comes with ecgbyte" in line and str(work.model) in line
-    assert folder_checks.choose_model_folder(work, tmp_path / "other") == tmp_path / "other"
-    assert folder_checks.choose_model_folder(work, "ptbxl") == folder_checks.SHIPPED
+    assert choose_model_folder(work, tmp_path / "other") == tmp_path / "other"
+    assert choose_model_folder(work, "ptbxl") == folder_checks.SHIPPED
     work.model.mkdir(parents=True)
-    assert folder_checks.choose_model_folder(work, None) == work.model
+    assert choose_model_folder(work, None) == work.model
     monkeypatch.chdir(tmp_path)
     Path("ptbxl").mkdir()
-    assert folder_checks.choose_model_folder(work, "ptbxl") == Path("ptbxl")
+    assert choose_model_folder(work, "ptbxl") == Path("ptbxl")
     assert capsys.readouterr().err == ""
 
 

@@ -38,7 +38,7 @@ def made(base, positions="token"):  # noqa: F811
 
 def test_autocast_does_not_decide_what_is_shared():
     """It did for the model that ships, so that `reinforce` on a GPU read every ECG again for each answer."""
-    lm, *_ = model_folder.load_model(folder_checks.resolve_model_folder("ptbxl"), "cpu")
+    lm, *_ = model_folder.load_model(folder_checks.SHIPPED, "cpu")
     with torch.autocast("cpu", torch.bfloat16):
         assert lm.beside
 

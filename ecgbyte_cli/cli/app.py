@@ -76,7 +76,8 @@ class Toolkit(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
         near = spelling.nearest(args[0], self.names)
-        if near and args[0] not in self.names and not args[0].startswith("-"):
+        unknown = args[0] not in self.names and not args[0].startswith("-")
+        if near and unknown and not ctx.resilient_parsing:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {near!r}?")
         return super().resolve_command(ctx, args)
 
@@ -210,7 +211,7 @@ class Stage(click.Command):
                 options += [word, *rest[: values.get(word, 0)]]
                 del rest[: values.get(word, 0)]
             else:
-                if arguments and -1 in wanted and not plain:
+                if arguments and -1 in wanted and not plain and not ctx.resilient_parsing:
                     spelling.check_file(ctx, word, commands)
                 arguments.append(word)
         super().parse_args(ctx, [*options, *(["--"] if arguments else []), *arguments])

@@ -7,12 +7,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.storage.row_table import FORMATS
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Recordings(click.ParamType):
+    """The type of an argument that names recordings: str. The shell completes files, and the next command."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        commands: list[CompletionItem] = []
+        if incomplete and ctx.params.get(param.name or ""):  # behind the first one a command may follow
+            names = ctx.find_root().command.names  # type: ignore[attr-defined]
+            commands = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return commands or [CompletionItem(incomplete, type="file")]
 
 
 class CommaList(click.ParamType):
@@ -35,6 +54,13 @@ class WeightedName(click.ParamType):
 
     def __init__(self, names: Collection[str] | None = None):
         self.names = names
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        if self.names is None:  # a file
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -105,7 +131,13 @@ model_option = click.option(
     type=Model(),
     default=None,
     show_default="the work folder's, or the one that comes with ecgbyte",
-    help="Model folder.",
+    help="Model folder, or OWNER/NAME of the Hugging Face Hub.",
+)
+
+work_model_option = click.option(
+    "--model",
+    type=Model(),
+    help="Model folder, or OWNER/NAME of the Hugging Face Hub.  [default: the work folder's]",
 )
 
 base_option = click.option(

@@ -3,12 +3,14 @@
 import difflib
 import glob
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 SHIPPED = "ptbxl"  # the model that comes with the package
+HUB_MODEL = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?", re.ASCII)  # OWNER/NAME[@REVISION]
 LIKE_A_NAME = 0.8  # least similarity (difflib's ratio) at which a word counts as a misspelt model name
 
 
@@ -33,10 +35,13 @@ def check_file(ctx: click.Context, word: str, commands: Sequence[str]) -> None:
 class Model(click.Path):
     """The type of an option that names a model. Rejects a misspelt `ptbxl`.
 
+    The value is a Path for a folder, and a str for OWNER/NAME or OWNER/NAME@REVISION where no such file exists: a
+    model of the Hugging Face Hub.
+
     Parameters
     ----------
     *names : str
-        Further names, such as `tiny`. With any, the value is a text and may be a hub id.
+        Further names, such as `tiny`. With any, the value is always a str.
     """
 
     def __init__(self, *names: str):
@@ -51,4 +56,6 @@ class Model(click.Path):
         if "/" not in text and text not in self.names and not os.path.exists(text):
             if near := nearest(text, self.names, LIKE_A_NAME):
                 self.fail(f"there is no folder {text!r}. Did you mean {near!r}?", param, ctx)
+        if HUB_MODEL.fullmatch(text) and not os.path.exists(text):
+            return text
         return super().convert(value, param, ctx)

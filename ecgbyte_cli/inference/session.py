@@ -30,6 +30,7 @@ from ecgbyte_cli.inference.site import read_site
 from ecgbyte_cli.inference.trained_questions import names_by_text
 from ecgbyte_cli.inference.turn import Turn
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.model_names import choose_model_folder, display_name, resolve_model_folder
 from ecgbyte_cli.signal.measured_lines import joined_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -116,8 +117,8 @@ class Session:
         Parameters
         ----------
         path : path or None
-            Model folder, or `ptbxl` for the model that comes with the package. None is the model of `work`, or
-            `ptbxl` where there is none.
+            Model folder; `ptbxl` for the model that comes with the package; or, as a str, OWNER/NAME or
+            OWNER/NAME@REVISION of the Hugging Face Hub. None is the model of `work`, or `ptbxl` where there is none.
         work : WorkDir or None
             Where the settings of `ecgbyte symbolize` say how recordings are read.
         base, device, trainable, max_new
@@ -141,10 +142,10 @@ class Session:
             If there is no such model folder, it is damaged, or the site's file is for another model.
         """
         if path is None and work is not None:
-            folder = folder_checks.choose_model_folder(work, None)
+            folder = choose_model_folder(work, None)
         else:
-            folder = folder_checks.resolve_model_folder(folder_checks.SHIPPED if path is None else path)
-        about = {**folder_checks.read_about(folder), "folder": folder_checks.display_name(folder)}
+            folder = resolve_model_folder(folder_checks.SHIPPED if path is None else path)
+        about = {**folder_checks.read_about(folder), "folder": display_name(folder)}
         tokenizer = ECGTokenizer.from_file(folder / "ecg_tokenizer.json")
         reading = reading_options(work, fs, lead_names, units, keep_identity)
         reader = loader(tokenizer, about["segmenter"], **reading)

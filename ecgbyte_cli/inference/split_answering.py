@@ -24,7 +24,7 @@ from ecgbyte_cli.inference.certainty import MatchedQuestion
 from ecgbyte_cli.inference.conversation import declines
 from ecgbyte_cli.inference.partial_answers import PartialAnswers
 from ecgbyte_cli.inference.session import Session
-from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.model_names import argument_name
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -92,8 +92,7 @@ def answer_split(
 def check_tokens(work: WorkDir, session: Session) -> dict:
     """Check that the tokens of the work folder are the model's, and return their settings."""
     model, about = session.folder, session.about
-    name = model.name if model == folder_checks.SHIPPED else model
-    again = f"symbolize DATA --like {name}"
+    again = f"symbolize DATA --like {argument_name(model)}"
     encoded = read_json(work.token_settings)
     if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(

@@ -10,12 +10,10 @@ import re
 from pathlib import Path
 
 from ecgbyte_cli.cli import spelling
-from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.layout import PROMPT_VERSION
 from ecgbyte_cli.signal.tokenizer import SEGMENTERS
 from ecgbyte_cli.storage.files import MOST_JSON, read_json, sha256_of
-from ecgbyte_cli.storage.workdir import WorkDir
 
 FORMAT_VERSION = 1
 SHIPPED = Path(__file__).resolve().parent.parent / "models" / spelling.SHIPPED  # comes with the package
@@ -28,29 +26,6 @@ MOST_NUMBER = 2**31
 ADAPTER = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type"}
 INFORMATIONAL = {"auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"}
 INFORMATIONAL |= {"megatron_core", "qalora_group_size", "init_lora_weights", "fan_in_fan_out"}
-
-
-def resolve_model_folder(model: str | os.PathLike) -> Path:
-    """Return the folder of a model: `ptbxl` is the one that comes with the package, if no folder has that name."""
-    return SHIPPED if str(model) == SHIPPED.name and not Path(model).exists() else Path(model)
-
-
-def display_name(folder: Path) -> str:
-    """Return the name to show for a model folder."""
-    return f"{SHIPPED.name}, which comes with ecgbyte" if folder == SHIPPED else str(folder)
-
-
-def choose_model_folder(work: WorkDir, model: str | os.PathLike | None) -> Path:
-    """Return the model folder to use: `model`, else the work folder's, else the one that comes with the package.
-
-    The last is noted on standard error.
-    """
-    if model is not None or work.model.exists():
-        return resolve_model_folder(model or work.model)
-    note(
-        f"{work.model} holds no model: asking the one that comes with ecgbyte (`ecgbyte info --model ptbxl`)"
-    )
-    return SHIPPED
 
 
 def model_sha256(folder: Path) -> str:

@@ -58,7 +58,8 @@ def save_model(
     with silence_libraries():
         if about["method"] == "full":
             model.base.save_pretrained(folder / "base")
-            text_tokenizer.save_pretrained(folder / "base")
+            # a chat template goes into the JSON: a model folder is safetensors, JSON and its card
+            text_tokenizer.save_pretrained(folder / "base", save_jinja_files=False)
         else:
             # peft would ask the hub whether the embedding grew: it never does here
             model.base.save_pretrained(folder, save_embedding_layers=False)

@@ -60,7 +60,7 @@ class ChatOptions:
     """
 
     question: tuple[str, ...] = ()
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     device: str | None = None
     site: Path | None = None

@@ -16,7 +16,7 @@ from ecgbyte_cli.cli.output import print_result, progress, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import ECG
 from ecgbyte_cli.inference.session import Session
-from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.model_names import model_identity
 from ecgbyte_cli.readers.wfdb_write import file_name, write_record
 from ecgbyte_cli.signal import fidelity
 from ecgbyte_cli.storage.files import atomic_folder, write_json
@@ -50,7 +50,7 @@ class ContinueOptions:
     since: float = 5.0
     samples: int = 4
     out: Path | None = None
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     device: str | None = None
     temperature: float = 1.0
@@ -148,7 +148,7 @@ def go_on(work: WorkDir, record: Path, options: ContinueOptions) -> dict:
         "name": ecg.recording.name,
         "from": options.since,
         "samples": options.samples,
-        "model": folder_checks.model_sha256(session.folder),
+        **model_identity(session.folder),
         "temperature": options.temperature,
         "top_p": options.top_p,
         "seed": options.seed,

@@ -16,8 +16,8 @@ from ecgbyte_cli.cli.output import note, print_result, progress
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.session import Session
-from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.model.folder_checks import BUILT
+from ecgbyte_cli.model.model_names import model_identity
 from ecgbyte_cli.readers.wfdb_write import write_record
 from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.storage.files import write_json
@@ -51,7 +51,7 @@ class DrawOptions:
 
     out: Path | None = None
     records: int = 8
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     device: str | None = None
     temperature: float = 1.0
@@ -81,7 +81,7 @@ class DrawOptions:
     type=Model(),
     default=None,
     show_default="the work folder's",
-    help="Model folder.",
+    help="Model folder, or OWNER/NAME of the Hugging Face Hub.",
 )
 @loading_options
 @sampling_options
@@ -146,7 +146,7 @@ def draw(work: WorkDir, words: str, options: DrawOptions) -> dict:
         raise Failure("--temperature, --top-p and --guidance are numbers")
     settings = {
         "words": words,
-        "model": folder_checks.model_sha256(session.folder),
+        **model_identity(session.folder),
         "records": options.records,
         "temperature": options.temperature,
         "top_p": options.top_p,

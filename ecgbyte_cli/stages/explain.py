@@ -10,13 +10,12 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import loading_options
+from ecgbyte_cli.cli.options import loading_options, work_model_option
 from ecgbyte_cli.cli.output import note, print_result, progress, table
-from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import ECG
 from ecgbyte_cli.inference.session import Session
-from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.model_names import model_identity
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.signal.segment_lines import segment_lines
 from ecgbyte_cli.storage.files import atomic_write, read_array, read_json, read_table, write_json
@@ -80,7 +79,7 @@ class ExplainOptions:
     """
 
     count: int = 100
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     device: str | None = None
     split: str = "test"
@@ -102,7 +101,7 @@ class ExplainOptions:
     show_default=True,
     help="How many, as many of each cause.",
 )
-@click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
+@work_model_option
 @loading_options
 @click.option(
     "--split",
@@ -172,7 +171,7 @@ def explain(work: WorkDir, options: ExplainOptions) -> dict:
     session = Session.open(options.model or work.model, None, options.base, options.device)
     tokens = check(session, work)
     settings = {
-        "model": folder_checks.model_sha256(session.folder),
+        **model_identity(session.folder),
         "tokens": tokens["settings"],
         "records": options.count,
         "split": options.split,

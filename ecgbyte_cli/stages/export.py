@@ -12,9 +12,8 @@ import numpy as np
 
 from ecgbyte_cli import __version__
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option
+from ecgbyte_cli.cli.options import base_option, work_model_option
 from ecgbyte_cli.cli.output import print_result
-from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model.layout import Layout
@@ -75,7 +74,7 @@ class ExportOptions:
     overwrite : bool
     """
 
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     dtype: str = "bfloat16"
     overwrite: bool = False
@@ -87,7 +86,7 @@ class ExportOptions:
     epilog="Example: ecgbyte export exported/",
 )
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
+@work_model_option
 @base_option
 @click.option(
     "--dtype",

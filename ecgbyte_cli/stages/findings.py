@@ -12,6 +12,7 @@ import click
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import (
+    Recordings,
     check_few,
     dask_option,
     jobs_option,
@@ -35,6 +36,7 @@ from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.site import write_site
 from ecgbyte_cli.inference.trained_questions import TrainedQuestion, choose_questions
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.model_names import model_identity
 from ecgbyte_cli.runtime.row_parts import (
     JoinedRows,
     TableWork,
@@ -98,7 +100,7 @@ class FindingsOptions:
     max_error: float = 0.1
     site: Path | None = None
     embeddings: Path | None = None
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     device: str | None = None
     input_fs: float | None = None
@@ -119,7 +121,7 @@ class FindingsOptions:
     short_help="Write a table of findings for a folder of recordings.",
     epilog="Example: ecgbyte findings data/ --out findings.csv",
 )
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=Recordings(), metavar="PATH...")
 @table_option
 @click.option(
     "--questions",
@@ -251,9 +253,8 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
         finding_report.write_scores(options.out, labelled, result["scores"])
         if options.calibrate:
             points, details, settings = calibrate_site(labelled, options.max_error)
-            write_site(
-                options.calibrate, folder_checks.model_sha256(session.folder), points, details, settings
-            )
+            identity = model_identity(session.folder)
+            write_site(options.calibrate, identity["model"], points, details, settings | identity)
             result["site"] = settings | {"findings": details}
     out = None if options.out is None else str(options.out)
     return result | {"seconds": time.perf_counter() - started, "out": out}
@@ -307,11 +308,12 @@ def _work(
     questions = choose_questions(certainty, options.questions, name)
     base = None if options.base is None else os.fspath(options.base)
     reader = session.reader
-    asked = {
+    identity = model_identity(folder)
+    asked = identity | {
         "model": os.fspath(folder),
         "base": base,
         "device": options.device,
-        "sha256": folder_checks.model_sha256(folder),
+        "sha256": identity["model"],
         "reading": {"fs": reader.fs, "lead_names": reader.lead_names, "units": reader.units},
         "questions": [list(one) for one in questions],
         "points": {

@@ -14,12 +14,12 @@ from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.folder_checks import (
     BUILT,
-    SHIPPED,
     is_ecgbyte_model,
     method_of,
     model_sha256,
-    resolve_model_folder,
 )
+from ecgbyte_cli.model.hub import name_in_cache
+from ecgbyte_cli.model.model_names import resolve_base_model
 from ecgbyte_cli.questions import question_file
 from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.storage.files import read_json
@@ -116,7 +116,7 @@ class FinetuneOptions:
     show_default=True,
     help="Base model: a hub id, a local folder, or tiny or small (decoders of 0.4 and 1.1 million parameters, "
     "trained in full, no download). Or a model "
-    "to train further: a model folder, or ptbxl, the one that comes with ecgbyte.",
+    "to train further: a model folder, OWNER/NAME of the hub that holds one, or ptbxl, which comes with ecgbyte.",
 )
 @click.option(
     "--method",
@@ -288,10 +288,9 @@ def command(work: WorkDir, show: int | None, seeds: int, **options: Any) -> dict
     tokens of the loss in green; --plan prints what the training needs.
     """
     given = FinetuneOptions(**options)
-    if given.model == SHIPPED.name:
-        given = replace(given, model=str(resolve_model_folder(given.model)))
     if len(given.qa) == 1 and given.qa[0][1] != 1:
         raise click.UsageError("a single --qa has no weight: leave it out")
+    given = replace(given, model=resolve_base_model(given.model))
     if show:
         return show_samples(work, show, given)
     if given.plan:
@@ -361,6 +360,7 @@ def training_settings(work: WorkDir, options: FinetuneOptions, method: str, proc
         "tokens": [read_json(work.token_settings)[key] for key in ("tokenizer_sha256", "settings")],
         "base": options.model,
         "begun_with": model_sha256(Path(options.model)) if is_ecgbyte_model(options.model) else None,
+        "hub": name_in_cache(Path(options.model)),
         "method": method,
         "processes": processes,
         "lr": options.lr or LEARNING_RATE[method],

@@ -17,9 +17,9 @@ from ecgbyte_cli.cli.options import (
     seeds_option,
     site_option,
     types_option,
+    work_model_option,
 )
 from ecgbyte_cli.cli.output import note, print_result, table
-from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.evaluation import metrics, reliability, report
 from ecgbyte_cli.evaluation.answered_findings import score_answered_findings
 from ecgbyte_cli.evaluation.finding_report import HEADER, score_lines
@@ -31,6 +31,7 @@ from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.split_answering import Joined, answer_split, check_tokens, without_declined
 from ecgbyte_cli.inference.witness import witness_among
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.model_names import model_identity
 from ecgbyte_cli.questions import question_file, question_segments
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.questions.reasoning import ReasonedAnswer, split_reasoning
@@ -82,7 +83,7 @@ class GenerateOptions:
     """
 
     qa: Path | None = None
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     device: str | None = None
     site: Path | None = None
@@ -116,7 +117,7 @@ class GenerateOptions:
     type=click.Path(path_type=Path),
     help="Question file, or a folder of them.  [default: the one the model was trained on]",
 )
-@click.option("--model", type=Model(), help="Model folder.  [default: the work folder's]")
+@work_model_option
 @loading_options
 @site_option
 @click.option(
@@ -258,8 +259,7 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
         encoded, qa = check_tokens(work, session), need_questions(session, options.qa)
         settings = settings_of(session, options, encoded, qa)
         another = "name another folder with --out"
-        done = completed_result(work.metrics, settings, options.overwrite, "answers", another)
-        if done:
+        if done := completed_result(work.metrics, settings, options.overwrite, "answers", another):
             return done
         questions = question_file.filter_types(question_file.read_questions(qa), options.types)
         segments, seed = read_table(work.symbol_segments), options.seed
@@ -292,7 +292,7 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
 def settings_of(session: Session, options: GenerateOptions, encoded: dict, qa: Any) -> dict:
     """Return the settings that the answers depend on."""
     return {
-        "model": folder_checks.model_sha256(session.folder),
+        **model_identity(session.folder),
         "qa": question_file.questions_sha256(qa),
         "tokens": encoded["settings"],
         "split": options.split,

@@ -22,10 +22,11 @@ from ecgbyte_cli.storage.workdir import WorkDir
 @click.option(
     "--model",
     type=Model(),
-    help="Print the card of a model folder instead. `ptbxl` is the model that comes with ecgbyte.",
+    help="Print the card of a model instead: a folder, OWNER/NAME of the Hugging Face Hub, or `ptbxl`, which comes "
+    "with ecgbyte.",
 )
 @click.pass_obj
-def command(work: WorkDir, model: Path | None) -> dict:
+def command(work: WorkDir, model: Path | str | None) -> dict:
     """Show the result of each finished stage and the next command, or the card of a model."""
     if model:
         about = card(model)
@@ -53,18 +54,19 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)[:40]
 
 
-def card(model: Path) -> dict[str, str]:
+def card(model: Path | str) -> dict[str, str]:
     """Read the card of a model folder.
 
     Parameters
     ----------
-    model : Path
-        A model folder, or `ptbxl` for the one that comes with the package.
+    model : Path or str
+        See `resolve_model_folder`.
 
     Returns
     -------
     dict
-        `model` (path), `base` (its base model), `method` and `card` (Markdown).
+        `model` (path, or OWNER/NAME@COMMIT of the Hugging Face Hub), `base` (its base model), `method` and `card`
+        (Markdown).
 
     Raises
     ------
@@ -72,11 +74,13 @@ def card(model: Path) -> dict[str, str]:
         If it is not a model folder, or its card cannot be read.
     """
     from ecgbyte_cli.model import folder_checks
+    from ecgbyte_cli.model.model_names import argument_name, resolve_model_folder
 
-    path = folder_checks.resolve_model_folder(model)
+    path = resolve_model_folder(model)
     about = folder_checks.read_about(path)
     text = read_text(path / "README.md").rstrip()
-    return {"model": str(path), "base": about["base"], "method": about["method"], "card": text}
+    name = str(path) if path == folder_checks.SHIPPED else argument_name(path)
+    return {"model": name, "base": about["base"], "method": about["method"], "card": text}
 
 
 def info(work: WorkDir) -> dict[str, Any]:

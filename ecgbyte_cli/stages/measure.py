@@ -10,6 +10,7 @@ import click
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import (
+    Recordings,
     bare_file_options,
     bare_file_settings,
     check_few,
@@ -50,7 +51,7 @@ SHOWN = {  # of the table on the terminal
     short_help="Measure rate, intervals, axes and amplitudes of recordings.",
     epilog="Example: ecgbyte measure data/ --out measures.csv",
 )
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=Recordings(), metavar="PATH...")
 @table_option
 @click.option(
     "--segment",

@@ -14,7 +14,7 @@ from ecgbyte_cli.cli.output import print_result
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.session import Session, reading_options
-from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.model_names import resolve_model_folder
 from ecgbyte_cli.render import svg_sheet
 from ecgbyte_cli.render.measured_facts import sheet_line
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
@@ -54,7 +54,7 @@ class PlotOptions:
 
     lead: str | None = None
     start: float = 0.0
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     device: str | None = None
     input_fs: float | None = None
@@ -79,7 +79,8 @@ class PlotOptions:
 @click.option(
     "--model",
     type=Model(),
-    help="Model folder; for tokens, its tokenizer.  [default: the work folder's]",
+    help="Model folder, or OWNER/NAME of the Hugging Face Hub. For tokens, its tokenizer.  "
+    "[default: the work folder's]",
 )
 @loading_options
 @recording_options
@@ -194,15 +195,15 @@ def beat_picture(recording: readers.Recording, start: float) -> tuple["Figure", 
 
 
 def token_picture(
-    work: WorkDir, recording: readers.Recording, lead: str | None, start: float, model: Path | None
+    work: WorkDir, recording: readers.Recording, lead: str | None, start: float, model: Path | str | None
 ) -> tuple["Figure", dict]:
     """Draw the tokens of a lead in the segment at `start`."""
     from ecgbyte_cli.render import figures
 
-    model = model and folder_checks.resolve_model_folder(model)
-    path = model / "ecg_tokenizer.json" if model else work.need(work.ecg_tokenizer, "learn")
+    folder = resolve_model_folder(model) if model else None
+    path = folder / "ecg_tokenizer.json" if folder else work.need(work.ecg_tokenizer, "learn")
     tokenizer = ECGTokenizer.from_file(path)
-    segmenter = segmenter_of(work, tokenizer, model)
+    segmenter = segmenter_of(work, tokenizer, folder)
     leads, fs = tokenizer.signal["leads"], tokenizer.signal["fs"]
     lead = lead or ("II" if "II" in leads else leads[0])
     if lead not in leads:

@@ -15,6 +15,8 @@ from ecgbyte_cli.cli.output import note, print_result
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder_checks
+from ecgbyte_cli.model.hub import name_in_cache
+from ecgbyte_cli.model.model_names import resolve_model_folder
 from ecgbyte_cli.questions import question_file
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.runtime.ranks import process_rank
@@ -78,7 +80,11 @@ class ReinforceOptions:
     type=click.Path(path_type=Path),
     help="Question file, or a folder of them.  [default: the one of the model's training]",
 )
-@click.option("--model", type=Model(), help="Model to start from.  [default: the work folder's]")
+@click.option(
+    "--model",
+    type=Model(),
+    help="Model folder to start from, or OWNER/NAME of the Hugging Face Hub.  [default: the work folder's]",
+)
 @device_option
 @click.option(
     "--reward",
@@ -176,7 +182,7 @@ def reinforce(work: WorkDir, options: ReinforceOptions) -> dict:
     """
     if process_rank()[1] > 1:
         raise Failure("reinforce trains on one process: run it without torchrun or accelerate launch")
-    initial = folder_checks.resolve_model_folder(options.model or work.need(work.model, "finetune"))
+    initial = resolve_model_folder(options.model or work.need(work.model, "finetune"))
     work = work.reinforcing()
     about, encoded = folder_checks.read_about(initial), read_json(work.need(work.token_settings, "encode"))
     qa = options.qa or about.get("qa")
@@ -217,6 +223,7 @@ def training_settings(
         "tokens": [encoded[key] for key in ("tokenizer_sha256", "settings")],
         "base": str(initial),
         "begun_with": folder_checks.model_sha256(initial),
+        "hub": name_in_cache(initial),
         "method": about["method"],
         "rewards": rewards,
         "answers": options.answers,

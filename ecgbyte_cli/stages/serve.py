@@ -57,7 +57,7 @@ class ServeOptions:
         None is as `symbolize` had it.
     """
 
-    model: Path | None = None
+    model: Path | str | None = None
     base: Path | None = None
     device: str | None = None
     site: Path | None = None

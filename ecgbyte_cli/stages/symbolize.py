@@ -15,11 +15,11 @@ import numpy as np
 
 from ecgbyte_cli import __version__, readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import dask_option
+from ecgbyte_cli.cli.options import Recordings, dask_option
 from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.folder_checks import resolve_model_folder
+from ecgbyte_cli.model.model_names import resolve_model_folder
 from ecgbyte_cli.readers.data_sets import DataSet, Paths
 from ecgbyte_cli.runtime.processes import in_parallel
 from ecgbyte_cli.signal import corpus, preprocess, quantizers
@@ -71,7 +71,9 @@ class SymbolizeOptions:
     levels: int = 26  # number of letters
     bounds: tuple[float, float] | None = None  # range of the quantizer paper in mV (--range)
     mu: float = 20.0  # companding of the quantizer mulaw
-    like: Path | None = None  # model folder or ecg_tokenizer.json whose signal settings and merges are used
+    like: Path | str | None = (
+        None  # model folder or ecg_tokenizer.json whose signal settings and merges are used
+    )
     keep_signal: bool = False  # keep the filtered signals, for `finetune --augment`
     fill_nan: str | None = None  # linear: interpolate gaps of up to 40 ms
     patients: Sequence[Path] = ()  # tables of records and patients: one for all data sets, or one for each
@@ -98,7 +100,7 @@ class SymbolizeOptions:
     short_help="Turn recordings into letters.",
     epilog="Example: ecgbyte symbolize data/ --profile resample --fs 100 --leads II,V1",
 )
-@click.argument("data", nargs=-1, required=True)
+@click.argument("data", nargs=-1, required=True, type=Recordings())
 @click.option(
     "--fs", default=SymbolizeOptions.fs, show_default=True, help="Sampling rate to resample to, in Hz."
 )
@@ -154,8 +156,8 @@ class SymbolizeOptions:
     "--like",
     type=Model(),
     default=SymbolizeOptions.like,
-    help="Use the signal settings and the merges of a model (its folder, or an ecg_tokenizer.json), instead of `learn` "
-    "and the options that describe the letters.",
+    help="Use the signal settings and the merges of a model (its folder, OWNER/NAME of the Hugging Face Hub, or an "
+    "ecg_tokenizer.json), instead of `learn` and the options that describe the letters.",
 )
 @click.option(
     "--keep-signal",

@@ -13,6 +13,7 @@ from ecgbyte_cli.inference.certainty import Certainty, read_certainty
 from ecgbyte_cli.model import base_model, ecg_lm, folder_checks, model_folder
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.model.model_names import split_revision
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import question_file
 from ecgbyte_cli.questions.reasoning import TAGS
@@ -100,7 +101,7 @@ def load_for_training(
     Failure
         If the model cannot be loaded, or belongs to another tokenizer.
     """
-    model, method, seed = settings["base"], settings["method"], settings["seed"]
+    model, method = settings["base"], settings["method"]
     if method == "full" and (settings.get("rank") or settings.get("alpha")):
         raise Failure("--rank and --alpha belong to adapters, and --method full has none: leave them out")
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
@@ -121,11 +122,7 @@ def load_for_training(
         measured = measured or bool(about.get("measured"))
         name = about["base"] if about["method"] == method else str(Path(model) / "base")
     else:
-        base, text_tokenizer = base_model.load_base(model, method, device, seed=seed)
-        offset = base.get_input_embeddings().num_embeddings
-        layout = Layout.of(offset, tokenizer, settings["positions"] or "token")
-        lm, name = ECGLM(base, tokenizer.vocab_size, seed, layout), model
-        lm.init_rows(settings["ecg_init"], tokenizer, seed)
+        lm, text_tokenizer, name = _new_model(settings, device, tokenizer)
     positions = getattr(lm.base.config, "max_position_embeddings", None) or settings["max_length"]
     if lm.layout.unit and tokenizer.signal["samples"] // lm.layout.unit >= positions:
         raise Failure(
@@ -145,6 +142,19 @@ def load_for_training(
         measured,
     )
     return lm, text_tokenizer, samples, name
+
+
+def _new_model(
+    settings: dict[str, Any], device: str, tokenizer: ECGTokenizer
+) -> "tuple[ECGLM, PreTrainedTokenizerBase, str]":
+    """Load a base model and add new ECG rows; return the model, its text tokenizer, and the base model's name."""
+    seed, (name, revision) = settings["seed"], split_revision(settings["base"])
+    base, text_tokenizer = base_model.load_base(name, settings["method"], device, revision, seed)
+    offset = base.get_input_embeddings().num_embeddings
+    layout = Layout.of(offset, tokenizer, settings["positions"] or "token")
+    lm = ECGLM(base, tokenizer.vocab_size, seed, layout)
+    lm.init_rows(settings["ecg_init"], tokenizer, seed)
+    return lm, text_tokenizer, name
 
 
 def _check_trained_model(
