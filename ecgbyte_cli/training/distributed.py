@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import itertools
 import signal
 import threading
 import time
@@ -16,7 +15,9 @@ from ecgbyte_cli.runtime.ranks import process_rank
 if TYPE_CHECKING:
     import torch
 
-_groups = itertools.count()  # groups that this process has joined
+# Groups that this process has joined. They are kept, because DDP would free them while it holds the GIL, and wait
+# forever for a thread of the group that needs the GIL.
+_groups: list[Any] = []
 
 
 def sum_over_processes(values: list[float], device: "torch.device | str") -> list[float]:
@@ -49,10 +50,11 @@ def process_group(wanted: str | None, method: str) -> Iterator[str]:
         torch.cuda.set_device(device)
     store, rank, count = next(distributed.rendezvous("env://"))
     # with `--seeds`, the next training uses the same store
-    store = distributed.PrefixStore(f"ecgbyte-{next(_groups)}", store)
+    store = distributed.PrefixStore(f"ecgbyte-{len(_groups)}", store)
     distributed.init_process_group(
         "nccl" if device != "cpu" else "gloo", store=store, rank=rank, world_size=count
     )
+    _groups.append(distributed.group.WORLD)
     try:
         yield device
         if rank == 0:
