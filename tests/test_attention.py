@@ -10,7 +10,7 @@ from torch.nn import functional
 from ecgbyte_cli.model import attention, base_model, ecg_lm
 from ecgbyte_cli.model.kv_cache import new_cache
 from ecgbyte_cli.model.layout import Layout
-from ecgbyte_cli.training.dataset import Reading, collate
+from ecgbyte_cli.training.batch import Reading, collate
 
 SMALL = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
@@ -89,6 +89,12 @@ def assert_equal(found, wanted, tolerance=1e-5):
     assert found.keys() == wanted.keys() and "ecg_rows.weight" in found
     for name, value in found.items():
         assert (value - wanted[name]).norm() <= tolerance * wanted[name].norm(), name
+
+
+def test_cuda_can_copy_a_batch_by_itself():
+    batch = batch_of(make_lm(SHAPES["llama"]), (9, 12), weights=True)
+    assert len(batch.owner) > 1 and batch.owner.shape[1] < batch.ids.shape[1]
+    assert all(part.is_contiguous() for part in batch)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm, model_folder, tiny
@@ -25,6 +26,7 @@ from ecgbyte_cli.questions import Question
 from ecgbyte_cli.runtime import memory
 from ecgbyte_cli.storage.files import sha256_of
 from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training import optimizer
 from ecgbyte_cli.training import trainer as trainer_module
 from ecgbyte_cli.training.cost import cost_lines
 from ecgbyte_cli.training.optimizer import warmup_cosine
@@ -168,8 +170,11 @@ def as_tiny(text_tokenizer_and_base, folder):
 KILL = """
 import os, signal, sys
 from ecgbyte_cli.__main__ import main
-from ecgbyte_cli.training import checkpoint
+from ecgbyte_cli.training import checkpoint, optimizer
 from ecgbyte_cli.training.trainer import Trainer
+
+if {paged}:
+    optimizer.in_8_bits = lambda *_: True
 
 def kill(original):
     def killed(*args):
@@ -190,21 +195,34 @@ main(sys.argv[1:])
         ("varied", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
         ("lora", {"function": "checkpoint.save_weights", "when": "'step-0000010' in args[0].name"}, 5),
         ("qlora", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
+        ("paged", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
     ],
 )
-def test_a_killed_training_goes_on_as_if_undisturbed(small, tmp_path, ecgbyte, method, killed, going_on):
-    """LoRA has dropout, and --augment varies the ECGs, so that random numbers count too."""
-    more = ["--augment", 1, "--ecg-loss", 0.3, "--positions", "time"] if method == "varied" else []
-    method = "full" if more else method
+def test_a_killed_training_goes_on_as_if_undisturbed(
+    small, tmp_path, ecgbyte, monkeypatch, method, killed, going_on
+):
+    """LoRA has dropout, and --augment varies the ECGs, so that random numbers count too.
+
+    The paged optimizer is that of QLoRA on a GPU: its state is nested and in 8 bits.
+    """
+    paged = method == "paged"
+    more = {"varied": ["--augment", 1, "--ecg-loss", 0.3, "--positions", "time"], "paged": ["--rank", 64]}
+    more = more.get(method, [])
+    method = {"varied": "full", "paged": "qlora"}.get(method, method)
+    if paged:
+        pytest.importorskip("bitsandbytes")
+        monkeypatch.setattr(optimizer, "in_8_bits", lambda *_: True)
     model = as_tiny(tiny.build_tiny(), tmp_path / "base") if method != "full" else "tiny"
     work = untrained(small, tmp_path / "work")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", model, "--method", method]
     args += ["--steps", 20, "--every", 5, "--batch", 1, "--max-length", 80, "--json", *more]
     whole = ecgbyte(*args, work=untrained(small, tmp_path / "undisturbed"))
-    command = [sys.executable, "-c", KILL.format(**killed), "--work", work, *args]
+    command = [sys.executable, "-c", KILL.format(**killed, paged=paged), "--work", work, *args]
     run = subprocess.run(list(map(str, command)), capture_output=True)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert not (work / "model").exists()
+    (stored,) = work.glob("training/step-*/optimizer.safetensors")
+    assert paged == any(state.dtype == torch.uint8 for state in load_file(stored).values())
     other = ecgbyte(*args, "--seed", 1, work=work)
     assert other.exit_code == 1 and "other settings (seed)" in other.stderr
     resumed = ecgbyte(*args, work=work)
@@ -375,10 +393,10 @@ def test_the_time_said_holds_validations_and_calibration(small, tmp_path, ecgbyt
         read[self.training] += ids.numel()
         return embed(self, ids)
 
-    def watched(self, _, *more):
-        said.append(60 * minutes(self, 1.0, *more))
+    def watched(self, forward, learn, *more):
+        said.append(60 * sum(minutes(self, 1.0, learn / forward, *more).values()))
         read[:] = [0, 0]  # from here on
-        return 1.0
+        return {"training": 1.0}
 
     monkeypatch.setattr(ecg_lm.ECGLM, "embed", counted)
     monkeypatch.setattr(Trainer, "minutes", watched)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import base_model, ecg_lm, folder_checks, model_folder, tiny
+from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -457,9 +458,9 @@ def test_libraries_keep_off_standard_error(model, capfd):
 
 def test_weights_are_in_bfloat16_where_the_hardware_has_it(base, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True})
-    assert load_base(base, "cpu")[0].dtype == torch.float32 and not base_model.supports_bfloat16("cpu")
+    assert load_base(base, "cpu")[0].dtype == torch.float32
     for name in ("avx512_bf16", "amx_bf16", "bf16"):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
-        assert base_model.supports_bfloat16("cpu")
-    assert load_base(base, "cpu")[0].dtype == torch.bfloat16 and base_model.supports_bfloat16("cuda:1")
+        assert devices.half_type("cpu") == torch.bfloat16
+    assert load_base(base, "cpu")[0].dtype == torch.bfloat16
     assert base_model.load_base(str(base), "full", "cpu")[0].dtype == torch.float32

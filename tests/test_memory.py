@@ -40,6 +40,12 @@ def to_numpy():
     raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it first.")
 
 
+def float64():
+    raise TypeError(
+        "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+    )
+
+
 def asserted():
     raise RuntimeError("CUDA error: device-side assert triggered; mask, size and shape do not matter")
 
@@ -69,7 +75,7 @@ def test_out_of_memory_is_known_in_every_wording(broken):
             broken()
 
 
-@pytest.mark.parametrize("broken", [mixed, to_numpy, asserted])
+@pytest.mark.parametrize("broken", [mixed, to_numpy, float64, asserted])
 def test_what_a_device_says_is_nothing_about_the_model(broken):
     with pytest.raises((RuntimeError, TypeError)) as error:
         broken()

@@ -74,8 +74,7 @@ def test_all_wait_for_the_first_before_they_meet(monkeypatch, rank, looks, devic
     """It calibrates and writes the model, which may take longer than NCCL lets the others wait in a barrier."""
     called, store, distributed = [], Store(looks), torch.distributed
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setattr("ecgbyte_cli.model.base_model.best_device", lambda: device)
+    monkeypatch.setattr("ecgbyte_cli.runtime.devices.choose_device", lambda *_: device)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(distributed_module.time, "sleep", lambda _: called.append("waits"))
     monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(store, rank, 2)]))
@@ -83,6 +82,6 @@ def test_all_wait_for_the_first_before_they_meet(monkeypatch, rank, looks, devic
     monkeypatch.setattr(distributed, "init_process_group", lambda name, **_: called.append(name))
     monkeypatch.setattr(distributed, "barrier", lambda: called.append("meets"))
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: called.append("leaves"))
-    with process_group():
+    with process_group(None, "lora"):
         called.append("trains")
     assert called == [backend, "trains", *["waits"] * (looks - 1 if rank else 0), "meets", "leaves"]

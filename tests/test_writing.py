@@ -171,9 +171,9 @@ def test_the_end_of_a_lead_is_drawn_as_its_middle_is():
 
 def test_a_token_of_no_chance_is_never_drawn():
     scores = torch.tensor([[-torch.inf, 0.0, -torch.inf]] * 3)
-    assert ecg_generation._sample_tokens(scores, Sampling(), [0.0, 0.5, 1 - 2**-53]).tolist() == [1, 1, 1]
+    assert ecg_generation._sample_tokens(scores, Sampling(), [0.0, 0.5, 1 - 2**-53]) == [1, 1, 1]
     scores = torch.log(torch.tensor([[0.3, 0.6, 0.1]] * 2))
-    assert ecg_generation._sample_tokens(scores, Sampling(top_p=0.8), [0.0, 0.999]).tolist() == [0, 1]
+    assert ecg_generation._sample_tokens(scores, Sampling(top_p=0.8), [0.0, 0.999]) == [0, 1]
 
 
 def test_answers_are_text_whatever_the_temperature(lm):

@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ecgbyte_cli.cli.spelling import Model
+from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.storage.row_table import FORMATS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,6 +91,17 @@ class TableFile(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Device(click.ParamType):
+    """The type of an option that names a device: str. Whether it is there is checked when a model is loaded."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not devices.NAMES.fullmatch(value):
+            self.fail(f"{value!r} must be {devices.EXPECTED}", param, ctx)
+        return value
+
+
 MOST_SHOWN = 20  # recordings of a table on the terminal
 
 table_option = click.option(
@@ -131,6 +143,18 @@ work_model_option = click.option(
 base_option = click.option(
     "--base", type=click.Path(path_type=Path), help="Path of the base model, if it has moved."
 )
+
+device_option = click.option(
+    "--device",
+    type=Device(),
+    help="Where to compute: cpu, cuda, cuda:N (GPU number N), mps (Apple) or auto.  [default: auto, a GPU if there is "
+    "one]",
+)
+
+
+def loading_options(command: F) -> F:
+    """Add the options of a command that loads a model: where its base model is, and where it computes."""
+    return base_option(device_option(command))
 
 
 site_option = click.option(

@@ -158,8 +158,8 @@ class Explainer:
             measures = []
             for row, i in enumerate(group):
                 at = torch.from_numpy(cases[i].at).to(ids.device)
-                measures.append(measure(logits[row, at - 1 - first], ids[row, at]).cpu().numpy())
-            return measures
+                measures.append(measure(logits[row, at - 1 - first], ids[row, at]))
+            return [each.cpu().double().numpy() for each in measures]
 
         measures = itertools.chain.from_iterable(in_parts(order, self.batch, measured))
         for i, value in zip(order, measures, strict=True):
@@ -200,7 +200,7 @@ class Explainer:
             "gradient": self._gradient,
             "integrated": self._integrated,
         }[method](case)
-        return np.maximum(scores.double().cpu().numpy()[: case.at[0]], 0)
+        return np.maximum(scores.cpu().double().numpy()[: case.at[0]], 0)
 
     def density(self, letters: np.ndarray, question: str, answer: str, method: str) -> np.ndarray:
         """Attribute an answer to the samples of a segment.
@@ -318,7 +318,7 @@ class Explainer:
             scores += path
             if case.gap is None:  # of the ECG, which comes first
                 makes = self._odds(case, embedded) - self._odds(case, start)
-                case.gap = 100 * abs(path.double().sum().item() - makes) / max(abs(makes), 1e-12)
+                case.gap = 100 * abs(path.sum().item() - makes) / max(abs(makes), 1e-12)
         return scores
 
     def _embedded(self, case: Case) -> torch.Tensor:
@@ -362,13 +362,13 @@ class Explainer:
 
 
 def _log_probabilities(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of each id, float64 (n,), from logits (n, vocabulary)."""
-    return logits.double().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    """Return the log-probability of each id, float32 (n,), from logits (n, vocabulary)."""
+    return logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
 
 def _log_odds(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Return log(p / (1 - p)) of each id: its logit over those of all others."""
-    logits, at = logits.double(), ids[:, None]
+    logits, at = logits.float(), ids[:, None]
     return logits.gather(-1, at)[:, 0] - logits.scatter(-1, at, -torch.inf).logsumexp(-1)
 
 

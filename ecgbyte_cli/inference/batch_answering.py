@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 # model folder, folder of the base model or None, SHA-256 of ecgbyte.json
-ModelKey = tuple[Path, str | None, str]
+ModelKey = tuple[Path, str | None, str | None, str]
 
 
 class Answer(NamedTuple):
@@ -195,16 +195,16 @@ def _answer_batch(
     pick: "Sampler | None",
 ) -> list[Answer]:
     """Write the answers to prompts together."""
-    from ecgbyte_cli.model.decoding import ScoredPicks
+    from ecgbyte_cli.model.decoding import RecordedPicks
 
-    began, counted = time.perf_counter(), ScoredPicks(pick, prompt.end_ids, len(ask))
+    began, counted = time.perf_counter(), RecordedPicks(pick, prompt.end_ids, len(ask))
     if pick:
         pick.begin(keys)
     answers = lm.answer(ask, prompt.end_ids, answer_budget(lm, ask, max_new), counted)
     took = (time.perf_counter() - began) / len(ask)
     return [
         Answer(prompt.text(ids), math.exp(sum(logs)), took)
-        for ids, logs in zip(answers, counted.logs, strict=True)
+        for ids, (_, logs) in zip(answers, counted.answers(), strict=True)
     ]
 
 
@@ -285,7 +285,7 @@ def on_cluster(
     root : Path
         The work folder.
     loaded : tuple
-        Model folder, folder of the base model or None, and SHA-256 of ecgbyte.json.
+        Model folder, folder of the base model or None, device or None, and SHA-256 of ecgbyte.json.
     closed, free : PromptSet
         Prompts whose answers are chosen, and prompts whose answers are written.
     batch, max_new, known, keep, answers
@@ -328,11 +328,11 @@ def answer_on_worker(
 
 
 @functools.lru_cache(1)
-def _worker_model(model: Path, base: str | None, sha256: str) -> LoadedModel:
+def _worker_model(model: Path, base: str | None, device: str | None, sha256: str) -> LoadedModel:
     """Load a model, once in a process."""
     if folder_checks.model_sha256(model) != sha256:
         raise Failure(f"{model} was replaced while it was asked: run `ecgbyte generate` again")
-    return Session.open(model, base=base).load()
+    return Session.open(model, None, base, cluster.device_here(device)).load()
 
 
 def most_probable(choose: Choose, answers: Sequence[str], weights: np.ndarray, seconds: float) -> Answer:
@@ -391,8 +391,8 @@ class Sampler:
         """Return the next ids, (n,), from logits (n, vocabulary) of the questions with the numbers `rows`."""
         import torch
 
-        cumulative = (logits.double() / self.temperature).softmax(-1).cumsum(-1)
-        drawn = torch.tensor([self.random[row].random() for row in rows], dtype=torch.float64)
+        cumulative = (logits.float() / self.temperature).softmax(-1).cumsum(-1)
+        drawn = torch.tensor([self.random[row].random() for row in rows], dtype=torch.float32)
         place = torch.searchsorted(cumulative, drawn.to(logits.device)[:, None] * cumulative[:, -1:])
         return place[:, 0].clamp(max=logits.shape[-1] - 1)
 

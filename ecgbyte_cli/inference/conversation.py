@@ -273,12 +273,12 @@ class Conversation:
 
     def _write(self, turn: Turn, ids: np.ndarray, room: int, show: Show, think: Show, start: float) -> None:
         """Write an answer token by token, the most probable each time."""
-        from ecgbyte_cli.model.decoding import ScoredPicks
+        from ecgbyte_cli.model.decoding import RecordedPicks
 
         session, shown = self.session, ""
         tags: list[str] = session.about.get("think") or []
         prompt, reasoned = session.prompt, not tags
-        picks = ScoredPicks(None, prompt.end_ids, 1)
+        picks = RecordedPicks(None, prompt.end_ids, 1)
         for (i,) in session.lm.stream([ids], prompt.end_ids, room, session.cache, picks):
             turn.first = turn.first or time.perf_counter() - start
             turn.written.append(i)
@@ -297,7 +297,7 @@ class Conversation:
         if not reasoned:  # it never closed its reasoning
             turn.answer = split_reasoning(turn.answer, tags).answer
         show(turn.answer[len(shown) :])
-        turn.probability = math.exp(sum(picks.logs[0])) if picks.logs[0] else None
+        turn.probability = math.exp(sum(logs)) if (logs := picks.answers()[0][1]) else None
 
     def _choose(
         self, turn: Turn, ids: np.ndarray, matched: "MatchedQuestion", show: Show, start: float

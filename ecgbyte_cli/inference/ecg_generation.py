@@ -124,18 +124,20 @@ def _generate_batch(
             )
         # where a lead is full the next id is known
         free = [ecgs[row].left > 0 for row in open_]
-        drawn = torch.full((len(open_),), -1, device=lm.device)
+        drawn = [-1] * len(open_)
         if any(free):
-            chance = [random[row].random() for row, wanted in zip(open_, free, strict=True) if wanted]
+            chance = [
+                random[row].random() if wanted else 0.5 for row, wanted in zip(open_, free, strict=True)
+            ]
             led = scores[-1] + draw.guidance * (scores[0] - scores[-1])
+            barred = np.zeros(led.shape, bool)
             for at, row in enumerate(open_):
-                if len(ecgs[row].rest):
-                    led[at, torch.from_numpy(~compatible_tokens(tokenizer, ecgs[row].rest))] = -torch.inf
-            drawn[free] = _sample_tokens(led[free], draw, chance)
-        follows = [
-            ecgs[row].go_on(token, layout, tokenizer)
-            for row, token in zip(open_, drawn.tolist(), strict=True)
-        ]
+                if free[at] and len(ecgs[row].rest):
+                    barred[at] = ~compatible_tokens(tokenizer, ecgs[row].rest)
+            if barred.any():
+                led = led.masked_fill(torch.from_numpy(barred).to(led.device), -torch.inf)
+            drawn = _sample_tokens(led, draw, chance)
+        follows = [ecgs[row].go_on(token, layout, tokenizer) for row, token in zip(open_, drawn, strict=True)]
         going = [at for at, i in enumerate(follows) if i is not None]
         if not going:
             break
@@ -276,11 +278,8 @@ def _next_positions(layout: "Layout", head: Sequence[int], block: Sequence[int],
     return torch.from_numpy(layout.positions(np.array([*head, *block, layout.offset + 1]))[-count - 1 : -1])
 
 
-def _sample_tokens(scores: torch.Tensor, draw: Sampling, numbers: Sequence[float]) -> torch.Tensor:
-    """Sample a token for each row of scores, (n,), with random numbers from 0 to 1."""
-    if scores.isnan().any():
-        raise Failure("the model's weights give no probabilities (NaN): train it again")
-    scores = scores.double()
+def _sample_tokens(scores: torch.Tensor, draw: Sampling, numbers: Sequence[float]) -> list[int]:
+    """Sample a token for each row of scores, (n, tokens), with random numbers from 0 to 1."""
     chances = ((scores - scores.amax(-1, keepdim=True)) / draw.temperature).softmax(-1)
     if draw.top_p < 1:
         ordered, order = chances.sort(-1, descending=True)
@@ -288,7 +287,11 @@ def _sample_tokens(scores: torch.Tensor, draw: Sampling, numbers: Sequence[float
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= draw.top_p, 0)
         chances = torch.zeros_like(chances).scatter(-1, order, ordered)
     sums = chances.cumsum(-1)
-    wanted = torch.tensor(numbers, dtype=torch.float64, device=scores.device)[:, None] * sums[:, -1:]
+    wanted = torch.tensor(numbers, dtype=torch.float32, device=scores.device)[:, None] * sums[:, -1:]
     wanted = torch.minimum(wanted, torch.nextafter(sums[:, -1:], torch.zeros_like(wanted)))
     # the first whose sum is above: one of no chance adds nothing, and is never it
-    return torch.searchsorted(sums, wanted, right=True)[:, 0]
+    tokens = torch.searchsorted(sums, wanted, right=True)[:, 0]
+    drawn = tokens.masked_fill(scores.isnan().any(-1), -1).tolist()  # the only wait for the device
+    if min(drawn) < 0:
+        raise Failure("the model's weights give no probabilities (NaN): train it again")
+    return drawn

@@ -23,6 +23,7 @@ from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.trained_questions import RHYTHM, TrainedQuestion
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.questions.findings import ALL_FINDINGS
+from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal.measurement import VALUES
 from ecgbyte_cli.signal.normal_limits import age_and_sex
@@ -56,16 +57,18 @@ def finding_rows(paths: Sequence[str], asked: dict[str, Any]) -> Iterator[tuple[
     ----------
     paths : list of str
     asked : dict
-        `model`, `base`, `sha256` (model folder, folder of its base model or None, SHA-256 of ecgbyte.json),
-        `reading` (see `session.reading_options`), `questions` (of `TrainedQuestion`s, as lists), `points` (name to
-        `OperatingPoint`, as a list), `salt` (of `readers.patient_key`) and `embeddings` (whether to add them).
+        `model`, `base`, `device`, `sha256` (model folder, folder of its base model or None, device or None, SHA-256
+        of ecgbyte.json), `reading` (see `session.reading_options`), `questions` (of `TrainedQuestion`s, as lists),
+        `points` (name to `OperatingPoint`, as a list), `salt` (of `readers.patient_key`) and `embeddings` (whether to
+        add them).
 
     Raises
     ------
     Failure
         If the model cannot be loaded, or fails.
     """
-    session = _session(asked["model"], asked["base"], asked["sha256"], json.dumps(asked["reading"]))
+    model = asked["model"], asked["base"], asked["device"], asked["sha256"]
+    session = _session(*model, json.dumps(asked["reading"]))
     waiting: list[tuple[str, list[ECG] | Failure]] = []
     with _threads(session):
         for path in paths:
@@ -82,11 +85,11 @@ def finding_rows(paths: Sequence[str], asked: dict[str, Any]) -> Iterator[tuple[
 
 
 @lru_cache(1)
-def _session(model: str, base: str | None, sha256: str, reading: str) -> Session:
+def _session(model: str, base: str | None, device: str | None, sha256: str, reading: str) -> Session:
     """Open a model, once in a process."""
     if folder_checks.model_sha256(Path(model)) != sha256:
         raise Failure(f"{model} was replaced while it was asked: run `ecgbyte findings` again")
-    session = Session.open(model, base=base, **json.loads(reading))
+    session = Session.open(model, None, base, cluster.device_here(device), **json.loads(reading))
     session.load()
     return session
 

@@ -69,7 +69,7 @@ class Session:
     base : path or None
         Where the base model is, if it has moved.
     device : str or None
-        `cuda` or `cpu`; None takes the GPU if there is one.
+        See `devices.choose_device`; None takes a GPU if there is one.
     trainable : bool
         Whether the model may be one that has not learned to answer yet.
     max_new : int

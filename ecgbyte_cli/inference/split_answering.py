@@ -81,7 +81,7 @@ def answer_split(
         done, sampled = kept.answers.keys(), (temperature, seed) if temperature else None
         if dask:
             base = None if session.base is None else os.fspath(session.base)
-            model = session.folder, base, settings["model"]
+            model = session.folder, base, session.device, settings["model"]
             on_cluster(dask, work.root, model, closed, free, batch, max_new, done, keep, answers_of, sampled)
         else:
             choose_all(lm, closed, batch, done, keep, answers_of, certainty, name)

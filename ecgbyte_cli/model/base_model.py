@@ -17,6 +17,7 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.model.ecg_lm import checkpoint_layers
 from ecgbyte_cli.model.tiny import SIZES, build_tiny, training_texts
+from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.runtime.memory import out_of_memory
 
 if TYPE_CHECKING:
@@ -32,12 +33,6 @@ SUPPORTED_RECURRENT = (
 )
 
 
-def supports_bfloat16(device: str) -> bool:
-    """Return whether weights and autocast are in bfloat16: on a GPU, and on a CPU that has it in hardware."""
-    has = torch.cpu.get_capabilities()
-    return str(device).startswith("cuda") or any(has.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def load_base(
     name: str, method: str, device: str, revision: str | None = None, seed: int = 0
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -50,7 +45,7 @@ def load_base(
     method : str
         `qlora` (4-bit NF4 with double quantization, bfloat16 compute), `lora` or `full`.
     device : str
-        `cuda`, `cuda:1`, … or `cpu`.
+        From `devices.choose_device`.
     revision : str or None
         The commit of a hub id; None is the newest.
     seed : int
@@ -87,16 +82,17 @@ def _load_options(method: str, device: str) -> dict[str, Any]:
     """Return the options of `from_pretrained` for the weights of a base model."""
     from transformers import BitsAndBytesConfig
 
+    half = devices.half_type(device)
     if method != "qlora":
-        half = method != "full" and supports_bfloat16(device)
-        return {"dtype": torch.bfloat16 if half else torch.float32}
+        return {"dtype": half if half and method != "full" else torch.float32}
+    half = half or torch.bfloat16  # slow on a CPU, but the weights are the same
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=half,
     )
-    return {"dtype": torch.bfloat16, "quantization_config": quantization}
+    return {"dtype": half, "quantization_config": quantization}
 
 
 def _from_pretrained(
@@ -273,23 +269,20 @@ def load_adapter(base: "PreTrainedModel", folder: Path, trainable: bool = False)
     return model
 
 
-def best_device() -> str:
-    """Return `cuda` if there is a GPU, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def text_tokenizer_sha256(text_tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the SHA-256 of a text tokenizer's vocabulary, in hex: versions of a base model differ in it."""
     vocabulary = sorted(text_tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
-def base_model_sha256(base: "PreTrainedModel") -> str:
+def base_model_sha256(base: "PreTrainedModel") -> str | None:
     """Return the SHA-256 of the parts of a base model that no method quantizes or trains, in hex.
 
-    These are some rows of the embedding and all vectors (norms, biases), in bfloat16. Every method and device holds
-    them alike, and fine-tuned relatives of a model differ in them.
+    These are some rows of the embedding and all vectors (norms, biases), in bfloat16. Fine-tuned relatives of a model
+    differ in them. Every method and device holds them alike, but for older GPUs, which hold them in float16: None.
     """
+    if base.get_input_embeddings().weight.dtype == torch.float16:
+        return None
     parts = [base.get_input_embeddings().weight[:1024]]
     parts += [p for name, p in base.named_parameters() if p.dim() == 1 and "lora_" not in name]
     digest = hashlib.sha256()

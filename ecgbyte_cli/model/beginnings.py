@@ -55,13 +55,12 @@ def read_beginnings(
     int64 tensor (rows, n)
         0 where there is an id, -2 for padding on the right, which no id sees.
     """
-    ids, owner, *_ = side_by_side(lm, [[Block(1, 1, ids, ids)] for ids in beginnings.ids])
+    rows = [[Block(1, 1, ids, lm.layout.positions(ids))] for ids in beginnings.ids]
+    ids, owner, _, positions = side_by_side(lm, rows)
     if read < ids.shape[1]:
-        inputs = lm.inputs(ids)
-        if read:
-            positions = torch.from_numpy(lm.layout.positions(beginnings.ids[0])[None, read:])
-            inputs = {"inputs_embeds": lm.embed(ids[:, read:]), "position_ids": positions.to(lm.device)}
-            inputs["attention_mask"] = torch.ones_like(ids)
+        inputs = {"inputs_embeds": lm.embed(ids[:, read:])}
+        if read or lm.layout.unit:
+            inputs["position_ids"] = positions[:, read:]
         lm.outputs(lambda hidden: hidden[:, -1], states, **inputs)
     return owner - 1
 
@@ -78,7 +77,7 @@ def states_after(lm: "ECGLM", prompts: Sequence[np.ndarray]) -> np.ndarray:
     _, hidden = lm.outputs(lambda hidden: hidden[:, -1], **lm.inputs(ids))
     last = torch.tensor([len(row) - 1 for row in beginnings.ids], device=hidden.device)
     states = hidden[torch.arange(len(last), device=hidden.device), last]
-    return states[beginnings.row_of].float().cpu().numpy()
+    return states.float().cpu().numpy()[beginnings.row_of]
 
 
 def causal_mask(new: int, seen: int, device: torch.device) -> torch.Tensor:

@@ -3,7 +3,7 @@
 Models that take no mask for texts side by side answer prompts that are padded on the left.
 """
 
-import operator
+import itertools
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -62,8 +62,19 @@ def stream(
     if not cache:
         beginnings = find_beginnings(lm, prompts)
         if can_share(lm, beginnings, states):
-            return _stream_shared(lm, prompts, beginnings, end_ids, max_new, pick or greedy, states)
-    return _stream_padded(lm, prompts, end_ids, max_new, cache, pick or greedy, states)
+            written = _stream_shared(lm, prompts, beginnings, end_ids, max_new, pick or greedy, states)
+            return _in_autocast(lm, written)
+    return _in_autocast(lm, _stream_padded(lm, prompts, end_ids, max_new, cache, pick or greedy, states))
+
+
+def _in_autocast(lm: "ECGLM", written: Iterator[list[int | None]]) -> Iterator[list[int | None]]:
+    """Compute each step in `lm.autocast`, and leave it before the caller goes on."""
+    while True:
+        with lm.autocast():
+            new = next(written, None)
+        if new is None:
+            return
+        yield new
 
 
 @torch.no_grad()
@@ -80,29 +91,32 @@ def _stream_padded(
     if cache:
         states = cache.begin(prompts[0], states)
     ids, position, mask = _pad_left(lm, prompts, len(cache.ids) if cache else 0)
-    if cache:
-        mask = mask.new_ones(1, len(prompts[0]))
+    padded = len(prompts) > 1
+    # Transformers waits for the device to look into a mask of two dimensions
+    own = padded and can_select_rows(states) and lm.beside
+    read = [int(i) for i in prompts[0][len(cache.ids) :]] if cache else []
     is_open = [True] * len(prompts)
     rows = list(range(len(prompts)))  # prompts whose answers are open, and some that have just ended
     for _ in range(max_new):
         logits = lm.base(
             inputs_embeds=lm.embed(ids),
-            attention_mask=mask,
+            attention_mask=_mask(lm, mask, ids.shape[1]) if own else mask if padded else None,
             position_ids=position,
             past_key_values=states,
             use_cache=True,
             logits_to_keep=1,
         ).logits
         if cache:
-            cache.ids += ids[0].tolist()
+            cache.ids += read
         ids = pick(logits[:, -1], rows)[:, None]
         following: list[int | None] = [None] * len(prompts)
-        for row, i in zip(rows, ids[:, 0].tolist(), strict=True):
+        for row, i in zip(rows, ids[:, 0].tolist(), strict=True):  # the only wait for the device
             is_open[row] = is_open[row] and i not in end_ids
             following[row] = i if is_open[row] else None
         if not any(is_open):
             return
         yield following
+        read = [i for i in following if i is not None]
         position = position[:, -1:] + 1
         left = [at for at, row in enumerate(rows) if is_open[row]]
         if 2 * len(left) <= len(rows) and can_select_rows(states):
@@ -126,6 +140,11 @@ def _pad_left(
         ids[row, at] = torch.as_tensor(np.asarray(prompt, np.int64))
         position[row, at], mask[row, at] = torch.from_numpy(own), 1
     return ids.to(lm.device), position.to(lm.device), mask.to(lm.device)
+
+
+def _mask(lm: "ECGLM", mask: torch.Tensor, new: int) -> torch.Tensor:
+    """Return the attention mask of the last `new` ids, from which ids are no padding, int64 (batch, n)."""
+    return lm.mask(mask.bool()[:, None] & causal_mask(new, mask.shape[1], mask.device))
 
 
 def can_share(lm: "ECGLM", beginnings: Beginnings, states: "DynamicCache") -> bool:
@@ -160,9 +179,9 @@ def _stream_shared(
         seen = torch.cat([seen, owner], 1)
         sees = (seen[:, None] == 0) | (seen[:, None] == owner[..., None])
         sees &= causal_mask(ids.shape[1], seen.shape[1], ids.device)
-        last = torch.cat([owner[:, 1:] != owner[:, :-1], owner[:, -1:] > 0], 1) & (owner > 0)
+        last = _last_places(following, ids)
         logits, _ = lm.outputs(
-            operator.itemgetter(last),
+            lambda hidden: hidden.flatten(0, 1).index_select(0, last),  # noqa: B023 (called at once)
             states,
             inputs_embeds=lm.embed(ids),
             position_ids=position,
@@ -181,6 +200,16 @@ def _stream_shared(
             index = torch.tensor(left, device=lm.device)
             states.batch_select_indices(index)
             seen, following = seen[index], [following[row] for row in left]
+
+
+def _last_places(rows: Sequence[Sequence[Block]], ids: torch.Tensor) -> torch.Tensor:
+    """Return the place of each block's last id in the flattened ids of the rows, (blocks,)."""
+    places = [
+        number * ids.shape[1] + stop - 1
+        for number, row in enumerate(rows)
+        for stop in itertools.accumulate(len(block.ids) for block in row)
+    ]
+    return torch.tensor(places, device=ids.device)
 
 
 def _next_blocks(row: list[Block], new: list[int | None]) -> list[Block]:
@@ -213,26 +242,37 @@ def greedy(logits: torch.Tensor, _rows: list[int]) -> torch.Tensor:
     return logits.argmax(-1)
 
 
-class ScoredPicks:
-    """Picks ids as `pick` does (greedily if it is None), and keeps how probable each id of each answer was.
+class RecordedPicks:
+    """Picks ids as `pick` does (greedily if it is None), and records them and how probable they were.
 
-    Attributes
-    ----------
-    logs : list of lists of float
-        Of each answer, the logarithm of the probability of each of its ids, the one that ends it included.
+    They stay on the device until `answers` reads them, so that no pick waits for the device.
     """
 
     def __init__(self, pick: Pick | None, end_ids: Container[int], count: int):
-        self.pick, self.end_ids = pick or greedy, end_ids
-        self.ended: set[int] = set()
-        self.logs: list[list[float]] = [[] for _ in range(count)]
+        self.pick, self.end_ids, self.count = pick or greedy, end_ids, count
+        self.rows: list[int] = []
+        self.ids: list[torch.Tensor] = []
+        self.logs: list[torch.Tensor] = []
 
     def __call__(self, logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
         ids = self.pick(logits, rows)
-        logs = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-        for row, i, log in zip(rows, ids.tolist(), logs.tolist(), strict=True):
-            if row not in self.ended:
-                self.logs[row].append(log)
-            if i in self.end_ids:
-                self.ended.add(row)
+        self.rows += rows
+        self.ids.append(ids)
+        self.logs.append(logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0])
         return ids
+
+    def answers(self) -> list[tuple[list[int], list[float]]]:
+        """Return the ids of each answer, the one that ends it included, and the logarithms of their probabilities."""
+        read: list[tuple[list[int], list[float]]] = [([], []) for _ in range(self.count)]
+        if not self.rows:
+            return read
+        # in one tensor, so that the host waits once; the bits of float32 stand in int32
+        both = torch.stack([torch.cat(self.ids).int(), torch.cat(self.logs).view(torch.int32)]).cpu()
+        for row, i, log in zip(
+            self.rows, both[0].tolist(), both[1].view(torch.float32).tolist(), strict=True
+        ):
+            ids, logs = read[row]
+            if not (ids and ids[-1] in self.end_ids):
+                ids.append(i)
+                logs.append(log)
+        return read

@@ -20,6 +20,7 @@ from ecgbyte_cli.model import attention, decoding, weighing
 from ecgbyte_cli.model.beginnings import causal_mask
 from ecgbyte_cli.model.kv_cache import PromptCache
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_kernels.tokens import spell
 
@@ -126,6 +127,12 @@ class ECGLM(torch.nn.Module):
     def device(self) -> torch.device:
         return self.ecg_rows.weight.device
 
+    def autocast(self) -> torch.autocast:
+        """Return a context that computes in 16 bits: on a GPU, and on a CPU if the base model is in bfloat16."""
+        kind, half = self.device.type, devices.half_type(self.device)
+        held = self.base.get_input_embeddings().weight.dtype
+        return torch.autocast(kind, half, enabled=half is not None and (kind != "cpu" or held == half))
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Look up text ids in the base model's embedding and ECG ids in the table: (batch, n) -> (batch, n, d)."""
         is_ecg = ids >= self.offset
@@ -227,6 +234,8 @@ class ECGLM(torch.nn.Module):
         positions: torch.Tensor | None = None,
         owner: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
+        text: torch.Tensor | None = None,
+        ecg: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the cross-entropy of the labelled tokens: (2,), the sums over text and over ECG tokens.
 
@@ -239,17 +248,22 @@ class ECGLM(torch.nn.Module):
             rows of the table.
         weights : float32 tensor (batch, n) or None
             How often each text label counts; None: once.
+        text, ecg : int64 tensor (m,) or None
+            From `label_places`; None: found here, for which the host waits for the device.
         """
-        wanted = labels[:, 1:]
-        text, ecg = (wanted != -100) & (wanted < self.offset), wanted >= self.offset
+        if text is None or ecg is None:
+            text, ecg = label_places(labels, self.offset)
+        labels, before = labels.flatten(), text - 1
         logits, hidden = self.outputs(
-            lambda states: states[:, :-1][text], **self.inputs(ids, positions, owner)
+            lambda states: states.flatten(0, 1).index_select(0, before),
+            **self.inputs(ids, positions, owner),
         )
-        each = functional.cross_entropy(logits.float(), wanted[text], reduction="none")
-        losses = [each.sum() if weights is None else each @ weights[:, 1:][text]]
-        if ecg.any():
-            scores = self._ecg_scores(hidden[:, :-1][ecg])
-            losses.append(functional.cross_entropy(scores, wanted[ecg] - self.layout.first, reduction="sum"))
+        each = functional.cross_entropy(logits.float(), labels[text], reduction="none")
+        losses = [each.sum() if weights is None else each @ weights.flatten()[text]]
+        if len(ecg):
+            scores = self._ecg_scores(hidden.flatten(0, 1).index_select(0, ecg - 1))
+            wanted = labels[ecg] - self.layout.first
+            losses.append(functional.cross_entropy(scores, wanted, reduction="sum"))
         else:
             losses.append(torch.zeros_like(losses[0]))
         return torch.stack(losses)
@@ -278,10 +292,11 @@ class ECGLM(torch.nn.Module):
         float32 tensor (batch, ECG tokens)
             Logits.
         """
-        mask = ids.new_ones(len(ids), read + ids.shape[1])
-        inputs = {"inputs_embeds": self.embed(ids), "position_ids": positions, "attention_mask": mask}
-        _, hidden = self.outputs(lambda hidden: hidden[:1, -1], states, **inputs)
-        return self._ecg_scores(hidden[:, -1])
+        with self.autocast():
+            _, hidden = self.outputs(
+                lambda hidden: hidden[:1, -1], states, inputs_embeds=self.embed(ids), position_ids=positions
+            )
+            return self._ecg_scores(hidden[:, -1])
 
     def stream(
         self,
@@ -302,7 +317,8 @@ class ECGLM(torch.nn.Module):
         pick: decoding.Pick | None = None,
     ) -> list[list[int]]:
         """Answer prompts together; see `decoding.answer`."""
-        return decoding.answer(self, prompts, end_ids, max_new, pick)
+        with self.autocast():
+            return decoding.answer(self, prompts, end_ids, max_new, pick)
 
     def weigh(
         self,
@@ -311,7 +327,8 @@ class ECGLM(torch.nn.Module):
         cache: PromptCache | None = None,
     ) -> list[np.ndarray]:
         """Return the logarithms of the probabilities of answers to prompts; see `weighing.weigh`."""
-        return weighing.weigh(self, prompts, answers, cache)
+        with self.autocast():
+            return weighing.weigh(self, prompts, answers, cache)
 
     @functools.cached_property
     def takes_last_rows(self) -> bool:
@@ -322,6 +339,27 @@ class ECGLM(torch.nn.Module):
     def beside(self) -> bool:
         """Whether texts can stand side by side behind one beginning; see `weighing.takes_side_by_side`."""
         return weighing.takes_side_by_side(self)
+
+
+def label_places(labels: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places of the text labels and of the ECG labels.
+
+    Parameters
+    ----------
+    labels : int64 tensor (batch, n)
+        -100 where there is none. The first of a row is never predicted.
+    offset : int
+        The first ECG id.
+
+    Returns
+    -------
+    (int64 tensor, int64 tensor)
+        Numbers in the flattened labels. The hidden state that predicts a label is the one before it.
+    """
+    counted = labels[:, 1:] != -100
+    is_ecg = labels[:, 1:] >= offset
+    places = torch.arange(labels.numel(), device=labels.device).view_as(labels)[:, 1:]
+    return places[counted & ~is_ecg], places[is_ecg]
 
 
 def waveforms(ecg_tokenizer: ECGTokenizer, points: int = 16) -> np.ndarray:

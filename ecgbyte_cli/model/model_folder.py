@@ -12,7 +12,6 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.model.base_model import (
     base_model_sha256,
-    best_device,
     load_adapter,
     load_base,
     silence_libraries,
@@ -20,6 +19,7 @@ from ecgbyte_cli.model.base_model import (
 )
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import write_json
@@ -103,7 +103,7 @@ def load_model(
     ----------
     folder : Path
     device : str or None
-        `cuda` or `cpu`; None takes the GPU if there is one.
+        See `devices.choose_device`; None takes a GPU if there is one.
     base : path or None
         A local folder in the place of the base model, if that has moved.
     method : str or None
@@ -122,9 +122,9 @@ def load_model(
         If the folder is no model folder, its parts are damaged or do not belong together, its base model is not
         there, or memory does not suffice.
     """
-    folder, device = Path(folder), device or best_device()
-    about = folder_checks.read_about(folder)
+    folder, about = Path(folder), folder_checks.read_about(folder)
     method = method or about["method"]
+    device = devices.choose_device(device, method)
     if not (trainable or about.get("qa", True)):
         raise Failure(
             f"{folder} has learned ECGs alone and answers nothing yet: train it with `ecgbyte finetune --model "
@@ -138,6 +138,9 @@ def load_model(
     if about["method"] != "full":
         with silence_libraries():
             loaded = load_adapter(loaded, folder, trainable)
+            # Exact in float32 alone: rounded to 16 bits, merged weights would answer differently.
+            if not trainable and method == "lora" and loaded.dtype == torch.float32:
+                loaded = loaded.merge_and_unload()
     model = ECGLM(loaded, ecg_tokenizer.vocab_size, layout=Layout.of_model(about, ecg_tokenizer))
     with torch.no_grad():
         model.ecg_rows.weight.copy_(_read_rows(folder / "ecg_rows.safetensors", model.ecg_rows.weight.shape))
@@ -154,7 +157,9 @@ def _load_own_base(
     vocabulary = loaded.get_input_embeddings().num_embeddings, text_tokenizer_sha256(text_tokenizer)
     if vocabulary != (about["offset"], about["text_tokenizer_sha256"]):
         raise Failure(f"{folder} was trained on another version of {name}: its text vocabulary differs")
-    if about["method"] != "full" and about.get("base_sha256") not in (None, base_model_sha256(loaded)):
+    stored = about.get("base_sha256") if about["method"] != "full" else None
+    held = base_model_sha256(loaded) if stored else None
+    if held and held != stored:
         raise Failure(f"{folder} was trained on another base model than {name} is now")
     return loaded, text_tokenizer
 

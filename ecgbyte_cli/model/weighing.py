@@ -150,7 +150,9 @@ def _weigh_pass(
         position_ids=position,
         attention_mask=lm.mask(sees),
     )
-    logs = logits.float().log_softmax(-1)[at, np.concatenate(wanted)].double().cpu().numpy()
+    logs = logits.float().log_softmax(-1)
+    at, chosen = torch.from_numpy(np.stack([at, np.concatenate(wanted)])).to(ids.device)
+    logs = logs[at, chosen].cpu().double().numpy()
     sums = np.add.reduceat(logs, np.cumsum(lengths) - np.array(lengths))
     return np.split(sums, np.cumsum([len(answers[number]) for number in numbers])[:-1])
 
@@ -171,7 +173,7 @@ def weigh_alone(lm: "ECGLM", prompt: np.ndarray, answers: Sequence[np.ndarray]) 
         inputs = torch.from_numpy(ids).to(lm.device)
         logits, _ = lm.outputs(at_answers, **lm.inputs(inputs))
         logs = logits.float().log_softmax(-1).unflatten(0, (len(some), -1))
-        chosen = logs.gather(-1, inputs[:, len(prompt) :, None])[..., 0].double().cpu().numpy()
+        chosen = logs.gather(-1, inputs[:, len(prompt) :, None])[..., 0].cpu().double().numpy()
         sums += [row[: len(answer_ids)].sum() for row, answer_ids in zip(chosen, some, strict=True)]
     return np.array(sums)
 

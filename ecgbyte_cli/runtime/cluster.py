@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ import numpy as np
 
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.storage.stamps import Files, Stamps, file_stamps, find_changed
 
 # Seconds, long enough for a busy machine
@@ -162,6 +164,25 @@ def run_on_worker(folder: str, version: str, files: Stamps, function: Callable[.
         if difference := find_changed(files):
             raise Failure(f"a Dask worker on {socket.gethostname()} {difference}; what is finished is kept")
         return function(*task)
+
+
+def device_here(wanted: str | None) -> str | None:
+    """Return the device for a task: a worker on a machine with several GPUs computes on one of them.
+
+    Parameters
+    ----------
+    wanted : str or None
+        See `devices.choose_device`. A device with a number, or another than a GPU, is returned as it is.
+    """
+    if wanted not in (None, "auto", "cuda") or "distributed" not in sys.modules:
+        return wanted
+    from distributed import get_client, get_worker
+
+    try:
+        worker = get_worker()
+    except ValueError:  # not a task of Dask
+        return wanted
+    return devices.gpu_of_worker(workers_of(get_client()), worker.address) or wanted
 
 
 def workers_of(client: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 # CUDA, Windows, Linux, cuBLAS and cuDNN
 _NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory|ALLOC_FAILED")
-_DEVICE = re.compile(r"\bdevices?\b|cuda|cublas|cudnn", re.IGNORECASE)
+_DEVICE = re.compile(r"\bdevices?\b|cuda|cublas|cudnn|\bmps\b|float64", re.IGNORECASE)
 _SHAPE = re.compile(
     "size|shape|dimension|expand|broadcast|mask|dtype|not (yet )?supported|unsupported|no available kernel",
     re.IGNORECASE,

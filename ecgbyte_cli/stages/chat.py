@@ -12,7 +12,7 @@ import click
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, model_option, recording_options, site_option
+from ecgbyte_cli.cli.options import loading_options, model_option, recording_options, site_option
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.inference import conversation_report
@@ -46,6 +46,8 @@ class ChatOptions:
     model, base : Path or None
         Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
         if that has moved.
+    device : str or None
+        See `devices.choose_device`.
     site : Path or None
         File of a site, from `ecgbyte findings --calibrate`.
     max_new : int
@@ -60,6 +62,7 @@ class ChatOptions:
     question: tuple[str, ...] = ()
     model: Path | str | None = None
     base: Path | None = None
+    device: str | None = None
     site: Path | None = None
     max_new: int = MAX_NEW
     input_fs: float | None = None
@@ -76,7 +79,7 @@ class ChatOptions:
 @click.argument("record", type=click.Path(path_type=Path))
 @click.option("-q", "--question", multiple=True, help="Ask this and leave; may be given several times.")
 @model_option
-@base_option
+@loading_options
 @site_option
 @click.option(
     "--max-new",
@@ -124,7 +127,7 @@ def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
     questions = options.question
     interactive = not questions and sys.stdin.isatty()
     session = Session.open(
-        *(options.model, work, options.base),
+        *(options.model, work, options.base, options.device),
         max_new=options.max_new,
         fs=options.input_fs,
         lead_names=options.lead_names,

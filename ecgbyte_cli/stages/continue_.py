@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, model_option, sampling_options
+from ecgbyte_cli.cli.options import loading_options, model_option, sampling_options
 from ecgbyte_cli.cli.output import print_result, progress, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import ECG
@@ -40,6 +40,8 @@ class ContinueOptions:
         The folder to write to; None is one in the work folder.
     model, base : Path or None
         Model folder, and where its base model is, if that has moved.
+    device : str or None
+        See `devices.choose_device`.
     temperature, top_p : float
     seed : int
     overwrite : bool
@@ -50,6 +52,7 @@ class ContinueOptions:
     out: Path | None = None
     model: Path | str | None = None
     base: Path | None = None
+    device: str | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
@@ -83,7 +86,7 @@ class ContinueOptions:
     help="The folder to write to.  [default: continued/ in the work folder]",
 )
 @model_option
-@base_option
+@loading_options
 @sampling_options
 @click.option(
     "--seed",
@@ -132,7 +135,7 @@ def go_on(work: WorkDir, record: Path, options: ContinueOptions) -> dict:
         If there is no model, it was not trained to predict ECGs, or the recording cannot be read or is too short.
     """
     start = time.perf_counter()
-    session = Session.open(options.model, work, options.base, trainable=True)
+    session = Session.open(options.model, work, options.base, options.device, trainable=True)
     check(session)
     ecg = session.read(record)
     began, truth = segment_at(ecg, options.since)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, sampling_options
+from ecgbyte_cli.cli.options import loading_options, sampling_options
 from ecgbyte_cli.cli.output import note, print_result, progress
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
@@ -41,6 +41,8 @@ class DrawOptions:
         How many ECGs.
     model, base : Path or None
         Model folder (None: the work folder's), and where its base model is, if that has moved.
+    device : str or None
+        See `devices.choose_device`.
     temperature, top_p, guidance : float
     seed : int
         An ECG depends on the seed and its own number, not on how many there are.
@@ -51,6 +53,7 @@ class DrawOptions:
     records: int = 8
     model: Path | str | None = None
     base: Path | None = None
+    device: str | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     guidance: float = 1.0
@@ -80,7 +83,7 @@ class DrawOptions:
     show_default="the work folder's",
     help="Model folder, or OWNER/NAME of the Hugging Face Hub.",
 )
-@base_option
+@loading_options
 @sampling_options
 @click.option(
     "--guidance",
@@ -134,7 +137,10 @@ def draw(work: WorkDir, words: str, options: DrawOptions) -> dict:
     start = time.perf_counter()
     if options.out is None:
         raise Failure("name the folder to write to: --out FOLDER")
-    session, out = Session.open(options.model or work.model, base=options.base), Path(options.out).resolve()
+    session, out = (
+        Session.open(options.model or work.model, None, options.base, options.device),
+        Path(options.out).resolve(),
+    )
     check(words, session)
     if not all(map(math.isfinite, (options.temperature, options.top_p, options.guidance))):
         raise Failure("--temperature, --top-p and --guidance are numbers")

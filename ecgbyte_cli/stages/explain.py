@@ -10,7 +10,7 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, work_model_option
+from ecgbyte_cli.cli.options import loading_options, work_model_option
 from ecgbyte_cli.cli.output import note, print_result, progress, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import ECG
@@ -68,10 +68,9 @@ class ExplainOptions:
     ----------
     count : int
         Records, spread evenly over the causes.
-    model : Path or None
-        Model folder; None is the work folder's.
-    base : Path or None
-        Where its base model is, if that has moved.
+    model, base : Path or None
+        Model folder (None: the work folder's), and where its base model is, if that has moved.
+    device : str or None
     split : str
     batch : int
         Prompts computed together.
@@ -82,6 +81,7 @@ class ExplainOptions:
     count: int = 100
     model: Path | str | None = None
     base: Path | None = None
+    device: str | None = None
     split: str = "test"
     batch: int = 16
     seed: int = 0
@@ -102,7 +102,7 @@ class ExplainOptions:
     help="How many, as many of each cause.",
 )
 @work_model_option
-@base_option
+@loading_options
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
@@ -168,7 +168,7 @@ def explain(work: WorkDir, options: ExplainOptions) -> dict:
         If model or tokens are missing or do not fit together, or no record is synthetic.
     """
     start = time.perf_counter()
-    session = Session.open(options.model or work.model, base=options.base)
+    session = Session.open(options.model or work.model, None, options.base, options.device)
     tokens = check(session, work)
     settings = {
         **model_identity(session.folder),

@@ -69,11 +69,14 @@ class ExportOptions:
         Model folder; None is the work folder's.
     base : Path or None
         Where its base model is, if that has moved.
+    dtype : {"bfloat16", "float32"}
+        Of the weights.
     overwrite : bool
     """
 
     model: Path | str | None = None
     base: Path | None = None
+    dtype: str = "bfloat16"
     overwrite: bool = False
 
 
@@ -85,12 +88,19 @@ class ExportOptions:
 @click.argument("out", type=click.Path(path_type=Path))
 @work_model_option
 @base_option
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default=ExportOptions.dtype,
+    show_default=True,
+    help="Type of the weights. float32 needs twice the space, and gives the answers of `ecgbyte` on a CPU.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @click.pass_obj
 def command(work: WorkDir, out: Path, **options: Any) -> dict:
     """Write a model to the folder OUT so that other programs than ecgbyte can run it.
 
-    The adapter is merged into the base weights (bfloat16), the embedding holds the ECG tokens too, and the
+    The adapter is merged into the base weights, the embedding holds the ECG tokens too, and the
     tokenizer knows them by name: <sig_start>, <lead_I>, <ecg_0>, <ecg_1>, …, <sig_end>.
     """
     result = export(work, out, ExportOptions(**options))
@@ -135,7 +145,7 @@ def export(work: WorkDir, out: Path, options: ExportOptions) -> dict:
     from ecgbyte_cli.model import base_model
 
     with base_model.silence_libraries():
-        plain = plain_model(session)
+        plain = plain_model(session, options.dtype)
         before = joined_lines([measured_line(MEASURED)]) if session.about.get("measured") else ""
         questions = QUESTION, "Why?", "is it\nso: [ST]?"
         trained = [asked(prompt, names, question, before) for question in questions]
@@ -161,8 +171,8 @@ def check_out(out: Path, overwrite: bool) -> None:
         )
 
 
-def plain_model(session: Session) -> "PreTrainedModel":
-    """Merge the adapter and the ECG rows into the base model, in bfloat16."""
+def plain_model(session: Session, dtype: str) -> "PreTrainedModel":
+    """Merge the adapter and the ECG rows into the base model, with weights in `dtype`."""
     import torch
 
     lm, prompt, about = session.lm, session.prompt, session.about
@@ -170,7 +180,7 @@ def plain_model(session: Session) -> "PreTrainedModel":
     widen(plain, lm, least_likely(lm, prompt))
     # whatever ends an answer here must end it elsewhere
     plain.generation_config.eos_token_id = sorted(prompt.end_ids)
-    plain.to(torch.bfloat16)
+    plain.to(getattr(torch, dtype))
     check_shapes(plain, about["base"])
     return plain
 
@@ -244,6 +254,10 @@ def save_tokenizer(
     from transformers import AutoTokenizer
 
     text_tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = read_json(path)
+    if config.get("tokenizer_class") == "TokenizersBackend":  # the name since Transformers 5
+        write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
     again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for _, text, ids in trained:
         if again.encode(text, add_special_tokens=False) != ids:
@@ -309,7 +323,7 @@ def least_likely(lm: "ECGLM", prompt: Prompt) -> int:
 
 def merge(base: "PreTrainedModel | PeftModel", method: str, folder: Path) -> "PreTrainedModel":
     """Return the base model in float32 with its adapter merged into the weights."""
-    if method == "full":
+    if method == "full" or not hasattr(base, "peft_config"):  # merged when it was loaded
         return base
     import torch
     from transformers.pytorch_utils import Conv1D

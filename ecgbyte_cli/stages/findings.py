@@ -13,10 +13,10 @@ from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import (
     Recordings,
-    base_option,
     check_few,
     dask_option,
     jobs_option,
+    loading_options,
     model_option,
     recording_options,
     replace_option,
@@ -82,6 +82,8 @@ class FindingsOptions:
     model, base : Path or None
         Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
         if that has moved.
+    device : str or None
+        See `devices.choose_device`.
     input_fs, lead_names, units
         As for `ecgbyte chat`.
     jobs : int or None
@@ -100,6 +102,7 @@ class FindingsOptions:
     embeddings: Path | None = None
     model: Path | str | None = None
     base: Path | None = None
+    device: str | None = None
     input_fs: float | None = None
     lead_names: str | None = None
     units: str | None = None
@@ -112,7 +115,7 @@ class FindingsOptions:
     cls=Stage,
     groups={
         "Data": ("out", "input_fs", "lead_names", "units"),
-        "Model": ("model", "base", "questions", "embeddings"),
+        "Model": ("model", "base", "device", "questions", "embeddings"),
         "Your labels": ("truth", "calibrate", "max_error", "site"),
     },
     short_help="Write a table of findings for a folder of recordings.",
@@ -155,7 +158,7 @@ class FindingsOptions:
     help="Also write the model's state after each ECG: float32, a row for each row of the table.",
 )
 @model_option
-@base_option
+@loading_options
 @recording_options
 @jobs_option
 @dask_option
@@ -226,7 +229,7 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     started = time.perf_counter()
     _check(options)
     session = Session.open(
-        *(options.model, work, options.base),
+        *(options.model, work, options.base, options.device),
         fs=options.input_fs,
         lead_names=options.lead_names,
         units=options.units,
@@ -309,6 +312,7 @@ def _work(
     asked = identity | {
         "model": os.fspath(folder),
         "base": base,
+        "device": options.device,
         "sha256": identity["model"],
         "reading": {"fs": reader.fs, "lead_names": reader.lead_names, "units": reader.units},
         "questions": [list(one) for one in questions],

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import WeightedName, seeds_option, types_option
+from ecgbyte_cli.cli.options import WeightedName, device_option, seeds_option, types_option
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
@@ -21,12 +21,13 @@ from ecgbyte_cli.model.folder_checks import (
 from ecgbyte_cli.model.hub import name_in_cache
 from ecgbyte_cli.model.model_names import resolve_base_model
 from ecgbyte_cli.questions import question_file
+from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint
 from ecgbyte_cli.training.checkpoint import unfinished_checkpoint
-from ecgbyte_cli.training.distributed import process_group, process_rank
+from ecgbyte_cli.training.distributed import process_group
 from ecgbyte_cli.training.plans import QuestionFiles, read_samples
 from ecgbyte_cli.training.validation import format_loss
 
@@ -35,7 +36,7 @@ LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
 ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}
 # options that are not settings, or have other names there
-NOT_SETTINGS = ("qa", "pretrain", "model", "method", "checkpointing", "plan", "overwrite")
+NOT_SETTINGS = ("qa", "pretrain", "model", "method", "device", "checkpointing", "plan", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class FinetuneOptions:
     pretrain: bool = False  # learn the ECG tokens of all recordings, without questions
     model: str = "Qwen/Qwen2.5-0.5B-Instruct"  # hub id, local folder, tiny, small, or a trained model folder
     method: str | None = None  # qlora, lora or full; None: qlora, full for tiny and small
+    device: str | None = None  # see `devices.choose_device`
     ecg_rows: str = "train"  # train or frozen: the embeddings of the ECG tokens
     ecg_init: str = "signal"  # initial ECG embeddings: signal, random or mean
     positions: str | None = None  # token (as None) or time: positions of the ECG tokens
@@ -87,7 +89,7 @@ class FinetuneOptions:
             *"qa pretrain draw think types system measured augment vary_leads ask".split(),
             *"rehearse without_ecg max_length long".split(),
         ),
-        "Model": "model method ecg_rows ecg_init positions dropout rank alpha".split(),
+        "Model": "model method device ecg_rows ecg_init positions dropout rank alpha".split(),
         "Optimisation": (
             *"steps batch accumulate together lr rows_lr weight_decay ecg_loss".split(),
             *"checkpointing seed seeds".split(),
@@ -121,6 +123,7 @@ class FinetuneOptions:
     type=click.Choice(["qlora", "lora", "full"]),
     help="LoRA on a 4-bit base model, LoRA, or all weights.  [default: qlora; full for tiny and small]",
 )
+@device_option
 @click.option(
     "--ecg-rows",
     type=click.Choice(["frozen", "train"]),
@@ -334,16 +337,14 @@ def finetune(work: WorkDir, options: FinetuneOptions) -> dict | None:
         )
         if done:
             return done if rank == 0 else None
-        return _train(work, qa, settings, options.checkpointing, resume_from)
+        return _train(work, qa, settings, options, resume_from)
 
 
 def check_options(work: WorkDir, options: FinetuneOptions) -> str:
     """Check the options that need no model, and return the training method."""
     work.need(work.token_settings, "encode")
     if bool(options.qa) == options.pretrain:
-        raise Failure(
-            "give either --qa, the questions to learn, or --pretrain, to learn the ECGs without questions"
-        )
+        raise Failure("give either --qa, the questions to learn, or --pretrain, to learn ECGs without them")
     return method_of(options.model, options.method)
 
 
@@ -378,7 +379,7 @@ def _train(
     work: WorkDir,
     qa: QuestionFiles | None,
     settings: dict[str, Any],
-    checkpointing: str,
+    options: FinetuneOptions,
     resume_from: Path | None,
 ) -> dict | None:
     """Train, from a checkpoint if there is one, and write the model."""
@@ -388,9 +389,9 @@ def _train(
 
     rank = process_rank()[0]
     tell: Callable[[str], object] = note if rank == 0 else lambda text: None
-    with process_group() as device:
+    with process_group(options.device, settings["method"]) as device:
         torch.manual_seed(settings["seed"])
-        ready = setup.prepare(work, qa, settings, checkpointing, device, tell)
+        ready = setup.prepare(work, qa, settings, options.checkpointing, device, tell)
         lm, samples, plans, trainer = ready.trainer.lm, ready.trainer.samples, ready.plans, ready.trainer
         with ready.reporting_out_of_memory(), trainer.stop:
             result = setup.run_training(trainer, plans, resume_from, ready.recompute)
@@ -416,7 +417,7 @@ def plan_only(work: WorkDir, options: FinetuneOptions) -> dict | None:
     method = check_options(work, options)
     qa, settings = question_file.paths_of(options.qa), training_settings(work, options, method, processes)
     tell: Callable[[str], object] = note if rank == 0 else lambda text: None
-    with work.checked("tokens"), process_group() as device:
+    with work.checked("tokens"), process_group(options.device, method) as device:
         torch.manual_seed(settings["seed"])
         ready = setup.prepare(work, qa, settings, options.checkpointing, device, tell)
         with ready.reporting_out_of_memory(), ready.trainer.stop:

@@ -11,8 +11,8 @@ import numpy as np
 
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import (
-    base_option,
     dask_option,
+    loading_options,
     max_new_option,
     seeds_option,
     site_option,
@@ -52,6 +52,8 @@ class GenerateOptions:
         Question file, or a folder of them; None is the one that the model was trained on.
     model, base : Path or None
         Model folder, and where its base model is, if that has moved.
+    device : str or None
+        See `devices.choose_device`.
     site : Path or None
         File of a site, from `ecgbyte findings --calibrate`.
     split : str
@@ -83,6 +85,7 @@ class GenerateOptions:
     qa: Path | None = None
     model: Path | str | None = None
     base: Path | None = None
+    device: str | None = None
     site: Path | None = None
     split: str = "test"
     types: tuple[str, ...] = ()
@@ -103,7 +106,7 @@ class GenerateOptions:
     cls=Stage,
     groups={
         "Data": ("qa", "split", "types", "limit", "segments"),
-        "Model": ("model", "base", "site", "max_new", "temperature", "seeds"),
+        "Model": ("model", "base", "device", "site", "max_new", "temperature", "seeds"),
         "Evaluation": ("controls", "bertscore"),
     },
     short_help="Answer many questions, and score the answers.",
@@ -115,7 +118,7 @@ class GenerateOptions:
     help="Question file, or a folder of them.  [default: the one the model was trained on]",
 )
 @work_model_option
-@base_option
+@loading_options
 @site_option
 @click.option(
     "--split",
@@ -252,12 +255,11 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
         name = options.model or (work.model if work.model.exists() else folder_checks.SHIPPED.name)
         work.need(work.token_settings, f"symbolize DATA --like {name} encode")
     with work.checked("tokens", "model"), work.making("answers"):
-        session = Session.open(options.model, work, options.base, site=options.site)
+        session = Session.open(options.model, work, options.base, options.device, site=options.site)
         encoded, qa = check_tokens(work, session), need_questions(session, options.qa)
         settings = settings_of(session, options, encoded, qa)
         another = "name another folder with --out"
-        done = completed_result(work.metrics, settings, options.overwrite, "answers", another)
-        if done:
+        if done := completed_result(work.metrics, settings, options.overwrite, "answers", another):
             return done
         questions = question_file.filter_types(question_file.read_questions(qa), options.types)
         segments, seed = read_table(work.symbol_segments), options.seed

@@ -9,7 +9,7 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, recording_options
+from ecgbyte_cli.cli.options import loading_options, recording_options
 from ecgbyte_cli.cli.output import print_result
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
@@ -41,6 +41,8 @@ class PlotOptions:
         Model folder (for `tokens`, its tokenizer and segmenter are taken); None is the work folder's.
     base : Path or None
         Where the model's base model is, if that has moved.
+    device : str or None
+        See `devices.choose_device`.
     input_fs, lead_names, units
         Sampling rate in Hz, names of the leads with commas between, and unit of a recording that does not say
         them; None is as `symbolize` had it.
@@ -54,6 +56,7 @@ class PlotOptions:
     start: float = 0.0
     model: Path | str | None = None
     base: Path | None = None
+    device: str | None = None
     input_fs: float | None = None
     lead_names: str | None = None
     units: str | None = None
@@ -79,7 +82,7 @@ class PlotOptions:
     help="Model folder, or OWNER/NAME of the Hugging Face Hub. For tokens, its tokenizer.  "
     "[default: the work folder's]",
 )
-@base_option
+@loading_options
 @recording_options
 @click.option(
     "--question",
@@ -285,7 +288,7 @@ def attention_picture(
     from ecgbyte_cli.render import figures
 
     question, method = options.question, options.method
-    session = Session.open(options.model, work, options.base)
+    session = Session.open(options.model, work, options.base, options.device)
     ecg = session.reader.segment(recording, *segments_at(recording, session.tokenizer, options.start))
     advice = "take --method occlusion" if method != "occlusion" else "use a machine with more memory"
     with reporting_out_of_memory(f"with --method {method}", advice):

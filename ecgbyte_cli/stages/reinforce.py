@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import WeightedName, max_new_option
+from ecgbyte_cli.cli.options import WeightedName, device_option, max_new_option
 from ecgbyte_cli.cli.output import note, print_result
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
@@ -19,12 +19,13 @@ from ecgbyte_cli.model.hub import name_in_cache
 from ecgbyte_cli.model.model_names import resolve_model_folder
 from ecgbyte_cli.questions import question_file
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
+from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint
 from ecgbyte_cli.training.checkpoint import unfinished_checkpoint
-from ecgbyte_cli.training.distributed import process_group, process_rank
+from ecgbyte_cli.training.distributed import process_group
 from ecgbyte_cli.training.plans import QuestionFiles, TrainingPlans, can_share_reading, read_samples
 from ecgbyte_cli.training.rewards import REWARDS
 
@@ -54,6 +55,7 @@ class ReinforceOptions:
 
     qa: str | Path | None = None  # question file or folder; None: of the model's training
     model: str | Path | None = None  # model to start from; None: the work folder's
+    device: str | None = None  # see `devices.choose_device`
     rewards: Sequence[tuple[str, float]] = (("exact", 1.0),)  # name in `REWARDS`, and weight
     answers: int = 8  # sampled for each question
     temperature: float = 1.0  # of sampling
@@ -83,6 +85,7 @@ class ReinforceOptions:
     type=Model(),
     help="Model folder to start from, or OWNER/NAME of the Hugging Face Hub.  [default: the work folder's]",
 )
+@device_option
 @click.option(
     "--reward",
     "rewards",
@@ -197,7 +200,7 @@ def reinforce(work: WorkDir, options: ReinforceOptions) -> dict:
         )
         if done:
             return done
-        return _train(work, qa, about, settings, resume_from)
+        return _train(work, qa, about, settings, options.device, resume_from)
 
 
 def training_settings(
@@ -246,6 +249,7 @@ def _train(
     qa: QuestionFiles,
     about: dict[str, Any],
     settings: dict[str, Any],
+    wanted: str | None,
     resume_from: Path | None,
 ) -> dict:
     """Train, from a checkpoint if there is one, and write the model."""
@@ -254,7 +258,7 @@ def _train(
     from ecgbyte_cli.training.setup import load_for_training
 
     start = time.perf_counter()
-    with process_group() as device:
+    with process_group(wanted, settings["method"]) as device:
         with reporting_out_of_memory(f"for {settings['base']}", "use a machine with more memory"):
             lm, text_tokenizer, samples, name = load_for_training(work, settings, device)
         # rewards compare only the answer, so a model that reasons needs no reasoning here

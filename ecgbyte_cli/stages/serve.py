@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import base_option, model_option, recording_options, site_option
+from ecgbyte_cli.cli.options import loading_options, model_option, recording_options, site_option
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import RecordingLoader
@@ -38,6 +38,8 @@ class ServeOptions:
     model, base : Path or None
         Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
         if that has moved.
+    device : str or None
+        See `devices.choose_device`.
     site : Path or None
         File of a site, from `ecgbyte findings --calibrate`.
     host, port
@@ -57,6 +59,7 @@ class ServeOptions:
 
     model: Path | str | None = None
     base: Path | None = None
+    device: str | None = None
     site: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8765
@@ -97,7 +100,7 @@ class ServeOptions:
     help="Answer under this name too: that of a proxy in front, with a port or without. Repeat it for several. A token "
     "is needed then.",
 )
-@base_option
+@loading_options
 @site_option
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
 @click.option(
@@ -244,7 +247,7 @@ def open_model(work: WorkDir, options: ServeOptions) -> tuple[Session | None, Re
         tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
         return None, SharedReader(tokenizer, "longest", **reading_options(work, fs, lead_names, units))
     session = Session.open(
-        *(options.model, work, options.base),
+        *(options.model, work, options.base, options.device),
         max_new=options.max_new,
         loader=SharedReader,
         fs=fs,

@@ -11,6 +11,7 @@ from ecgbyte_cli.training.setup import Prepared, memory_advice
 from ecgbyte_cli.training.trainer import Trainer
 
 MB = 2**20
+UPDATES = 8  # tries until one is made: those whose gradients overflow in float16 are left out
 ENOUGH = 0.8  # share of the free memory that a training may take: batches differ, and fragments are lost
 
 
@@ -71,7 +72,10 @@ def _measure_memory(trainer: Trainer, longest: np.ndarray) -> dict[str, float]:
     else:
         reset_peak_rss()
         before = peak_rss_mb() * MB
-    _update(trainer, longest)
+    for _ in range(UPDATES):
+        _update(trainer, longest)
+        if trainer.optimizer.state:
+            break
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else peak_rss_mb() * MB
     gradients = sum(p.nbytes for p in lm.parameters() if p.requires_grad)
     states = [value for state in trainer.optimizer.state.values() for value in state.values()]
@@ -95,7 +99,10 @@ def _update(trainer: Trainer, order: np.ndarray) -> None:
     """Update the weights once with the first plans of `order`, a batch on each process."""
     batch = [(0, int(number)) for number in order[: trainer.settings["batch"]]]
     trainer.lm.train()
-    trainer.update([batch] * trainer.processes)
+    groups = [batch] * trainer.processes
+    if trainer.ahead:  # in training, a batch is prepared during the step before
+        trainer.ready = trainer.batches_of_step(groups, trainer.step)
+    trainer.update(groups)
     trainer.step = 0
 
 

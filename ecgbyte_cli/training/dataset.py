@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ecgbyte_cli.failure import Failure, printable
-from ecgbyte_cli.model.layout import Layout, lead_ranges
+from ecgbyte_cli.model.layout import lead_ranges
 from ecgbyte_cli.model.prompt import IGNORED, Prompt, trim_ecgs
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.signal.measured_lines import NOTHING, joined_lines
@@ -16,6 +16,7 @@ from ecgbyte_cli.signal.segment_lines import segment_lines
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_json, read_table
 from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training.batch import Batch, Reading, collate
 from ecgbyte_cli.training.sampling import drawing_chances, lead_subset, recording_runs
 from ecgbyte_kernels.augment import varied, varied_signal
 
@@ -32,29 +33,6 @@ class ReadingPlan(NamedTuple):
     questions: tuple[Question, ...]  # empty: learn the ECG itself
     length: int  # in ids
     words: str | None = None  # draw the ECG from these words
-
-
-class Reading(NamedTuple):
-    """A plan as ids: the ECGs once, and each question behind them at the positions that it would have alone."""
-
-    ids: np.ndarray
-    labels: np.ndarray
-    positions: np.ndarray
-    owner: np.ndarray  # 0 for the shared beginning, k for the k-th question
-    weights: np.ndarray | None = None  # float32: how often each label counts; None: once
-
-
-class Batch(NamedTuple):
-    """Readings as tensors (batch, n), padded on the right: the arguments of `ECGLM.forward`."""
-
-    ids: "torch.Tensor"
-    labels: "torch.Tensor"
-    positions: "torch.Tensor | None"  # None: consecutive
-    owner: "torch.Tensor | None"  # of the last ids: all before them are shared; None: no reading has several questions
-    weights: "torch.Tensor | None" = None  # None: every label counts once
-
-    def to(self, device: "torch.device | str") -> "Batch":
-        return Batch(*(part if part is None else part.to(device) for part in self))
 
 
 class SampleBuilder:
@@ -417,25 +395,3 @@ class SampleBuilder:
         text, room = len(parts[0]) + 2 + self.prompt.layout.marks, self.prompt.room(parts, 1, self.longest)
         lengths = np.minimum(np.asarray(self.segments["length"])[segments], room)
         return [ReadingPlan((int(i),), (), text + int(n)) for i, n in zip(segments, lengths, strict=True)]
-
-
-def collate(readings: Sequence[Reading], layout: Layout) -> Batch:
-    """Join readings in a batch. Consecutive positions are left out, and the owners of ids that all rows share."""
-    import torch
-
-    width = max(len(reading.ids) for reading in readings)
-    shared = any(reading.owner[-1] > 1 for reading in readings)
-    ids, positions, owner = torch.zeros(3, len(readings), width, dtype=torch.long).unbind()
-    labels = torch.full_like(ids, IGNORED)
-    for row, reading in enumerate(readings):
-        for tensor, values in zip((ids, labels, positions, owner), reading[:4], strict=True):
-            tensor[row, : len(values)] = torch.from_numpy(values)
-    weights = None
-    if any(reading.weights is not None for reading in readings):
-        weights = torch.ones(ids.shape)
-        for row, reading in enumerate(readings):
-            if reading.weights is not None:
-                weights[row, : len(reading.weights)] = torch.from_numpy(reading.weights)
-    first = int(owner.any(0).int().argmax())  # all ids before it are ECGs, and need no mask
-    kept = positions if shared or layout.unit else None, owner[:, first:] if shared else None
-    return Batch(ids, labels, *kept, weights)

@@ -1,8 +1,7 @@
 """Training on several processes: rank, sums over all processes, and a common stop."""
 
 import contextlib
-import itertools
-import os
+import gc
 import signal
 import threading
 import time
@@ -10,15 +9,15 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ecgbyte_cli.runtime import devices
+from ecgbyte_cli.runtime.ranks import process_rank
+
 if TYPE_CHECKING:
     import torch
 
-_groups = itertools.count()  # groups that this process has joined
-
-
-def process_rank() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes, as torchrun and accelerate set them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+# Groups that this process has joined. They are kept, because DDP would free them while it holds the GIL, and wait
+# forever for a thread of the group that needs the GIL.
+_groups: list[Any] = []
 
 
 def sum_over_processes(values: list[float], device: "torch.device | str") -> list[float]:
@@ -33,8 +32,8 @@ def sum_over_processes(values: list[float], device: "torch.device | str") -> lis
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[str]:
-    """Join the other processes, if there are any, and yield the device of this one.
+def process_group(wanted: str | None, method: str) -> Iterator[str]:
+    """Join the other processes, if there are any, and yield the device of this one; see `devices.choose_device`.
 
     At the end all wait for the first, which calibrates and writes the model. That may take longer than NCCL's timeout
     of ten minutes, so they poll the store through which they found each other.
@@ -42,21 +41,20 @@ def process_group() -> Iterator[str]:
     import torch
     from torch import distributed
 
-    from ecgbyte_cli.model import base_model
-
-    device = base_model.best_device()
+    gc.collect()  # the model of a training with another seed
+    device = devices.choose_device(wanted, method)
     if process_rank()[1] == 1:
         yield device
         return
-    if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device != "cpu":
         torch.cuda.set_device(device)
     store, rank, count = next(distributed.rendezvous("env://"))
     # with `--seeds`, the next training uses the same store
-    store = distributed.PrefixStore(f"ecgbyte-{next(_groups)}", store)
+    store = distributed.PrefixStore(f"ecgbyte-{len(_groups)}", store)
     distributed.init_process_group(
         "nccl" if device != "cpu" else "gloo", store=store, rank=rank, world_size=count
     )
+    _groups.append(distributed.group.WORLD)
     try:
         yield device
         if rank == 0:

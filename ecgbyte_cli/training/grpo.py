@@ -18,16 +18,17 @@ import torch
 
 from ecgbyte_cli.evaluation.metrics import exact_match, unsplittable_labels
 from ecgbyte_cli.inference.batch_answering import Sampler, answer_budget
+from ecgbyte_cli.model.decoding import RecordedPicks
 from ecgbyte_cli.model.prompt import IGNORED
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.questions.reasoning import ReasonedAnswer, split_reasoning
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import training_log
-from ecgbyte_cli.training.dataset import Batch, Reading, ReadingPlan, SampleBuilder
+from ecgbyte_cli.training.batch import Batch, Reading
+from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
 from ecgbyte_cli.training.rewards import total_reward
 from ecgbyte_cli.training.sampling import EpochItem
 from ecgbyte_cli.training.trainer import Losses, Trainer
-from ecgbyte_cli.training.validation import autocast
 
 if TYPE_CHECKING:
     from ecgbyte_cli.model.ecg_lm import ECGLM
@@ -45,22 +46,6 @@ class SampledAnswer(NamedTuple):
 
 
 WeightedReading = tuple[Reading, np.ndarray, np.ndarray]  # with the advantage and the times of each id
-
-
-class RecordedSampler:
-    """Sample ids as `Sampler` does, and record them with the ids that end answers."""
-
-    def __init__(self, randoms: list[np.random.Generator], temperature: float, end_ids: set[int]):
-        self.sampler, self.end_ids = Sampler(temperature, 0), end_ids
-        self.sampler.random = randoms
-        self.ids: list[list[int]] = [[] for _ in randoms]
-
-    def __call__(self, logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        sampled = self.sampler(logits, rows)
-        for row, i in zip(rows, sampled.tolist(), strict=True):
-            if not (self.ids[row] and self.ids[row][-1] in self.end_ids):
-                self.ids[row].append(i)
-        return sampled
 
 
 class GRPOTrainer(Trainer):
@@ -95,6 +80,7 @@ class GRPOTrainer(Trainer):
     ):
         super().__init__(work, lm, samples, settings, steps, every, training, validation, tell)
         self.tags = tags
+        self.ahead = False  # the batches of a step depend on the answers that the model samples
         self.numbers: dict[str, float] = {}  # of the current step, for the log
         self.whole = unsplittable_labels([q.truth for plan in training for q in plan.questions])
         self.initial = {name: p.detach().clone() for name, p in lm.named_parameters() if p.requires_grad}
@@ -108,7 +94,7 @@ class GRPOTrainer(Trainer):
         sampled = self.sample(questions)
         readings = self.readings(sampled)
         total = sum(answer.times * len(answer.ids) for answer in sampled)
-        loss, kl = 0.0, 0.0
+        summed = []  # loss and distance of each batch
         for start in range(0, len(readings), settings["batch"]):
             some = readings[start : start + settings["batch"]]
             batch = self.samples.batch([reading for reading, _, _ in some]).to(lm.device)
@@ -117,14 +103,13 @@ class GRPOTrainer(Trainer):
             with torch.no_grad(), self.initial_weights():
                 reference = self.log_probabilities(batch)
             logs = self.log_probabilities(batch)
-            labelled = batch.labels[:, 1:] != IGNORED
             ratio = reference - logs
-            distance = (ratio.exp() - ratio - 1) * times[:, 1:][labelled]
-            part = (settings["kl"] * distance - advantage[:, 1:][labelled] * logs).sum() / total
-            part.backward()
-            loss, kl = loss + part.item(), kl + distance.sum().item() / total
+            distance = (ratio.exp() - ratio - 1) * times.flatten()[batch.text]
+            part = (settings["kl"] * distance - advantage.flatten()[batch.text] * logs).sum() / total
+            self.scaler.scale(part).backward()
+            summed.append(torch.stack([part.detach(), distance.detach().sum() / total]))
         self.apply_gradients()
-        self.numbers["kl"] = kl
+        loss, self.numbers["kl"] = torch.stack(summed).cpu().double().sum(0).tolist()
         return (loss, None), rate
 
     def sample(self, questions: Sequence[Question]) -> list[SampledAnswer]:
@@ -133,16 +118,13 @@ class GRPOTrainer(Trainer):
         prompts = [self.samples(question, asked=True)[0] for question in questions]
         repeated = [ids for ids in prompts for _ in range(copies)]
         seed = [self.settings["seed"], self.step]
-        sampler = RecordedSampler(
-            [np.random.default_rng([*seed, i]) for i in range(len(repeated))],
-            self.settings["temperature"],
-            end_ids,
-        )
-        with autocast(self.lm):
-            budget = answer_budget(self.lm, prompts, self.settings["max_new"])
-            self.lm.answer(repeated, end_ids, budget, sampler)
+        sampler = Sampler(self.settings["temperature"], 0)
+        sampler.random = [np.random.default_rng([*seed, i]) for i in range(len(repeated))]
+        picks = RecordedPicks(sampler, end_ids, len(repeated))
+        self.lm.answer(repeated, end_ids, answer_budget(self.lm, prompts, self.settings["max_new"]), picks)
+        written = [ids for ids, _ in picks.answers()]
         rewards, right = np.empty((2, len(questions), copies))
-        for i, ids in enumerate(sampler.ids):
+        for i, ids in enumerate(written):
             place = divmod(i, copies)
             rewards[place], right[place] = self.rated(questions[place[0]], ids)
         differences = rewards - rewards.mean(1, keepdims=True)
@@ -150,13 +132,13 @@ class GRPOTrainer(Trainer):
         self.numbers |= {
             "reward": float(rewards.mean()),
             "exact": float(100 * right.mean()),
-            "answer_tokens": float(np.mean([len(ids) for ids in sampler.ids])),
+            "answer_tokens": float(np.mean([len(ids) for ids in written])),
         }
         answers = []
         for number, prompt in enumerate(prompts):
             equal: dict[tuple[int, ...], list[float]] = {}
             for k in range(copies):
-                equal.setdefault(tuple(sampler.ids[number * copies + k]), []).append(advantage[number, k])
+                equal.setdefault(tuple(written[number * copies + k]), []).append(advantage[number, k])
             answers += [
                 SampledAnswer(prompt, ids, float(np.sum(values)), len(values))
                 for ids, values in equal.items()
@@ -201,15 +183,13 @@ class GRPOTrainer(Trainer):
 
     def log_probabilities(self, batch: Batch) -> torch.Tensor:
         """Return the log probability, at the temperature of sampling, of each labelled id of a batch."""
-        labels = batch.labels[:, 1:]
-        labelled = labels != IGNORED
-        with autocast(self.lm):
+        with self.lm.autocast():
             logits, _ = self.lm.outputs(
-                lambda states: states[:, :-1][labelled],
+                lambda states: states.flatten(0, 1).index_select(0, batch.text - 1),
                 **self.lm.inputs(batch.ids, batch.positions, batch.owner),
             )
         logs = (logits.float() / self.settings["temperature"]).log_softmax(-1)
-        return logs.gather(-1, labels[labelled][:, None])[:, 0]
+        return logs.gather(-1, batch.labels.flatten()[batch.text][:, None])[:, 0]
 
     @contextlib.contextmanager
     def initial_weights(self) -> Iterator[None]:
@@ -259,8 +239,7 @@ class GRPOTrainer(Trainer):
         """Return the reward of the likeliest answer to each question."""
         prompts = [self.samples(question, asked=True)[0] for question in questions]
         budget = answer_budget(self.lm, prompts, self.settings["max_new"])
-        with autocast(self.lm):
-            answers = self.lm.answer(prompts, self.samples.prompt.end_ids, budget)
+        answers = self.lm.answer(prompts, self.samples.prompt.end_ids, budget)
         return [self.rated(q, ids)[0] for q, ids in zip(questions, answers, strict=True)]
 
     def result(self) -> dict[str, Any]:

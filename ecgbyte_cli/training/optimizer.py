@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 def make_optimizer(lm: "ECGLM", settings: dict[str, Any]) -> "torch.optim.Optimizer":
     """Return AdamW, in paged 8-bit form for QLoRA on a GPU. Vectors have no weight decay.
 
+    The state of the ECG rows always has 32 bits.
+
     The ECG rows have their own group if their learning rate differs: `times` is the ratio.
     """
     import torch
@@ -28,11 +30,19 @@ def make_optimizer(lm: "ECGLM", settings: dict[str, Any]) -> "torch.optim.Optimi
     ]
     if rate and rows:
         groups.append({"params": rows, "weight_decay": decay, "times": rate / settings["lr"]})
-    if settings["method"] == "qlora" and lm.device.type == "cuda":
+    if in_8_bits(lm, settings):
         import bitsandbytes
 
+        # a row gets a gradient only where its token occurs: its moments are too small for 8 bits beside others
+        every = bitsandbytes.optim.GlobalOptimManager.get_instance()
+        every.override_config(lm.ecg_rows.weight, "optim_bits", 32)
         return bitsandbytes.optim.PagedAdamW8bit(groups, lr=settings["lr"], betas=(0.9, 0.98))
     return torch.optim.AdamW(groups, lr=settings["lr"], betas=(0.9, 0.98))
+
+
+def in_8_bits(lm: "ECGLM", settings: dict[str, Any]) -> bool:
+    """Return whether the optimizer's state is in 8 bits."""
+    return settings["method"] == "qlora" and lm.device.type == "cuda"
 
 
 def warmup_cosine(steps: int) -> Callable[[int], float]:

@@ -18,12 +18,12 @@ from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.questions import question_file
 from ecgbyte_cli.questions.reasoning import TAGS
 from ecgbyte_cli.runtime.memory import exceeds_memory, reporting_out_of_memory
+from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training.calibration import tokens_read
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
-from ecgbyte_cli.training.distributed import process_rank
 from ecgbyte_cli.training.plans import QuestionFiles, TrainingPlans, plan_training
 from ecgbyte_cli.training.rehearsal import earlier_questions, with_rehearsal
 from ecgbyte_cli.training.trainer import Trainer

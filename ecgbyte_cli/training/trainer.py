@@ -4,7 +4,8 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,18 @@ import numpy as np
 
 from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.runtime import devices
+from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.storage.files import atomic_folder
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint, training_log
-from ecgbyte_cli.training.dataset import Batch, ReadingPlan, SampleBuilder
-from ecgbyte_cli.training.distributed import StopSignal, process_rank, sum_over_processes
+from ecgbyte_cli.training.batch import Batch
+from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
+from ecgbyte_cli.training.distributed import StopSignal, sum_over_processes
 from ecgbyte_cli.training.optimizer import make_optimizer, warmup_cosine
 from ecgbyte_cli.training.sampling import EpochItem, ecg_replacements, first_with_same_ecgs, length_batches
 from ecgbyte_cli.training.validation import (
     ValidationLoss,
-    autocast,
-    count_labels,
     format_ecg_loss,
     format_loss,
     sample_answers,
@@ -83,9 +85,16 @@ class Trainer:
         self.rank, self.processes = process_rank()
         self.model: Any = lm
         if self.processes > 1:
-            devices = [lm.device] if lm.device.type == "cuda" else None
-            self.model = torch.nn.parallel.DistributedDataParallel(lm, device_ids=devices)
+            own = [lm.device] if lm.device.type == "cuda" else None
+            self.model = torch.nn.parallel.DistributedDataParallel(lm, device_ids=own)
         self.optimizer = make_optimizer(lm, settings)
+        # gradients in float16 would vanish
+        scaled = devices.half_type(lm.device) == torch.float16
+        self.scaler = torch.amp.GradScaler(lm.device.type, enabled=scaled)
+        if lm.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(lm.device)  # of the training with the seed before
+        self.ahead = lm.device.type != "cpu"  # whether batches are prepared during the step before
+        self.ready: list[Batch] | None = None  # of the following step
         self.schedule = warmup_cosine(steps)
         self.step, self.seen, self.seconds = 0, 0, 0.0
         self.rows: list[dict[str, Any]] = []  # one per step: see `training_log`
@@ -102,6 +111,7 @@ class Trainer:
         batch, per_step = self.settings["batch"], self.settings["accumulate"] * self.processes
         batches = length_batches([plan.length for plan in self.training], batch, self.settings["seed"])
         batches = itertools.islice(batches, self.step * per_step, None)
+        groups = itertools.pairwise([next(batches) for _ in range(per_step)] for _ in itertools.count())
         is_first, saved = self.rank == 0, time.monotonic()
         first_step = self.step if self.pending else self.step + 1
         self.lm.train()
@@ -114,7 +124,7 @@ class Trainer:
             while self.pending or (self.step < self.steps and not self.out_of_patience()):
                 stopping, due = False, self.pending
                 if not self.pending:
-                    self.advance([next(batches) for _ in range(per_step)])
+                    self.advance(*next(groups))
                     stopping = self.stop.agreed()
                     # also after the last step: the final validation may be interrupted
                     due = stopping or self.due(self.step) or time.monotonic() - saved > CHECKPOINT_SECONDS
@@ -138,9 +148,12 @@ class Trainer:
         """Return whether a validation and a checkpoint follow a step."""
         return step % self.every == 0 or step == self.steps
 
-    def advance(self, groups: Sequence[Sequence[EpochItem]]) -> None:
-        """Make an update and log it."""
-        losses, rate = self.update(groups)
+    def advance(
+        self, groups: Sequence[Sequence[EpochItem]], following: Sequence[Sequence[EpochItem]]
+    ) -> None:
+        """Make an update and log it; prepare the groups of the following step meanwhile."""
+        with self.preparing(groups, following):
+            losses, rate = self.update(groups)
         if not all(math.isfinite(loss) for loss in losses if loss is not None):
             raise Failure(f"the loss is no longer finite at step {self.step}: try a smaller --lr")
         self.rows.append(self.log_row(rate, losses))
@@ -224,40 +237,59 @@ class Trainer:
         rate = self.set_rate()
         seeds = np.random.SeedSequence([self.settings["seed"], self.step, self.rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
-        batches = self.batches_of_step(groups)
-        counts = np.array([count_labels(batch, self.lm) for batch in batches])
+        ready, self.ready = self.ready, None
+        batches = ready or self.batches_of_step(groups, self.step)
+        counts = np.array([batch.counts for batch in batches])
         totals = sum_over_processes(counts.sum(0).tolist(), device)
         # the mean over all labelled tokens of the step; the gradients of the processes are averaged
         weights = (1, self.settings["ecg_loss"])
-        factors = torch.tensor(
-            [w * self.processes / n if n else 0 for w, n in zip(weights, totals, strict=True)], device=device
-        )
-        loss_sums = torch.zeros(2, dtype=torch.float64)
+        factors = [w * self.processes / n if n else 0 for w, n in zip(weights, totals, strict=True)]
+        summed = []
         for i, batch in enumerate(batches):
             # processes exchange gradients with the last batch
             local = i + 1 < len(batches) and self.processes > 1
             with self.model.no_sync() if local else contextlib.nullcontext():
-                with autocast(self.lm):
+                with self.lm.autocast():
                     losses = self.model(*batch.to(device))
-                (losses * factors).sum().backward()
-            loss_sums += losses.detach().double().cpu()
+                self.scaler.scale(losses[0] * factors[0] + losses[1] * factors[1]).backward()
+            summed.append(losses.detach())
         self.apply_gradients()
+        # the host waits here alone, with all work of the step queued
+        loss_sums = torch.stack(summed).cpu().double().sum(0)
         tokens = sum(batch.ids.numel() for batch in batches)
         text, ecg, seen = sum_over_processes([*loss_sums.tolist(), tokens], device)
         self.seen += int(seen)
         self.seconds += time.perf_counter() - start
         return (text / totals[0] if totals[0] else None, ecg / totals[1] if totals[1] else None), rate
 
-    def batches_of_step(self, groups: Sequence[Sequence[EpochItem]]) -> list[Batch]:
+    @contextlib.contextmanager
+    def preparing(
+        self, groups: Sequence[Sequence[EpochItem]], following: Sequence[Sequence[EpochItem]]
+    ) -> Iterator[None]:
+        """Prepare the batches of the following step in a thread, while a GPU computes this one.
+
+        No other thread makes batches meanwhile: text tokenizers and parallel kernels are not thread-safe.
+        """
+        step = self.step + 1
+        if not self.ahead or step >= self.steps:
+            yield
+            return
+        self.ready = self.ready or self.batches_of_step(groups, self.step)
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.batches_of_step, following, step)
+            yield
+            self.ready = ahead.result()
+
+    def batches_of_step(self, groups: Sequence[Sequence[EpochItem]], step: int) -> list[Batch]:
         """Return this process's share of a step's groups as batches, with some ECGs replaced."""
         seed, learn_ecg = self.settings["seed"], self.settings["ecg_loss"] > 0
         count = sum(map(len, groups))
-        replacements = iter(ecg_replacements(seed, self.step, count, self.settings["without_ecg"]))
+        replacements = iter(ecg_replacements(seed, step, count, self.settings["without_ecg"]))
         replaced = [[(epoch, i, next(replacements)) for epoch, i in group] for group in groups]
         batches = []
         for number in range(self.rank, len(replaced), self.processes):
             # the ECGs of a batch have the same leads, and so like lengths
-            leads = self.samples.draw_leads(np.random.default_rng([seed, self.step, number, 2]))
+            leads = self.samples.draw_leads(np.random.default_rng([seed, step, number, 2]))
             readings = [
                 self.samples.reading(
                     self.training[i], replacement, np.random.default_rng([seed, epoch, i]), learn_ecg, leads
@@ -265,7 +297,7 @@ class Trainer:
                 for epoch, i, replacement in replaced[number]
             ]
             batches.append(self.samples.batch(readings))
-        return batches
+        return [batch.pinned() for batch in batches] if self.lm.device.type == "cuda" else batches
 
     def set_rate(self) -> float:
         """Set the learning rate of the next step, and return it."""
@@ -278,8 +310,10 @@ class Trainer:
         """Clip the gradients, update the weights and clear the gradients."""
         import torch
 
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_([p for p in self.lm.parameters() if p.requires_grad], 1.0)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
 
@@ -357,7 +391,7 @@ class Trainer:
             "ecg_loss": ecg,
             "ecg_perplexity": ecg and math.exp(min(ecg, 700)),
             "bits_per_second": bits,
-            "peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
+            "peak_gpu_mb": torch.cuda.max_memory_allocated(self.lm.device) / 2**20 if cuda else None,
             "seconds": self.seconds,
         }
 
@@ -388,11 +422,13 @@ class Trainer:
         self.step, self.seen, self.seconds = progress["step"], progress["seen"], progress["seconds"]
         self.rows, self.best, self.waited = progress["rows"], progress["best"], progress["waited"]
         self.pending = progress.get("pending", False)  # older versions validated before they saved
+        if progress.get("scaler"):
+            self.scaler.load_state_dict(progress["scaler"])
 
     def progress(self) -> dict[str, Any]:
         """Return the progress of the training, for a checkpoint."""
         names = ("step", "seen", "seconds", "rows", "best", "waited", "pending")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"scaler": self.scaler.state_dict()}
 
     def remove_old_checkpoints(self) -> None:
         """Remove the checkpoints that are no longer needed."""

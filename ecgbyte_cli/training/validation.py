@@ -6,38 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ecgbyte_cli.model.prompt import IGNORED
 from ecgbyte_cli.questions.question_file import Question
-from ecgbyte_cli.training.dataset import Batch, ReadingPlan, SampleBuilder
-from ecgbyte_cli.training.distributed import process_rank, sum_over_processes
+from ecgbyte_cli.runtime.ranks import process_rank
+from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
+from ecgbyte_cli.training.distributed import sum_over_processes
 
 if TYPE_CHECKING:
-    import torch
-
     from ecgbyte_cli.model.ecg_lm import ECGLM
 
 ValidationLoss = tuple[float | None, float | None, float | None]  # see `validation_loss`
-
-
-def autocast(lm: "ECGLM") -> "torch.autocast":
-    """Return a context that computes in bfloat16: on a GPU that has it, on a CPU only if the base model is in it."""
-    import torch
-
-    from ecgbyte_cli.model import base_model
-
-    kind = lm.device.type
-    in_bfloat16 = lm.base.get_input_embeddings().weight.dtype == torch.bfloat16
-    return torch.autocast(
-        kind, torch.bfloat16, enabled=kind == "cuda" or (in_bfloat16 and base_model.supports_bfloat16(kind))
-    )
-
-
-def count_labels(batch: Batch, lm: "ECGLM") -> tuple[float, float]:
-    """Return how many labels of a batch are text, each with its weight, and how many are ECG tokens."""
-    labels = batch.labels[:, 1:]
-    text = (labels != IGNORED) & (labels < lm.offset)
-    weighted = text if batch.weights is None else batch.weights[:, 1:][text]
-    return float(weighted.sum()), float((labels >= lm.offset).sum())
 
 
 def validation_loss(
@@ -74,22 +51,23 @@ def validation_loss(
     import torch
 
     rank, processes = process_rank()
-    was_training, losses, counts, letters = lm.training, np.zeros(2), np.zeros(2), 0
+    was_training, losses, counts, letters = lm.training, [torch.zeros(2)], np.zeros(2), 0
     plans = sorted(plans, key=lambda plan: plan.length)
     groups = [plans[i : i + batch] for i in range(0, len(plans), batch)]
     lm.eval()
-    with torch.no_grad(), autocast(lm):
+    with torch.no_grad(), lm.autocast():
         for first in range(0, len(groups), processes):
             check()
             for group in groups[first : first + processes][rank : rank + 1]:
                 inputs = samples.batch([samples.reading(plan, learn_ecg=learn_ecg) for plan in group])
-                losses += lm(*inputs.to(lm.device)).double().cpu().numpy()
-                counts += count_labels(inputs, lm)
+                losses.append(lm(*inputs.to(lm.device)).cpu())
+                counts += inputs.counts
                 letters += samples.letters_labelled(inputs.labels)
                 if bar:
                     bar.advance(processes * sum(max(1, len(plan.questions)) for plan in group))
     lm.train(was_training)
-    text_loss, ecg_loss, text, ecg, length = sum_over_processes([*losses, *counts, letters], lm.device)
+    sums = torch.stack(losses).double().sum(0).tolist()
+    text_loss, ecg_loss, text, ecg, length = sum_over_processes([*sums, *counts, letters], lm.device)
     bits = ecg_loss / math.log(2) / (length / samples.tokenizer.signal["fs"]) if ecg else None
     return text_loss / text if text else None, ecg_loss / ecg if ecg else None, bits
 

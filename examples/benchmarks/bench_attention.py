@@ -27,7 +27,7 @@ from bench_finetune import LLAMA_1B, SMALL, reading
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model.attention import ROWS
 from ecgbyte_cli.model.layout import Layout
-from ecgbyte_cli.training.dataset import collate
+from ecgbyte_cli.training.batch import collate
 
 OWN = {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 5,
        "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32}  # fmt: skip
@@ -66,8 +66,8 @@ def one_step(way: str, shape: dict, batch: int, ids: int, ecg: int, checkpointin
         readings = [
             reading(own, (length - own) // TEXT, TEXT, ANSWER, lm.offset, random) for _ in range(batch)
         ]
-        ids, labels, positions, owner, _ = collate(readings, Layout(lm.offset))
-        loss = lm(ids, labels, positions, owner)[0] / (labels != -100).sum()
+        made = collate(readings, Layout(lm.offset))
+        loss = lm(*made)[0] / len(made.text)
         loss.backward()
         return float(loss.detach())
 

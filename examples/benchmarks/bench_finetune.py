@@ -24,7 +24,8 @@ import torch
 
 from ecgbyte_cli.model import base_model, ecg_lm
 from ecgbyte_cli.model.layout import Layout
-from ecgbyte_cli.training.dataset import Reading, collate
+from ecgbyte_cli.runtime import devices
+from ecgbyte_cli.training.batch import Reading, collate
 from ecgbyte_cli.training.sampling import length_batches
 
 LLAMA_1B = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
@@ -129,7 +130,8 @@ def run(way, questions, shape, device, steps, batch, seed=0):
         made = [reading(count[i], together, text, answer, lm.offset, random) for _, i in next(order)]
         if way == "padded":
             made = [Reading(*(part[-PADDED:] for part in one[:4])) for one in made]
-        ids, labels, positions, owner = (x if x is None else x.to(device) for x in collate(made, layout)[:4])
+        batch_of_step = collate(made, layout).to(torch.device(device))
+        ids, labels = batch_of_step[:2]
         if way == "padded":
             extra = PADDED - ids.shape[1]
             ids = torch.nn.functional.pad(ids, (0, extra))
@@ -139,7 +141,7 @@ def run(way, questions, shape, device, steps, batch, seed=0):
             if way == "padded":
                 loss = padded_loss(lm, ids, labels)
             else:
-                loss = lm(ids, labels, positions, owner)[0] / (labels != -100).sum()
+                loss = lm(*batch_of_step)[0] / len(batch_of_step.text)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -158,7 +160,7 @@ def main():
     parser.add_argument("--ways", default="padded,lora,shared,qlora", help="which of the four")
     parser.add_argument("--sets", default=",".join(SETS), help="which of the three")
     options = parser.parse_args()
-    device = base_model.best_device()
+    device = devices.choose_device()
     shape = LLAMA_1B if device == "cuda" else SMALL
     batch = options.batch or (8 if device == "cuda" else 2)
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"

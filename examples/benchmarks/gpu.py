@@ -31,10 +31,10 @@ from bench_finetune import LLAMA_1B, build, reading
 from ecgbyte_cli.model import base_model
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.model.layout import Layout
+from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.training import checkpoint
-from ecgbyte_cli.training.dataset import Batch, collate
+from ecgbyte_cli.training.batch import Batch, collate
 from ecgbyte_cli.training.optimizer import make_optimizer
-from ecgbyte_cli.training.validation import autocast
 
 QWEN_05B = {"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
             "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64}  # fmt: skip
@@ -51,7 +51,7 @@ class Size:
     """How large the parts are: on a GPU, or for a trial on a CPU."""
 
     def __init__(self, is_tiny: bool):
-        self.device = "cpu" if is_tiny else base_model.best_device()
+        self.device = "cpu" if is_tiny else devices.choose_device()
         self.shapes = {"tiny": TINY} if is_tiny else SHAPES
         self.batch, self.ecg, self.ids = (2, 40, 128) if is_tiny else (4, 1000, 4096)
         self.steps, self.seconds = (1, 0.0) if is_tiny else (50, 8.0)  # timed, at most
@@ -62,13 +62,13 @@ def batch_of(lm: ECGLM, size: Size, ids: int, seed: int) -> tuple[Batch, int]:
     """A batch of readings of so many ids, and its questions."""
     random, asked = np.random.default_rng(seed), max(1, (ids - size.ecg) // TEXT)
     readings = [reading(size.ecg, asked, TEXT, ANSWER, lm.offset, random) for _ in range(size.batch)]
-    return collate(readings, Layout(lm.offset)).to(size.device), asked * size.batch
+    return collate(readings, Layout(lm.offset)).to(torch.device(size.device)), asked * size.batch
 
 
 def train_step(lm: ECGLM, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """One update, as `Trainer.update` makes it."""
-    with autocast(lm):
-        loss = lm(*batch)[0] / (batch.labels != -100).sum()
+    with lm.autocast():
+        loss = lm(*batch)[0] / len(batch.text)
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for p in lm.parameters() if p.requires_grad], 1.0)
     optimizer.step()
@@ -124,8 +124,7 @@ def measure_steps(size: Size, shape: dict[str, Any], method: str, rate: float) -
     n = batch.ids.shape[1]
     products = 3 if method == "full" else 2
     flops = matrix_flops(shape, n, products) + attention_flops(shape, n, size.ecg, "rows")
-    labels = int((batch.labels != -100).sum())
-    flops = size.batch * flops + products * 2 * labels * shape["hidden_size"] * shape["vocab_size"]
+    flops = size.batch * flops + products * 2 * len(batch.text) * shape["hidden_size"] * shape["vocab_size"]
     return {
         "tokens_per_second": round(batch.ids.numel() / seconds),
         "questions_per_second": round(questions / seconds, 1),
@@ -144,8 +143,7 @@ def measure_answers(size: Size, shape: dict[str, Any]) -> dict[str, Any]:
         ecg = random.integers(lm.layout.first, lm.layout.first + 1000, size.ecg)
         begin_ids = [lm.offset, *ecg, lm.offset + 1]
         prompts += [np.array([*begin_ids, *random.integers(3, lm.offset, TEXT)]) for _ in range(ASKED)]
-    with autocast(lm):
-        seconds = timed(size, lambda _: lm.answer(prompts, set(), 8))
+    seconds = timed(size, lambda _: lm.answer(prompts, set(), 8))
     return {"answers_per_second": round(len(prompts) / seconds, 1), "peak_gb": peak_gb(size)}
 
 
