@@ -85,6 +85,7 @@ def card_text(folder: Path) -> str:
         "",
         "- Probabilities are calibrated on PTB-XL, fold 9. At another hospital they are off until `ecgbyte findings "
         "--calibrate` has seen labels from there.",
+        f"- {_at_ludb(scores['elsewhere']['ludb'])}",
         "- Rare findings had few examples; their intervals above are wide.",
         "- It answers these questions, in several wordings each, and says of others that it was not trained on them.",
         "- A list of the findings is put together from its answers about each.",
@@ -204,6 +205,17 @@ def _elsewhere(hospitals: Scores) -> list[str]:
         *(f"| {name} | {show(ludb)} | {show(others)} |" for name, show in rows),
         "",
     ]
+
+
+def _at_ludb(found: Scores) -> str:
+    """What its answers are worth at another hospital, in a sentence."""
+    low, high = found["gain_interval"]
+    worth = "better than" if low > 0 else "worse than" if high < 0 else "not shown to be better than"
+    hypertrophy = found["findings"]["lvh"]["sensitivity"]
+    return (
+        f"On LUDB its yes and no are {worth} always giving the majority answer, and it finds {100 * hypertrophy:.0f} % of "
+        "the left ventricular hypertrophies."
+    )
 
 
 def interval(bounds: list[float], digits: int = 1) -> str:
