@@ -213,8 +213,8 @@ def _at_ludb(found: Scores) -> str:
     worth = "better than" if low > 0 else "worse than" if high < 0 else "not shown to be better than"
     hypertrophy = found["findings"]["lvh"]["sensitivity"]
     return (
-        f"On LUDB its yes and no are {worth} always giving the majority answer, and it finds {100 * hypertrophy:.0f} % of "
-        "the left ventricular hypertrophies."
+        f"On LUDB its yes and no are {worth} always giving the majority answer, and it finds {100 * hypertrophy:.0f} % "
+        "of the left ventricular hypertrophies."
     )
 
 
