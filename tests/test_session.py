@@ -100,14 +100,14 @@ def test_generate(session, small, answers):
 
 def test_a_worker_of_generate(session, record, turn):
     key, ids = ("signal", 0, 0), session.prompt_ids([session.read(record)], [(ASKED, None)])[0]
-    model = session.folder, None, folder_checks.model_sha256(session.folder)
+    model = session.folder, None, "cpu", folder_checks.model_sha256(session.folder)
     matched = session.match(ASKED)
     closed = [(matched.text, matched.answers)]
     _, (answer,) = answer_on_worker(7, model, [ids], [key], closed, 64, None)
     assert answer.answer == turn.answer
     assert answer.probability == pytest.approx(turn.probability, rel=1e-5)
     with pytest.raises(Failure, match="was replaced"):
-        answer_on_worker(8, (*model[:2], "another"), [ids], [key], None, 64, None)
+        answer_on_worker(8, (*model[:3], "another"), [ids], [key], None, 64, None)
 
 
 def test_the_page(session, record, turn):

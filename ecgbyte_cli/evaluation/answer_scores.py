@@ -53,16 +53,8 @@ def score_answers(matched: Matched, seed: int = 0) -> dict[str, Any]:
     Failure
         If no question is answered with the signal and under every control.
     """
-    if SIGNAL not in matched.answers:
-        raise Failure(
-            f"no answer is about the recordings themselves, only about twins ({', '.join(sorted(matched.answers))})"
-            if matched.answers
-            else "no answer is about a question of the question file"
-        )
+    chosen = _answered_throughout(matched)
     own = matched.answers[SIGNAL]
-    chosen = [i for i in sorted(own) if all(i in of for of in matched.answers.values())]
-    if not chosen:
-        raise Failure("no question is answered with the signal and under every control")
     asked = [matched.questions[i] for i in chosen]
     patients = [q.patient or " ".join(q.original or q.records) for q in asked]
     given = {name: [of[i] for i in chosen] for name, of in matched.answers.items()}
@@ -89,13 +81,32 @@ def score_answers(matched: Matched, seed: int = 0) -> dict[str, Any]:
         "incomplete": len(own) - len(chosen),
         "unknown": len(matched.unknown),
         "unclear": sum(
-            metrics.candidate_answers(q.type, q.truth) == "verify"
-            and metrics.split_labels(q.truth) in ({"yes"}, {"no"})
-            and answer not in ("yes", "no")
-            for name in given
-            for q, answer in zip(asked, answers[name], strict=True)
+            _is_unclear(q, answer) for name in given for q, answer in zip(asked, answers[name], strict=True)
         ),
     }
+
+
+def _answered_throughout(matched: Matched) -> list[int]:
+    """Return the numbers of the questions that are answered with the signal and under every control."""
+    if SIGNAL not in matched.answers:
+        raise Failure(
+            f"no answer is about the recordings themselves, only about twins ({', '.join(sorted(matched.answers))})"
+            if matched.answers
+            else "no answer is about a question of the question file"
+        )
+    own = matched.answers[SIGNAL]
+    chosen = [i for i in sorted(own) if all(i in of for of in matched.answers.values())]
+    if not chosen:
+        raise Failure("no question is answered with the signal and under every control")
+    return chosen
+
+
+def _is_unclear(question: Question, answer: Any) -> bool:
+    """Return whether an answer to a yes/no question begins with neither."""
+    verify = metrics.candidate_answers(question.type, question.truth) == "verify"
+    return (
+        verify and metrics.split_labels(question.truth) in ({"yes"}, {"no"}) and answer not in ("yes", "no")
+    )
 
 
 def _scores(
