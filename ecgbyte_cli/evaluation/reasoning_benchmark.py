@@ -18,7 +18,7 @@ FURTHER = "further findings are required to confirm the diagnosis"
 LEAD = r"(?:iii|ii|i|avr|avl|avf|v[1-6])"
 LEADS_NAMED = re.compile(rf"\bleads?\s+{LEAD}\b(?:(?:\s*,\s*(?:and\s+)?|\s+and\s+){LEAD}\b)*")
 RANGE = re.compile(r"\[?\s*-?\d+\.?\d*\s*[^\d\s]*\s*-\s*-?\d+\.?\d*\s*[^\d\s]*\s*\]?")
-# release 0.0.2 reworded the criterion that rules out left bundle branch block, and made these diagnoses' samples anew
+# release 0.0.2 reworded the criterion that rules out left bundle branch block; samples were generated again
 RULED_OUT, RULES_OUT = "must be ruled out before diagnosis", "left bundle branch block"
 FASCICULAR = ("left_anterior_fascicular_block", "left_posterior_fascicular_block")
 RENEWED = (
@@ -187,7 +187,7 @@ def score_samples(
     Returns
     -------
     dict
-        `release`, `renewed` (samples of diagnoses that 0.0.2 made anew), `questions` (samples), `unanswered`,
+        `release`, `renewed` (samples of diagnoses that 0.0.2 generated again), `questions` (samples), `unanswered`,
         `patients`; the scores of `_scores`; `control` (name to its scores) and `gain` (name to the differences of
         `completion_hard`, `completion_soft` and `depth`, with intervals).
 

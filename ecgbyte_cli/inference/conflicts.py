@@ -36,8 +36,8 @@ SLOW, FAST = (
 
 
 @dataclass(frozen=True)
-class Conflict:
-    """An answer that contradicts a measurement.
+class AnswerConflict:
+    """An answer that something else about the recording contradicts.
 
     Attributes
     ----------
@@ -45,22 +45,15 @@ class Conflict:
         What was asked about, such as `sinus bradycardia`.
     answer : str
         `yes` or `no`.
-    measured : str
-        The measured values, with units.
-    rule : str
-    source : str
     """
 
     finding: str
     answer: str
-    measured: str
-    rule: str
-    source: str
 
     @property
     def reason(self) -> str:
         """What contradicts the answer."""
-        return f"{self.measured} was measured; {self.rule} ({self.source})"
+        raise NotImplementedError
 
     @property
     def text(self) -> str:
@@ -70,6 +63,28 @@ class Conflict:
     def as_json(self) -> dict[str, str]:
         """Return the conflict as JSON takes it."""
         return {**asdict(self), "text": self.text}
+
+
+@dataclass(frozen=True)
+class Conflict(AnswerConflict):
+    """An answer that contradicts a measurement.
+
+    Attributes
+    ----------
+    measured : str
+        The measured values, with units.
+    rule : str
+    source : str
+    """
+
+    measured: str
+    rule: str
+    source: str
+
+    @property
+    def reason(self) -> str:
+        """What contradicts the answer."""
+        return f"{self.measured} was measured; {self.rule} ({self.source})"
 
 
 class Case(NamedTuple):

@@ -7,8 +7,9 @@ there, but sinus rhythm and atrial fibrillation exclude each other.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+from ecgbyte_cli.inference.conflicts import AnswerConflict
 from ecgbyte_cli.readers import Recording
 
 KEY = "statement"  # of the comments of a recording
@@ -50,36 +51,21 @@ RATES = {"sinus bradycardia", "sinus tachycardia"}
 
 
 @dataclass(frozen=True)
-class DeviceConflict:
+class DeviceConflict(AnswerConflict):
     """An answer that contradicts a statement of the recorder.
 
     Attributes
     ----------
-    finding : str
-        What was asked about, such as `sinus bradycardia`.
-    answer : str
-        `yes` or `no`.
     statement : str
         The recorder's own words.
     """
 
-    finding: str
-    answer: str
     statement: str
 
     @property
     def reason(self) -> str:
         """What contradicts the answer."""
         return f"the recorder states “{self.statement}”"
-
-    @property
-    def text(self) -> str:
-        """All of it in one sentence."""
-        return f"conflict: the model answers {self.answer} to {self.finding}, but {self.reason}"
-
-    def as_json(self) -> dict[str, str]:
-        """Return the conflict as JSON takes it."""
-        return {**asdict(self), "text": self.text}
 
 
 def device_statements(recording: Recording) -> list[str]:

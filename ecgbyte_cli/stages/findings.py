@@ -237,13 +237,12 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     )
     session.check_base()
     found, skipped = readers.find(paths)
-    table_work, questions = _work(session, found, options)
+    table_work, questions, calibrated_on = _work(session, found, options)
     result: dict[str, Any]
     if options.out is None:
         check_few(found)
         rows, records = few_rows(found, skipped, table_work)
-        known = read_certainty(session.folder, session.tokenizer.vocab_size)
-        _show(rows, questions, known.calibrated_on if known and not options.site else None)
+        _show(rows, questions, None if options.site else calibrated_on)
         result = report_skipped(skipped, records, None) | {"rows": rows}
     else:
         result = _write(options.out, found, skipped, table_work, columns_of(questions), options)
@@ -299,8 +298,8 @@ def _write(
 
 def _work(
     session: Session, found: Sequence[str], options: FindingsOptions
-) -> tuple[TableWork, list[TrainedQuestion]]:
-    """Return how the rows are made, and the questions."""
+) -> tuple[TableWork, list[TrainedQuestion], str | None]:
+    """Return how the rows are made, the questions, and what the model was calibrated on."""
     folder, name = session.folder, session.about["folder"]
     certainty = read_certainty(folder, session.tokenizer.vocab_size)
     if certainty is None:
@@ -328,7 +327,8 @@ def _work(
     small = session.about["base"] in folder_checks.BUILT
     jobs = options.jobs or ((os.cpu_count() or 1) if small else 1)
     files = folder_checks.files_needed(folder, base) if options.dask else []
-    return TableWork("findings", finding_rows, asked, jobs, options.dask, PRELOAD, files), questions
+    table_work = TableWork("findings", finding_rows, asked, jobs, options.dask, PRELOAD, files)
+    return table_work, questions, certainty.calibrated_on
 
 
 def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion], calibrated_on: str | None) -> None:

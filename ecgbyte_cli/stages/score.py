@@ -162,7 +162,7 @@ def _show_benchmark(result: dict[str, Any]) -> None:
         print_result(f"gain over {name}: {', '.join(texts)}")
     if result["renewed"]:
         print_result(
-            f"{result['renewed']} samples are of diagnoses that release 0.0.2 made anew: compare them within one "
+            f"{result['renewed']} samples are of diagnoses that release 0.0.2 generated again: compare them within one "
             "release only"
         )
     if result["unanswered"]:
