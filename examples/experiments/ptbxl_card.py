@@ -89,8 +89,8 @@ def card_text(folder: Path) -> str:
         "- Rare findings had few examples; their intervals above are wide.",
         "- It answers these questions, in several wordings each, and says of others that it was not trained on them.",
         "- A list of the findings is put together from its answers about each.",
-        "- Children, pacemakers of today and devices with other filters were rare or absent. A recording that is "
-        "unlike those of the training is said to be; one that is not said to be may still be read wrongly.",
+        "- Children, pacemakers of today and devices with other filters were rare or absent. A recording "
+        "unlike the training data is flagged; one that is not flagged may still be read wrongly.",
     ]
     return "\n".join(lines) + "\n"
 
