@@ -10,10 +10,11 @@ import numpy as np
 
 from ecgbyte_kernels import jit
 
-GAIN = 0.25  # largest change of the logarithm of the gain
+GAIN = 0.25  # largest change of the logarithm of the gain of letters
 OFFSET = 0.5  # standard deviation of a lead's offset, in letters
 DROP = 0.05  # how often a lead is missing
-LEAD_GAIN = 0.1  # largest change of the logarithm of a lead's own gain
+# Recorders keep their gain within 5 % (IEC 60601-2-25), and criteria such as those of hypertrophy depend on voltages
+SIGNAL_GAIN, LEAD_GAIN = 0.05, 0.03  # largest change of the logarithm of the gain of all leads, and of one lead's own
 HIGH_PASS, LOW_PASS = (
     (0.05, 0.67),
     (25.0, 45.0),
@@ -98,7 +99,7 @@ def varied_signal(
         float32, (leads, samples), mV.
     """
     leads, samples = signal.shape
-    gain = np.full(leads, random.uniform(-GAIN, GAIN)) + random.uniform(-LEAD_GAIN, LEAD_GAIN, leads)
+    gain = np.full(leads, random.uniform(-SIGNAL_GAIN, SIGNAL_GAIN)) + random.uniform(-LEAD_GAIN, LEAD_GAIN, leads)
     gain[random.random(leads) < strength * DROP] = -np.inf  # as an electrode that came off
     shift = strength * random.random()
     corner, cutoff = random.uniform(*HIGH_PASS), random.uniform(*LOW_PASS)

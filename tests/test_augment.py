@@ -61,7 +61,7 @@ def test_a_varied_signal_depends_on_the_numbers_alone_and_not_on_them_without_st
 
 
 def test_a_varied_signal_keeps_its_size_and_its_leads():
-    """A gain of 0.7 to 1.4 over all, filters and noise of a recorder: the shape stays, in nearly all leads."""
+    """Gains within 8 %, filters, wander and noise of a recorder: the shape stays, in nearly all leads."""
     t = np.arange(1000) / 100
     beats = np.stack([np.exp(-(((t % 0.8) - 0.4) ** 2) / 0.002), -np.exp(-(((t % 0.8) - 0.4) ** 2) / 0.002)])
     alike, flat = [], 0
@@ -72,5 +72,5 @@ def test_a_varied_signal_keeps_its_size_and_its_leads():
                 flat += 1
                 continue
             alike.append(np.corrcoef(ours, before)[0, 1])
-            assert 0.5 < np.ptp(ours) < 1.7
+            assert 0.85 < np.ptp(ours) < 1.3
     assert np.mean(alike) > 0.95 and 0.02 < flat / 400 < 0.09
