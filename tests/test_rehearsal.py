@@ -66,6 +66,16 @@ def test_earlier_questions_are_asked_with_the_models_own_probabilities(small, ne
     assert with_rehearsal(lm, samples, earlier, plans.training, 2, 0, 4, print) == rehearsed
 
 
+def test_only_readings_that_the_steps_reach_are_rehearsed(small, new_questions):
+    lm, samples, known, plans = loaded(small, new_questions)
+    settings = SETTINGS | {"qa": "new.jsonl", "rehearse": 1, "batch": 2, "accumulate": 1, "steps": 2}
+    few = setup.add_rehearsal(lm, samples, plans, known, settings, print).training
+    assert len(few) == 4 and all(len(plan.questions) > 1 for plan in few)
+    assert {plan.segments for plan in few} < {plan.segments for plan in plans.training}
+    every = setup.add_rehearsal(lm, samples, plans, known, settings | {"steps": None}, print).training
+    assert len(every) == len(plans.training) > 4
+
+
 def test_questions_are_asked_in_the_words_of_the_model(small, new_questions, tmp_path):
     work = WorkDir(small / "ecgbyte-work")
     known = read_certainty(work.model, 200)

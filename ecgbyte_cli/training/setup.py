@@ -2,11 +2,14 @@
 
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.certainty import Certainty, read_certainty
@@ -194,7 +197,8 @@ def add_rehearsal(
 ) -> TrainingPlans:
     """Add earlier questions to the training of a model that has answered questions before.
 
-    Without rehearsal a remark says what the model may lose.
+    Readings that the steps do not reach are left out, so that a short training begins soon. Without rehearsal a remark
+    says what the model may lose.
     """
     earlier = earlier_questions(known, plans.training) if known else {}
     if not earlier or not settings["qa"]:
@@ -206,8 +210,18 @@ def add_rehearsal(
         )
         return plans
     count, seed, batch = settings["rehearse"], settings["seed"], settings["batch"]
-    training = with_rehearsal(lm, samples, earlier, plans.training, count, seed, batch, tell)
+    training, read = plans.training, (settings["steps"] or sys.maxsize) * readings_per_step(settings)
+    if read < len(training):
+        chosen = np.random.default_rng([seed, 4]).choice(len(training), read, replace=False)
+        training = [training[number] for number in sorted(chosen)]
+    training = with_rehearsal(lm, samples, earlier, training, count, seed, batch, tell)
     return plans._replace(training=training)
+
+
+def readings_per_step(settings: dict[str, Any]) -> int:
+    """Return the readings of a step, over all processes."""
+    count: int = settings["batch"] * settings["accumulate"] * process_rank()[1]
+    return count
 
 
 def recomputes_layers(
@@ -258,8 +272,7 @@ def make_trainer(
         rank, dropout = settings["rank"] or 16, settings["dropout"]
         lm.base = base_model.add_adapter(lm.base, rank, settings["alpha"] or 2 * rank, dropout, recompute)
     lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
-    per_step = settings["batch"] * settings["accumulate"] * process_rank()[1]
-    steps = settings["steps"] or math.ceil(len(plans.training) / per_step)
+    steps = settings["steps"] or math.ceil(len(plans.training) / readings_per_step(settings))
     every = settings["every"] or max(1, steps // 5)
     return Trainer(work, lm, samples, settings, steps, every, plans.training, plans.validation, tell)
 
