@@ -14,11 +14,10 @@ GAIN = 0.25  # largest change of the logarithm of the gain of letters
 OFFSET = 0.5  # standard deviation of a lead's offset, in letters
 DROP = 0.05  # how often a lead is missing
 # Recorders keep their gain within 5 % (IEC 60601-2-25), and criteria such as those of hypertrophy depend on voltages
-SIGNAL_GAIN, LEAD_GAIN = 0.05, 0.03  # largest change of the logarithm of the gain of all leads, and of one lead's own
-HIGH_PASS, LOW_PASS = (
-    (0.05, 0.67),
-    (25.0, 45.0),
-)  # Hz: the range of recorders' filters, each on in half of the cases
+SIGNAL_GAIN = 0.05  # largest change of the logarithm of the gain of a signal
+LEAD_GAIN = 0.03  # and of the gain of each of its leads
+HIGH_PASS = (0.05, 0.67)  # Hz: the range of recorders' filters, each on in half of the cases
+LOW_PASS = (25.0, 45.0)  # Hz
 WANDER, NOISE = 0.1, 0.012  # mV: largest amplitude of the wander, largest standard deviation of the noise
 SOMETIMES = 0.3  # how often there is wander, and how often noise
 STRETCH = 0.05  # how often a stretch of one lead is missing
@@ -99,7 +98,9 @@ def varied_signal(
         float32, (leads, samples), mV.
     """
     leads, samples = signal.shape
-    gain = np.full(leads, random.uniform(-SIGNAL_GAIN, SIGNAL_GAIN)) + random.uniform(-LEAD_GAIN, LEAD_GAIN, leads)
+    gain = np.full(leads, random.uniform(-SIGNAL_GAIN, SIGNAL_GAIN)) + random.uniform(
+        -LEAD_GAIN, LEAD_GAIN, leads
+    )
     gain[random.random(leads) < strength * DROP] = -np.inf  # as an electrode that came off
     shift = strength * random.random()
     corner, cutoff = random.uniform(*HIGH_PASS), random.uniform(*LOW_PASS)
