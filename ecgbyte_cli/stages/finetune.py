@@ -31,8 +31,8 @@ from ecgbyte_cli.training.distributed import process_group
 from ecgbyte_cli.training.plans import QuestionFiles, read_samples
 from ecgbyte_cli.training.validation import format_loss
 
+LEARNING_RATE, RATE_FROM_SCRATCH = 2e-4, 2e-3
 # by method; docs/fine-tuning.md has the trials of the ECG loss
-LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
 ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}
 # options that are not settings, or have other names there
@@ -68,7 +68,7 @@ class FinetuneOptions:
     batch: int = 4  # ECGs per batch, each with its questions
     accumulate: int = 1  # batches per update, on each process
     together: int | None = None  # most questions that share a reading; None: as many as fit
-    lr: float | None = None  # highest learning rate; None: `LEARNING_RATE`
+    lr: float | None = None  # highest learning rate; None: `LEARNING_RATE`, or `RATE_FROM_SCRATCH`
     rows_lr: float | None = None  # learning rate of the ECG embeddings; None: as lr
     weight_decay: float | None = None  # of matrices; None: 0.05
     max_length: int = 4096  # longest sample in tokens
@@ -220,7 +220,7 @@ class FinetuneOptions:
     type=click.IntRange(1),
     help="Most questions that share one reading of their ECG.  [default: as many as fit into --max-length]",
 )
-@click.option("--lr", type=float, help="Highest learning rate.  [default: 2e-3 for full, else 2e-4]")
+@click.option("--lr", type=float, help="Highest learning rate.  [default: 2e-4; 2e-3 for tiny and small]")
 @click.option(
     "--rows-lr",
     type=click.FloatRange(0, min_open=True),
@@ -363,7 +363,7 @@ def training_settings(work: WorkDir, options: FinetuneOptions, method: str, proc
         "hub": name_in_cache(Path(options.model)),
         "method": method,
         "processes": processes,
-        "lr": options.lr or LEARNING_RATE[method],
+        "lr": options.lr or (RATE_FROM_SCRATCH if options.model in BUILT else LEARNING_RATE),
         "think": options.think or None,
         "measured": options.measured or None,
         "types": list(options.types) or None,
