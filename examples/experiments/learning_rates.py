@@ -8,7 +8,7 @@
 
 Trainings with one seed see the same readings in the same order, and their adapters have the same initial weights. They
 take their steps in turn, so that an interrupted run still compares equal steps. The schedule is that of `ecgbyte
-finetune`, over all steps. Each validation adds a row to OUT. Fold 10 is not read.
+finetune`, over all steps. Each validation adds a row to OUT. The questions of fold 10 are not used.
 """
 
 import argparse
