@@ -15,7 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
-LONGEST = 300  # seconds of a launch
+LONGEST = 900  # seconds of a launch
 
 
 class Launcher:

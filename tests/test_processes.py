@@ -235,13 +235,17 @@ def test_a_sharded_training_is_that_of_one_process(small, tmp_path, launch, case
     assert loaded[0].state_dict().keys() == other[0].state_dict().keys()
 
 
-@pytest.mark.parametrize(
-    ("processes", "method", "said"), [("1", "full", "among several processes"), ("2", "qlora", "4-bit")]
-)
-def test_a_training_that_cannot_be_sharded_says_so(monkeypatch, processes, method, said):
-    monkeypatch.setenv("WORLD_SIZE", processes)
-    with pytest.raises(Failure, match=said):
-        check_sharding(method)
+def test_a_training_that_cannot_be_sharded_says_so(monkeypatch):
+    with pytest.raises(Failure, match="among several processes"):
+        check_sharding(True, "full")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_sharding(True, "full")
+    with pytest.raises(Failure, match="4-bit"):
+        check_sharding(True, "qlora")
+    check_sharding(False, "qlora")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # of `accelerate launch --use_fsdp`
+    with pytest.raises(Failure, match="--use_fsdp has no effect"):
+        check_sharding(False, "full")
 
 
 def rewards(work):

@@ -385,7 +385,11 @@ def waveforms(ecg_tokenizer: ECGTokenizer, points: int = 16) -> np.ndarray:
 
 def checkpoint_layers(base: torch.nn.Module) -> None:
     """Make a base model compute its layers again in the backward pass instead of keeping their states."""
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    options = {"use_reentrant": False}
+    if hasattr(base, "activation_checkpointing_enable"):
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # older versions of Transformers
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 @contextlib.contextmanager

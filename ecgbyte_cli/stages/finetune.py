@@ -342,8 +342,7 @@ def check_options(work: WorkDir, options: FinetuneOptions) -> str:
     if bool(options.qa) == options.pretrain:
         raise Failure("give either --qa, the questions to learn, or --pretrain, to learn ECGs without them")
     method = method_of(options.model, options.method)
-    if options.shard:
-        sharding.check_sharding(method)
+    sharding.check_sharding(options.shard, method)
     return method
 
 

@@ -329,7 +329,7 @@ def run_training(
         calibrated = 0
         if settings["qa"]:
             calibrated = tokens_read(trainer.lm, trainer.samples, questions, plans.validation)
-        forward = seconds / sum(plan.length for plan in trial)
+        forward = seconds * trainer.processes / sum(plan.length for plan in trial)
         # without recomputation the backward pass takes twice as long as the forward pass
         minutes = trainer.minutes(forward, forward * (4 if recompute else 3), calibrated)
         tell(f"no GPU: this training will take about {sum(minutes.values()):.1f} minutes")

@@ -5,6 +5,7 @@ them afterwards. So all processes must compute alike often, in the same order, a
 See Zhao et al. 2023, PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel, arXiv 2304.11277.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from ecgbyte_cli.failure import Failure
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
     from ecgbyte_cli.model.ecg_lm import ECGLM
 
 
-def check_sharding(method: str) -> None:
-    """Raise a Failure if a training with this method cannot be divided among its processes."""
+def check_sharding(wanted: bool, method: str) -> None:
+    """Raise a Failure if a training with this method cannot be divided as wanted among its processes."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":  # Transformers would load parts only
+        raise Failure("accelerate's --use_fsdp has no effect here: leave it out, and give finetune --shard")
+    if not wanted:
+        return
     if process_rank()[1] == 1:
         raise Failure("--shard divides the model among several processes: start it with torchrun or srun")
     if method == "qlora":

@@ -201,7 +201,7 @@ class Trainer:
         forward, learn : float
             Seconds per token of a forward pass, and of a training step, on each process.
         afterwards : int
-            Tokens that the calibration reads, on one process.
+            Tokens that the calibration reads.
 
         Returns
         -------
@@ -210,7 +210,7 @@ class Trainer:
         """
         steps = self.steps - self.step
         validations = self.pending + sum(map(self.due, range(self.step + 1, self.steps + 1)))
-        # the processes share each validation
+        # the processes share each validation, and the calibration of a model that is not sharded
         between, last = (
             sum(plan.length for plan in self.held_out(count)) / self.processes
             for count in (VALIDATED, AT_THE_END)
@@ -218,7 +218,7 @@ class Trainer:
         return {
             "training": learn * steps * self.tokens_per_step() / 60,
             "validation": forward * (validations * between + last) / 60,
-            "calibration": forward * afterwards / 60,
+            "calibration": forward * afterwards / (1 if self.sharded else self.processes) / 60,
         }
 
     def tokens_per_step(self) -> float:
