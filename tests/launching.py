@@ -5,6 +5,7 @@ ecgbyte one after another. As under a launcher, all processes are ended when one
 """
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -15,6 +16,17 @@ import time
 import traceback
 from pathlib import Path
 
+# what a training imports, and PyTorch in its optimizers and its parallel modules
+IMPORTED = (
+    *("ecgbyte_cli.stages.finetune", "ecgbyte_cli.stages.reinforce", "ecgbyte_cli.training.setup"),
+    *(
+        "ecgbyte_cli.training.calibration",
+        "ecgbyte_cli.training.grpo",
+        "matplotlib.backends.backend_agg",
+        "peft",
+    ),
+    *("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.utils.checkpoint"),
+)
 LONGEST = 900  # seconds of a launch
 
 
@@ -108,6 +120,7 @@ def run_commands(folder, rank, commands):
     from ecgbyte_cli.training import calibration, trainer
 
     trainer.SHOWN, trainer.AT_THE_END, calibration.WEIGHED = 1, 12, 12  # little, beside what is tested
+    calibration.LEAST, calibration.LEAST_EACH = 4, 2
     for name in ("stdout", "stderr"):
         with open(folder / f"{name}-{rank}", "w") as file:
             os.dup2(file.fileno(), getattr(sys, name).fileno())
@@ -158,13 +171,9 @@ def fork(folder, processes, commands):
 
 def serve():
     """Fork the processes of each launch that standard input names."""
-    import torch  # noqa: F401
-
-    from ecgbyte_cli.model import model_folder, tiny  # noqa: F401
-    from ecgbyte_cli.stages import finetune, reinforce  # noqa: F401
-    from ecgbyte_cli.training import calibration, grpo, setup  # noqa: F401
-
-    tiny.build_tiny()
+    for name in IMPORTED:
+        importlib.import_module(name)
+    importlib.import_module("ecgbyte_cli.model.tiny").build_tiny()
     for line in sys.stdin:
         folder, processes, commands = json.loads(line)
         fork(Path(folder), processes, commands)

@@ -133,12 +133,10 @@ def weights_of(work, name="model"):
 KILLS = [  # from the beginning of a training to its end
     ("loading", 1, 1),
     ("validation", 1, 1),
-    ("step", 2, 0),
     ("checkpoint", 1, 0),  # that of step 2
     ("validation", 2, 1),  # behind step 2
     ("step", 2, 1),  # the last, after the checkpoint of step 2
     ("calibration", 1, 1),
-    ("calibration", 1, 0),
     ("model", 1, 0),
 ]
 
