@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from test_finetune import as_tiny, losses, untrained
 
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference import certainty
 from ecgbyte_cli.model import model_folder, tiny
 from ecgbyte_cli.training import distributed as distributed_module
 from ecgbyte_cli.training.distributed import StopSignal, failing_together, process_group
@@ -124,9 +125,9 @@ def finetuning(small, *more):
     return [*args, "--batch", 1, "--max-length", 80, "--json", *more]
 
 
-def weights_of(work, name="model"):
-    files = sorted((work / name).rglob("*.safetensors"))
-    assert files
+def weights_of(work):
+    files = sorted(file for file in (work / "model").rglob("*.safetensors") if file.name != certainty.PAIRS)
+    assert len(files) == 2
     return {f"{file.name}:{key}": value for file in files for key, value in load_file(file).items()}
 
 
@@ -198,7 +199,7 @@ def assert_same_training(one, other):
     weights, others = weights_of(one), weights_of(other)
     assert weights.keys() == others.keys()
     for name, value in weights.items():
-        assert (value - others[name]).norm() <= 1e-3 * others[name].norm(), name
+        assert (value - others[name]).norm() <= 5e-4 * others[name].norm(), name
 
 
 @pytest.mark.parametrize("case", ["full", "lora", "further"])
@@ -268,8 +269,7 @@ def test_two_processes_reinforce_as_one_with_twice_the_batches(small, tmp_path, 
     result = json.loads((tmp_path / "two" / "stdout-0").read_text().splitlines()[-1])
     codes, stderr = launch(tmp_path / "one", 1, (["--work", alone, *args, "--accumulate", 2], None))
     assert codes == [[0]], stderr
-    np.testing.assert_allclose(rewards(work), rewards(alone), rtol=1e-3, atol=1e-6)
-    assert len(rewards(work)) == result["steps"] == 3
-    weights, others = weights_of(work, "reinforced"), weights_of(alone, "reinforced")
-    for name, value in weights.items():
-        assert (value - others[name]).norm() <= 1e-3 * others[name].norm(), name
+    # with the distance to the initial model, which follows from all weights
+    np.testing.assert_allclose(rewards(work), rewards(alone), rtol=1e-4, atol=1e-9)
+    assert len(rewards(work)) == result["steps"] == 3 and result["kl"] > 0
+    assert (work / "reinforced" / "ecgbyte.json").exists()
