@@ -112,6 +112,11 @@ def test_a_failure_of_one_process_is_one_of_all(monkeypatch):
     of_the_other = 1
     with pytest.raises(RuntimeError, match="another process"), failing_together("cpu"):
         pass
+    monkeypatch.undo()
+    monkeypatch.setenv("WORLD_SIZE", "2")  # and there is no group: the other has ended
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda _: torch.zeros(2) + torch.zeros(3))
+    with pytest.raises(Failure, match="has ended"), failing_together("cpu"):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +153,8 @@ def test_two_processes_killed_at_every_stage_end_as_if_undisturbed(small, tmp_pa
     for number, (place, times, rank) in enumerate(KILLS):
         stop = {"place": place, "times": times, "rank": rank, "signal": "SIGKILL"}
         codes, stderr = launch(tmp_path / str(number), 2, (["--work", work, *args], stop))
-        assert codes == [[], []] and not (work / "model").exists(), stderr
+        assert codes[rank] == [] and codes[1 - rank] in ([], [1]), stderr  # it may notice before it is killed
+        assert not (work / "model").exists()
     codes, stderr = launch(tmp_path / "last", 2, (["--work", work, *args], None))
     assert codes == [[0], [0]] and "resuming after step 4 of 4" in stderr[0], stderr
     assert not stderr[1]  # the first process alone prints
@@ -170,12 +176,12 @@ def test_four_processes_stop_together_and_are_one_with_four_times_the_batches(sm
         ("step", 1, 2),
         ("step", 1, 0),
         ("validation", 2, 1),
-        ("validation", 1, 3),
+        ("validation", 4, 3),  # the final one
     ]
     stops = [{"place": p, "times": n, "rank": r, "signal": "SIGTERM"} for p, n, r in places]
     codes, stderr = launch(tmp_path / "four", 4, *((args, stop) for stop in stops), (args, None))
     assert codes == [[1] * len(stops) + [0]] * 4, stderr
-    assert [stderr[0].count(f"resuming after step {step} of 4") for step in (1, 2)] == [1, 3], stderr[0]
+    assert [stderr[0].count(f"resuming after step {step} of 4") for step in (1, 2, 4)] == [1, 2, 1], stderr[0]
     codes, stderr = launch(
         tmp_path / "one", 1, (["--work", alone, *finetuning(small, "--accumulate", 4)], None)
     )
@@ -263,7 +269,7 @@ def test_two_processes_reinforce_as_one_with_twice_the_batches(small, tmp_path, 
     stop = {"place": "answers", "times": 2, "rank": 1, "signal": "SIGTERM"}
     two = ["--work", work, *args]
     codes, stderr = launch(tmp_path / "killed", 2, (two, stop | {"times": 1, "signal": "SIGKILL"}))
-    assert codes == [[], []], stderr
+    assert codes[1] == [] and codes[0] in ([], [1]), stderr
     codes, stderr = launch(tmp_path / "two", 2, (two, stop), ([*two, "--checkpointing", "on"], None))
     assert codes == [[1, 0]] * 2 and "resuming after step 2 of 3" in stderr[0], stderr
     result = json.loads((tmp_path / "two" / "stdout-0").read_text().splitlines()[-1])

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.runtime.ranks import process_rank
 
@@ -21,14 +22,23 @@ _groups: list[Any] = []
 
 
 def sum_over_processes(values: list[float], device: "torch.device | str") -> list[float]:
-    """Return the sum of each value over all processes."""
+    """Return the sum of each value over all processes.
+
+    Raises
+    ------
+    Failure
+        If another process has ended.
+    """
     if process_rank()[1] == 1:
         return values
     import torch
 
     sums = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(sums)
-    return sums.tolist()
+    try:
+        torch.distributed.all_reduce(sums)
+        return sums.tolist()
+    except RuntimeError as error:
+        raise Failure("another process of the training has ended: run the same command again") from error
 
 
 def any_process(condition: bool, device: "torch.device | str") -> bool:
