@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ecgbyte_cli.model import model_folder, tiny
+from ecgbyte_cli.model.ecg_lm import checkpoint_layers
 from ecgbyte_cli.questions import Question
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -111,6 +112,27 @@ def test_the_gradient_is_that_of_every_answer_by_itself(learner):
     alone.training = made.training
     (apart, _), _ = alone.update([[(0, i) for i in range(3)]])
     assert apart == pytest.approx(loss, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("groups", "changed"), [([[0, 1], [2, 3]], {"batch": 2, "accumulate": 2}), ([[0, 1, 2, 3]], {})]
+)
+def test_accumulated_and_recomputed_batches_are_one_large_batch(learner, groups, changed):
+    whole, other = learner(), learner(**changed)
+    checkpoint_layers(other.lm.base)
+    recomputed = []
+    other.lm.base.model.layers[0].mlp.register_forward_pre_hook(
+        lambda *_: recomputed.append(torch.is_grad_enabled())
+    )
+    losses = []
+    for made, numbers in ((whole, [[0, 1, 2, 3]]), (other, groups)):
+        (loss, _), _ = made.update([[(0, i) for i in group] for group in numbers])
+        losses.append(loss)
+    assert sum(recomputed) == 2 * len(groups)  # once forward and once backward
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-7)
+    assert other.numbers == pytest.approx(whole.numbers, rel=1e-5)
+    for one, same in zip(whole.lm.parameters(), other.lm.parameters(), strict=True):
+        assert (one - same).norm() <= 1e-4 * one.norm()
 
 
 def test_advantages_are_those_of_the_group(learner):

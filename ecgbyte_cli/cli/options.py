@@ -245,6 +245,23 @@ seeds_option = click.option(
 )
 
 
+accumulate_option = click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Batches per update, on each process.",
+)
+
+checkpointing_option = click.option(
+    "--checkpointing",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Recompute each layer in the backward pass: less memory, a third more time. auto: only if a batch of the "
+    "longest samples might take more than half of the free memory.",
+)
+
 dask_option = click.option(
     "--dask",
     metavar="ADDRESS",

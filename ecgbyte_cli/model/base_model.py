@@ -34,7 +34,12 @@ SUPPORTED_RECURRENT = (
 
 
 def load_base(
-    name: str, method: str, device: str, revision: str | None = None, seed: int = 0
+    name: str,
+    method: str,
+    device: str,
+    revision: str | None = None,
+    seed: int = 0,
+    place: str | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its text tokenizer. No code of theirs runs.
 
@@ -50,6 +55,8 @@ def load_base(
         The commit of a hub id; None is the newest.
     seed : int
         Seed of the weights of `tiny` and `small`.
+    place : str or None
+        Where to put the weights, if not on `device`, which decides their type.
 
     Raises
     ------
@@ -59,13 +66,14 @@ def load_base(
     """
     if name in SIZES:
         base, text_tokenizer = build_tiny(seed, training_texts(name), name)
-        return base.to(device), text_tokenizer
+        return base.to(place or device), text_tokenizer
     local = folder_checks.is_local_path(name)
     if local and not Path(name).is_dir():
         raise Failure(f"base model {name}: there is no such folder")
     if local and not (Path(name) / "config.json").is_file():
         raise Failure(f"{name} is no model folder: it has no config.json")
-    base, text_tokenizer, report = _from_pretrained(name, method, device, local, revision)
+    options = {"device_map": place or device, **_load_options(method, device)}
+    base, text_tokenizer, report = _from_pretrained(name, options, local, revision)
     _check_report(name, local, report)
     # its own sampling settings do not matter here, and invalid ones could not be saved
     ids = {key: getattr(base.config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -96,12 +104,11 @@ def _load_options(method: str, device: str) -> dict[str, Any]:
 
 
 def _from_pretrained(
-    name: str, method: str, device: str, local: bool, revision: str | None
+    name: str, options: dict[str, Any], local: bool, revision: str | None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]":
     """Check and load a base model; return it, its text tokenizer, and the report of what was loaded."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = _load_options(method, device)
     with silence_libraries():
         try:
             commit = _check_base(name, local, revision)
@@ -110,7 +117,6 @@ def _from_pretrained(
             base, report = AutoModelForCausalLM.from_pretrained(
                 name,
                 revision=revision,
-                device_map=device,
                 use_safetensors=True,
                 output_loading_info=True,
                 trust_remote_code=False,

@@ -6,6 +6,7 @@ output layer keep their size, so it answers in text only and its weights stay as
 the ECG tokens are an output layer too, tied, to predict or write the ECG.
 """
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -384,4 +385,25 @@ def waveforms(ecg_tokenizer: ECGTokenizer, points: int = 16) -> np.ndarray:
 
 def checkpoint_layers(base: torch.nn.Module) -> None:
     """Make a base model compute its layers again in the backward pass instead of keeping their states."""
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    options = {"use_reentrant": False}
+    if hasattr(base, "activation_checkpointing_enable"):
+        base.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # older versions of Transformers
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+@contextlib.contextmanager
+def recomputing_layers(base: torch.nn.Module) -> Iterator[None]:
+    """Let `checkpoint_layers` work in evaluation mode too, in which Transformers ignores it.
+
+    Only the layers themselves are set to training: the modules in them, with their dropout, are not.
+    """
+    layers = [module for module in base.modules() if getattr(module, "gradient_checkpointing", False)]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer, was_training in zip(layers, before, strict=True):
+            layer.training = was_training

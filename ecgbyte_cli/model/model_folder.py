@@ -96,6 +96,7 @@ def load_model(
     base: str | os.PathLike | None = None,
     method: str | None = None,
     trainable: bool = False,
+    place: str | None = None,
 ) -> "tuple[ECGLM, PreTrainedTokenizerBase, ECGTokenizer, dict]":
     """Load a model folder.
 
@@ -110,6 +111,8 @@ def load_model(
         How to load the base model, if not as it was trained: a model trained in full can get an adapter.
     trainable : bool
         Whether it is trained further; then it need not have learned to answer yet.
+    place : str or None
+        See `base_model.load_base`.
 
     Returns
     -------
@@ -134,7 +137,7 @@ def load_model(
     if ecg_tokenizer.sha256 != about["ecg_tokenizer_sha256"]:
         path = folder / "ecg_tokenizer.json"
         raise Failure(f"{path} is not the tokenizer that this model was trained with")
-    loaded, text_tokenizer = _load_own_base(folder, about, method, device, base)
+    loaded, text_tokenizer = _load_own_base(folder, about, method, device, base, place)
     if about["method"] != "full":
         with silence_libraries():
             loaded = load_adapter(loaded, folder, trainable)
@@ -148,12 +151,17 @@ def load_model(
 
 
 def _load_own_base(
-    folder: Path, about: dict[str, Any], method: str, device: str, base: str | os.PathLike | None
+    folder: Path,
+    about: dict[str, Any],
+    method: str,
+    device: str,
+    base: str | os.PathLike | None,
+    place: str | None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Check the files of a model folder, and load the base model that it was trained on."""
     name, revision = folder_checks.base_model_of(folder, about, base)
     folder_checks.check_files(folder, about)
-    loaded, text_tokenizer = load_base(name, method, device, revision)
+    loaded, text_tokenizer = load_base(name, method, device, revision, place=place)
     vocabulary = loaded.get_input_embeddings().num_embeddings, text_tokenizer_sha256(text_tokenizer)
     if vocabulary != (about["offset"], about["text_tokenizer_sha256"]):
         raise Failure(f"{folder} was trained on another version of {name}: its text vocabulary differs")

@@ -8,16 +8,18 @@ from typing import Any
 import click
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import WeightedName, device_option, seeds_option, types_option
+from ecgbyte_cli.cli.options import (
+    WeightedName,
+    accumulate_option,
+    checkpointing_option,
+    device_option,
+    seeds_option,
+    types_option,
+)
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.model.folder_checks import (
-    BUILT,
-    is_ecgbyte_model,
-    method_of,
-    model_sha256,
-)
+from ecgbyte_cli.model.folder_checks import BUILT, is_ecgbyte_model, method_of, model_sha256
 from ecgbyte_cli.model.hub import name_in_cache
 from ecgbyte_cli.model.model_names import resolve_base_model
 from ecgbyte_cli.questions import question_file
@@ -25,7 +27,7 @@ from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_cli.training import checkpoint
+from ecgbyte_cli.training import checkpoint, sharding
 from ecgbyte_cli.training.checkpoint import unfinished_checkpoint
 from ecgbyte_cli.training.distributed import process_group
 from ecgbyte_cli.training.plans import QuestionFiles, read_samples
@@ -36,7 +38,7 @@ LEARNING_RATE, RATE_FROM_SCRATCH = 2e-4, 2e-3
 DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
 ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}
 # options that are not settings, or have other names there
-NOT_SETTINGS = ("qa", "pretrain", "model", "method", "device", "checkpointing", "plan", "overwrite")
+NOT_SETTINGS = ("qa", "pretrain", "model", "method", "device", "checkpointing", "shard", "plan", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class FinetuneOptions:
     long: str = "trim"  # trim or skip longer samples
     without_ecg: float = 0.1  # share of the ECGs of each step that are replaced by no signal or a flat line
     checkpointing: str = "auto"  # gradient checkpointing: on, off or auto
+    shard: bool = False  # divide the model among the processes
     every: int | None = None  # steps between validations; None: a fifth of all
     patience: int | None = None  # stop after this many validations without a new best; None: never
     seed: int = 0
@@ -92,7 +95,7 @@ class FinetuneOptions:
         "Model": "model method device ecg_rows ecg_init positions dropout rank alpha".split(),
         "Optimisation": (
             *"steps batch accumulate together lr rows_lr weight_decay ecg_loss".split(),
-            *"checkpointing seed seeds".split(),
+            *"checkpointing shard seed seeds".split(),
         ),
         "Evaluation": ("every", "patience", "show", "plan"),
     },
@@ -208,13 +211,7 @@ class FinetuneOptions:
     show_default=True,
     help="ECGs per batch, each with its questions.",
 )
-@click.option(
-    "--accumulate",
-    type=click.IntRange(1),
-    default=FinetuneOptions.accumulate,
-    show_default=True,
-    help="Batches per update, on each process.",
-)
+@accumulate_option
 @click.option(
     "--together",
     type=click.IntRange(1),
@@ -251,13 +248,12 @@ class FinetuneOptions:
     help="Share of the ECGs of each step that are replaced by no signal or a flat line, so that `generate` can "
     "measure how well the model answers from the questions alone.",
 )
+@checkpointing_option
 @click.option(
-    "--checkpointing",
-    type=click.Choice(["auto", "on", "off"]),
-    default=FinetuneOptions.checkpointing,
-    show_default=True,
-    help="Recompute each layer in the backward pass: less memory, a third more time. auto: only if a batch of the "
-    "longest samples might take more than half of the free memory.",
+    "--shard",
+    is_flag=True,
+    help="Divide weights, gradients and optimizer state among the processes (FSDP), for models that do not fit on one "
+    "GPU. With it, --checkpointing auto means on.",
 )
 @click.option(
     "--every",
@@ -345,7 +341,9 @@ def check_options(work: WorkDir, options: FinetuneOptions) -> str:
     work.need(work.token_settings, "encode")
     if bool(options.qa) == options.pretrain:
         raise Failure("give either --qa, the questions to learn, or --pretrain, to learn ECGs without them")
-    return method_of(options.model, options.method)
+    method = method_of(options.model, options.method)
+    sharding.check_sharding(options.shard, method)
+    return method
 
 
 def training_settings(work: WorkDir, options: FinetuneOptions, method: str, processes: int) -> dict[str, Any]:
@@ -391,16 +389,17 @@ def _train(
     tell: Callable[[str], object] = note if rank == 0 else lambda text: None
     with process_group(options.device, settings["method"]) as device:
         torch.manual_seed(settings["seed"])
-        ready = setup.prepare(work, qa, settings, options.checkpointing, device, tell)
+        ready = setup.prepare(work, qa, settings, options.checkpointing, device, tell, options.shard)
         lm, samples, plans, trainer = ready.trainer.lm, ready.trainer.samples, ready.plans, ready.trainer
         with ready.reporting_out_of_memory(), trainer.stop:
             result = setup.run_training(trainer, plans, resume_from, ready.recompute)
+        batch = settings["batch"]
+        certainty = calibration.calibrate_training(lm, samples, plans, batch, tell) if qa else None
+        if options.shard:
+            sharding.gather(lm)
         if rank != 0:
             return None
-        certainty = None
-        if qa is not None:
-            certainty = calibration.calibrate_training(lm, samples, plans, settings["batch"], tell)
-            certainty = certainty.with_earlier(ready.known) if ready.known else certainty
+        certainty = certainty.with_earlier(ready.known) if certainty and ready.known else certainty
         result |= plans.counts | {"model": str(work.model)}
         about = setup.about_model(settings, ready.name, samples, qa, plans) | {"result": result}
         checkpoint.write_model(work, lm, ready.text_tokenizer, certainty, about)
@@ -419,7 +418,7 @@ def plan_only(work: WorkDir, options: FinetuneOptions) -> dict | None:
     tell: Callable[[str], object] = note if rank == 0 else lambda text: None
     with work.checked("tokens"), process_group(options.device, method) as device:
         torch.manual_seed(settings["seed"])
-        ready = setup.prepare(work, qa, settings, options.checkpointing, device, tell)
+        ready = setup.prepare(work, qa, settings, options.checkpointing, device, tell, options.shard)
         with ready.reporting_out_of_memory(), ready.trainer.stop:
             result = cost.measure_cost(ready)
     if rank != 0:

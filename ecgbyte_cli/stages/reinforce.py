@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.options import WeightedName, device_option, max_new_option
+from ecgbyte_cli.cli.options import (
+    WeightedName,
+    accumulate_option,
+    checkpointing_option,
+    device_option,
+    max_new_option,
+)
 from ecgbyte_cli.cli.output import note, print_result
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
@@ -62,9 +68,11 @@ class ReinforceOptions:
     max_new: int | None = None  # longest answer in tokens; None: 64, or 512 for a model that reasons
     kl: float = 0.02  # weight of the distance to the initial model
     steps: int = 200  # number of updates
-    batch: int = 8  # ECGs per update, each with its questions
-    together: int = 4  # most questions about one ECG in an update
+    batch: int = 8  # ECGs per batch, each with its questions
+    accumulate: int = 1  # batches per update, on each process
+    together: int = 4  # most questions about one ECG in a batch
     lr: float | None = None  # highest learning rate; None: `LEARNING_RATE`
+    checkpointing: str = "auto"  # gradient checkpointing: on, off or auto
     every: int | None = None  # steps between validations; None: a fifth of all
     seed: int = 0
     overwrite: bool = False  # replace a model trained with other settings
@@ -130,16 +138,18 @@ class ReinforceOptions:
     type=click.IntRange(1),
     default=ReinforceOptions.batch,
     show_default=True,
-    help="ECGs per update, each with its questions.",
+    help="ECGs per batch, each with its questions.",
 )
+@accumulate_option
 @click.option(
     "--together",
     type=click.IntRange(1),
     default=ReinforceOptions.together,
     show_default=True,
-    help="Most questions about one ECG in an update.",
+    help="Most questions about one ECG in a batch.",
 )
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 2e-4 for full, else 2e-5]")
+@checkpointing_option
 @click.option(
     "--every",
     type=click.IntRange(1),
@@ -148,14 +158,17 @@ class ReinforceOptions:
 @click.option("--seed", type=int, default=ReinforceOptions.seed, show_default=True, help="Random seed.")
 @click.option("--overwrite", is_flag=True, help="Replace a model trained with other settings.")
 @click.pass_obj
-def command(work: WorkDir, **options: Any) -> dict:
+def command(work: WorkDir, **options: Any) -> dict | None:
     """Train a model further on its own sampled answers: answers with higher rewards become more probable.
 
     Starts from the work folder's model and leaves it unchanged. The new model is in reinforced/; reward, length and
     distance to the initial model over the steps are in reinforcing/ (CSV, PNG, TensorBoard). Trains the same weights
-    as `ecgbyte finetune` did: an adapter, or all. Rerun an interrupted training and it resumes.
+    as `ecgbyte finetune` did: an adapter, or all. Rerun an interrupted training and it resumes. On several GPUs, run
+    the same command under torchrun or srun.
     """
     result = reinforce(work, ReinforceOptions(**options))
+    if result is None:
+        return None
     val = "" if result["val_reward"] is None else f", {result['val_reward']:.3f} in validation"
     print_result(
         f"{result['model']}: {result['steps']} steps, reward {result['reward']:.3f}{val}, "
@@ -165,23 +178,21 @@ def command(work: WorkDir, **options: Any) -> dict:
     return result
 
 
-def reinforce(work: WorkDir, options: ReinforceOptions) -> dict:
+def reinforce(work: WorkDir, options: ReinforceOptions) -> dict | None:
     """Train a model on sampled answers and write it beside the initial model.
 
     Returns
     -------
-    dict
+    dict or None
         steps; reward, exact (%), answer_tokens and kl (means over the last tenth, of sampled answers); val_reward (of
         the model that is kept; None without validation questions), best_step, trainable_parameters, seconds, model
-        (path).
+        (path). None on all processes but the first.
 
     Raises
     ------
     Failure
         If model, tokens or questions are missing or do not fit together, or memory is short.
     """
-    if process_rank()[1] > 1:
-        raise Failure("reinforce trains on one process: run it without torchrun or accelerate launch")
     initial = resolve_model_folder(options.model or work.need(work.model, "finetune"))
     work = work.reinforcing()
     about, encoded = folder_checks.read_about(initial), read_json(work.need(work.token_settings, "encode"))
@@ -199,8 +210,8 @@ def reinforce(work: WorkDir, options: ReinforceOptions) -> dict:
             work.model_settings, settings, options.overwrite, "a model"
         )
         if done:
-            return done
-        return _train(work, qa, about, settings, options.device, resume_from)
+            return done if process_rank()[0] == 0 else None
+        return _train(work, qa, about, settings, options, resume_from)
 
 
 def training_settings(
@@ -232,7 +243,8 @@ def training_settings(
         "kl": options.kl,
         "steps": options.steps,
         "batch": options.batch,
-        "accumulate": 1,
+        "accumulate": options.accumulate,
+        "processes": process_rank()[1] if process_rank()[1] > 1 else None,
         "together": options.together,
         "lr": options.lr or LEARNING_RATE[about["method"]],
         "every": options.every or max(1, options.steps // 5),
@@ -249,34 +261,39 @@ def _train(
     qa: QuestionFiles,
     about: dict[str, Any],
     settings: dict[str, Any],
-    wanted: str | None,
+    options: ReinforceOptions,
     resume_from: Path | None,
-) -> dict:
+) -> dict | None:
     """Train, from a checkpoint if there is one, and write the model."""
     from ecgbyte_cli.inference import certainty
     from ecgbyte_cli.training import calibration
     from ecgbyte_cli.training.setup import load_for_training
 
-    start = time.perf_counter()
-    with process_group(wanted, settings["method"]) as device:
+    start, rank = time.perf_counter(), process_rank()[0]
+    tell: Callable[[str], object] = note if rank == 0 else lambda text: None
+    with process_group(options.device, settings["method"]) as device:
         with reporting_out_of_memory(f"for {settings['base']}", "use a machine with more memory"):
             lm, text_tokenizer, samples, name = load_for_training(work, settings, device)
         # rewards compare only the answer, so a model that reasons needs no reasoning here
         types, weights = settings["types"] or (), settings["weights"]
-        plans = read_samples(work, qa, samples, settings["seed"], note, types=types, weights=weights)
+        plans = read_samples(work, qa, samples, settings["seed"], tell, types=types, weights=weights)
         lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
         longest = max(plan.length for plan in plans.training)
+        recompute = recompute_layers(lm, settings, plans, options.checkpointing, tell)
         with reporting_out_of_memory(
             f"at --batch {settings['batch']} with samples of up to {longest} tokens",
-            "lower --batch, --together, --answers or --max-new",
+            "lower --batch (and raise --accumulate), --together, --answers or --max-new"
+            + ("" if recompute else ", or give --checkpointing on"),
         ):
-            trainer = make_trainer(work, lm, samples, settings, plans, about.get("think"))
+            trainer = make_trainer(work, lm, samples, settings, plans, about.get("think"), tell)
             with trainer.stop:
                 result = _run(trainer, resume_from)
         if about.get("think"):  # its answers are written freely, so there are no probabilities to calibrate
             known = certainty.read_certainty(Path(settings["base"]), samples.tokenizer.vocab_size)
         else:
-            known = calibration.calibrate_training(lm, samples, plans, settings["batch"], note)
+            known = calibration.calibrate_training(lm, samples, plans, settings["batch"], tell)
+        if rank != 0:
+            return None
         result |= plans.counts | {"seconds": time.perf_counter() - start, "model": str(work.model)}
         new_about = {key: about[key] for key in KEPT if key in about} | {
             "base": name,
@@ -290,6 +307,26 @@ def _train(
         return result
 
 
+def recompute_layers(
+    lm: "ECGLM",
+    settings: dict[str, Any],
+    plans: TrainingPlans,
+    checkpointing: str,
+    tell: Callable[[str], object],
+) -> bool:
+    """Let the backward pass recompute the layers if that is wanted or memory is short; return whether it does."""
+    from ecgbyte_cli.model.ecg_lm import checkpoint_layers
+    from ecgbyte_cli.training.setup import recomputes_layers
+
+    # each question may have several answers, side by side
+    written = settings["answers"] * settings["max_new"]
+    longest = max(plan.length + len(plan.questions) * written for plan in plans.training)
+    recompute = recomputes_layers(lm, settings, longest, checkpointing, tell)
+    if recompute:
+        checkpoint_layers(lm.base)
+    return recompute
+
+
 def make_trainer(
     work: WorkDir,
     lm: "ECGLM",
@@ -297,6 +334,7 @@ def make_trainer(
     settings: dict[str, Any],
     plans: TrainingPlans,
     tags: Sequence[str] | None,
+    tell: Callable[[str], object],
 ) -> "GRPOTrainer":
     """Return the trainer. Answers share a reading of their ECG if the base model can do that."""
     from ecgbyte_cli.training.grpo import GRPOTrainer
@@ -304,20 +342,21 @@ def make_trainer(
     # a single question has several answers behind its reading too
     doubled = [plan._replace(questions=2 * plan.questions) for plan in plans.training]
     if not can_share_reading(lm, samples, doubled):
-        note("this base model cannot read an ECG for several answers at once: each gets one of its own")
+        tell("this base model cannot read an ECG for several answers at once: each gets one of its own")
         samples.together = 1
     steps, every = settings["steps"], settings["every"]
     validation = plans.validation[:VALIDATED]
-    return GRPOTrainer(work, lm, samples, settings, steps, every, plans.training, validation, note, tags)
+    return GRPOTrainer(work, lm, samples, settings, steps, every, plans.training, validation, tell, tags)
 
 
 def _run(trainer: "GRPOTrainer", resume_from: Path | None) -> dict:
     """Train and return the results. A new training starts with a validation."""
     if resume_from is not None:
         trainer.restore(resume_from)
-        note(f"resuming after step {trainer.step} of {trainer.steps}, from {resume_from}")
+        trainer.tell(f"resuming after step {trainer.step} of {trainer.steps}, from {resume_from}")
     else:
-        shutil.rmtree(trainer.work.training, ignore_errors=True)
+        if trainer.rank == 0:
+            shutil.rmtree(trainer.work.training, ignore_errors=True)
         if trainer.validation:
             trainer.validate()
     trainer.run()

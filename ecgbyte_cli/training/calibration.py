@@ -1,5 +1,6 @@
 """Calibrate a trained model: its questions and answers, temperatures of its probabilities, typical ECGs."""
 
+import contextlib
 import itertools
 import math
 from collections import Counter
@@ -23,9 +24,12 @@ from ecgbyte_cli.inference.certainty import (
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.questions import Question
 from ecgbyte_cli.runtime.memory import in_parts, out_of_memory
+from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.training.dataset import SampleBuilder
+from ecgbyte_cli.training.distributed import failing_together, sum_over_processes
 from ecgbyte_cli.training.plans import TrainingPlans
 from ecgbyte_cli.training.sampling import first_with_same_ecgs
+from ecgbyte_cli.training.sharding import is_sharded
 
 MOST_TEXTS = 100_000  # with more question texts than this, no list of questions is kept
 SEEN = 3  # mean number of times that each answer of a closed question must occur in training
@@ -43,11 +47,13 @@ RIGHT, COVERED = 0.9, 0.7  # sure answers: at least this share is right, or else
 
 def calibrate_training(
     lm: ECGLM, samples: SampleBuilder, plans: TrainingPlans, batch: int, tell: Callable[[str], object]
-) -> Certainty:
+) -> Certainty | None:
     """Calibrate a model on the data of its training, with a progress bar; see `calibrate_model`."""
     questions = [question for plan in plans.training for question in plan.questions]
     validation = chosen_for_calibration(lm, plans.validation)
-    with progress("certainty", len(validation), "questions") as bar:
+    is_first = process_rank()[0] == 0
+    shown = progress("certainty", len(validation), "questions") if is_first else contextlib.nullcontext()
+    with shown as bar:
         return calibrate_model(lm, samples, questions, validation, batch, bar, tell)
 
 
@@ -59,8 +65,10 @@ def calibrate_model(
     batch: int = 4,
     bar: Any = None,
     tell: Callable[[str], object] = print,
-) -> Certainty:
+) -> Certainty | None:
     """Collect the questions and answers of a training, and calibrate the probabilities of the answers.
+
+    The processes of a training share the answers, and all must call this; it returns None on all but the first.
 
     Parameters
     ----------
@@ -75,7 +83,8 @@ def calibrate_model(
     tell : callable
         Prints a remark.
     """
-    pairs = count_pairs(samples, samples.tokenizer.vocab_size)
+    is_first, nothing = process_rank()[0] == 0, np.zeros(0, np.int64)
+    pairs = count_pairs(samples, samples.tokenizer.vocab_size) if is_first else [nothing] * 3
     certainty = Certainty(answer_groups(training), {}, {}, None, None, *pairs)
     log_probabilities: list[np.ndarray] = []
     weighed: list[tuple[Question, list[str]]] = []
@@ -85,6 +94,8 @@ def calibrate_model(
     except RuntimeError as error:  # the trained model is kept in any case
         reason = "out of memory" if out_of_memory(error) else " ".join(str(error).split())[:200]
         tell(f"its probabilities are not calibrated: {reason}")
+    if not is_first:
+        return None
     for kind in ("two", "more"):
         of_kind = [
             (logs, answers, question)
@@ -177,7 +188,16 @@ def answer_log_probabilities(
     batch: int,
     bar: Any = None,
 ) -> list[np.ndarray]:
-    """Return the log probabilities of the possible answers to each question."""
+    """Return the log probabilities of the possible answers to each question.
+
+    Several processes must call this together. They share the batches, and each gets all results.
+
+    Raises
+    ------
+    RuntimeError
+        If any of the processes cannot compute its share.
+    """
+    rank, processes = process_rank()
     prompts = PromptSet(samples.prompt, samples.tokenizer, samples.longest)
     for number, (question, _) in enumerate(weighed):
         lines = samples.lines_of(question.segments)
@@ -189,14 +209,25 @@ def answer_log_probabilities(
         return lm.weigh([prompts.ids(number) for number in numbers], answers)
 
     lm.eval()
-    for together in prompts.batches(range(len(weighed)), 4 * batch, False):
-        numbers = [number for (number,) in together]
-        parts = in_parts(numbers, len(numbers), weigh)
-        for number, logs in zip(numbers, itertools.chain.from_iterable(parts), strict=True):
-            log_probabilities[number] = logs
-        if bar:
-            bar.advance(len(numbers))
-    return log_probabilities
+    batches = list(prompts.batches(range(len(weighed)), 4 * batch, False))
+    # a sharded model computes on all processes alike
+    shared = processes > 1 and bool(weighed) and not is_sharded(lm)
+    own = batches[rank::processes] if shared else batches
+    with failing_together(lm.device):
+        for together in own:
+            numbers = [number for (number,) in together]
+            parts = in_parts(numbers, len(numbers), weigh)
+            for number, logs in zip(numbers, itertools.chain.from_iterable(parts), strict=True):
+                log_probabilities[number] = logs
+            if bar:
+                bar.advance(len(numbers) * (processes if shared else 1))
+    if not shared:
+        return log_probabilities
+    # each result is zero on all processes but one
+    counts = [len(answers) for _, answers in weighed]
+    known = [logs if len(logs) else np.zeros(n) for logs, n in zip(log_probabilities, counts, strict=True)]
+    sums = sum_over_processes(np.concatenate(known).tolist(), lm.device)
+    return np.split(np.array(sums), np.cumsum(counts)[:-1])
 
 
 def fit_temperature(weighed: Sequence[tuple[np.ndarray, Sequence[str], Question]]) -> tuple[float, float]:

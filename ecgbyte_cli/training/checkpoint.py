@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.storage.files import atomic_folder, read_json, write_json
 from ecgbyte_cli.storage.manifest import completed_result, used_settings
 from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training.sharding import divided_like, whole
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +45,16 @@ def save_checkpoint(
     settings: dict[str, Any],
     progress: dict[str, Any],
 ) -> None:
-    """Write a checkpoint from which a training can resume."""
+    """Write a checkpoint from which a training can resume. All processes of a sharded model must call it together."""
     from safetensors.torch import save_file
 
-    tensors, values = flatten_state(optimizer.state_dict()["state"])
+    is_first = process_rank()[0] == 0
+    weights = trained_weights(lm, is_first)
+    tensors, values = flatten_state(optimizer.state_dict()["state"], is_first)
+    if not is_first:
+        return
     with atomic_folder(folder) as beside:
-        save_weights(beside, lm)
+        save_weights(beside, weights)
         save_file(tensors, beside / "optimizer.safetensors")
         result = progress | {"optimizer": values}
         write_json(beside / "state.json", {"settings": settings, "result": result})
@@ -63,33 +69,60 @@ def update_progress(folder: Path, progress: dict[str, Any]) -> None:
 
 def load_checkpoint(folder: Path, lm: "ECGLM", optimizer: "torch.optim.Optimizer") -> dict[str, Any]:
     """Load the weights and the optimizer's state of a checkpoint, and return its progress."""
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     load_weights(folder, lm)
     progress = read_json(folder / "state.json")["result"]
-    state = unflatten_state(load_file(folder / "optimizer.safetensors") | progress.pop("optimizer"))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    with safe_open(folder / "optimizer.safetensors", "pt") as file:
+        tensors = {
+            key: divided_like(file.get_tensor(key), parameters[int(key.partition(".")[0])])
+            for key in file.keys()  # noqa: SIM118 (it is no dict)
+        }
+    state = unflatten_state(tensors | progress.pop("optimizer"))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
 
 
-def save_weights(folder: Path, lm: "ECGLM") -> None:
-    """Write the trained weights."""
+def save_best(folder: Path, lm: "ECGLM") -> None:
+    """Write the trained weights to a new folder. All processes of a sharded model must call it together."""
+    is_first = process_rank()[0] == 0
+    weights = trained_weights(lm, is_first)
+    if is_first:
+        with atomic_folder(folder) as beside:
+            save_weights(beside, weights)
+
+
+def trained_weights(lm: "ECGLM", keep: bool) -> "dict[str, torch.Tensor]":
+    """Return the trained weights by name, whole, on the CPU; nothing without `keep`.
+
+    All processes of a sharded model must call it together.
+    """
+    weights = {}
+    for name, p in lm.named_parameters():
+        if p.requires_grad:
+            tensor = whole(p.detach())
+            if keep:
+                weights[name] = tensor.cpu().contiguous()
+    return weights
+
+
+def save_weights(folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+    """Write trained weights."""
     from safetensors.torch import save_file
 
-    trained = {name: p.detach().cpu() for name, p in lm.named_parameters() if p.requires_grad}
-    save_file({name: p.contiguous() for name, p in trained.items()}, folder / "weights.safetensors")
+    save_file(weights, folder / "weights.safetensors")
 
 
 def load_weights(folder: Path, lm: "ECGLM") -> None:
     """Load the trained weights."""
     import torch
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    weights = load_file(folder / "weights.safetensors")
-    with torch.no_grad():
+    with torch.no_grad(), safe_open(folder / "weights.safetensors", "pt") as file:
         for name, p in lm.named_parameters():
             if p.requires_grad:
-                p.copy_(weights[name])
+                p.copy_(divided_like(file.get_tensor(name), p))
 
 
 def remove_old_checkpoints(work: WorkDir, best_step: int | None) -> None:
@@ -118,14 +151,20 @@ def write_model(
         shutil.rmtree(path)
 
 
-def flatten_state(state: dict[int, dict[str, Any]]) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
+def flatten_state(
+    state: dict[int, dict[str, Any]], keep: bool = True
+) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
     """Flatten the nested state of an optimizer.
+
+    All processes of a sharded model must call it together, for the whole tensors.
 
     Parameters
     ----------
     state : dict
         `optimizer.state_dict()["state"]`: the number of a parameter to its tensors and values by name. A name may
         hold a nested dict, as in bitsandbytes.
+    keep : bool
+        Whether to return the tensors; the others serve the process that does.
 
     Returns
     -------
@@ -148,7 +187,9 @@ def flatten_state(state: dict[int, dict[str, Any]]) -> "tuple[dict[str, torch.Te
                     raise TypeError(f"the optimizer's state {key} has a key that is not a string: {name!r}")
                 add(f"{key}.{name.replace('%', '%25').replace('.', '%2E')}", part)
         elif hasattr(value, "detach"):
-            tensors[key] = value.detach().cpu().clone().contiguous()
+            tensor = whole(value.detach())
+            if keep:
+                tensors[key] = tensor.cpu().clone().contiguous()
         elif value is None or value == {} or isinstance(value, (bool, int, float, str)):
             values[key] = value
         else:

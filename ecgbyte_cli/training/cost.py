@@ -8,6 +8,7 @@ import numpy as np
 from ecgbyte_cli.runtime.processes import free_memory, peak_rss_mb, reset_peak_rss
 from ecgbyte_cli.training.calibration import tokens_read
 from ecgbyte_cli.training.setup import Prepared, memory_advice
+from ecgbyte_cli.training.sharding import held_part
 from ecgbyte_cli.training.trainer import Trainer
 
 MB = 2**20
@@ -77,12 +78,13 @@ def _measure_memory(trainer: Trainer, longest: np.ndarray) -> dict[str, float]:
         if trainer.optimizer.state:
             break
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else peak_rss_mb() * MB
-    gradients = sum(p.nbytes for p in lm.parameters() if p.requires_grad)
+    held = [held_part(p) for p in lm.parameters()]
+    gradients = sum(p.nbytes for p, of in zip(held, lm.parameters(), strict=True) if of.requires_grad)
     states = [value for state in trainer.optimizer.state.values() for value in state.values()]
     return {
-        "weights": sum(p.nbytes for p in lm.parameters()) + sum(b.nbytes for b in lm.buffers()),
+        "weights": sum(p.nbytes for p in held) + sum(b.nbytes for b in lm.buffers()),
         "gradients": gradients,
-        "optimizer": sum(value.nbytes for value in states if torch.is_tensor(value)),
+        "optimizer": sum(held_part(value).nbytes for value in states if torch.is_tensor(value)),
         "activations": max(0.0, peak - before - gradients),
         "free": free,
     }

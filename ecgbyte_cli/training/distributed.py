@@ -5,10 +5,11 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.runtime.ranks import process_rank
 
@@ -21,22 +22,66 @@ _groups: list[Any] = []
 
 
 def sum_over_processes(values: list[float], device: "torch.device | str") -> list[float]:
-    """Return the sum of each value over all processes."""
+    """Return the sum of each value over all processes.
+
+    Raises
+    ------
+    Failure
+        If another process has ended.
+    """
     if process_rank()[1] == 1:
         return values
     import torch
 
     sums = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(sums)
-    return sums.tolist()
+    try:
+        torch.distributed.all_reduce(sums)
+        return sums.tolist()
+    except RuntimeError as error:
+        raise Failure("another process of the training has ended: run the same command again") from error
+
+
+def any_process(condition: bool, device: "torch.device | str") -> bool:
+    """Return whether a condition holds on any process. All processes must call this at the same place."""
+    return sum_over_processes([float(condition)], device)[0] > 0
+
+
+@contextlib.contextmanager
+def failing_together(device: "torch.device | str") -> Iterator[None]:
+    """Raise a RuntimeError on all processes if one raises it in the block: otherwise they would wait for it forever.
+
+    All processes must enter this at the same place.
+    """
+    failure: RuntimeError | None = None
+    try:
+        yield
+    except RuntimeError as error:
+        failure = error
+    failed = any_process(failure is not None, device)
+    if failure:
+        raise failure
+    if failed:
+        raise RuntimeError("another process could not compute its share")
+
+
+def sum_gradients(parameters: "Iterable[torch.nn.Parameter]") -> None:
+    """Replace each gradient by its sum over all processes; a missing one counts as zero."""
+    if process_rank()[1] == 1:
+        return
+    import torch
+
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        torch.distributed.all_reduce(p.grad)
 
 
 @contextlib.contextmanager
 def process_group(wanted: str | None, method: str) -> Iterator[str]:
     """Join the other processes, if there are any, and yield the device of this one; see `devices.choose_device`.
 
-    At the end all wait for the first, which calibrates and writes the model. That may take longer than NCCL's timeout
-    of ten minutes, so they poll the store through which they found each other.
+    At the end all wait for the first, which writes the model. That may take longer than NCCL's timeout of ten minutes,
+    so they poll the store through which they found each other.
     """
     import torch
     from torch import distributed
@@ -110,7 +155,7 @@ class StopSignal:
 
     def agreed(self) -> bool:
         """Return whether any process received a signal. All processes must call this at the same place."""
-        return sum_over_processes([len(self.asked)], self.device)[0] > 0
+        return any_process(bool(self.asked), self.device)
 
     def check(self) -> None:
         """Raise KeyboardInterrupt on all processes if any of them received a signal."""

@@ -19,6 +19,7 @@ import torch
 from ecgbyte_cli.evaluation.metrics import exact_match, unsplittable_labels
 from ecgbyte_cli.inference.batch_answering import Sampler, answer_budget
 from ecgbyte_cli.model.decoding import RecordedPicks
+from ecgbyte_cli.model.ecg_lm import recomputing_layers
 from ecgbyte_cli.model.prompt import IGNORED
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.questions.reasoning import ReasonedAnswer, split_reasoning
@@ -26,6 +27,7 @@ from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import training_log
 from ecgbyte_cli.training.batch import Batch, Reading
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
+from ecgbyte_cli.training.distributed import sum_gradients, sum_over_processes
 from ecgbyte_cli.training.rewards import total_reward
 from ecgbyte_cli.training.sampling import EpochItem
 from ecgbyte_cli.training.trainer import Losses, Trainer
@@ -82,44 +84,86 @@ class GRPOTrainer(Trainer):
         self.tags = tags
         self.ahead = False  # the batches of a step depend on the answers that the model samples
         self.numbers: dict[str, float] = {}  # of the current step, for the log
+        # of the answers that this process has sampled in the current step: sums of reward, right answers, ids, answers
+        self.tally = np.zeros(4)
         self.whole = unsplittable_labels([q.truth for plan in training for q in plan.questions])
         self.initial = {name: p.detach().clone() for name, p in lm.named_parameters() if p.requires_grad}
+
+    def synchronized(self) -> "ECGLM":
+        """Return the model as it is: `update` sums the gradients of the processes itself."""
+        return self.lm
 
     def update(self, groups: Sequence[Sequence[EpochItem]]) -> tuple[Losses, float]:
         """Update the weights once with sampled answers to the questions of plans; see `Trainer.update`."""
         settings, lm = self.settings, self.lm
         lm.eval()  # no dropout: the update must see the probabilities of sampling
-        rate = self.set_rate()
-        questions = [q for group in groups for _, i in group for q in self.training[i].questions]
-        sampled = self.sample(questions)
-        readings = self.readings(sampled)
-        total = sum(answer.times * len(answer.ids) for answer in sampled)
-        summed = []  # loss and distance of each batch
-        for start in range(0, len(readings), settings["batch"]):
-            some = readings[start : start + settings["batch"]]
-            batch = self.samples.batch([reading for reading, _, _ in some]).to(lm.device)
-            advantage = _padded([advantages for _, advantages, _ in some], batch.ids)
-            times = _padded([counts for _, _, counts in some], batch.ids)
-            with torch.no_grad(), self.initial_weights():
-                reference = self.log_probabilities(batch)
+        rate, self.tally = self.set_rate(), np.zeros(4)
+        asked = [[q for _, i in group for q in self.training[i].questions] for group in groups]
+        before = np.cumsum([0, *map(len, asked)])
+        own = range(self.rank, len(groups), self.processes)
+        sampled = [self.sample(asked[number], int(before[number])) for number in own]
+        *tally, total = sum_over_processes(
+            [*self.tally, sum(one.times * len(one.ids) for answers in sampled for one in answers)], lm.device
+        )
+        reward, right, written, count = tally
+        self.numbers = {
+            **{"reward": reward / count, "exact": 100 * right / count},
+            "answer_tokens": written / count,
+        }
+        summed = [torch.zeros(2, device=lm.device)]  # loss and distance of each batch
+        for answers in sampled:
+            readings = self.readings(answers)
+            for start in range(0, len(readings), settings["batch"]):
+                summed.append(self.learn(readings[start : start + settings["batch"]], total))
+        sum_gradients(p for p in lm.parameters() if p.requires_grad)
+        self.apply_gradients()
+        sums = torch.stack(summed).cpu().double().sum(0).tolist()
+        loss, self.numbers["kl"] = sum_over_processes(sums, lm.device)
+        return (loss, None), rate
+
+    def learn(self, readings: Sequence[WeightedReading], total: float) -> torch.Tensor:
+        """Add the gradients of a batch of readings.
+
+        Parameters
+        ----------
+        readings : list of WeightedReading
+        total : float
+            Sampled ids of the step, on all processes.
+
+        Returns
+        -------
+        float32 tensor (2,)
+            Its parts of the loss and of the mean distance to the initial model.
+        """
+        batch = self.samples.batch([reading for reading, _, _ in readings]).to(self.lm.device)
+        advantage = _padded([advantages for _, advantages, _ in readings], batch.ids)
+        times = _padded([counts for _, _, counts in readings], batch.ids)
+        with torch.no_grad(), self.initial_weights():
+            reference = self.log_probabilities(batch)
+        with recomputing_layers(self.lm.base):
             logs = self.log_probabilities(batch)
             ratio = reference - logs
             distance = (ratio.exp() - ratio - 1) * times.flatten()[batch.text]
-            part = (settings["kl"] * distance - advantage.flatten()[batch.text] * logs).sum() / total
+            part = (self.settings["kl"] * distance - advantage.flatten()[batch.text] * logs).sum() / total
             self.scaler.scale(part).backward()
-            summed.append(torch.stack([part.detach(), distance.detach().sum() / total]))
-        self.apply_gradients()
-        loss, self.numbers["kl"] = torch.stack(summed).cpu().double().sum(0).tolist()
-        return (loss, None), rate
+        return torch.stack([part.detach(), distance.detach().sum() / total])
 
-    def sample(self, questions: Sequence[Question]) -> list[SampledAnswer]:
-        """Sample answers to questions, and return them with their advantages."""
+    def sample(self, questions: Sequence[Question], before: int = 0) -> list[SampledAnswer]:
+        """Sample answers to questions, and return them with their advantages.
+
+        Parameters
+        ----------
+        questions : list of Question
+        before : int
+            Questions of the step before these: the random numbers of an answer follow from its number in the step.
+        """
         copies, end_ids = self.settings["answers"], self.samples.prompt.end_ids
         prompts = [self.samples(question, asked=True)[0] for question in questions]
         repeated = [ids for ids in prompts for _ in range(copies)]
         seed = [self.settings["seed"], self.step]
         sampler = Sampler(self.settings["temperature"], 0)
-        sampler.random = [np.random.default_rng([*seed, i]) for i in range(len(repeated))]
+        first = before * copies
+        sampler.random = [np.random.default_rng([*seed, first + i]) for i in range(len(repeated))]
         picks = RecordedPicks(sampler, end_ids, len(repeated))
         self.lm.answer(repeated, end_ids, answer_budget(self.lm, prompts, self.settings["max_new"]), picks)
         written = [ids for ids, _ in picks.answers()]
@@ -129,11 +173,7 @@ class GRPOTrainer(Trainer):
             rewards[place], right[place] = self.rated(questions[place[0]], ids)
         differences = rewards - rewards.mean(1, keepdims=True)
         advantage = differences / (rewards.std(1, keepdims=True) + 1e-4)
-        self.numbers |= {
-            "reward": float(rewards.mean()),
-            "exact": float(100 * right.mean()),
-            "answer_tokens": float(np.mean([len(ids) for ids in written])),
-        }
+        self.tally += [rewards.sum(), right.sum(), sum(map(len, written)), len(written)]
         answers = []
         for number, prompt in enumerate(prompts):
             equal: dict[tuple[int, ...], list[float]] = {}
@@ -230,10 +270,13 @@ class GRPOTrainer(Trainer):
         size = 4 * self.settings["batch"]
         self.lm.eval()
         with self.stop.at_once():
-            for start in range(0, len(questions), size):
+            for start in range(0, len(questions), size * self.processes):
                 self.stop.check()
-                rewards += self.rewards(questions[start : start + size])
-        return float(np.mean(rewards))
+                own = start + size * self.rank
+                if some := questions[own : own + size]:
+                    rewards += self.rewards(some)
+        (total,) = sum_over_processes([sum(rewards)], self.lm.device)
+        return total / len(questions)
 
     def rewards(self, questions: Sequence[Question]) -> list[float]:
         """Return the reward of the likeliest answer to each question."""

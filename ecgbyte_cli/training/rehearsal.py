@@ -4,6 +4,7 @@ Each reading in training also asks some of the earlier questions. Their targets 
 gave before the training (Li and Hoiem, Learning without Forgetting, ECCV 2016, section 3).
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.inference.certainty import Certainty, softmax
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.questions.question_file import Question
+from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.training.calibration import answer_log_probabilities
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
 
@@ -71,7 +73,9 @@ def with_rehearsal(
                 drawn.append((number, question, earlier[text]))
     tell(f"rehearsing {len(texts)} earlier questions, {min(count, len(texts))} at each reading")
     added: dict[int, list[Question]] = {}
-    with progress("rehearsal", len(drawn), "questions") as bar:
+    is_first = process_rank()[0] == 0
+    shown = progress("rehearsal", len(drawn), "questions") if is_first else contextlib.nullcontext()
+    with shown as bar:
         for start in range(0, len(drawn), AT_ONCE):
             some = drawn[start : start + AT_ONCE]
             weighed = [(question, answers) for _, question, answers in some]

@@ -25,6 +25,7 @@ from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
+from ecgbyte_cli.training import sharding
 from ecgbyte_cli.training.calibration import tokens_read
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
 from ecgbyte_cli.training.plans import QuestionFiles, TrainingPlans, plan_training
@@ -62,8 +63,11 @@ def prepare(
     checkpointing: str,
     device: str,
     tell: Callable[[str], object],
+    shard: bool = False,
 ) -> Prepared:
     """Load the model, plan the training and make its trainer.
+
+    With `shard`, the model is divided among the processes before anything is computed: see `sharding`.
 
     Raises
     ------
@@ -72,7 +76,13 @@ def prepare(
     """
     smaller = "take a smaller one" + (", or --method qlora" if settings["method"] != "qlora" else "")
     with reporting_out_of_memory(f"for the base model {settings['base']}", smaller):
-        lm, text_tokenizer, samples, name = load_for_training(work, settings, device)
+        # a model that does not fit on the device is loaded into main memory
+        place = "cpu" if shard else None
+        lm, text_tokenizer, samples, name = load_for_training(work, settings, device, place)
+        if shard:
+            recompute = recomputes_layers(lm, settings, None, checkpointing, tell)
+            choose_trained_weights(lm, settings, recompute)
+            sharding.shard(lm, device)
     with reporting_out_of_memory(
         f"with samples of up to {samples.max_length} tokens", "lower --max-length or --together"
     ):
@@ -80,19 +90,23 @@ def prepare(
         plans = plan_training(work, qa, lm, samples, settings, tell, known)
         rehearsed = add_rehearsal(lm, samples, plans, known, settings, tell)
     longest = max(plan.length for plan in rehearsed.training)
-    recompute = recomputes_layers(lm, settings, longest, checkpointing, tell)
+    if not shard:
+        recompute = recomputes_layers(lm, settings, longest, checkpointing, tell)
+        choose_trained_weights(lm, settings, recompute)
     with reporting_out_of_memory(
         f"at --batch {settings['batch']} with samples of up to {longest} tokens",
         memory_advice(settings, recompute),
     ):
-        trainer = make_trainer(work, lm, samples, settings, rehearsed, recompute, tell)
+        trainer = make_trainer(work, lm, samples, settings, rehearsed, tell)
     return Prepared(trainer, plans, known, text_tokenizer, name, recompute)
 
 
 def load_for_training(
-    work: WorkDir, settings: dict[str, Any], device: str
+    work: WorkDir, settings: dict[str, Any], device: str, place: str | None = None
 ) -> "tuple[ECGLM, PreTrainedTokenizerBase, SampleBuilder, str]":
     """Load a base model with new ECG rows, or a trained model, and the samples for it.
+
+    `device` and `place` are as in `base_model.load_base`.
 
     Returns
     -------
@@ -120,12 +134,13 @@ def load_for_training(
     if folder_checks.is_ecgbyte_model(model):
         about = folder_checks.read_about(model)
         _check_trained_model(model, about, tokenizer, encoded, settings)
-        lm, text_tokenizer, _, _ = model_folder.load_model(model, device, method=method, trainable=True)
+        loaded = model_folder.load_model(model, device, None, method, True, place)
+        lm, text_tokenizer = loaded[:2]
         date, system = about.get("date"), about.get("system")
         measured = measured or bool(about.get("measured"))
         name = about["base"] if about["method"] == method else str(Path(model) / "base")
     else:
-        lm, text_tokenizer, name = _new_model(settings, device, tokenizer)
+        lm, text_tokenizer, name = _new_model(settings, device, tokenizer, place)
     positions = getattr(lm.base.config, "max_position_embeddings", None) or settings["max_length"]
     if lm.layout.unit and tokenizer.signal["samples"] // lm.layout.unit >= positions:
         raise Failure(
@@ -148,11 +163,11 @@ def load_for_training(
 
 
 def _new_model(
-    settings: dict[str, Any], device: str, tokenizer: ECGTokenizer
+    settings: dict[str, Any], device: str, tokenizer: ECGTokenizer, place: str | None
 ) -> "tuple[ECGLM, PreTrainedTokenizerBase, str]":
     """Load a base model and add new ECG rows; return the model, its text tokenizer, and the base model's name."""
     seed, (name, revision) = settings["seed"], split_revision(settings["base"])
-    base, text_tokenizer = base_model.load_base(name, settings["method"], device, revision, seed)
+    base, text_tokenizer = base_model.load_base(name, settings["method"], device, revision, seed, place)
     offset = base.get_input_embeddings().num_embeddings
     layout = Layout.of(offset, tokenizer, settings["positions"] or "token")
     lm = ECGLM(base, tokenizer.vocab_size, seed, layout)
@@ -225,13 +240,35 @@ def readings_per_step(settings: dict[str, Any]) -> int:
 
 
 def recomputes_layers(
-    lm: ECGLM, settings: dict[str, Any], longest: int, checkpointing: str, tell: Callable[[str], object]
+    lm: ECGLM,
+    settings: dict[str, Any],
+    longest: int | None,
+    checkpointing: str,
+    tell: Callable[[str], object],
 ) -> bool:
-    """Return whether the backward pass recomputes the layers (gradient checkpointing)."""
+    """Return whether the backward pass recomputes the layers (gradient checkpointing).
+
+    Parameters
+    ----------
+    lm : ECGLM
+    settings : dict
+    longest : int or None
+        Ids of the longest reading; None for a model that does not fit on one device.
+    checkpointing : {"on", "off", "auto"}
+    tell : callable
+        Prints a remark.
+
+    Raises
+    ------
+    Failure
+        If it is wanted, and the model does not support it.
+    """
     supported = getattr(lm.base, "supports_gradient_checkpointing", False)
     if checkpointing == "on" and not supported:
         raise Failure(f"--checkpointing on: {settings['base']} does not support it: leave it out")
     full = settings["method"] == "full"
+    if longest is None:
+        return checkpointing != "off" and supported
     if checkpointing == "auto" and supported and exceeds_memory(lm, settings["batch"] * longest, full):
         tell(
             "gradient checkpointing is on: a batch of the longest samples might not fit into memory without it"
@@ -251,16 +288,8 @@ def memory_advice(settings: dict[str, Any], recompute: bool) -> str:
     return ", or ".join(advice)
 
 
-def make_trainer(
-    work: WorkDir,
-    lm: ECGLM,
-    samples: SampleBuilder,
-    settings: dict[str, Any],
-    plans: TrainingPlans,
-    recompute: bool,
-    tell: Callable[[str], object],
-) -> Trainer:
-    """Set which weights are trained, and return the trainer."""
+def choose_trained_weights(lm: ECGLM, settings: dict[str, Any], recompute: bool) -> None:
+    """Set which weights are trained, and whether the backward pass recomputes the layers."""
     if settings["method"] == "full":
         if recompute:
             ecg_lm.checkpoint_layers(lm.base)
@@ -272,6 +301,17 @@ def make_trainer(
         rank, dropout = settings["rank"] or 16, settings["dropout"]
         lm.base = base_model.add_adapter(lm.base, rank, settings["alpha"] or 2 * rank, dropout, recompute)
     lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
+
+
+def make_trainer(
+    work: WorkDir,
+    lm: ECGLM,
+    samples: SampleBuilder,
+    settings: dict[str, Any],
+    plans: TrainingPlans,
+    tell: Callable[[str], object],
+) -> Trainer:
+    """Return the trainer of a model whose trained weights are chosen."""
     steps = settings["steps"] or math.ceil(len(plans.training) / readings_per_step(settings))
     every = settings["every"] or max(1, steps // 5)
     return Trainer(work, lm, samples, settings, steps, every, plans.training, plans.validation, tell)
@@ -302,7 +342,7 @@ def run_training(
         calibrated = 0
         if settings["qa"]:
             calibrated = tokens_read(trainer.lm, trainer.samples, questions, plans.validation)
-        forward = seconds / sum(plan.length for plan in trial)
+        forward = seconds * trainer.processes / sum(plan.length for plan in trial)
         # without recomputation the backward pass takes twice as long as the forward pass
         minutes = trainer.minutes(forward, forward * (4 if recompute else 3), calibrated)
         tell(f"no GPU: this training will take about {sum(minutes.values()):.1f} minutes")

@@ -15,14 +15,14 @@ from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.runtime.ranks import process_rank
-from ecgbyte_cli.storage.files import atomic_folder
 from ecgbyte_cli.storage.workdir import WorkDir
 from ecgbyte_cli.training import checkpoint, training_log
 from ecgbyte_cli.training.batch import Batch
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
-from ecgbyte_cli.training.distributed import StopSignal, sum_over_processes
+from ecgbyte_cli.training.distributed import StopSignal, any_process, sum_over_processes
 from ecgbyte_cli.training.optimizer import make_optimizer, warmup_cosine
 from ecgbyte_cli.training.sampling import EpochItem, ecg_replacements, first_with_same_ecgs, length_batches
+from ecgbyte_cli.training.sharding import is_sharded
 from ecgbyte_cli.training.validation import (
     ValidationLoss,
     format_ecg_loss,
@@ -83,10 +83,10 @@ class Trainer:
         self.work, self.lm, self.samples, self.settings, self.tell = work, lm, samples, settings, tell
         self.steps, self.every, self.training, self.validation = steps, every, training, validation
         self.rank, self.processes = process_rank()
-        self.model: Any = lm
-        if self.processes > 1:
-            own = [lm.device] if lm.device.type == "cuda" else None
-            self.model = torch.nn.parallel.DistributedDataParallel(lm, device_ids=own)
+        self.sharded = is_sharded(lm)
+        # a sharded model computes, and is saved, on all processes together
+        self.joins_first = self.rank == 0 or self.sharded
+        self.model: Any = self.synchronized()
         self.optimizer = make_optimizer(lm, settings)
         # gradients in float16 would vanish
         scaled = devices.half_type(lm.device) == torch.float16
@@ -101,6 +101,15 @@ class Trainer:
         self.best: tuple[int, float] | None = None  # step and loss of the best validation
         self.waited = 0  # validations since the best one
         self.stop = StopSignal(lm.device)
+
+    def synchronized(self) -> Any:
+        """Return the model as a module that exchanges gradients with the other processes."""
+        import torch
+
+        if self.processes == 1 or self.sharded:
+            return self.lm
+        own = [self.lm.device] if self.lm.device.type == "cuda" else None
+        return torch.nn.parallel.DistributedDataParallel(self.lm, device_ids=own)
 
     def run(self) -> None:
         """Train from the current step to the last, or until patience runs out. Call it within `self.stop`.
@@ -127,8 +136,11 @@ class Trainer:
                     self.advance(*next(groups))
                     stopping = self.stop.agreed()
                     # also after the last step: the final validation may be interrupted
-                    due = stopping or self.due(self.step) or time.monotonic() - saved > CHECKPOINT_SECONDS
-                    if is_first and due:
+                    overdue = time.monotonic() - saved > CHECKPOINT_SECONDS
+                    if self.sharded:  # they save together
+                        overdue = any_process(overdue, self.lm.device)
+                    due = stopping or self.due(self.step) or overdue
+                    if due:
                         self.save()
                         saved = time.monotonic()
                 if self.pending and not stopping:
@@ -189,7 +201,7 @@ class Trainer:
         forward, learn : float
             Seconds per token of a forward pass, and of a training step, on each process.
         afterwards : int
-            Tokens that the calibration reads, on one process.
+            Tokens that the calibration reads.
 
         Returns
         -------
@@ -198,7 +210,7 @@ class Trainer:
         """
         steps = self.steps - self.step
         validations = self.pending + sum(map(self.due, range(self.step + 1, self.steps + 1)))
-        # the processes share each validation
+        # the processes share each validation, and the calibration of a model that is not sharded
         between, last = (
             sum(plan.length for plan in self.held_out(count)) / self.processes
             for count in (VALIDATED, AT_THE_END)
@@ -206,7 +218,7 @@ class Trainer:
         return {
             "training": learn * steps * self.tokens_per_step() / 60,
             "validation": forward * (validations * between + last) / 60,
-            "calibration": forward * afterwards / 60,
+            "calibration": forward * afterwards / (1 if self.sharded else self.processes) / 60,
         }
 
     def tokens_per_step(self) -> float:
@@ -247,7 +259,7 @@ class Trainer:
         summed = []
         for i, batch in enumerate(batches):
             # processes exchange gradients with the last batch
-            local = i + 1 < len(batches) and self.processes > 1
+            local = i + 1 < len(batches) and self.model is not self.lm
             with self.model.no_sync() if local else contextlib.nullcontext():
                 with self.lm.autocast():
                     losses = self.model(*batch.to(device))
@@ -334,7 +346,7 @@ class Trainer:
         self.tell(f"step {self.step}: {trained}validation loss {loss:.4f}{format_ecg_loss(ecg, bits)}")
         if self.settings["draw"]:  # drawing is an aim too, with the same weight as in training
             loss = (text or 0.0) + self.settings["ecg_loss"] * (ecg or 0.0)
-        if self.rank == 0 and self.settings["qa"]:
+        if self.joins_first and self.settings["qa"]:
             max_new = 128 if self.settings["think"] else 32
             for line in sample_answers(self.lm, self.samples, self.validation[:SHOWN], max_new):
                 self.tell(line)
@@ -346,9 +358,8 @@ class Trainer:
         self.waited += 1
         if self.best is None or loss < self.best[1]:
             self.best, self.waited = (self.step, loss), 0
-            if self.rank == 0 and self.step < self.steps:
-                with atomic_folder(self.work.checkpoint("best", self.step)) as folder:
-                    checkpoint.save_weights(folder, self.lm)
+            if self.joins_first and self.step < self.steps:
+                checkpoint.save_best(self.work.checkpoint("best", self.step), self.lm)
 
     def held_out(self, count: int) -> list[ReadingPlan]:
         """Return plans of the first `count` validation questions, or segments.
@@ -413,8 +424,10 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, then remove the one before: there is always a complete one."""
         folder = self.work.checkpoint("step", self.step)
-        checkpoint.save_checkpoint(folder, self.lm, self.optimizer, self.settings, self.progress())
-        self.remove_old_checkpoints()
+        if self.joins_first:
+            checkpoint.save_checkpoint(folder, self.lm, self.optimizer, self.settings, self.progress())
+        if self.rank == 0:
+            self.remove_old_checkpoints()
 
     def restore(self, folder: Path) -> None:
         """Resume from a checkpoint."""

@@ -58,9 +58,12 @@ def validation_loss(
     with torch.no_grad(), lm.autocast():
         for first in range(0, len(groups), processes):
             check()
-            for group in groups[first : first + processes][rank : rank + 1]:
-                inputs = samples.batch([samples.reading(plan, learn_ecg=learn_ecg) for plan in group])
-                losses.append(lm(*inputs.to(lm.device)).cpu())
+            # a process without a batch computes the last one too: a sharded model computes on all of them together
+            group = groups[min(first + rank, len(groups) - 1)]
+            inputs = samples.batch([samples.reading(plan, learn_ecg=learn_ecg) for plan in group])
+            loss = lm(*inputs.to(lm.device)).cpu()
+            if first + rank < len(groups):
+                losses.append(loss)
                 counts += inputs.counts
                 letters += samples.letters_labelled(inputs.labels)
                 if bar:
