@@ -160,7 +160,7 @@ from ecgbyte_cli.training.grpo import GRPOTrainer
 
 original = GRPOTrainer.update
 def killed(self, groups):
-    if self.step == 5:
+    if self.step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, groups)
 GRPOTrainer.update = killed
@@ -182,9 +182,9 @@ def test_a_killed_one_goes_on_with_the_same_rewards(small, tmp_path, ecgbyte):
         "--model",
         works[0] / "model",
         "--steps",
-        8,
+        5,
         "--every",
-        3,
+        2,
         "--batch",
         2,
         "--answers",
@@ -200,8 +200,8 @@ def test_a_killed_one_goes_on_with_the_same_rewards(small, tmp_path, ecgbyte):
     other = ecgbyte(*args, "--kl", 1, work=works[0])
     assert other.exit_code == 1 and "other settings (kl)" in other.stderr
     resumed = ecgbyte(*args, work=works[0])
-    assert resumed.exit_code == 0 and "resuming after step 3 of 8" in resumed.stderr, resumed.stderr
-    assert course(works[0]) == course(works[1]) and len(course(works[0])) == 8
+    assert resumed.exit_code == 0 and "resuming after step 2 of 5" in resumed.stderr, resumed.stderr
+    assert course(works[0]) == course(works[1]) and len(course(works[0])) == 5
     numbers = json.loads(resumed.stdout)
     assert {k: v for k, v in numbers.items() if k not in ("model", "seconds")} == {
         k: v for k, v in json.loads(whole.stdout).items() if k not in ("model", "seconds")
