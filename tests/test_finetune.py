@@ -1,6 +1,7 @@
 """Training: order, schedule, bad input, and a real QLoRA round on a small published model."""
 
 import csv
+import functools
 import importlib.util
 import json
 import os
@@ -314,6 +315,7 @@ def test_bits_per_second_are_those_of_the_tokens(small):
 
 def test_the_ecgs_own_loss_is_weighed_and_told(small, tmp_path, ecgbyte):
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 2, "--json"]
+    args += ["--batch", 1, "--max-length", 80]
     results = []
     for more, weight in ((["--ecg-loss", 0], 0), ([], 0.3)):  # as a model trained in full has it
         work = untrained(small, tmp_path / str(weight))
@@ -602,6 +604,7 @@ def test_long_samples_are_trimmed_or_left_out_and_counted(small, tmp_path, ecgby
     assert json.loads((work / "model" / "ecgbyte.json").read_text())["prompt_tokens"] == middle
 
 
+@functools.cache
 def prompts_of(small):
     """The lengths of all prompts, and of the longest answer with what closes it."""
     work = WorkDir(small / "ecgbyte-work")
@@ -851,7 +854,7 @@ def test_patience_without_validation_questions(small, tmp_path, ecgbyte):
     path = tmp_path / "qa.jsonl"
     lines = (small / "data" / "qa.jsonl").read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if '"train"' in line))
-    args = ["finetune", "--qa", path, "--model", "tiny", "--steps", 2]
+    args = ["finetune", "--qa", path, "--model", "tiny", "--steps", 2, "--batch", 1, "--max-length", 80]
     work = untrained(small, tmp_path / "work")
     result = ecgbyte(*args, "--patience", 1, work=work)
     assert result.exit_code == 1 and "--patience needs validation questions" in result.stderr

@@ -39,7 +39,7 @@ def test_what_an_answer_is_worth():
 def learner(small, tmp_path):
     """A function that makes a Reinforcer of the small model, with some settings changed."""
     work = WorkDir(small / "ecgbyte-work")
-    fixed = {"base": str(work.model), "method": "full", "positions": None, "max_length": 4096, "long": "trim"}
+    fixed = {"base": str(work.model), "method": "full", "positions": None, "max_length": 160, "long": "trim"}
     fixed |= {"augment": 0.0, "draw": None, "together": 4, "seed": 3, "rewards": {"exact": 1.0}, "answers": 6}
     fixed |= {
         "temperature": 1.3,
@@ -237,7 +237,7 @@ def test_an_adapter_is_reinforced_as_an_adapter(small, tmp_path, ecgbyte):
     base, text_tokenizer = tiny.build_tiny()
     base.save_pretrained(tmp_path / "base"), text_tokenizer.save_pretrained(tmp_path / "base")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", tmp_path / "base", "--method", "lora"]
-    assert ecgbyte(*args, "--steps", 2, "--batch", 1, work=work).exit_code == 0
+    assert ecgbyte(*args, "--steps", 2, "--batch", 1, "--max-length", 160, work=work).exit_code == 0
     made = ecgbyte(
         "reinforce", "--steps", 2, "--batch", 2, "--answers", 3, "--max-new", 4, "--json", work=work
     )
