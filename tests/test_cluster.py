@@ -201,10 +201,11 @@ def test_workers_lost_while_reading_and_one_after_the_other(ecgbyte, small, tmp_
     ]
     assert rows[0] == rows[1]
     monkeypatch.undo()
+    monkeypatch.setattr(worker_groups, "LOSSES", 2)
     kill.calls(worker_groups.Groups, "call", *range(100))
     monkeypatch.setattr(distributed_bpe.learn, "__defaults__", (distributed_bpe.NO_ROWS, 0))
     result = ecgbyte("learn", "--vocab", 200, "--dask", two.scheduler_address, "--overwrite")
-    assert result.exit_code == 1 and "workers one after the other" in result.stderr.splitlines()[-1], (
+    assert result.exit_code == 1 and "lost 2 workers one after the other" in result.stderr.splitlines()[-1], (
         result.stderr
     )
 
