@@ -28,7 +28,7 @@ from ecgbyte_cli.questions import Question
 from ecgbyte_cli.runtime import memory
 from ecgbyte_cli.storage.files import sha256_of
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_cli.training import optimizer
+from ecgbyte_cli.training import optimizer, training_log
 from ecgbyte_cli.training import trainer as trainer_module
 from ecgbyte_cli.training.cost import cost_lines
 from ecgbyte_cli.training.optimizer import warmup_cosine
@@ -102,16 +102,17 @@ def test_a_second_run_is_done_already_and_other_settings_are_refused(small, ecgb
     assert other.exit_code == 1 and "other settings (steps)" in other.stderr
 
 
-def test_training_is_repeatable_and_lowers_the_loss(small, tmp_path, ecgbyte):
-    """A few steps twice; the loss after the 60 steps of `small`."""
-    results = []
-    for name in "ab":
-        work = untrained(small, tmp_path / name)
-        run = ecgbyte(
-            *("finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 4, "--json"),
-            work=work,
-        )
+def test_training_is_repeatable_and_lowers_the_loss(small, tmp_path, ecgbyte, monkeypatch):
+    """A few steps twice, with few pictures and with many; the loss after the 60 steps of `small`."""
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 4, "--every", 2]
+    results, drawn = [], []
+    monkeypatch.setattr(training_log, "plot_losses", lambda path, rows, title: drawn.append(len(rows)))
+    for name, seconds, pictures in (("a", 1000, [4]), ("b", -1, [2, 4, 4])):
+        monkeypatch.setattr(trainer_module, "PICTURE_SECONDS", seconds)
+        run = ecgbyte(*args, "--json", work=untrained(small, tmp_path / name))
         results.append(json.loads(run.stdout))
+        assert drawn == pictures
+        drawn.clear()
     assert results[0]["train_loss"] == results[1]["train_loss"]
     assert results[0]["val_loss"] == results[1]["val_loss"]
     first = float(run.stderr.split("before training ")[1].split()[0].rstrip(","))
