@@ -971,20 +971,8 @@ def test_qlora_on_a_published_model_and_real_recordings(real_data, tmp_path, ecg
         "save_model",
         lambda folder, lm, *rest: (saved.append(logits_of(lm)), save(folder, lm, *rest)),
     )
-    args = [
-        "finetune",
-        "--qa",
-        tmp_path / "qa.jsonl",
-        "--model",
-        base,
-        "--steps",
-        8,
-        "--batch",
-        1,
-        "--every",
-        8,
-    ]
-    ran = run(*args, "--max-length", 160, "--lr", 1e-3, "--json")
+    args = ["finetune", "--qa", tmp_path / "qa.jsonl", "--model", base, "--steps", 8, "--every", 8]
+    ran = run(*args, "--batch", 1, "--max-length", 160, "--lr", 1e-3, "--json")
     result = json.loads(ran.stdout)
     first = float(ran.stderr.split("before training ")[1].split()[0])
     assert result["steps"] == 8 and result["trainable_parameters"] > 4e6
