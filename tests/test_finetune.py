@@ -965,6 +965,7 @@ def test_qlora_on_a_published_model_and_real_recordings(real_data, tmp_path, ecg
     (tmp_path / "qa.jsonl").write_text("\n".join(lines))
     options = ["--fs", 100, "--profile", "resample", "--leads", "II"]
     run("symbolize", real_data / "cinc2021", *options, "learn", "--vocab", 1000, "encode")
+    monkeypatch.setattr(trainer_module, "SHOWN", 1)  # an answer takes as long as a step
     saved, save = [], model_folder.save_model
     monkeypatch.setattr(
         model_folder,
