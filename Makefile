@@ -8,8 +8,8 @@ quickstart: .venv/llm
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
 # One process per core with one thread each. Tests of a file share trained models, so each process takes neighbouring
-# tests, and takes over others when it is done.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
+# tests, and takes over others when it is done. Processes that tests start find the modules compiled.
+PARALLEL := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
 
 # Twice: the kernels as plain Python, which shows errors inside them, then everything, compiled
 test: .venv/test

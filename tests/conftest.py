@@ -56,6 +56,14 @@ def ecgbyte(tmp_path):
     return run
 
 
+@pytest.fixture
+def coarse_integral(monkeypatch):
+    """Integrated gradients in 8 steps, where not their precision is tested."""
+    from ecgbyte_cli.inference import attribution
+
+    monkeypatch.setattr(attribution, "STEPS", 8)
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """A folder with data/ (64 synthetic records), and a work folder with every stage run, on two leads at 100 Hz.

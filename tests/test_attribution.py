@@ -100,7 +100,9 @@ def test_probabilities_together_equal_those_alone(explainer, letters, case):
     assert explainer.log_probabilities([*cases, *cases]) == pytest.approx([*alone, *alone], abs=1e-4)
 
 
-def test_smaller_batches_where_memory_does_not_suffice(explainer, letters, case, monkeypatch):
+def test_smaller_batches_where_memory_does_not_suffice(
+    explainer, letters, case, monkeypatch, coarse_integral
+):
     cases, read = [case, explainer.case(letters, "Why?", "no"), case], []
     wanted, gradient = explainer.log_probabilities(cases), explainer._integrated(case)
     forward = explainer.lm.base.forward
@@ -351,7 +353,7 @@ def test_a_model_that_reads_one_letter_is_found_out():
     assert all(hits[method] >= 7 for method in ("integrated", "occlusion")), hits
 
 
-def test_plot_attention(small, tmp_path, ecgbyte):
+def test_plot_attention(small, tmp_path, ecgbyte, coarse_integral):
     import json
 
     record, work = small / "data" / "synth00001", small / "ecgbyte-work"

@@ -26,15 +26,15 @@ def record(condition, seconds=8, seed=3):
     return steps[:, [0, 1, 6, 7, 8, 9, 10, 11]] / 1000, comments
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "sinus rhythm",
-        "atrial fibrillation",
-        "premature ventricular complexes",
-        "left bundle branch block",
-    ],
+RHYTHMS = (
+    "sinus rhythm",
+    "atrial fibrillation",
+    "premature ventricular complexes",
+    "left bundle branch block",
 )
+
+
+@pytest.fixture(scope="module", params=RHYTHMS)
 def ecg(request):
     signal, comments = record(request.param)
     told = next(line for line in comments if line.startswith("R peaks"))
@@ -178,7 +178,16 @@ def test_held_beat_has_nothing_after_the_onset(ecg):
     assert (held[276:] == beat[274:277].mean(axis=0)).all()
 
 
-@pytest.mark.parametrize("hz", [50.0, 50.07, 60.0, 59.95])
+@pytest.mark.parametrize(
+    ("ecg", "hz"),
+    [
+        (name, hz)
+        for names, rates in ((RHYTHMS[:2], (50.0, 59.95)), (RHYTHMS[2:], (50.07, 60.0)))
+        for name in names
+        for hz in rates
+    ],
+    indirect=["ecg"],
+)
 def test_mains_are_removed_and_little_else(ecg, hz):
     signal, _, band = ecg
     beats = beat_kernels.detect_beats(band)

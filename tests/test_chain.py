@@ -49,7 +49,8 @@ def test_the_example_of_every_help_text_runs(tmp_path, monkeypatch):
         # serve goes on until it is stopped (test_serve.py starts it and asks), push needs a Hub (test_hub.py)
         if name in ("serve", "push"):
             continue
-        result = CliRunner().invoke(main, [*shlex.split(example)[1:], "--json"])
+        words = shlex.split(example.replace("--records 400", "--records 100"))  # 400 only take longer
+        result = CliRunner().invoke(main, [*words[1:], "--json"])
         assert result.exit_code == 0, f"{example}: {result.stderr}"
         assert isinstance(json.loads(result.stdout), dict)
 
@@ -86,11 +87,11 @@ def test_real_recordings_go_the_whole_way(real_data, tmp_path):
     assert set(info["stages"]) == {"symbolize", "learn", "encode"} and "finetune" in info["next"]
 
 
-def test_a_model_of_two_leads_reads_a_real_recording(real_data, small, tmp_path):
+def test_a_model_of_two_leads_reads_a_real_recording(real_data, small, ecgbyte):
     record = real_data / "cinc2021" / "HR06002.hea"
     args = ["chat", record, "-q", "What is the rhythm?", "--max-new", 4]
-    result = run("--work", small / "ecgbyte-work", *args, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    result = ecgbyte(*args, work=small / "ecgbyte-work")
+    assert result.exit_code == 0, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -104,17 +105,19 @@ def test_a_model_of_two_leads_reads_a_real_recording(real_data, small, tmp_path)
         (["generate"], "ecgbyte symbolize"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_leaves_nothing(tmp_path, args, said):
+def test_what_cannot_be_done_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, args, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ECGBYTE_WORK", raising=False)
     (tmp_path / "empty").mkdir()
-    result = run(*args, cwd=tmp_path)
-    assert result.returncode == 1 and result.stdout == ""
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 1 and result.stdout == ""
     assert len(result.stderr.splitlines()) == 1 and said in result.stderr, result.stderr
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_a_corrupt_header_among_good_ones_is_skipped(small, tmp_path):
+def test_a_corrupt_header_among_good_ones_is_skipped(small, tmp_path, ecgbyte):
     shutil.copytree(small / "data", tmp_path / "data")
     (tmp_path / "data" / "broken.hea").write_text("broken twelve 250 what\n")
-    result = run("symbolize", "data", "--json", cwd=tmp_path)
+    result = ecgbyte("symbolize", tmp_path / "data", "--profile", "resample", "--json")
     numbers = json.loads(result.stdout)
-    assert result.returncode == 0 and (numbers["records"], numbers["skipped"]) == (64, 1)
+    assert result.exit_code == 0 and (numbers["records"], numbers["skipped"]) == (64, 1)

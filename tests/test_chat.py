@@ -578,7 +578,7 @@ def test_answers_with_context_equal_those_of_the_whole_prompt(small, record):
 
 
 def test_attention_draws_what_explains_the_last_answer(
-    small, record, long_record, tmp_path, monkeypatch, capsys
+    small, record, long_record, tmp_path, monkeypatch, capsys, coarse_integral
 ):
     from ecgbyte_cli.inference import attribution
     from ecgbyte_cli.render import figures

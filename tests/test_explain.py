@@ -60,9 +60,12 @@ def test_summary_by_hand():
 @pytest.fixture(scope="module")
 def measured(small):
     """A work folder in which explain was run on three records, and what it returned."""
+    from ecgbyte_cli.inference import attribution
     from ecgbyte_cli.storage.workdir import WorkDir
 
-    return explain.explain(WorkDir(small / "ecgbyte-work"), explain.ExplainOptions(count=3))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(attribution, "STEPS", 8)
+        return explain.explain(WorkDir(small / "ecgbyte-work"), explain.ExplainOptions(count=3))
 
 
 def test_every_method_is_measured(measured):

@@ -106,20 +106,15 @@ def test_an_export_is_the_model(trained, tmp_path, ecgbyte):
     assert got.argmax(-1).max() < lm.offset
     assert json.loads((out / "ecgbyte.json").read_text())["notice"] == model_folder.NOTICE
     assert (out / "ecg_tokenizer.json").exists() and not list(out.glob("*.bin"))
-
-
-def test_an_export_in_float32_computes_what_the_model_does(trained, tmp_path, ecgbyte):
-    result = ecgbyte("export", tmp_path / "exported", "--dtype", "float32", work=trained)
+    result = ecgbyte("export", tmp_path / "float32", "--dtype", "float32", work=trained)
     assert result.exit_code == 0, result.stderr
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
-    lm = model_folder.load_model(trained / "model", "cpu")[0]
-    ids = torch.tensor([[3, 4, lm.offset, lm.layout.first + 5, lm.layout.first + 9, lm.offset + 1, 7, 8]])
-    with torch.no_grad():
-        wanted, got = lm.base(inputs_embeds=lm.embed(ids)).logits, plain(ids).logits[..., : lm.offset]
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "float32")
     assert plain.dtype == torch.float32
     if lm.base.dtype == torch.float32:  # a CPU with bfloat16 computes in it
+        with torch.no_grad():
+            got = plain(ids).logits[..., : lm.offset]
         assert torch.allclose(got, wanted, atol=1e-4 * wanted.abs().max().item())
-    config = json.loads((tmp_path / "exported" / "tokenizer_config.json").read_text())
+    config = json.loads((tmp_path / "float32" / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 

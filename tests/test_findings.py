@@ -3,8 +3,6 @@
 import csv
 import itertools
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet
@@ -129,10 +127,8 @@ def test_csv_and_parquet_hold_the_same(table, folder, tmp_path, ecgbyte):
 
 
 def test_several_processes_write_the_same(table, folder, tmp_path):
-    program = [sys.executable, "-m", "ecgbyte_cli", "findings", folder, "--out", tmp_path / "two.jsonl"]
-    subprocess.run(
-        [*program, "--model", SHIPPED, "--jobs", "2"], check=True, capture_output=True, timeout=300
-    )
+    options = FindingsOptions(tmp_path / "two.jsonl", model=SHIPPED, jobs=2)
+    findings(WorkDir(tmp_path / "none"), [str(folder)], options)
     assert (tmp_path / "two.jsonl").read_bytes() == table.read_bytes()
 
 

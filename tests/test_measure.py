@@ -6,8 +6,6 @@ ECGBYTE_MUTATIONS says how many damaged recordings are tried (150).
 import csv
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -540,13 +538,13 @@ def test_a_run_that_was_stopped_goes_on_and_writes_the_same(folder, tmp_path, mo
     assert stopped.read_bytes() == whole.read_bytes()
 
 
-def test_several_processes_and_dask_write_the_same(folder, tmp_path):
+def test_several_processes_and_dask_write_the_same(folder, tmp_path, ecgbyte):
     outs = [tmp_path / f"{name}.csv" for name in ("alone", "two", "dask")]
     for out, more in zip(outs, (["--jobs", "1"], ["--jobs", "2"], ["--dask", "local:1"]), strict=True):
         if out.stem == "dask":
             pytest.importorskip("distributed")
-        program = [sys.executable, "-m", "ecgbyte_cli", "measure", folder, "--out", out, *more]
-        subprocess.run(program, check=True, capture_output=True, timeout=300)
+        result = ecgbyte("measure", folder, "--out", out, *more)
+        assert result.exit_code == 0, result.stderr
     assert outs[0].read_bytes() == outs[1].read_bytes() == outs[2].read_bytes()
 
 

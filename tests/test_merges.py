@@ -129,7 +129,7 @@ def test_shards_that_differ():
 
 def test_ids_of_two_bytes_run_out_and_scans_run_out_of_ids():
     rng = np.random.default_rng(3)
-    pieces = [rng.integers(0, 20, 500).tolist() for _ in range(4)]
+    pieces = [rng.integers(0, 20, 200).tolist() for _ in range(4)]
     expected, _ = naive.learn_merges(pieces, 20, 300, 1)
     assert learn(pieces, 20, 300, 1, few=0, scan_share=0)[0] == expected
     # from 65,534 ids on, a cell has four bytes

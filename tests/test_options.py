@@ -27,6 +27,8 @@ CHATML = (
 )
 
 
+BRIEF = ("--batch", 1, "--max-length", 80)  # a training of short prompts
+
 # options that a command handles itself, before it calls its function
 APART = {"finetune": {"show", "seeds"}, "generate": {"seeds"}, "reinforce": {"show"}}
 
@@ -136,7 +138,19 @@ def test_a_weight_is_how_often_a_file_is_read_in_an_epoch(small, two_files):
 
 def test_several_files_are_learned_and_asked_again(small, two_files, work, ecgbyte):
     rhythm, others = two_files
-    args = ["finetune", "--qa", f"{rhythm}:2", "--qa", others, "--model", "tiny", "--steps", 2, "--json"]
+    args = [
+        "finetune",
+        "--qa",
+        f"{rhythm}:2",
+        "--qa",
+        others,
+        "--model",
+        "tiny",
+        "--steps",
+        2,
+        *BRIEF,
+        "--json",
+    ]
     result = ecgbyte(*args, work=work)
     assert result.exit_code == 0, result.stderr
     about = json.loads((work / "model" / "ecgbyte.json").read_text())
@@ -150,7 +164,7 @@ def test_several_files_are_learned_and_asked_again(small, two_files, work, ecgby
 
 def test_types_are_taken_alone(small, work, ecgbyte):
     qa = small / "data" / "qa.jsonl"
-    args = ["finetune", "--qa", qa, "--model", "tiny", "--steps", 2, "--types", "rhythm"]
+    args = ["finetune", "--qa", qa, "--model", "tiny", "--steps", 2, *BRIEF, "--types", "rhythm"]
     assert ecgbyte(*args, work=work).exit_code == 0
     assert json.loads((work / "model" / "ecgbyte.json").read_text())["settings"]["types"] == ["rhythm"]
     answered = ecgbyte(
@@ -170,7 +184,7 @@ def test_adapters_and_rates_are_as_they_are_told(small, tmp_path, work, ecgbyte)
     base, text_tokenizer = tiny_module.build_tiny()
     base.save_pretrained(tmp_path / "base"), text_tokenizer.save_pretrained(tmp_path / "base")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", tmp_path / "base", "--method", "lora"]
-    args += ["--steps", 2, "--batch", 1, "--rows-lr", 1e-3, "--weight-decay", 0.2]
+    args += ["--steps", 2, *BRIEF, "--rows-lr", 1e-3, "--weight-decay", 0.2]
     result = ecgbyte(*args, "--rank", 3, "--alpha", 5.5, work=work)
     assert result.exit_code == 0, result.stderr
     said = json.loads((work / "model" / "adapter_config.json").read_text())
@@ -190,6 +204,7 @@ def test_adapters_and_rates_are_as_they_are_told(small, tmp_path, work, ecgbyte)
 def test_the_rows_learn_at_their_own_rate(small, work, ecgbyte):
     """Where it is next to nothing they stay, and the rest of the model does not."""
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 3, "--ecg-loss", 0]
+    args += BRIEF
     assert ecgbyte(*args, "--rows-lr", 1e-12, "--weight-decay", 0, work=work).exit_code == 0
     lm, _, tokenizer, about = model_folder.load_model(work / "model", "cpu")
     settings = vars(FinetuneOptions()) | {"base": "tiny", "method": "full", "lr": 1e-3}
@@ -226,7 +241,7 @@ def test_a_system_prompt_is_learned_and_kept(small, tmp_path, work, ecgbyte):
 
 def test_several_seeds_are_trained_and_scored_together(small, work, ecgbyte):
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", "tiny", "--steps", 2, "--seed", 5]
-    args += ["--seeds", 2]
+    args += [*BRIEF, "--seeds", 2]
     asked = ["generate", "--limit", 9, "--max-new", 3, "--seeds", 2, "--json"]
     none = ecgbyte(*args[:-1], 1, *asked, work=work)
     assert none.exit_code == 1 and "seeds/1/model" in none.stderr

@@ -210,7 +210,7 @@ def test_how_sure_an_answer_is_stands_below_it(visit, folder, tiny, small, monke
         assert page.locator("#log .a").last.inner_text().startswith("I was not trained on this question")
 
 
-def test_a_question_is_answered_as_in_chat(visit, folder, tiny):
+def test_a_question_is_answered_as_in_chat(visit, folder, tiny, coarse_integral):
     header = sorted(folder.glob("*.hea"))[0]
     chat = tiny.conversation([tiny.read(header)])
     expected = [chat.ask(question).answer for question in (QUESTION, "And now?")]

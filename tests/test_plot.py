@@ -123,27 +123,43 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_names_of_every_kind_are_drawn_as_they_are(name, tmp_path):
-    signal, density = np.random.default_rng(0).normal(0, 0.3, (2, 1000)), np.ones((2, 1000)) / 2000
-    drawn = [
-        figures.plot_attribution(
-            signal, 100.0, [name, "V1"], density, [name, "?"], np.array([0.4, 0.1]), name
-        ),
-        figures.plot_tokens(
-            signal[0], signal[0], 100.0, name, np.array([3]), np.array([0]), np.array([1000]), name
-        ),
+def with_names(leads, name):
+    """A figure of each kind: several leads and words, and a title."""
+    signal = np.random.default_rng(0).normal(0, 0.3, (len(leads), 500))
+    density, values = np.full(signal.shape, 1 / signal.size), np.full(len(leads), 0.4)
+    places = np.array([3]), np.array([0]), np.array([500])
+    return [
+        figures.plot_attribution(signal, 100.0, leads, density, leads, values, name),
+        figures.plot_tokens(signal[0], signal[0], 100.0, name, *places, name),
         figures.plot_token_distribution(np.array([3, 1]), np.array([10.0, 20.0]), np.array([4]), name),
     ]
-    for i, figure in enumerate(drawn):
-        for ending in ("png", "svg", "pdf"):
-            figures.save_figure(figure, tmp_path / f"{i}.{ending}")
+
+
+def texts_of(drawn, name):
+    """The texts of figures, and those with a name, none of which is read as mathematics."""
     shown = [
         text for figure in drawn for text in figure.findobj(match=lambda x: hasattr(x, "get_parse_math"))
     ]
     named = [text for text in shown if printable(name) in text.get_text()]
-    assert len(named) >= 5 and not any(text.get_parse_math() for text in named)
+    assert not any(text.get_parse_math() for text in named)
     assert all(text.get_text().replace("\n", "").isprintable() for text in shown)
+    return named
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_of_every_kind_are_drawn_as_they_are(name, tmp_path):
+    drawn = with_names([name, "V1"], name)
+    assert len(texts_of(drawn, name)) >= 5
+    for figure in drawn:
+        figures.save_figure(figure, tmp_path / "x.svg")
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_names_of_every_kind_are_drawn_in_every_format(ending, tmp_path):
+    drawn = with_names(ODD, " ".join(ODD))
+    assert all(texts_of(drawn, name) for name in ODD)
+    for figure in drawn:
+        figures.save_figure(figure, tmp_path / f"x.{ending}")
 
 
 @settings(max_examples=15, deadline=None)

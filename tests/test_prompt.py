@@ -1,5 +1,6 @@
 """Ids and loss mask, in the plain form and through chat templates."""
 
+import functools
 import string
 import threading
 import time
@@ -26,6 +27,9 @@ def prompt_with(template=None):
     _, text_tokenizer = tiny.build_tiny()
     text_tokenizer.chat_template = template
     return Prompt(text_tokenizer, Layout(len(text_tokenizer))), text_tokenizer
+
+
+shared_prompt = functools.cache(lambda template: prompt_with(template)[0])
 
 
 def shown(ids, prompt, text_tokenizer):
@@ -123,7 +127,7 @@ PIECES = st.lists(st.text("ab ?,.é\n", max_size=12), min_size=1, max_size=3)
 @pytest.mark.parametrize("template", [None, CHATML])
 def test_a_fitted_prompt_is_the_same_before_every_answer(template, counts, questions, answers, longest):
     """Earlier turns belong to the prompt; the last answer, whatever it is, does not."""
-    prompt, _ = prompt_with(template)
+    prompt = shared_prompt(template)
     ecgs, leads = [np.arange(n) for n in counts], [np.sort(np.arange(n) % 2) for n in counts]
     earlier = [(question, "so") for question in questions[:-1]]
     try:

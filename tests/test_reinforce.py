@@ -40,7 +40,7 @@ def test_what_an_answer_is_worth():
 def learner(small, tmp_path):
     """A function that makes a Reinforcer of the small model, with some settings changed."""
     work = WorkDir(small / "ecgbyte-work")
-    fixed = {"base": str(work.model), "method": "full", "positions": None, "max_length": 4096, "long": "trim"}
+    fixed = {"base": str(work.model), "method": "full", "positions": None, "max_length": 160, "long": "trim"}
     fixed |= {"augment": 0.0, "draw": None, "together": 4, "seed": 3, "rewards": {"exact": 1.0}, "answers": 6}
     fixed |= {
         "temperature": 1.3,
@@ -182,7 +182,7 @@ from ecgbyte_cli.training.grpo import GRPOTrainer
 
 original = GRPOTrainer.update
 def killed(self, groups):
-    if self.step == 5:
+    if self.step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, groups)
 GRPOTrainer.update = killed
@@ -204,9 +204,9 @@ def test_a_killed_one_goes_on_with_the_same_rewards(small, tmp_path, ecgbyte):
         "--model",
         works[0] / "model",
         "--steps",
-        8,
+        5,
         "--every",
-        3,
+        2,
         "--batch",
         2,
         "--answers",
@@ -222,8 +222,8 @@ def test_a_killed_one_goes_on_with_the_same_rewards(small, tmp_path, ecgbyte):
     other = ecgbyte(*args, "--kl", 1, work=works[0])
     assert other.exit_code == 1 and "other settings (kl)" in other.stderr
     resumed = ecgbyte(*args, work=works[0])
-    assert resumed.exit_code == 0 and "resuming after step 3 of 8" in resumed.stderr, resumed.stderr
-    assert course(works[0]) == course(works[1]) and len(course(works[0])) == 8
+    assert resumed.exit_code == 0 and "resuming after step 2 of 5" in resumed.stderr, resumed.stderr
+    assert course(works[0]) == course(works[1]) and len(course(works[0])) == 5
     numbers = json.loads(resumed.stdout)
     assert {k: v for k, v in numbers.items() if k not in ("model", "seconds")} == {
         k: v for k, v in json.loads(whole.stdout).items() if k not in ("model", "seconds")
@@ -259,7 +259,7 @@ def test_an_adapter_is_reinforced_as_an_adapter(small, tmp_path, ecgbyte):
     base, text_tokenizer = tiny.build_tiny()
     base.save_pretrained(tmp_path / "base"), text_tokenizer.save_pretrained(tmp_path / "base")
     args = ["finetune", "--qa", small / "data" / "qa.jsonl", "--model", tmp_path / "base", "--method", "lora"]
-    assert ecgbyte(*args, "--steps", 2, "--batch", 1, work=work).exit_code == 0
+    assert ecgbyte(*args, "--steps", 2, "--batch", 1, "--max-length", 160, work=work).exit_code == 0
     made = ecgbyte(
         "reinforce", "--steps", 2, "--batch", 2, "--answers", 3, "--max-new", 4, "--json", work=work
     )

@@ -531,7 +531,7 @@ def test_a_recording_unlike_those_trained_on_is_said_to_be(sure, folder, monkeyp
 
 
 @pytest.mark.parametrize("method", app.METHODS)
-def test_what_an_answer_drew_on(client, method):
+def test_what_an_answer_drew_on(client, method, coarse_integral):
     of = {
         "conversation": client.post("/api/conversation", json={"record": ids(client)[0]}).json()[
             "conversation"

@@ -83,9 +83,10 @@ def base(request):
     return SHAPES[request.param]()
 
 
-@pytest.mark.parametrize("template", [None, CHATML])
-@pytest.mark.parametrize("positions", ["token", "time"])
-@pytest.mark.parametrize("ecgs", [1, 2])
+@pytest.mark.parametrize(
+    ("template", "positions", "ecgs"),  # every pair of values, not every triple
+    [(None, "token", 1), (CHATML, "time", 1), (None, "time", 2), (CHATML, "token", 2)],
+)
 def test_loss_and_gradients_are_those_of_separate_samples(base, template, positions, ecgs):
     text, _ = prompt_with(template)
     offset = len(text.text_tokenizer)

@@ -95,7 +95,7 @@ def test_info_prints_the_card(ecgbyte, small):
     assert "holds no model" in ecgbyte("info", "--model", small / "data").stderr
 
 
-def test_a_recording_alone_is_answered(ecgbyte, record, tmp_path):
+def test_a_recording_alone_is_answered(ecgbyte, record, tmp_path, coarse_integral):
     asked = ["-q", "What is the rhythm?", "-q", "How old is the patient's dog?", "--json"]
     result = ecgbyte("chat", record, *asked)
     assert result.exit_code == 0, result.stderr

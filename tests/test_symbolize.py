@@ -333,21 +333,18 @@ symbolize.make_part = wait
 main()"""
 
 
-def test_interrupted_and_run_again(many, tmp_path):
+def test_interrupted_and_run_again(many, tmp_path, ecgbyte):
     """Stopped by Ctrl-C once two of three parts are there; the rest is done by the next run."""
     work = tmp_path / "work"
     process = run("--work", work, "symbolize", many, *SHORT, "--jobs", 1, command=("-c", WAITING))
     assert process.stdout.readline() == "two parts are there\n"
     os.killpg(process.pid, signal.SIGINT)
     assert "stopped" in process.communicate()[1] and process.returncode == 1
-    process = run("--work", tmp_path / "whole", "symbolize", many, *SHORT, "--jobs", 1)
-    process.communicate()
-    assert process.returncode == 0
-    process = run("--work", work, "symbolize", many, *SHORT, "--levels", 20)
-    assert "interrupted run with other settings" in process.communicate()[1] and process.returncode == 1
-    process = run("--work", work, "symbolize", many, *SHORT)
-    _, said = process.communicate()
-    assert process.returncode == 0 and "going on:" in said
+    assert ecgbyte("symbolize", many, *SHORT, "--jobs", 1, work=tmp_path / "whole").exit_code == 0
+    other = ecgbyte("symbolize", many, *SHORT, "--levels", 20)
+    assert other.exit_code == 1 and "interrupted run with other settings" in other.stderr
+    resumed = ecgbyte("symbolize", many, *SHORT, "--jobs", 1)
+    assert resumed.exit_code == 0 and "going on:" in resumed.stderr
     assert same(results(work), results(tmp_path / "whole"))
 
 

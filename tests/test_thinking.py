@@ -85,9 +85,11 @@ def thinking(small, tmp_path_factory):
         "--ecg-loss",
         0,
         "--steps",
-        160,
+        100,
         "--lr",
         "5e-3",
+        "--max-length",
+        128,  # the form does not need the whole ECG
     ]
     result = CliRunner().invoke(main, ["--work", str(work), *map(str, args), "--debug"])
     assert result.exit_code == 0, result.stderr

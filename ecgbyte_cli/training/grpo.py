@@ -10,6 +10,7 @@ All answers to all questions about one ECG share one reading of it, in sampling 
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -298,10 +299,12 @@ class GRPOTrainer(Trainer):
             "trainable_parameters": sum(p.numel() for p in self.initial.values()),
         }
 
-    def write_log(self) -> None:
-        """Write reward, length and distance as CSV and as a picture."""
+    def write_log(self, picture: bool) -> None:
+        """Write reward, length and distance as CSV, and as a picture if asked."""
         training_log.write_csv(self.work.reward_csv, self.rows, COLUMNS)
-        training_log.plot_rewards(self.work.reward_picture, self.rows)
+        if picture:
+            training_log.plot_rewards(self.work.reward_picture, self.rows)
+            self.drawn = time.monotonic()
 
 
 def _padded(rows: Sequence[np.ndarray], ids: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Losses = tuple[float | None, float | None]  # per labelled token of text, and per ECG token
 
 CHECKPOINT_SECONDS = 600  # longest time between checkpoints
+PICTURE_SECONDS = 30  # shortest time between pictures of the losses: drawing one takes half a second
 SHOWN = 3  # answers generated at each validation
 VALIDATED, AT_THE_END = 128, 2000  # questions of a validation between steps, and of the final one
 
@@ -100,6 +101,7 @@ class Trainer:
         self.rows: list[dict[str, Any]] = []  # one per step: see `training_log`
         self.best: tuple[int, float] | None = None  # step and loss of the best validation
         self.waited = 0  # validations since the best one
+        self.drawn = time.monotonic()  # when the losses were last drawn
         self.stop = StopSignal(lm.device)
 
     def synchronized(self) -> Any:
@@ -146,7 +148,7 @@ class Trainer:
                 if self.pending and not stopping:
                     self.validate_step()
                 if is_first and due:
-                    self.write_log()
+                    self.write_log(stopping or time.monotonic() - self.drawn > PICTURE_SECONDS)
                 if is_first and not self.pending:
                     events.add_row(self.rows[-1])
                     bar.update(self.step, self.status())
@@ -412,14 +414,15 @@ class Trainer:
             checkpoint.load_weights(self.work.checkpoint("best", self.best[0]), self.lm)
             self.tell(f"keeping the model of step {self.best[0]}, the best in validation")
         if self.rank == 0:
-            self.write_log()
+            self.write_log(picture=True)
 
-    def write_log(self) -> None:
-        """Write the losses as CSV and as a picture."""
+    def write_log(self, picture: bool) -> None:
+        """Write the losses as CSV, and as a picture if asked."""
         training_log.write_loss_csv(self.work.loss_csv, self.rows)
-        training_log.plot_losses(
-            self.work.loss_picture, self.rows, f"{self.settings['base']} ({self.settings['method']})"
-        )
+        if picture:
+            title = f"{self.settings['base']} ({self.settings['method']})"
+            training_log.plot_losses(self.work.loss_picture, self.rows, title)
+            self.drawn = time.monotonic()
 
     def save(self) -> None:
         """Write a checkpoint, then remove the one before: there is always a complete one."""
