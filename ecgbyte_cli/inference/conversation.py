@@ -24,6 +24,7 @@ from ecgbyte_cli.model.folder_checks import BUILT
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal.long_recordings import StoredSegments, is_stored
 from ecgbyte_cli.signal.measure import measure_stretch
 from ecgbyte_cli.signal.measured_lines import NOTHING as NOTHING_MEASURED
 from ecgbyte_cli.signal.measured_lines import measured_line
@@ -44,7 +45,7 @@ class ECG:
     """An open recording, and the segment of it that the model reads."""
 
     recording: readers.Recording
-    segments: list[tuple[float, np.ndarray]]  # of (start in s, float32 (leads, samples) in mV)
+    segments: Sequence[tuple[float, np.ndarray]]  # of (start in s, float32 (leads, samples) in mV)
     number: int  # of the segment that the model reads
     tokens: np.ndarray
     signal: dict  # the tokenizer's settings
@@ -55,6 +56,10 @@ class ECG:
         """Start and end of the segment, in s."""
         start = self.segments[self.number][0]
         return start, start + self.signal["segment_seconds"]
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return the arrays in memory: nothing of a long recording, which stays in its file."""
+        return [] if is_stored(self.recording) else [self.recording.signal, *(s for _, s in self.segments)]
 
     def stretch(self) -> str:
         """Return a description of the segment."""
@@ -73,14 +78,11 @@ class ECG:
 
     def lead(self, name: str) -> np.ndarray:
         """Return a lead over the segment, as recorded: float32 (samples,), mV."""
-        recording = self.recording
-        names = [lead.lower() for lead in recording.leads]
+        part = self.recording.part(*self.seconds)
+        names = [lead.lower() for lead in part.leads]
         if name.lower() in names:  # non-standard leads too
-            row = recording.signal[names.index(name.lower())]
-        else:
-            row = preprocess.pick(recording, [readers.lead_name(name)])[0]
-        begin, end = (round(s * recording.fs) for s in self.seconds)
-        return row[begin:end]
+            return part.signal[names.index(name.lower())]
+        return preprocess.pick(part, [readers.lead_name(name)])[0]
 
 
 class WithoutSignal(ECG):
@@ -105,20 +107,26 @@ class RecordingLoader:
     def read(self, path: str | os.PathLike) -> ECG:
         """Read, preprocess and encode a recording; return the ECG of its first segment."""
         try:
-            recording, segments = self.segments(path)
+            recording = readers.open_recording(path, *self._options())
+            if is_stored(recording):
+                segments = StoredSegments(recording, self.tokenizer.signal)
+                return self.segment(recording, segments, segments.first())
+            return self.segment(recording, preprocess.segments(recording, self.tokenizer.signal), 0)
         except readers.Unusable as error:
             exists = error.message != "not a known format" or os.path.exists(path)
             reason = error.message if exists else "no such recording"
             raise Failure(f"{path} cannot be used: {reason}") from error
-        return self.segment(recording, segments, 0)
+
+    def _options(self) -> tuple[float | None, list[str] | None, str | None, bool]:
+        return self.fs, self.lead_names, self.units, self.keep_identity
 
     def segments(self, path: str | os.PathLike) -> tuple[readers.Recording, list[tuple[float, np.ndarray]]]:
         """Read and preprocess a recording; return it with its segments, or raise Unusable with the bare reason."""
-        recording = readers.read_recording(path, self.fs, self.lead_names, self.units, self.keep_identity)
+        recording = readers.read_recording(path, *self._options())
         return recording, preprocess.segments(recording, self.tokenizer.signal)
 
     def segment(
-        self, recording: readers.Recording, segments: list[tuple[float, np.ndarray]], number: int
+        self, recording: readers.Recording, segments: Sequence[tuple[float, np.ndarray]], number: int
     ) -> ECG:
         """Encode one segment of a recording."""
         tokens = self.tokenizer.encode(segments[number][1], self.segmenter)
@@ -399,7 +407,10 @@ class Conversation:
         last = self.ecgs[-1]
         if not 1 <= number <= len(last.segments):
             raise Failure(f"{last.recording.name} has the segments 1 to {len(last.segments)}")
-        self.ecgs[-1] = self.session.reader.segment(last.recording, last.segments, number - 1)
+        try:
+            self.ecgs[-1] = self.session.reader.segment(last.recording, last.segments, number - 1)
+        except readers.Unusable as error:  # a part of a long recording is read only now
+            raise Failure(f"segment {number} of {last.recording.name} cannot be used: {error.message}") from error
         self.turns = []
         self.log.append(f"Read {last.recording.name}, {self.ecgs[-1].stretch()}.")
         return self.ecgs[-1]

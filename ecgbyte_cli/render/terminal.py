@@ -154,7 +154,7 @@ def panel_facts(ecg: ECG, about: dict[str, Any] | None = None) -> dict[str, str]
     recording, signal = ecg.recording, ecg.signal
     facts = {
         "recorded": f"{len(recording.leads)} leads ({', '.join(recording.leads)}), {recording.fs:g} Hz, "
-        f"{recording.signal.shape[1] / recording.fs:g} s"
+        f"{recording.seconds:g} s"
         + (f", {recording.start:%Y-%m-%d %H:%M}" if recording.start else ""),
         **measured_facts(ecg.recording, ecg.measurement),
         "read": f"{ecg.stretch()}; {', '.join(signal['leads'])} at {signal['fs']:g} Hz: "

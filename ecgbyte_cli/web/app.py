@@ -21,6 +21,7 @@ from ecgbyte_cli.web.conversation_routes import METHODS, ConversationRoutes
 from ecgbyte_cli.web.conversations import Conversations
 from ecgbyte_cli.web.findings_index import FindingsIndex
 from ecgbyte_cli.web.middleware import Guard
+from ecgbyte_cli.web.overviews import OverviewRoute
 from ecgbyte_cli.web.recording_routes import RecordingRoutes
 from ecgbyte_cli.web.recordings import RecordingList
 
@@ -44,6 +45,7 @@ class Service:
         self.recordings, self.model, self.reader = recordings, model, reader
         self.conversations = Conversations(model, recordings)
         self.index = FindingsIndex(recordings, self.conversations) if model else None
+        self.overviews = OverviewRoute(recordings)
         page = (files("ecgbyte_cli") / "web" / "page").iterdir()
         self.page = {f"/{file.name}": file.read_bytes() for file in page if _media_type(file.name)}
 
@@ -55,6 +57,7 @@ class Service:
             Route("/api", self.about),
             *RecordingRoutes(self.recordings, self.reader, self.index).routes(),
             *BeatRoute(self.recordings).routes(),
+            *self.overviews.routes(),
             *ConversationRoutes(self.conversations).routes(),
         ]
 
@@ -89,6 +92,7 @@ class Service:
         """Stop answers, and remove uploads."""
         if self.index:
             self.index.close()
+        self.overviews.close()
         self.conversations.close()
         self.recordings.close()
 

@@ -190,7 +190,4 @@ class Conversations:
         conversations = [session.conversation for session in self.sessions.values()]
         ecgs = [ecg for c in conversations for turn in c.log if isinstance(turn, Turn) for ecg in turn.ecgs]
         ecgs += [ecg for c in conversations for ecg in c.ecgs]
-        arrays = {
-            id(a): a.nbytes for ecg in ecgs for a in (ecg.recording.signal, *(s for _, s in ecg.segments))
-        }
-        return sum(arrays.values())
+        return sum({id(array): array.nbytes for ecg in ecgs for array in ecg.arrays()}.values())

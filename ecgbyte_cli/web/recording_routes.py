@@ -88,7 +88,7 @@ class RecordingRoutes:
     def record(self, request: Request) -> Response:
         """GET /api/records/ID"""
         recording = self._recording(request)
-        seconds = recording.signal.shape[1] / recording.fs
+        seconds = recording.seconds
         length = self.reader.tokenizer.signal["segment_seconds"] if self.reader else None
         return JSONResponse(
             {
@@ -211,7 +211,7 @@ def describe_tokens(ecg: ECG, tokenizer: ECGTokenizer) -> dict[str, Any]:
 
 def _excerpt(request: Request, recording: readers.Recording) -> Excerpt:
     """Return the part and the leads of a recording that a request names."""
-    whole = recording.signal.shape[1] / recording.fs
+    whole = recording.seconds
     start = query_number(request, "start", 0, 0, whole)
     seconds = query_number(request, "seconds", 10, 0, svg_sheet.LONGEST)
     signal, names = svg_sheet.drawable_leads(recording, start, seconds)

@@ -165,7 +165,7 @@ class RecordingList:
 
     def _read(self, path: str) -> readers.Recording:
         try:
-            return readers.read_recording(path, **self.read_options)
+            return readers.open_recording(path, **self.read_options)
         except readers.Unusable as error:
             raise Refused(422, f"{self.name(path)} cannot be read: {error.message}") from error
 
@@ -217,7 +217,7 @@ class RecordingList:
         failed = []
         for number in list(upload.found):
             try:
-                readers.read_recording(upload.found[number], **self.read_options)
+                readers.open_recording(upload.found[number], **self.read_options)
             except (readers.Unusable, Failure) as error:
                 failed.append(plain_reason(self.name(upload.found.pop(number)), error.message))
         if not upload.found:
