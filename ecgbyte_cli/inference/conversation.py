@@ -24,17 +24,17 @@ from ecgbyte_cli.model.folder_checks import BUILT
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess
-from ecgbyte_cli.signal.long_recordings import StoredSegments, is_stored
+from ecgbyte_cli.signal.long_recordings import is_stored
 from ecgbyte_cli.signal.measure import measure_stretch
 from ecgbyte_cli.signal.measured_lines import NOTHING as NOTHING_MEASURED
 from ecgbyte_cli.signal.measured_lines import measured_line
 from ecgbyte_cli.signal.measurement import Measurement
-from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 if TYPE_CHECKING:
     from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion
     from ecgbyte_cli.inference.session import Session
     from ecgbyte_cli.model.prompt import Prompt
+    from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 Show = Callable[[str], object]
 ABOUT_ALL = ("safety", "sure", "why")  # questions that are not about one ECG
@@ -91,46 +91,6 @@ class WithoutSignal(ECG):
     @property
     def line(self) -> str:
         return NOTHING_MEASURED
-
-
-@dataclass
-class RecordingLoader:
-    """Reads recordings as a model needs them."""
-
-    tokenizer: ECGTokenizer
-    segmenter: str
-    fs: float | None = None
-    lead_names: list[str] | None = None
-    units: str | None = None
-    keep_identity: bool = False
-
-    def read(self, path: str | os.PathLike) -> ECG:
-        """Read, preprocess and encode a recording; return the ECG of its first segment."""
-        try:
-            recording = readers.open_recording(path, *self._options())
-            if is_stored(recording):
-                segments = StoredSegments(recording, self.tokenizer.signal)
-                return self.segment(recording, segments, segments.first())
-            return self.segment(recording, preprocess.segments(recording, self.tokenizer.signal), 0)
-        except readers.Unusable as error:
-            exists = error.message != "not a known format" or os.path.exists(path)
-            reason = error.message if exists else "no such recording"
-            raise Failure(f"{path} cannot be used: {reason}") from error
-
-    def _options(self) -> tuple[float | None, list[str] | None, str | None, bool]:
-        return self.fs, self.lead_names, self.units, self.keep_identity
-
-    def segments(self, path: str | os.PathLike) -> tuple[readers.Recording, list[tuple[float, np.ndarray]]]:
-        """Read and preprocess a recording; return it with its segments, or raise Unusable with the bare reason."""
-        recording = readers.read_recording(path, *self._options())
-        return recording, preprocess.segments(recording, self.tokenizer.signal)
-
-    def segment(
-        self, recording: readers.Recording, segments: Sequence[tuple[float, np.ndarray]], number: int
-    ) -> ECG:
-        """Encode one segment of a recording."""
-        tokens = self.tokenizer.encode(segments[number][1], self.segmenter)
-        return ECG(recording, segments, number, tokens, self.tokenizer.signal)
 
 
 class Conversation:
@@ -410,7 +370,9 @@ class Conversation:
         try:
             self.ecgs[-1] = self.session.reader.segment(last.recording, last.segments, number - 1)
         except readers.Unusable as error:  # a part of a long recording is read only now
-            raise Failure(f"segment {number} of {last.recording.name} cannot be used: {error.message}") from error
+            raise Failure(
+                f"segment {number} of {last.recording.name} cannot be used: {error.message}"
+            ) from error
         self.turns = []
         self.log.append(f"Read {last.recording.name}, {self.ecgs[-1].stretch()}.")
         return self.ecgs[-1]
@@ -423,7 +385,7 @@ class Conversation:
 
 def fit_prompt(
     prompt: "Prompt",
-    tokenizer: ECGTokenizer,
+    tokenizer: "ECGTokenizer",
     ecgs: list[np.ndarray],
     turns: Sequence[tuple[str, str | None]],
     longest: int | None,
@@ -450,6 +412,12 @@ def _answer_among(turn: Turn, answers: list[str], weights: np.ndarray, members: 
     likeliest = answers[int(np.where(among == yes, weights, -1).argmax())]
     turn.answer = f"{'yes' if yes else 'no'}: {likeliest}"
     turn.probability, turn.other = (chance, ("no", 1 - chance)) if yes else (1 - chance, ("yes", chance))
+
+
+def origin(about: dict) -> str:
+    """Return the name of a model, and what it was trained from."""
+    base = about["base"]
+    return f"{about['folder']}, {'trained from scratch' if base in BUILT else f'from {base}'}"
 
 
 def remembers_earlier_turns(about: dict) -> bool:

@@ -14,7 +14,8 @@ from starlette.routing import Route
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference import everyday
-from ecgbyte_cli.inference.conversation import RecordingLoader, remembers_earlier_turns
+from ecgbyte_cli.inference.conversation import origin, remembers_earlier_turns
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.web.beat_route import BeatRoute
 from ecgbyte_cli.web.conversation_routes import METHODS, ConversationRoutes
@@ -71,6 +72,7 @@ class Service:
         model = self.model and {
             "folder": self.model.about["folder"],
             "base": self.model.about["base"],
+            "origin": origin(self.model.about),
             "notice": self.model.about["notice"],
             "keeps_context": remembers_earlier_turns(self.model.about),
             "most_ecgs": self.model.about.get("most_ecgs", 1),

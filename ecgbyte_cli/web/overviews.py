@@ -52,7 +52,13 @@ class Overview:
     def describe(self, first: int = 0) -> dict[str, Any]:
         """Return the rates from step `first` on, as far as they are measured."""
         rates = [None if rate is None else round(rate, 1) for rate in self.rates[first:]]
-        return {"step": self.step, "measured": self.measured, "steps": self.count, "first": first, "rates": rates}
+        return {
+            "step": self.step,
+            "measured": self.measured,
+            "steps": self.count,
+            "first": first,
+            "rates": rates,
+        }
 
 
 class OverviewRoute:

@@ -10,7 +10,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.inference.conversation import ECG, RecordingLoader
+from ecgbyte_cli.inference.conversation import ECG
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.render import svg_sheet
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer, character
 from ecgbyte_cli.web.findings_index import FindingsIndex

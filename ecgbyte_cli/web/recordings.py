@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure, printable
-from ecgbyte_cli.inference.conversation import ECG, RecordingLoader
+from ecgbyte_cli.inference.conversation import ECG
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.readers import wfdb_header
 from ecgbyte_cli.readers.recording import split_row
 from ecgbyte_cli.web.middleware import Refused

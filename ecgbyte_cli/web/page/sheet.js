@@ -9,6 +9,7 @@ import { describeToken, drawOverlay, stepToken } from "./overlay.js";
 import { createOverview } from "./overview.js";
 import { $, element, narrow, phone, state } from "./state.js";
 
+const LONG = 3600; // s, of a recording whose times are shown as h:mm:ss
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
 // ---- the panel
@@ -25,7 +26,7 @@ export function createPanel(ecg, onSegment, onClose) {
   ecg.shown = () => Math.min(Number($("seconds").value), seconds);
   ecg.segmentSelect = element("select", { hidden: true, onchange: guarded(() => onSegment(ecg)) });
   ecg.segmentLabel = element("label", { hidden: true }, "The model reads ", ecg.segmentSelect);
-  ecg.readHere = element("button", { type: "button", hidden: true, title: "Let the model read the part that the sheet begins with",
+  ecg.readHere = element("button", { type: "button", className: "here", hidden: true, title: "Let the model read the part that the sheet begins with",
     onclick: guarded(() => onSegment(ecg)) }, "Read this part");
   const step = (by) => () => scrollTo(ecg, ecg.start + by * Number($("seconds").value));
   ecg.moves = element("div", { className: "moves" },
@@ -146,11 +147,17 @@ export function placeSheet(ecg, svg = ecg.svg) {
   ecg.moves.hidden = whole <= seconds * 1.001;
   const end = Math.min(ecg.start + seconds, whole);
   ecg.showPlace?.();
-  ecg.position.textContent = `${+ecg.start.toFixed(2)} to ${+end.toFixed(2)} of ${+whole.toFixed(2)} s`;
+  ecg.position.textContent = whole < LONG ? `${+ecg.start.toFixed(2)} to ${+end.toFixed(2)} of ${+whole.toFixed(2)} s`
+    : `${clock(ecg.start)} to ${clock(end)} of ${clock(whole)}`;
   applyZoom(ecg);
   drawOverlay(ecg);
   keepNames(ecg);
   performance.mark("sheet");
+}
+
+function clock(second) {
+  const two = (number) => String(number).padStart(2, "0");
+  return `${Math.floor(second / 3600)}:${two(Math.floor(second / 60) % 60)}:${two(Math.floor(second % 60))}`;
 }
 
 let redrawTimer = 0;
