@@ -186,6 +186,17 @@ def test_what_cannot_be_had_is_said(client, path, status):
     assert answer.json()["error"]
 
 
+def test_the_heart_rate_over_a_recording_comes_as_it_is_measured(bare):
+    number, until = ids(bare)[0], time.monotonic() + WAIT
+    while len(reply := bare.get(f"/api/records/{number}/overview").json()["rates"]) < 1:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    about = bare.get(f"/api/records/{number}/overview?first=1").json()
+    assert about == {"step": 10, "measured": 10, "steps": 1, "first": 1, "rates": []}
+    assert 20 < reply[0] < 250
+    assert bare.get("/api/records/none/overview").status_code == 404
+
+
 def test_the_median_beat_is_a_picture_or_a_reason(bare):
     number = ids(bare)[0]
     answer = bare.get(f"/api/records/{number}/beat.png?start=0")

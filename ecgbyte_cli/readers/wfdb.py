@@ -236,7 +236,8 @@ def _digital(path: str, lines: list[wfdb_header.Signal], frames: int | None, fir
         if size < begin + needed:
             raise Unusable(f"signal file truncated: {size} of {begin + needed} bytes")
         file.seek(begin)
-        data = np.fromfile(file, STORED[form], needed if STORED[form] == "u1" else count)
+        groups = -(-count // together) * stored  # bytes: a sample may have bits in all of its group
+        data = np.fromfile(file, STORED[form], groups if STORED[form] == "u1" else count)
     return _unpacked(data, form, count, lines)[before:].reshape(frames, width)
 
 
