@@ -57,6 +57,11 @@ class ChatSession:
         ]
         return {"conversation": self.id, "ecgs": ecgs, "turns": turns, "unlike": self.unlike()}
 
+    def segment(self, number: int) -> None:
+        """Read another segment of the recording opened last, and forget in which way the one before was unlike."""
+        name = self.conversation.segment(number).recording.name
+        self.said = [line for line in self.said if not line.startswith(f"{name} is unlike")]
+
     def unlike(self) -> list[str]:
         """Return the lines about recordings that are unlike those of the training, whenever they are asked for."""
         lines = self.conversation.unlike()

@@ -28,7 +28,7 @@ export async function converse(body) {
     const reply = await postJson("api/conversation", body);
     if (change !== state.changes) return; // another change was made meanwhile
     enter(reply);
-    reply.unlike.forEach((line) => addNote(line, "bad"));
+    reply.unlike.forEach((line) => addNote(line, "bad unlike"));
   } catch (error) {
     if (change === state.changes) $("state").textContent = error.message;
   }
@@ -49,7 +49,7 @@ export async function resume(conversation) {
   leaveConversation();
   enter(reply);
   $("log").replaceChildren();
-  reply.unlike.forEach((line) => addNote(line, "bad"));
+  reply.unlike.forEach((line) => addNote(line, "bad unlike"));
   for (const turn of reply.turns) {
     const box = addQuestion(turn.question);
     showTurn(box, turn);
@@ -103,6 +103,7 @@ function describeConversation(segments) {
 export async function readSegment(ecg) {
   stopAnswer();
   clearAttribution();
+  document.querySelectorAll("#log .unlike").forEach((line) => line.remove()); // the new part gets its own
   const { seconds, segments } = ecg.segment;
   const number = segments > MOST_SEGMENTS ? Math.min(Math.round(ecg.start / seconds) + 1, segments) : Number(ecg.segmentSelect.value);
   await converse({ do: "segment", conversation: state.conversation, number });
