@@ -15,6 +15,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -539,6 +540,16 @@ def test_a_recording_unlike_those_trained_on_is_said_to_be(sure, folder, monkeyp
         monkeypatch.setattr(certainty.Certainty, "unlike", lambda *_: ["lead II flat"])
         (line,) = client.post("/api/conversation", json=one).json()["unlike"]
         assert "lead II flat" in line and "unlike the recordings" in line
+
+
+def test_another_segment_gets_its_own_line_about_being_unlike():
+    lines = iter([["a is unlike the recordings"], []])
+    ecg = SimpleNamespace(recording=SimpleNamespace(name="a"))
+    conversation = SimpleNamespace(ecgs=[ecg], unlike=lambda: next(lines), segment=lambda number: ecg)
+    session = conversations.ChatSession("1", conversation)
+    assert session.unlike() == ["a is unlike the recordings"]
+    session.segment(2)
+    assert session.unlike() == []
 
 
 @pytest.mark.parametrize("method", app.METHODS)
