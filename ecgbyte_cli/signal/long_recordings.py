@@ -48,9 +48,10 @@ class StoredSegments(Sequence[tuple[float, np.ndarray]]):
         """Return start (s) and signal (float32 (leads, samples), mV) of a segment."""
         if not 0 <= number < self._count:
             raise IndexError(number)
-        if self._last is None or self._last[0] != number:
-            self._last = number, self._made(number)
-        return self._last[1]
+        last = self._last  # another thread may replace it
+        if last is None or last[0] != number:
+            self._last = last = number, self._made(number)
+        return last[1]
 
     def first(self) -> int:
         """Return the number of the first segment that can be used: electrodes may come late."""

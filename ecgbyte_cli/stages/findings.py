@@ -219,7 +219,8 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     -------
     dict
         `records`, `skipped`, `skipped_reasons` (reason to how many), `seconds` and `out`; without `out` also `rows`;
-        with `truth` also `scores`, from `score_findings`; with `calibrate` also `site`, from `calibrate_site`.
+        with `truth` also `scores`, from `score_findings`; with `calibrate` also `site`, from `calibrate_site`;
+        `done_before` if an earlier run made the table.
 
     Raises
     ------

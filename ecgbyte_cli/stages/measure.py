@@ -101,7 +101,7 @@ def measure(
     -------
     dict
         `records`, `skipped`, `skipped_reasons` (reason to how many), `seconds` and `out`; without `out` also
-        `rows`.
+        `rows`; `done_before` if an earlier run made the table.
 
     Raises
     ------
