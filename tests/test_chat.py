@@ -17,8 +17,8 @@ import wfdb
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.inference.conversation import RecordingLoader
 from ecgbyte_cli.inference.measured_turns import conflicts_of
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.inference.turn import Turn
 from ecgbyte_cli.inference.witness import percent

@@ -19,8 +19,8 @@ QT interval? QTc? Is the QRS wide? Axis? Left axis deviation? Regular? Bundle br
 Has there been a heart attack? Heart block? ST elevation? Describe this ECG. Interpret this ECG. How sure are you?
 Why do you think so? Is this dangerous? Ist das Vorhofflimmern? Q waves? T wave inversion? Ischemia?"""
 DECLINED = {  # and the words of a suggestion about the same thing
-    "STEMI?": "myocardial infarction",
-    "Hyperkalemia?": "ST-T changes",
+    "STEMI?": "Is there ST elevation?; Is there myocardial infarction?",
+    "Hyperkalemia?": "electrolytic disturbance",
 }
 
 
@@ -70,9 +70,13 @@ def test_a_report_names_rhythm_findings_measurements_and_probabilities(fibrillat
     assert report.composed == "report" and report.answer == fibrillation["Interpret this ECG."].answer
     lines = report.answer.split("\n")
     assert lines[0].startswith("The rhythm is atrial fibrillation (") and " %" in lines[0]
-    assert lines[1].startswith("Findings: ") and "atrial fibrillation (" in lines[1]
+    # the rhythm is said once
+    assert lines[1].startswith("Findings: ") and "atrial fibrillation" not in "".join(lines[1:3])
     assert "heart rate" in report.answer and "QRS axis" in report.answer and "no diagnosis" in lines[-1]
     assert fibrillation["How sure are you?"].answer.startswith("The report names the probability")
+    assert fibrillation["Why do you think so?"].answer.startswith(
+        "I cannot give reasons in words for the report"
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from ecgbyte_cli.inference.operating_points import OperatingPoint, operating_poi
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model.folder_checks import SHIPPED
 from ecgbyte_cli.questions.findings import FINDINGS
+from ecgbyte_cli.runtime import devices, row_parts
 from ecgbyte_cli.signal.measure import measure
 from ecgbyte_cli.signal.measurement import VALUES
 from ecgbyte_cli.stages.findings import FindingsOptions, findings
@@ -132,6 +133,41 @@ def test_several_processes_write_the_same(table, folder, tmp_path):
     assert (tmp_path / "two.jsonl").read_bytes() == table.read_bytes()
 
 
+def test_on_a_gpu_one_process_asks_the_model(table, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ecgbyte_cli.stages.findings.devices.on_gpu", lambda wanted: True)
+    jobs, real = [], row_parts.in_parallel
+
+    def in_parallel(function, tasks, count, preload):
+        jobs.append(count)
+        return real(function, tasks, count, preload)
+
+    monkeypatch.setattr(row_parts, "in_parallel", in_parallel)
+    out = tmp_path / "gpu.jsonl"
+    findings(WorkDir(tmp_path / "none"), [str(folder)], FindingsOptions(out, model=SHIPPED, jobs=3))
+    assert jobs == [1] and out.read_bytes() == table.read_bytes()
+
+
+def test_a_gpu_is_asked_for_or_found(monkeypatch):
+    assert [devices.on_gpu(wanted) for wanted in ("cpu", "cuda", "cuda:1", "mps")] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    monkeypatch.setattr(devices, "DRIVERS", ())
+    assert not devices.on_gpu(None) and not devices.on_gpu("auto")
+    monkeypatch.setattr(devices, "DRIVERS", ("/",))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert devices.on_gpu(None) and devices.on_gpu("auto")
+
+
+def test_a_table_that_is_there_is_not_measured_again(table, folder, ecgbyte):
+    again = ecgbyte(
+        "findings", folder, "--out", table, "--model", SHIPPED, "--embeddings", table.with_name("e.npy")
+    )
+    assert again.exit_code == 0 and f"3 recordings read in an earlier run: {table}" in again.stdout
+
+
 def test_a_stopped_run_goes_on_and_writes_the_same(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ecgbyte_cli.runtime.row_parts.PART", 2)
     whole, out, work = tmp_path / "whole.jsonl", tmp_path / "f.jsonl", WorkDir(tmp_path / "none")
@@ -179,7 +215,7 @@ def test_wrong_uses_are_told_in_a_line(folder, tmp_path, ecgbyte):
     asked = ecgbyte("findings", folder, "--model", SHIPPED, "--questions", "afibb")
     assert asked.exit_code == 1 and "did you mean 'afib'" in asked.stderr
     nothing = ecgbyte("findings", folder / "bad.npz", "--model", SHIPPED, "--out", tmp_path / "f.csv")
-    assert nothing.exit_code == 1 and "none of 1 recordings" in nothing.stderr
+    assert nothing.exit_code == 1 and " cannot be used: " in nothing.stderr
 
 
 def test_a_file_without_names_of_leads_or_a_rate(tmp_path, ecgbyte):

@@ -396,6 +396,11 @@ def test_a_long_recording_is_loaded_as_far_as_it_is_in_view(visit, tmp_path, tok
         page.click("#tokens")
         page.locator(".band").first.wait_for()
         start = time.monotonic()
+        page.locator(".rates", has_text="median 60").wait_for()
+        assert page.locator(".overview .rate").get_attribute("d").startswith("M0.00 ")
+        strip = page.locator(".overview").bounding_box()
+        page.mouse.click(strip["x"] + strip["width"] / 2, strip["y"] + 20)
+        page.locator("svg[data-start^='89']").wait_for()  # around the middle
         page.get_by_label("Second that the sheet begins with").fill("1200")
         page.locator("svg[data-start='1200']").wait_for()
         print(f"20 minutes on in {1000 * (time.monotonic() - start):.0f} ms")
@@ -408,7 +413,22 @@ def test_a_long_recording_is_loaded_as_far_as_it_is_in_view(visit, tmp_path, tok
         page.get_by_text("what was said before is forgotten").wait_for()
         page.locator("svg[data-start='1200']").wait_for()
         assert sum(sizes) < 2e6  # of 2.6 MB a lead
-        assert sum("/tokens" in url for url in asked) <= 3
+        assert sum("/tokens" in url for url in asked) <= 4
+
+
+def test_a_recording_of_hours_is_read_in_parts(visit, tmp_path, tokenizer, monkeypatch):
+    second = np.arange(3700 * 250) % 250
+    beat = np.where(np.abs(second - 100) < 4, 1000, 0).astype("<i2")
+    np.stack([beat, -beat], 1).tofile(tmp_path / "holter.dat")
+    lines = "".join(f"holter.dat 16 1000 16 0 0 0 0 {lead}\n" for lead in ("II", "V1"))
+    (tmp_path / "holter.hea").write_text(f"holter 2 250 {len(beat)}\n{lines}")
+    monkeypatch.setattr("ecgbyte_cli.readers.formats.without_pulse", None)  # nothing is read as a whole
+    with running(service(tmp_path, stand_in(tokenizer, "yes"))) as address:
+        page = ready(visit(address))
+        page.get_by_text("0:00:00 to 0:00:10 of 1:01:40").wait_for()
+        page.get_by_label("Second that the sheet begins with").fill("3600")
+        page.locator("svg[data-start='3600']").wait_for()
+        page.get_by_text("1:00:00 to 1:00:10 of 1:01:40").wait_for()
 
 
 def test_without_a_model_ecgs_are_shown(visit, folder):

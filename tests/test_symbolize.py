@@ -250,7 +250,7 @@ def test_patients_and_splits(ecgbyte, tmp_path):
     (data / "table.csv").write_text("record,patient,split\nr0,K,\nr1,L,val\nr4,M,TEST\n")
     result = ecgbyte("symbolize", data, *SHORT, "--patients", data / "table.csv", "--overwrite")
     assert result.exit_code == 0 and "1 recordings are not in the table" in result.stderr
-    assert "1 recordings are on another side of the split in the table of patients" in result.stderr
+    assert "where the files name another side of the split: in 1 recording" in result.stderr
     segments = results(tmp_path / "work")[1]
     rows = zip(segments["record"], segments["patient"], segments["split"], strict=True)
     assert {record: whose for record, *whose in rows} == {
@@ -462,8 +462,8 @@ def said(ecgbyte, data, *options, work):
 @pytest.mark.parametrize(
     ("patients", "own", "word"),
     [
-        (["ANONYMOUS"] * 6, 6, "6 recordings name a placeholder as their patient"),
-        (["unknown", "0", "P1", "P2", "P3", "P3"], 5, "2 recordings name a placeholder"),
+        (["ANONYMOUS"] * 6, 6, "stands for the patient in 6 recordings"),
+        (["unknown", "0", "P1", "P2", "P3", "P3"], 5, "stands for the patient in 2 recordings"),
         (["4711"] * 6, 6, "all 6 recordings name the patient 4711"),
         (["4711"] * 4, 1, ""),
         (["A", "B"] * 3, 2, ""),

@@ -80,6 +80,21 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str], title: str | 
         Console(highlight=False).print(grid)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: "1 recording", "2 recordings"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def print_written(result: dict[str, Any], done: str) -> None:
+    """Print what a table of recordings took; `done` is how they were worked on, such as "measured"."""
+    count, out = counted(result["records"], "recording"), result["out"]
+    if result.pop("done_before", False):
+        print_result(f"{count} {done} in an earlier run: {out}")
+        return
+    rate = result["records"] / max(result["seconds"], 1e-9)
+    print_result(f"{count} {done} in {result['seconds']:.1f} s ({rate:.0f}/s): {out}")
+
+
 def print_skipped(result: dict[str, Any]) -> None:
     """Print why recordings were skipped, the most frequent reason first."""
     if result["skipped"]:

@@ -24,16 +24,17 @@ from ecgbyte_cli.model.folder_checks import BUILT
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess
+from ecgbyte_cli.signal.long_recordings import is_stored
 from ecgbyte_cli.signal.measure import measure_stretch
 from ecgbyte_cli.signal.measured_lines import NOTHING as NOTHING_MEASURED
 from ecgbyte_cli.signal.measured_lines import measured_line
 from ecgbyte_cli.signal.measurement import Measurement
-from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 if TYPE_CHECKING:
     from ecgbyte_cli.inference.certainty import Certainty, MatchedQuestion
     from ecgbyte_cli.inference.session import Session
     from ecgbyte_cli.model.prompt import Prompt
+    from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 Show = Callable[[str], object]
 ABOUT_ALL = ("safety", "sure", "why")  # questions that are not about one ECG
@@ -44,7 +45,7 @@ class ECG:
     """An open recording, and the segment of it that the model reads."""
 
     recording: readers.Recording
-    segments: list[tuple[float, np.ndarray]]  # of (start in s, float32 (leads, samples) in mV)
+    segments: Sequence[tuple[float, np.ndarray]]  # of (start in s, float32 (leads, samples) in mV)
     number: int  # of the segment that the model reads
     tokens: np.ndarray
     signal: dict  # the tokenizer's settings
@@ -55,6 +56,10 @@ class ECG:
         """Start and end of the segment, in s."""
         start = self.segments[self.number][0]
         return start, start + self.signal["segment_seconds"]
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return the arrays in memory: nothing of a long recording, which stays in its file."""
+        return [] if is_stored(self.recording) else [self.recording.signal, *(s for _, s in self.segments)]
 
     def stretch(self) -> str:
         """Return a description of the segment."""
@@ -73,14 +78,11 @@ class ECG:
 
     def lead(self, name: str) -> np.ndarray:
         """Return a lead over the segment, as recorded: float32 (samples,), mV."""
-        recording = self.recording
-        names = [lead.lower() for lead in recording.leads]
+        part = self.recording.part(*self.seconds)
+        names = [lead.lower() for lead in part.leads]
         if name.lower() in names:  # non-standard leads too
-            row = recording.signal[names.index(name.lower())]
-        else:
-            row = preprocess.pick(recording, [readers.lead_name(name)])[0]
-        begin, end = (round(s * recording.fs) for s in self.seconds)
-        return row[begin:end]
+            return part.signal[names.index(name.lower())]
+        return preprocess.pick(part, [readers.lead_name(name)])[0]
 
 
 class WithoutSignal(ECG):
@@ -89,40 +91,6 @@ class WithoutSignal(ECG):
     @property
     def line(self) -> str:
         return NOTHING_MEASURED
-
-
-@dataclass
-class RecordingLoader:
-    """Reads recordings as a model needs them."""
-
-    tokenizer: ECGTokenizer
-    segmenter: str
-    fs: float | None = None
-    lead_names: list[str] | None = None
-    units: str | None = None
-    keep_identity: bool = False
-
-    def read(self, path: str | os.PathLike) -> ECG:
-        """Read, preprocess and encode a recording; return the ECG of its first segment."""
-        try:
-            recording, segments = self.segments(path)
-        except readers.Unusable as error:
-            exists = error.message != "not a known format" or os.path.exists(path)
-            reason = error.message if exists else "no such recording"
-            raise Failure(f"{path} cannot be used: {reason}") from error
-        return self.segment(recording, segments, 0)
-
-    def segments(self, path: str | os.PathLike) -> tuple[readers.Recording, list[tuple[float, np.ndarray]]]:
-        """Read and preprocess a recording; return it with its segments, or raise Unusable with the bare reason."""
-        recording = readers.read_recording(path, self.fs, self.lead_names, self.units, self.keep_identity)
-        return recording, preprocess.segments(recording, self.tokenizer.signal)
-
-    def segment(
-        self, recording: readers.Recording, segments: list[tuple[float, np.ndarray]], number: int
-    ) -> ECG:
-        """Encode one segment of a recording."""
-        tokens = self.tokenizer.encode(segments[number][1], self.segmenter)
-        return ECG(recording, segments, number, tokens, self.tokenizer.signal)
 
 
 class Conversation:
@@ -399,7 +367,12 @@ class Conversation:
         last = self.ecgs[-1]
         if not 1 <= number <= len(last.segments):
             raise Failure(f"{last.recording.name} has the segments 1 to {len(last.segments)}")
-        self.ecgs[-1] = self.session.reader.segment(last.recording, last.segments, number - 1)
+        try:
+            self.ecgs[-1] = self.session.reader.segment(last.recording, last.segments, number - 1)
+        except readers.Unusable as error:  # a part of a long recording is read only now
+            raise Failure(
+                f"segment {number} of {last.recording.name} cannot be used: {error.message}"
+            ) from error
         self.turns = []
         self.log.append(f"Read {last.recording.name}, {self.ecgs[-1].stretch()}.")
         return self.ecgs[-1]
@@ -412,7 +385,7 @@ class Conversation:
 
 def fit_prompt(
     prompt: "Prompt",
-    tokenizer: ECGTokenizer,
+    tokenizer: "ECGTokenizer",
     ecgs: list[np.ndarray],
     turns: Sequence[tuple[str, str | None]],
     longest: int | None,
@@ -439,6 +412,12 @@ def _answer_among(turn: Turn, answers: list[str], weights: np.ndarray, members: 
     likeliest = answers[int(np.where(among == yes, weights, -1).argmax())]
     turn.answer = f"{'yes' if yes else 'no'}: {likeliest}"
     turn.probability, turn.other = (chance, ("no", 1 - chance)) if yes else (1 - chance, ("yes", chance))
+
+
+def origin(about: dict) -> str:
+    """Return the name of a model, and what it was trained from."""
+    base = about["base"]
+    return f"{about['folder']}, {'trained from scratch' if base in BUILT else f'from {base}'}"
 
 
 def remembers_earlier_turns(about: dict) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ecgbyte_cli.failure import Failure, printable
-from ecgbyte_cli.inference.conversation import ECG, Conversation
+from ecgbyte_cli.inference.conversation import ECG, Conversation, origin
 from ecgbyte_cli.inference.turn import Turn
 from ecgbyte_cli.runtime.memory import reporting_out_of_memory
 
@@ -118,9 +118,7 @@ def conversation_markdown(
         lines += [printable(f"- {name}: {text}") for name, text in facts(ecg).items()]
         lines.append("")
     lines += [
-        printable(
-            f"- model: {conversation.session.about['folder']}, from {conversation.session.about['base']}"
-        ),
+        printable(f"- model: {origin(conversation.session.about)}"),
         "",
     ]
     for entry in conversation.log:

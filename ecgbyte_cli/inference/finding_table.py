@@ -5,7 +5,9 @@ An ECG is read once for all its questions.
 
 import base64
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +21,14 @@ from ecgbyte_cli.inference.conflicts import find_conflicts
 from ecgbyte_cli.inference.conversation import ECG
 from ecgbyte_cli.inference.device_statements import device_conflicts, device_statements
 from ecgbyte_cli.inference.operating_points import NO, YES, OperatingPoint
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.trained_questions import RHYTHM, TrainedQuestion
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.questions.findings import ALL_FINDINGS
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.memory import out_of_memory
+from ecgbyte_cli.runtime.processes import threads
 from ecgbyte_cli.signal.measurement import VALUES
 from ecgbyte_cli.signal.normal_limits import age_and_sex
 from ecgbyte_cli.storage.files import array_writer
@@ -50,7 +54,9 @@ def columns_of(questions: Sequence[TrainedQuestion]) -> dict[str, type]:
     return columns | {name: NUMBERS.get(name, str) for name in (*MEASURED, *REMARKS)}
 
 
-def finding_rows(paths: Sequence[str], asked: dict[str, Any]) -> Iterator[tuple[str, list[Row] | Failure]]:
+def finding_rows(
+    paths: Sequence[str], asked: dict[str, Any], ahead: int = 0
+) -> Iterator[tuple[str, list[Row] | Failure]]:
     """Yield the rows of each recording, one per segment, or the reason to skip it.
 
     Parameters
@@ -61,6 +67,8 @@ def finding_rows(paths: Sequence[str], asked: dict[str, Any]) -> Iterator[tuple[
         of ecgbyte.json), `reading` (see `session.reading_options`), `questions` (of `TrainedQuestion`s, as lists),
         `points` (name to `OperatingPoint`, as a list), `salt` (of `readers.patient_key`) and `embeddings` (whether to
         add them).
+    ahead : int
+        Threads that read and measure recordings while the model computes on a GPU; 0 reads them in turn.
 
     Raises
     ------
@@ -71,17 +79,42 @@ def finding_rows(paths: Sequence[str], asked: dict[str, Any]) -> Iterator[tuple[
     session = _session(*model, json.dumps(asked["reading"]))
     waiting: list[tuple[str, list[ECG] | Failure]] = []
     with _threads(session):
-        for path in paths:
-            try:
-                recording, cut = session.reader.segments(path)
-                ecgs = [session.reader.segment(recording, cut, number) for number in range(len(cut))]
-                waiting.append((path, ecgs))
-            except Failure as error:
-                waiting.append((path, error))
+        for path, given in _read(session.reader, paths, ahead):
+            waiting.append((path, given))
             if sum(len(ecgs) for _, ecgs in waiting if isinstance(ecgs, list)) >= TOGETHER:
                 yield from _answered(session, waiting, asked)
                 waiting = []
         yield from _answered(session, waiting, asked)
+
+
+def _read(
+    loader: RecordingLoader, paths: Sequence[str], ahead: int
+) -> Iterator[tuple[str, list[ECG] | Failure]]:
+    """Yield the ECGs of each recording, or the reason to skip it, in order."""
+
+    def read(path: str) -> list[ECG] | Failure:
+        try:
+            recording, cut = loader.segments(path)
+            ecgs = [loader.segment(recording, cut, number) for number in range(len(cut))]
+        except Failure as error:
+            return error
+        if ahead:
+            for ecg in ecgs:
+                _ = ecg.measurement  # kept for its row
+        return ecgs
+
+    if not ahead:
+        yield from ((path, read(path)) for path in paths)
+        return
+    with threads(ahead) as pool:
+        begun: deque[tuple[str, Future[list[ECG] | Failure]]] = deque()
+        for path in paths:
+            begun.append((path, pool.submit(read, path)))
+            if len(begun) > 2 * ahead:
+                first, future = begun.popleft()
+                yield first, future.result()
+        for first, future in begun:
+            yield first, future.result()
 
 
 @lru_cache(1)

@@ -108,10 +108,13 @@ def compose_report(session: "Session", ecg: "ECG") -> str:
 
 
 def _about_findings(reading: FindingsReading) -> list[str]:
-    """Return sentences about the findings that are present, and about the next ones."""
+    """Return sentences about the findings that are present, and about the next ones, but not about the rhythm again."""
     if not reading.findings:
         return []
     ranked = sorted(reading.findings, key=lambda words: -reading.findings[words])
+    rhythms = [*reading.rhythms]
+    said = {*rhythms[:1], *(words for words in rhythms[1:2] if words not in reading.present)}
+    ranked = [words for words in ranked if words not in said]
     present, others = ([w for w in ranked if (w in reading.present) == yes] for yes in (True, False))
     named = {words: f"{words} ({percent(chance)})" for words, chance in reading.findings.items()}
     first = "No finding that the model knows is likely."

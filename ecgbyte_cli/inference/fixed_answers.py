@@ -10,8 +10,9 @@ SAFETY = (
 )
 ABOUT_REPORT = (
     "The report names the probability of each statement of the model, calibrated on held-out recordings of the "
-    "training data. Ask about one of the findings, and attribution shows the parts of the ECG that the answer drew on."
+    "training data."
 )
+ASK_ONE = "Ask about one of the findings, and attribution shows the parts of the ECG that the answer drew on."
 NO_ANSWER_YET = "I have not answered with a probability yet: ask about a finding or the rhythm first."
 
 
@@ -32,7 +33,8 @@ def answer_fixed(kind: str, log: Sequence[Turn | str]) -> str:
         return NO_ANSWER_YET
     turn = answered[-1]
     if turn.composed:
-        return ABOUT_REPORT
+        why = "I cannot give reasons in words for the report."
+        return f"{ABOUT_REPORT if kind == 'sure' else why} {ASK_ONE}"
     about = f"“{turn.answer}” to “{turn.question}”"
     if kind == "sure":
         sure = turn.certainty() or "this answer was written freely, and has no calibrated probability"
@@ -46,6 +48,6 @@ def answer_fixed(kind: str, log: Sequence[Turn | str]) -> str:
     shown = (
         "Attribution shows the parts of the ECG that it drew on: Show on the page, /attention in the terminal."
         if turn.attributable
-        else "Ask about one of the findings, and attribution shows the parts of the ECG that the answer drew on."
+        else ASK_ONE
     )
     return f"I cannot give reasons in words for {about}.{witness} {shown}"

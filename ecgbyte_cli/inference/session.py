@@ -19,13 +19,13 @@ from ecgbyte_cli.inference.certainty import (
 from ecgbyte_cli.inference.conversation import (
     ECG,
     Conversation,
-    RecordingLoader,
     fit_prompt,
     remembers_earlier_turns,
 )
 from ecgbyte_cli.inference.conversation_report import AnswerAttribution, attribute_turn
 from ecgbyte_cli.inference.everyday import known_findings
 from ecgbyte_cli.inference.operating_points import UNSURE, YES, OperatingPoint
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.inference.site import read_site
 from ecgbyte_cli.inference.trained_questions import names_by_text
 from ecgbyte_cli.inference.turn import Turn

@@ -255,30 +255,31 @@ QUESTION_WORDS = frozenset(
 )
 # findings to suggest, by the words of questions that no wording fits
 RELATED = {
-    "sttc mi ami imi": (
+    "ste mi ami imi isc std sttc": (
         "st stemi nstemi elevation elevations depression depressions hebung senkung infarction infarct "
         "heart attack coronary acs angina occlusion troponin ischemia ischaemia ischemic ischaemic"
     ),
-    "sttc": (
-        "t inversion inverted negative flat peaked repolarization repolarisation hyperkalemia "
-        "hyperkalaemia hypokalemia hypokalaemia potassium calcium electrolyte electrolytes digitalis "
-        "digoxin pericarditis j u"
+    "invt tab ndt sttc": "t inversion inverted negative flat peaked repolarization repolarisation u",
+    "el sttc tab": (
+        "hyperkalemia hyperkalaemia hypokalemia hypokalaemia potassium calcium electrolyte electrolytes"
     ),
-    "mi imi ami": "q qs necrosis scar",
-    "crbbb clbbb irbbb ivcd lafb": (
+    "dig sttc": "digitalis digoxin",
+    "ste sttc": "pericarditis j",
+    "qwave mi imi ami": "q qs necrosis scar",
+    "bbb crbbb clbbb irbbb ivcd lafb wpw": (
         "bundle branch block blocks conduction qrs wide broad fascicular hemiblock delta wpw preexcitation"
     ),
-    "1avb": "av pr degree block wenckebach mobitz",
-    "afib stach sbrad": (
+    "1avb 2avb 3avb lpr": "av pr degree block wenckebach mobitz",
+    "afib aflt svtac stach sbrad": (
         "rhythm arrhythmia arrhythmias fibrillation flutter tachycardia bradycardia svt vt vf atrial "
         "ventricular palpitations fast slow asystole cardioversion"
     ),
-    "pvc": (
+    "pvc pac bigu trigu": (
         "beat beats ectopic ectopics extrasystole extrasystoles premature bigeminy trigeminy extra "
         "couplet couplets"
     ),
     "pace": "pacemaker paced pacing icd crt spikes",
-    "lvh lae": (
+    "lvh lae rvh": (
         "hypertrophy enlargement enlarged dilated dilatation ventricle ventricular atrium atrial p "
         "voltage strain hypertension thick heart size cardiomyopathy hocm rvh"
     ),

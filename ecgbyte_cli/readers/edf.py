@@ -4,7 +4,7 @@ import math
 import os
 import re
 from datetime import datetime
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ecgbyte_cli.readers.recording import (
     record_name,
     text_of,
 )
+from ecgbyte_cli.readers.stored import is_long, stored_signal
 
 # the fields of each signal in the header, and their widths
 FIELDS = {"label": 16, "transducer": 80, "unit": 8, "physical_min": 8, "physical_max": 8}
@@ -35,48 +36,99 @@ class _Signal(NamedTuple):
     start: int  # its first sample in a record
 
 
+class _Layout(NamedTuple):
+    """What the header of a file says about its records."""
+
+    head: bytes  # the first 256 bytes
+    wide: int  # bytes of a sample
+    first: int  # the byte that the records begin at
+    width: int  # samples in a record
+    records: int
+    seconds: float  # of a record
+    leads: list[_Signal]  # at the most common rate
+    common: int  # samples of each in a record
+
+
 def read(path: str, fs: float | None, lead_names: list[str] | None, units: str | None) -> Recording:
     """Read EDF, EDF+ and BDF. If the sampling rates differ, only the leads at the most common rate are read."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limits.FILE_BYTES:
             raise Unusable(f"too large: {size} bytes")
-        head = file.read(256)
-        if head[:8] not in (b"0       ", b"\xffBIOSEMI") or len(head) < 256:
-            raise Unusable("header refused: not that of an EDF or BDF file")
-        wide = 3 if head[0] == 0xFF else 2
-        if text_of(head[192:236])[3:5] == "+D":
-            raise Unusable("samples missing: the recording is discontinuous (EDF+D)")
-        records, count = (
-            _whole(head[236:244], "number of records"),
-            _whole(head[252:256], "number of signals"),
-        )
-        seconds = _number(head[244:252], "duration of a record")
-        if not 0 < count <= 2 * limits.LEADS or seconds <= 0:
-            raise Unusable(f"header refused: {count} signals in records of {seconds:g} s")
-        signals = _signals(file.read(256 * count), count)
-        first, width = 256 * (count + 1), signals[-1].start + signals[-1].samples
-        if not 0 < width <= limits.SAMPLES:
-            raise Unusable(f"header refused: {width} samples in a record")
-        if records == -1:  # unknown when the header was written
-            records = (size - first) // (wide * width)
-        if records < 0 or size < first + records * width * wide:
-            raise Unusable(f"signal file truncated: {size} of {first + records * width * wide} bytes")
-        leads = [signal for signal in signals if signal.millivolts and signal.samples]
-        if not leads or not records:
-            raise Unusable("no leads in volts" if records else "no samples")
-        common = common_rate([lead.samples for lead in leads])
-        leads = [lead for lead in leads if lead.samples == common]
-        check_promise(len(leads), records * common)
-        data = np.fromfile(file, np.uint8, records * width * wide).reshape(records, width, wide)
-    signal = np.empty((len(leads), records * common), np.float32)
-    for row, lead in zip(signal, leads, strict=True):
-        row[:] = _physical(lead, data[:, lead.start : lead.start + common])
-    comments, identity = _patient(head)
-    labels = [lead.label for lead in leads]
-    return Recording(
-        signal, common / seconds, labels, record_name(path), path, comments, _start(head), identity
+        layout = _layout(file, size)
+        check_promise(len(layout.leads), layout.records * layout.common)
+        signal = _read_records(file, layout, 0, layout.records)
+    return _recording(path, layout, signal)
+
+
+def open_long(path: str) -> Recording | None:
+    """Open a long recording without reading its signal; None for others, which `read` reads."""
+    with open_regular(path) as file:
+        layout = _layout(file, os.fstat(file.fileno()).st_size)
+    common, samples = layout.common, layout.records * layout.common
+    if not is_long(len(layout.leads), samples, common / layout.seconds):
+        return None
+
+    def read_part(start: int, stop: int) -> np.ndarray:
+        first, last = start // common, -(-stop // common)
+        check_promise(1, (last - first) * layout.width)
+        with open_regular(path) as file:
+            part = _read_records(file, layout, first, last)
+        return part[:, start - first * common : stop - first * common]
+
+    return _recording(path, layout, stored_signal(len(layout.leads), samples, read_part))
+
+
+def _layout(file: BinaryIO, size: int) -> _Layout:
+    """Read the header of a file of `size` bytes."""
+    head = file.read(256)
+    if head[:8] not in (b"0       ", b"\xffBIOSEMI") or len(head) < 256:
+        raise Unusable("header refused: not that of an EDF or BDF file")
+    wide = 3 if head[0] == 0xFF else 2
+    if text_of(head[192:236])[3:5] == "+D":
+        raise Unusable("samples missing: the recording is discontinuous (EDF+D)")
+    records, count = (
+        _whole(head[236:244], "number of records"),
+        _whole(head[252:256], "number of signals"),
     )
+    seconds = _number(head[244:252], "duration of a record")
+    if not 0 < count <= 2 * limits.LEADS or seconds <= 0:
+        raise Unusable(f"header refused: {count} signals in records of {seconds:g} s")
+    signals = _signals(file.read(256 * count), count)
+    first, width = 256 * (count + 1), signals[-1].start + signals[-1].samples
+    if not 0 < width <= limits.SAMPLES:
+        raise Unusable(f"header refused: {width} samples in a record")
+    if records == -1:  # unknown when the header was written
+        records = (size - first) // (wide * width)
+    if records < 0 or size < first + records * width * wide:
+        raise Unusable(f"signal file truncated: {size} of {first + records * width * wide} bytes")
+    leads = [signal for signal in signals if signal.millivolts and signal.samples]
+    if not leads or not records:
+        raise Unusable("no leads in volts" if records else "no samples")
+    common = common_rate([lead.samples for lead in leads])
+    leads = [lead for lead in leads if lead.samples == common]
+    return _Layout(head, wide, first, width, records, seconds, leads, common)
+
+
+def _read_records(file: BinaryIO, layout: _Layout, first: int, last: int) -> np.ndarray:
+    """Read the records from `first` to before `last`: float32 (leads, samples), mV."""
+    count, width, wide = last - first, layout.width, layout.wide
+    file.seek(layout.first + first * width * wide)
+    data = np.fromfile(file, np.uint8, count * width * wide)
+    if data.size < count * width * wide:
+        raise Unusable("signal file truncated")
+    data = data.reshape(count, width, wide)
+    signal = np.empty((len(layout.leads), count * layout.common), np.float32)
+    for row, lead in zip(signal, layout.leads, strict=True):
+        row[:] = _physical(lead, data[:, lead.start : lead.start + layout.common])
+    return signal
+
+
+def _recording(path: str, layout: _Layout, signal: np.ndarray) -> Recording:
+    comments, identity = _patient(layout.head)
+    labels = [lead.label for lead in layout.leads]
+    fs, start = layout.common / layout.seconds, _start(layout.head)
+    return Recording(signal, fs, labels, record_name(path), path, comments, start, identity)
 
 
 def _patient(head: bytes) -> tuple[list[str], dict[str, str]]:

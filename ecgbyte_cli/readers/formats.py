@@ -30,6 +30,8 @@ class Format(NamedTuple):
         A file with one of these may be in this format: `recognises` decides.
     recognises : callable, optional
         Takes the first `HEAD_BYTES` of a file; true if they are of this format.
+    open_long : callable, optional
+        Takes a path; returns a long recording whose signal stays in its file, or None where `read` should read it.
     """
 
     read: Reader
@@ -37,11 +39,12 @@ class Format(NamedTuple):
     extra: str = ""
     shared_extensions: tuple[str, ...] = ()
     recognises: Callable[[bytes], object] | None = None
+    open_long: Callable[[str], Recording | None] | None = None
 
 
 FORMATS = (
-    Format(wfdb.read, (".hea",)),
-    Format(edf.read, (".edf", ".bdf")),
+    Format(wfdb.read, (".hea",), open_long=wfdb.open_long),
+    Format(edf.read, (".edf", ".bdf"), open_long=edf.open_long),
     Format(dicom.read, (".dcm",), "formats", (".dicom", ".ima", ""), dicom.is_dicom),
     Format(delimited.read, (".csv", ".tsv")),
     Format(arrays.read, (".npy", ".npz")),
@@ -85,8 +88,35 @@ def read_recording(
     Unusable
         If it cannot be read; the reason does not repeat the path.
     """
+    return _read(path, fs, lead_names, units, keep_identity, parts=False)
+
+
+def open_recording(
+    path: str | os.PathLike,
+    fs: float | None = None,
+    lead_names: list[str] | None = None,
+    units: str | None = None,
+    keep_identity: bool = False,
+) -> Recording:
+    """Read one recording, or open a long one (WFDB, EDF, BDF) without reading its signal.
+
+    The parameters are those of `read_recording`. The signal of a long recording, see `stored.is_long`, is a
+    `StoredSignal`: take parts of it.
+    """
+    return _read(path, fs, lead_names, units, keep_identity, parts=True)
+
+
+def _read(
+    path: str | os.PathLike,
+    fs: float | None,
+    lead_names: list[str] | None,
+    units: str | None,
+    keep_identity: bool,
+    parts: bool,
+) -> Recording:
+    """Read a recording, or with `parts` open it where it is long."""
     path = file_of(os.fspath(path)) or os.fspath(path)
-    recording = _read(path, fs, lead_names, units)
+    recording = _read_file(path, fs, lead_names, units, parts)
     if not recording.leads:
         raise Unusable("no leads in volts")
     if recording.signal.shape[1] == 0:
@@ -97,7 +127,9 @@ def read_recording(
     return recording
 
 
-def _read(path: str, fs: float | None, lead_names: list[str] | None, units: str | None) -> Recording:
+def _read_file(
+    path: str, fs: float | None, lead_names: list[str] | None, units: str | None, parts: bool
+) -> Recording:
     """Read a file by its format; every error becomes an `Unusable` with the reason."""
     file, _ = split_row(path)
     form = EXTENSIONS.get(os.path.splitext(file)[1].lower())
@@ -110,7 +142,8 @@ def _read(path: str, fs: float | None, lead_names: list[str] | None, units: str 
             raise Unusable("not a known format")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return without_pulse(form.read(path, fs, lead_names, units))
+            long = form.open_long(path) if parts and form.open_long else None
+            return long or without_pulse(form.read(path, fs, lead_names, units))
     except Failure:
         raise
     except FileNotFoundError as error:

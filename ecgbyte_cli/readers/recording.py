@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import BinaryIO
@@ -46,7 +46,8 @@ class Recording:
     Attributes
     ----------
     signal : numpy.ndarray
-        float32 (leads, samples), mV; NaN where the file has no valid sample.
+        float32 (leads, samples), mV; NaN where the file has no valid sample. Of a long recording from
+        `open_recording` a `StoredSignal`.
     fs : float
         Sampling rate, Hz.
     leads : list of str
@@ -71,6 +72,16 @@ class Recording:
     comments: list[str] = field(default_factory=list)
     start: datetime | None = None
     identity: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Length of the recording, s."""
+        return self.signal.shape[1] / self.fs
+
+    def part(self, start: float, end: float | None = None) -> "Recording":
+        """Return the part from `start` to `end` (s, or None: to the end of the recording)."""
+        first = round(start * self.fs)
+        return replace(self, signal=self.signal[:, first : None if end is None else round(end * self.fs)])
 
     def comment(self, key: str) -> str | None:
         """Return the text after "key:" in the comments, or None."""

@@ -15,6 +15,7 @@ from ecgbyte_cli.readers.recording import (
     open_regular,
     record_name,
 )
+from ecgbyte_cli.readers.stored import is_long, stored_signal
 
 # format to bits per sample; the 5xx are FLAC
 BITS = {
@@ -45,15 +46,53 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
     header = wfdb_header.read_header(path)
     if header.segments is not None:
         return _read_segments(path, header, header.segments)
-    leads = _leads(header)
-    if not leads:
-        raise Unusable("no leads in volts")
-    frame = common_rate([line.frame for _, line in leads])
-    leads = [(place, line) for place, line in leads if line.frame == frame]
+    leads, frame = _common_leads(header)
     stored = _stored(os.path.dirname(path), header)
     signal = np.empty((len(leads), stored[leads[0][0]].size), np.float32)
     for row, (place, line) in zip(signal, leads, strict=True):
         _scale(row, stored[place], line)
+    return _recording(path, header, signal, leads, frame)
+
+
+def open_long(path: str) -> Recording | None:
+    """Open a long record of a single segment without reading its signal; None for others, which `read` reads."""
+    header = wfdb_header.read_header(path)
+    if header.segments is not None or any(line.skew or line.form in (8, *FLAC) for line in header.signals):
+        return None
+    leads, frame = _common_leads(header)
+    folder = os.path.dirname(path)
+    frames = header.samples or _frames_of(folder, header)
+    if not is_long(len(leads), frames * frame, header.fs * frame):
+        return None
+    _stored(folder, header, frames - 1, 1)  # the files are there, and as long as promised
+
+    def read_part(start: int, stop: int) -> np.ndarray:
+        first = start // frame
+        stored = _stored(folder, header, first, -(-stop // frame) - first)
+        part = np.empty((len(leads), stored[leads[0][0]].size), np.float32)
+        for row, (place, line) in zip(part, leads, strict=True):
+            _scale(row, stored[place], line)
+        return part[:, start - first * frame : stop - first * frame]
+
+    return _recording(path, header, stored_signal(len(leads), frames * frame, read_part), leads, frame)
+
+
+def _common_leads(header: wfdb_header.Header) -> tuple[list[tuple[int, wfdb_header.Signal]], int]:
+    """Return the leads at the most common rate, as `_leads` does, and their samples in a frame."""
+    leads = _leads(header)
+    if not leads:
+        raise Unusable("no leads in volts")
+    frame = common_rate([line.frame for _, line in leads])
+    return [(place, line) for place, line in leads if line.frame == frame], frame
+
+
+def _recording(
+    path: str,
+    header: wfdb_header.Header,
+    signal: np.ndarray,
+    leads: list[tuple[int, wfdb_header.Signal]],
+    frame: int,
+) -> Recording:
     names = [line.name for _, line in leads]
     return Recording(signal, header.fs * frame, names, record_name(path), path, header.comments, header.start)
 
@@ -124,15 +163,42 @@ def _scale(row: np.ndarray, stored: np.ndarray, line: wfdb_header.Signal) -> Non
         row[values == -(1 << (BITS[line.form] - 1))] = np.nan
 
 
-def _stored(folder: str, header: wfdb_header.Header) -> dict[int, np.ndarray]:
-    """Return the samples of each signal of a single segment by its place: integers (frames, samples in a frame)."""
+def _files(header: wfdb_header.Header) -> dict[str, list[int]]:
+    """Return the places of the signals in each signal file."""
     files: dict[str, list[int]] = {}
     for place, line in enumerate(header.signals):
         if line.file != "~":
             files.setdefault(line.file, []).append(place)
+    return files
+
+
+def _frames_of(folder: str, header: wfdb_header.Header) -> int:
+    """Return the length in frames of a record whose header does not state it, by its shortest file."""
+    return min(
+        _frames_in(os.path.getsize(os.path.join(folder, file)), [header.signals[i] for i in places])
+        for file, places in _files(header).items()
+    )
+
+
+def _frames_in(size: int, lines: list[wfdb_header.Signal]) -> int:
+    """Return how many frames a signal file of `size` bytes holds."""
+    stored, together = PACKED.get(lines[0].form, (BITS.get(lines[0].form, 8) // 8, 1))
+    width = max(sum(line.frame for line in lines), 1)
+    return max(size - lines[0].offset, 0) * together // stored // width
+
+
+def _stored(
+    folder: str, header: wfdb_header.Header, first: int = 0, frames: int | None = None
+) -> dict[int, np.ndarray]:
+    """Return the samples of each signal of a single segment by its place: integers (frames, samples in a frame).
+
+    `first` and `frames` are a part of it; by default, the whole.
+    """
     stored = {}
-    for file, places in files.items():
-        digital = _digital(os.path.join(folder, file), [header.signals[i] for i in places], header.samples)
+    frames = header.samples if frames is None else frames
+    for file, places in _files(header).items():
+        lines = [header.signals[i] for i in places]
+        digital = _digital(os.path.join(folder, file), lines, frames, first)
         digital = np.asfortranarray(digital)  # contiguous signals are faster from here on
         start = 0
         for place in places:
@@ -144,8 +210,8 @@ def _stored(folder: str, header: wfdb_header.Header) -> dict[int, np.ndarray]:
     return stored
 
 
-def _digital(path: str, lines: list[wfdb_header.Signal], frames: int | None) -> np.ndarray:
-    """Return the samples of a signal file as integers (frames, samples of all signals in a frame)."""
+def _digital(path: str, lines: list[wfdb_header.Signal], frames: int | None, first: int = 0) -> np.ndarray:
+    """Return the samples of a signal file from frame `first` on: integers (frames, samples of all signals in one)."""
     form, offset, width = lines[0].form, lines[0].offset, sum(line.frame for line in lines)
     if form not in BITS or any((line.form, line.offset) != (form, offset) for line in lines) or not width:
         raise Unusable(f"header refused: signals of format {form} are no known way to store them")
@@ -161,15 +227,18 @@ def _digital(path: str, lines: list[wfdb_header.Signal], frames: int | None) -> 
         size = os.fstat(file.fileno()).st_size
         stored, together = PACKED.get(form, (BITS[form] // 8, 1))
         if frames is None:
-            frames = max(size - offset, 0) * together // stored // width
+            frames = _frames_in(size, lines)
             check_promise(1, width * frames)
-        count = frames * width
+        before = first * width % together  # samples of the packed group that the part begins in
+        begin = offset + (first * width - before) * stored // together
+        count = before + frames * width
         needed = -(-count * stored // together)
-        if size < offset + needed:
-            raise Unusable(f"signal file truncated: {size} of {offset + needed} bytes")
-        file.seek(offset)
-        data = np.fromfile(file, STORED[form], needed if STORED[form] == "u1" else count)
-    return _unpacked(data, form, count, lines).reshape(frames, width)
+        if size < begin + needed:
+            raise Unusable(f"signal file truncated: {size} of {begin + needed} bytes")
+        file.seek(begin)
+        groups = -(-count // together) * stored  # bytes: a sample may have bits in all of its group
+        data = np.fromfile(file, STORED[form], groups if STORED[form] == "u1" else count)
+    return _unpacked(data, form, count, lines)[before:].reshape(frames, width)
 
 
 def _unpacked(data: np.ndarray, form: int, count: int, lines: list[wfdb_header.Signal]) -> np.ndarray:

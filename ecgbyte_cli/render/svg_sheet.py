@@ -12,7 +12,6 @@ The svg element itself has data-start, data-seconds, data-speed (mm/s), data-gai
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from html import escape
 from typing import NamedTuple
 
@@ -55,9 +54,7 @@ def drawable_leads(
     names : list of str
         The twelve leads if they are recorded or can be derived from I and II, then the other leads.
     """
-    first = round(start * recording.fs)
-    stop = None if seconds is None else first + round(seconds * recording.fs)
-    part = replace(recording, signal=recording.signal[:, first:stop])
+    part = recording.part(start, None if seconds is None else start + seconds)
     names = [readers.lead_name(name) or name for name in part.leads]
     try:
         twelve = preprocess.pick(part, preprocess.LEADS)
@@ -120,7 +117,7 @@ def svg_sheet(
         drawn.append(_text("time", x, height - 5, 2.5, text, 'text-anchor="middle"'))
     drawn.append(_text("scale", width - MARGIN, height - 1.5, 2.5, scale, 'text-anchor="end"'))
     label = _safe(f"ECG {title}: {', '.join(lead for row in rows for lead, _, _ in row)}; {scale}")
-    length = min(seconds, recording.signal.shape[1] / recording.fs - start)
+    length = min(seconds, recording.seconds - start)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="sheet" role="img" aria-label="{label}" '
         f'viewBox="0 0 {width} {height}" width="{width}mm" height="{height}mm" data-layout="{layout}" '

@@ -13,7 +13,7 @@ import numpy as np
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.output import note
 from ecgbyte_cli.failure import printable
-from ecgbyte_cli.inference.conversation import ECG, remembers_earlier_turns
+from ecgbyte_cli.inference.conversation import ECG, origin, remembers_earlier_turns
 from ecgbyte_cli.render.measured_facts import measured_facts
 from ecgbyte_cli.storage.files import atomic_write
 
@@ -154,8 +154,7 @@ def panel_facts(ecg: ECG, about: dict[str, Any] | None = None) -> dict[str, str]
     recording, signal = ecg.recording, ecg.signal
     facts = {
         "recorded": f"{len(recording.leads)} leads ({', '.join(recording.leads)}), {recording.fs:g} Hz, "
-        f"{recording.signal.shape[1] / recording.fs:g} s"
-        + (f", {recording.start:%Y-%m-%d %H:%M}" if recording.start else ""),
+        f"{recording.seconds:g} s" + (f", {recording.start:%Y-%m-%d %H:%M}" if recording.start else ""),
         **measured_facts(ecg.recording, ecg.measurement),
         "read": f"{ecg.stretch()}; {', '.join(signal['leads'])} at {signal['fs']:g} Hz: "
         f"{len(ecg.tokens)} ECG tokens",
@@ -163,7 +162,7 @@ def panel_facts(ecg: ECG, about: dict[str, Any] | None = None) -> dict[str, str]
     if about:
         memory = "; trained on single questions, so it does not see earlier ones"
         memory = "" if remembers_earlier_turns(about) else memory
-        facts["model"] = f"{about['folder']}, from {about['base']}{memory}"
+        facts["model"] = f"{origin(about)}{memory}"
     return facts
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ecgbyte_cli.failure import Failure
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 NAMES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, Windows Subsystem for Linux
 EXPECTED = "auto, cpu, cuda, cuda:N (the number of a GPU) or mps"
 
 
@@ -74,6 +76,20 @@ def _check_mps(method: str | None, processes: int) -> None:
         raise Failure("--device mps cannot compute with 4-bit weights: give --method lora or full")
     if processes > 1:
         raise Failure("--device mps: one process trains on an Apple GPU: run it without torchrun")
+
+
+def on_gpu(wanted: str | None) -> bool:
+    """Return whether a device is a GPU; `auto`, as None, is one where there is one.
+
+    PyTorch is imported only on a machine with a GPU's driver.
+    """
+    if wanted not in (None, "auto"):
+        return not wanted.startswith("cpu")
+    if sys.platform == "linux" and not any(map(os.path.exists, DRIVERS)):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def gpu_of_worker(workers: dict[str, dict[str, Any]], address: str) -> str | None:

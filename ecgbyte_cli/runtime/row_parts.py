@@ -15,7 +15,7 @@ import numpy as np
 
 from ecgbyte_cli import __version__, readers
 from ecgbyte_cli.cli.app import caused_by_interrupt
-from ecgbyte_cli.cli.output import note, progress
+from ecgbyte_cli.cli.output import counted, note, progress
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.processes import in_parallel
@@ -170,7 +170,9 @@ def settings_file(out: Path) -> Path:
 
 
 def finished_table(out: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Return the result of an earlier run that made the same table, and note it; None if there is work to do.
+    """Return the result of an earlier run that made the same table, with `done_before`, and note it.
+
+    None if there is work to do.
 
     Raises
     ------
@@ -193,7 +195,7 @@ def finished_table(out: Path, settings: Mapping[str, Any], overwrite: bool) -> d
     if folder.exists():  # the earlier run was ended before it removed its parts
         PartialResults(folder, dict(settings), overwrite=True).remove()
     note(f"{out} holds these rows already: nothing to do")
-    return earlier["result"]
+    return earlier["result"] | {"done_before": True}
 
 
 def write_finished(
@@ -232,8 +234,7 @@ def report_skipped(skipped: Sequence[tuple[str, str]], records: int, out: Path |
         If no recording could be used.
     """
     if not records:
-        path, reason = skipped[0]
-        raise Failure(f"none of {len(skipped)} recordings can be used; the first, {path}: {reason}")
+        raise none_usable(skipped)
     for path, reason in skipped[:MOST_NOTES]:
         note(f"skipped {path}: {reason}")
     if len(skipped) > MOST_NOTES:
@@ -242,6 +243,14 @@ def report_skipped(skipped: Sequence[tuple[str, str]], records: int, out: Path |
             + (f": {skipped_file(out)} lists them all" if out else "")
         )
     return count_skipped(skipped, records)
+
+
+def none_usable(skipped: Sequence[tuple[str, str]]) -> Failure:
+    """Return the error that no recording can be used; `skipped` are (path, reason)."""
+    path, reason = skipped[0]
+    if len(skipped) == 1:
+        return Failure(f"{path} cannot be used: {reason}")
+    return Failure(f"none of the {len(skipped)} recordings can be used. The first is {path}: {reason}")
 
 
 def count_skipped(skipped: Sequence[tuple[str, str]], records: int) -> dict[str, Any]:
@@ -255,7 +264,7 @@ def _make_parts(parts: PartialResults, lots: list[list[str]], todo: list[int], w
     total = sum(map(len, lots))
     done = total - sum(len(lots[number]) for number in todo)
     if done:
-        note(f"going on: {done} of {total} recordings were done")
+        note(f"going on: {done} of {counted(total, 'recording')} done before")
     with progress(work.name, total, "records") as bar:
         bar.update(done)
         tasks: Iterable[tuple] = ((parts, number, lots[number], work.rows_of, work.asked) for number in todo)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.cli.output import note, progress
+from ecgbyte_cli.cli.output import counted, note, progress
 from ecgbyte_cli.readers.data_sets import DataSet
 from ecgbyte_cli.signal import quantizers
 from ecgbyte_cli.signal.symbolize import (
@@ -51,17 +51,18 @@ def summarize_parts(
     for data_set in sets:
         data_set.settle(skipped_paths)
     if unlisted:
-        note(f"{unlisted} recordings are not in the table of patients: their own files decide")
+        note(f"not in the table of patients: {counted(unlisted, 'recording')}, for which the files decide")
     if moved:
         note(
-            f"{moved} recordings are on another side of the split in the table of patients than in their own files: "
-            "the table decides"
+            "the table of patients decides where the files name another side of the split: in "
+            f"{counted(moved, 'recording')}"
         )
     for (fs, names), times in sorted(dropped_filters.items()):
-        note(f"{times} recordings at {fs:g} Hz: left out {names}")
+        note(f"{counted(times, 'recording')} at {fs:g} Hz: left out {names}")
     if placeholders and segments:
         note(
-            f"{placeholders} recordings name a placeholder as their patient: each counts as a patient of its own"
+            f"a placeholder stands for the patient in {counted(placeholders, 'recording')}: each counts as a patient "
+            "of its own"
         )
     for data_set in sets if segments else ():
         if data_set.everyone:

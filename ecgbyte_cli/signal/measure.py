@@ -4,7 +4,6 @@ As electrocardiographs do: beats over all leads, classes of beats, the median be
 one boundary for all leads together. How far to trust it: docs/measure.md.
 """
 
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -78,8 +77,20 @@ def measure_stretch(recording: Recording, start: float, end: float) -> Measureme
     start, end : float
         s; the stretch ends where the recording ends.
     """
-    first, last = (round(second * recording.fs) for second in (start, end))
-    return measure(replace(recording, signal=recording.signal[:, first:last]))
+    return measure(recording.part(start, end))
+
+
+def heart_rate(recording: Recording) -> float | None:
+    """Return the rate of a recording in beats per minute, from its beats alone; None where they cannot be told.
+
+    As `measure` does, in a third of the time.
+    """
+    try:
+        signal, leads = _prepared(recording, [])
+        beats = _beats(signal, leads, [])[1]
+    except Unusable:
+        return None
+    return 60 * RATE * (beats.size - 1) / float(beats[-1] - beats[0])
 
 
 def _prepared(recording: Recording, flags: list[str]) -> tuple[np.ndarray, list[str]]:

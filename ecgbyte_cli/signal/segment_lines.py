@@ -8,7 +8,7 @@ from typing import Any
 
 from ecgbyte_cli import __version__, readers
 from ecgbyte_cli.cli.app import caused_by_interrupt
-from ecgbyte_cli.cli.output import note, progress
+from ecgbyte_cli.cli.output import counted, note, progress
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime.processes import in_parallel
 from ecgbyte_cli.runtime.row_parts import packed, unpacked
@@ -69,7 +69,7 @@ def _measure(work: WorkDir, settings: dict[str, Any]) -> None:
     todo, seconds = parts.missing(len(lots)), settings["symbols"]["segment_seconds"]
     done = len(recordings) - sum(len(lots[number]) for number in todo)
     if done:
-        note(f"going on: {done} of {len(recordings)} recordings were measured")
+        note(f"going on: {done} of {counted(len(recordings), 'recording')} measured before")
     with progress("measuring", len(recordings), "records") as bar:
         bar.update(done)
         tasks = ((parts, number, lots[number], work.reading(), seconds) for number in todo)

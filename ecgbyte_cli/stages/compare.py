@@ -7,7 +7,7 @@ import click
 
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import TableFile, replace_option
-from ecgbyte_cli.cli.output import print_result, table
+from ecgbyte_cli.cli.output import counted, print_result, table
 from ecgbyte_cli.evaluation.comparison import TOO_FEW, Difference, compare_files
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.storage.row_table import row_writer
@@ -50,7 +50,7 @@ def command(work: Any, a: Path, b: Path, truth: Path | None, out: Path | None, o
         for one in differences
     ]
     table(lines, ("", "measure", "A", "B", "B - A", "95 %", ""))
-    print_result(f"{result['pairs']} pairs. {_summary(differences)}")
+    print_result(f"{counted(result['pairs'], 'pair')}. {_summary(differences)}")
     return result | {"differences": [one._asdict() | {"verdict": one.verdict} for one in differences]}
 
 

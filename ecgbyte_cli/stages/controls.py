@@ -19,7 +19,7 @@ from ecgbyte_cli.cli.options import (
     jobs_option,
     replace_option,
 )
-from ecgbyte_cli.cli.output import note, print_result, print_skipped, progress
+from ecgbyte_cli.cli.output import counted, note, print_result, print_skipped, progress
 from ecgbyte_cli.evaluation import twin_questions
 from ecgbyte_cli.evaluation.twin_files import (
     COLUMNS,
@@ -140,9 +140,10 @@ def command(paths: tuple[str, ...], **options: Any) -> dict:
     if unknown or not chosen.forms:
         raise click.UsageError(f"--forms takes {', '.join(FORMS)}, with commas between")
     result = controls(paths, chosen)
+    before = " in an earlier run" if result.pop("done_before", False) else ""
     count = result["records"]
-    asked = f", and {result['questions']} questions for each kind of twin" if chosen.qa else ""
-    print_result(f"{count} recording{'s' * (count != 1)} with twins{asked}: {result['files']}")
+    asked = f", and {counted(result['questions'], 'question')} for each kind of twin" if chosen.qa else ""
+    print_result(f"{counted(count, 'recording')} with twins{asked}{before}: {result['files']}")
     print_skipped(result)
     return result
 
@@ -201,9 +202,9 @@ def controls(paths: Sequence[str], options: ControlsOptions) -> dict:
 
         records = write_rows(manifest, found, skipped, work, lambda _: COLUMNS, options.overwrite, more)
         plan_file(out).unlink()
-    counted = report_skipped(skipped, records, manifest)
-    counted |= {"questions": len(asked), "files": str(out)}
-    return counted | {"seconds": time.perf_counter() - started}
+    counts = report_skipped(skipped, records, manifest)
+    counts |= {"questions": len(asked), "files": str(out)}
+    return counts | {"seconds": time.perf_counter() - started}
 
 
 def _table_work(out: Path, options: ControlsOptions, patients: Any) -> TableWork:
@@ -226,7 +227,9 @@ def _write_questions(
     """Write the question files, and note the questions that a form cannot ask."""
     several = sum(len(names) > 1 for _, names, *_ in asked)
     if several and "npy" in forms:
-        note(f"{several} questions about several recordings are not in the form npy: ELM takes one ECG")
+        note(
+            f"not in the form npy, as ELM takes one ECG: {counted(several, 'question')} about several recordings"
+        )
     twin_questions.write_questions(out, asked, forms, controls)
 
 

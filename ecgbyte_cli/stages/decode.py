@@ -14,7 +14,7 @@ import numpy as np
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage, caused_by_interrupt
 from ecgbyte_cli.cli.options import dask_option
-from ecgbyte_cli.cli.output import note, print_result, progress, table
+from ecgbyte_cli.cli.output import counted, note, print_result, progress, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers.wfdb_write import file_name, write_record
 from ecgbyte_cli.runtime import cluster
@@ -62,8 +62,9 @@ def command(work: WorkDir, **options: Any) -> dict:
     """
     result = decode(work, DecodeOptions(**options))
     print_result(
-        f"{result['segments']} segments: RMSE {result['rmse_uv']:.1f} µV, PRD {result['prd_percent']:.1f} %, "
-        f"SNR {result['snr_db']:.1f} dB, {100 * result['clipped_fraction']:.2f} % of the samples beyond the "
+        f"{counted(result['segments'], 'segment')}: RMSE {result['rmse_uv']:.1f} µV, "
+        f"PRD {result['prd_percent']:.1f} %, SNR {result['snr_db']:.1f} dB, "
+        f"{100 * result['clipped_fraction']:.2f} % of the samples beyond the "
         f"letters' range; in {work.decoded}"
     )
     if result["beats"]:

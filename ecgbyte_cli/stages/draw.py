@@ -12,7 +12,7 @@ import numpy as np
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import loading_options, sampling_options
-from ecgbyte_cli.cli.output import note, print_result, progress
+from ecgbyte_cli.cli.output import counted, note, print_result, progress
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.session import Session
@@ -109,7 +109,7 @@ def command(work: WorkDir, words: str, **options: Any) -> dict:
     """
     result = draw(work, words, DrawOptions(**options))
     print_result(
-        f"{result['records']} generated ECGs of {words} in {result['files']}, {result['seconds']:.1f} s"
+        f"{counted(result['records'], 'generated ECG')} of {words} in {result['files']}, {result['seconds']:.1f} s"
     )
     return result
 
@@ -190,7 +190,7 @@ def write_records(session: Session, out: Path, settings: dict) -> list[Path]:
     paths = [out / f"drawn{number:05d}" for number in range(1, records + 1)]
     todo = [number for number, path in enumerate(paths) if not path.with_suffix(".hea").exists()]
     if len(todo) < records:
-        note(f"{out}: going on, {records - len(todo)} of {records} ECGs are there")
+        note(f"{out}: going on, {records - len(todo)} of {counted(records, 'ECG')} done before")
     head, plain = prompt.drawing(words), prompt.parts(NOTHING_ASKED)[0]
     sampling = ecg_generation.Sampling(temperature, top_p, seed, guidance)
     with progress("draw", len(todo), "ECGs") as bar:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import dask_option
-from ecgbyte_cli.cli.output import note, print_result, progress
+from ecgbyte_cli.cli.output import counted, note, print_result, progress
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.processes import threads as pool_of_threads
@@ -59,7 +59,7 @@ def command(work: WorkDir, **options: Any) -> dict:
     """Turn the letters of all segments into token ids with the merges that `ecgbyte learn` found."""
     result = encode(work, EncodeOptions(**options))
     print_result(
-        f"{result['segments']} segments, {result['symbols']:,} letters in {result['tokens']:,} tokens "
+        f"{counted(result['segments'], 'segment')}, {result['symbols']:,} letters in {result['tokens']:,} tokens "
         f"({result['compression']:.2f} to 1, {result['tokens'] / result['segments']:.0f} a segment), "
         f"{result['seconds']:.1f} s"
     )
@@ -197,7 +197,7 @@ def _make_parts(
     todo, step = parts.missing(len(firsts)), firsts.step
     done = count - sum(min(step, count - firsts[k]) for k in todo)
     if done:
-        note(f"encode: goes on after {done} of {count} segments")
+        note(f"encode: goes on after {done} of {counted(count, 'segment')}")
     files = work.ecg_tokenizer, tokenizer.sha256, work.symbols
     tasks = ((parts, k, files, firsts[k], min(firsts[k] + step, count), options.segmenter) for k in todo)
     with pool_of_threads(options.threads) as pool, progress("encode", count, "segments") as bar:

@@ -11,7 +11,7 @@ import numpy as np
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import loading_options, work_model_option
-from ecgbyte_cli.cli.output import note, print_result, progress, table
+from ecgbyte_cli.cli.output import counted, note, print_result, progress, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference.conversation import ECG
 from ecgbyte_cli.inference.session import Session
@@ -355,7 +355,7 @@ def choose(
         )
         raise Failure(f"no record of split {split} is one {what}: only there is the true place known")
     if any(wanted.values()):
-        note(f"only {len(chosen)} of {count} records are there: split {split} has no more")
+        note(f"split {split} has only {counted(len(chosen), 'such record')}, of {count} asked for")
     return sorted(chosen, key=lambda item: item[0])
 
 

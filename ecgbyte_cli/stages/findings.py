@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ecgbyte_cli.cli.options import (
     site_option,
     table_option,
 )
-from ecgbyte_cli.cli.output import print_result, print_skipped, table
+from ecgbyte_cli.cli.output import print_result, print_skipped, print_written, table
 from ecgbyte_cli.evaluation import finding_report
 from ecgbyte_cli.evaluation.finding_scores import score_findings
 from ecgbyte_cli.evaluation.finding_truth import join_truth, read_finding_table
@@ -37,6 +38,7 @@ from ecgbyte_cli.inference.site import write_site
 from ecgbyte_cli.inference.trained_questions import TrainedQuestion, choose_questions
 from ecgbyte_cli.model import folder_checks
 from ecgbyte_cli.model.model_names import model_identity
+from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.runtime.row_parts import (
     JoinedRows,
     TableWork,
@@ -87,7 +89,8 @@ class FindingsOptions:
     input_fs, lead_names, units
         As for `ecgbyte chat`.
     jobs : int or None
-        Processes; None: all processors, or one for a model with a base model of its own.
+        Processes; None: all processors, or one for a model with a base model of its own. On a GPU one process asks
+        the model, and as many threads read the recordings ahead.
     dask : str or None
         Address of a cluster.
     overwrite : bool
@@ -175,10 +178,7 @@ def command(work: WorkDir, paths: tuple[str, ...], **options: Any) -> dict:
     chosen = FindingsOptions(**options)
     result = findings(work, paths, chosen)
     if chosen.out:
-        rate = result["records"] / max(result["seconds"], 1e-9)
-        print_result(
-            f"{result['records']} recordings in {result['seconds']:.1f} s ({rate:.0f}/s): {chosen.out}"
-        )
+        print_written(result, "read")
     print_skipped(result)
     return result | (_show_scores(result, chosen) if chosen.truth else {})
 
@@ -219,7 +219,8 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     -------
     dict
         `records`, `skipped`, `skipped_reasons` (reason to how many), `seconds` and `out`; without `out` also `rows`;
-        with `truth` also `scores`, from `score_findings`; with `calibrate` also `site`, from `calibrate_site`.
+        with `truth` also `scores`, from `score_findings`; with `calibrate` also `site`, from `calibrate_site`;
+        `done_before` if an earlier run made the table.
 
     Raises
     ------
@@ -324,11 +325,19 @@ def _work(
         "salt": readers.fingerprint(list(found)),
         "embeddings": options.embeddings is not None,
     }
-    small = session.about["base"] in folder_checks.BUILT
-    jobs = options.jobs or ((os.cpu_count() or 1) if small else 1)
     files = folder_checks.files_needed(folder, base) if options.dask else []
-    table_work = TableWork("findings", finding_rows, asked, jobs, options.dask, PRELOAD, files)
+    rows_of, jobs = _processes(session, options)
+    table_work = TableWork("findings", rows_of, asked, jobs, options.dask, PRELOAD, files)
     return table_work, questions, certainty.calibrated_on
+
+
+def _processes(session: Session, options: FindingsOptions) -> tuple[Callable[..., Any], int]:
+    """Return what makes the rows, and in how many processes: on a GPU in one, which reads ahead in threads."""
+    processors = os.cpu_count() or 1
+    if not options.dask and devices.on_gpu(options.device):
+        return partial(finding_rows, ahead=options.jobs or processors), 1
+    small = session.about["base"] in folder_checks.BUILT
+    return finding_rows, options.jobs or (processors if small else 1)
 
 
 def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion], calibrated_on: str | None) -> None:

@@ -19,7 +19,7 @@ from ecgbyte_cli.cli.options import (
     replace_option,
     table_option,
 )
-from ecgbyte_cli.cli.output import print_result, print_skipped, table
+from ecgbyte_cli.cli.output import print_result, print_skipped, print_written, table
 from ecgbyte_cli.failure import printable
 from ecgbyte_cli.runtime.row_parts import (
     JoinedRows,
@@ -74,10 +74,7 @@ def command(work: Any, **options: Any) -> dict:
     """
     result = measure(**options)
     if options["out"]:
-        rate = result["records"] / max(result["seconds"], 1e-9)
-        print_result(
-            f"{result['records']} recordings measured in {result['seconds']:.1f} s ({rate:.0f}/s): {options['out']}"
-        )
+        print_written(result, "measured")
     else:
         _show(result["rows"])
     print_skipped(result)
@@ -104,7 +101,7 @@ def measure(
     -------
     dict
         `records`, `skipped`, `skipped_reasons` (reason to how many), `seconds` and `out`; without `out` also
-        `rows`.
+        `rows`; `done_before` if an earlier run made the table.
 
     Raises
     ------

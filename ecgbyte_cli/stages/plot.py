@@ -156,7 +156,7 @@ def plot(work: WorkDir, kind: str, record: Path, options: PlotOptions) -> dict:
     recording, start = read(record, reading), options.start
     out = options.out or work.pictures / f"{recording.name}-{kind}.png"
     result = {"kind": kind, "record": recording.name, "picture": str(out)}
-    seconds = recording.signal.shape[1] / recording.fs
+    seconds = recording.seconds
     if not 0 <= start < seconds:
         raise Failure(f"{record} is {seconds:g} s long: --start {start:g} is outside")
     if kind == "ecg" and Path(out).suffix.lower() == ".svg":  # the sheet that the page shows too

@@ -18,7 +18,7 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.output import note, print_result, table
+from ecgbyte_cli.cli.output import counted, note, print_result, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.questions import question_segments
 from ecgbyte_cli.questions.findings import FINDINGS
@@ -105,7 +105,9 @@ def command(source: Path, **options: Any) -> dict:
     table(
         [(name, *counts.values()) for name, counts in result["by_finding"].items()], ("finding", "yes", "no")
     )
-    print_result(f"{result['questions']} questions about {result['records']} records in {result['path']}")
+    print_result(
+        f"{counted(result['questions'], 'question')} about {counted(result['records'], 'record')} in {result['path']}"
+    )
     return result
 
 

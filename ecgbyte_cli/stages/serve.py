@@ -17,7 +17,7 @@ from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import loading_options, model_option, recording_options, site_option
 from ecgbyte_cli.cli.output import note, print_result, wants_json
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.inference.conversation import RecordingLoader
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.inference.session import MAX_NEW, Session, reading_options
 from ecgbyte_cli.render.terminal import status
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer

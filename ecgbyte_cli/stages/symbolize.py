@@ -16,12 +16,13 @@ import numpy as np
 from ecgbyte_cli import __version__, readers
 from ecgbyte_cli.cli.app import Stage
 from ecgbyte_cli.cli.options import Recordings, dask_option
-from ecgbyte_cli.cli.output import note, print_result, progress, table
+from ecgbyte_cli.cli.output import counted, note, print_result, progress, table
 from ecgbyte_cli.cli.spelling import Model
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model.model_names import resolve_model_folder
 from ecgbyte_cli.readers.data_sets import DataSet, Paths
 from ecgbyte_cli.runtime.processes import in_parallel
+from ecgbyte_cli.runtime.row_parts import none_usable
 from ecgbyte_cli.signal import corpus, preprocess, quantizers
 from ecgbyte_cli.signal.join_parts import Lots, summarize_parts, write_letters
 from ecgbyte_cli.signal.symbolize import blocks_of_part, make_part, parts_on_cluster
@@ -238,8 +239,9 @@ def command(work: WorkDir, data: tuple[str, ...], **options: Any) -> dict:
     result = symbolize(work, data, SymbolizeOptions(**options))
     rate = result["records"] / max(result["seconds"], 1e-9)
     print_result(
-        f"{result['records']} records, {result['segments']} segments of {result['leads']} leads at "
-        f"{result['fs']:g} Hz, {result['symbols']} letters in {result['seconds']:.1f} s ({rate:.0f} records/s)"
+        f"{counted(result['records'], 'record')}, {counted(result['segments'], 'segment')} of "
+        f"{counted(result['leads'], 'lead')} at {result['fs']:g} Hz, {result['symbols']} letters in "
+        f"{result['seconds']:.1f} s ({rate:.0f} records/s)"
     )
     if result["skipped"]:
         reasons = Counter(
@@ -350,7 +352,7 @@ def _make_parts(
     todo, total = parts.missing(len(lots)), sum(len(paths) for _, paths in lots)
     done = total - sum(len(lots[n][1]) for n in todo)
     if done:
-        note(f"going on: {done} of {total} recordings were done")
+        note(f"going on: {done} of {counted(total, 'recording')} done before")
     salt, jobs = options.patient_salt or work.salt(), min(options.jobs or os.cpu_count() or 1, len(todo))
     with progress("symbolizing", total, "records") as bar:
         bar.update(done)
@@ -381,8 +383,7 @@ def _join(
         parts.remove()
         if not any(work.symbols.parent.iterdir()):
             work.symbols.parent.rmdir()
-        path, reason = skipped[0]
-        raise Failure(f"none of {len(skipped)} recordings can be used; the first, {path}: {reason}")
+        raise none_usable(skipped)
 
     def blocks_of_parts() -> Any:
         return (block for number in range(len(lots)) for block in blocks_of_part(parts, number))

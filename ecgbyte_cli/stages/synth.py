@@ -35,7 +35,7 @@ import numpy as np
 
 from ecgbyte_cli import __version__
 from ecgbyte_cli.cli.app import Stage
-from ecgbyte_cli.cli.output import note, print_result, progress, table
+from ecgbyte_cli.cli.output import counted, note, print_result, progress, table
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers.wfdb_write import record_files
 from ecgbyte_cli.runtime.processes import threads
@@ -112,7 +112,9 @@ def command(out: Path, **options: Any) -> dict:
     rows = [(name, *(counts[name][s] for s in SPLITS), sum(counts[name].values())) for name in counts]
     rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 5))))
     table(rows, ("records", *SPLITS, "all"))
-    print_result(f"{result['records']} records and {result['questions']} questions in {result['path']}")
+    print_result(
+        f"{counted(result['records'], 'record')} and {counted(result['questions'], 'question')} in {result['path']}"
+    )
     return result
 
 
@@ -166,7 +168,7 @@ def _synth(out: Path, options: SynthOptions, start: float) -> dict:
         _remove_earlier(out, settings_path)
         todo = plan
     elif len(todo) < records:
-        note(f"{out}: going on, {records - len(todo)} of {records} records are there")
+        note(f"{out}: going on, {records - len(todo)} of {counted(records, 'record')} done before")
     write_json(settings_path, {"settings": settings, "result": None, "ecgbyte": __version__})
     for folder in {(out / record["path"]).parent for record in plan}:
         folder.mkdir(exist_ok=True)

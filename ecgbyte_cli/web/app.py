@@ -14,13 +14,15 @@ from starlette.routing import Route
 from ecgbyte_cli import __version__
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.inference import everyday
-from ecgbyte_cli.inference.conversation import RecordingLoader, remembers_earlier_turns
+from ecgbyte_cli.inference.conversation import origin, remembers_earlier_turns
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.web.beat_route import BeatRoute
 from ecgbyte_cli.web.conversation_routes import METHODS, ConversationRoutes
 from ecgbyte_cli.web.conversations import Conversations
 from ecgbyte_cli.web.findings_index import FindingsIndex
 from ecgbyte_cli.web.middleware import Guard
+from ecgbyte_cli.web.overviews import OverviewRoute
 from ecgbyte_cli.web.recording_routes import RecordingRoutes
 from ecgbyte_cli.web.recordings import RecordingList
 
@@ -44,6 +46,7 @@ class Service:
         self.recordings, self.model, self.reader = recordings, model, reader
         self.conversations = Conversations(model, recordings)
         self.index = FindingsIndex(recordings, self.conversations) if model else None
+        self.overviews = OverviewRoute(recordings)
         page = (files("ecgbyte_cli") / "web" / "page").iterdir()
         self.page = {f"/{file.name}": file.read_bytes() for file in page if _media_type(file.name)}
 
@@ -55,6 +58,7 @@ class Service:
             Route("/api", self.about),
             *RecordingRoutes(self.recordings, self.reader, self.index).routes(),
             *BeatRoute(self.recordings).routes(),
+            *self.overviews.routes(),
             *ConversationRoutes(self.conversations).routes(),
         ]
 
@@ -68,6 +72,7 @@ class Service:
         model = self.model and {
             "folder": self.model.about["folder"],
             "base": self.model.about["base"],
+            "origin": origin(self.model.about),
             "notice": self.model.about["notice"],
             "keeps_context": remembers_earlier_turns(self.model.about),
             "most_ecgs": self.model.about.get("most_ecgs", 1),
@@ -89,6 +94,7 @@ class Service:
         """Stop answers, and remove uploads."""
         if self.index:
             self.index.close()
+        self.overviews.close()
         self.conversations.close()
         self.recordings.close()
 

@@ -31,7 +31,7 @@ class BeatRoute:
 
         number = request.path_params["id"]
         recording = self.recordings.recording(number)
-        start = query_number(request, "start", 0, 0, recording.signal.shape[1] / recording.fs)
+        start = query_number(request, "start", 0, 0, recording.seconds)
         measurement = measure_stretch(recording, start, start + SECONDS)
         with self.drawing:
             picture = png_bytes(plot_beat(measurement, self.recordings.name(self.recordings.path(number))))

@@ -73,7 +73,7 @@ class ConversationRoutes:
             else:
                 session = self.conversations.find(body)
                 if action == "segment":
-                    session.conversation.segment(body_integer(body, "number"))
+                    session.segment(body_integer(body, "number"))
                 elif action == "clear":
                     session.conversation.clear()
                 else:

@@ -57,6 +57,11 @@ class ChatSession:
         ]
         return {"conversation": self.id, "ecgs": ecgs, "turns": turns, "unlike": self.unlike()}
 
+    def segment(self, number: int) -> None:
+        """Read another segment of the recording opened last, and forget in which way the one before was unlike."""
+        name = self.conversation.segment(number).recording.name
+        self.said = [line for line in self.said if not line.startswith(f"{name} is unlike")]
+
     def unlike(self) -> list[str]:
         """Return the lines about recordings that are unlike those of the training, whenever they are asked for."""
         lines = self.conversation.unlike()
@@ -190,7 +195,4 @@ class Conversations:
         conversations = [session.conversation for session in self.sessions.values()]
         ecgs = [ecg for c in conversations for turn in c.log if isinstance(turn, Turn) for ecg in turn.ecgs]
         ecgs += [ecg for c in conversations for ecg in c.ecgs]
-        arrays = {
-            id(a): a.nbytes for ecg in ecgs for a in (ecg.recording.signal, *(s for _, s in ecg.segments))
-        }
-        return sum(arrays.values())
+        return sum({id(array): array.nbytes for ecg in ecgs for array in ecg.arrays()}.values())

@@ -10,7 +10,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ecgbyte_cli import readers
-from ecgbyte_cli.inference.conversation import ECG, RecordingLoader
+from ecgbyte_cli.inference.conversation import ECG
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.render import svg_sheet
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer, character
 from ecgbyte_cli.web.findings_index import FindingsIndex
@@ -88,7 +89,7 @@ class RecordingRoutes:
     def record(self, request: Request) -> Response:
         """GET /api/records/ID"""
         recording = self._recording(request)
-        seconds = recording.signal.shape[1] / recording.fs
+        seconds = recording.seconds
         length = self.reader.tokenizer.signal["segment_seconds"] if self.reader else None
         return JSONResponse(
             {
@@ -211,7 +212,7 @@ def describe_tokens(ecg: ECG, tokenizer: ECGTokenizer) -> dict[str, Any]:
 
 def _excerpt(request: Request, recording: readers.Recording) -> Excerpt:
     """Return the part and the leads of a recording that a request names."""
-    whole = recording.signal.shape[1] / recording.fs
+    whole = recording.seconds
     start = query_number(request, "start", 0, 0, whole)
     seconds = query_number(request, "seconds", 10, 0, svg_sheet.LONGEST)
     signal, names = svg_sheet.drawable_leads(recording, start, seconds)

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure, printable
-from ecgbyte_cli.inference.conversation import ECG, RecordingLoader
+from ecgbyte_cli.inference.conversation import ECG
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.readers import wfdb_header
 from ecgbyte_cli.readers.recording import split_row
 from ecgbyte_cli.web.middleware import Refused
@@ -165,7 +166,7 @@ class RecordingList:
 
     def _read(self, path: str) -> readers.Recording:
         try:
-            return readers.read_recording(path, **self.read_options)
+            return readers.open_recording(path, **self.read_options)
         except readers.Unusable as error:
             raise Refused(422, f"{self.name(path)} cannot be read: {error.message}") from error
 
@@ -217,7 +218,7 @@ class RecordingList:
         failed = []
         for number in list(upload.found):
             try:
-                readers.read_recording(upload.found[number], **self.read_options)
+                readers.open_recording(upload.found[number], **self.read_options)
             except (readers.Unusable, Failure) as error:
                 failed.append(plain_reason(self.name(upload.found.pop(number)), error.message))
         if not upload.found:

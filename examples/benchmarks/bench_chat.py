@@ -19,7 +19,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ecgbyte_cli.inference.conversation import ECG, RecordingLoader
+from ecgbyte_cli.inference.conversation import ECG
+from ecgbyte_cli.inference.recording_loader import RecordingLoader
 from ecgbyte_cli.inference.session import LoadedModel, Session
 from ecgbyte_cli.model import ecg_lm, tiny
 from ecgbyte_cli.model.kv_cache import PromptCache

@@ -8,6 +8,8 @@ import { clearAttribution, drawOverlay } from "./overlay.js";
 import { addFact, scrollTo } from "./sheet.js";
 import { $, element, state } from "./state.js";
 
+const MOST_SEGMENTS = 400; // to choose from; of more the sheet shows the one to read
+
 // ---- the conversation
 
 // Leave the conversation: nothing can be asked until the ECGs shown are those of the next one.
@@ -26,7 +28,7 @@ export async function converse(body) {
     const reply = await postJson("api/conversation", body);
     if (change !== state.changes) return; // another change was made meanwhile
     enter(reply);
-    reply.unlike.forEach((line) => addNote(line, "bad"));
+    reply.unlike.forEach((line) => addNote(line, "bad unlike"));
   } catch (error) {
     if (change === state.changes) $("state").textContent = error.message;
   }
@@ -47,7 +49,7 @@ export async function resume(conversation) {
   leaveConversation();
   enter(reply);
   $("log").replaceChildren();
-  reply.unlike.forEach((line) => addNote(line, "bad"));
+  reply.unlike.forEach((line) => addNote(line, "bad unlike"));
   for (const turn of reply.turns) {
     const box = addQuestion(turn.question);
     showTurn(box, turn);
@@ -69,13 +71,16 @@ function showSegment(segment, last) {
   const ecg = state.ecgs.find((open) => open.id === segment.record);
   if (!ecg) return;
   ecg.segment = segment;
-  ecg.segmentSelect.replaceChildren(...Array.from({ length: segment.segments }, (_, i) => {
+  const many = segment.segments > MOST_SEGMENTS;
+  const numbers = many ? [segment.segment - 1] : [...Array(segment.segments).keys()];
+  ecg.segmentSelect.replaceChildren(...numbers.map((i) => {
     const from = i * segment.seconds;
     return element("option", { value: i + 1 }, `${+from.toFixed(2)} to ${+(from + segment.seconds).toFixed(2)} s`);
   }));
   ecg.segmentSelect.value = segment.segment;
   ecg.segmentSelect.hidden = ecg.segmentLabel.hidden = false;
-  ecg.segmentSelect.disabled = !last;
+  ecg.segmentSelect.disabled = many || !last;
+  ecg.readHere.hidden = !many || !last;
   ecg.legend.hidden = false;
   for (const name of ["heart rate", "intervals", "axis", "remarks", "patient", "read"]) {
     for (const term of [...ecg.facts.children].filter((child) => child.textContent === name)) {
@@ -98,7 +103,10 @@ function describeConversation(segments) {
 export async function readSegment(ecg) {
   stopAnswer();
   clearAttribution();
-  await converse({ do: "segment", conversation: state.conversation, number: Number(ecg.segmentSelect.value) });
+  document.querySelectorAll("#log .unlike").forEach((line) => line.remove()); // the new part gets its own
+  const { seconds, segments } = ecg.segment;
+  const number = segments > MOST_SEGMENTS ? Math.min(Math.round(ecg.start / seconds) + 1, segments) : Number(ecg.segmentSelect.value);
+  await converse({ do: "segment", conversation: state.conversation, number });
   addNote("The model reads another part; what was said before is forgotten.");
   state.turns = [];
   writeAddress();

@@ -106,7 +106,7 @@ function pressKey(event) {
 
 function showAbout({ notice, model, tokens, methods }) {
   $("notice").textContent = notice;
-  $("model").textContent = model ? `${model.folder}, from ${model.base}` : "No model is open: the page shows ECGs only.";
+  $("model").textContent = model ? model.origin : "No model is open: the page shows ECGs only.";
   if (!model) $("state").textContent = "There is no model to ask: start `ecgbyte serve --model FOLDER`.";
   $("tokens").disabled = !tokens;
   $("method").replaceChildren(...Object.keys(methods).map((name) => element("option", {}, name)));

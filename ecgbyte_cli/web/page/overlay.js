@@ -27,6 +27,9 @@ export function clearAttribution() {
   }
 }
 
+// The lead that the model reads a drawn one as: the modified lead II of Holter recorders stands for II.
+const readAs = (ecg, lead) => (lead === "MLII" && !ecg.about.drawn.includes("II") ? "II" : lead);
+
 // Return the strips of the sheet, one per lead, that lie between two times in seconds.
 function strips(ecg, begin, end) {
   const speed = Number(ecg.svg.dataset.speed);
@@ -44,7 +47,7 @@ function drawSegment(ecg) {
   const layer = svgElement(ecg.svg, "g", { class: "over" });
   const { start, seconds } = ecg.segment;
   for (const { lead, x, top, from, to } of strips(ecg, start, start + seconds)) {
-    if (!state.about.tokens.leads.includes(lead)) continue;
+    if (!state.about.tokens.leads.includes(readAs(ecg, lead))) continue;
     const bar = svgElement(layer, "path", { class: "reads", fill: "none", d: `M${x(from)} ${top + 0.6}H${x(to)}` });
     svgElement(bar, "title", {}, `The model reads this part of ${lead}.`);
   }
@@ -70,7 +73,7 @@ async function drawTokens(ecg) {
 function drawBands(ecg, segment) {
   const layer = svgElement(ecg.svg, "g", { class: "over tokens" });
   for (const { lead, x, from, to, top, bottom } of strips(ecg, segment.start, segment.start + segment.seconds)) {
-    const row = segment.leads.indexOf(lead);
+    const row = segment.leads.indexOf(readAs(ecg, lead));
     for (const [id, spanRow, start, stop, low, high] of segment.spans) {
       const a = segment.start + start / segment.fs;
       const b = segment.start + stop / segment.fs;
@@ -111,7 +114,7 @@ function drawAttribution(ecg) {
   const most = Math.max(...shares.flat()) || 1;
   const layer = svgElement(ecg.svg, "g", { class: "over looked" });
   for (const { lead, x, from, to, top, bottom } of strips(ecg, start, start + cell * shares[0].length)) {
-    const row = shares[leads.indexOf(lead)];
+    const row = shares[leads.indexOf(readAs(ecg, lead))];
     if (!row) continue;
     row.forEach((share, i) => {
       const a = start + i * cell;

@@ -6,8 +6,10 @@ import { writeAddress } from "./address.js";
 import { saveSheet } from "./export.js";
 import { stepRecording } from "./list.js";
 import { describeToken, drawOverlay, stepToken } from "./overlay.js";
+import { createOverview } from "./overview.js";
 import { $, element, narrow, phone, state } from "./state.js";
 
+const LONG = 3600; // s, of a recording whose times are shown as h:mm:ss
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
 // ---- the panel
@@ -21,8 +23,11 @@ export function createPanel(ecg, onSegment, onClose) {
     oninput: () => scrollTo(ecg, Number(ecg.slider.value)),
   });
   ecg.position = element("span");
+  ecg.shown = () => Math.min(Number($("seconds").value), seconds);
   ecg.segmentSelect = element("select", { hidden: true, onchange: guarded(() => onSegment(ecg)) });
   ecg.segmentLabel = element("label", { hidden: true }, "The model reads ", ecg.segmentSelect);
+  ecg.readHere = element("button", { type: "button", className: "here", hidden: true, title: "Let the model read the part that the sheet begins with",
+    onclick: guarded(() => onSegment(ecg)) }, "Read this part");
   const step = (by) => () => scrollTo(ecg, ecg.start + by * Number($("seconds").value));
   ecg.moves = element("div", { className: "moves" },
     element("button", { type: "button", "aria-label": "Earlier", onclick: step(-1) }, "‹"), ecg.slider,
@@ -34,9 +39,9 @@ export function createPanel(ecg, onSegment, onClose) {
     + `${+seconds.toFixed(3)} s${start ? ", " + start.replace("T", " ") : ""}`);
   if (comments.length) addFact(ecg, "header (not shown to the model)", comments.join("\n"));
   ecg.box = element("article", { className: "ecg", "aria-label": name },
-    element("div", { className: "head" }, element("h2", {}, name), ecg.segmentLabel, ecg.legend, createMenu(ecg),
+    element("div", { className: "head" }, element("h2", {}, name), ecg.segmentLabel, ecg.readHere, ecg.legend, createMenu(ecg),
       element("button", { type: "button", className: "close", onclick: guarded(() => onClose(ecg)) }, "Close")),
-    ecg.scroll, ecg.moves, element("details", { className: "facts", open: !narrow.matches },
+    ecg.scroll, ecg.moves, ...[createOverview(ecg, (second) => scrollTo(ecg, second))].filter(Boolean), element("details", { className: "facts", open: !narrow.matches },
       element("summary", {}, "About this recording"), ecg.facts), createBeatPanel(ecg));
   listen(ecg);
   return ecg.box;
@@ -141,11 +146,18 @@ export function placeSheet(ecg, svg = ecg.svg) {
   ecg.slider.value = ecg.start;
   ecg.moves.hidden = whole <= seconds * 1.001;
   const end = Math.min(ecg.start + seconds, whole);
-  ecg.position.textContent = `${+ecg.start.toFixed(2)} to ${+end.toFixed(2)} of ${+whole.toFixed(2)} s`;
+  ecg.showPlace?.();
+  ecg.position.textContent = whole < LONG ? `${+ecg.start.toFixed(2)} to ${+end.toFixed(2)} of ${+whole.toFixed(2)} s`
+    : `${clock(ecg.start)} to ${clock(end)} of ${clock(whole)}`;
   applyZoom(ecg);
   drawOverlay(ecg);
   keepNames(ecg);
   performance.mark("sheet");
+}
+
+function clock(second) {
+  const two = (number) => String(number).padStart(2, "0");
+  return `${Math.floor(second / 3600)}:${two(Math.floor(second / 60) % 60)}:${two(Math.floor(second % 60))}`;
 }
 
 let redrawTimer = 0;
@@ -154,6 +166,7 @@ export function scrollTo(ecg, start) {
   const last = Math.max(0, ecg.about.seconds - Number($("seconds").value));
   ecg.start = Math.round(1000 * Math.min(Math.max(start, 0), last)) / 1000;
   ecg.slider.value = ecg.start;
+  ecg.showPlace?.();
   ecg.scroll.classList.add("busy");
   clearTimeout(redrawTimer);
   redrawTimer = setTimeout(guarded(() => redraw(ecg)), 60);
