@@ -60,10 +60,20 @@ ROWS = [
 def tokens(out, data, leads, fs, quantizer, levels, vocab):
     """A work folder with the tokens of all recordings."""
     count = len(leads.split(","))
+    records = data / ("records100" if fs == 100 else "records500")
     root = out / f"{count}-{fs}-{quantizer}-{levels}-{vocab}"
     run = [sys.executable, "-m", "ecgbyte_cli", "--work", str(root)]
     for stage in (
-        ["symbolize", str(data), "--profile", "paper", "--fs", str(fs), "--leads", leads]
+        [
+            "symbolize",
+            str(records if records.exists() else data),
+            "--profile",
+            "paper",
+            "--fs",
+            str(fs),
+            "--leads",
+            leads,
+        ]
         + ["--quantizer", quantizer, "--levels", str(levels)]
         + ["--patients", str(data / "ptbxl_database.csv"), "--jobs", "1"],
         ["learn", "--vocab", str(vocab), "--threads", "1"],
