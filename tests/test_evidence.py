@@ -3,8 +3,8 @@
 import csv
 import json
 import shutil
-import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,16 @@ TABLES = (
     "hospitals",
     "places",
 )
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import evidence
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return evidence
 
 
 @pytest.fixture(scope="module")
@@ -51,37 +61,56 @@ def part(real_data, tmp_path_factory):
     return root
 
 
-def test_every_table_and_chart_comes_out_and_goes_on(part, real_data, tmp_path):
+@pytest.fixture
+def ludb(real_data, tmp_path):
+    """Seven recordings of LUDB with left ventricular hypertrophy, and seven without."""
+    folder, counts = tmp_path / "ludb", Counter()
+    folder.mkdir()
+    for header in sorted((real_data / "ludb").rglob("*.hea")):
+        kind = "Left ventricular hypertrophy" in header.read_text("utf-8")
+        counts[kind] += 1
+        if counts[kind] <= 7:
+            for end in (".hea", ".dat"):
+                shutil.copy(header.with_suffix(end), folder)
+    return folder
+
+
+def test_every_table_and_chart_comes_out_and_goes_on(
+    part, ludb, real_data, tmp_path, evidence, monkeypatch, capsys
+):
+    import evidence_rows
+
     page, out, results = tmp_path / "evidence.md", tmp_path / "out", tmp_path / "results"
     results.mkdir()
     page.write_text(
         "".join(f"BEFORE\n<!-- {name} -->\nto be replaced\n<!-- /{name} -->\nAFTER\n" for name in TABLES)
     )
-    places = [part, "--ludb", real_data / "ludb", "--challenge", real_data / "cinc2021", "--out", out]
+    places = [part, "--ludb", ludb, "--challenge", real_data / "cinc2021", "--out", out]
     budgets = ["--results", results, "--seconds", "0.5,1", "--shares", "0.5", "--seeds", "0"]
 
     def run(script, *more):
-        command = [sys.executable, EXAMPLES / script, *places, *budgets, *more]
-        return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+        monkeypatch.setattr(sys, "argv", list(map(str, [script.__file__, *places, *budgets, *more])))
+        script.main()
+        return capsys.readouterr().out
 
     # a row that is stopped in the middle goes on, and gives what it would have given
     whole = results / "evidence.jsonl"
-    assert "0 of 12 rows finished; 0.0 of 0.0 hours" in run("evidence_rows.py", "--rows", "0")
+    assert "0 of 12 rows finished; 0.0 of 0.0 hours" in run(evidence_rows, "--rows", "0")
     assert not out.exists() or not list(out.iterdir())
-    run("evidence_rows.py", "--rows", "2")
+    run(evidence_rows, "--rows", "2")
     [tokens, undisturbed] = map(json.loads, whole.open())
     assert [tokens["arm"], undisturbed["arm"]] == ["tokens", "contrastive"]
     whole.write_text(json.dumps(tokens) + "\n")
     for _ in range(4):
-        assert "the same command goes on" in run("evidence_rows.py", "--rows", "1", "--hours", "0")
+        assert "the same command goes on" in run(evidence_rows, "--rows", "1", "--hours", "0")
     assert [json.loads(line) for line in whole.open()] == [tokens]
-    run("evidence_rows.py", "--rows", "1")
+    run(evidence_rows, "--rows", "1")
     [_, resumed] = map(json.loads, whole.open())
     measured = ("cpu_seconds", "score_seconds")
     assert [resumed.pop(name) for name in measured] != [undisturbed.pop(name) for name in measured]
     assert resumed == undisturbed and resumed["first_steps"] > 1
 
-    run("evidence.py", *("--page", page, "--records", "1", "--tokenizers", "2", "--tokenizer-seconds", "1"))
+    run(evidence, *("--page", page, "--records", "1", "--tokenizers", "2", "--tokenizer-seconds", "1"))
     text = page.read_text()
     assert "to be replaced" not in text and text.count("AFTER") == len(TABLES)
     assert (tmp_path / "images" / "evidence.png").stat().st_size > 10_000
@@ -94,16 +123,6 @@ def test_every_table_and_chart_comes_out_and_goes_on(part, real_data, tmp_path):
         assert row["test"]["control"]["no signal"] == pytest.approx(0.5, abs=1e-6)
     longer = [row["steps"] for row in made if row["arm"] == "patches" and row["share"] == 1]
     assert longer == sorted(longer) and longer[0] < longer[-1]
-
-
-@pytest.fixture(scope="module")
-def evidence():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import evidence
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return evidence
 
 
 def test_a_verdict_follows_from_the_interval_of_every_seed(evidence):

@@ -99,10 +99,8 @@ def main() -> None:
     run(
         *("symbolize", options.data / "records100", "--profile", "resample", "--fs", 100),
         *("--leads", options.leads, "--quantizer", "mulaw", "--levels", 17),
-        *("--patients", options.data / "ptbxl_database.csv", "--jobs", 1),
+        *("--patients", options.data / "ptbxl_database.csv", "--jobs", 1, "learn", "--vocab", 2000, "encode"),
     )
-    run("learn", "--vocab", 2000)
-    run("encode")
     trained = run(
         *("finetune", "--qa", asked, "--model", options.model, "--positions", "time"),
         *("--batch", 8, "--ecg-loss", 0.05, "--steps", options.steps, "--every", options.steps),
