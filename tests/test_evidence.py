@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "experiments"
 TABLES = (
@@ -86,43 +87,74 @@ def test_every_table_and_chart_comes_out_and_goes_on(
         "".join(f"BEFORE\n<!-- {name} -->\nto be replaced\n<!-- /{name} -->\nAFTER\n" for name in TABLES)
     )
     places = [part, "--ludb", ludb, "--challenge", real_data / "cinc2021", "--out", out]
-    budgets = ["--results", results, "--seconds", "0.5,1", "--shares", "0.5", "--seeds", "0"]
+    budgets = ["--results", results, "--seconds", "1", "--shares", "0.5", "--seeds", "0"]
 
     def run(script, *more):
         monkeypatch.setattr(sys, "argv", list(map(str, [script.__file__, *places, *budgets, *more])))
         script.main()
         return capsys.readouterr().out
 
-    # a row that is stopped in the middle goes on, and gives what it would have given
     whole = results / "evidence.jsonl"
-    assert "0 of 12 rows finished; 0.0 of 0.0 hours" in run(evidence_rows, "--rows", "0")
-    assert not out.exists() or not list(out.iterdir())
-    run(evidence_rows, "--rows", "2")
-    [tokens, undisturbed] = map(json.loads, whole.open())
-    assert [tokens["arm"], undisturbed["arm"]] == ["tokens", "contrastive"]
-    whole.write_text(json.dumps(tokens) + "\n")
-    for _ in range(4):
-        assert "the same command goes on" in run(evidence_rows, "--rows", "1", "--hours", "0")
-    assert [json.loads(line) for line in whole.open()] == [tokens]
+    assert "0 of 8 rows finished; 0.0 of 0.0 hours" in run(evidence_rows, "--rows", "0")
+    assert "the same command goes on" in run(evidence_rows, "--hours", "0")  # after one step
+    assert not whole.exists() and list((out / "running").iterdir())
     run(evidence_rows, "--rows", "1")
-    [_, resumed] = map(json.loads, whole.open())
-    measured = ("cpu_seconds", "score_seconds")
-    assert [resumed.pop(name) for name in measured] != [undisturbed.pop(name) for name in measured]
-    assert resumed == undisturbed and resumed["first_steps"] > 1
+    [first] = whole.read_text().splitlines()
+    assert json.loads(first)["arm"] == "tokens" and not list((out / "running").iterdir())
 
-    run(evidence, *("--page", page, "--records", "1", "--tokenizers", "2", "--tokenizer-seconds", "1"))
+    run(evidence, *("--page", page, "--records", "1", "--tokenizers", "2", "--tokenizer-seconds", "0.5"))
+    assert whole.read_text().startswith(first)  # a finished row is not repeated
     text = page.read_text()
     assert "to be replaced" not in text and text.count("AFTER") == len(TABLES)
     assert (tmp_path / "images" / "evidence.png").stat().st_size > 10_000
     assert (tmp_path / "images" / "evidence-places.png").stat().st_size > 10_000
     made = [json.loads(line) for line in whole.open()]
-    assert len(made) == 4 * 2 + 4
+    assert len(made) == 8
     for row in made:
         assert 0 <= row["test"]["auroc"] <= 1 and set(row["test"]["control"]) >= {"no signal", "noise"}
         # without a signal every recording is alike to it
         assert row["test"]["control"]["no signal"] == pytest.approx(0.5, abs=1e-6)
-    longer = [row["steps"] for row in made if row["arm"] == "patches" and row["share"] == 1]
-    assert longer == sorted(longer) and longer[0] < longer[-1]
+
+
+class Steps:
+    """A stage of a training: a layer that learns from what its step determines."""
+
+    def __init__(self, seen):
+        torch.manual_seed(0)
+        self.net, self.seen = torch.nn.Linear(2, 2), seen
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=0.1)
+
+    def update(self, step, share):
+        self.seen.append((self, step, share))
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.1 * share
+        self.optimizer.zero_grad()
+        self.net(torch.full((1, 2), float(step))).square().sum().backward()
+        self.optimizer.step()
+
+
+def test_a_stopped_training_gives_what_it_would_have_given(evidence, tmp_path):
+    from evidence_rows import StoppedError, train_stages
+
+    def stages(seen):
+        return [Steps(seen), Steps(seen)]
+
+    undisturbed, seen = stages([]), []
+    train_stages(undisturbed, [3, 4], tmp_path / "once", float("inf"))
+    for _ in range(7):  # each call makes one step, and a killed one begins at the last checkpoint
+        with pytest.raises(StoppedError):
+            train_stages(resumed := stages(seen), [3, 4], tmp_path / "often", 0.0)
+    assert [step for _, step, _ in seen] == [0, 1, 2, 0, 1, 2, 3]
+    train_stages(resumed := stages([]), [3, 4], tmp_path / "often", float("inf"))  # scores were interrupted
+    assert torch.equal(resumed[1].net.weight, undisturbed[1].net.weight)
+
+
+def test_the_learning_rate_fits_the_steps(evidence):
+    from two_stage import rate
+
+    shares = [rate(step, 1000) for step in range(1000)]
+    assert shares[0] == 1 / 20 and shares[20:800] == [1.0] * 780 and shares[-1] == pytest.approx(1 / 200)
+    assert shares[800:] == sorted(shares[800:], reverse=True)
 
 
 def test_a_verdict_follows_from_the_interval_of_every_seed(evidence):

@@ -38,13 +38,12 @@ NAMES = {
     "classifier, 8 leads": "the same with 8 leads",
 }
 COLOURS = dict(zip(NAMES, ("#0072b2", "#d55e00", "#e69f00", "#009e73", "#555555", "#aaaaaa"), strict=True))
-MARGIN = 0.02  # of AUROC: a smaller difference is none
+MARGIN = 0.02  # of AUROC
 RULE = (
-    "The rule for the verdicts: a claim is shown if the whole interval is above its bound, and refuted if the whole "
-    "interval is below it; otherwise it is open. The bound is 0 for a gain over the best control. It is -0.02 for a "
-    "difference between two trainings, so less than 0.02 counts as equal. The intervals hold 95 % of a bootstrap over "
-    "the patients of fold 10, the same draws for both trainings. With two seeds the interval reaches from the lowest "
-    "to the highest end."
+    "A claim is shown if its whole 95 % interval is above the bound, refuted if all of it is below, and open "
+    f"otherwise. The bound is 0 for the gain over the best control. For a difference between two trainings it is "
+    f"-{MARGIN}: a smaller loss counts as none. Intervals come from a bootstrap over patients, with the same draws for both "
+    "trainings. Over two seeds they reach from the lowest to the highest end."
 )
 SHORT, LONG = min(SECONDS), max(SECONDS)
 # claim, (arm, share, seconds), and what it is compared with: such a row, or the controls of one side
