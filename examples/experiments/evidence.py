@@ -41,9 +41,9 @@ COLOURS = dict(zip(NAMES, ("#0072b2", "#d55e00", "#e69f00", "#009e73", "#555555"
 MARGIN = 0.02  # of AUROC
 RULE = (
     "A claim is shown if its whole 95 % interval is above the bound, refuted if all of it is below, and open "
-    f"otherwise. The bound is 0 for the gain over the best control. For a difference between two trainings it is "
-    f"-{MARGIN}: a smaller loss counts as none. Intervals come from a bootstrap over patients, with the same draws for both "
-    "trainings. Over two seeds they reach from the lowest to the highest end."
+    "otherwise. The bound is 0 for the gain over the best control. For a difference between two trainings it is "
+    f"-{MARGIN}: a smaller loss counts as none. Intervals come from a bootstrap over patients, with the same draws for "
+    "both trainings. Over two seeds they reach from the lowest to the highest end."
 )
 SHORT, LONG = min(SECONDS), max(SECONDS)
 # claim, (arm, share, seconds), and what it is compared with: such a row, or the controls of one side
