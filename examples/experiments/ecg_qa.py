@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python examples/experiments/ecg_qa.py ptb-xl/ ecg-qa/ --out build/ecg_qa
 
-ECG-QA (Oh et al., NeurIPS 2023) asks about recordings of PTB-XL. Its folder holds template-train.json,
-template-valid.json and template-test.json; items of other types are left out.
+ECG-QA (Oh et al., NeurIPS 2023) asks about recordings of PTB-XL. Its folder holds template/train, template/valid and
+template/test, or template-train.json and so on; items of other types are left out.
 
 - noise (`single-verify`): is there static noise, burst noise, baseline drift or an electrode problem, in one lead or at
   all? Yes or no.
@@ -20,54 +20,57 @@ OUT/answers, and a summary to results/ecg_qa.json. A rerun resumes.
 import argparse
 import csv
 import json
+import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 RESULTS = Path(__file__).resolve().parent / "results"
 NOISE, COMPARISON = "single-verify", "comparison_irrelevant-query"
+KINDS = {(NOISE, "noise"), (COMPARISON, "numeric_feature")}
 SIDES = {"train": "train", "valid": "val", "test": "test"}
 HELD_OUT = {9: "val", 10: "test"}  # folds of PTB-XL
 CHOSEN = 300  # validation questions of each type: enough to choose and to calibrate
 
 
-def items(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ECG-QA's items about noise and its comparisons, each with its side of ECG-QA's split."""
+def items(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return ECG-QA's items about noise and its comparisons in a random order, each with its side of the split."""
+    found = []
     for name, side in SIDES.items():
-        for item in json.loads((folder / f"template-{name}.json").read_text(encoding="utf-8")):
-            if (item["question_type"], item["attribute_type"]) == (NOISE, "noise"):
-                yield side, item
-            elif item["question_type"] == COMPARISON:
-                yield side, item
+        files = [*folder.glob(f"template-{name}.json"), *folder.glob(f"template/{name}/*.json")]
+        if not files:
+            raise SystemExit(
+                f"{folder} holds neither template-{name}.json nor template/{name}/: is it ECG-QA's?"
+            )
+        for file in sorted(files):
+            for item in json.loads(file.read_text(encoding="utf-8")):
+                if (item["question_type"], item["attribute_type"]) in KINDS:
+                    found.append((side, item))
+    random.Random(0).shuffle(found)
+    return found
 
 
 def convert(data: Path, folder: Path, out: Path) -> Counter[tuple[str, str]]:
     """Write a question file with a side for each item, and count the questions by type and side."""
     with open(data / "ptbxl_database.csv", encoding="utf-8", newline="") as file:
         table = {int(row["ecg_id"]): row for row in csv.DictReader(file)}
-    found = list(items(folder))
-    patients = {
-        side: {
-            table[number]["patient_id"]
-            for of, item in found
-            if of == side and item["question_type"] == COMPARISON
-            for number in item["ecg_id"]
-        }
-        for side in SIDES.values()
+    found = items(folder)
+    compared = {
+        table[number]["patient_id"]
+        for side, item in found
+        if side == "train" and item["question_type"] == COMPARISON
+        for number in item["ecg_id"]
     }
-    tested = any(side != "train" and item["question_type"] == NOISE for side, item in found)
+    held_out = any(side == "test" and item["question_type"] == NOISE for side, item in found)
     counts: Counter[tuple[str, str]] = Counter()
     with open(out, "w", encoding="utf-8") as file:
-        for side, item in np.random.default_rng(0).permutation(np.array(found, object)).tolist():
-            if item["question_type"] == NOISE and not tested:
+        for side, item in found:
+            if item["question_type"] == NOISE and not held_out:
                 row = table[item["ecg_id"][0]]
                 side = HELD_OUT.get(int(float(row["strat_fold"])), "train")
-                if side != "train" and row["patient_id"] in patients["train"]:
+                if side != "train" and row["patient_id"] in compared:
                     continue
             if side == "val" and counts[item["question_type"], side] == CHOSEN:
                 continue

@@ -192,10 +192,11 @@ def run(options: argparse.Namespace) -> None:
     others = elsewhere(options.ludb, options.challenge, work, options.out / "elsewhere.jsonl")
     speeds = speeds_of(options.results / SPEED, work, qa)
     for key in itertools.islice(missing, options.rows):
-        folder = options.out / "running" / "-".join(map(str, key))
+        steps = steps_of(key, speeds)
+        folder = options.out / "running" / "-".join(map(str, [*key, *steps]))
         folder.parent.mkdir(exist_ok=True)
-        print(f"{key}: {' + '.join(map(str, steps_of(key, speeds)))} steps", flush=True)
-        row = row_of(key, steps_of(key, speeds), work, qa, others, folder, deadline)
+        print(f"{key}: {' + '.join(map(str, steps))} steps", flush=True)
+        row = row_of(key, steps, work, qa, others, folder, deadline)
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         shutil.rmtree(folder)
