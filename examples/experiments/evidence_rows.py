@@ -184,7 +184,7 @@ def run(options: argparse.Namespace) -> None:
     keys = wanted(*numbers, [int(part) for part in options.seeds.split(",")])
     print(left_text(keys, finished(path)), flush=True)
     missing = [key for key in keys if key not in finished(path)]
-    if not missing or not options.rows:
+    if not missing or options.rows == 0:
         return
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
