@@ -94,6 +94,11 @@ def test_every_table_and_chart_comes_out_and_goes_on(
         script.main()
         return capsys.readouterr().out
 
+    # two steps for each second, so that only one of the tokenizers is timed
+    arms = ("tokens", "contrastive", "patches", "classifier")
+    speeds = {arm: {"first": 0.25 if arm == "contrastive" else None, "second": 0.5} for arm in arms}
+    (results / "evidence_speed.json").write_text(json.dumps(speeds))
+    (results / "tradeoff_speed.json").write_text(json.dumps({"paper 26 2000": 0.5}))
     whole = results / "evidence.jsonl"
     assert "0 of 8 rows finished; 0.0 of 0.0 hours" in run(evidence_rows, "--rows", "0")
     assert "the same command goes on" in run(evidence_rows, "--hours", "0")  # after one step
