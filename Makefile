@@ -24,11 +24,15 @@ test-web: .venv/test browser
 browser:
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy chromium; } >/dev/null 2>&1 || true
 
-# The experiments of docs/evidence.md, its tables and charts: hours on one core; a rerun resumes
-PTBXL ?= ../shared/data/ptbxl
+# The experiments of docs/evidence.md that are missing, its tables and charts: hours on one core; a rerun resumes.
+# EVIDENCE="--rows 1" trains the next row alone, and EVIDENCE="--hours 2" stops after two hours
+PTBXL ?= ../shared/data/ptbxl100
+PTBXL500 ?= ../shared/data/ptbxl
+LUDB ?= ../shared/data/ludb
 CHALLENGE ?= ../shared/data/cinc2021
 evidence: .venv/test
-	$(BIN)/python examples/experiments/evidence.py "$(PTBXL)" "$(CHALLENGE)" $(EVIDENCE)
+	$(BIN)/python examples/experiments/evidence.py "$(PTBXL)" --part "$(PTBXL500)" --ludb "$(LUDB)" \
+		--challenge "$(CHALLENGE)" $(EVIDENCE)
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -60,16 +60,14 @@ ROWS = [
 def tokens(out, data, leads, fs, quantizer, levels, vocab):
     """A work folder with the tokens of all recordings."""
     count = len(leads.split(","))
+    records = data / ("records100" if fs == 100 else "records500")
     root = out / f"{count}-{fs}-{quantizer}-{levels}-{vocab}"
-    run = [sys.executable, "-m", "ecgbyte_cli", "--work", str(root)]
-    for stage in (
-        ["symbolize", str(data), "--profile", "paper", "--fs", str(fs), "--leads", leads]
-        + ["--quantizer", quantizer, "--levels", str(levels)]
-        + ["--patients", str(data / "ptbxl_database.csv"), "--jobs", "1"],
-        ["learn", "--vocab", str(vocab), "--threads", "1"],
-        ["encode", "--threads", "1"],
-    ):
-        subprocess.run([*run, *stage], check=True, capture_output=True)
+    stages = ["symbolize", str(records if records.exists() else data), "--profile", "paper"]
+    stages += ["--fs", str(fs), "--leads", leads, "--quantizer", quantizer, "--levels", str(levels)]
+    stages += ["--patients", str(data / "ptbxl_database.csv"), "--jobs", "1"]
+    stages += ["learn", "--vocab", str(vocab), "--threads", "1", "encode", "--threads", "1"]
+    command = [sys.executable, "-m", "ecgbyte_cli", "--work", str(root), *stages]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return WorkDir(root)
 
 

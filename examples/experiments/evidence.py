@@ -1,11 +1,16 @@
-"""Run the experiments of docs/evidence.md, and write its tables and charts.
+"""Run the experiments of docs/evidence.md, and write its tables, verdicts and charts.
 
-    make evidence                                            # everything: hours on one core; a rerun resumes
-    python examples/experiments/evidence.py --tables rows/   # only the tables and charts, from an earlier run
+    make evidence                                         # what is missing: see evidence_rows.py for the hours
+    make evidence EVIDENCE="--rows 1"                     # the next training alone
+    python examples/experiments/evidence.py --tables examples/experiments/results/    # only tables and charts
 
-Runs two_stage.py, tradeoff_ptbxl.py and places_ptbxl.py on PTB-XL (or a part of it in the same layout) and on
-recordings of the PhysioNet Challenge 2021. Then it writes each table between its two marks in docs/evidence.md, and
-the charts into docs/images/.
+Runs evidence_rows.py on all of PTB-XL, LUDB and recordings of the PhysioNet Challenge 2021, and tradeoff_ptbxl.py and
+places_ptbxl.py on PTB-XL at 500 Hz (or a part of it in the same layout). Each finished row is in RESULTS, and is not
+repeated. Then it writes each table between its two marks in docs/evidence.md or README.md, and the charts into
+docs/images/.
+
+Until all rows with all recordings are there, the tables about them are those of two_stage.jsonl: an eighth of PTB-XL,
+80 to 320 s. The same holds for the rows with a share of the recordings.
 """
 
 import argparse
@@ -18,6 +23,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from evidence_rows import NAME, SECONDS, add_options, finished, wanted
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -32,6 +38,29 @@ NAMES = {
     "classifier, 8 leads": "the same with 8 leads",
 }
 COLOURS = dict(zip(NAMES, ("#0072b2", "#d55e00", "#e69f00", "#009e73", "#555555", "#aaaaaa"), strict=True))
+MARGIN = 0.02  # of AUROC
+RULE = (
+    "A claim is shown if its whole 95 % interval is above the bound, refuted if all of it is below, and open "
+    "otherwise. The bound is 0 for the gain over the best control. For a difference between two trainings it is "
+    f"-{MARGIN}: a smaller loss counts as none. Intervals come from a bootstrap over patients, with the same draws for "
+    "both trainings. Over two seeds they reach from the lowest to the highest end."
+)
+SHORT, LONG = min(SECONDS), max(SECONDS)
+# claim, (arm, share, seconds), and what it is compared with: such a row, or the controls of one side
+CLAIMS = (
+    ("the answers come from the ECG (paper)", ("tokens", 1.0, LONG), "test"),
+    ("a trained model works at other hospitals (ours)", ("tokens", 1.0, LONG), "elsewhere"),
+    ("as good as a pretrained encoder (paper)", ("tokens", 1.0, LONG), ("contrastive", 1.0, LONG)),
+    (
+        "as good after a quarter of the time (paper: a third)",
+        ("tokens", 1.0, SHORT),
+        ("contrastive", 1.0, LONG),
+    ),
+    ("48 % of the data suffice (paper)", ("tokens", 0.48, LONG), ("tokens", 1.0, LONG)),
+    ("12 % of the data suffice (ours)", ("tokens", 0.12, LONG), ("tokens", 1.0, LONG)),
+    ("no encoder is needed (ELF)", ("patches", 1.0, LONG), ("contrastive", 1.0, LONG)),
+    ("as good as a plain CNN (ours)", ("tokens", 1.0, LONG), ("classifier", 1.0, LONG)),
+)
 METHODS = ("integrated", "occlusion", "gradient", "attention", "rollout", "random")
 
 
@@ -88,12 +117,65 @@ def brief(made):
     return f"{area}<br>gain {np.mean([part['gain'] for part in found]):+.3f}" if found else ""
 
 
-def two_stage(folder):
-    """Tables of the comparison: by time, at the longest time with controls, by share of the recordings, elsewhere."""
-    made = rows(folder, "two_stage")
-    if not any(row["share"] == 1 for row in made):
+def compared(folder):
+    """The rows of the comparison: (with all recordings, with all or a share of them for the same time).
+
+    The new rows if all that are planned are there, or if there are no earlier ones.
+    """
+    new, old = rows(folder, NAME), rows(folder, "two_stage")
+    missing = set(wanted()) - set(finished(folder / f"{NAME}.jsonl"))
+    whole = old if old and any(key.share == 1 for key in missing) else new
+    part = old if old and missing else new
+    seconds = {row["seconds"] for row in part if row["share"] < 1}
+    return [row for row in whole if row["share"] == 1], [row for row in part if row["seconds"] in seconds]
+
+
+def interval(first, other):
+    """The interval of a difference between trainings, or of a gain; over seeds from the lowest to the highest end.
+
+    `first` and `other` hold a row for each seed; `other` may name a side of `first` instead.
+    """
+    if isinstance(other, str):
+        ends = [row[other]["gain_interval"] for row in first.values()]
+        middle = np.mean([row[other]["gain"] for row in first.values()])
+    else:
+        both = sorted(first.keys() & other.keys())
+        draws = [[of[seed]["test"]["draws"] for seed in both] for of in (first, other)]
+        ends = np.percentile(np.subtract(*map(np.array, draws)), [2.5, 97.5], axis=1).T
+        middle = np.mean([first[seed]["test"]["auroc"] - other[seed]["test"]["auroc"] for seed in both])
+    return middle, min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def verdict(low, high, bound):
+    """What an interval says of a claim: see RULE."""
+    return "shown" if low > bound else "refuted" if high < bound else "open"
+
+
+def verdicts(folder):
+    """The table of the claims that the new rows decide, with the rule."""
+    by_key = defaultdict(dict)
+    for row in rows(folder, NAME):
+        by_key[row["arm"], row["share"], row["seconds"]][row["seed"]] = row
+    lines = []
+    for claim, key, other in CLAIMS:
+        first, second = by_key.get(key), other if isinstance(other, str) else by_key.get(other)
+        if not first or not second:
+            lines.append([claim, "not yet run", ""])
+            continue
+        middle, low, high = interval(first, second)
+        bound = 0.0 if isinstance(other, str) else -MARGIN
+        lines.append([claim, f"{middle:+.3f} ({low:+.3f} to {high:+.3f})", verdict(low, high, bound)])
+    if not by_key:
         return {}
-    whole = grouped([row for row in made if row["share"] == 1], "arm", "seconds")
+    return {"verdicts": grid(["claim", "difference of AUROC (95 %)", "verdict"], lines) + f"\n\n{RULE}"}
+
+
+def comparison(folder):
+    """Tables of the comparison: by time, at the longest time with controls, by share of the recordings, elsewhere."""
+    made, part = compared(folder)
+    if not made:
+        return {}
+    whole = grouped(made, "arm", "seconds")
     budgets = sorted({seconds for _, seconds in whole})
     time = [
         [NAMES[arm], *(brief(whole.get((arm, s), [])) for s in budgets)]
@@ -108,16 +190,8 @@ def two_stage(folder):
     elsewhere = [
         [NAMES[arm], *scores([row["elsewhere"] for row in of])] for arm, of in last if "elsewhere" in of[0]
     ]
-    middle = budgets[len(budgets) // 2]
-    part = grouped([row for row in made if row["seconds"] == middle], "arm", "share")
-    shares = sorted({share for _, share in part})
-    data = [
-        [NAMES[arm], *(brief(part.get((arm, s), [])) for s in shares)]
-        for arm in NAMES
-        if any((arm, s) in part for s in shares if s < 1)
-    ]
     head = ["AUROC", "95 % by patient", "best control", "gain over it"]
-    return {
+    tables = {
         "time": grid(["AUROC, fold 10 (by seed)", *(f"{s:.0f} s" for s in budgets)], time),
         "controls": grid([f"after {budgets[-1]:.0f} s", "steps, stage 1", "stage 2", *head], controls),
         "elsewhere": grid([f"after {budgets[-1]:.0f} s, other hospitals", *head], elsewhere),
@@ -125,23 +199,30 @@ def two_stage(folder):
             ["model", "AUROC", "95 %", "best control", "gain"],
             [[name, *cells] for name, _, _, *cells in controls],
         ),
-        "shares": grid(
-            [f"AUROC, fold 10, after {middle:.0f} s", *(f"{100 * s:.0f} %" for s in shares)], data
-        ),
     }
+    if part:
+        groups = grouped(part, "arm", "share")
+        shares = sorted({share for _, share in groups})
+        data = [
+            [NAMES[arm], *(brief(groups.get((arm, s), [])) for s in shares)]
+            for arm in NAMES
+            if any((arm, s) in groups for s in shares if s < 1)
+        ]
+        title = f"AUROC, fold 10, after {part[0]['seconds']:.0f} s"
+        tables["shares"] = grid([title, *(f"{100 * s:.0f} %" for s in shares)], data)
+    return tables
 
 
 def chart(folder, path, wide):
     """AUROC against seconds, or against the share of the recordings."""
-    made = rows(folder, "two_stage")
-    budgets = sorted({row["seconds"] for row in made if row["share"] == 1})
+    made, part = compared(folder)
+    budgets = sorted({row["seconds"] for row in made})
     if not budgets:
         return
-    middle = budgets[len(budgets) // 2]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for axis, key, some in (
-        (axes[0], "seconds", [row for row in made if row["share"] == 1]),
-        (axes[1], "share", [row for row in made if row["seconds"] == middle]),
+        (axes[0], "seconds", made),
+        (axes[1], "share", part),
     ):
         for arm in NAMES:
             groups = grouped([row for row in some if row["arm"] == arm], key)
@@ -159,7 +240,7 @@ def chart(folder, path, wide):
         axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
         axis.minorticks_off()
     axes[0].set_xlabel("seconds of one thread, pretraining included")
-    axes[1].set_xlabel(f"% of the training recordings, {middle:.0f} s")
+    axes[1].set_xlabel("% of the training recordings" + (f", {part[0]['seconds']:.0f} s" if part else ""))
     axes[0].set_ylabel("mean AUROC over findings, fold 10")
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False
@@ -305,11 +386,11 @@ def places_chart(folder, path, wide):
 def write(folder, pages):
     """Put every table that can be made into the pages that have a place for it, and draw the charts by the first."""
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
-    for make in (two_stage, tradeoff, hospitals, places):
+    for make in (comparison, verdicts, tradeoff, hospitals, places):
         for name, made in make(folder).items():
             begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
             if not any(begin in text for text in texts.values()):
-                raise SystemExit(f"{pages[0]} has no place for the table {name}: {begin}")
+                print(f"{pages[0]} has no place for the table {name} ({begin}):\n\n{made}\n")
             for page, text in texts.items():
                 if begin in text:
                     before, rest = text.split(begin, 1)
@@ -324,36 +405,45 @@ def write(folder, pages):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, nargs="?", help="PTB-XL's folder, or a part of it")
-    parser.add_argument("elsewhere", type=Path, nargs="?", help="recordings of the PhysioNet Challenge 2021")
-    parser.add_argument("--out", type=Path, default=Path("build/evidence"))
+    add_options(parser)
+    parser.add_argument(
+        "--part", type=Path, help="PTB-XL at 500 Hz, for tokenizers and places  [default: data]"
+    )
     parser.add_argument(
         "--page", type=Path, help="where the tables go  [default: docs/evidence.md, and README.md]"
     )
-    parser.add_argument("--seconds", default="80,160,320", help="budgets of two_stage.py")
-    parser.add_argument("--shares", default="0.12,0.25,0.48")
-    parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--records", default="16", help="of each finding, of places_ptbxl.py")
     parser.add_argument("--tokenizers", default="8", help="the first so many of tradeoff_ptbxl.py")
-    parser.add_argument("--tables", type=Path, help="make the tables alone, from what is in this folder")
+    parser.add_argument(
+        "--tokenizer-seconds", default="160", help="time of each training of tradeoff_ptbxl.py"
+    )
+    parser.add_argument("--records", default="16", help="of each finding, of places_ptbxl.py")
+    parser.add_argument("--tables", type=Path, help="make the tables alone, from the rows in this folder")
     options = parser.parse_args()
     root = ROOT.parent.parent
     pages = [options.page] if options.page else [root / "docs" / "evidence.md", root / "README.md"]
     if options.tables:
         write(options.tables, pages)
         return
-    if not (options.data and options.elsewhere):
-        parser.error("give PTB-XL's folder and that of the Challenge, or --tables")
-    budgets = options.seconds.split(",")
-    same, more = ["--out", options.out], ["--elsewhere", options.elsewhere, "--seeds", options.seeds]
-    for script, *given in (
-        ["two_stage", *more, "--seconds", options.seconds, "--shares", options.shares],
-        ["tradeoff_ptbxl", *more, "--seconds", budgets[len(budgets) // 2], "--rows", options.tokenizers],
-        ["places_ptbxl", "--records", options.records],
-    ):
-        command = [sys.executable, ROOT / f"{script}.py", options.data, *same, *given]
+    if not (options.data and options.ludb and options.challenge):
+        parser.error("give PTB-XL's folder, --ludb and --challenge, or --tables")
+
+    def run(script, data, *given):
+        command = [sys.executable, ROOT / f"{script}.py", data, "--results", options.results, *given]
         subprocess.run(list(map(str, command)), check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    write(options.out, pages)
+
+    limits = [f"--{name}={getattr(options, name)}" for name in ("seconds", "shares", "seeds", "hours")]
+    limits += [] if options.rows is None else [f"--rows={options.rows}"]
+    run(
+        *("evidence_rows", options.data, "--out", options.out, *limits),
+        *("--ludb", options.ludb, "--challenge", options.challenge),
+    )
+    part = options.part or options.data
+    run(
+        *("tradeoff_ptbxl", part, "--out", options.out / "tokenizers", "--elsewhere", options.challenge),
+        *("--rows", options.tokenizers, "--seconds", options.tokenizer_seconds),
+    )
+    run("places_ptbxl", part, "--records", options.records)
+    write(options.results, pages)
 
 
 if __name__ == "__main__":

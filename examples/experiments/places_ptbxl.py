@@ -1,14 +1,14 @@
 """Measure whether attributions point at the place that a cardiologist would look at, with an open delineator.
 
     pip install neurokit2
-    OMP_NUM_THREADS=1 python examples/experiments/places_ptbxl.py ptb-xl/ --out evidence/
+    OMP_NUM_THREADS=1 python examples/experiments/places_ptbxl.py ptb-xl/ --results evidence/
 
 For findings with a known place, the included model reads recordings of folds 9 and 10 that have the finding. Every
 method attributes the answer "yes" to "Is there …?" to samples. The place comes from the waves that NeuroKit2 (Makowski
 et al., Behavior Research Methods 53, 2021; discrete wavelet transform, after Martinez et al., IEEE Trans. Biomed. Eng.
 51, 2004) finds in lead II at 500 Hz; they were not checked by hand. The score is the share of the attribution on the
-place over the share of the signal that it covers; `random` scores tokens by chance. Finished rows in OUT/places.jsonl
-are not repeated.
+place over the share of the signal that it covers; `random` scores tokens by chance. Finished rows in
+RESULTS/places.jsonl are not repeated.
 """
 
 import argparse
@@ -118,16 +118,16 @@ def place_of(name, recording, signal):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="PTB-XL's folder, or a part of it")
-    parser.add_argument("--out", type=Path, default=Path("evidence"))
+    parser.add_argument("--results", type=Path, default=Path("evidence"), help="where the rows go")
     parser.add_argument(
         "--model", default="ptbxl", help="a model that answers yes or no about these findings"
     )
     parser.add_argument("--records", type=int, default=16, help="of each finding")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.results.mkdir(parents=True, exist_ok=True)
     session = Session.open(options.model, device="cpu")
     tokenizer, explainer = session.tokenizer, session.explainer()
-    path = options.out / "places.jsonl"
+    path = options.results / "places.jsonl"
     done = (
         {(row["finding"], row["record"]) for row in map(json.loads, path.open())} if path.exists() else set()
     )

@@ -1,37 +1,28 @@
-"""Compare ECG tokens in a language model with an ECG encoder in front of one, on real recordings, at equal time.
+"""Models that read ECGs in different ways, trained and scored alike: what evidence_rows.py compares.
 
-    OMP_NUM_THREADS=1 python examples/experiments/two_stage.py ptb-xl/ --out evidence/ --seconds 100,200,400
-
-A small version of the ECG-Byte paper's comparison. The inputs of the same decoder (`--model tiny`):
+The inputs of the same decoder (`--model tiny`):
 
 - tokens: letters and merges, trained end to end (ECG-Byte, arXiv 2412.14373)
-- masked, contrastive: a 1D ResNet pretrained without labels, by filling in masked parts or by telling two variations
-  of an ECG from all others (SimCLR, Chen et al., ICML 2020), then frozen, with a small projection
+- contrastive: a 1D ResNet pretrained without labels to tell two variations of an ECG from all others (SimCLR, Chen et
+  al., ICML 2020), then frozen, with a small projection
 - patches: one linear projection of raw samples, without an encoder (ELF, arXiv 2601.18798)
 
-and, without a language model, the same ResNet trained as a classifier: with the same leads (classifier), and with all
-eight recorded ones (classifier, 8 leads). All get the decoded letters with the same augmentation, and the same loop
-asks the eighteen findings of findings.csv, one letter each.
+and, without a language model, the same ResNet trained as a classifier. All get the decoded letters with the same
+augmentation, and the same loop asks the eighteen findings of findings.csv, one letter each.
 
-Time is CPU time of one thread, stage 1 included, converted to steps by the time of a step. That is measured at the
-first run, when nothing else should run (OUT/speed.json). The learning rate is constant and falls in the last fifth, so
-that trainings of several lengths share their common part (Haegele et al. 2024, arXiv 2405.18392). The score is the
-mean AUROC of P(yes) over findings with five or more recordings in a fold: on fold 9 (val) and on fold 10 (test).
-Controls: the same questions with no signal, another patient's, a flat line, noise of the same spectrum. On the few
-recordings of other hospitals (--elsewhere) all findings are pooled. Finished rows in OUT/two_stage.jsonl are not
-repeated.
+The score is the mean AUROC of P(yes) over findings with five or more recordings in a fold. Controls: the same
+questions with no signal, another patient's, a flat line, noise of the same spectrum.
 """
 
-import argparse
-import copy
 import itertools
 import json
 import time
-from pathlib import Path
+from functools import lru_cache
 
 import numpy as np
+import ptbxl_elsewhere
 import torch
-from ablation_ptbxl import EIGHT, LETTERS, MODEL, TOKENS, ask, ask_about, tokens
+from ablation_ptbxl import LETTERS, MODEL
 from torch import nn
 from torch.nn import functional
 
@@ -44,9 +35,8 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.model import ecg_lm
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import IGNORED, Prompt
-from ecgbyte_cli.questions import question_file, question_segments
-from ecgbyte_cli.questions.sources import wfdb_headers
-from ecgbyte_cli.storage.files import read_json, read_table, write_json
+from ecgbyte_cli.questions import findings, question_file, question_segments
+from ecgbyte_cli.storage.files import read_table
 from ecgbyte_cli.training.dataset import SampleBuilder
 from ecgbyte_cli.training.sampling import length_batches
 from ecgbyte_cli.training.setup import load_for_training
@@ -55,11 +45,12 @@ from ecgbyte_kernels.augment import varied
 
 FRAME = 32  # samples that a frame of the ResNet stands for
 PATCH = 20  # samples of a patch: 0.2 s
-MASKED = 0.4  # share of the stretches that are hidden, in each lead by itself
+HIDDEN = 0.4  # share of the stretches that are hidden in half of the variations, in each lead by itself
 TEMPERATURE = 0.1  # of the contrastive loss
 COOLED = 0.2  # share of a training in which the learning rate falls
 LEAST = 5  # recordings with a finding that a fold needs
-ARMS = ("tokens", "masked", "contrastive", "patches", "classifier", "classifier, 8 leads")
+PAIRED = 1000  # bootstrap draws that a row keeps, to compare it with other rows draw by draw
+ARMS = ("tokens", "contrastive", "patches", "classifier")
 SETTINGS = {
     **{"base": "tiny", "method": "full", "positions": None, "ecg_init": "signal", "lr": 2e-3, "qa": True},
     **{"max_length": 4096, "long": "trim", "together": None, "draw": None, "accumulate": 1, "patience": None},
@@ -181,54 +172,46 @@ def patches(x):
 def hidden(x, random):
     """Which samples of a batch are hidden: stretches of a frame, each lead by itself."""
     batch, leads, samples = x.shape
-    chosen = torch.rand(batch, leads, samples // FRAME, generator=random) < MASKED
+    chosen = torch.rand(batch, leads, samples // FRAME, generator=random) < HIDDEN
     return chosen.repeat_interleave(FRAME, 2)
 
 
-def pretraining(kind, encoder, samples, numbers, seed):
-    """A function that makes one step of stage 1 at some share of the learning rate."""
-    leads = samples.shape[0]
-    head = (
-        nn.Linear(128, leads * FRAME) if kind == "masked" else nn.Sequential(nn.Linear(128, 128), nn.GELU())
-    )
-    weights = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.01)
-    random, noise = np.random.default_rng([seed, 1]), torch.Generator().manual_seed(seed)
+class Contrastive:
+    """The pretraining of an encoder. The seed and the number of a step determine its ECGs and variations."""
 
-    def views(chosen):
-        letters = [samples.in_place(i, None, random) for i in chosen]
-        x = torch.from_numpy(np.stack([samples.tokenizer.to_mv(part) for part in letters]))
+    def __init__(self, encoder, samples, numbers, seed):
+        self.samples, self.numbers, self.seed = samples, numbers, seed
+        self.net = nn.ModuleList([encoder, nn.Sequential(nn.Linear(128, 128), nn.GELU())])
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=2e-3, weight_decay=0.01)
+
+    def views(self, chosen, random):
+        letters = [self.samples.in_place(i, None, random) for i in chosen]
+        x = torch.from_numpy(np.stack([self.samples.tokenizer.to_mv(part) for part in letters]))
         return functional.pad(x, (0, -x.shape[-1] % FRAME))
 
-    def masked(chosen):
-        x = views(chosen)
-        gone = hidden(x, noise)
-        made = head(encoder(x.masked_fill(gone, 0)))
-        made = made.unflatten(2, (leads, FRAME)).transpose(1, 2).reshape(x.shape)
-        return ((made - x)[gone] ** 2).mean()
-
-    def contrastive(chosen):
-        both = torch.cat([views(chosen), views(chosen)])
-        both = both.masked_fill(
-            hidden(both, noise) & (torch.rand(both.shape[:1], generator=noise) < 0.5)[:, None, None], 0
-        )
+    def update(self, step, share):
+        """One update at a share of the learning rate."""
+        encoder, head = self.net.requires_grad_(True)
+        random, noise = np.random.default_rng([self.seed, 1, step]), torch.Generator()
+        noise.manual_seed(int(random.integers(2**31)))
+        chosen = random.choice(self.numbers, min(64, len(self.numbers)), replace=False)
+        both = torch.cat([self.views(chosen, random), self.views(chosen, random)])
+        some = torch.rand(both.shape[:1], generator=noise) < 0.5
+        both = both.masked_fill(hidden(both, noise) & some[:, None, None], 0)
         both = both + 0.05 * torch.randn(both.shape, generator=noise)
         z = functional.normalize(head(encoder(both).mean(1)), dim=1)
         like = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
-        return functional.cross_entropy(like, torch.arange(len(z)).roll(len(chosen)))
+        set_rate(self.optimizer, 2e-3 * share)
+        functional.cross_entropy(like, torch.arange(len(z)).roll(len(chosen))).backward()
+        self.optimizer.step()
+        self.net.requires_grad_(False)
 
-    def step(share):
-        loss = {"masked": masked, "contrastive": contrastive}[kind](
-            random.choice(numbers, min(64, len(numbers)), replace=False)
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * share
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
 
-    return step
+def set_rate(optimizer, rate):
+    """Set the learning rate for the next step, and forget the gradients of the last one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
 
 
 class Answerer:
@@ -257,40 +240,27 @@ class Answerer:
                 -(-given.shape[1] // (PATCH if arm == "patches" else FRAME)),
             )
             self.samples.segments = {"length": np.full(len(given.recorded["record"]), self.samples.frames)}
-        if arm in ("masked", "contrastive"):
+        if arm == "contrastive":
             numbers = np.array([question.segments[0] for question in training])
-            self.first = pretraining(arm, rows.encode, self.samples, np.unique(numbers), seed)
+            self.first = Contrastive(rows.encode, self.samples, np.unique(numbers), seed)
             rows.encode.requires_grad_(False)
         asked, _, _ = self.samples.plans(training)
+        self.net, self.order = lm, None
         self.trainer = Trainer(work, lm, self.samples, settings, 1, 1, asked, [], note)
         self.words = [text.encode(word, add_special_tokens=False)[0] for word in ("yes", "no")]
 
-    def pretrain(self, steps):
-        encoder = self.lm.ecg_rows.encode.requires_grad_(True)
-        losses = [self.first(rate(step, steps, (1 - COOLED) * steps)) for step in range(steps)]
-        encoder.requires_grad_(False)
-        return float(np.mean(losses[-50:]))
+    @property
+    def optimizer(self):
+        return self.trainer.optimizer
 
-    def train(self, steps, factor):
-        """Go on to a step, each at its share of the learning rate."""
-        trainer = self.trainer
-        trainer.schedule = factor
-        order = length_batches([plan.length for plan in trainer.training], SETTINGS["batch"], self.seed)
+    def update(self, step, share):
+        """One update at a share of the learning rate."""
+        if self.order is None:
+            lengths = [plan.length for plan in self.trainer.training]
+            self.order = itertools.islice(length_batches(lengths, SETTINGS["batch"], self.seed), step, None)
         self.lm.train()
-        for group in itertools.islice(order, trainer.step, steps):
-            trainer.update([group])
-
-    def snapshot(self):
-        trained = {k: p.detach().clone() for k, p in self.lm.named_parameters() if p.requires_grad}
-        return self.trainer.step, trained, copy.deepcopy(self.trainer.optimizer.state_dict())
-
-    def restore(self, kept):
-        self.trainer.step, trained, optimizer = kept
-        with torch.no_grad():
-            for name, p in self.lm.named_parameters():
-                if name in trained:
-                    p.copy_(trained[name])
-        self.trainer.optimizer.load_state_dict(copy.deepcopy(optimizer))
+        self.trainer.step, self.trainer.schedule = step, lambda _: share
+        self.trainer.update([next(self.order)])
 
     @torch.no_grad()
     def odds(self, plans, instead=None):
@@ -321,7 +291,7 @@ class Classifier:
         self.net = nn.ModuleList([ResNet(given.shape[0]), nn.Linear(128, len(LETTERS))])
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=2e-3, weight_decay=0.05)
         self.plans, _, _ = self.samples.plans(training)
-        self.seed, self.step = seed, 0
+        self.seed, self.order = seed, None
 
     def logits(self, plans, instead=None, randoms=None):
         """(plans, findings); without a signal it is told nothing, so a flat line stands there."""
@@ -333,27 +303,19 @@ class Classifier:
         encoder, head = self.net
         return head(encoder(torch.from_numpy(np.stack(signals))).mean(1))
 
-    def train(self, steps, factor):
-        order = length_batches([0] * len(self.plans), SETTINGS["batch"], self.seed)
-        for group in itertools.islice(order, self.step, steps):
-            plans = [self.plans[i] for _, i in group]
-            logits = self.logits(plans, None, [np.random.default_rng([self.seed, *key]) for key in group])
-            made = torch.cat([logits[k, places(plan)] for k, plan in enumerate(plans)])
-            truth = [float(q.answer == "yes") for plan in plans for q in plan.questions]
-            for part in self.optimizer.param_groups:
-                part["lr"] = 2e-3 * factor(self.step)
-            self.optimizer.zero_grad(set_to_none=True)
-            functional.binary_cross_entropy_with_logits(made, torch.tensor(truth)).backward()
-            self.optimizer.step()
-            self.step += 1
-
-    def snapshot(self):
-        return copy.deepcopy((self.step, self.net.state_dict(), self.optimizer.state_dict()))
-
-    def restore(self, kept):
-        self.step, net, optimizer = copy.deepcopy(kept)
-        self.net.load_state_dict(net)
-        self.optimizer.load_state_dict(optimizer)
+    def update(self, step, share):
+        """One update at a share of the learning rate."""
+        if self.order is None:
+            batches = length_batches([0] * len(self.plans), SETTINGS["batch"], self.seed)
+            self.order = itertools.islice(batches, step, None)
+        group = next(self.order)
+        plans = [self.plans[i] for _, i in group]
+        logits = self.logits(plans, None, [np.random.default_rng([self.seed, *key]) for key in group])
+        made = torch.cat([logits[k, places(plan)] for k, plan in enumerate(plans)])
+        truth = [float(q.answer == "yes") for plan in plans for q in plan.questions]
+        set_rate(self.optimizer, 2e-3 * share)
+        functional.binary_cross_entropy_with_logits(made, torch.tensor(truth)).backward()
+        self.optimizer.step()
 
     @torch.no_grad()
     def odds(self, plans, instead=None):
@@ -367,9 +329,15 @@ def places(plan):
     return [LETTERS.index(question.question) for question in plan.questions]
 
 
-def rate(step, last=None, fall=0.0, rise=20):
-    """The learning rate's share at a step: soon up, constant, and where there is a last step down from `fall` to it."""
-    return min(1.0, (step + 1) / rise, 1.0 if last is None else (last - step) / max(1.0, last - fall))
+def rate(step, steps):
+    """The share of the learning rate at a step: soon up, constant, and down to the last step."""
+    return min(1.0, (step + 1) / 20, (steps - step) / max(1.0, COOLED * steps))
+
+
+def train(stage, steps):
+    """Train a stage from its begin to its end."""
+    for step in range(steps):
+        stage.update(step, rate(step, steps))
 
 
 # ---- scores
@@ -381,15 +349,15 @@ def figures(truth, topic, patient, odds):
     Parameters
     ----------
     truth, topic, patient : arrays (n,)
-        Of each question: whether it is so, its finding (0 for all pools them), its patient.
+        Of each question: whether it is so, its finding, its patient.
     odds : dict
         `signal` and the controls: float (n,).
 
     Returns
     -------
     dict
-        auroc, interval, findings (how many), and with controls control (of each), gain, gain_interval (95 %, by
-        patient).
+        auroc, interval, findings (how many), draws (AUROC in the first draws of the bootstrap, which are the same for
+        every model), and with controls control (of each), gain, gain_interval (95 %, by patient).
     """
     names, number = np.unique(patient, return_inverse=True)
     some = [np.flatnonzero(topic == t) for t in np.unique(topic)]
@@ -409,6 +377,7 @@ def figures(truth, topic, patient, odds):
         "auroc": whole["signal"],
         "interval": confidence_interval(drawn["signal"]),
         "findings": len(some),
+        "draws": drawn["signal"][:PAIRED].round(4).tolist(),
     }
     others = {name: area for name, area in whole.items() if name != "signal"}
     if others:
@@ -418,7 +387,7 @@ def figures(truth, topic, patient, odds):
     return found
 
 
-def scored(model, asked, patients, pooled=False, compare=controls.CONTROLS):
+def scored(model, asked, patients, compare=controls.CONTROLS):
     """`figures` of a model for questions about some recordings, with some controls."""
     plans, _, _ = model.samples.plans(asked)
     order = [question for plan in plans for question in plan.questions]
@@ -432,35 +401,41 @@ def scored(model, asked, patients, pooled=False, compare=controls.CONTROLS):
             odds[name] = model.odds(moved)
         else:
             odds[name] = model.odds(plans, name)
-    topic = np.array([0 if pooled else LETTERS.index(q.question) for q in order])
+    topic = np.array([LETTERS.index(q.question) for q in order])
     return figures(np.array([q.answer == "yes" for q in order]), topic, patient, odds)
 
 
-def elsewhere(folder, work, path):
+def elsewhere(ludb, challenge, work, path):
     """Recordings of other hospitals: letters by segment, questions, and patients.
 
     Those that the Challenge took from PTB-XL are left out.
     """
     tokenizer = load_for_training(work, SETTINGS | {"seed": 0, "ecg_loss": 0.3}, "cpu")[2].tokenizer
-    letters, names = [], []
-    for header in sorted(Path(folder).glob("*.hea")):
-        if header.stem.startswith("HR"):
-            continue
+    labels = ptbxl_elsewhere.ludb(ludb) | ptbxl_elsewhere.challenge(challenge)
+    headers = {header.stem: header for folder in (ludb, challenge) for header in folder.rglob("*.hea")}
+    letters, names, lines = [], [], []
+    for name, known in labels.items():
         try:
-            letters.append(tokenizer.letters(segments(read(header), tokenizer.signal)[0][1]))
-            names.append(header.stem)
-        except Failure as error:
-            note(f"{header}: {error}: left out")
-    source = wfdb_headers.read_headers([str(Path(folder) / f"{name}.hea") for name in names], folder)
-    ask_about(path, source.facts)
+            letters.append(tokenizer.letters(segments(read(headers[name]), tokenizer.signal)[0][1]))
+        except (Failure, IndexError) as error:
+            note(f"{headers[name]}: {error}: left out")
+            continue
+        names.append(name)
+        for letter, finding in zip(LETTERS, findings.FINDINGS, strict=True):
+            if known.get(finding) is not None:
+                answer = "yes" if known[finding] else "no"
+                asked = {"record": name, "split": "test", "type": finding, "question": letter}
+                lines.append(json.dumps(asked | {"answer": answer}) + "\n")
+    path.write_text("".join(lines))
     table = {"record": names, "patient": names, "split": ["test"] * len(names)}
     questions, _ = question_segments.join_segments(question_file.read_questions(path), table)
     return letters, [question for question, *_ in questions], names
 
 
-# ---- the runs
+# ---- trainings
 
 
+@lru_cache(maxsize=1)
 def sides(work, qa):
     """The questions of each side of the split, and the patient of each segment."""
     table = read_table(work.symbol_segments)
@@ -469,122 +444,27 @@ def sides(work, qa):
     return asked, table["patient"]
 
 
-def make(arm, works, qa, seed, share):
+def make(arm, work, qa, seed, share):
     """A new model for an arm, with a share of the training recordings, by patient."""
-    work = works["8" if arm.endswith("8 leads") else "3"]
     questions, patients = sides(work, qa)
     order = np.random.default_rng([seed, 2]).permutation(
         np.unique([patients[q.segments[0]] for q in questions["train"]])
     )
     kept = set(order[: round(share * len(order))].tolist())
     training = [q for q in questions["train"] if patients[q.segments[0]] in kept]
-    model = (
-        Classifier(work, training, seed)
-        if arm.startswith("classifier")
-        else Answerer(arm, work, training, seed)
-    )
-    return model, questions, patients
+    kind = Classifier(work, training, seed) if arm == "classifier" else Answerer(arm, work, training, seed)
+    return kind, questions, patients
 
 
-def speed(arm, made):
-    """Seconds of CPU time that a step of each stage takes."""
-    model = made(arm, 0, 1.0)[0]
+def speed(model):
+    """Seconds of CPU time that a step of each stage takes; None without a first stage."""
 
-    def timed(step):
+    def timed(stage):
         spent = []
-        for _ in range(12):
+        for step in range(24):
             start = time.process_time()
-            step()
+            stage.update(step, 1.0)
             spent.append(time.process_time() - start)
         return float(np.mean(spent[4:]))
 
-    first = None
-    if model.first:
-        model.lm.ecg_rows.encode.requires_grad_(True)
-        first = timed(lambda: model.first(1.0))
-        model.lm.ecg_rows.encode.requires_grad_(False)
-    numbers = itertools.count(1)
-    return {"first": first, "second": timed(lambda: model.train(next(numbers), lambda step: 1.0))}
-
-
-def run(arm, seed, share, seconds, first, speeds, made, more):
-    """Train to each budget, `first` seconds of it for stage 1 where there is one, and yield a row for each."""
-    model, questions, patients = made(arm, seed, share)
-    spent, about = 0.0, {}
-    if model.first:
-        spent = first
-        steps = max(1, round(spent / speeds["first"]))
-        about = {"first_steps": steps, "first_loss": model.pretrain(steps)}
-    for budget in seconds:
-        steps = max(1, round((budget - spent) / speeds["second"]))
-        fall = round((1 - COOLED) * steps)
-        model.train(fall, rate)
-        kept = model.snapshot()
-        model.train(steps, lambda step, steps=steps, fall=fall: rate(step, steps, fall))
-        row = {"arm": arm, "seed": seed, "share": share, "seconds": budget, "steps": steps, **about}
-        row["val"] = scored(model, questions["val"], patients, compare=())
-        row["test"] = scored(model, questions["test"], patients)
-        if more and not arm.endswith("8 leads"):
-            letters, asked, names = more
-            model.samples.others = letters
-            row["elsewhere"] = scored(model, asked, names, pooled=True)
-            model.samples.others = None
-        yield row
-        model.restore(kept)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="PTB-XL's folder, or a part of it")
-    parser.add_argument("--out", type=Path, default=Path("evidence"))
-    parser.add_argument("--elsewhere", type=Path, help="recordings of the PhysioNet Challenge 2021")
-    parser.add_argument("--seconds", default="100,200,400", help="budgets, each with all recordings")
-    parser.add_argument(
-        "--shares", default="0.12,0.25,0.48", help="of the recordings, with the middle budget"
-    )
-    parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--arms", default=";".join(ARMS), help="separated by ;")
-    parser.add_argument("--speed", action="store_true", help="measure the speeds alone")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    seconds = [float(part) for part in options.seconds.split(",")]
-    shares = [float(part) for part in options.shares.split(",") if part]
-    arms = options.arms.split(";")
-    works = {"3": tokens(options.out, options.data, **TOKENS)}
-    works["8"] = tokens(options.out, options.data, **TOKENS | {"leads": EIGHT})
-    qa = ask(options.out, options.data)
-    more = options.elsewhere and elsewhere(options.elsewhere, works["3"], options.out / "elsewhere.jsonl")
-
-    def made(arm, seed, share):
-        return make(arm, works, qa, seed, share)
-
-    measured = options.out / "speed.json"
-    speeds = read_json(measured) if measured.exists() else {}
-    for arm in arms:
-        if arm not in speeds:
-            speeds[arm] = speed(arm, made)
-            write_json(measured, speeds)
-    print(json.dumps(speeds), flush=True)
-    if options.speed:
-        return
-    path = options.out / "two_stage.jsonl"
-    wanted = [(1.0, seconds)] + [(share, [seconds[len(seconds) // 2]]) for share in shares]
-    for share, budgets in wanted:
-        for seed, arm in itertools.product(map(int, options.seeds.split(",")), arms):
-            if share < 1 and arm.endswith("8 leads"):
-                continue
-            lines = path.read_text().splitlines() if path.exists() else []
-            keys = [[row[k] for k in ("arm", "seed", "share", "seconds")] for row in map(json.loads, lines)]
-            left = [budget for budget in budgets if [arm, seed, share, budget] not in keys]
-            for row in (
-                run(arm, seed, share, budgets, min(seconds) / 2, speeds[arm], made, more) if left else ()
-            ):
-                if row["seconds"] in left:
-                    with open(path, "a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    shown = {k: row[k] for k in ("arm", "seed", "share", "seconds", "steps")}
-                    print(json.dumps(shown | {"val": row["val"]["auroc"]}), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    return {"first": timed(model.first) if model.first else None, "second": timed(model)}
