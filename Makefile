@@ -24,7 +24,7 @@ test-web: .venv/test browser
 browser:
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy chromium; } >/dev/null 2>&1 || true
 
-# The experiments of docs/evidence.md, its tables and charts: hours on one core; a rerun resumes
+# The experiments of docs/evidence.md, their tables and charts: hours on one core; a rerun resumes
 PTBXL ?= ../shared/data/ptbxl
 CHALLENGE ?= ../shared/data/cinc2021
 evidence: .venv/test

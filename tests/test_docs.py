@@ -15,7 +15,8 @@ from ecgbyte_cli.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/experiments/LOG.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+PAGES += ["examples/experiments/LOG.md", "examples/experiments/EVIDENCE.md"]
 PAGES += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 each_page = pytest.mark.parametrize("page", PAGES)
 
@@ -62,6 +63,13 @@ def test_the_readme_has_every_command_and_is_short():
     missing = [name for name in COMMANDS if not re.search(rf"^\| `ecgbyte {name}[ `]", text, re.MULTILINE)]
     assert missing == []
     assert len(text.splitlines()) <= 170
+
+
+def test_pages_are_short():
+    """All but the reference, in words as `wc -w` counts them."""
+    reference = {"docs/commands.md", "docs/formats-on-disk.md"}
+    words = {page: len(text_of(page).split()) for page in PAGES if page.startswith("docs/")}
+    assert {page: n for page, n in words.items() if n > 1500 and page not in reference} == {}
 
 
 def test_the_index_has_every_page():

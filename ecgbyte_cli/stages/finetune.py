@@ -31,7 +31,7 @@ from ecgbyte_cli.training.distributed import process_group
 from ecgbyte_cli.training.plans import QuestionFiles, read_samples
 from ecgbyte_cli.training.validation import format_loss
 
-# by method; docs/fine-tuning.md has the trials of the ECG loss
+# by method; examples/experiments/LOG.md has the trials of the ECG loss
 LEARNING_RATE = {"full": 2e-3, "lora": 2e-4, "qlora": 2e-4}
 DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
 ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}

@@ -4,8 +4,8 @@
     python examples/experiments/evidence.py --tables rows/   # only the tables and charts, from an earlier run
 
 Runs two_stage.py, tradeoff_ptbxl.py and places_ptbxl.py on PTB-XL (or a part of it in the same layout) and on
-recordings of the PhysioNet Challenge 2021. Then it writes each table between its two marks in docs/evidence.md, and
-the charts into docs/images/.
+recordings of the PhysioNet Challenge 2021. Then it writes each table between its two marks in docs/evidence.md or
+EVIDENCE.md, and the charts into docs/images/.
 """
 
 import argparse
@@ -328,7 +328,7 @@ def main():
     parser.add_argument("elsewhere", type=Path, nargs="?", help="recordings of the PhysioNet Challenge 2021")
     parser.add_argument("--out", type=Path, default=Path("build/evidence"))
     parser.add_argument(
-        "--page", type=Path, help="where the tables go  [default: docs/evidence.md, and README.md]"
+        "--page", type=Path, help="where the tables go  [default: docs/evidence.md, and EVIDENCE.md]"
     )
     parser.add_argument("--seconds", default="80,160,320", help="budgets of two_stage.py")
     parser.add_argument("--shares", default="0.12,0.25,0.48")
@@ -338,7 +338,7 @@ def main():
     parser.add_argument("--tables", type=Path, help="make the tables alone, from what is in this folder")
     options = parser.parse_args()
     root = ROOT.parent.parent
-    pages = [options.page] if options.page else [root / "docs" / "evidence.md", root / "README.md"]
+    pages = [options.page] if options.page else [root / "docs" / "evidence.md", ROOT / "EVIDENCE.md"]
     if options.tables:
         write(options.tables, pages)
         return
