@@ -1,7 +1,6 @@
-"""Check the command lines in the blocks of README, CONTRIBUTING and docs, or run those that take seconds.
+"""Check the command lines in the blocks of README, CONTRIBUTING and docs; docs/run_lines.py runs them.
 
     python docs/command_lines.py           # checks all of them, as tests/test_docs.py does
-    python docs/command_lines.py --run     # runs them in a folder with small data; prints each line and its result
 
 A block is indented by four columns. Commands of ecgbyte are parsed by Click as in a real run, without running.
 Scripts must exist and have the options, targets must be in the Makefile, extras in pyproject.toml.
@@ -9,7 +8,6 @@ Scripts must exist and have the options, targets must be in the Makefile, extras
 
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,8 +111,6 @@ def wrong_lines(page: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--run"]:
-        raise SystemExit("later")
     wrong = {page: found for page in PAGES if (found := wrong_lines(page))}
     for page, found in wrong.items():
         print(page, *found, sep="\n    ")
