@@ -42,7 +42,8 @@ SMALLER = (  # what makes a line small enough
     (r"\bgenerate\b", "generate --limit 10 --overwrite"),
     (r"\bsymbolize\b", "symbolize --jobs 1 --overwrite"),
     (r"(?<![-\w])(learn|encode|questions)\b(?!\.)", r"\1 --overwrite"),
-    (r"(?<![-\w])(synth|draw)\b", r"\1 --records 4"),
+    (r"(?<![-\w])synth\b", "synth --records 40 --fs 250"),  # as they are already
+    (r"(?<![-\w])draw\b", "draw --records 2"),
 )
 
 
