@@ -6,7 +6,7 @@ quick and needs no PyTorch.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 TYPE_CHECKING = False  # type checkers know the name; the module `typing` takes longer than all else here
 if TYPE_CHECKING:

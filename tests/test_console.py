@@ -213,6 +213,13 @@ def test_every_command_is_in_the_table_and_in_the_readme():
             assert isinstance(option, click.Argument) or option.help, f"{name} {option.name} has no help"
 
 
+@pytest.mark.parametrize("line", ["symbolize data --fs", "findings data --truth", "symbolize data --range 1"])
+def test_an_option_at_the_end_needs_its_value(line):
+    result = CliRunner().invoke(main, line.split())
+    option = next(word for word in line.split() if word.startswith("--"))
+    assert result.exit_code == 2 and f"Option '{option}' requires" in result.stderr
+
+
 def imported_by(code):
     names = "{m.split('.')[0] for m in sys.modules}"
     run = subprocess.run(

@@ -843,7 +843,7 @@ def test_what_stands_in_the_way_is_one_line(ecgbyte, folder, monkeypatch, tmp_pa
 
 
 def test_the_documentation_names_every_route():
-    text = (Path(__file__).parents[1] / "docs" / "page.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "page-api.md").read_text()
     paths = {
         route.path for route in app.build_app(service(None)).routes if f"{route.path}/".startswith("/api/")
     }

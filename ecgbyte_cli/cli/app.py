@@ -208,8 +208,12 @@ class Stage(click.Command):
             if word == "--" and is_option:
                 plain = True
             elif is_option:
-                options += [word, *rest[: values.get(word, 0)]]
-                del rest[: values.get(word, 0)]
+                count = values.get(word, 0)
+                if len(rest) < count and not ctx.resilient_parsing:  # it would take the arguments' `--`
+                    needs = "an argument" if count == 1 else f"{count} arguments"
+                    raise click.BadOptionUsage(word, f"Option {word!r} requires {needs}.", ctx)
+                options += [word, *rest[:count]]
+                del rest[:count]
             else:
                 if arguments and -1 in wanted and not plain and not ctx.resilient_parsing:
                     spelling.check_file(ctx, word, commands)

@@ -34,7 +34,7 @@ from ecgbyte_cli.training.plans import QuestionFiles, read_samples
 from ecgbyte_cli.training.validation import format_loss
 
 LEARNING_RATE, RATE_FROM_SCRATCH = 2e-4, 2e-3
-# by method; docs/fine-tuning.md has the trials of the ECG loss
+# by method; examples/experiments/LOG.md has the trials of the ECG loss
 DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
 ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}
 # options that are not settings, or have other names there

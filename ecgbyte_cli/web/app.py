@@ -1,4 +1,4 @@
-"""The page and its JSON API as a Starlette application; docs/page.md describes the routes."""
+"""The page and its JSON API as a Starlette application; docs/page-api.md describes the routes."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager

@@ -25,7 +25,7 @@ from ecgbyte_cli.web.recordings import id_of
 
 MOST_QUESTION = 4000  # characters
 CELL = 0.02  # s, resolution of an attribution
-# measured on synthetic records whose cause lies at a known place: docs/scores.md
+# measured on synthetic records whose cause lies at a known place: docs/attribution.md
 _SEEN = (
     "On synthetic records most of it lay on the cause where something is there (an early beat, a raised ST segment), "
     "and no more than by chance where something is missing (a P wave). Measured on a small model: ecgbyte explain "

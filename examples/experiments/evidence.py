@@ -6,8 +6,8 @@
 
 Runs evidence_rows.py on all of PTB-XL, LUDB and recordings of the PhysioNet Challenge 2021, and tradeoff_ptbxl.py and
 places_ptbxl.py on PTB-XL at 500 Hz (or a part of it in the same layout). Each finished row is in RESULTS, and is not
-repeated. Then it writes each table between its two marks in docs/evidence.md or README.md, and the charts into
-docs/images/.
+repeated. Then it writes each table between its two marks in docs/evidence.md or EVIDENCE.md, and the charts
+into docs/images/.
 
 Until all rows with all recordings are there, the tables about them are those of two_stage.jsonl: an eighth of PTB-XL,
 80 to 320 s. The same holds for the rows with a share of the recordings.
@@ -410,7 +410,7 @@ def main():
         "--part", type=Path, help="PTB-XL at 500 Hz, for tokenizers and places  [default: data]"
     )
     parser.add_argument(
-        "--page", type=Path, help="where the tables go  [default: docs/evidence.md, and README.md]"
+        "--page", type=Path, help="where the tables go  [default: docs/evidence.md, and EVIDENCE.md]"
     )
     parser.add_argument("--tokenizers", default="8", help="the first so many of tradeoff_ptbxl.py")
     parser.add_argument(
@@ -420,7 +420,7 @@ def main():
     parser.add_argument("--tables", type=Path, help="make the tables alone, from the rows in this folder")
     options = parser.parse_args()
     root = ROOT.parent.parent
-    pages = [options.page] if options.page else [root / "docs" / "evidence.md", root / "README.md"]
+    pages = [options.page] if options.page else [root / "docs" / "evidence.md", ROOT / "EVIDENCE.md"]
     if options.tables:
         write(options.tables, pages)
         return
