@@ -20,7 +20,7 @@ Has there been a heart attack? Heart block? ST elevation? Describe this ECG. Int
 Why do you think so? Is this dangerous? Ist das Vorhofflimmern? Q waves? T wave inversion? Ischemia?"""
 DECLINED = {  # and the words of a suggestion about the same thing
     "STEMI?": "Is there ST elevation?; Is there myocardial infarction?",
-    "Hyperkalemia?": "electrolytic disturbance",
+    "Hyperkalemia?": "electrolyte disturbance",
 }
 
 
