@@ -12,9 +12,10 @@ stopped or killed goes on from its last checkpoint. So the hours can be spread o
     ... --hours 2         # stop after two hours; --rows 0 only says what is left
 
 Time is CPU time of one thread, pretraining included (half of it, for the contrastive encoder), scores excluded. It is
-converted to steps by the time of a step, which is measured once for all models (RESULTS/evidence_speed.json). So a row
-has as many steps on a busy machine, and says how much CPU time its training took (cpu_seconds). The learning rate rises
-in 20 steps, is constant, and falls to 0 in the last fifth of the steps.
+converted to steps by the time of a step. That is measured at the first call, when nothing else should run
+(RESULTS/evidence_speed.json): on a busy machine it came out 1.0 to 1.9 times as long, most for ECG tokens. Later rows
+then have as many steps on a busy machine; cpu_seconds is what their training took. The learning rate rises in 20 steps,
+is constant, and falls to 0 in the last fifth of the steps.
 """
 
 import argparse
