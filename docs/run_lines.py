@@ -41,7 +41,7 @@ SMALLER = (  # what makes a line small enough
     (r"\breinforce\b", "reinforce --steps 2 --answers 2 --overwrite"),
     (r"\bgenerate\b", "generate --limit 10 --overwrite"),
     (r"\bsymbolize\b", "symbolize --jobs 1 --overwrite"),
-    (r"(?<![-\w])(learn|encode|questions)\b(?!\.)", r"\1 --overwrite"),
+    (r"(?<![-\w])(learn|encode|questions|import-tokenizer)\b(?!\.)", r"\1 --overwrite"),
     (r"(?<![-\w])synth\b", "synth --records 40 --fs 250"),  # as they are already
     (r"(?<![-\w])draw\b", "draw --records 2"),
 )
