@@ -89,8 +89,7 @@ class Trainer:
         self.joins_first = self.rank == 0 or self.sharded
         self.model: Any = self.synchronized()
         self.optimizer = make_optimizer(lm, settings)
-        # gradients in float16 would vanish
-        scaled = devices.half_type(lm.device) == torch.float16
+        scaled = devices.half_type(lm.device) == torch.float16  # its gradients would vanish
         self.scaler = torch.amp.GradScaler(lm.device.type, enabled=scaled)
         if lm.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(lm.device)  # of the training with the seed before
