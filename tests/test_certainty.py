@@ -186,7 +186,7 @@ def test_a_recording_that_is_unlike_says_in_what():
     assert made.unlike(ecgs[0], same, TOKENIZER) == []
     noise = np.random.default_rng(1).normal(0, 0.6, (2, 100)).astype(np.float32)
     (said,) = made.unlike(TOKENIZER.encode(noise), noise, TOKENIZER)
-    assert "bits a token" in said
+    assert "bits per token" in said
     flat = same.copy()
     flat[1] = 0.3
     assert made.unlike(ecgs[0], flat, TOKENIZER) == ["lead V1 flat"]

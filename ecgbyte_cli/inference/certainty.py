@@ -60,7 +60,7 @@ class MatchedQuestion(NamedTuple):
     said: str  # its words in the training
     # of a list of findings: the questions with yes and no that it is put together from, and the finding of each
     parts: dict[str, str] | None = None
-    # where a finding is asked about and the answers are rhythms: those that it is among
+    # of a question about a finding whose answers are rhythms: the rhythms that mean yes
     members: tuple[str, ...] | None = None
 
 
@@ -211,7 +211,7 @@ class Certainty:
             )
             if not low <= usual <= high:
                 reasons.append(
-                    f"its leads move {usual:.2f} mV, and 99 in 100 of those {low:.2f} to {high:.2f}"
+                    f"its leads have a range of {usual:.2f} mV (99 % of the training: {low:.2f} to {high:.2f})"
                 )
         lead_of = layout.lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"])
         ecg = ecg[layout.Layout.of(0, tokenizer).read_tokens(ecg, lead_of)]
@@ -219,7 +219,7 @@ class Certainty:
             bits = self.bits_of(ecg, tokenizer.lengths, tokenizer.signal["samples"])
             if bits > self.bits[1]:
                 reasons.append(
-                    f"its waves are put together otherwise ({bits:.1f} bits a token, and 995 in 1,000 of those up to "
+                    f"its waves are unusual ({bits:.1f} bits per token; 99.5 % of the training: at most "
                     f"{self.bits[1]:.1f})"
                 )
         return reasons

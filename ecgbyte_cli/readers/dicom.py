@@ -302,7 +302,7 @@ def _number(value: Any) -> float:
     """Return a finite number of the header."""
     number = float(value)
     if not math.isfinite(number):
-        raise Unusable(f"header refused: {value} is no number to calibrate by")
+        raise Unusable(f"header refused: {value} is not a calibration factor")
     return number
 
 

@@ -184,15 +184,15 @@ class FinetuneOptions:
 @click.option(
     "--ask",
     type=click.IntRange(1),
-    help="Of the questions about an ECG with the answer no, ask about this many at each reading. They are drawn at "
-    "random, those of frequent findings more often, and count as if all were asked.  [default: all]",
+    help="At each reading, ask this many of an ECG's questions with the answer no. They are drawn at random, those "
+    "of frequent findings more often, and count as if all were asked.  [default: all]",
 )
 @click.option(
     "--rehearse",
     type=click.IntRange(0),
     default=FinetuneOptions.rehearse,
     show_default=True,
-    help="Earlier questions of a trained model that each reading also asks, so that it keeps its answers; 0: none.",
+    help="Earlier questions of a trained model to ask again at each reading, so that its answers stay. 0: none.",
 )
 @click.option(
     "--dropout",
@@ -215,7 +215,7 @@ class FinetuneOptions:
 @click.option(
     "--together",
     type=click.IntRange(1),
-    help="Most questions that share one reading of their ECG.  [default: as many as fit into --max-length]",
+    help="Let at most this many questions share a reading of their ECG.  [default: as many as fit into --max-length]",
 )
 @click.option("--lr", type=float, help="Highest learning rate.  [default: 2e-4; 2e-3 for tiny and small]")
 @click.option(

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Measure training and answering on this machine's GPU: speed, memory, a killed and resumed run, both ways of attention.
 #
-#     examples/benchmarks/gpu.sh > gpu.json          # at most five minutes; progress goes to standard error
-#     examples/benchmarks/gpu.sh --tiny              # on a CPU, in seconds: a trial of the script
+#     sh examples/benchmarks/gpu.sh > gpu.json          # at most five minutes; progress goes to standard error
+#     sh examples/benchmarks/gpu.sh --tiny              # on a CPU, in seconds: a trial of the script
 #
 # Weights are random, so nothing is downloaded. It uses the torch that is installed, and ecgbyte from this checkout.
 # Where bitsandbytes (for QLoRA) cannot be installed, put it beside this script:
