@@ -189,15 +189,15 @@ def test_what_cannot_be_had_is_said(client, path, status):
 
 
 def test_a_recording_that_cannot_be_read_is_named_once_with_the_reason(folder, tiny):
-    (folder / "broken.scp").write_bytes(b"no SCP-ECG" * 20)
+    (folder / "broken.npy").write_bytes(b"\x93NUMPY no array")
     with client_of(service(folder, tiny)) as client:
         number = client.get("/api/records", params={"path": "broken"}).json()["id"]
         for path in ("", "/sheet.svg", "/thumbnail.svg"):
             answer = client.get(f"/api/records/{number}{path}")
             assert answer.status_code == 422
-            assert re.match(r"broken\.scp cannot be read: (?!cannot)", answer.json()["error"])
+            assert re.match(r"broken\.npy cannot be read: (?!cannot)", answer.json()["error"])
         told = client.post("/api/conversation", json={"record": number}).json()["error"]
-        assert re.search(r"broken\.scp cannot be read: (?!cannot)", told)
+        assert re.search(r"broken\.npy cannot be read: (?!cannot)", told)
 
 
 def test_flat_leads_are_not_among_those_that_a_model_of_any_leads_reads(tiny, folder, tmp_path):
