@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.model.layout import Layout, lead_ranges
 from ecgbyte_cli.questions.question_file import Question
+from ecgbyte_cli.render.terminal import panel_facts
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_array, read_json
 from ecgbyte_cli.storage.workdir import WorkDir
@@ -91,6 +92,8 @@ def test_a_missing_lead_has_neither_mark_nor_tokens(folder):
     case = explainer.case_of([one.tokens], [("What is the rhythm?", "sinus rhythm")])
     density = explainer.spread(case, explainer.scores(case, "gradient"))
     assert density[1].sum() == pytest.approx(1) and not density[[0, 2, 3]].any()
+    assert one.in_prompt == (["II"], len(of_ii)) and whole.in_prompt == (LEADS, len(whole.tokens))
+    assert f"; II at 100 Hz: {len(of_ii)} ECG tokens" in panel_facts(one)["read"]
     assert not any("flat" in reason for reason in session.certainty.unlike(
         one.tokens, one.segments[0][1], session.tokenizer
     ))  # fmt: skip

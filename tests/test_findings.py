@@ -215,7 +215,7 @@ def test_wrong_uses_are_told_in_a_line(folder, tmp_path, ecgbyte):
     asked = ecgbyte("findings", folder, "--model", SHIPPED, "--questions", "afibb")
     assert asked.exit_code == 1 and "did you mean 'afib'" in asked.stderr
     nothing = ecgbyte("findings", folder / "bad.npz", "--model", SHIPPED, "--out", tmp_path / "f.csv")
-    assert nothing.exit_code == 1 and " cannot be used: " in nothing.stderr
+    assert nothing.exit_code == 1 and "bad.npz cannot be read: " in nothing.stderr
 
 
 def test_a_file_without_names_of_leads_or_a_rate(tmp_path, ecgbyte):

@@ -467,7 +467,7 @@ def test_wrong_uses_are_told_in_a_line(folder, tmp_path, ecgbyte, monkeypatch):
     assert ecgbyte("measure", folder, "--segment", 1).exit_code == 2
     assert ecgbyte("measure", tmp_path / "nowhere").exit_code == 1
     nothing = ecgbyte("measure", folder / "bad.npz", "--out", out)
-    assert nothing.exit_code == 1 and " cannot be used: " in nothing.stderr and not out.exists()
+    assert nothing.exit_code == 1 and "bad.npz cannot be read: " in nothing.stderr and not out.exists()
     assert ecgbyte("measure", folder, "--out", out, "--jobs", 1).exit_code == 0
     other = ecgbyte("measure", folder, "--out", out, "--jobs", 1, "--segment", 5)
     assert other.exit_code == 1 and "--overwrite" in other.stderr

@@ -286,6 +286,27 @@ def test_a_file_is_dropped(visit, address):
     assert page.locator("h2").inner_text() == "waveform_ecg.dcm"
 
 
+def test_nothing_stays_of_the_recording_before_one_that_cannot_be_read(visit, folder, tokenizer, tmp_path):
+    first = sorted(folder.glob("*.hea"))[0]
+    for path in (first, first.with_suffix(".dat")):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "z.npy").write_bytes(b"\x93NUMPY no array")
+    with running(service(tmp_path, stand_in(tokenizer, "yes"))) as address:
+        page = ready(visit(address, expected=["422"]))
+        ask(page, QUESTION)
+        page.locator("#log .note").wait_for()
+        page.click("#calipers")
+        page.locator("#records .open[title='z.npy'], #records .open[title='z']").click()
+        page.locator("#ecgs .bad", has_text="cannot be read: ").wait_for()
+        assert page.locator("svg.sheet, .facts, .beat, #log *, #findings *").count() == 0
+        assert page.locator("#measure").inner_text() == "" and page.locator("#question").is_disabled()
+        assert page.locator("#records .open[aria-current='true'] .name").inner_text().startswith("z")
+        page.locator("#records img[hidden]").wait_for(state="attached")
+        page.go_back()
+        ready(page)
+        assert page.locator("h2").inner_text() == first.stem and page.locator("#log .q").count() == 1
+
+
 def test_calipers_measure(visit, address):
     page = ready(visit(address))
     page.click("#calipers")

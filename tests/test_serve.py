@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import wfdb
 
 pytest.importorskip("starlette", reason="starlette is not installed: pip install ecgbyte[web]")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install ecgbyte[web]")
@@ -185,6 +186,37 @@ def test_what_cannot_be_had_is_said(client, path, status):
     answer = client.get(path.replace("{id}", ids(client)[0]))
     assert answer.status_code == status
     assert answer.json()["error"]
+
+
+def test_a_recording_that_cannot_be_read_is_named_once_with_the_reason(folder, tiny):
+    (folder / "broken.npy").write_bytes(b"\x93NUMPY no array")
+    with client_of(service(folder, tiny)) as client:
+        number = client.get("/api/records", params={"path": "broken"}).json()["id"]
+        for path in ("", "/sheet.svg", "/thumbnail.svg"):
+            answer = client.get(f"/api/records/{number}{path}")
+            assert answer.status_code == 422
+            assert re.match(r"broken\.npy cannot be read: (?!cannot)", answer.json()["error"])
+        told = client.post("/api/conversation", json={"record": number}).json()["error"]
+        assert re.search(r"broken\.npy cannot be read: (?!cannot)", told)
+
+
+def test_flat_leads_are_not_among_those_that_a_model_of_any_leads_reads(tiny, folder, tmp_path):
+    settings = json.loads((tiny.folder / "ecg_tokenizer.json").read_text())
+    settings["signal"]["any_leads"] = True
+    (tmp_path / "ecg_tokenizer.json").write_text(json.dumps(settings))
+    first = sorted(folder.glob("*.hea"))[0]
+    record = wfdb.rdrecord(str(first.with_suffix("")))
+    signal = record.p_signal.copy()
+    signal[:, record.sig_name.index("V1")] = 0
+    wfdb.wrsamp(
+        "flat", record.fs, ["mV"] * 12, record.sig_name, signal, fmt=["16"] * 12, write_dir=str(folder)
+    )
+    with client_of(service(folder, stand_in(tmp_path / "ecg_tokenizer.json", "yes"))) as client:
+        for name, leads in (("flat", ["II"]), (first.stem, ["II", "V1"])):
+            number = client.get("/api/records", params={"path": name}).json()["id"]
+            (ecg,) = client.post("/api/conversation", json={"record": number}).json()["ecgs"]
+            tokens = client.get(f"/api/records/{number}/tokens").json()
+            assert ecg["leads"] == tokens["read"] == leads and tokens["leads"] == ["II", "V1"]
 
 
 def test_the_heart_rate_over_a_recording_comes_as_it_is_measured(bare):

@@ -21,6 +21,7 @@ from ecgbyte_cli.inference.turn import Turn
 from ecgbyte_cli.inference.understanding import NOTHING, understand
 from ecgbyte_cli.inference.witness import NO_ECG, find_witness
 from ecgbyte_cli.model.folder_checks import BUILT
+from ecgbyte_cli.model.layout import Layout, lead_ranges
 from ecgbyte_cli.questions.reasoning import split_reasoning
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.signal import preprocess
@@ -48,8 +49,23 @@ class ECG:
     segments: Sequence[tuple[float, np.ndarray]]  # of (start in s, float32 (leads, samples) in mV)
     number: int  # of the segment that the model reads
     tokens: np.ndarray
-    signal: dict  # the tokenizer's settings
+    tokenizer: "ECGTokenizer"
     compared: bool = False  # whether `Conversation.unlike` has compared it
+
+    @property
+    def signal(self) -> dict:
+        """The tokenizer's settings."""
+        return self.tokenizer.signal
+
+    @cached_property
+    def in_prompt(self) -> tuple[list[str], int]:
+        """The leads in the prompt, and the number of their tokens: a model of any leads reads no flat ones."""
+        layout, leads = Layout.of(0, self.tokenizer), self.signal["leads"]
+        if not layout.marks:
+            return leads, len(self.tokens)
+        lead_of = lead_ranges(self.tokens, self.tokenizer.lengths, layout.samples)
+        lead_of = lead_of[layout.read_tokens(self.tokens, lead_of)]
+        return [leads[i] for i in np.unique(lead_of)], len(lead_of)
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -334,7 +350,7 @@ class Conversation:
         flat = self.session.tokenizer.flat_line(self.session.segmenter)
         matched = understand(last.question, self.session).matched if len(last.ecgs) == 1 else None
         for name, tokens in (("without the ECG", NO_ECG), ("with a flat line", flat)):
-            parts = [(ecg.recording, ecg.segments, ecg.number, tokens, ecg.signal) for ecg in last.ecgs]
+            parts = [(ecg.recording, ecg.segments, ecg.number, tokens, ecg.tokenizer) for ecg in last.ecgs]
             turn = Turn(last.question, ecgs=[WithoutSignal(*part) for part in parts])
             turn.earlier = last.earlier
             self._answer(turn, matched, lambda piece: None, lambda reasoning: None, time.perf_counter())
@@ -370,9 +386,7 @@ class Conversation:
         try:
             self.ecgs[-1] = self.session.reader.segment(last.recording, last.segments, number - 1)
         except readers.Unusable as error:  # a part of a long recording is read only now
-            raise Failure(
-                f"segment {number} of {last.recording.name} cannot be used: {error.message}"
-            ) from error
+            raise Failure(error.about(f"segment {number} of {last.recording.name}")) from error
         self.turns = []
         self.log.append(f"Read {last.recording.name}, {self.ecgs[-1].stretch()}.")
         return self.ecgs[-1]

@@ -35,8 +35,8 @@ class RecordingLoader:
             return self.segment(recording, preprocess.segments(recording, self.tokenizer.signal), 0)
         except readers.Unusable as error:
             exists = error.message != "not a known format" or os.path.exists(path)
-            reason = error.message if exists else "no such recording"
-            raise Failure(f"{path} cannot be used: {reason}") from error
+            reason = error if exists else readers.Unusable("no such recording")
+            raise Failure(reason.about(os.fspath(path))) from error
 
     def _options(self) -> tuple[float | None, list[str] | None, str | None, bool]:
         return self.fs, self.lead_names, self.units, self.keep_identity
@@ -51,4 +51,4 @@ class RecordingLoader:
     ) -> ECG:
         """Encode one segment of a recording."""
         tokens = self.tokenizer.encode(segments[number][1], self.segmenter)
-        return ECG(recording, segments, number, tokens, self.tokenizer.signal)
+        return ECG(recording, segments, number, tokens, self.tokenizer)

@@ -38,6 +38,10 @@ KINDS = {
 class Unusable(Failure):
     """A recording that cannot be used: "reason" or "reason: detail", without the file's name."""
 
+    def about(self, name: str) -> str:
+        """Return a sentence about the recording of a name; a reason such as "cannot be read: …" follows the name."""
+        return f"{name} {'' if self.message.startswith('cannot be ') else 'cannot be used: '}{self.message}"
+
 
 @dataclass
 class Recording:

@@ -151,13 +151,12 @@ def print_panel(ecg: ECG, about: dict[str, Any] | None = None) -> None:
 
 def panel_facts(ecg: ECG, about: dict[str, Any] | None = None) -> dict[str, str]:
     """Return the table of the panel: name to text."""
-    recording, signal = ecg.recording, ecg.signal
+    recording, (leads, count) = ecg.recording, ecg.in_prompt
     facts = {
         "recorded": f"{len(recording.leads)} leads ({', '.join(recording.leads)}), {recording.fs:g} Hz, "
         f"{recording.seconds:g} s" + (f", {recording.start:%Y-%m-%d %H:%M}" if recording.start else ""),
         **measured_facts(ecg.recording, ecg.measurement),
-        "read": f"{ecg.stretch()}; {', '.join(signal['leads'])} at {signal['fs']:g} Hz: "
-        f"{len(ecg.tokens)} ECG tokens",
+        "read": f"{ecg.stretch()}; {', '.join(leads) or 'no lead'} at {ecg.signal['fs']:g} Hz: {count} ECG tokens",
     }
     if about:
         memory = "; trained on single questions, so it does not see earlier ones"

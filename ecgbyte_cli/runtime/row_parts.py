@@ -249,7 +249,7 @@ def none_usable(skipped: Sequence[tuple[str, str]]) -> Failure:
     """Return the error that no recording can be used; `skipped` are (path, reason)."""
     path, reason = skipped[0]
     if len(skipped) == 1:
-        return Failure(f"{path} cannot be used: {reason}")
+        return Failure(readers.Unusable(reason).about(path))
     return Failure(f"none of the {len(skipped)} recordings can be used. The first is {path}: {reason}")
 
 

@@ -259,7 +259,7 @@ def ecg_of(session: Session, segments: dict, i: int, letters: np.ndarray) -> ECG
         signal, tokenizer.signal["fs"], tokenizer.signal["leads"], segments["record"][i], segments["path"][i]
     )
     tokens = tokenizer.encode(letters, session.segmenter)
-    return ECG(recording, [(start, signal)], 0, tokens, tokenizer.signal)
+    return ECG(recording, [(start, signal)], 0, tokens, tokenizer)
 
 
 def measure_methods(

@@ -45,6 +45,7 @@ class ChatSession:
                 "segments": len(ecg.segments),
                 "start": ecg.seconds[0],
                 "seconds": ecg.seconds[1] - ecg.seconds[0],
+                "leads": ecg.in_prompt[0],
                 "tokens": len(ecg.tokens),
                 "facts": terminal.panel_facts(ecg),
             }

@@ -157,6 +157,7 @@ class RecordingRoutes:
             {
                 "fs": settings["fs"],
                 "leads": settings["leads"],
+                "read": ecg.in_prompt[0],
                 "segment": number,
                 "segments": len(ecg.segments),
                 "start": ecg.seconds[0],

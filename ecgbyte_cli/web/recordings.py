@@ -168,7 +168,7 @@ class RecordingList:
         try:
             return readers.open_recording(path, **self.read_options)
         except readers.Unusable as error:
-            raise Refused(422, f"{self.name(path)} cannot be read: {error.message}") from error
+            raise Refused(422, error.about(self.name(path))) from error
 
     async def drop(self, name: str, chunks: AsyncIterator[bytes], into: str | None) -> tuple[str, list[dict]]:
         """Save an uploaded file; return the id of its upload, and the recordings in the upload.

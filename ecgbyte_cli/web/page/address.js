@@ -1,7 +1,7 @@
 // The address of the page: open recordings, display, conversation and questions, so that Back, Forward, reload and a
 // pasted link show the same again: #ID+ID&gain=10&layout=3x4&…&c=CONVERSATION&q=QUESTION&q=…
 
-import { $, state } from "./state.js";
+import { $, chosenIds, state } from "./state.js";
 
 const DISPLAY = { layout: "3x4", speed: "25", gain: "10", seconds: "10" };
 const MOST_QUESTIONS = 20;
@@ -29,7 +29,7 @@ export function writeAddress({ push = false } = {}) {
   if (state.conversation && state.turns.length) values.set("c", state.conversation);
   for (const turn of state.turns.slice(-MOST_QUESTIONS)) values.append("q", turn.question);
   const query = values.toString();
-  const hash = `#${state.ecgs.map((ecg) => ecg.id).join("+")}${query && "&" + query}`;
+  const hash = `#${chosenIds().join("+")}${query && "&" + query}`;
   if (hash === (location.hash || "#")) return;
   history[push ? "pushState" : "replaceState"](null, "", hash);
 }

@@ -2,7 +2,7 @@
 
 import { getJson, guarded, showError } from "./api.js";
 import { openRecording } from "./recordings.js";
-import { $, element, state } from "./state.js";
+import { $, chosenIds, element, state } from "./state.js";
 
 const ROW = 86; // px; .row in page.css
 const PAGE = 100; // recordings in a request
@@ -79,7 +79,8 @@ function fetchPage(page) {
 }
 
 function createRow({ id, name }, at) {
-  const image = element("img", { loading: "lazy", alt: "", width: 150, height: 34 });
+  const hide = () => { image.hidden = true; }; // a recording that cannot be read has no thumbnail
+  const image = element("img", { loading: "lazy", alt: "", width: 150, height: 34, onerror: hide });
   image.dataset.src = `api/records/${id}/thumbnail.svg`;
   const cut = name.lastIndexOf("/") + 1;
   const open = element("button", { type: "button", className: "open", title: name, onclick: guarded(() => openRecording(id)) },
@@ -103,7 +104,7 @@ export function loadThumbnails() {
 
 export function markOpen() {
   for (const open of document.querySelectorAll("#records .open")) {
-    open.setAttribute("aria-current", String(state.ecgs.some((ecg) => ecg.id === open.dataset.id)));
+    open.setAttribute("aria-current", String(chosenIds().includes(open.dataset.id)));
   }
 }
 
@@ -112,7 +113,7 @@ export async function stepRecording(by) {
   const { list } = state;
   const focused = document.activeElement.closest?.(".row");
   const known = [...list.pages].flatMap(([page, records]) => (records ?? []).map((record, i) => [page * PAGE + i, record.id]));
-  const open = known.find(([, id]) => id === state.ecgs[0]?.id);
+  const open = known.find(([, id]) => id === chosenIds()[0]);
   const from = focused ? Number(focused.dataset.at) : open ? open[0] : -1;
   const at = Math.min(Math.max(from + by, 0), list.total - 1);
   if (at < 0) return;

@@ -16,8 +16,14 @@ export function toggle(name) {
   state[key] = !state[key];
   $(name).setAttribute("aria-pressed", String(state[key]));
   $(name === "tokens" ? "token" : "measure").hidden = !state[key];
-  if (name === "tokens") $("token").textContent = state[key] ? "Point at a token, or press ] on the sheet." : "";
+  clearPointed();
   state.ecgs.forEach(drawOverlay);
+}
+
+// Clear what was told about a token and between the calipers; the calipers are measured again where they are drawn.
+export function clearPointed() {
+  $("token").textContent = state.showTokens ? "Point at a token, or press ] on the sheet." : "";
+  $("measure").textContent = "";
 }
 
 export function clearAttribution() {
@@ -45,9 +51,9 @@ function strips(ecg, begin, end) {
 
 function drawSegment(ecg) {
   const layer = svgElement(ecg.svg, "g", { class: "over" });
-  const { start, seconds } = ecg.segment;
+  const { start, seconds, leads } = ecg.segment;
   for (const { lead, x, top, from, to } of strips(ecg, start, start + seconds)) {
-    if (!state.about.tokens.leads.includes(readAs(ecg, lead))) continue;
+    if (!leads.includes(readAs(ecg, lead))) continue;
     const bar = svgElement(layer, "path", { class: "reads", fill: "none", d: `M${x(from)} ${top + 0.6}H${x(to)}` });
     svgElement(bar, "title", {}, `The model reads this part of ${lead}.`);
   }
@@ -73,6 +79,7 @@ async function drawTokens(ecg) {
 function drawBands(ecg, segment) {
   const layer = svgElement(ecg.svg, "g", { class: "over tokens" });
   for (const { lead, x, from, to, top, bottom } of strips(ecg, segment.start, segment.start + segment.seconds)) {
+    if (!segment.read.includes(readAs(ecg, lead))) continue; // flat
     const row = segment.leads.indexOf(readAs(ecg, lead));
     for (const [id, spanRow, start, stop, low, high] of segment.spans) {
       const a = segment.start + start / segment.fs;

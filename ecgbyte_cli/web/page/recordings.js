@@ -5,7 +5,7 @@ import { getJson, request } from "./api.js";
 import { ask, converse, leaveConversation, readSegment, resume, stopAnswer } from "./ask.js";
 import { forgetFindings } from "./findings.js";
 import { listRecordings, markOpen } from "./list.js";
-import { clearAttribution } from "./overlay.js";
+import { clearAttribution, clearPointed } from "./overlay.js";
 import { createPanel, fetchSheet, listLayouts, placeSheet } from "./sheet.js";
 import { $, element, narrow, state } from "./state.js";
 
@@ -26,9 +26,17 @@ export async function openRecording(id, { beside = false, restore = null, push =
   if (beside && state.ecgs.some((ecg) => ecg.id === id)) throw new Error("This ECG is open already.");
   const ecg = { id, about: null, start: restore?.start ?? 0, tokens: new Map(), attribution: null };
   const number = ++state.opened;
-  const [about, svg] = await Promise.all([getJson(`api/records/${id}`), fetchSheet(ecg)]);
+  let about, svg;
+  try {
+    [about, svg] = await Promise.all([getJson(`api/records/${id}`), fetchSheet(ecg)]);
+  } catch (error) {
+    if (beside && state.ecgs.length) throw error;
+    if (number === state.opened) showUnreadable(id, error.message, push);
+    return;
+  }
   if (number !== state.opened) return; // another one was opened meanwhile
   ecg.about = about;
+  state.unreadable = null;
   const conversation = beside ? state.conversation : null;
   leaveConversation();
   if (!beside) {
@@ -39,6 +47,7 @@ export async function openRecording(id, { beside = false, restore = null, push =
   }
   forgetFindings();
   clearAttribution();
+  clearPointed();
   state.ecgs.push(ecg);
   listLayouts();
   showPanels();
@@ -65,8 +74,19 @@ export async function closeRecording(ecg) {
   writeAddress({ push: true });
 }
 
+// Show why a recording cannot be opened, in place of the sheet: nothing of the one before stays on the page.
+function showUnreadable(id, reason, push) {
+  closeAll();
+  state.unreadable = id;
+  $("ecgs").replaceChildren(element("p", { className: "bad", role: "alert" }, reason));
+  markOpen();
+  writeAddress({ push });
+  if (narrow.matches) $("list").open = false;
+}
+
 function closeAll() {
   state.opened += 1; // a recording on its way comes too late
+  state.unreadable = null;
   state.ecgs = [];
   state.turns = [];
   leaveConversation();
@@ -77,6 +97,7 @@ function closeAll() {
   $("log").replaceChildren();
   document.title = "ecgbyte";
   clearAttribution();
+  clearPointed();
   markOpen();
 }
 
@@ -95,6 +116,7 @@ export async function restoreAddress() {
       const last = i === address.ids.length - 1;
       const restore = { ...address, conversation: last ? address.conversation : null };
       await openRecording(id, { beside: i > 0, restore, push: false });
+      if (state.unreadable) break;
     }
     // the server has forgotten the conversation, or the link comes from another one: ask again
     const missing = state.turns.length ? [] : address.questions;

@@ -3,6 +3,7 @@
 export const state = {
   about: {}, // what GET api returns
   ecgs: [], // open ECGs: {id, about, start, tokens, attribution, svg, box, …}
+  unreadable: null, // id of the recording that was chosen last, where it cannot be read: no ECG is open then
   opened: 0, // number of times a recording was opened
   conversation: null, // id of the conversation that questions go to
   changes: 0, // number of times the conversation was changed
@@ -21,6 +22,9 @@ export const narrow = matchMedia("(max-width: 1250px)"); // the list lies above 
 export const phone = matchMedia("(max-width: 600px)");
 
 export const $ = (id) => document.getElementById(id);
+
+// The recordings that were chosen: the list marks them, and the address names them.
+export const chosenIds = () => (state.unreadable ? [state.unreadable] : state.ecgs.map((ecg) => ecg.id));
 
 // Text from files, headers and the model enters the page only here, as text.
 export function element(name, attributes = {}, ...children) {
