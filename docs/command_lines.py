@@ -25,7 +25,15 @@ PAGES.remove("docs/commands.md")  # written from the commands
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 BLOCK = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 LAUNCHERS = ("torchrun", "accelerate", "srun")
-OTHERS = (".venv/bin/pytest", "curl", "dask", "head", "hf", "jq", "scontrol")  # programs that are not this project's
+OTHERS = (
+    ".venv/bin/pytest",
+    "curl",
+    "dask",
+    "head",
+    "hf",
+    "jq",
+    "scontrol",
+)  # programs that are not this project's
 CHECKED = ("ecgbyte", "make", "python", "sh", "pip", ".ci/run", *LAUNCHERS)
 
 
