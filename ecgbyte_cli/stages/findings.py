@@ -282,7 +282,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write the table, unless it is there already; return `records`, `skipped` and `skipped_reasons`."""
     settings, embeddings = table_settings(found, table_work), options.embeddings
-    done = finished_table(out, settings, options.overwrite)
+    done = finished_table(out, settings, options.overwrite, found)
     if done and (embeddings is None or embeddings.exists()):
         return done
     if embeddings and embeddings.exists() and not options.overwrite:
