@@ -192,6 +192,8 @@ def _show_scores(result: dict, options: FindingsOptions) -> dict:
         title="Scores; sens to NPV without the unsure",
     )
     print_result(finding_report.mean_line(scores))
+    if few := finding_report.few_line(scores):
+        print_result(few)
     if options.calibrate:
         print_result()
         site = result["site"]
