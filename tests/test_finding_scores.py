@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from ecgbyte_cli.evaluation import finding_report, finding_scores, finding_truth
 from ecgbyte_cli.evaluation.finding_truth import FindingTable, LabelledFinding
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.questions.findings import ALL_FINDINGS
 from ecgbyte_cli.render.score_figures import plot_reliability, plot_roc, roc_points
 from ecgbyte_cli.storage.row_table import column_names, read_columns, row_writer
 
@@ -139,7 +140,7 @@ def test_names_that_match_nothing_are_named_with_the_nearest(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "'atrial_fibrilation' matches no known finding: did you mean 'afib'?" in said
     assert "does not answer about left anterior fascicular block" in said
-    assert "1 recordings have no label; 1 labels have no recording" in said
+    assert "1 recording has no label; 1 label has no recording" in said
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,8 @@ def test_names_that_match_nothing_are_named_with_the_nearest(tmp_path, capsys):
     [
         ("record,lafb\na,1\n", "no label about a finding"),
         ("record,afib\nz,1\n", "no label of a recording"),
-        ("name,afib\na,1\n", "is no source"),
+        ("Recording,afib\na,1\n", "no column `record`.* its first column is 'Recording'"),
+        ("record,afib\na,1\nb,maybe\n", r"no column of yes and no .*afib \(line 3: 'maybe'\)"),
     ],
 )
 def test_labels_that_fit_nothing_are_refused(tmp_path, text, message):
@@ -160,7 +162,40 @@ def test_a_name_of_several_recordings_is_left_out(tmp_path, capsys):
     table, _ = table_of(["a", "a", "b"], afib=[0.9, 0.8, 0.1])
     table = table._replace(paths=["one/a.hea", "two/a.hea", "one/b.hea"])
     [one] = finding_truth.join_truth(table, labels_file(tmp_path / "l.csv", "record,afib\na,1\nb,0\n"))
-    assert one.probability.tolist() == [0.1] and "several recordings" in capsys.readouterr().err
+    assert (
+        one.probability.tolist() == [0.1]
+        and "1 label left out, as several recordings have the name: a" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "finding"),
+    [
+        ("left atrial hypertrophy", "lae"),
+        ("left_atrial_dilation", "lae"),
+        ("complete left bundle block", "clbbb"),
+        ("atrial fibrilation", "afib"),
+        ("shoe size", None),
+    ],
+)
+def test_a_column_is_taken_for_the_finding_of_the_same_meaning(column, finding):
+    spellings = {text: name for name, one in ALL_FINDINGS.items() for text in (name, one.words)}
+    assert finding_truth._nearest_finding(column, spellings) == finding
+
+
+def test_the_cell_that_leaves_a_column_out_is_named(tmp_path, capsys):
+    table, _ = table_of(["a", "b"], afib=[0.9, 0.1])
+    finding_truth.join_truth(table, labels_file(tmp_path / "l.csv", "record,afib,LVH\na,1,1\nb,0,maybe\n"))
+    assert "left out: LVH (line 3: 'maybe')" in capsys.readouterr().err
+
+
+def test_an_auroc_from_few_recordings_gets_a_remark():
+    few = {"positives": 4, "recordings": 30, "auroc": 0.9}
+    scores = {"findings": {"afib": few, "lvh": few | {"positives": 5}, "pvc": few | {"auroc": None}}}
+    assert finding_report.few_line(scores) == "AUROC from fewer than 5 yes or 5 no, which shows little: afib"
+    scores["findings"]["lvh"] = few | {"positives": 26}
+    assert finding_report.few_line(scores).endswith(": afib, lvh")
+    assert finding_report.few_line({"findings": {}}) == ""
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])

@@ -543,6 +543,14 @@ def dicom(tmp_path):
     return write
 
 
+@pytest.mark.parametrize("size", [1000, 3000, 145_000])
+def test_a_file_that_is_cut_short_is_damaged(dicom, size):
+    path = dicom(lambda group: None)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(readers.Unusable, match="damaged: the DICOM file is cut short"):
+        readers.read_recording(path)
+
+
 def test_single_samples_of_the_padding_value_are_signal(dicom):
     """A run at an end, or a long gap, is padding; a zero crossing is none."""
 

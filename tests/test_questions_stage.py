@@ -681,5 +681,5 @@ def test_a_source_is_a_reader_and_a_row(tmp_path, monkeypatch):
     for path in (tmp_path, tmp_path / "toy.csv"):
         assert [facts.record for facts in sources.read_source(path).facts] == ["r"]
     (tmp_path / "toy.csv").write_text("toy,other\n1,2\n")
-    with pytest.raises(Failure, match="is no source of questions: name PTB-XL's folder"):
+    with pytest.raises(Failure, match="no column `record`.* is no source of questions: name PTB-XL's folder"):
         sources.read_source(tmp_path)

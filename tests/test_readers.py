@@ -791,6 +791,13 @@ def names(found):
     return [os.path.splitext(os.path.basename(path))[0] for path in found[0]]
 
 
+def test_an_empty_folder_names_the_endings_of_all_formats(tmp_path):
+    with pytest.raises(Failure, match="holds no recordings") as refused:
+        readers.find(tmp_path)
+    said = refused.value.message.rpartition("(")[2].rstrip(")").split(", ")
+    assert {".hea", ".edf", ".dcm", ".xml", ".scp", ".mwf"} <= {*said}
+
+
 def test_find(tree, monkeypatch):
     assert names(readers.find(tree)) == ["r1", "r2", "r3"]
     assert names(readers.find(tree / "a" / "r1")) == ["r1"]

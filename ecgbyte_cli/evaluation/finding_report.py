@@ -23,6 +23,7 @@ COLUMNS: dict[str, type] = {
     **dict.fromkeys(("positive_predictive_value", "negative_predictive_value"), float),
     **dict.fromkeys(("calibration_error", "brier", "log_loss"), float),
 }
+FEW = 5  # labels yes, or no, below which an AUROC gets a remark
 SITE_HEADER = ("finding", "patients", "yes", "yes from", "wrong", "no up to", "wrong ", "answered")
 HEADER = ("finding", "yes/all", "AUROC", "95 %", "sens", "spec", "PPV", "NPV", "unsure", "ECE")
 
@@ -75,6 +76,16 @@ def mean_line(scores: Mapping[str, Any]) -> str:
         return "no finding has both a yes and a no: there is no AUROC"
     low, high = scores["mean_auroc_interval"]
     return f"mean AUROC of {scores['mean_of']} findings: {scores['mean_auroc']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def few_line(scores: Mapping[str, Any]) -> str:
+    """Return a remark about the AUROCs that rest on few recordings; empty if there are none."""
+    few = [
+        name
+        for name, one in scores["findings"].items()
+        if one["auroc"] is not None and min(one["positives"], one["recordings"] - one["positives"]) < FEW
+    ]
+    return f"AUROC from fewer than {FEW} yes or {FEW} no, which shows little: {', '.join(few)}" if few else ""
 
 
 def site_lines(details: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -1,14 +1,15 @@
 """Join a table of findings with the true labels of its recordings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ecgbyte_cli.cli.output import note
+from ecgbyte_cli.cli.output import counted, note
 from ecgbyte_cli.cli.spelling import nearest
 from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.inference.everyday import recognise
 from ecgbyte_cli.inference.trained_questions import short_name
 from ecgbyte_cli.questions.findings import ALL_FINDINGS, STATEMENTS
 from ecgbyte_cli.questions.labels import NO, YES, derive_labels
@@ -149,10 +150,11 @@ def _matched(table: FindingTable, source: Source, path: Path) -> tuple[np.ndarra
     of_recording: dict[tuple[str, str], list[int]] = {}
     for row, recording in enumerate(zip(records, table.paths, strict=True)):
         of_recording.setdefault(recording, []).append(row)
-    pairs, unused, shared = [], 0, 0
+    pairs, unused, shared = [], 0, list[str]()
     for fact, one in enumerate(source.facts):
         places = find(one.record)
-        unused, shared = unused + (not places), shared + (len(places) > 1)
+        unused += not places
+        shared += [one.record] if len(places) > 1 else []
         if len(places) == 1:
             (first,) = places
             pairs += [(row, fact) for row in of_recording[records[first], table.paths[first]]]
@@ -164,10 +166,18 @@ def _matched(table: FindingTable, source: Source, path: Path) -> tuple[np.ndarra
     rows, facts = np.array(sorted(pairs)).T
     without = len(of_recording) - len({(records[row], table.paths[row]) for row in rows})
     if without or unused:
-        note(f"{without} recordings have no label; {unused} labels have no recording in the table")
+        note(f"{_have(without, 'recording')} no label; {_have(unused, 'label')} no recording in the table")
     if shared:
-        note(f"{shared} labels name a record that several recordings are called, and are left out")
+        more = f" and {len(shared) - MOST_NAMED} more" if len(shared) > MOST_NAMED else ""
+        note(
+            f"{counted(len(shared), 'label')} left out, as several recordings have the name: "
+            f"{', '.join(shared[:MOST_NAMED])}{more}"
+        )
     return rows, facts
+
+
+def _have(number: int, noun: str) -> str:
+    return f"{counted(number, noun)} {'has' if number == 1 else 'have'}"
 
 
 def _words(name: str) -> str:
@@ -177,14 +187,32 @@ def _words(name: str) -> str:
     return STATEMENTS[name.upper()].words if name.upper() in STATEMENTS else name
 
 
+def _nearest_finding(column: str, spellings: Mapping[str, str]) -> str | None:
+    """Return the finding that a column may stand for: by another name of it, by shared words, then by letters.
+
+    `spellings` has the name of the finding of each spelling.
+    """
+    plain = column.replace("_", " ")
+    meant = recognise(plain)
+    if meant and meant.kind == "finding" and meant.name in ALL_FINDINGS:
+        return meant.name
+    words = {*plain.casefold().split()}
+    shared = {text: len(words & {*text.casefold().split()}) for text in spellings}
+    most = max(shared.values(), default=0)
+    best = [text for text, count in shared.items() if count == most] if most > 1 else []
+    near = nearest(plain, best or [*spellings], 0 if best else 0.6)
+    return spellings[near] if near else None
+
+
 def _note_unused(source: Source, labelled: Sequence[LabelledFinding], path: Path) -> None:
     """Note the labels that match no finding of the table, with the nearest."""
     names = {one.name: one for one in labelled}
-    spellings = {**{one.words: one.name for one in labelled}, **{name: name for name in ALL_FINDINGS}}
+    spellings = {one.words: one.name for one in labelled}
+    spellings |= {text: name for name, one in ALL_FINDINGS.items() for text in (name, one.words)}
     unknown = [column for column, words in source.words.items() if short_name(words) not in names]
     for name in unknown[:MOST_NAMED]:
-        near = nearest(name, [*spellings])
-        hint = f": did you mean {spellings[near]!r}?" if near else ""
+        near = _nearest_finding(name, spellings)
+        hint = f": did you mean {near!r}?" if near else ""
         note(f"{path}: the column {name!r} matches no known finding{hint}")
     if len(unknown) > MOST_NAMED:
         note(f"{path}: {len(unknown) - MOST_NAMED} more columns match no known finding")

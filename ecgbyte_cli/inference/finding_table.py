@@ -22,10 +22,10 @@ from ecgbyte_cli.inference.conversation import ECG
 from ecgbyte_cli.inference.device_statements import device_conflicts, device_statements
 from ecgbyte_cli.inference.operating_points import NO, YES, OperatingPoint
 from ecgbyte_cli.inference.recording_loader import RecordingLoader
+from ecgbyte_cli.inference.rhythm_conflicts import rhythm_conflicts
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.trained_questions import RHYTHM, TrainedQuestion
 from ecgbyte_cli.model import folder_checks
-from ecgbyte_cli.questions.findings import ALL_FINDINGS
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.runtime.processes import threads
@@ -209,23 +209,27 @@ def _row(
         row |= {f"p_{one.name}": float(f"{probability:.6g}"), one.name: answers[one.name]}
     row |= {name: value for name, value in measurement.values().items() if name in MEASURED}
     said = {
-        one.name: answers[one.name]
+        one.words: answers[one.name]
         for one in questions
         if answers[one.name] in (YES, NO) or one.name == RHYTHM
     }
-    conflicts = [
-        f"{one.finding} {one.answer}, but {one.measured}"
-        for one in find_conflicts(said, measurement, *age_and_sex(recording))
-    ]
-    words = {ALL_FINDINGS[name].words if name in ALL_FINDINGS else name: one for name, one in said.items()}
-    stated = device_conflicts(words, device_statements(recording))
-    conflicts += [f"{one.finding} {one.answer}, but {one.reason}" for one in stated]
-    row["conflicts"] = "; ".join(conflicts)
+    row["conflicts"] = "; ".join(_conflicts(said, ecg))
     certainty, signal = session.certainty, ecg.segments[ecg.number][1]
     row["unlike"] = "; ".join(certainty.unlike(ecg.tokens, signal, session.tokenizer)) if certainty else ""
     if embedding is not None:
         row[EMBEDDING] = base64.b64encode(embedding.astype("<f4").tobytes()).decode()
     return row
+
+
+def _conflicts(said: Mapping[str, str], ecg: ECG) -> list[str]:
+    """Name the answers that a measured value, the recorder or another answer contradicts."""
+    measured = find_conflicts(said, ecg.measurement, *age_and_sex(ecg.recording))
+    stated = device_conflicts(said, device_statements(ecg.recording))
+    return [
+        *(f"{one.finding} {one.answer}, but {one.measured}" for one in measured),
+        *(f"{one.finding} {one.answer}, but {one.reason}" for one in stated),
+        *(f"{one.finding} {one.answer}, but rhythm {one.rhythm}" for one in rhythm_conflicts(said)),
+    ]
 
 
 def write_embeddings(path: Path, recordings: Iterable[Sequence[Row]]) -> None:

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ecgbyte_cli.inference.conflicts import Conflict, find_conflicts
-from ecgbyte_cli.inference.device_statements import DeviceConflict, device_conflicts, device_statements
+from ecgbyte_cli.inference.conflicts import AnswerConflict, find_conflicts
+from ecgbyte_cli.inference.device_statements import device_conflicts, device_statements
 from ecgbyte_cli.inference.everyday import RHYTHM, list_parts
 from ecgbyte_cli.inference.measured_answers import describe_value, measured_value
+from ecgbyte_cli.inference.rhythm_conflicts import rhythm_conflicts
 from ecgbyte_cli.inference.witness import percent
 from ecgbyte_cli.signal.measurement import Measurement
 from ecgbyte_cli.signal.normal_limits import age_and_sex
@@ -35,14 +36,14 @@ class FindingsReading:
     rhythms : dict of str to float
         Each rhythm to its probability: first the model's answer, then the most probable. Empty where the model is not
         asked about the rhythm.
-    conflicts : list of Conflict or DeviceConflict
-        Answers that the measurement or the recorder's own statements contradict.
+    conflicts : list of AnswerConflict
+        Answers that the measurement, the recorder's own statements or the rhythm contradict.
     """
 
     findings: dict[str, float]
     present: list[str]
     rhythms: dict[str, float]
-    conflicts: list[Conflict | DeviceConflict]
+    conflicts: list[AnswerConflict]
 
     @property
     def rhythm(self) -> str | None:
@@ -88,7 +89,7 @@ def read_findings(session: "Session", ecg: "ECG") -> FindingsReading:
         rhythms = {one: chances[one] for one in dict.fromkeys([answers["rhythm"], *ranked])}
     measured = find_conflicts(answers, ecg.measurement, *age_and_sex(ecg.recording))
     stated = device_conflicts(answers, device_statements(ecg.recording))
-    return FindingsReading(findings, present, rhythms, [*measured, *stated])
+    return FindingsReading(findings, present, rhythms, [*measured, *stated, *rhythm_conflicts(answers)])
 
 
 def compose_report(session: "Session", ecg: "ECG") -> str:

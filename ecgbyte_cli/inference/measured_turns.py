@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ecgbyte_cli.inference.conflicts import Conflict, answers_of, own_conflicts
-from ecgbyte_cli.inference.device_statements import DeviceConflict, device_conflicts, device_statements
+from ecgbyte_cli.inference.conflicts import AnswerConflict, answers_of, own_conflicts
+from ecgbyte_cli.inference.device_statements import device_conflicts, device_statements
 from ecgbyte_cli.inference.measured_answers import MeasuredAnswer, answer_measured
 from ecgbyte_cli.inference.measured_wordings import match_measured
+from ecgbyte_cli.inference.rhythm_conflicts import rhythm_conflicts
 from ecgbyte_cli.signal.normal_limits import age_and_sex
 
 
@@ -53,14 +54,15 @@ def take_measured(turn: AskedTurn, question: str, show: Callable[[str], object])
     return True
 
 
-def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[Conflict | DeviceConflict]:
-    """Return the conflicts of a turn's answer with the measurement of its ECG, and with the recorder's statements.
+def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[AnswerConflict]:
+    """Return the conflicts of a turn's answer with the measurement, the recorder's statements and earlier answers.
 
     Parameters
     ----------
     turn : Turn
     log : sequence of Turn or str
-        The conversation so far. Its answers about the same ECG count where a rule needs several.
+        The conversation so far. Its answers about the same ECG count where a rule needs several, and against the
+        rhythm.
     """
     said = _said(turn)
     if len(turn.ecgs) != 1 or not said:
@@ -71,7 +73,8 @@ def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[Confli
         if not isinstance(earlier, str) and len(earlier.ecgs) == 1 and earlier.ecgs[0] is ecg:
             answers |= _said(earlier)
     measured = own_conflicts(said, answers, ecg.measurement, *age_and_sex(ecg.recording))
-    return [*measured, *device_conflicts(said, device_statements(ecg.recording))]
+    stated = device_conflicts(said, device_statements(ecg.recording))
+    return [*measured, *stated, *rhythm_conflicts(answers, said)]
 
 
 def _said(turn: AskedTurn) -> dict[str, str]:

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ecgbyte_cli.inference.conflicts import Conflict
-from ecgbyte_cli.inference.device_statements import DeviceConflict
+from ecgbyte_cli.inference.conflicts import AnswerConflict
 from ecgbyte_cli.inference.measured_answers import MeasuredAnswer
 from ecgbyte_cli.inference.witness import Witness, percent
 
@@ -38,8 +37,8 @@ class Turn:
     separate: list["Turn"] = field(default_factory=list)  # one per ECG, where the model reads one at a time
     witness: Witness | None = None  # what the model answers without the ECG
     measured: MeasuredAnswer | None = None  # the answer, if it is a measured value
-    # of the model's answer with the measurement, and with the recorder's own statements
-    conflicts: list[Conflict | DeviceConflict] = field(default_factory=list)
+    # of the model's answer with the measurement, the recorder's own statements, and answers about the rhythm
+    conflicts: list[AnswerConflict] = field(default_factory=list)
     first: float | None = None  # s to the first token
     seconds: float = 0.0
     stopped: bool = False

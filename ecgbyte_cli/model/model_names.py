@@ -59,7 +59,7 @@ def choose_model_folder(work: WorkDir, model: str | os.PathLike | None) -> Path:
     if model is not None or work.model.exists():
         return resolve_model_folder(model or work.model)
     note(
-        f"{work.model} holds no model: asking the one that comes with ecgbyte (`ecgbyte info --model ptbxl`)"
+        f"using the included model {SHIPPED.name}: {work.root} has no model of your own, and --model names none"
     )
     return SHIPPED
 

@@ -30,6 +30,7 @@ AT_END, WITHIN = 0.01, 0.2  # s, the shortest run of the padding value that is p
 # the last part of a lead's code, in SCPECG (5.6.3-9-N) as in MDC (2:N)
 CODES = {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF"} | {n + 2: f"V{n}" for n in range(1, 7)}
 
+WAVEFORMS = "1.2.840.10008.5.1.4.1.1.9."  # begins the SOP classes of waveforms (PS3.6, A)
 IMPLICIT, DEFLATED, BIG_ENDIAN = (
     f"1.2.840.10008.1.2{end}" for end in ("", ".1.99", ".2")
 )  # transfer syntaxes
@@ -90,8 +91,13 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
             raise Unusable(f"too large: {os.fstat(file.fileno()).st_size} bytes")
         content = file.read()
     _check_elements(content)
-    data = pydicom.dcmread(io.BytesIO(content))
+    try:
+        data = pydicom.dcmread(io.BytesIO(content))
+    except (EOFError, OSError) as error:  # the bytes are in memory: they end too early
+        raise Unusable("damaged: the DICOM file is cut short") from error
     items = data.get("WaveformSequence") or []
+    if not items and str(data.file_meta.get("MediaStorageSOPClassUID")).startswith(WAVEFORMS):
+        raise Unusable("damaged: the DICOM file is cut short before its waveform")
     if not items:
         raise Unusable("not an ECG: the DICOM file holds no waveform")
     rhythm = [item for item in items if not BEAT.search(str(item.get("MultiplexGroupLabel") or ""))]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.readers import limits, wfdb_header
 from ecgbyte_cli.readers.delimited import is_list
-from ecgbyte_cli.readers.formats import EXTENSIONS, SHARED_EXTENSIONS, file_of, format_of_content
+from ecgbyte_cli.readers.formats import EXTENSIONS, SHARED_EXTENSIONS, TRIED, file_of, format_of_content
 from ecgbyte_cli.readers.hdf5 import row_paths
 from ecgbyte_cli.readers.recording import HDF5, Unusable, open_regular, split_row
 
@@ -51,7 +51,7 @@ def find(
     found = [row for path in paths if path not in left_out for row in _recordings_in(path)]
     if not found:
         why = f"; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise Failure(f"{_shown(', '.join(sources))} holds no recordings ({', '.join(EXTENSIONS)}){why}")
+        raise Failure(f"{_shown(', '.join(sources))} holds no recordings ({', '.join(TRIED)}){why}")
     return found, skipped
 
 

@@ -16,14 +16,14 @@ import numpy as np
 from ecgbyte_cli import __version__, readers
 from ecgbyte_cli.cli.app import caused_by_interrupt
 from ecgbyte_cli.cli.output import counted, note, progress
-from ecgbyte_cli.failure import Failure
+from ecgbyte_cli.failure import Failure, printable
 from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.processes import in_parallel
 from ecgbyte_cli.storage.files import read_json, write_json
 from ecgbyte_cli.storage.locks import clear_leftovers, lock
 from ecgbyte_cli.storage.manifest import describe_files, matches_description, used_settings
 from ecgbyte_cli.storage.partial_results import PartialResults
-from ecgbyte_cli.storage.row_table import Row, row_writer, write_skipped
+from ecgbyte_cli.storage.row_table import Row, column_names, read_columns, row_writer, write_skipped
 
 PART = 64  # recordings that are done together, and lost together if the run is killed
 MOST_NOTES = 10  # skipped recordings that are named on the terminal
@@ -169,15 +169,17 @@ def settings_file(out: Path) -> Path:
     return out.with_name(f"{out.name}.settings.json")
 
 
-def finished_table(out: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def finished_table(
+    out: Path, settings: Mapping[str, Any], overwrite: bool, found: Sequence[str]
+) -> dict[str, Any] | None:
     """Return the result of an earlier run that made the same table, with `done_before`, and note it.
 
-    None if there is work to do.
+    None if there is work to do. `found` are the paths of the recordings, to name what has changed.
 
     Raises
     ------
     Failure
-        If the table was made with other settings, and `overwrite` is false.
+        If the table was made with other settings or from other files, and `overwrite` is false.
     """
     path = settings_file(out)
     if overwrite or not out.exists() or not path.exists():
@@ -185,9 +187,16 @@ def finished_table(out: Path, settings: Mapping[str, Any], overwrite: bool) -> d
     earlier = read_json(path)
     wanted, used = used_settings(settings), used_settings(earlier.get("settings", {}))
     changed = sorted(key for key in wanted | used if wanted.get(key) != used.get(key))
-    if changed:
+    changed = [key for key in changed if key != "salt"]  # follows from the input
+    if changed == ["input"]:
         raise Failure(
-            f"{out} was made with other settings ({', '.join(changed)}): add --overwrite, or choose another --out"
+            f"{out} was made from other files ({_difference(out, found)}): add --overwrite to make it again, or "
+            "choose another --out"
+        )
+    if changed:
+        named = ", ".join("input files" if key == "input" else key for key in changed)
+        raise Failure(
+            f"{out} was made with other settings ({named}): add --overwrite, or choose another --out"
         )
     if not matches_description(out, earlier.get("files", {}).get(out.name)):
         return None
@@ -196,6 +205,17 @@ def finished_table(out: Path, settings: Mapping[str, Any], overwrite: bool) -> d
         PartialResults(folder, dict(settings), overwrite=True).remove()
     note(f"{out} holds these rows already: nothing to do")
     return earlier["result"] | {"done_before": True}
+
+
+def _difference(out: Path, found: Sequence[str]) -> str:
+    """Return in words how recordings differ from those of a finished table: how many more and fewer, or changed."""
+    if "path" not in column_names(out):  # a table of other things
+        return "their names, sizes or times have changed"
+    listed = skipped_file(out)
+    used, now = {*map(printable, read_columns(out, ["path"])["path"])}, {*map(printable, found)}
+    skipped = {*read_columns(listed, ["path"])["path"]} if listed.exists() else set()
+    more, fewer = len(now - used - skipped), len(used - now)
+    return f"{more} more, {fewer} fewer" if more or fewer else "some have changed since"
 
 
 def write_finished(

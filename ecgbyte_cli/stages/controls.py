@@ -182,7 +182,7 @@ def controls(paths: Sequence[str], options: ControlsOptions) -> dict:
     work = _table_work(out, options, inputs["patients"])
     settings = table_settings(found, work)
     with lock(out):
-        if done := finished_table(manifest, settings, options.overwrite):
+        if done := finished_table(manifest, settings, options.overwrite, found):
             return {**done, "files": str(out), "seconds": time.perf_counter() - started}
         plan, columns = _plan(paths, sets, found, questions, work, options)
         asked, line = twin_questions.join_names(questions, columns, options.split)

@@ -192,6 +192,8 @@ def _show_scores(result: dict, options: FindingsOptions) -> dict:
         title="Scores; sens to NPV without the unsure",
     )
     print_result(finding_report.mean_line(scores))
+    if few := finding_report.few_line(scores):
+        print_result(few)
     if options.calibrate:
         print_result()
         site = result["site"]
@@ -282,7 +284,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write the table, unless it is there already; return `records`, `skipped` and `skipped_reasons`."""
     settings, embeddings = table_settings(found, table_work), options.embeddings
-    done = finished_table(out, settings, options.overwrite)
+    done = finished_table(out, settings, options.overwrite, found)
     if done and (embeddings is None or embeddings.exists()):
         return done
     if embeddings and embeddings.exists() and not options.overwrite:

@@ -118,7 +118,7 @@ def measure(
     else:
         out = Path(out)
         settings = table_settings(found, work)
-        if done := finished_table(out, settings, overwrite):
+        if done := finished_table(out, settings, overwrite, found):
             return {**done, "seconds": time.perf_counter() - started, "out": str(out)}
 
         def more(joined: JoinedRows) -> None:

@@ -50,11 +50,15 @@ def read_source(path: Path) -> Source:
     table = _table_of(path)
     if table is None:
         return _read_headers(path)
-    names = set(column_names(table, [columns for kind in SOURCES for columns in kind.columns]))
+    names = column_names(table, [columns for kind in SOURCES for columns in kind.columns])
     for kind in SOURCES:
-        if any(names >= columns for columns in kind.columns):
+        if any(columns <= {*names} for columns in kind.columns):
             return kind.read(table)
-    raise Failure(f"{table} is no source of questions: name {KINDS}")
+    first = f"; its first column is {names[0]!r}" if names else ""
+    raise Failure(
+        f"{table} has no column `record`, which a table of labels needs{first}. It is no source of questions: "
+        f"name {KINDS}"
+    )
 
 
 def _table_of(path: Path) -> Path | None:

@@ -36,6 +36,7 @@ CODE15_COLUMNS = [{"exam_id", name} for name in CODE15]
 YES, NO = {"yes", "y", "true", "1", "1.0"}, {"no", "n", "false", "0", "0.0"}
 # columns that may hold 0 and 1 but are not findings
 ABOUT = {"record", "patient", "split", "age", "sex", "path", "fold", "strat_fold"}
+LONGEST_CELL, MOST_NAMED = 30, 5  # of what a message repeats
 MEASURED = {"rate": "heart_rate", "pr": "pr_interval", "qrs": "qrs_duration"}
 
 
@@ -58,17 +59,24 @@ def read_label_table(path: str | os.PathLike) -> Source:
         If no column holds only yes and no, or a record has two rows.
     """
     names = column_names(path, [{"record"}])
-    answers: dict[str, set[str]] = {name: set() for name in names if name.lower() not in ABOUT}
-    for _, row in table_rows(path, [{"record"}]):
-        for name, seen in answers.items():
-            if len(seen) <= 2 * len(YES):  # more values than yes and no have
-                seen.add(row[name].lower())
-    usable = [name for name, seen in answers.items() if seen - {""} and seen <= YES | NO | {""}]
+    asked = [name for name in names if name.lower() not in ABOUT]
+    answered: set[str] = set()
+    others: dict[str, str] = {}  # the first cell of a column that is neither yes nor no
+    for line, row in table_rows(path, [{"record"}]):
+        for name in asked:
+            if (cell := row[name].lower()) in YES | NO:
+                answered.add(name)
+            elif cell:
+                others.setdefault(name, f"line {line}: {row[name][:LONGEST_CELL]!r}")
+    usable = [name for name in asked if name in answered and name not in others]
+    left_out = [f"{name} ({others[name]})" for name in sorted(others) if name not in MEASURED.values()]
     if not usable:
-        raise Failure(f"{path} has no column of yes and no (or true and false, or 1 and 0) beside `record`")
-    unused = answers.keys() - {*usable, *MEASURED.values()}
-    if unused:
-        note(f"{path}: columns that are not all yes or no are left out: {', '.join(sorted(unused))}")
+        raise Failure(
+            f"{path} has no column of yes and no (or true and false, or 1 and 0) beside `record`"
+            + (f": {', '.join(left_out[:MOST_NAMED])}" if left_out else "")
+        )
+    if left_out:
+        note(f"{path}: columns that are not all yes or no are left out: {', '.join(left_out)}")
     known = _names_of_columns()
     first: dict[tuple[str, ...], str] = {}
     findings = {name: known.get(_plain(name), (name,)) for name in usable}
