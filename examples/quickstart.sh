@@ -15,13 +15,13 @@ ecgbyte plot ecg "$real" --out real.png
 echo "Its picture: $PWD/real.png"
 echo
 
-# 10 s, 12 leads: 9,360 records to train, 520 each to validate and to test
-ecgbyte synth data --records 10400 --fs 250 --seed 1
+# 10 s, 12 leads: 5,616 records to train, 312 each to validate and to test
+ecgbyte synth data --records 6240 --fs 250 --seed 1
 # two leads at 100 Hz keep the sequences short (about 270 tokens), so a CPU can do many updates
 ecgbyte symbolize data --profile resample --fs 100 --leads II,V1
 ecgbyte learn --vocab 2000
 ecgbyte encode
-ecgbyte finetune --qa data/qa.jsonl --model tiny --steps 3800 --batch 4 --ecg-loss 0
+ecgbyte finetune --qa data/qa.jsonl --model tiny --steps 2400 --batch 4 --ecg-loss 0
 
 # records that no stage has seen
 ecgbyte synth new --records 8 --fs 500 --seed 2

@@ -104,7 +104,7 @@ def test_a_recording_alone_is_answered(ecgbyte, record, tmp_path, coarse_integra
     rhythm, dog = json.loads(result.stdout)["turns"]
     assert 0 < rhythm["probability"] <= 1 and rhythm["answer"] in known().match("rhythm").answers
     assert dog["declined"]
-    assert "comes with ecgbyte" in result.stderr
+    assert "using the included model ptbxl" in result.stderr
     picture = tmp_path / "attention.png"
     result = ecgbyte("plot", "attention", record, "--out", picture)
     assert result.exit_code == 0 and picture.stat().st_size > 10_000, result.stderr
@@ -130,7 +130,7 @@ def test_other_recordings_are_read_as_it_reads_them_and_scored(ecgbyte, small):
     ]
     result = ecgbyte(*chain, "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["generate"]["questions"] > 3 and "comes with ecgbyte" in result.stderr
+    assert json.loads(result.stdout)["generate"]["questions"] > 3 and "using the included model ptbxl" in result.stderr
 
 
 def test_the_rhythm_of_a_recording_of_another_hospital(real_data, tmp_path):
