@@ -743,7 +743,8 @@ def test_plan_measures_memory_and_time_and_writes_nothing(small, tmp_path, ecgby
     # full training in float32: two moments, and a gradient, for each weight
     assert memory["weights"] == pytest.approx(memory["gradients"], abs=1) and memory["gradients"] > 0
     assert memory["optimizer"] == pytest.approx(2 * memory["gradients"], abs=1)
-    assert memory["activations"] > 0 and memory["free"] > 0
+    # the growth of this process, which may still hold memory of earlier tests
+    assert memory["activations"] >= 0 and memory["free"] > 0
     assert cost["steps"] == 40 and not cost["checkpointing"]
     assert minutes["training"] == pytest.approx(40 * cost["step_seconds"] / 60)
     parts = ("training", "validation", "calibration")

@@ -126,9 +126,10 @@ def test_an_upload_that_cannot_be_read_leaves_the_list(client, tmp_path):
 def test_a_recording_of_a_day_names_the_limit_and_the_remedy(client):
     folder = client.service.recordings.root
     with open(f"{folder}/day.hea", "w") as file:
-        file.write("day 2 250 21600000\nday.dat 16 1000/mV 0 0 0 0 0 II\nday.dat 16 1000/mV 0 0 0 0 0 V1\n")
+        # format 8 stores differences, so that it cannot be read in parts
+        file.write("day 2 250 21600000\nday.dat 8 1000/mV 0 0 0 0 0 II\nday.dat 8 1000/mV 0 0 0 0 0 V1\n")
     with open(f"{folder}/day.dat", "wb") as file:
-        file.truncate(4 * 21_600_000)
+        file.truncate(2 * 21_600_000)
     assert names(client.get("/api/records?look=1"))[-1] == "day"
     number = client.get("/api/records?path=day").json()["id"]
     reply = client.get(f"/api/records/{number}")

@@ -133,7 +133,19 @@ def test_the_included_model_keeps_its_answers_better_with_rehearsal(small, new_q
         )
 
     for count in (8, 0):
-        options = ["--steps", 24, "--every", 24, "--ecg-loss", 0, "--rehearse", count, "--overwrite"]
+        options = [
+            "--steps",
+            24,
+            "--every",
+            24,
+            "--lr",
+            2e-3,
+            "--ecg-loss",
+            0,
+            "--rehearse",
+            count,
+            "--overwrite",
+        ]
         result = ecgbyte("finetune", "--qa", new_questions, "--model", "ptbxl", *options)
         assert result.exit_code == 0, result.stderr
         after = Session.open(tmp_path / "work" / "model")

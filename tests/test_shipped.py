@@ -130,7 +130,10 @@ def test_other_recordings_are_read_as_it_reads_them_and_scored(ecgbyte, small):
     ]
     result = ecgbyte(*chain, "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["generate"]["questions"] > 3 and "using the included model ptbxl" in result.stderr
+    assert (
+        json.loads(result.stdout)["generate"]["questions"] > 3
+        and "using the included model ptbxl" in result.stderr
+    )
 
 
 def test_the_rhythm_of_a_recording_of_another_hospital(real_data, tmp_path):

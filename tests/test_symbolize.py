@@ -249,7 +249,7 @@ def test_patients_and_splits(ecgbyte, tmp_path):
     assert reason == "split unknown: comment `Split:`, split 'nonsense' is none of train, val, test"
     (data / "table.csv").write_text("record,patient,split\nr0,K,\nr1,L,val\nr4,M,TEST\n")
     result = ecgbyte("symbolize", data, *SHORT, "--patients", data / "table.csv", "--overwrite")
-    assert result.exit_code == 0 and "1 recordings are not in the table" in result.stderr
+    assert result.exit_code == 0 and "not in the table of patients: 1 recording," in result.stderr
     assert "where the files name another side of the split: in 1 recording" in result.stderr
     segments = results(tmp_path / "work")[1]
     rows = zip(segments["record"], segments["patient"], segments["split"], strict=True)

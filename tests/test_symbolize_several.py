@@ -122,7 +122,7 @@ def test_a_table_for_each_or_one_for_all(ecgbyte, data, tmp_path):
     result = run(ecgbyte, a, b, "--patients", all_, work=tmp_path / "3")
     told = whose(tmp_path / "3")
     assert told["A/synth00001"][0] == told["B/synth00001"][0] == "17"
-    assert told["B/synth00002"] == plain and "29 recordings are not in the table" in result.stderr
+    assert told["B/synth00002"] == plain and "not in the table of patients: 29 recordings," in result.stderr
 
     for tables in ([own] * 3, ["none"] * 3):
         options = [word for table in tables for word in ("--patients", table)]

@@ -363,7 +363,7 @@ def test_rerun_resume_and_refusal(tmp_path, monkeypatch, capsys):
     with pytest.raises(Failure, match="other settings"):
         synth(again, SynthOptions(records=11, **small))
     synth(again, SynthOptions(records=10, jobs=1, **small))
-    assert f"{there} of 10 records are there" in capsys.readouterr().err
+    assert f"{there} of 10 records done before" in capsys.readouterr().err
     assert len(calls) == 10 - there
     assert contents(again) == before
 
