@@ -1,7 +1,7 @@
 #!/bin/sh
 # Ask the included model about a real recording. Then run the whole pipeline on two CPU cores, without any download:
 # synthetic records -> letters -> merges -> token ids -> a small language model trained from scratch -> answers, scored
-# with and without the signal. It takes about five minutes and writes to quickstart/. A rerun resumes.
+# with and without the signal. It takes about three minutes and writes to quickstart/. A rerun resumes.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p quickstart
@@ -38,4 +38,4 @@ ecgbyte chat $record -q "What is the rhythm?"
 echo
 echo "Pictures: $PWD/ecg.png"
 echo "          $PWD/tokens.png"
-echo "The page: http://127.0.0.1:8765, after (cd quickstart && $(command -v ecgbyte) serve data/)"
+echo "The page: http://127.0.0.1:8765, after (cd quickstart && \"$(command -v ecgbyte)\" serve data/)"
