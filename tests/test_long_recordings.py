@@ -81,7 +81,7 @@ def test_parts_of_wfdb_equal_those_of_the_whole(tmp_path, form):
     lines = [f"long.dat {form}+8 200(3)/mV 12 0 0 0 0 {lead}\n" for lead in ("II", "V1")]
     path = tmp_path / "long.hea"
     path.write_text(f"long 2 {FS} {FS * SECONDS}\n{''.join(lines)}")
-    whole, opened = readers.read_recording(path), readers.open_recording(path)
+    whole, opened = readers.read_recording(path), readers.read_recording(path, parts=True)
     assert is_stored(opened) and not is_stored(whole) and opened.signal.nbytes == 0
     assert opened.signal.shape == whole.signal.shape and opened.leads == whole.leads
     for first, stop in ((0, 10), (1, 2), (333, 1001), (32_490, 99_999), (7, 7)):
@@ -92,7 +92,7 @@ def test_parts_of_wfdb_equal_those_of_the_whole(tmp_path, form):
 
 def test_parts_of_edf_equal_those_of_the_whole(tmp_path):
     path = write_edf(tmp_path)
-    whole, opened = readers.read_recording(path), readers.open_recording(path)
+    whole, opened = readers.read_recording(path), readers.read_recording(path, parts=True)
     assert is_stored(opened) and opened.start == whole.start and opened.fs == whole.fs == FS
     for first, stop in ((0, 10), (249, 251), (333, 1001), (32_490, 99_999)):
         assert np.array_equal(opened.signal[:, first:stop], whole.signal[:, first:stop])
@@ -101,7 +101,7 @@ def test_parts_of_edf_equal_those_of_the_whole(tmp_path):
 def test_a_length_that_the_header_does_not_state_is_that_of_the_file(tmp_path):
     path = write_wfdb(tmp_path, "212")
     path.write_text(path.read_text().replace(f" {FS * SECONDS}\n", "\n", 1))
-    opened = readers.open_recording(path)
+    opened = readers.read_recording(path, parts=True)
     assert is_stored(opened) and opened.signal.shape == (2, FS * SECONDS)
 
 
@@ -110,15 +110,15 @@ def test_more_than_a_whole_recording_may_have_is_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(readers.recording.limits, "SAMPLES", 20_000)
     with pytest.raises(Unusable, match="too large"):
         readers.read_recording(path)
-    assert readers.open_recording(path).part(60, 70).signal.shape == (2, 10 * FS)
+    assert readers.read_recording(path, parts=True).part(60, 70).signal.shape == (2, 10 * FS)
 
 
 def test_a_file_that_is_too_short_is_refused(tmp_path):
     path = write_wfdb(tmp_path)
-    opened = readers.open_recording(path)
+    opened = readers.read_recording(path, parts=True)
     data = path.with_suffix(".dat")
     data.write_bytes(data.read_bytes()[:-100])
-    for read in (lambda: readers.open_recording(path), lambda: opened.part(SECONDS - 1, SECONDS)):
+    for read in (lambda: readers.read_recording(path, parts=True), lambda: opened.part(SECONDS - 1, SECONDS)):
         with pytest.raises(Unusable, match="truncated"):
             read()
 
@@ -127,7 +127,7 @@ def test_a_file_that_is_too_short_is_refused(tmp_path):
 def test_segments_are_those_of_the_whole(tmp_path, profile):
     path, settings = write_wfdb(tmp_path), SETTINGS | {"profile": profile}
     expected = preprocess.segments(readers.read_recording(path), settings)
-    segments = StoredSegments(readers.open_recording(path), settings)
+    segments = StoredSegments(readers.read_recording(path, parts=True), settings)
     assert len(segments) == len(expected) == 13
     for number in (0, 6, 12):
         start, signal = segments[number]
@@ -142,14 +142,16 @@ def test_segments_are_those_of_the_whole(tmp_path, profile):
 def test_the_first_segment_is_one_that_can_be_used(tmp_path):
     signal = beats()
     signal[:, : 25 * FS] = np.nan
-    segments = StoredSegments(readers.open_recording(write_wfdb(tmp_path, signal=signal)), SETTINGS)
+    segments = StoredSegments(
+        readers.read_recording(write_wfdb(tmp_path, signal=signal), parts=True), SETTINGS
+    )
     with pytest.raises(Unusable, match="missing"):
         segments[2]
     assert segments.first() == 3 and np.isfinite(segments[3][1]).all()
 
 
 def test_the_heart_rate_is_that_of_the_measurement(tmp_path):
-    part = readers.open_recording(write_wfdb(tmp_path)).part(40, 55)
+    part = readers.read_recording(write_wfdb(tmp_path), parts=True).part(40, 55)
     assert heart_rate(part) == pytest.approx(72, abs=0.5)
     assert heart_rate(part) == pytest.approx(measure(part).rate_bpm)
     part.signal[:] = 0

@@ -28,7 +28,7 @@ class RecordingLoader:
     def read(self, path: str | os.PathLike) -> ECG:
         """Read, preprocess and encode a recording; return the ECG of its first segment."""
         try:
-            recording = readers.open_recording(path, *self._options())
+            recording = readers.read_recording(path, *self._options(), parts=True)
             if is_stored(recording):
                 segments = StoredSegments(recording, self.tokenizer.signal)
                 return self.segment(recording, segments, segments.first())

@@ -2,7 +2,7 @@
 
 from ecgbyte_cli.readers.data_sets import DataSet, find_data_sets
 from ecgbyte_cli.readers.find import files_of, find, fingerprint
-from ecgbyte_cli.readers.formats import open_recording, read_recording
+from ecgbyte_cli.readers.formats import read_recording
 from ecgbyte_cli.readers.patients import (
     find_listed,
     is_placeholder,
@@ -31,7 +31,6 @@ __all__ = [
     "lead_name",
     "find_listed",
     "on_two_sides",
-    "open_recording",
     "patient_and_split",
     "patient_key",
     "patient_of",

@@ -63,6 +63,7 @@ def read_recording(
     lead_names: list[str] | None = None,
     units: str | None = None,
     keep_identity: bool = False,
+    parts: bool = False,
 ) -> Recording:
     """Read one recording of any known format.
 
@@ -78,6 +79,9 @@ def read_recording(
         For files that do not state them (CSV, NumPy, HDF5); mV by default.
     keep_identity : bool
         Add the name, birth date and hospital number that a file holds to the comments.
+    parts : bool
+        Leave the signal of a long recording (WFDB, EDF, BDF; see `stored.is_long`) in its file, as a `StoredSignal`:
+        take parts of it.
 
     Returns
     -------
@@ -88,35 +92,8 @@ def read_recording(
     Unusable
         If it cannot be read; the reason does not repeat the path.
     """
-    return _read(path, fs, lead_names, units, keep_identity, parts=False)
-
-
-def open_recording(
-    path: str | os.PathLike,
-    fs: float | None = None,
-    lead_names: list[str] | None = None,
-    units: str | None = None,
-    keep_identity: bool = False,
-) -> Recording:
-    """Read one recording, or open a long one (WFDB, EDF, BDF) without reading its signal.
-
-    The parameters are those of `read_recording`. The signal of a long recording, see `stored.is_long`, is a
-    `StoredSignal`: take parts of it.
-    """
-    return _read(path, fs, lead_names, units, keep_identity, parts=True)
-
-
-def _read(
-    path: str | os.PathLike,
-    fs: float | None,
-    lead_names: list[str] | None,
-    units: str | None,
-    keep_identity: bool,
-    parts: bool,
-) -> Recording:
-    """Read a recording, or with `parts` open it where it is long."""
     path = file_of(os.fspath(path)) or os.fspath(path)
-    recording = _read_file(path, fs, lead_names, units, parts)
+    recording = _read(path, fs, lead_names, units, parts)
     if not recording.leads:
         raise Unusable("no leads in volts")
     if recording.signal.shape[1] == 0:
@@ -127,7 +104,7 @@ def _read(
     return recording
 
 
-def _read_file(
+def _read(
     path: str, fs: float | None, lead_names: list[str] | None, units: str | None, parts: bool
 ) -> Recording:
     """Read a file by its format; every error becomes an `Unusable` with the reason."""

@@ -50,8 +50,8 @@ class Recording:
     Attributes
     ----------
     signal : numpy.ndarray
-        float32 (leads, samples), mV; NaN where the file has no valid sample. Of a long recording from
-        `open_recording` a `StoredSignal`.
+        float32 (leads, samples), mV; NaN where the file has no valid sample. Of a long recording that is read in
+        parts, a `StoredSignal`.
     fs : float
         Sampling rate, Hz.
     leads : list of str

@@ -56,7 +56,7 @@ def rows_of(path: str, told: dict, seconds: float) -> list[Row]:
     Unusable
         If it cannot be read.
     """
-    recording = readers.open_recording(path, **told)
+    recording = readers.read_recording(path, **told, parts=True)
     rows = []
     for number, (start, part) in enumerate(_segments(recording, seconds)):
         row: Row = {"record": recording.name, "path": path, "segment": number, "start": start}

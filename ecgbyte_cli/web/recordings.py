@@ -166,7 +166,7 @@ class RecordingList:
 
     def _read(self, path: str) -> readers.Recording:
         try:
-            return readers.open_recording(path, **self.read_options)
+            return readers.read_recording(path, **self.read_options, parts=True)
         except readers.Unusable as error:
             raise Refused(422, error.about(self.name(path))) from error
 
@@ -218,7 +218,7 @@ class RecordingList:
         failed = []
         for number in list(upload.found):
             try:
-                readers.open_recording(upload.found[number], **self.read_options)
+                readers.read_recording(upload.found[number], **self.read_options, parts=True)
             except (readers.Unusable, Failure) as error:
                 failed.append(plain_reason(self.name(upload.found.pop(number)), error.message))
         if not upload.found:
