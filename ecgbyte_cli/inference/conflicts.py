@@ -56,6 +56,11 @@ class AnswerConflict:
         raise NotImplementedError
 
     @property
+    def brief(self) -> str:
+        """What contradicts the answer, in a cell of a table."""
+        return self.reason
+
+    @property
     def text(self) -> str:
         """All of it in one sentence."""
         return f"conflict: the model answers {self.answer} to {self.finding}, but {self.reason}"
@@ -85,6 +90,11 @@ class Conflict(AnswerConflict):
     def reason(self) -> str:
         """What contradicts the answer."""
         return f"{self.measured} was measured; {self.rule} ({self.source})"
+
+    @property
+    def brief(self) -> str:
+        """What contradicts the answer, in a cell of a table."""
+        return self.measured
 
 
 class Case(NamedTuple):

@@ -17,12 +17,10 @@ import numpy as np
 
 from ecgbyte_cli import readers
 from ecgbyte_cli.failure import Failure
-from ecgbyte_cli.inference.conflicts import find_conflicts
 from ecgbyte_cli.inference.conversation import ECG
-from ecgbyte_cli.inference.device_statements import device_conflicts, device_statements
+from ecgbyte_cli.inference.findings_reading import conflicts_among
 from ecgbyte_cli.inference.operating_points import NO, YES, OperatingPoint
 from ecgbyte_cli.inference.recording_loader import RecordingLoader
-from ecgbyte_cli.inference.rhythm_conflicts import rhythm_conflicts
 from ecgbyte_cli.inference.session import Session
 from ecgbyte_cli.inference.trained_questions import RHYTHM, TrainedQuestion
 from ecgbyte_cli.model import folder_checks
@@ -30,7 +28,6 @@ from ecgbyte_cli.runtime import cluster
 from ecgbyte_cli.runtime.memory import out_of_memory
 from ecgbyte_cli.runtime.processes import threads
 from ecgbyte_cli.signal.measurement import VALUES
-from ecgbyte_cli.signal.normal_limits import age_and_sex
 from ecgbyte_cli.storage.files import array_writer
 from ecgbyte_cli.storage.row_table import Row
 
@@ -223,13 +220,7 @@ def _row(
 
 def _conflicts(said: Mapping[str, str], ecg: ECG) -> list[str]:
     """Name the answers that a measured value, the recorder or another answer contradicts."""
-    measured = find_conflicts(said, ecg.measurement, *age_and_sex(ecg.recording))
-    stated = device_conflicts(said, device_statements(ecg.recording))
-    return [
-        *(f"{one.finding} {one.answer}, but {one.measured}" for one in measured),
-        *(f"{one.finding} {one.answer}, but {one.reason}" for one in stated),
-        *(f"{one.finding} {one.answer}, but rhythm {one.rhythm}" for one in rhythm_conflicts(said)),
-    ]
+    return [f"{one.finding} {one.answer}, but {one.brief}" for one in conflicts_among(said, ecg)]
 
 
 def write_embeddings(path: Path, recordings: Iterable[Sequence[Row]]) -> None:

@@ -1,5 +1,6 @@
 """Everything that a model answers about one ECG, from one reading of it, and the report put together from that."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +88,21 @@ def read_findings(session: "Session", ecg: "ECG") -> FindingsReading:
         chances = dict(zip(rhythm.answers, weights.tolist(), strict=True))
         answers["rhythm"] = session.choose(rhythm.text, rhythm.answers, weights).answer
         rhythms = {one: chances[one] for one in dict.fromkeys([answers["rhythm"], *ranked])}
+    return FindingsReading(findings, present, rhythms, conflicts_among(answers, ecg))
+
+
+def conflicts_among(answers: Mapping[str, str], ecg: "ECG") -> list[AnswerConflict]:
+    """Return the answers about an ECG that a measured value, the recorder or another answer contradicts.
+
+    Parameters
+    ----------
+    answers : mapping of str to str
+        Words of a finding to `yes` or `no`; `rhythm` to the words of a rhythm.
+    ecg : ECG
+    """
     measured = find_conflicts(answers, ecg.measurement, *age_and_sex(ecg.recording))
     stated = device_conflicts(answers, device_statements(ecg.recording))
-    return FindingsReading(findings, present, rhythms, [*measured, *stated, *rhythm_conflicts(answers)])
+    return [*measured, *stated, *rhythm_conflicts(answers)]
 
 
 def compose_report(session: "Session", ecg: "ECG") -> str:

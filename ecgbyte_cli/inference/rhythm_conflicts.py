@@ -31,6 +31,11 @@ class RhythmConflict(AnswerConflict):
         """What contradicts the answer."""
         return f"answers {self.rhythm} to the question about the rhythm"
 
+    @property
+    def brief(self) -> str:
+        """What contradicts the answer, in a cell of a table."""
+        return f"rhythm {self.rhythm}"
+
 
 def rhythm_conflicts(
     answers: Mapping[str, str], own: Mapping[str, str] | None = None
