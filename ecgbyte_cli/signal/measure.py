@@ -87,9 +87,13 @@ def heart_rate(recording: Recording) -> float | None:
     """
     try:
         signal, leads = _prepared(recording, [])
-        beats = _beats(signal, leads, [])[1]
+        return _rate(_beats(signal, leads, [])[1])
     except Unusable:
         return None
+
+
+def _rate(beats: np.ndarray) -> float:
+    """Return the mean rate of beats (samples) in beats per minute."""
     return 60 * RATE * (beats.size - 1) / float(beats[-1] - beats[0])
 
 
@@ -214,7 +218,7 @@ def _beats(
     flags += [f"noisy {lead}" for lead, good in zip(leads, fine, strict=True) if not good]
     if beats.size < 3:
         raise Unusable("no beats" if not beats.size else "fewer than three beats")
-    rate = 60 * RATE * (beats.size - 1) / (beats[-1] - beats[0])
+    rate = _rate(beats)
     if not RATES[0] <= rate <= RATES[1]:
         raise Unusable(f"no beats: what repeats does so {rate:.0f} times a minute")
     kept = [lead for lead, good in zip(leads, fine, strict=True) if good]

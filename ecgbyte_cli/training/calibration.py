@@ -1,6 +1,5 @@
 """Calibrate a trained model: its questions and answers, temperatures of its probabilities, typical ECGs."""
 
-import contextlib
 import itertools
 import math
 from collections import Counter
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.inference.batch_answering import PromptSet
 from ecgbyte_cli.inference.certainty import (
     Certainty,
@@ -26,7 +24,7 @@ from ecgbyte_cli.questions import Question
 from ecgbyte_cli.runtime.memory import in_parts, out_of_memory
 from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.training.dataset import SampleBuilder
-from ecgbyte_cli.training.distributed import failing_together, sum_over_processes
+from ecgbyte_cli.training.distributed import failing_together, first_progress, sum_over_processes
 from ecgbyte_cli.training.plans import TrainingPlans
 from ecgbyte_cli.training.sampling import first_with_same_ecgs
 from ecgbyte_cli.training.sharding import is_sharded
@@ -51,9 +49,7 @@ def calibrate_training(
     """Calibrate a model on the data of its training, with a progress bar; see `calibrate_model`."""
     questions = [question for plan in plans.training for question in plan.questions]
     validation = chosen_for_calibration(lm, plans.validation)
-    is_first = process_rank()[0] == 0
-    shown = progress("certainty", len(validation), "questions") if is_first else contextlib.nullcontext()
-    with shown as bar:
+    with first_progress("certainty", len(validation), "questions") as bar:
         return calibrate_model(lm, samples, questions, validation, batch, bar, tell)
 
 

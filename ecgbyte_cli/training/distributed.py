@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.runtime.ranks import process_rank
@@ -39,6 +40,11 @@ def sum_over_processes(values: list[float], device: "torch.device | str") -> lis
         return sums.tolist()
     except RuntimeError as error:
         raise Failure("another process of the training has ended: run the same command again") from error
+
+
+def first_progress(name: str, total: int, unit: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a progress bar on the first process, and on the others a context manager that yields None."""
+    return progress(name, total, unit) if process_rank()[0] == 0 else contextlib.nullcontext()
 
 
 def any_process(condition: bool, device: "torch.device | str") -> bool:

@@ -4,19 +4,17 @@ Each reading in training also asks some of the earlier questions. Their targets 
 gave before the training (Li and Hoiem, Learning without Forgetting, ECCV 2016, section 3).
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from ecgbyte_cli.cli.output import progress
 from ecgbyte_cli.inference.certainty import Certainty, softmax
 from ecgbyte_cli.model.ecg_lm import ECGLM
 from ecgbyte_cli.questions.question_file import Question
-from ecgbyte_cli.runtime.ranks import process_rank
 from ecgbyte_cli.training.calibration import answer_log_probabilities
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
+from ecgbyte_cli.training.distributed import first_progress
 
 LEAST = 0.01  # answers that are less probable are left out
 AT_ONCE = 512  # questions whose answers are weighed together
@@ -73,9 +71,7 @@ def with_rehearsal(
                 drawn.append((number, question, earlier[text]))
     tell(f"rehearsing {len(texts)} earlier questions, {min(count, len(texts))} at each reading")
     added: dict[int, list[Question]] = {}
-    is_first = process_rank()[0] == 0
-    shown = progress("rehearsal", len(drawn), "questions") if is_first else contextlib.nullcontext()
-    with shown as bar:
+    with first_progress("rehearsal", len(drawn), "questions") as bar:
         for start in range(0, len(drawn), AT_ONCE):
             some = drawn[start : start + AT_ONCE]
             weighed = [(question, answers) for _, question, answers in some]

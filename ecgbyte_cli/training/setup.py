@@ -134,8 +134,9 @@ def load_for_training(
     if folder_checks.is_ecgbyte_model(model):
         about = folder_checks.read_about(model)
         _check_trained_model(model, about, tokenizer, encoded, settings)
-        loaded = model_folder.load_model(model, device, None, method, True, place)
-        lm, text_tokenizer = loaded[:2]
+        lm, text_tokenizer, _, _ = model_folder.load_model(
+            model, device, method=method, trainable=True, place=place
+        )
         date, system = about.get("date"), about.get("system")
         measured = measured or bool(about.get("measured"))
         name = about["base"] if about["method"] == method else str(Path(model) / "base")
