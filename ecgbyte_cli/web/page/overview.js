@@ -37,7 +37,7 @@ export function createOverview(ecg, move) {
     at.setAttribute("width", Math.max(WIDTH * ecg.shown() / seconds, 2));
   };
   load(ecg, line, words, move);
-  return element("div", { className: "over" }, strip, labels, words);
+  return element("div", { className: "timeline" }, strip, labels, words);
 }
 
 // Return a second of a recording as h:mm, or m:ss in one of less than an hour.
