@@ -1,7 +1,9 @@
 """Fixtures that several test files share."""
 
+import importlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,15 @@ def _needed(path, what):
 def real_data():
     """The folder of real recordings; skips where it is absent."""
     return _needed(DATA, "the real recordings")
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """Import a script of examples/experiments by its name; the scripts import each other."""
+    folder = str(ROOT / "examples" / "experiments")
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,22 +2,13 @@
 
 import csv
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "experiments"
-
 
 @pytest.fixture
-def ecg_qa():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import ecg_qa
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return ecg_qa
+def ecg_qa(experiment):
+    return experiment("ecg_qa")
 
 
 def write(folder, name, *kinds):

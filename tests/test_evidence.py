@@ -13,7 +13,6 @@ import torch
 
 from ecgbyte_cli.questions.sources import ptbxl
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "experiments"
 TABLES = (
     "headline",
     "time",
@@ -29,14 +28,8 @@ TABLES = (
 
 
 @pytest.fixture(scope="module")
-def evidence():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        import evidence
-        import places_ptbxl  # noqa: F401  (the tests import it again)
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    return evidence
+def evidence(experiment):
+    return experiment("evidence")
 
 
 @pytest.fixture(scope="module")
