@@ -2,9 +2,12 @@
 
 A variation of letters is a gain, an offset of each lead, and sometimes a missing lead. No noise is added: even a fifth
 of a letter breaks up tokens, and a model trained on the fragments reads real recordings worse. A variation of a signal
-is what recorders differ in too: high-pass, low-pass, the moment of sampling, wander, muscle noise, missing stretches.
+is what recorders and their users differ in too: where the electrodes lie, high-pass, low-pass, the moment of sampling,
+wander, muscle noise, missing stretches.
 The random generator decides all of it, so that a resumed training sees the same.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,6 +19,9 @@ DROP = 0.05  # how often a lead is missing
 # Recorders keep their gain within 5 % (IEC 60601-2-25), and criteria such as those of hypertrophy depend on voltages
 SIGNAL_GAIN = 0.05  # largest change of the logarithm of the gain of a signal
 LEAD_GAIN = 0.03  # and of the gain of each of its leads
+CHEST = ("V1", "V2", "V3", "V4", "V5", "V6")
+MOVED = 0.25  # largest part of the way that a chest electrode lies nearer to one of its neighbours
+TURNED = np.radians(10)  # largest turn of the limb leads in the frontal plane
 HIGH_PASS = (0.05, 0.67)  # Hz: the range of recorders' filters, each on in half of the cases
 LOW_PASS = (25.0, 45.0)  # Hz
 WANDER, NOISE = 0.1, 0.012  # mV: largest amplitude of the wander, largest standard deviation of the noise
@@ -77,7 +83,7 @@ def _varied(
 
 
 def varied_signal(
-    signal: np.ndarray, fs: float, random: np.random.Generator, strength: float = 1.0
+    signal: np.ndarray, fs: float, leads: Sequence[str], random: np.random.Generator, strength: float = 1.0
 ) -> np.ndarray:
     """Vary one segment as recorders and recordings vary.
 
@@ -87,6 +93,8 @@ def varied_signal(
         (leads, samples), mV.
     fs : float
         Sampling rate in Hz.
+    leads : sequence of str
+        Names of the leads. The electrodes of those that are known are moved.
     random : numpy.random.Generator
         A new one for each sample and epoch.
     strength : float
@@ -97,17 +105,17 @@ def varied_signal(
     numpy.ndarray
         float32, (leads, samples), mV.
     """
-    leads, samples = signal.shape
-    gain = np.full(leads, random.uniform(-SIGNAL_GAIN, SIGNAL_GAIN)) + random.uniform(
-        -LEAD_GAIN, LEAD_GAIN, leads
+    count, samples = signal.shape
+    gain = np.full(count, random.uniform(-SIGNAL_GAIN, SIGNAL_GAIN)) + random.uniform(
+        -LEAD_GAIN, LEAD_GAIN, count
     )
-    gain[random.random(leads) < strength * DROP] = -np.inf  # as an electrode that came off
+    gain[random.random(count) < strength * DROP] = -np.inf  # as an electrode that came off
     shift = strength * random.random()
     corner, cutoff = random.uniform(*HIGH_PASS), random.uniform(*LOW_PASS)
     filtered = random.random(2) < 0.5 * min(strength, 1.0)
-    out = np.empty((leads, samples), np.float32)
+    out = np.empty((count, samples), np.float32)
     _recorded_again(
-        np.ascontiguousarray(signal, np.float32),
+        np.ascontiguousarray(_electrodes_moved(signal, leads, random, strength), np.float32),
         np.exp(strength * gain),
         min(shift, 0.5),
         float(np.exp(-2 * np.pi * corner / fs)) if filtered[0] else 1.0,
@@ -116,14 +124,34 @@ def varied_signal(
     )
     if random.random() < strength * SOMETIMES:
         times = np.arange(samples) / fs
-        waves = np.sin(2 * np.pi * (random.uniform(0.1, 0.6) * times + random.random((leads, 1))))
-        out += strength * WANDER * random.random((leads, 1)) * waves
+        waves = np.sin(2 * np.pi * (random.uniform(0.1, 0.6) * times + random.random((count, 1))))
+        out += strength * WANDER * random.random((count, 1)) * waves
     if random.random() < strength * SOMETIMES:
-        out += strength * NOISE * random.random() * random.standard_normal((leads, samples))
+        out += strength * NOISE * random.random() * random.standard_normal((count, samples))
     if random.random() < strength * STRETCH:
         length = int(random.uniform(0.2, 1.5) * fs)
         start = int(random.integers(max(1, samples - length)))
-        out[random.integers(leads), start : start + length] = 0
+        out[random.integers(count), start : start + length] = 0
+    return out
+
+
+def _electrodes_moved(
+    signal: np.ndarray, leads: Sequence[str], random: np.random.Generator, strength: float
+) -> np.ndarray:
+    """Mix each chest lead with a neighbour, and turn I and II in the frontal plane (Einthoven's triangle)."""
+    at = {lead: row for row, lead in enumerate(leads) if np.ptp(signal[row]) > 0}  # a flat lead stays flat
+    out = signal.copy()
+    for number, way in enumerate(strength * random.uniform(-MOVED, MOVED, len(CHEST))):
+        neighbour = number + (1 if way > 0 else -1)
+        if 0 <= neighbour < len(CHEST) and CHEST[number] in at and CHEST[neighbour] in at:
+            own, other = signal[at[CHEST[number]]], signal[at[CHEST[neighbour]]]
+            out[at[CHEST[number]]] = own + abs(way) * (other - own)
+    angle = strength * random.uniform(-TURNED, TURNED)
+    if "I" in at and "II" in at:
+        one, two = signal[at["I"]], signal[at["II"]]
+        down = (2 * two - one) / np.sqrt(3)
+        out[at["I"]] = one * np.cos(angle) - down * np.sin(angle)
+        out[at["II"]] = two * np.cos(angle) + (np.sqrt(3) * one - down) * np.sin(angle) / 2
     return out
 
 

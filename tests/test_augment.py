@@ -55,9 +55,14 @@ def test_a_signal_is_recorded_again_by_the_formula(shift, slow, fast):
 
 
 def test_a_varied_signal_depends_on_the_numbers_alone_and_not_on_them_without_strength():
-    one, again, other = (kernels.varied_signal(signal(), 100, np.random.default_rng(s)) for s in (1, 1, 2))
+    leads = ("I", "II", "V1")
+    one, again, other = (
+        kernels.varied_signal(signal(), 100, leads, np.random.default_rng(s)) for s in (1, 1, 2)
+    )
     assert one.dtype == np.float32 and np.array_equal(one, again) and not np.array_equal(one, other)
-    assert np.array_equal(kernels.varied_signal(signal(), 100, np.random.default_rng(3), 0.0), signal())
+    assert np.array_equal(
+        kernels.varied_signal(signal(), 100, leads, np.random.default_rng(3), 0.0), signal()
+    )
 
 
 def test_a_varied_signal_keeps_its_size_and_its_leads():
@@ -66,7 +71,7 @@ def test_a_varied_signal_keeps_its_size_and_its_leads():
     beats = np.stack([np.exp(-(((t % 0.8) - 0.4) ** 2) / 0.002), -np.exp(-(((t % 0.8) - 0.4) ** 2) / 0.002)])
     alike, flat = [], 0
     for seed in range(200):
-        made = kernels.varied_signal(beats.astype(np.float32), 100, np.random.default_rng(seed))
+        made = kernels.varied_signal(beats.astype(np.float32), 100, (), np.random.default_rng(seed))
         for ours, before in zip(made, beats, strict=True):
             if np.ptp(ours) < 0.3:
                 flat += 1
@@ -74,3 +79,34 @@ def test_a_varied_signal_keeps_its_size_and_its_leads():
             alike.append(np.corrcoef(ours, before)[0, 1])
             assert 0.85 < np.ptp(ours) < 1.3
     assert np.mean(alike) > 0.95 and 0.02 < flat / 400 < 0.09
+
+
+class Draws:
+    """A generator whose uniform draws are given, one for each call."""
+
+    def __init__(self, *draws):
+        self.draws = list(draws)
+
+    def uniform(self, low, high, size=None):
+        return self.draws.pop(0)
+
+
+def test_electrodes_move_towards_their_neighbours_and_the_limb_leads_turn():
+    """A heart's axis that turns by an angle is seen by I and II as Einthoven's triangle says."""
+    angle, axis = np.radians(10), np.radians(np.array([0.0, 30, 60, 90, 150, 270]))
+    leads = ("II", "V3", "V1", "V2", "I")
+    given_signal = np.stack([np.cos(axis - np.radians(60)), *signal(3, 6), np.cos(axis)])
+    v3, v1, v2 = given_signal[1:4]
+    made = kernels._electrodes_moved(
+        given_signal, leads, Draws(np.array([-0.2, -0.1, 0.25, 0, 0, 0]), angle), 1.0
+    )
+    assert np.allclose(made[4], np.cos(axis + angle)) and np.allclose(
+        made[0], np.cos(axis + angle - np.radians(60))
+    )
+    assert np.array_equal(made[2], v1)  # nothing lies before V1
+    assert np.allclose(made[3], 0.9 * v2 + 0.1 * v1)
+    assert np.array_equal(made[1], v3)  # V4 was not recorded
+    flat = given_signal.copy()
+    flat[3] = 0
+    made = kernels._electrodes_moved(flat, leads, Draws(np.array([0.2, -0.1, -0.25, 0, 0, 0]), 0.0), 1.0)
+    assert np.allclose(made, flat)  # a lead that was not recorded is neither moved nor mixed in

@@ -118,8 +118,8 @@ class SampleBuilder:
         if self.signals is None:
             letters = varied(window, self.tokenizer.levels, random, self.augment)
         else:
-            fs = self.tokenizer.signal["fs"]
-            letters = self.tokenizer.letters(varied_signal(window, fs, random, self.augment))
+            fs, leads = self.tokenizer.signal["fs"], self.tokenizer.signal["leads"]
+            letters = self.tokenizer.letters(varied_signal(window, fs, leads, random, self.augment))
         return self.tokenizer.encode(letters, self.segmenter), segment
 
     def own(self, segment: int) -> np.ndarray:
