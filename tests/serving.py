@@ -5,7 +5,6 @@ python tests/serving.py FOLDER ecg_tokenizer.json      # the stand-in model, unt
 
 import contextlib
 import http.client
-import socket
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from ecgbyte_cli.model import model_folder, tiny
 from ecgbyte_cli.model.layout import Layout
 from ecgbyte_cli.model.prompt import Prompt
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
+from ecgbyte_cli.stages import serve
 from ecgbyte_cli.web import app, middleware, recordings
 
 
@@ -59,7 +59,7 @@ def service(source, model=None, reader=None, upload_bytes=2**20):
 @contextlib.contextmanager
 def running(of, host="127.0.0.1", token=None, allowed=()):
     """Serve in a thread, and yield the address."""
-    listening = socket.create_server((host, 0), backlog=128)
+    listening = serve.listen(host, 0)
     config = uvicorn.Config(
         app.build_app(of, host, token, allowed=allowed),
         http=middleware.BoundedProtocol,

@@ -35,6 +35,7 @@ from ecgbyte_cli.inference.session import Session  # noqa: E402
 from ecgbyte_cli.inference.turn import Turn  # noqa: E402
 from ecgbyte_cli.inference.witness import percent  # noqa: E402
 from ecgbyte_cli.render import svg_sheet  # noqa: E402
+from ecgbyte_cli.stages.serve import listen  # noqa: E402
 from ecgbyte_cli.web import app, conversations, middleware, recordings  # noqa: E402
 
 QUESTION = "What is the rhythm?"
@@ -861,6 +862,13 @@ def test_the_command_serves_until_it_is_ended(small, folder, tmp_path, how):
         assert "shows ECGs alone" in said + err and "Traceback" not in err
 
 
+def test_the_body_of_a_response_does_not_wait_for_its_head_to_be_acknowledged():
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_what_stands_in_the_way_is_one_line(ecgbyte, folder, monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = ecgbyte("serve", folder, "--port", taken.getsockname()[1])
@@ -884,6 +892,13 @@ def test_the_documentation_names_every_route():
         for path in paths
         if path.replace("{id}", "ID").replace("{name}", "NAME").replace("{into}", "UPLOAD") not in text
     ] == []
+
+
+def test_the_page_loads_its_modules_at_once():
+    """A module that is not named in the page would be fetched only after those that import it."""
+    page = Path(ecgbyte_cli.__file__).parent / "web" / "page"
+    named = re.findall(r'<link rel="modulepreload" href="(.*)">', (page / "index.html").read_text())
+    assert sorted([*named, "main.js"]) == sorted(path.name for path in page.glob("*.js"))
 
 
 def test_the_page_is_there_without_importing_torch():

@@ -228,11 +228,14 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens."""
     try:
         kind = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=kind, backlog=BACKLOG)
+        listening = socket.create_server((host, port), family=kind, backlog=BACKLOG)
     except OSError as error:
         raise Failure(
             f"cannot listen at {host}, port {port}: {error.strerror}; --port names another"
         ) from error
+    # or the body of a response waits up to 40 ms for the browser's delayed acknowledgement of its head
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def open_model(work: WorkDir, options: ServeOptions) -> tuple[Session | None, RecordingLoader | None]:
