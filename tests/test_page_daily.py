@@ -243,8 +243,12 @@ def test_a_question_stays_when_the_server_is_gone(visit, folder, session):
         page = ready(visit(address, expected=["ERR_", "Failed to load"]))
         ask(page, "Heart rate?")
         answered(page)
+    page.set_viewport_size({"width": 1440, "height": 450})
     ask(page, "Afib?")
-    page.get_by_text("The server does not answer").wait_for()
+    said = page.get_by_text("The server does not answer")
+    said.wait_for()
+    shown, log = said.bounding_box(), page.locator("#talk").bounding_box()
+    assert shown["y"] + shown["height"] <= log["y"] + log["height"]  # scrolled to, below the answers before
     assert page.input_value("#question") == "Afib?"
     page.fill("#question", "")
     page.focus("#question")

@@ -163,7 +163,7 @@ export async function ask(question) {
   state.answering = null;
   updateButtons();
   writeAddress();
-  if (answer.isConnected) $("log").lastChild.scrollIntoView({ block: "nearest" });
+  if (answer.isConnected || !turn) $("log").lastChild?.scrollIntoView({ block: "nearest" });
   return Boolean(turn);
 }
 
