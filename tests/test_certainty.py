@@ -359,6 +359,22 @@ def test_adjustments_raise_the_recall_of_rare_answers():
     assert fit_adjustments(made, weighed[1:20] * 100, logs[1:20] * 100) == {}  # always the same
 
 
+def test_an_answer_is_adjusted_by_itself():
+    """Two rare answers are equally frequent, and one of them cannot be told from the frequent one."""
+    from ecgbyte_cli.training.calibration import fit_adjustments
+
+    rng = np.random.default_rng(0)
+    answers = ["sinus rhythm", "sinus arrhythmia", "atrial flutter"]
+    truths = np.where(np.arange(2000) % 20 == 0, 1, np.where(np.arange(2000) % 20 == 1, 2, 0))
+    weighed = [(Question("a", "rhythm", answers[t], "t", "val", segments=(0,)), answers) for t in truths]
+    flutter = np.clip(rng.normal(np.where(truths == 2, 0.3, 0.04), 0.02), 0.001, 0.45)
+    arrhythmia = np.clip(rng.normal(0.3, 0.05, 2000), 0.001, 0.45)
+    logs = list(np.log(np.stack([1 - flutter - arrhythmia, arrhythmia, flutter], axis=1)))
+    added = fit_adjustments(certain(), weighed, logs)["rhythm"]
+    chosen = (np.array(logs) + [added[answer] for answer in answers]).argmax(1)
+    assert (chosen[truths == 0] == 0).mean() > 0.9 and (chosen[truths == 2] == 2).mean() > 0.9
+
+
 def test_adjustments_are_kept_and_checked(tmp_path):
     made = certain()
     made.adjustments = {"rhythm": {"sinus rhythm": 0.1, "pacing": 2.5}}
