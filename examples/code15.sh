@@ -12,8 +12,8 @@
 #
 # Needs the extra `formats`. Disk: 68 GB unpacked; 42 GB more while symbolizing if all recordings are long enough
 # (10 GB of letters remain); 1.2 GB of tokens.
-# Time on two cores: 15 minutes to symbolize at 400 recordings a second; merges are learned from 20,000
-# recordings, in minutes; encoding takes about as long as symbolizing.
+# Time on two cores: 10 minutes to symbolize at 578 recordings a second (docs/benchmarks.md), ten seconds to learn merges
+# from 20,000 recordings, and half a minute to encode (computed, docs/scale.md).
 set -eu
 data=${1:?"usage: sh examples/code15.sh FOLDER [WORK]"}
 work=${2:-code15-work}

@@ -11,8 +11,8 @@
 # without storing 96 GB of filtered signals first.
 #
 # Disk: 90 GB unpacked; 24 GB of letters (48 GB while they are joined), 3 GB of tokens.
-# Time: 35 minutes to symbolize on two cores at 400 recordings a second, 5 on sixteen if the disk keeps up;
-# merges are learned from 20,000 recordings, in minutes; encoding takes about as long as symbolizing.
+# Time on two cores: 23 minutes to symbolize at 578 recordings a second (docs/benchmarks.md), ten seconds to learn merges
+# from 20,000 recordings, and a minute to encode (computed, docs/scale.md).
 set -eu
 data=${1:?"usage: sh examples/mimic_iv_ecg.sh FOLDER [WORK]"}
 work=${2:-mimic-iv-ecg-work}

@@ -9,7 +9,8 @@
 # (records100 holds the same recordings at 100 Hz and is not read.)
 #
 # Disk: 3 GB unpacked; 2.6 GB more while symbolizing (0.7 GB of letters remain); 0.1 GB of tokens.
-# Time on two cores: a minute to symbolize at 400 recordings a second, a few to learn and encode.
+# Time on two cores: 40 s to symbolize at 578 recordings a second (measured on 5,000 recordings, docs/benchmarks.md; 24 s
+# of processor time per core, docs/scale.md), and about ten seconds to learn and encode (computed, docs/scale.md).
 set -eu
 data=${1:?"usage: sh examples/ptbxl.sh FOLDER_OR_ZIP [WORK]"}
 work=${2:-ptbxl-work}
