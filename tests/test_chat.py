@@ -220,7 +220,7 @@ def test_a_very_long_question_is_refused_in_one_line(conversation, capsys):
     chat.talk(conversation, typed(QUESTION, "x" * 5000, QUESTION))
     out, err = capsys.readouterr()
     assert out == "1 ECG: é\n" * 2
-    assert err.startswith("too long: the model reads 4000 tokens, and this makes 5") and err.count("\n") == 1
+    assert err.startswith("too long: the model can read 4000 tokens, but this prompt has 5") and err.count("\n") == 1
     assert "/clear" in err and conversation.log[1].error + "\n" == err
     with pytest.raises(Failure, match="too long"):
         chat.talk(conversation, typed("x" * 5000), strict=True)

@@ -268,7 +268,7 @@ def test_only_the_last_answer_is_attributed(shipped, real_data):
         conversation.ask(question)
         with pytest.raises(Failure, match="there is nothing to attribute"):
             attribute_answer(conversation, "gradient")
-        with pytest.raises(Failure, match="not the model's"):
+        with pytest.raises(Failure, match="did not come from the model"):
             conversation.ask_without_ecg()
     conversation.ask("Findings?")
     asked = conversation.ask_without_ecg()

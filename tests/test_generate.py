@@ -273,7 +273,7 @@ def test_an_interrupted_run_goes_on(copied, ecgbyte, monkeypatch):
     again = []
     monkeypatch.setattr(ecg_lm.ECGLM, "weigh", lambda s, p, *args: again.append(len(p)) or weigh(s, p, *args))
     result = ecgbyte(*ASK, work=copied)
-    assert result.exit_code == 0 and f"going on: {done} answers" in result.stderr
+    assert result.exit_code == 0 and f"resuming: {done} answers" in result.stderr
     assert [{**a, "seconds": 0} for a in answers_of(copied)] == [{**b, "seconds": 0} for b in before]
     assert sum(again) <= 30 - done and not partial.exists()
 
