@@ -205,7 +205,7 @@ def test_it_is_read_as_it_was_written_and_damage_is_said(tmp_path):
     assert again.groups == made.groups and again.bits == [5.0, 7.0] and again.sure == {"two": 0.7}
     assert np.array_equal(again.keys, made.keys) and np.array_equal(again.counts, made.counts)
     assert certainty.read_certainty(tmp_path / "none", 7) is None
-    with pytest.raises(Failure, match="not of this model"):
+    with pytest.raises(Failure, match="does not belong to this model"):
         certainty.read_certainty(tmp_path, TOKENIZER.vocab_size + 1)
     said = json.loads((tmp_path / certainty.FILE).read_text())
     for wrong in (
@@ -240,7 +240,7 @@ def test_it_is_read_as_it_was_written_and_damage_is_said(tmp_path):
         {"keys": np.append(good["keys"][1:], np.uint32(2**31))},
     ):
         save_file(good | wrong, tmp_path / certainty.PAIRS)
-        with pytest.raises(Failure, match="damaged|not of this model"):
+        with pytest.raises(Failure, match="damaged|does not belong to this model"):
             certainty.read_certainty(tmp_path, TOKENIZER.vocab_size)
 
 

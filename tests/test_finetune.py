@@ -898,7 +898,7 @@ def test_what_cannot_help_is_not_said():
         == "lower --batch (and raise --accumulate) or --max-length"
     )
     assert memory_advice(settings | {"method": "lora"}, False) == (
-        "lower --max-length, or give --checkpointing on, or take --method qlora"
+        "lower --max-length, or use --checkpointing on, or use --method qlora"
     )
 
 
@@ -1033,7 +1033,7 @@ def test_a_base_model_that_cannot_share_a_reading_says_so_and_goes_on(small, tmp
     monkeypatch.setattr(Trainer, "update", interrupted)
     stopped = ecgbyte(*args, work=work)
     monkeypatch.undo()
-    assert stopped.exit_code == 1 and "each gets one of its own" in stopped.stderr
+    assert stopped.exit_code == 1 and "each question gets its own copy" in stopped.stderr
     result = ecgbyte(*args, work=work)
     assert result.exit_code == 0 and "resuming after step 2 of 3" in result.stderr
     assert "nothing to do" in ecgbyte(*args, work=work).stderr
