@@ -375,7 +375,10 @@ def test_an_answer_at_a_point_of_its_own_says_where_yes_begins():
     from ecgbyte_cli.inference.turn import Turn
 
     turn = Turn("LVH?", "yes", probability=0.3, other=("no", 0.7), sure=True, point=0.2)
-    assert turn.certainty() == "probability of yes: 30 %; threshold for yes: 20 %" and turn.about()["yes_from"] == 0.2
+    assert (
+        turn.certainty() == "probability of yes: 30 %; threshold for yes: 20 %"
+        and turn.about()["yes_from"] == 0.2
+    )
     turn = Turn("LVH?", "no", probability=0.85, other=("yes", 0.15), sure=False, point=0.2)
     assert turn.certainty() == "not sure: probability of yes: 15 %; threshold for yes: 20 %"
     listed = Turn("Findings?", "lvh", findings={"lvh": 0.3, "mi": 0.4}, present=["lvh"])

@@ -246,7 +246,7 @@ def test_a_model_that_learned_ecgs_goes_on_to_learn_answers(small, tmp_path, ecg
     neither = ecgbyte("finetune", "--model", "tiny", work=work)
     assert neither.exit_code == 1 and "--pretrain" in neither.stderr
     shown = ecgbyte("finetune", "--model", "tiny", "--pretrain", "--show", 1, work=work)
-    assert shown.exit_code == 1 and shown.stderr.count("\n") == 1 and "give only --qa" in shown.stderr
+    assert shown.exit_code == 1 and shown.stderr.count("\n") == 1 and "use only --qa" in shown.stderr
     args = [
         "finetune",
         "--pretrain",
@@ -343,7 +343,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_step(small, tmp_path, ecgbyte, monkey
     monkeypatch.setattr(Trainer, "update", interrupted)
     stopped = ecgbyte(*args, work=work)
     monkeypatch.undo()
-    assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr.splitlines()[-1]
+    assert stopped.exit_code == 1 and "resumes from there" in stopped.stderr.splitlines()[-1]
     assert "resuming after step 4 of 6" in ecgbyte(*args, work=work).stderr
 
 
@@ -372,7 +372,7 @@ def test_a_stop_does_not_wait_for_a_validation_which_is_made_up_for(
     monkeypatch.setattr(trainer_module, "validation_loss", watched)
     stopped = ecgbyte(*args, work=work)
     monkeypatch.undo()
-    assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr.splitlines()[-1]
+    assert stopped.exit_code == 1 and "resumes from there" in stopped.stderr.splitlines()[-1]
     assert len(asked) == (1 if when == "in the step before" else 2)
     assert [path.name for path in WorkDir(work).checkpoints("step")] == ["step-0000002"]
     resumed = ecgbyte(*args, work=work)
@@ -567,7 +567,7 @@ def test_two_processes_stop_together_and_are_one_with_twice_the_batches(small, t
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr.count("goes on from there") == 2 and "resuming after step 1 of 3" in run.stderr
+    assert run.stderr.count("resumes from there") == 2 and "resuming after step 1 of 3" in run.stderr
     two = json.loads(run.stdout)  # the first process alone prints
     alone = ecgbyte(*args, "--accumulate", 2, "--json", work=untrained(small, tmp_path / "one"))
     assert two["val_loss"] == pytest.approx(json.loads(alone.stdout)["val_loss"], rel=1e-4)
@@ -761,7 +761,7 @@ def test_the_lines_of_a_plan_warn_where_memory_is_short():
         **{"step_seconds": 0.5, "checkpointing": True, "lower": {"memory": "lower --batch", "time": "wait"}},
     }
     text = "\n".join(cost_lines(cost))
-    assert "70 MB of 80 MB that are free, which is too close" in text and "in all 6.0 minutes" in text
+    assert "70 MB of 80 MB free, which is too close" in text and "in all 6.0 minutes" in text
     cost["memory_mb"]["free"] = 1000
     assert "too close" not in "\n".join(cost_lines(cost))
 
@@ -877,7 +877,7 @@ def test_patience_without_validation_questions(small, tmp_path, ecgbyte):
             ["--batch 4", "lower --batch", "--max-length", "--checkpointing on"],
         ),
         ("training.plans.can_share_reading", [], ["lower --max-length or --together"]),
-        ("model.base_model.load_base", [], ["take a smaller one, or --method qlora"]),
+        ("model.base_model.load_base", [], ["use a smaller one, or --method qlora"]),
     ],
 )
 def test_out_of_memory_is_one_line_that_says_what_to_lower(

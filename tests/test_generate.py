@@ -284,7 +284,7 @@ def test_answers_of_other_settings_are_not_gone_on_with(copied, ecgbyte):
     partial.parent.mkdir()
     partial.write_text('{"settings": {}}\n{"name": "signal", "i": 0, "answer": "wrong", "seconds": 1}\n')
     result = ecgbyte(*ASK, work=copied)
-    assert result.exit_code == 0 and "going on" not in result.stderr
+    assert result.exit_code == 0 and "resuming" not in result.stderr
     assert answers_of(copied)[0]["answer"] != "wrong"
 
 

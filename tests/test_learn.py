@@ -228,7 +228,7 @@ def test_goes_on_after_a_kill(tmp_path, monkeypatch, save):
     with pytest.raises(Failure, match="other settings"):
         stage.learn(work, LearnOptions(vocab=1000))
     result = run(work, "--vocab", 1200, "--threads", 2, "--json")
-    assert f"goes on from merge {known}" in result.stderr
+    assert f"resuming after {known} merges" in result.stderr
     assert json.loads(result.stdout)["sha256"] == expected["sha256"]
     assert (
         read_json(work.ecg_tokenizer)["counts"]

@@ -859,7 +859,7 @@ def test_the_command_serves_until_it_is_ended(small, folder, tmp_path, how):
         assert process.returncode == 0, err
         told = json.loads(out)
         assert (told["records"], told["model"], told["address"]) == (3, None, address)
-        assert "shows ECGs alone" in said + err and "Traceback" not in err
+        assert "only shows ECGs" in said + err and "Traceback" not in err
 
 
 def test_the_body_of_a_response_does_not_wait_for_its_head_to_be_acknowledged():

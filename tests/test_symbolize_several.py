@@ -224,7 +224,7 @@ def test_an_interrupted_run_goes_on(ecgbyte, data, both, tmp_path, monkeypatch):
     parts[0].unlink()
     result = ecgbyte("symbolize", data / "B", data / "A", *SHORT)
     assert result.exit_code == 1 and "interrupted run with other settings" in result.stderr
-    assert "going on: 16 of 32 recordings done before" in run(ecgbyte, data / "A", data / "B").stderr
+    assert "resuming: 16 of 32 recordings done before" in run(ecgbyte, data / "A", data / "B").stderr
     assert same(results(tmp_path / "work"), results(both))
 
 

@@ -241,7 +241,7 @@ seeds_option = click.option(
     type=click.IntRange(1, 100),
     default=1,
     show_default=True,
-    help="Number of trainings, each with its own seed. The first is in the usual place, the others are in seeds/.",
+    help="Number of training runs, each with its own seed. The first is in model/, the others are in seeds/.",
 )
 
 

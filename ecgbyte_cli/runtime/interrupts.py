@@ -7,7 +7,7 @@ import os
 import signal
 from types import FrameType
 
-STOPPED = "stopped; what was finished is kept, and the same command goes on from there"
+STOPPED = "stopped; finished work is kept, and the same command resumes from there"
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -284,7 +284,7 @@ def _make_parts(parts: PartialResults, lots: list[list[str]], todo: list[int], w
     total = sum(map(len, lots))
     done = total - sum(len(lots[number]) for number in todo)
     if done:
-        note(f"going on: {done} of {counted(total, 'recording')} done before")
+        note(f"resuming: {done} of {counted(total, 'recording')} done before")
     with progress(work.name, total, "records") as bar:
         bar.update(done)
         tasks: Iterable[tuple] = ((parts, number, lots[number], work.rows_of, work.asked) for number in todo)

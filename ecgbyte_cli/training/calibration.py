@@ -42,7 +42,10 @@ WEIGHED_ALONE = 100  # WEIGHED for a model that reads the ECG once per answer
 LEAST = 50  # fewest validation questions to calibrate on
 SEGMENTS = 20_000  # training segments in which token pairs are counted
 MOST_PAIRS = 400_000  # the most frequent token pairs are stored: 3.2 MB
-RIGHT, COVERED = 0.9, 0.7  # sure answers: at least RIGHT of them are right, or they are COVERED of all answers
+RIGHT, COVERED = (
+    0.9,
+    0.7,
+)  # sure answers: at least RIGHT of them are right, or they are COVERED of all answers
 
 
 def calibrate_training(

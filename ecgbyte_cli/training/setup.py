@@ -311,7 +311,7 @@ def make_trainer(
     plans: TrainingPlans,
     tell: Callable[[str], object],
 ) -> Trainer:
-    """Return the trainer of a model, after `choose_weights`."""
+    """Return the trainer of a model, after `choose_trained_weights`."""
     steps = settings["steps"] or math.ceil(len(plans.training) / readings_per_step(settings))
     every = settings["every"] or max(1, steps // 5)
     return Trainer(work, lm, samples, settings, steps, every, plans.training, plans.validation, tell)
