@@ -264,7 +264,8 @@ def test_pictures_show_no_title_and_the_questions_point_at_them(data, tmp_path, 
     result = ecgbyte("controls", data / one, data / two, *words)
     assert (
         result.exit_code == 0
-        and "not in the npy format, because ELM takes one ECG: 1 question about several recordings" in result.stderr
+        and "not in the npy format, because ELM takes one ECG: 1 question about several recordings"
+        in result.stderr
     ), result.stderr
     assert set(titles) == {""} and len(titles) == 12
     items = json.loads((tmp_path / "o" / "questions-png.json").read_text())

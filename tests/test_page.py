@@ -431,7 +431,7 @@ def test_a_long_recording_is_loaded_as_far_as_it_is_in_view(visit, tmp_path, tok
         page.keyboard.press("ArrowRight")
         page.locator("svg[data-start='1201']").wait_for()
         page.get_by_label("The model reads").select_option("121")
-        page.get_by_text("what was said before is forgotten").wait_for()
+        page.get_by_text("earlier turns are forgotten").wait_for()
         page.locator("svg[data-start='1200']").wait_for()
         assert sum(sizes) < 2e6  # of 2.6 MB a lead
         assert sum("/tokens" in url for url in asked) <= 6

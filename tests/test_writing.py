@@ -463,7 +463,9 @@ def test_numbers_that_are_none_are_a_line(ecgbyte, drawing, small, tmp_path, opt
         ["continue", small / "data" / "synth00001"],
     ):
         result = ecgbyte(*command, option, "nan", work=drawing)
-        assert result.exit_code == 1 and result.stderr.count("\n") == 1 and " must be numbers" in result.stderr
+        assert (
+            result.exit_code == 1 and result.stderr.count("\n") == 1 and " must be numbers" in result.stderr
+        )
 
 
 def test_a_model_that_goes_on_learning_still_draws(ecgbyte, drawing, small, tmp_path):
