@@ -242,7 +242,7 @@ def test_a_folder_of_other_things_is_not_written_to(data, tmp_path, ecgbyte):
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "mine.txt").write_text("mine")
     result = ecgbyte("controls", data, "--out", tmp_path / "o")
-    assert result.exit_code == 1 and "other things" in result.stderr
+    assert result.exit_code == 1 and "files other than" in result.stderr
     assert ecgbyte("controls", data, "--out", tmp_path / "q", "--forms", "jpg").exit_code == 2
 
 

@@ -423,7 +423,7 @@ def test_all_splits_and_a_folder_of_its_own(small, copied, tmp_path, ecgbyte):
     assert (copied / "answers" / "answers.jsonl").read_bytes() == before
     assert "nothing to do" in ecgbyte(*program, work=copied).stderr
     other = ecgbyte(*program[:-1], small / "data", work=copied)
-    assert other.exit_code == 1 and "holds other things" in other.stderr
+    assert other.exit_code == 1 and "contains files other than" in other.stderr
     changed = ecgbyte(*program, "--seed", 1, work=copied)
     assert changed.exit_code == 1 and "name another folder with --out" in changed.stderr
     assert ecgbyte(*program, "--seeds", 2, work=copied).exit_code == 2

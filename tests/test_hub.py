@@ -173,7 +173,7 @@ def test_sizes_are_checked_before_a_download(hub):
         ("ecgbyte.json", 2**40, "ecgbyte.json is too large"),
         ("base/tokenizer.json", 2**28, "base/tokenizer.json is too large"),
         ("README.md", 2**21, "README.md is too large"),
-        ("base/model.safetensors", 2**60, "make room"),
+        ("base/model.safetensors", 2**60, "free some space"),
         ("certainty.json", None, "it has no certainty.json"),
     ):
         made = hub.add("me/ptbxl", SHIPPED)

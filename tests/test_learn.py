@@ -293,7 +293,7 @@ def test_letters_and_table_that_disagree(tmp_path):
     work = letters_of(tmp_path / "short", walk(2))
     with array_writer(work.symbols, np.uint8, 3999) as write:
         write(np.zeros(3999))
-    assert "shorter than its table says" in reason(work)
+    assert "shorter than in its table" in reason(work)
     work.symbols.write_bytes(b"no array")
     assert "cannot be read as a .npy array" in reason(work)
 

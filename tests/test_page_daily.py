@@ -229,7 +229,7 @@ def test_an_error_stays_until_it_is_read(visit, address):
     page = ready(visit(address, expected=["403", "404"]))
     page.fill("#find", "../../etc/passwd")
     page.keyboard.press("Enter")
-    error = page.get_by_text("outside the folder served")
+    error = page.get_by_text("outside the served folder")
     error.wait_for()
     page.fill("#find", "")
     page.locator("#total", has_text="(3)").wait_for()

@@ -251,7 +251,7 @@ def test_paths_outside_are_refused(bare, folder, path):
     shutil.copy(sorted(folder.glob("*.hea"))[0], folder.parent / "outside" / "secret.hea")
     answer = bare.get("/api/records", params={"path": path})
     assert answer.status_code == 403
-    assert "outside the folder served" in answer.json()["error"]
+    assert "outside the served folder" in answer.json()["error"]
 
 
 def test_odd_paths_are_refused(bare):

@@ -423,7 +423,7 @@ def test_two_runs_at_once_do_not_mix(ecgbyte, many, tmp_path):
     with work.making("symbols"):
         result = ecgbyte("symbolize", many, *SHORT)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
-    assert "another run of ecgbyte is at work on" in result.stderr and not work.symbols.exists()
+    assert "another run of ecgbyte is using" in result.stderr and not work.symbols.exists()
     assert ecgbyte("symbolize", many, *SHORT).exit_code == 0
     with work.checked("symbols"):  # read by another run: not to be replaced, and found to be done
         assert "at work on" in ecgbyte("symbolize", many, *SHORT, "--levels", 20, "--overwrite").stderr

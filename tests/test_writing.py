@@ -248,7 +248,7 @@ def test_drawing_writes_records_that_say_what_they_are(ecgbyte, drawing, tmp_pat
     ("words", "out", "said"),
     [
         ("a broken heart", "new", 'not trained to draw "a broken heart"; it can draw: '),
-        ("atrial fibrillation", "full", "holds other things"),
+        ("atrial fibrillation", "full", "contains files other than"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_a_line(ecgbyte, drawing, tmp_path, words, out, said):

@@ -101,7 +101,7 @@ class Shards:
         return _nonzero(sum(self.counts))
 
     def scan(self, start: int, rows: np.ndarray) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-        """Apply merges starting at index `start` by a scan; return the number of tokens and the changes of the counts."""
+        """Apply merges starting at index `start` by a scan; return the number of tokens and the count changes."""
         before = sum(self.counts)
         self._scan(rows[:, :2], self.levels + start + np.arange(len(rows)))
         self.made += len(rows)
@@ -170,8 +170,8 @@ class Shards:
         Returns
         -------
         (int, list of (int64, int32, int32 arrays), bool)
-            Number of removed tokens; for each shard the neighbours of the new tokens (bounds, ids and counts, before and
-            after each merge); and whether a list ran out of room.
+            Number of removed tokens; for each shard the neighbours of the new tokens (bounds, ids and counts, before
+            and after each merge); and whether a list ran out of room.
         """
         done, new, n = start - self.opened, self.levels + start, len(rows)
         for j, (left, right, _) in enumerate(rows):

@@ -105,7 +105,7 @@ def beat_errors(x: np.ndarray, y: np.ndarray, fs: float, beats: np.ndarray) -> n
         (beats, 3): errors (after minus before) of the R amplitude in mV, of the time of the R peak in ms, and
         of the ST level in mV. Amplitudes are above the level just before the QRS complex, the mean of 20 ms
         (CSE Working Party, Eur. Heart J. 6, 1985); the ST level is measured 60 ms after the J point (ACC/AHA
-        guidelines for exercise testing, 2002: 60 to 80 ms). The position of a peak of several equal samples is their middle.
+        guidelines for exercise testing, 2002: 60 to 80 ms). A peak of several equal samples is at their middle.
     """
     flat, near, later = max(1, round(FLAT * fs)), round(0.06 * fs), round(0.06 * fs)
     rows = []
