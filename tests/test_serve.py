@@ -876,7 +876,7 @@ def test_what_stands_in_the_way_is_one_line(ecgbyte, folder, monkeypatch, tmp_pa
     assert len(result.stderr.strip().splitlines()) == 1
     assert ecgbyte("serve", tmp_path / "nothing").exit_code == 1
     result = ecgbyte("serve", folder, "--port", 0, "--model", tmp_path / "nothing")
-    assert result.exit_code == 1 and "holds no model" in result.stderr
+    assert result.exit_code == 1 and "has no model" in result.stderr
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     result = ecgbyte("serve", folder)
     assert result.exit_code == 1 and "pip install ecgbyte[web]" in result.stderr
