@@ -205,7 +205,7 @@ def test_it_is_read_as_it_was_written_and_damage_is_said(tmp_path):
     assert again.groups == made.groups and again.bits == [5.0, 7.0] and again.sure == {"two": 0.7}
     assert np.array_equal(again.keys, made.keys) and np.array_equal(again.counts, made.counts)
     assert certainty.read_certainty(tmp_path / "none", 7) is None
-    with pytest.raises(Failure, match="not of this model"):
+    with pytest.raises(Failure, match="does not belong to this model"):
         certainty.read_certainty(tmp_path, TOKENIZER.vocab_size + 1)
     said = json.loads((tmp_path / certainty.FILE).read_text())
     for wrong in (
@@ -240,7 +240,7 @@ def test_it_is_read_as_it_was_written_and_damage_is_said(tmp_path):
         {"keys": np.append(good["keys"][1:], np.uint32(2**31))},
     ):
         save_file(good | wrong, tmp_path / certainty.PAIRS)
-        with pytest.raises(Failure, match="damaged|not of this model"):
+        with pytest.raises(Failure, match="damaged|does not belong to this model"):
             certainty.read_certainty(tmp_path, TOKENIZER.vocab_size)
 
 
@@ -391,9 +391,12 @@ def test_an_answer_at_a_point_of_its_own_says_where_yes_begins():
     from ecgbyte_cli.inference.turn import Turn
 
     turn = Turn("LVH?", "yes", probability=0.3, other=("no", 0.7), sure=True, point=0.2)
-    assert turn.certainty() == "30 % for yes, which begins at 20 %" and turn.about()["yes_from"] == 0.2
+    assert (
+        turn.certainty() == "probability of yes: 30 %; threshold for yes: 20 %"
+        and turn.about()["yes_from"] == 0.2
+    )
     turn = Turn("LVH?", "no", probability=0.85, other=("yes", 0.15), sure=False, point=0.2)
-    assert turn.certainty() == "not sure: 15 % for yes, which begins at 20 %"
+    assert turn.certainty() == "not sure: probability of yes: 15 %; threshold for yes: 20 %"
     listed = Turn("Findings?", "lvh", findings={"lvh": 0.3, "mi": 0.4}, present=["lvh"])
     assert listed.certainty() == "lvh 30 %; next mi 40 %"
     assert "yes_from" not in listed.about()
