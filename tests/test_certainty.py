@@ -375,6 +375,22 @@ def test_an_answer_is_adjusted_by_itself():
     assert (chosen[truths == 0] == 0).mean() > 0.9 and (chosen[truths == 2] == 2).mean() > 0.9
 
 
+def test_answers_are_not_moved_by_chance():
+    """Where a model's probabilities are right, one strength for all answers is mostly kept."""
+    from ecgbyte_cli.training import calibration
+
+    shares, kept = np.array([0.6, *[0.05] * 8]), 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        truths = rng.choice(9, 300, p=shares)
+        seen = 2 * np.eye(9)[truths] + rng.normal(size=(300, 9))
+        logs = np.log(shares) - ((seen[:, None] - 2 * np.eye(9)) ** 2).sum(2) / 2
+        frequent = np.flatnonzero(np.bincount(truths, minlength=9) >= 10)
+        one_strength = calibration._fitted_adjustment(logs, truths, frequent, one_by_one=False)
+        kept += np.allclose(calibration._best_adjustment(logs, truths, frequent), one_strength)
+    assert kept > 6
+
+
 def test_adjustments_are_kept_and_checked(tmp_path):
     made = certain()
     made.adjustments = {"rhythm": {"sinus rhythm": 0.1, "pacing": 2.5}}

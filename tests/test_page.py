@@ -520,5 +520,6 @@ def test_print_is_at_scale(visit, address, tmp_path):
     box = page.locator("svg.sheet").bounding_box()
     assert box["width"] == pytest.approx(millimetres * 96 / 25.4, abs=1)
     assert not page.locator("#ask").is_visible() and page.locator("#notice").is_visible()
+    assert not page.locator(".beat").is_visible()  # as it is closed
     pages = page.pdf(prefer_css_page_size=True)
     assert len(re.findall(rb"/Type\s*/Page\b", pages)) == 1

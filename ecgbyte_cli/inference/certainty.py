@@ -97,7 +97,7 @@ class Certainty:
         threshold for yes.
     adjustments : dict of str to dict of str to float
         Keyed by prompt text (more than two answers): the term added to each answer's log-probability before the most
-        probable is chosen, so that rare answers occur (Menon et al., Long-tail learning via logit adjustment, ICLR
+        probable is chosen, so that rare answers are found (Menon et al., Long-tail learning via logit adjustment, ICLR
         2021). The reported probabilities are not adjusted.
     calibrated_on : str or None
         A description of the recordings used for calibration.

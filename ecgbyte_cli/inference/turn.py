@@ -68,7 +68,7 @@ class Turn:
             yes = self.probability if self.other[0].casefold() == "no" else self.other[1]
             return f"{unsure}probability of yes: {percent(yes)}; threshold for yes: {percent(self.point)}"
         # a rare answer may be chosen although another is more probable: see `Certainty.adjustments`
-        rare = ", high for a rare answer" if self.probability < self.other[1] else ""
+        rare = ", preferred although less probable" if self.probability < self.other[1] else ""
         return f"{unsure}{percent(self.probability)}{rare}; or {self.other[0]}, {percent(self.other[1])}"
 
     def notes(self) -> list[str]:

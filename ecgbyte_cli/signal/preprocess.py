@@ -12,10 +12,9 @@ import numpy as np
 
 from ecgbyte_cli.readers.recording import Recording, Unusable, lead_name
 from ecgbyte_kernels import filters as kernels
+from ecgbyte_kernels.augment import LIMB
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
-# Einthoven's and Goldberger's equations: factors of I and II
-LIMB = {"I": (1, 0), "II": (0, 1), "III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}
 DERIVED = {lead: factors for lead, factors in LIMB.items() if lead not in ("I", "II")}
 LONGEST_GAP = 0.04  # seconds that --fill-nan may interpolate
 # Electrocardiographs accept +-5 mV (IEC 60601-2-25 and -2-27), Holter recorders 10 mV from peak to peak

@@ -37,7 +37,8 @@ LEAST_EACH = 20  # fewest validation questions answered yes, and answered no, to
 TEMPERATURES = np.geomspace(0.25, 8, 61)
 OFTEN = 10  # fewest validation questions with an answer for its recall to count
 ROUNDS, MOVES = 3, np.linspace(-1.5, 1.5, 13)  # how the adjustment of one answer is moved
-MOVED = 0.003  # what a move by 1 must gain in accuracy and mean recall
+PARTS = 10  # of a cross-validation
+MOVE_COST = 0.003  # what a move by 1 must gain in accuracy plus mean recall
 WEIGHED_ALONE = 100  # WEIGHED for a model that reads the ECG once per answer
 LEAST = 50  # fewest validation questions to calibrate on
 SEGMENTS = 20_000  # training segments in which token pairs are counted
@@ -295,7 +296,7 @@ def fit_adjustments(
 
     The sum of accuracy and mean recall decides. First a multiple (0 to 1) of the logarithm of each answer's share of
     the questions is subtracted from its log-probability. Then the answers that occur at least `OFTEN` times are
-    adjusted one by one.
+    adjusted one by one, if that also raises the sum on questions held out of the fit.
 
     Returns
     -------
@@ -325,17 +326,36 @@ def fit_adjustments(
 def _best_adjustment(logs: np.ndarray, truths: np.ndarray, frequent: np.ndarray) -> np.ndarray:
     """Return what to add to the log-probabilities (questions, answers) of one question's answers."""
 
-    def score(added: np.ndarray) -> float:
-        right = (logs + added).argmax(1) == truths
-        return float(right.mean() + np.mean([right[truths == answer].mean() for answer in frequent]))
+    def held_out(one_by_one: bool) -> float:
+        part, adjusted = np.random.default_rng(0).integers(PARTS, size=len(truths)), logs.copy()
+        for number in range(PARTS):
+            fitted = part != number
+            adjusted[~fitted] += _fitted_adjustment(logs[fitted], truths[fitted], frequent, one_by_one)
+        return _score(adjusted, truths, frequent)
 
+    return _fitted_adjustment(logs, truths, frequent, held_out(True) > held_out(False))
+
+
+def _fitted_adjustment(
+    logs: np.ndarray, truths: np.ndarray, frequent: np.ndarray, one_by_one: bool
+) -> np.ndarray:
     counts = np.bincount(truths, minlength=logs.shape[1])
     shares = np.log(np.maximum(counts, OFTEN) / len(truths))  # too little is known about rarer answers
-    added = max((-strength * shares for strength in np.linspace(0, 1, 11)), key=score)
-    for answer in [*frequent] * ROUNDS:
-        moves = np.outer(MOVES, np.arange(logs.shape[1]) == answer)
-        added = added + max(moves, key=lambda move: score(added + move) - MOVED * np.abs(move).sum())  # noqa: B023
+    strengths = np.linspace(0, 1, 11)
+    added = max(
+        (-strength * shares for strength in strengths), key=lambda a: _score(logs + a, truths, frequent)
+    )
+    for answer in [*frequent] * ROUNDS * one_by_one:
+        moved = added + np.outer(MOVES, np.arange(logs.shape[1]) == answer)
+        costs = MOVE_COST * np.abs(MOVES)
+        added = moved[np.argmax([_score(logs + a, truths, frequent) for a in moved] - costs)]
     return added
+
+
+def _score(logs: np.ndarray, truths: np.ndarray, frequent: np.ndarray) -> float:
+    """Return accuracy plus mean recall of the frequent answers that occur."""
+    right = logs.argmax(1) == truths
+    return float(right.mean() + np.mean([right[truths == a].mean() for a in frequent if (truths == a).any()]))
 
 
 def fit_point(odds: np.ndarray, truth: np.ndarray) -> list[float]:

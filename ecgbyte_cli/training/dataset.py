@@ -118,7 +118,9 @@ class SampleBuilder:
         if self.signals is None:
             letters = varied(window, self.tokenizer.levels, random, self.augment)
         else:
-            fs, leads = self.tokenizer.signal["fs"], self.tokenizer.signal["leads"]
+            fs = self.tokenizer.signal["fs"]
+            # measured values, such as the axis, are of the electrodes as they were
+            leads = self.tokenizer.signal["leads"] if self.lines is None else ()
             letters = self.tokenizer.letters(varied_signal(window, fs, leads, random, self.augment))
         return self.tokenizer.encode(letters, self.segmenter), segment
 
