@@ -7,9 +7,11 @@ BIN := .venv/bin
 quickstart: .venv/llm
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/quickstart.sh
 
-# One process per core with one thread each. Tests of a file share trained models, so each process takes neighbouring
-# tests, and takes over others when it is done. Processes that tests start find the modules compiled.
-PARALLEL := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
+# One process more than there are cores, as tests also wait for processes that they start; at most 4, with one thread
+# each. Tests of a file share trained models, so each process takes neighbouring tests, and takes over others when it is
+# done. Processes that tests start find the modules compiled.
+WORKERS := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 3 ? n + 1 : 4)))
+PARALLEL := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 # Twice: the kernels as plain Python, which shows errors inside them, then everything, compiled
 test: .venv/test

@@ -1,6 +1,6 @@
 """ECG-Byte as a command-line toolkit: ECGs to tokens, and a language model over tokens and text.
 
-The names below are the public face; each is imported when it is first used, so that `import ecgbyte_cli` is
+The names below are the public interface. Each is imported on first use, so that `import ecgbyte_cli` is
 quick and needs no PyTorch.
 """
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 __version__ = "0.2.0"
 
-TYPE_CHECKING = False  # type checkers know the name; the module `typing` takes longer than all else here
+TYPE_CHECKING = False  # type checkers know the name; importing `typing` takes longer than all else here
 if TYPE_CHECKING:
     from ecgbyte_cli.evaluation.metrics import score
     from ecgbyte_cli.failure import Failure
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
     from ecgbyte_cli.storage.workdir import WorkDir
 
-_FACE = {  # name to the module that it is in, and what it is called there
+_FACE = {  # public name: its module, and its name there
     "Failure": ("failure", "Failure"),
     "Conversation": ("inference.conversation", "Conversation"),
     "Session": ("inference.session", "Session"),

@@ -19,7 +19,10 @@ DROP = 0.05  # how often a lead is missing
 # Recorders keep their gain within 5 % (IEC 60601-2-25), and criteria such as those of hypertrophy depend on voltages
 SIGNAL_GAIN = 0.05  # largest change of the logarithm of the gain of a signal
 LEAD_GAIN = 0.03  # and of the gain of each of its leads
+FLAT = 0.03  # mV: a lead that varies less was not recorded, and its electrode is not moved
 CHEST = ("V1", "V2", "V3", "V4", "V5", "V6")
+# each limb lead as a sum of I and II (Einthoven, Goldberger)
+LIMB = {"I": (1, 0), "II": (0, 1), "III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}
 MOVED = 0.25  # largest part of the way that a chest electrode lies nearer to one of its neighbours
 TURNED = np.radians(10)  # largest turn of the limb leads in the frontal plane
 HIGH_PASS = (0.05, 0.67)  # Hz: the range of recorders' filters, each on in half of the cases
@@ -115,7 +118,7 @@ def varied_signal(
     filtered = random.random(2) < 0.5 * min(strength, 1.0)
     out = np.empty((count, samples), np.float32)
     _recorded_again(
-        np.ascontiguousarray(_electrodes_moved(signal, leads, random, strength), np.float32),
+        np.ascontiguousarray(_electrodes_moved(signal, leads, random, min(strength, 1.0)), np.float32),
         np.exp(strength * gain),
         min(shift, 0.5),
         float(np.exp(-2 * np.pi * corner / fs)) if filtered[0] else 1.0,
@@ -138,8 +141,8 @@ def varied_signal(
 def _electrodes_moved(
     signal: np.ndarray, leads: Sequence[str], random: np.random.Generator, strength: float
 ) -> np.ndarray:
-    """Mix each chest lead with a neighbour, and turn I and II in the frontal plane (Einthoven's triangle)."""
-    at = {lead: row for row, lead in enumerate(leads) if np.ptp(signal[row]) > 0}  # a flat lead stays flat
+    """Mix each chest lead with a neighbour, and turn the limb leads in the frontal plane (Einthoven's triangle)."""
+    at = {lead: row for row, lead in enumerate(leads) if np.ptp(signal[row]) > FLAT}
     out = signal.copy()
     for number, way in enumerate(strength * random.uniform(-MOVED, MOVED, len(CHEST))):
         neighbour = number + (1 if way > 0 else -1)
@@ -150,8 +153,12 @@ def _electrodes_moved(
     if "I" in at and "II" in at:
         one, two = signal[at["I"]], signal[at["II"]]
         down = (2 * two - one) / np.sqrt(3)
-        out[at["I"]] = one * np.cos(angle) - down * np.sin(angle)
-        out[at["II"]] = two * np.cos(angle) + (np.sqrt(3) * one - down) * np.sin(angle) / 2
+        change = (
+            one * (np.cos(angle) - 1) - down * np.sin(angle),
+            two * (np.cos(angle) - 1) + (np.sqrt(3) * one - down) * np.sin(angle) / 2,
+        )
+        for lead in LIMB.keys() & at.keys():
+            out[at[lead]] = signal[at[lead]] + LIMB[lead][0] * change[0] + LIMB[lead][1] * change[1]
     return out
 
 

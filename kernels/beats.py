@@ -9,7 +9,7 @@ import numpy as np
 from ecgbyte_kernels import jit
 
 RATE = 500  # samples per second
-BEFORE, AFTER = 300, 400  # samples of a median beat before its R peak, and from the R peak on
+BEFORE, AFTER = 300, 400  # samples of a median beat before its R peak, and starting at the R peak
 # detection, after Pan & Tompkins, "A real-time QRS detection algorithm", IEEE Trans. Biomed. Eng. 32 (1985) 230-236
 SMOOTH = 45  # samples, about the length of a QRS complex
 THRESHOLD = 0.30  # fraction of the usual maximum
@@ -151,7 +151,7 @@ def _peaks(energy: np.ndarray, least: float) -> np.ndarray:
 
 @jit
 def _tallest_around(peaks: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """Return which peaks are no T wave: none within `REFRACTORY` is much higher."""
+    """Return which peaks are not T waves: no peak within `REFRACTORY` is much higher."""
     kept, begin = np.ones(peaks.size, np.bool_), 0
     for k in range(peaks.size):
         while peaks[begin] <= peaks[k] - REFRACTORY:
@@ -215,7 +215,7 @@ def beat_classes(signal: np.ndarray, beats: np.ndarray) -> tuple[np.ndarray, np.
 
 @jit
 def _cut(x: np.ndarray, first: int, shape: np.ndarray) -> None:
-    """Copy the samples from `first` on into `shape`."""
+    """Copy samples into `shape`, starting at `first`."""
     for i in range(shape.shape[0]):
         for lead in range(x.shape[1]):
             shape[i, lead] = x[first + i, lead]
@@ -295,7 +295,7 @@ def _beat_classes(x: np.ndarray, beats: np.ndarray) -> tuple[np.ndarray, np.ndar
 def median_beat(signal: np.ndarray, centres: np.ndarray, beats: np.ndarray) -> np.ndarray:
     """Compute the median of several beats, sample by sample and lead by lead.
 
-    Samples within 160 ms after the previous beat or within 120 ms before the next beat are left out. The
+    Samples within 160 ms after the previous beat or within 120 ms before the next beat are skipped. The
     result is NaN where fewer than a third of the beats remain.
 
     Parameters
@@ -310,7 +310,7 @@ def median_beat(signal: np.ndarray, centres: np.ndarray, beats: np.ndarray) -> n
     Returns
     -------
     numpy.ndarray
-        float64 (700, leads): 600 ms before the centre and 800 ms from the centre on.
+        float64 (700, leads): 600 ms before the centre and 800 ms after it.
 
     Raises
     ------
@@ -378,13 +378,13 @@ def agreement(signal: np.ndarray, centres: np.ndarray, beat: np.ndarray, first: 
         If the range does not lie in the median beat.
     """
     if not 0 <= first < last - 2 or last > len(beat):
-        raise ValueError(f"samples {first} to {last} are no stretch of the median beat")
+        raise ValueError(f"samples {first} to {last} are not a part of the median beat")
     return float(_agreement(checked(signal), np.asarray(centres, np.int64), checked(beat), first, last))
 
 
 @jit
 def _smoothed(x: np.ndarray, first: int, size: int) -> np.ndarray:
-    """Return `size` moving averages over nine samples, from `first` on."""
+    """Return `size` moving averages over nine samples, starting at `first`."""
     out = np.empty((size, x.shape[1]))
     for i in range(size):
         a, b = max(0, first + i - 4), min(x.shape[0], first + i + 5)

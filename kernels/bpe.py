@@ -90,7 +90,7 @@ def _find_runs(
     after: np.ndarray,
     ahead: np.ndarray,
 ) -> int:
-    """Write the runs of equal letters of a piece; return how many."""
+    """Write the runs of equal letters of a piece; return their number."""
     runs = 0
     while i < stop:
         letter = letters[i]
@@ -139,7 +139,7 @@ def _join_runs(
 def _write_runs(
     run: int, token: np.ndarray, count: np.ndarray, after: np.ndarray, ids: np.ndarray, n: int
 ) -> int:
-    """Write the tokens of runs from `run` on to `ids` from `n` on; return the place behind them."""
+    """Write the tokens of runs, starting at `run`, to `ids`, starting at `n`; return the index after them."""
     while run >= 0:
         for _ in range(count[run]):
             ids[n] = token[run]

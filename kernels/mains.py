@@ -8,9 +8,8 @@ import numpy as np
 from ecgbyte_kernels import jit
 from ecgbyte_kernels.beats import RATE, checked
 
-LAG = (
-    5  # samples: x[i] - (x[i-5] + x[i+5]) / 2 amplifies 50 Hz by 2 and 60 Hz by 1.8, and removes slow changes
-)
+# samples: x[i] - (x[i-5] + x[i+5]) / 2 amplifies 50 Hz by 2 and 60 Hz by 1.8, and removes slow changes
+LAG = 5
 HOP = 250  # samples from one window of the fit to the next; a window is twice as long
 BEFORE, AFTER = 40, 45  # samples before and after an R peak that the fit ignores
 SPIKE = 3  # samples from the peak of a pacing spike to either side, where it is over

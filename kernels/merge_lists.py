@@ -68,7 +68,7 @@ def _generation(
     over(_write_lists, shards, sizes, repeat(end), repeat(key), repeat(slot))
     del key, slot
 
-    width = np.ones(ids, np.int64)  # of a token, in cells
+    width = np.ones(ids, np.int64)  # width of each token, in cells
     scratch = np.zeros((len(cells) + 1, 2, ids), np.int64)
     rows, where = np.zeros((BATCH, 3), np.int64), np.zeros((BATCH, 3), np.int64)
     least = max(1, threshold // (2 * len(shards)))
@@ -186,7 +186,7 @@ def _write_lists(shard: Shard, size: int, end: int, key: np.ndarray, slot: np.nd
 def _positions(
     shard: Shard, pair: np.ndarray, where: np.ndarray, width: np.ndarray
 ) -> tuple[np.ndarray, int | np.int64]:
-    """Return the positions where a pair may be, and their place in the pool.
+    """Return the positions where a pair may be, and their index in the pool.
 
     A pair too rare for a list gets the positions of its newer token beside the other, and the place -1.
     """
@@ -225,7 +225,7 @@ def _apply(
     least: int,
     scratch: np.ndarray,
 ) -> int:
-    """Apply `n` merges in a shard; return how many tokens went. Pairs with `least` positions get lists."""
+    """Apply `n` merges in a shard; return the number of removed tokens. Pairs with `least` positions get lists."""
     removed = 0
     for j in range(n):
         at, place = _positions(shard, rows[j], where[j], width)

@@ -321,7 +321,7 @@ def compile_kernels(levels: int, merges: int, cold: Callable[[], object]) -> Non
     Parameters
     ----------
     levels, merges : int
-        As for `learn_merges`.
+        See `learn_merges`.
     cold : callable
         Called before the long part, if the kernels must be compiled.
     """
@@ -330,7 +330,7 @@ def compile_kernels(levels: int, merges: int, cold: Callable[[], object]) -> Non
     if getattr(getattr(_count_value, "stats", None), "cache_misses", None):
         cold()
     letters = (np.arange(200) ** 3 // 7 % 3 % levels).astype(np.uint8)
-    letters.flags.writeable = False  # as a memory-mapped file is
+    letters.flags.writeable = False  # like a memory-mapped file
     for shards, few in ((1, TOO_SMALL), (2, 0)):  # lists work differently with one shard
         texts = [np.empty(len(letters) + 2, kind) for _ in range(shards)]
         for text in texts:

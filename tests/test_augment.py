@@ -91,22 +91,43 @@ class Draws:
         return self.draws.pop(0)
 
 
-def test_electrodes_move_towards_their_neighbours_and_the_limb_leads_turn():
-    """A heart's axis that turns by an angle is seen by I and II as Einthoven's triangle says."""
-    angle, axis = np.radians(10), np.radians(np.array([0.0, 30, 60, 90, 150, 270]))
-    leads = ("II", "V3", "V1", "V2", "I")
-    given_signal = np.stack([np.cos(axis - np.radians(60)), *signal(3, 6), np.cos(axis)])
-    v3, v1, v2 = given_signal[1:4]
+def test_electrodes_move_towards_their_neighbours():
+    leads = ("V3", "V1", "V2")
+    given_signal = signal(3, 50)
+    v3, v1, v2 = given_signal
     made = kernels._electrodes_moved(
-        given_signal, leads, Draws(np.array([-0.2, -0.1, 0.25, 0, 0, 0]), angle), 1.0
+        given_signal, leads, Draws(np.array([-0.2, -0.1, 0.25, 0, 0, 0]), 0.0), 1.0
     )
-    assert np.allclose(made[4], np.cos(axis + angle)) and np.allclose(
-        made[0], np.cos(axis + angle - np.radians(60))
+    assert np.array_equal(made[1], v1)  # nothing lies before V1
+    assert np.allclose(made[2], 0.9 * v2 + 0.1 * v1)
+    assert np.array_equal(made[0], v3)  # V4 was not recorded
+    given_signal[2] *= 0.001  # V2 came off: noise alone
+    made = kernels._electrodes_moved(
+        given_signal, leads, Draws(np.array([0.2, -0.1, -0.25, 0, 0, 0]), 0.0), 1.0
     )
-    assert np.array_equal(made[2], v1)  # nothing lies before V1
-    assert np.allclose(made[3], 0.9 * v2 + 0.1 * v1)
-    assert np.array_equal(made[1], v3)  # V4 was not recorded
-    flat = given_signal.copy()
-    flat[3] = 0
-    made = kernels._electrodes_moved(flat, leads, Draws(np.array([0.2, -0.1, -0.25, 0, 0, 0]), 0.0), 1.0)
-    assert np.allclose(made, flat)  # a lead that was not recorded is neither moved nor mixed in
+    assert np.array_equal(made, given_signal)  # it is neither moved nor mixed in
+
+
+def test_limb_leads_turn_together():
+    """A heart's axis that turns by an angle is seen by all limb leads as Einthoven's triangle says."""
+    angle, axis = np.radians(10), np.radians(np.array([0.0, 30, 60, 90, 150, 270]))
+    seen = {
+        "I": 0,
+        "II": 60,
+        "III": 120,
+        "aVR": -150,
+        "aVL": -30,
+        "aVF": 90,
+    }  # degrees at which each lead looks
+
+    def leads_at(axis):
+        augmented = {"aVR", "aVL", "aVF"}  # Goldberger's leads are smaller by half the root of three
+        return np.stack(
+            [
+                np.cos(axis - np.radians(at)) * (np.sqrt(3) / 2 if lead in augmented else 1)
+                for lead, at in seen.items()
+            ]
+        )
+
+    made = kernels._electrodes_moved(leads_at(axis), tuple(seen), Draws(np.zeros(6), angle), 1.0)
+    assert np.allclose(made, leads_at(axis + angle))

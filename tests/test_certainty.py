@@ -205,7 +205,7 @@ def test_it_is_read_as_it_was_written_and_damage_is_said(tmp_path):
     assert again.groups == made.groups and again.bits == [5.0, 7.0] and again.sure == {"two": 0.7}
     assert np.array_equal(again.keys, made.keys) and np.array_equal(again.counts, made.counts)
     assert certainty.read_certainty(tmp_path / "none", 7) is None
-    with pytest.raises(Failure, match="not of this model"):
+    with pytest.raises(Failure, match="does not belong to this model"):
         certainty.read_certainty(tmp_path, TOKENIZER.vocab_size + 1)
     said = json.loads((tmp_path / certainty.FILE).read_text())
     for wrong in (
@@ -240,7 +240,7 @@ def test_it_is_read_as_it_was_written_and_damage_is_said(tmp_path):
         {"keys": np.append(good["keys"][1:], np.uint32(2**31))},
     ):
         save_file(good | wrong, tmp_path / certainty.PAIRS)
-        with pytest.raises(Failure, match="damaged|not of this model"):
+        with pytest.raises(Failure, match="damaged|does not belong to this model"):
             certainty.read_certainty(tmp_path, TOKENIZER.vocab_size)
 
 
@@ -375,6 +375,22 @@ def test_an_answer_is_adjusted_by_itself():
     assert (chosen[truths == 0] == 0).mean() > 0.9 and (chosen[truths == 2] == 2).mean() > 0.9
 
 
+def test_answers_are_not_moved_by_chance():
+    """Where a model's probabilities are right, one strength for all answers is mostly kept."""
+    from ecgbyte_cli.training import calibration
+
+    shares, kept = np.array([0.6, *[0.05] * 8]), 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        truths = rng.choice(9, 300, p=shares)
+        seen = 2 * np.eye(9)[truths] + rng.normal(size=(300, 9))
+        logs = np.log(shares) - ((seen[:, None] - 2 * np.eye(9)) ** 2).sum(2) / 2
+        frequent = np.flatnonzero(np.bincount(truths, minlength=9) >= 10)
+        one_strength = calibration._fitted_adjustment(logs, truths, frequent, one_by_one=False)
+        kept += np.allclose(calibration._best_adjustment(logs, truths, frequent), one_strength)
+    assert kept > 6
+
+
 def test_adjustments_are_kept_and_checked(tmp_path):
     made = certain()
     made.adjustments = {"rhythm": {"sinus rhythm": 0.1, "pacing": 2.5}}
@@ -391,9 +407,12 @@ def test_an_answer_at_a_point_of_its_own_says_where_yes_begins():
     from ecgbyte_cli.inference.turn import Turn
 
     turn = Turn("LVH?", "yes", probability=0.3, other=("no", 0.7), sure=True, point=0.2)
-    assert turn.certainty() == "30 % for yes, which begins at 20 %" and turn.about()["yes_from"] == 0.2
+    assert (
+        turn.certainty() == "probability of yes: 30 %; threshold for yes: 20 %"
+        and turn.about()["yes_from"] == 0.2
+    )
     turn = Turn("LVH?", "no", probability=0.85, other=("yes", 0.15), sure=False, point=0.2)
-    assert turn.certainty() == "not sure: 15 % for yes, which begins at 20 %"
+    assert turn.certainty() == "not sure: probability of yes: 15 %; threshold for yes: 20 %"
     listed = Turn("Findings?", "lvh", findings={"lvh": 0.3, "mi": 0.4}, present=["lvh"])
     assert listed.certainty() == "lvh 30 %; next mi 40 %"
     assert "yes_from" not in listed.about()

@@ -153,7 +153,7 @@ def test_a_whole_conversation(conversation, record, long_record, tmp_path, capsy
         "2 recordings are open; questions are about all of them, in this order",
         f"{record.stem}: 0 to 10 s, segment 1 of 1, {first} ECG tokens",
         f"long: 0 to 10 s, segment 1 of 2, {counts[0]} ECG tokens",
-        "long: 10 to 20 s, segment 2 of 2; what was said before is forgotten",
+        "long: 10 to 20 s, segment 2 of 2; earlier turns are forgotten",
         "starting afresh with long",
         "unknown command /nonsense: /help lists them",
         "which segment? /segment 2",
@@ -220,7 +220,10 @@ def test_a_very_long_question_is_refused_in_one_line(conversation, capsys):
     chat.talk(conversation, typed(QUESTION, "x" * 5000, QUESTION))
     out, err = capsys.readouterr()
     assert out == "1 ECG: é\n" * 2
-    assert err.startswith("too long: the model reads 4000 tokens, and this makes 5") and err.count("\n") == 1
+    assert (
+        err.startswith("too long: the model can read 4000 tokens, but this prompt has 5")
+        and err.count("\n") == 1
+    )
     assert "/clear" in err and conversation.log[1].error + "\n" == err
     with pytest.raises(Failure, match="too long"):
         chat.talk(conversation, typed("x" * 5000), strict=True)
@@ -556,7 +559,7 @@ def test_prompts_are_trimmed_as_generate_trims_them(small, record, tmp_path, ecg
         (found,) = (small / "data").rglob(f"{line['record']}.hea")
         asked = ecgbyte("chat", found, "-q", line["question"], "--max-new", 4, work=work)
         assert asked.stdout.strip() == line["answer"]
-        assert "ECG tokens had no room" in asked.stderr or line["question"] != QUESTION
+        assert "ECG tokens were left out" in asked.stderr or line["question"] != QUESTION
 
 
 def test_a_model_folder_says_what_a_conversation_has_to_know(small):

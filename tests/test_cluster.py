@@ -194,7 +194,7 @@ def test_workers_lost_while_reading_and_one_after_the_other(ecgbyte, small, tmp_
         done(ecgbyte, *stage)
     kill.calls(worker_groups.Groups, "_wait_for", 1, 2)
     result = done(ecgbyte, "learn", "--vocab", 200, "--dask", two.scheduler_address)
-    assert kill.killed and "others take over" in result.stderr
+    assert kill.killed and "other workers take over" in result.stderr
     rows = [
         read_json(work / "tokenizer" / "ecg_tokenizer.json")["merges"]
         for work in (tmp_path / "work", small / "ecgbyte-work")
@@ -337,7 +337,7 @@ def test_a_worker_that_does_not_see_the_input_is_refused_before_anything_begins(
         assert result.exit_code == 1 and path in asked[0], result.stderr
         last = result.stderr.splitlines()[-1]
         assert "the Dask worker tcp://" in last and f" on {socket.gethostname()} sees another {path}" in last
-        assert f"the folder {Path(path).parent} must be on storage that all workers share" in last
+        assert f"the folder {Path(path).parent} must be on storage shared by all workers" in last
     assert not list(work.rglob("*.part"))
 
 

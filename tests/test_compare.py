@@ -167,10 +167,10 @@ def test_files_of_answers(tmp_path, ecgbyte):
         (lambda path: write_table(path / "b.csv", [0.1, 0.2], records=["r1", "r7"]), "lacks 1 of the 2 rows"),
         (
             lambda path: write_table(path / "b.csv", [0.1, 0.2, 0.3], records=["r0", "r1", "r1"]),
-            "two rows of one",
+            "two rows for the same",
         ),
         (lambda path: write_table(path / "b.csv", [0.1, 0.2], ("pace",)), "no finding in common"),
-        (lambda path: answers(path / "b.jsonl", [("yes", "no")]), "two kinds"),
+        (lambda path: answers(path / "b.jsonl", [("yes", "no")]), "different kinds"),
         (lambda path: path / "none.csv", "cannot be read"),
     ],
 )

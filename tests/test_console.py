@@ -389,7 +389,7 @@ def test_signals_end_it_in_one_line(number, code):
     assert process.returncode == 1 and ("tidied" in out) == ("finally" in code)
 
 
-STOPPED = "ecgbyte: stopped; what was finished is kept, and the same command goes on from there\n"
+STOPPED = "ecgbyte: stopped; finished work is kept, and the same command resumes from there\n"
 # at which import after the first of ours a signal is sent; of more than there are, none
 INTERRUPTED = """
 import os, signal, sys

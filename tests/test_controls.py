@@ -242,7 +242,7 @@ def test_a_folder_of_other_things_is_not_written_to(data, tmp_path, ecgbyte):
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "mine.txt").write_text("mine")
     result = ecgbyte("controls", data, "--out", tmp_path / "o")
-    assert result.exit_code == 1 and "other things" in result.stderr
+    assert result.exit_code == 1 and "files other than" in result.stderr
     assert ecgbyte("controls", data, "--out", tmp_path / "q", "--forms", "jpg").exit_code == 2
 
 
@@ -264,7 +264,8 @@ def test_pictures_show_no_title_and_the_questions_point_at_them(data, tmp_path, 
     result = ecgbyte("controls", data / one, data / two, *words)
     assert (
         result.exit_code == 0
-        and "not in the form npy, as ELM takes one ECG: 1 question about several recordings" in result.stderr
+        and "not in the npy format, because ELM takes one ECG: 1 question about several recordings"
+        in result.stderr
     ), result.stderr
     assert set(titles) == {""} and len(titles) == 12
     items = json.loads((tmp_path / "o" / "questions-png.json").read_text())

@@ -308,10 +308,10 @@ def test_gaps_in_the_numbers_of_the_samples(tmp_path):
             500,
             "line 202, column time: the date changes",
         ),
-        (clock(500, 3), 250, "500 Hz by the times, but 250 Hz is given"),
+        (clock(500, 3), 250, "500 Hz by the times, but --input-fs is 250 Hz"),
         (clock(500, 2), None, "too coarse"),
         (str, None, "may be samples or milliseconds"),
-        (lambda i: str(10**9 * i), None, "no step of an ECG"),
+        (lambda i: str(10**9 * i), None, "not a step of an ECG"),
         (lambda i: "0", 500, "does not advance"),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_device_that_is_there_is_taken(gpus, count, wanted, device):
     [
         (1, "gpu", None, "it must be auto, cpu, cuda"),
         (1, "cuda:x", None, "it must be"),
-        (0, "cuda", None, "finds no GPU: install its build for your GPU, or give --device cpu"),
+        (0, "cuda", None, "finds no GPU: install its build for your GPU, or use --device cpu"),
         (1, "cuda:1", None, "this machine has one GPU, cuda:0"),
         (2, "cuda:2", None, "2 GPUs, cuda:0 to cuda:1"),
         (0, "mps", "full", "no Apple GPU"),
@@ -70,7 +70,7 @@ def test_a_device_that_is_not_there_is_refused(gpus, count, wanted, method, says
 
 def test_a_gpu_of_apple_takes_no_4_bit_weights(gpus, monkeypatch):
     gpus(0, apple=True)
-    with pytest.raises(Failure, match="4-bit weights: give --method lora or full"):
+    with pytest.raises(Failure, match="4-bit weights: use --method lora or full"):
         devices.choose_device("mps", "qlora")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(Failure, match="one process"):

@@ -279,7 +279,7 @@ def edit(name, **values):
     [
         (edit("ecg_tokenizer.json", merges=[[0, 1]], counts=[2]), "not the tokenizer that this model"),
         (edit("ecgbyte.json", prompt_version=0), "prompt version 0"),
-        (edit("ecgbyte.json", format_version=99), "no ecgbyte model of format"),
+        (edit("ecgbyte.json", format_version=99), "not an ecgbyte model of format"),
         (edit("ecgbyte.json", offset=7), "text vocabulary differs"),
         (edit("ecgbyte.json", text_tokenizer_sha256=""), "text vocabulary differs"),
         (lambda folder: (folder / "ecgbyte.json").unlink(), "ecgbyte finetune"),

@@ -53,7 +53,7 @@ def test_an_interrupted_run_goes_on(work, ecgbyte, monkeypatch):
 
     monkeypatch.setattr(ECGTokenizer, "encode_segments", stops)
     stopped = ecgbyte("encode", "--threads", 1)
-    assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr
+    assert stopped.exit_code == 1 and "resumes from there" in stopped.stderr
     assert not work.tokens.exists() and not work.token_settings.exists()
     kept = len(list(work.token_parts.glob("*.part")))
     assert kept >= 3

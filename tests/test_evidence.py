@@ -107,7 +107,7 @@ def test_every_table_and_chart_comes_out_and_goes_on(
     (results / "places.jsonl").write_text("".join(json.dumps(row) + "\n" for row in finished))
     whole = results / "evidence.jsonl"
     assert "0 of 8 rows finished; 0.0 of 0.0 hours" in run(evidence_rows, "--rows", "0")
-    assert "the same command goes on" in run(evidence_rows, "--hours", "0")  # after one step
+    assert "the same command resumes" in run(evidence_rows, "--hours", "0")  # after one step
     assert not whole.exists() and list((out / "running").iterdir())
     run(evidence_rows, "--rows", "1")
     [first] = whole.read_text().splitlines()

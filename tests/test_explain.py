@@ -91,7 +91,7 @@ def test_the_table_fits_and_a_second_run_reads_it(measured, small, ecgbyte):
     work = small / "ecgbyte-work"
     result = ecgbyte("explain", "--records", 3, work=work)
     assert result.exit_code == 0 and "nothing to do" in result.stderr
-    assert all(name in result.stdout for name in [*METHODS, "random", "early beat", "true place"])
+    assert all(name in result.stdout for name in [*METHODS, "random", "early beat", "true location"])
     assert max(map(len, result.stdout.splitlines())) <= 110
     text = (work / "explained" / "explain.md").read_text()
     assert text.count("| rollout |") == 1

@@ -146,8 +146,8 @@ def test_names_that_match_nothing_are_named_with_the_nearest(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("record,lafb\na,1\n", "no label about a finding"),
-        ("record,afib\nz,1\n", "no label of a recording"),
+        ("record,lafb\na,1\n", "no label for a finding"),
+        ("record,afib\nz,1\n", "no label for a recording"),
         ("Recording,afib\na,1\n", "no column `record`.* its first column is 'Recording'"),
         ("record,afib\na,1\nb,maybe\n", r"no column of yes and no .*afib \(line 3: 'maybe'\)"),
     ],
@@ -164,7 +164,7 @@ def test_a_name_of_several_recordings_is_left_out(tmp_path, capsys):
     [one] = finding_truth.join_truth(table, labels_file(tmp_path / "l.csv", "record,afib\na,1\nb,0\n"))
     assert (
         one.probability.tolist() == [0.1]
-        and "1 label left out, as several recordings have the name: a" in capsys.readouterr().err
+        and "1 label ignored, because several recordings share the name: a" in capsys.readouterr().err
     )
 
 
@@ -192,7 +192,7 @@ def test_the_cell_that_leaves_a_column_out_is_named(tmp_path, capsys):
 def test_an_auroc_from_few_recordings_gets_a_remark():
     few = {"positives": 4, "recordings": 30, "auroc": 0.9}
     scores = {"findings": {"afib": few, "lvh": few | {"positives": 5}, "pvc": few | {"auroc": None}}}
-    assert finding_report.few_line(scores) == "AUROC from fewer than 5 yes or 5 no, which shows little: afib"
+    assert finding_report.few_line(scores) == "AUROC from fewer than 5 yes or 5 no, so unreliable: afib"
     scores["findings"]["lvh"] = few | {"positives": 26}
     assert finding_report.few_line(scores).endswith(": afib, lvh")
     assert finding_report.few_line({"findings": {}}) == ""

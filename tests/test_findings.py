@@ -188,7 +188,7 @@ def test_a_stopped_run_goes_on_and_writes_the_same(folder, tmp_path, monkeypatch
     with pytest.raises(Failure, match="other settings"):
         findings(work, [str(folder)], FindingsOptions(out, model=SHIPPED, jobs=1, questions=("afib",)))
     findings(work, [str(folder)], options)
-    assert "going on: 2 of 4" in capsys.readouterr().err
+    assert "resuming: 2 of 4" in capsys.readouterr().err
     assert out.read_bytes() == whole.read_bytes()
     assert len(np.load(tmp_path / "e.npy")) == len(rows_of(out))
 
@@ -196,7 +196,7 @@ def test_a_stopped_run_goes_on_and_writes_the_same(folder, tmp_path, monkeypatch
 def test_a_table_on_the_terminal_and_chosen_questions(folder, ecgbyte):
     one = ecgbyte("findings", folder / "a.npz", "--model", SHIPPED)
     assert one.exit_code == 0, one.stderr
-    assert "atrial fibrillation" in one.stdout and "no medical device" in one.stdout
+    assert "atrial fibrillation" in one.stdout and "not a medical device" in one.stdout
     several = ecgbyte(
         "findings", folder, "--model", SHIPPED, "--questions", "Is there a-fib?", "--questions", "rhythm"
     )

@@ -246,7 +246,7 @@ def test_a_model_that_learned_ecgs_goes_on_to_learn_answers(small, tmp_path, ecg
     neither = ecgbyte("finetune", "--model", "tiny", work=work)
     assert neither.exit_code == 1 and "--pretrain" in neither.stderr
     shown = ecgbyte("finetune", "--model", "tiny", "--pretrain", "--show", 1, work=work)
-    assert shown.exit_code == 1 and shown.stderr.count("\n") == 1 and "give only --qa" in shown.stderr
+    assert shown.exit_code == 1 and shown.stderr.count("\n") == 1 and "use only --qa" in shown.stderr
     args = [
         "finetune",
         "--pretrain",
@@ -343,7 +343,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_step(small, tmp_path, ecgbyte, monkey
     monkeypatch.setattr(Trainer, "update", interrupted)
     stopped = ecgbyte(*args, work=work)
     monkeypatch.undo()
-    assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr.splitlines()[-1]
+    assert stopped.exit_code == 1 and "resumes from there" in stopped.stderr.splitlines()[-1]
     assert "resuming after step 4 of 6" in ecgbyte(*args, work=work).stderr
 
 
@@ -372,7 +372,7 @@ def test_a_stop_does_not_wait_for_a_validation_which_is_made_up_for(
     monkeypatch.setattr(trainer_module, "validation_loss", watched)
     stopped = ecgbyte(*args, work=work)
     monkeypatch.undo()
-    assert stopped.exit_code == 1 and "goes on from there" in stopped.stderr.splitlines()[-1]
+    assert stopped.exit_code == 1 and "resumes from there" in stopped.stderr.splitlines()[-1]
     assert len(asked) == (1 if when == "in the step before" else 2)
     assert [path.name for path in WorkDir(work).checkpoints("step")] == ["step-0000002"]
     resumed = ecgbyte(*args, work=work)
@@ -511,7 +511,7 @@ def test_dropout_leaves_out_a_share_in_training_alone(small):
     lm.train()
     assert lm(*batch)[0].item() != lm(*batch)[0].item()
     lm.base.named_modules = lambda: iter(())
-    with pytest.raises(Failure, match="leave it out"):
+    with pytest.raises(Failure, match="remove the option"):
         lm.drop(0.1)
 
 
@@ -567,7 +567,7 @@ def test_two_processes_stop_together_and_are_one_with_twice_the_batches(small, t
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr.count("goes on from there") == 2 and "resuming after step 1 of 3" in run.stderr
+    assert run.stderr.count("resumes from there") == 2 and "resuming after step 1 of 3" in run.stderr
     two = json.loads(run.stdout)  # the first process alone prints
     alone = ecgbyte(*args, "--accumulate", 2, "--json", work=untrained(small, tmp_path / "one"))
     assert two["val_loss"] == pytest.approx(json.loads(alone.stdout)["val_loss"], rel=1e-4)
@@ -761,7 +761,7 @@ def test_the_lines_of_a_plan_warn_where_memory_is_short():
         **{"step_seconds": 0.5, "checkpointing": True, "lower": {"memory": "lower --batch", "time": "wait"}},
     }
     text = "\n".join(cost_lines(cost))
-    assert "70 MB of 80 MB that are free, which is too close" in text and "in all 6.0 minutes" in text
+    assert "70 MB of 80 MB free, which is too close" in text and "in all 6.0 minutes" in text
     cost["memory_mb"]["free"] = 1000
     assert "too close" not in "\n".join(cost_lines(cost))
 
@@ -877,7 +877,7 @@ def test_patience_without_validation_questions(small, tmp_path, ecgbyte):
             ["--batch 4", "lower --batch", "--max-length", "--checkpointing on"],
         ),
         ("training.plans.can_share_reading", [], ["lower --max-length or --together"]),
-        ("model.base_model.load_base", [], ["take a smaller one, or --method qlora"]),
+        ("model.base_model.load_base", [], ["use a smaller one, or --method qlora"]),
     ],
 )
 def test_out_of_memory_is_one_line_that_says_what_to_lower(
@@ -898,7 +898,7 @@ def test_what_cannot_help_is_not_said():
         == "lower --batch (and raise --accumulate) or --max-length"
     )
     assert memory_advice(settings | {"method": "lora"}, False) == (
-        "lower --max-length, or give --checkpointing on, or take --method qlora"
+        "lower --max-length, or use --checkpointing on, or use --method qlora"
     )
 
 
@@ -1033,7 +1033,7 @@ def test_a_base_model_that_cannot_share_a_reading_says_so_and_goes_on(small, tmp
     monkeypatch.setattr(Trainer, "update", interrupted)
     stopped = ecgbyte(*args, work=work)
     monkeypatch.undo()
-    assert stopped.exit_code == 1 and "each gets one of its own" in stopped.stderr
+    assert stopped.exit_code == 1 and "each question gets its own copy" in stopped.stderr
     result = ecgbyte(*args, work=work)
     assert result.exit_code == 0 and "resuming after step 2 of 3" in result.stderr
     assert "nothing to do" in ecgbyte(*args, work=work).stderr

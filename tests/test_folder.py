@@ -331,7 +331,7 @@ def test_a_base_model_that_has_moved_is_told_of_at_once_and_named_anew(adapted, 
     assert said["base"] == str(base.resolve())
     edit(path / "ecgbyte.json", base=str(tmp_path / "gone"))
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it asked the hub"))
-    refused(path, r"gone, which is not there: say where it is with --base FOLDER")
+    refused(path, r"gone, which does not exist: give its path with --base FOLDER")
     assert model_folder.load_model(path, "cpu", base)[0].offset == 259
     other = write_base(tmp_path / "other", hidden_size=64)
     for wrong in (other, tmp_path):

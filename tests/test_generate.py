@@ -273,7 +273,7 @@ def test_an_interrupted_run_goes_on(copied, ecgbyte, monkeypatch):
     again = []
     monkeypatch.setattr(ecg_lm.ECGLM, "weigh", lambda s, p, *args: again.append(len(p)) or weigh(s, p, *args))
     result = ecgbyte(*ASK, work=copied)
-    assert result.exit_code == 0 and f"going on: {done} answers" in result.stderr
+    assert result.exit_code == 0 and f"resuming: {done} answers" in result.stderr
     assert [{**a, "seconds": 0} for a in answers_of(copied)] == [{**b, "seconds": 0} for b in before]
     assert sum(again) <= 30 - done and not partial.exists()
 
@@ -284,7 +284,7 @@ def test_answers_of_other_settings_are_not_gone_on_with(copied, ecgbyte):
     partial.parent.mkdir()
     partial.write_text('{"settings": {}}\n{"name": "signal", "i": 0, "answer": "wrong", "seconds": 1}\n')
     result = ecgbyte(*ASK, work=copied)
-    assert result.exit_code == 0 and "going on" not in result.stderr
+    assert result.exit_code == 0 and "resuming" not in result.stderr
     assert answers_of(copied)[0]["answer"] != "wrong"
 
 
@@ -423,7 +423,7 @@ def test_all_splits_and_a_folder_of_its_own(small, copied, tmp_path, ecgbyte):
     assert (copied / "answers" / "answers.jsonl").read_bytes() == before
     assert "nothing to do" in ecgbyte(*program, work=copied).stderr
     other = ecgbyte(*program[:-1], small / "data", work=copied)
-    assert other.exit_code == 1 and "holds other things" in other.stderr
+    assert other.exit_code == 1 and "contains files other than" in other.stderr
     changed = ecgbyte(*program, "--seed", 1, work=copied)
     assert changed.exit_code == 1 and "name another folder with --out" in changed.stderr
     assert ecgbyte(*program, "--seeds", 2, work=copied).exit_code == 2

@@ -156,7 +156,7 @@ def test_what_is_missing_or_private_is_one_line(hub, ecgbyte, monkeypatch):
             "no folder has this name, and the Hugging Face Hub has no such model, or it is private",
         ),
         ("me/own", "private: log in with `hf auth login`"),
-        ("me/asked", "given out on request"),
+        ("me/asked", "is a gated repository"),
         ("me/ptbxl@v9", "me/ptbxl has no revision v9"),
         ("me/base", "no ecgbyte model: it has no ecgbyte.json"),
         ("me/a--b", "no model of the Hugging Face Hub can have this name"),
@@ -173,7 +173,7 @@ def test_sizes_are_checked_before_a_download(hub):
         ("ecgbyte.json", 2**40, "ecgbyte.json is too large"),
         ("base/tokenizer.json", 2**28, "base/tokenizer.json is too large"),
         ("README.md", 2**21, "README.md is too large"),
-        ("base/model.safetensors", 2**60, "make room"),
+        ("base/model.safetensors", 2**60, "free some space"),
         ("certainty.json", None, "it has no certainty.json"),
     ):
         made = hub.add("me/ptbxl", SHIPPED)
@@ -358,7 +358,7 @@ def test_paths_become_names():
         (lambda m: (m / "ecg_rows.safetensors").write_bytes(b"x"), "ecg_rows.safetensors is damaged"),
         (lambda m: (m / "base" / "more.json").write_text("{}"), "more.json is not of this model"),
         (lambda m: (m / "README.md").unlink(), "README.md"),
-        (lambda m: (m / "ecgbyte.json").unlink(), "holds no model"),
+        (lambda m: (m / "ecgbyte.json").unlink(), "has no model"),
         (lambda m: edit(m / "ecgbyte.json", files={}), "is not whole"),
         (lambda m: edit(m / "ecgbyte.json", files=None), "no checksums"),
         (lambda m: edit(m / "ecgbyte.json", method="lora", base="/gone"), "is not whole"),
@@ -376,7 +376,7 @@ def test_a_base_model_that_others_lack_is_named_anew(model):
     with pytest.raises(Failure, match="which others do not have: .* --base OWNER/NAME"):
         hub_upload.shared_about(model, about, None)
     assert hub_upload.shared_about(model, about, "me/base")["base"] == "me/base"
-    with pytest.raises(Failure, match="leave out --base"):
+    with pytest.raises(Failure, match="remove --base"):
         hub_upload.shared_about(model, OWN, "me/base")
 
 

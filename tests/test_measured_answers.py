@@ -174,7 +174,7 @@ def test_findings_and_what_no_ecg_tells_stay_the_models():
         ("Is the QTc long?", {"qtcb_ms": 460.0, "qtcf_ms": 460.0}, None, None,
          "yes: QTc (Bazett) 460 ms, above"),
         ("QTc", {}, None, None, "above 350 (male), 360 (female) and below 450 (male), 460 (female) ms in adults"),
-        ("QTc", {}, 8, None, "no limits of QTc for children"),
+        ("QTc", {}, 8, None, "gives no QTc limits for children"),
         ("What is the QT interval?", {}, 40, "male",
          "QT 388 ms; QTc (Bazett) 426 ms, normal; QTc (Fri"),
         ("Left axis deviation?", {"axis_qrs": -31.0}, None, None,

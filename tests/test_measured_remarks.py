@@ -78,7 +78,7 @@ def test_recordings_that_are_gone_are_a_note(work, fast, tmp_path, capsys):
     columns["path"][fast.segments[0]] = str(tmp_path / "gone.hea")
     write_table(copy.symbol_segments, columns)
     assert remarks.measured_remarks(copy, [fast], ["sinus bradycardia"], [True]) == [{}]
-    assert "1 recordings are no longer where `ecgbyte symbolize` found them" in capsys.readouterr().err
+    assert "1 recordings can no longer be read" in capsys.readouterr().err
 
 
 def test_generate_writes_them(work, monkeypatch, tmp_path, ecgbyte):

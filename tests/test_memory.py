@@ -133,7 +133,7 @@ def test_fewer_ecgs_are_written_side_by_side_where_memory_does_not_suffice(monke
     ):
         assert (ids == other).all()
     monkeypatch.setattr(ecg_generation, "_generate_batch", lambda *_: too_much())
-    for guidance, said in ((1.0, "more memory"), (2.0, "leave out --guidance")):
+    for guidance, said in ((1.0, "more memory"), (2.0, "remove --guidance")):
         with pytest.raises(Failure, match=said):
             list(
                 ecg_generation.generate_ecgs(

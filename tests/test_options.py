@@ -198,7 +198,7 @@ def test_adapters_and_rates_are_as_they_are_told(small, tmp_path, work, ecgbyte)
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in lm.parameters())
     shutil.move(work / "model", tmp_path / "first")
     again = ecgbyte(*args[:3], "--model", tmp_path / "first", "--rank", 4, work=work)
-    assert again.exit_code == 1 and "leave out --rank" in again.stderr
+    assert again.exit_code == 1 and "remove --rank" in again.stderr
 
 
 def test_the_rows_learn_at_their_own_rate(small, work, ecgbyte):

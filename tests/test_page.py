@@ -352,7 +352,7 @@ def test_a_path_outside_is_refused(visit, address, folder):
     page.get_by_role("heading", name=second).wait_for()
     page.fill("#find", "../../etc/passwd")
     page.keyboard.press("Enter")
-    page.get_by_text("outside the folder served").wait_for()
+    page.get_by_text("outside the served folder").wait_for()
     assert page.locator("h2").inner_text() == second
 
 
@@ -431,7 +431,7 @@ def test_a_long_recording_is_loaded_as_far_as_it_is_in_view(visit, tmp_path, tok
         page.keyboard.press("ArrowRight")
         page.locator("svg[data-start='1201']").wait_for()
         page.get_by_label("The model reads").select_option("121")
-        page.get_by_text("what was said before is forgotten").wait_for()
+        page.get_by_text("earlier turns are forgotten").wait_for()
         page.locator("svg[data-start='1200']").wait_for()
         assert sum(sizes) < 2e6  # of 2.6 MB a lead
         assert sum("/tokens" in url for url in asked) <= 6
@@ -470,7 +470,7 @@ def test_it_fits_the_screen_and_says_what_it_is(visit, address, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
     notice = page.locator("#notice")
-    assert "no medical device" in notice.inner_text()
+    assert "not a medical device" in notice.inner_text()
     box = notice.bounding_box()
     assert 0 <= box["y"] and box["y"] + box["height"] < WIDTHS[width]  # in view wherever one is
     # dark: light ink on dark paper
@@ -520,5 +520,6 @@ def test_print_is_at_scale(visit, address, tmp_path):
     box = page.locator("svg.sheet").bounding_box()
     assert box["width"] == pytest.approx(millimetres * 96 / 25.4, abs=1)
     assert not page.locator("#ask").is_visible() and page.locator("#notice").is_visible()
+    assert not page.locator(".beat").is_visible()  # as it is closed
     pages = page.pdf(prefer_css_page_size=True)
     assert len(re.findall(rb"/Type\s*/Page\b", pages)) == 1

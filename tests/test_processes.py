@@ -249,7 +249,7 @@ def test_a_training_that_cannot_be_sharded_says_so(monkeypatch):
         check_sharding(True, "qlora")
     check_sharding(False, "qlora")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # of `accelerate launch --use_fsdp`
-    with pytest.raises(Failure, match="--use_fsdp has no effect"):
+    with pytest.raises(Failure, match="--use_fsdp does not work"):
         check_sharding(False, "full")
 
 

@@ -153,7 +153,7 @@ def test_the_file_of_a_site_is_of_one_model(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "x"}, "no file of a site"),
+        ({"format": "x"}, "not a site file"),
         ({"model": "other"}, "changed or is damaged"),
         ({"findings": {"afib": {"point": [0.1, 0.2, 1.0]}}}, "damaged"),
         ({"findings": {"afib": {"point": ["0.1", None, 1.0, 0.0]}}}, "damaged"),

@@ -208,7 +208,7 @@ def test_line_ends_that_csv_does_not_know_part_no_rows(tmp_path, end):
 def test_a_fifo_is_no_question_file(tmp_path):
     os.mkfifo(tmp_path / "qa.jsonl")
     for ask in (question_file.read_questions, question_file.questions_sha256):
-        with pytest.raises(Failure, match="no regular file"):
+        with pytest.raises(Failure, match="not a regular file"):
             ask(tmp_path / "qa.jsonl")
 
 

@@ -519,7 +519,7 @@ PTB, NAMES = "ptbxl_database.csv", "scp_codes,filename_hr,strat_fold,patient_id,
         ("a.csv", "record,afib,strat_fold\na,yes,1\nb,no,11\n", "line 3: strat_fold '11'"),
         ("a.csv", "record,afib,strat_fold,split\na,yes,1,test\n", "two sides"),
         (PTB, f"{NAMES}\n{{'SR': 0.0}},a,2.5,1,b\n", "line 2: strat_fold '2.5'"),
-        ("a.csv", "record,afib\na,yes\nb,yes\n", "needs a yes and a no"),
+        ("a.csv", "record,afib\na,yes\nb,yes\n", "need a yes and a no"),
         ("a.csv", b"record,afib\n\xff\xfe,yes\n", "not UTF-8"),
         ("a.csv", b"record,afib\na,\0\n", "a.csv"),
         (PTB, f"{NAMES}\n__import__('os'),a,1,1,b\n", "line 2"),
@@ -558,7 +558,7 @@ def test_a_file_is_not_replaced_unasked(tmp_path):
     path, out = ptb_xl(tmp_path, *RARE), tmp_path / "qa.jsonl"
     first = questions(path, QuestionsOptions(out=out))
     assert questions(path, QuestionsOptions(out=out))["questions"] == first["questions"]  # the same again
-    with pytest.raises(Failure, match="holds something else"):
+    with pytest.raises(Failure, match="has other content"):
         questions(path, QuestionsOptions(out=out, seed=2))
     questions(path, QuestionsOptions(out=out, seed=2, overwrite=True))
 

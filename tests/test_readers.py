@@ -282,7 +282,7 @@ def test_a_segment_in_other_units(tmp_path):
     assert np.abs(read.signal[:, :700] - signal[:, :700]).max() < 6e-4
     assert np.abs(read.signal[:, 700:] * 1000 - signal[:, 700:]).max() < 6e-4
     (tmp_path / "part2.hea").write_text(second.replace(" 250 ", " 500 "))
-    assert "not what it promises" in reason(tmp_path / "multi")
+    assert "does not match its header" in reason(tmp_path / "multi")
 
 
 PLAIN = "r 2 250 1000\nr.dat 16 1000/mV 16 0 0 0 0 I\nr.dat 16 1000/mV 16 0 0 0 0 II\n"
@@ -307,10 +307,10 @@ PLAIN = "r 2 250 1000\nr.dat 16 1000/mV 16 0 0 0 0 I\nr.dat 16 1000/mV 16 0 0 0 
         (PLAIN.replace("r.dat 16 ", "r.dat 24 "), "truncated"),
         (PLAIN.replace("/mV", "/mmHg"), "no leads in volts"),
         ("r/2 2 250 2000\n../r 1000\nr 1000\n", "outside its folder"),
-        ("r/1 2 250 1000\nr 1000\n", "not what it promises"),
+        ("r/1 2 250 1000\nr 1000\n", "does not match its header"),
         ("r/9 2 250 2000000000\nr 1000\n", "not as many"),
         ("r/1000000000 2 250 1000\nr 1000\n", "not as many"),
-        ("r/1 2 250 900\nr 900\n", "not what it promises"),
+        ("r/1 2 250 900\nr 900\n", "does not match its header"),
         ("\0\1\2", "cannot be read|header"),
     ],
 )
@@ -792,7 +792,7 @@ def names(found):
 
 
 def test_an_empty_folder_names_the_endings_of_all_formats(tmp_path):
-    with pytest.raises(Failure, match="holds no recordings") as refused:
+    with pytest.raises(Failure, match="contains no recordings") as refused:
         readers.find(tmp_path)
     said = refused.value.message.rpartition("(")[2].rstrip(")").split(", ")
     assert {".hea", ".edf", ".dcm", ".xml", ".scp", ".mwf"} <= {*said}
@@ -1071,7 +1071,7 @@ def test_names_of_splits_in_tables_and_comments(tmp_path, name, side):
     ("text", "said"),
     [
         ("record,patient,split\na,P1,test\nb,P2,tset\n", "line 3: split 'tset' is none of train, val, test"),
-        ("record,patient,strat_fold\na,P1,0\n", "line 2: strat_fold '0' is none of 1 to 10"),
+        ("record,patient,strat_fold\na,P1,0\n", "line 2: strat_fold '0' is not one of 1 to 10"),
         ("record,patient,strat_fold\na,P1,10\nb,P2,11\n", "line 3: strat_fold '11'"),
         ("record,patient,strat_fold\na,P1,2.5\n", "strat_fold '2.5'"),
         ("record,patient,strat_fold\na,P1,-1\n", "strat_fold '-1'"),

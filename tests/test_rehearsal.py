@@ -50,7 +50,7 @@ def test_earlier_questions_are_asked_with_the_models_own_probabilities(small, ne
     assert earlier and NEW not in earlier
     told = []
     rehearsed = with_rehearsal(lm, samples, earlier, plans.training, 2, 0, 4, told.append)
-    assert told == [f"rehearsing {len(earlier)} earlier questions, {min(2, len(earlier))} at each reading"]
+    assert told == [f"rehearsing {len(earlier)} earlier questions, {min(2, len(earlier))} with each ECG"]
     session = Session.open(small / "ecgbyte-work" / "model")
     for before, plan in zip(plans.training[:3], rehearsed, strict=False):
         added = plan.questions[len(before.questions) :]

@@ -14,7 +14,7 @@ from ecgbyte_cli.storage.row_table import row_writer, write_skipped
     [
         (["/in/a", "/in/bad", "/in/b"], r"from other files \(1 more, 0 fewer\): add --overwrite"),
         (["/in/b"], r"from other files \(1 more, 1 fewer\)"),
-        (["/in/a", "/in/bad"], r"from other files \(some have changed since\)"),
+        (["/in/a", "/in/bad"], r"from other files \(some have changed\)"),
     ],
 )
 def test_other_files_are_counted(tmp_path, ending, found, said):

@@ -323,7 +323,7 @@ def test_a_misspelt_twin_is_named(tmp_path, asked, ecgbyte):
     for name, known in (("noise", True), ("nois", False)):
         result = ecgbyte("score", own, f"{name}={own}", "--qa", asked[0])
         assert result.exit_code == 0, result.stderr
-        assert ("no twin of `ecgbyte controls`" in result.stderr) != known
+        assert ("not a twin from `ecgbyte controls`" in result.stderr) != known
 
 
 def test_the_table_names_each_gain(tmp_path, asked, ecgbyte):
@@ -461,7 +461,7 @@ def test_results_of_ecg_reasoning_benchmark(tmp_path, ecgbyte):
     failed = ecgbyte("score", write(tmp_path / "f.jsonl", forced), "--qa", data)
     assert failed.exit_code == 1 and "forced-commit" in failed.stderr
     mixed = ecgbyte("score", data, write(tmp_path / "m.jsonl", *lines()), "--qa", data)
-    assert mixed.exit_code == 1 and "by themselves" in mixed.stderr
+    assert mixed.exit_code == 1 and "scored separately" in mixed.stderr
 
 
 def test_the_release_shows_in_the_questions():

@@ -251,7 +251,7 @@ def test_paths_outside_are_refused(bare, folder, path):
     shutil.copy(sorted(folder.glob("*.hea"))[0], folder.parent / "outside" / "secret.hea")
     answer = bare.get("/api/records", params={"path": path})
     assert answer.status_code == 403
-    assert "outside the folder served" in answer.json()["error"]
+    assert "outside the served folder" in answer.json()["error"]
 
 
 def test_odd_paths_are_refused(bare):
@@ -859,7 +859,7 @@ def test_the_command_serves_until_it_is_ended(small, folder, tmp_path, how):
         assert process.returncode == 0, err
         told = json.loads(out)
         assert (told["records"], told["model"], told["address"]) == (3, None, address)
-        assert "shows ECGs alone" in said + err and "Traceback" not in err
+        assert "only shows ECGs" in said + err and "Traceback" not in err
 
 
 def test_the_body_of_a_response_does_not_wait_for_its_head_to_be_acknowledged():
@@ -876,7 +876,7 @@ def test_what_stands_in_the_way_is_one_line(ecgbyte, folder, monkeypatch, tmp_pa
     assert len(result.stderr.strip().splitlines()) == 1
     assert ecgbyte("serve", tmp_path / "nothing").exit_code == 1
     result = ecgbyte("serve", folder, "--port", 0, "--model", tmp_path / "nothing")
-    assert result.exit_code == 1 and "holds no model" in result.stderr
+    assert result.exit_code == 1 and "has no model" in result.stderr
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     result = ecgbyte("serve", folder)
     assert result.exit_code == 1 and "pip install ecgbyte[web]" in result.stderr

@@ -166,7 +166,7 @@ def test_opening_reads_no_weights():
 
 
 def test_no_model_is_one_line(tmp_path):
-    with pytest.raises(Failure, match="holds no model"):
+    with pytest.raises(Failure, match="has no model"):
         Session.open(tmp_path)
 
 

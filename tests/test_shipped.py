@@ -73,9 +73,7 @@ def test_it_is_asked_where_there_is_no_other(tmp_path, capsys, monkeypatch):
     work = WorkDir(tmp_path / "work")
     assert choose_model_folder(work, None) == folder_checks.SHIPPED
     [line] = capsys.readouterr().err.splitlines()
-    assert (
-        "using the included model ptbxl" in line and str(work.root) in line and "holds no model" not in line
-    )
+    assert "using the included model ptbxl" in line and str(work.root) in line and "has no model" not in line
     assert choose_model_folder(work, tmp_path / "other") == tmp_path / "other"
     assert choose_model_folder(work, "ptbxl") == folder_checks.SHIPPED
     work.model.mkdir(parents=True)
@@ -94,7 +92,7 @@ def test_info_prints_the_card(ecgbyte, small):
     )
     result = ecgbyte("info", "--model", small / "ecgbyte-work" / "model", "--json")
     assert "Research use only" in json.loads(result.stdout)["card"]
-    assert "holds no model" in ecgbyte("info", "--model", small / "data").stderr
+    assert "has no model" in ecgbyte("info", "--model", small / "data").stderr
 
 
 def test_a_recording_alone_is_answered(ecgbyte, record, tmp_path, coarse_integral):

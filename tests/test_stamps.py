@@ -28,11 +28,11 @@ def test_files_that_differ_are_named(tmp_path, change):
         path.unlink()
         if change == "a pipe":
             os.mkfifo(path)
-    seen = f"sees another {path}" if change in ("longer", "newer") else f"does not see {path}"
+    seen = f"sees a different {path}" if change in ("longer", "newer") else f"does not see {path}"
     assert find_changed(known).startswith(seen) and f"the folder {tmp_path} must" in find_changed(known)
 
 
 def test_a_file_that_only_the_other_machine_lacks_differs(tmp_path):
     known = file_stamps([tmp_path / "a"])
     (tmp_path / "a").touch()
-    assert find_changed(known).startswith("sees another")
+    assert find_changed(known).startswith("sees a different")

@@ -344,7 +344,7 @@ def test_interrupted_and_run_again(many, tmp_path, ecgbyte):
     other = ecgbyte("symbolize", many, *SHORT, "--levels", 20)
     assert other.exit_code == 1 and "interrupted run with other settings" in other.stderr
     resumed = ecgbyte("symbolize", many, *SHORT, "--jobs", 1)
-    assert resumed.exit_code == 0 and "going on:" in resumed.stderr
+    assert resumed.exit_code == 0 and "resuming:" in resumed.stderr
     assert same(results(work), results(tmp_path / "whole"))
 
 
@@ -423,7 +423,7 @@ def test_two_runs_at_once_do_not_mix(ecgbyte, many, tmp_path):
     with work.making("symbols"):
         result = ecgbyte("symbolize", many, *SHORT)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
-    assert "another run of ecgbyte is at work on" in result.stderr and not work.symbols.exists()
+    assert "another run of ecgbyte is using" in result.stderr and not work.symbols.exists()
     assert ecgbyte("symbolize", many, *SHORT).exit_code == 0
     with work.checked("symbols"):  # read by another run: not to be replaced, and found to be done
         assert "at work on" in ecgbyte("symbolize", many, *SHORT, "--levels", 20, "--overwrite").stderr
@@ -640,6 +640,6 @@ def test_what_like_cannot_be(many, tmp_path, ecgbyte):
     result = ecgbyte("symbolize", many, "--like", tmp_path, work=tmp_path / "new")
     assert result.exit_code == 1 and "is no tokenizer" in result.stderr
     result = ecgbyte("symbolize", many, "--like", merges, "--fs", 100, work=tmp_path / "new")
-    assert result.exit_code == 2 and "--like decides the signal settings" in result.stderr
+    assert result.exit_code == 2 and "--like sets the signal settings" in result.stderr
     result = ecgbyte("symbolize", many, "--like", merges, work=there)
     assert result.exit_code == 1 and "another tokenizer" in result.stderr

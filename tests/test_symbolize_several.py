@@ -158,7 +158,7 @@ def test_recordings_are_not_read_twice(ecgbyte, data, tmp_path, monkeypatch):
     result = ecgbyte("symbolize", "data", "lern", *SHORT)
     assert result.exit_code == 2 and result.stderr.endswith("Did you mean 'learn'?\n"), result.stderr
     (tmp_path / "empty").mkdir()
-    assert "empty holds no recordings" in refusal(ecgbyte, "data", "empty")
+    assert "empty contains no recordings" in refusal(ecgbyte, "data", "empty")
     write_wfdb(tmp_path / "empty", "r1", wave(2, 2600, 1), ["II", "V1"], fs=250)
     run(ecgbyte, "data/*.hea", "data/sub", "empty")
     assert whose("work")["empty/r1"][0] == "empty/r1" and whose("work")["data/r1"][0] == "data/r1"
@@ -169,7 +169,7 @@ def test_a_table_alone_is_no_data_set(ecgbyte, data, tmp_path):
     table = tmp_path / "table" / "table.csv"
     table.write_text("record,patient\nsynth00001,K\n")
     said = refusal(ecgbyte, data / "A", tmp_path / "table", "--patients", table)
-    assert "holds no recordings beside the table of patients" in said
+    assert "contains no recordings next to the table of patients" in said
 
 
 def test_folders_of_one_name_are_told_apart_by_those_above(ecgbyte, data, tmp_path):
@@ -224,7 +224,7 @@ def test_an_interrupted_run_goes_on(ecgbyte, data, both, tmp_path, monkeypatch):
     parts[0].unlink()
     result = ecgbyte("symbolize", data / "B", data / "A", *SHORT)
     assert result.exit_code == 1 and "interrupted run with other settings" in result.stderr
-    assert "going on: 16 of 32 recordings done before" in run(ecgbyte, data / "A", data / "B").stderr
+    assert "resuming: 16 of 32 recordings done before" in run(ecgbyte, data / "A", data / "B").stderr
     assert same(results(tmp_path / "work"), results(both))
 
 

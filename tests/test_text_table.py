@@ -80,7 +80,7 @@ def test_questions_in_files_of_other_endings(tmp_path):
     [
         (
             b"record;patient\na;b\nc;d;e\n",
-            "line 3: has more cells than the 2 names: quote cells that hold semicolons",
+            "line 3: has more cells than the 2 names: quote cells that contain semicolons",
         ),
         (b'record,patient\na,b\nc,"d\ne,f\n', "line 3: not valid CSV"),
         (b"record,patient,patient\na,b,c\n", "line 1: two columns are called patient"),

@@ -183,7 +183,7 @@ def test_a_file_that_is_none_does_not_hang(tmp_path):
     import os
 
     os.mkfifo(tmp_path / "ecg_tokenizer.json")
-    with pytest.raises(Failure, match="no regular file"):
+    with pytest.raises(Failure, match="not a regular file"):
         ECGTokenizer.from_file(tmp_path / "ecg_tokenizer.json")
 
 

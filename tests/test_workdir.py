@@ -63,7 +63,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
 
     assert once({"limit": 3}) == once({"limit": 3}) == {"runs": 1}
     assert capsys.readouterr().err.endswith(
-        "holds recordings made with these settings already: nothing to do\n"
+        "already holds recordings made with these settings: nothing to do\n"
     )
     with pytest.raises(Failure, match=r"other settings \(limit\): add --overwrite"):
         once({"limit": 4})
@@ -150,7 +150,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, reads):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path / "link", tmp_path, "/dev/zero"):
-        with pytest.raises(Failure, match="no regular file"):
+        with pytest.raises(Failure, match="not a regular file"):
             reads(path)
 
 
@@ -231,7 +231,7 @@ def test_a_second_run_is_refused_in_one_line(tmp_path, kill):
     held = in_another_process(work, "making", "answers")
     for way in (work.making, work.checked):
         (work.root / "answers").mkdir(exist_ok=True)
-        with pytest.raises(Failure, match=f"at work on {work.root}/answers"), way("answers"):
+        with pytest.raises(Failure, match=f"using {work.root}/answers"), way("answers"):
             pass
     with work.making("tokens"):  # another folder
         pass
@@ -247,7 +247,7 @@ def test_readers_do_not_keep_each_other_out_but_who_replaces(tmp_path):
     held = in_another_process(work, "checked", "answers")
     with work.checked("answers"):
         pass
-    with pytest.raises(Failure, match="at work on"), work.making("answers"):
+    with pytest.raises(Failure, match="using"), work.making("answers"):
         pass
     let_go(held)
     with work.making("answers"):
@@ -414,7 +414,7 @@ def test_an_old_folder_is_accepted_with_a_word(old, capsys):
     for name in ("symbols", "tokens"):
         with old.checked(name):
             pass
-        assert capsys.readouterr().err == f"{old.root}: made by a version that wrote no checksums\n"
+        assert capsys.readouterr().err == f"{old.root}: written by an older version without checksums\n"
 
 
 def change(path, values):

@@ -22,14 +22,14 @@ from ecgbyte_cli.runtime import interrupts
 
 
 class Toolkit(click.Group):
-    """The chained command group. A command's module is imported only when the command is named.
+    """The chained command group. A command's module is imported only when the command is used.
 
     Parameters
     ----------
     commands : dict of str to (str, str)
-        Name to its group in the help and its summary.
+        Name mapped to its group in the help and its summary.
     aliases : dict of str to str
-        Further names of commands.
+        Alternative names of commands.
     """
 
     def __init__(self, commands: Mapping[str, tuple[str, str]], aliases: Mapping[str, str]):
@@ -89,7 +89,7 @@ class Toolkit(click.Group):
         return importlib.import_module(f"ecgbyte_cli.stages.{module}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # from the table, so that --help imports no stage; all sections have their columns alike
+        # summaries come from the table, so that --help imports no stage; all sections use the same column widths
         width = max(map(len, self.table))
         for title in dict.fromkeys(group for group, _ in self.table.values()):
             with formatter.section(title):
@@ -104,7 +104,7 @@ class Toolkit(click.Group):
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = "ecgbyte", **kwargs: Any
     ) -> Any:
-        # errors="replace": a file name that is not valid text must not break the message about it
+        # errors="replace": a file name that is not valid text must not break an error message
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
@@ -123,25 +123,25 @@ class Toolkit(click.Group):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run as a program that owns its signals and streams."""
         sys.unraisablehook = _raise_again
-        # otherwise Python's helper processes look for modules in the current folder first
+        # otherwise Python's helper processes search the current folder for modules first
         os.environ["PYTHONSAFEPATH"] = "1"
         try:
-            with interrupts.EndingAtOnce():  # until a stage begins
+            with interrupts.EndingAtOnce():  # until a stage starts
                 return super().__call__(*args, **kwargs)
         finally:
-            # a signal from here on would only show a traceback of Python's clean-up
+            # a later signal would only show a traceback from Python's clean-up
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
-            exec("")  # clears Python's memory of a KeyboardInterrupt, of which `python -m` would die now
+            exec("")  # clears Python's memory of a KeyboardInterrupt, which would now kill `python -m`
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 try:
                     stream.flush()
-                except OSError:  # full or closed, and reported already: Python would report it again
+                except OSError:  # already reported: keep Python from reporting it again
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _raise_again(unraisable: Any) -> None:
-    """Send an interrupt again that Python could not raise, such as one in a destructor."""
+    """Raise again an interrupt that Python could not raise, such as one in a destructor."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
@@ -150,7 +150,7 @@ def _raise_again(unraisable: Any) -> None:
 
 @click.pass_context
 def open_work(ctx: click.Context, work: Path, verify: str) -> None:
-    """Set the work folder as the object that `click.pass_obj` hands to the commands."""
+    """Make the work folder the object that `click.pass_obj` passes to the commands."""
     from ecgbyte_cli.storage.workdir import WorkDir
 
     ctx.obj = WorkDir(work, verify)
@@ -185,9 +185,9 @@ class Stage(click.Command):
             formatter.write_dl(list(lines.values()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # In chain mode Click ends a command at its first argument and takes an option behind it for the next
+        # In chain mode Click ends a command at its first argument and assigns an option after it to the next
         # command. So the options up to the next command are moved before the arguments.
-        # An argument that takes any number of words ends at a command's name: write a folder of that name as ./learn.
+        # An argument with any number of words ends at a command's name: write a folder with that name as ./learn.
         values = {
             name: 0 if p.is_flag or p.count else p.nargs
             for p in self.get_params(ctx)
@@ -200,7 +200,7 @@ class Stage(click.Command):
         while rest:
             word = rest[0]
             is_option = word.startswith("-") and word != "-" and not plain
-            # behind -- every word is an argument, and a folder may have a command's name
+            # after --, every word is an argument, even a command's name
             ends = -1 not in wanted or (word in commands and not (plain and os.path.exists(word)))
             if len(arguments) >= len(wanted) and ends and not is_option:
                 break
@@ -209,7 +209,9 @@ class Stage(click.Command):
                 plain = True
             elif is_option:
                 count = values.get(word, 0)
-                if len(rest) < count and not ctx.resilient_parsing:  # it would take the arguments' `--`
+                if (
+                    len(rest) < count and not ctx.resilient_parsing
+                ):  # the option would take the `--` of the arguments
                     needs = "an argument" if count == 1 else f"{count} arguments"
                     raise click.BadOptionUsage(word, f"Option {word!r} requires {needs}.", ctx)
                 options += [word, *rest[:count]]
@@ -246,11 +248,11 @@ def _meta_flag(name: str, text: str) -> click.Option:
 
 
 def _raise_as_failure(error: Exception, command: str | None) -> NoReturn:
-    """Raise an unforeseen error again as a Failure of one line, or as the interrupt that caused it."""
+    """Raise an unexpected error again as a one-line Failure, or as the interrupt that caused it."""
     if caused_by_interrupt(error):
         raise KeyboardInterrupt from None
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        raise error  # the reader of the results closed the pipe, and Click ends quietly
+        raise error  # the reader of the results closed the pipe; Click exits quietly
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         raise Failure(f"{os.fsdecode(error.filename)}: {error.strerror}") from error
     text = " ".join(str(error).split()) or type(error).__name__
@@ -275,7 +277,7 @@ def print_json(results: Sequence[tuple[str, dict | None]], **_: Any) -> None:
     """Print the results of the stages, under --json: one object, keyed by stage if there were several."""
     if not click.get_current_context().meta.get("json"):
         return
-    # in a distributed training only the first process has results
+    # in distributed training only the first process has results
     named = [(name, result) for name, result in results if result is not None]
     if not named:
         return

@@ -28,7 +28,7 @@ class Recordings(click.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         commands: list[CompletionItem] = []
-        if incomplete and ctx.params.get(param.name or ""):  # behind the first one a command may follow
+        if incomplete and ctx.params.get(param.name or ""):  # after the first word, a command may follow
             names = ctx.find_root().command.names  # type: ignore[attr-defined]
             commands = [CompletionItem(name) for name in names if name.startswith(incomplete)]
         return commands or [CompletionItem(incomplete, type="file")]
@@ -73,7 +73,7 @@ class WeightedName(click.ParamType):
         if self.names and name not in self.names:
             self.fail(f"{name!r} is none of {', '.join(self.names)}", param, ctx)
         if float(weight) == 0:
-            self.fail(f"{value!r} has no weight: leave it out", param, ctx)
+            self.fail(f"{value!r} takes no weight: remove it", param, ctx)
         return name, float(weight)
 
 
@@ -92,7 +92,7 @@ class TableFile(click.Path):
 
 
 class Device(click.ParamType):
-    """The type of an option that names a device: str. Whether it is there is checked when a model is loaded."""
+    """The type of an option that names a device: str. Its existence is checked when a model is loaded."""
 
     name = "device"
 
@@ -102,7 +102,7 @@ class Device(click.ParamType):
         return value
 
 
-MOST_SHOWN = 20  # recordings of a table on the terminal
+MOST_SHOWN = 20  # most recordings in a table on the terminal
 
 table_option = click.option(
     "--out",
@@ -112,25 +112,25 @@ table_option = click.option(
 )
 
 jobs_option = click.option(
-    "--jobs", type=click.IntRange(1), default=None, show_default="all processors", help="Processes to use."
+    "--jobs", type=click.IntRange(1), default=None, show_default="all processors", help="Number of processes."
 )
 
 replace_option = click.option(
-    "--overwrite", is_flag=True, show_default=True, help="Replace a file that exists."
+    "--overwrite", is_flag=True, show_default=True, help="Replace an existing file."
 )
 
 
 def check_few(found: Sequence[str]) -> None:
     """Reject more recordings than a table on the terminal shows."""
     if len(found) > MOST_SHOWN:
-        raise click.UsageError(f"{len(found)} recordings are too many to show: write a file with --out")
+        raise click.UsageError(f"{len(found)} recordings are too many for the terminal: use --out FILE")
 
 
 model_option = click.option(
     "--model",
     type=Model(),
     default=None,
-    show_default="the work folder's, or the one that comes with ecgbyte",
+    show_default="the work folder's model, or else the included one",
     help="Model folder, or OWNER/NAME of the Hugging Face Hub.",
 )
 
@@ -147,13 +147,13 @@ base_option = click.option(
 device_option = click.option(
     "--device",
     type=Device(),
-    help="Where to compute: cpu, cuda, cuda:N (GPU number N), mps (Apple) or auto.  [default: auto, a GPU if there is "
-    "one]",
+    help="Where to compute: cpu, cuda, cuda:N (GPU number N), mps (Apple) or auto.  [default: auto, a GPU if "
+    "available]",
 )
 
 
 def loading_options(command: F) -> F:
-    """Add the options of a command that loads a model: where its base model is, and where it computes."""
+    """Add the options of a command that loads a model: --base and --device."""
     return base_option(device_option(command))
 
 
@@ -166,51 +166,51 @@ site_option = click.option(
 
 
 def recording_options(command: Callable) -> Callable:
-    """Add the options of a command that reads recordings as `symbolize` did."""
+    """Add the options of a command that reads recordings like `symbolize`."""
     fs = click.option(
         "--input-fs",
         type=click.FloatRange(0, min_open=True),
         default=None,
-        show_default="as symbolize was told",
-        help="Sampling rate of a file that does not say it (CSV, TSV, NumPy), in Hz.",
+        show_default="as in `symbolize`",
+        help="Sampling rate of a file that does not state it (CSV, TSV, NumPy), in Hz.",
     )
     lead_names = click.option(
         "--lead-names",
         default=None,
-        show_default="as symbolize was told, or the 12 in their usual order",
-        help="Names of the leads in a file that does not say them (NumPy, HDF5), commas between.",
+        show_default="as in `symbolize`, or the 12 standard leads",
+        help="Lead names of a file that does not state them (NumPy, HDF5), separated by commas.",
     )
     units = click.option(
         "--units",
         type=click.Choice(["uV", "mV", "V"]),
         default=None,
-        show_default="as symbolize was told, or mV",
-        help="Unit of a file that does not say it (CSV, NumPy, HDF5).",
+        show_default="as in `symbolize`, or mV",
+        help="Unit of a file that does not state it (CSV, NumPy, HDF5).",
     )
     return fs(lead_names(units(command)))
 
 
 def bare_file_options(command: F) -> F:
-    """Add the options that describe files without a sampling rate, lead names or units."""
+    """Add the options for files that do not state sampling rate, lead names or units."""
     fs = click.option(
         "--input-fs",
         type=click.FloatRange(0, min_open=True),
         default=None,
-        show_default="as the files say",
-        help="Sampling rate of files that do not say it (CSV, TSV, NumPy), in Hz.",
+        show_default="from the files",
+        help="Sampling rate of files that do not state it (CSV, TSV, NumPy), in Hz.",
     )
     lead_names = click.option(
         "--lead-names",
         default=None,
-        show_default="the 12 in their usual order",
-        help="Names of the leads in files that do not say them (NumPy, HDF5), separated by commas.",
+        show_default="the 12 standard leads in their usual order",
+        help="Lead names of files that do not state them (NumPy, HDF5), separated by commas.",
     )
     units = click.option(
         "--units",
         type=click.Choice(["uV", "mV", "V"]),
         default=None,
         show_default="mV",
-        help="Units of files that do not say them (CSV, TSV, NumPy, HDF5).",
+        help="Unit of files that do not state it (CSV, TSV, NumPy, HDF5).",
     )
     return fs(lead_names(units(command)))
 
@@ -226,7 +226,7 @@ max_new_option = click.option(
     type=click.IntRange(1),
     default=None,
     show_default="64; 512 for a model that reasons first",
-    help="Longest answer in tokens.",
+    help="Longest answer, in tokens.",
 )
 
 types_option = click.option(
@@ -241,7 +241,7 @@ seeds_option = click.option(
     type=click.IntRange(1, 100),
     default=1,
     show_default=True,
-    help="Number of trainings, each with its own seed. The first is in the usual place, the others are in seeds/.",
+    help="Number of training runs, each with its own seed. The first is in model/, the others are in seeds/.",
 )
 
 
@@ -250,7 +250,7 @@ accumulate_option = click.option(
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Batches per update, on each process.",
+    help="Number of batches per update, on each process.",
 )
 
 checkpointing_option = click.option(
@@ -259,13 +259,13 @@ checkpointing_option = click.option(
     default="auto",
     show_default=True,
     help="Recompute each layer in the backward pass: less memory, a third more time. auto: only if a batch of the "
-    "longest samples might take more than half of the free memory.",
+    "longest samples may take more than half of the free memory.",
 )
 
 dask_option = click.option(
     "--dask",
     metavar="ADDRESS",
-    help="Work on a Dask cluster: its scheduler's address (tcp://…) or file, or local:N for N processes here.",
+    help="Use a Dask cluster: its scheduler's address (tcp://…) or file, or local:N for N processes here.",
 )
 
 
@@ -276,7 +276,7 @@ def sampling_options(command: F) -> F:
         type=click.FloatRange(0, 1, min_open=True),
         default=1.0,
         show_default=True,
-        help="Sample from the most probable tokens that together have this probability.",
+        help="Sample from the most probable tokens whose probabilities together reach this value.",
     )
     temperature = click.option(
         "--temperature",

@@ -46,9 +46,9 @@ def print_result(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Print a line to standard error; on a terminal a long one is broken between words."""
+    """Print a line to standard error; on a terminal long lines are wrapped."""
     text = printable(text)
-    with suppress(OSError):  # the work goes on if standard error cannot be written
+    with suppress(OSError):  # continue even if standard error cannot be written
         if sys.stderr.isatty() and len(text) > (width := shutil.get_terminal_size().columns):
             text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
         click.echo(text, err=True)
@@ -86,7 +86,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_written(result: dict[str, Any], done: str) -> None:
-    """Print what a table of recordings took; `done` is how they were worked on, such as "measured"."""
+    """Print the number of recordings and the time taken; `done` is a verb such as "measured"."""
     count, out = counted(result["records"], "recording"), result["out"]
     if result.pop("done_before", False):
         print_result(f"{count} {done} in an earlier run: {out}")
@@ -99,11 +99,11 @@ def print_skipped(result: dict[str, Any]) -> None:
     """Print why recordings were skipped, the most frequent reason first."""
     if result["skipped"]:
         reasons = sorted(result["skipped_reasons"].items(), key=lambda item: -item[1])
-        table(reasons, ("skipped because", "recordings"))
+        table(reasons, ("reason for skipping", "recordings"))
 
 
 class _Progress:
-    """A count of finished work: a bar in a terminal, a plain line every ten seconds elsewhere."""
+    """A count of finished work: a progress bar in a terminal, a plain line every ten seconds elsewhere."""
 
     def __init__(self, work: str, total: int | None, unit: str):
         self.work, self.total, self.unit, self.done, self.extra = work, total, unit, 0, ""
@@ -125,7 +125,7 @@ class _Progress:
             self.task = self.bar.add_task(work, total=total, extra="")
 
     def update(self, done: int, extra: str = "") -> None:
-        """Set the count; `extra` is shown behind it."""
+        """Set the count; `extra` is text shown after it."""
         self.done, self.extra = done, printable(extra)
         if self.bar:
             self.bar.update(self.task, completed=done, extra=self.extra)
@@ -149,7 +149,7 @@ def progress(work: str, total: int | None = None, unit: str = "") -> Iterator[_P
     Parameters
     ----------
     work : str
-        Name of the work, in a word or two.
+        Name of the work, one or two words.
     total : int or None
         Number of units.
     unit : str
@@ -158,7 +158,7 @@ def progress(work: str, total: int | None = None, unit: str = "") -> Iterator[_P
     Yields
     ------
     _Progress
-        With `update(done, extra)` and `advance(n, extra)`.
+        Has the methods `update(done, extra)` and `advance(n, extra)`.
     """
     count = _Progress(work, total, unit)
     with count.bar or nullcontext():

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-SHIPPED = "ptbxl"  # the model that comes with the package
+SHIPPED = "ptbxl"  # the included model
 HUB_MODEL = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?", re.ASCII)  # OWNER/NAME[@REVISION]
-LIKE_A_NAME = 0.8  # least similarity (difflib's ratio) at which a word counts as a misspelt model name
+LIKE_A_NAME = 0.8  # lowest similarity (difflib's ratio) at which a word counts as a misspelt model name
 
 
 def nearest(word: str, names: Sequence[str], similarity: float = 0.6) -> str | None:
@@ -26,7 +26,7 @@ def _bare(word: str) -> str:
 
 
 def check_file(ctx: click.Context, word: str, commands: Sequence[str]) -> None:
-    """Reject an argument that names no file and is nearly a command."""
+    """Reject an argument that is not a file but resembles a command."""
     near = nearest(word, commands)
     if near and not glob.has_magic(word) and not glob.glob(glob.escape(word) + "*"):
         ctx.fail(f"{word}: no such folder or recording, and no such command. Did you mean {near!r}?")
@@ -35,13 +35,13 @@ def check_file(ctx: click.Context, word: str, commands: Sequence[str]) -> None:
 class Model(click.Path):
     """The type of an option that names a model. Rejects a misspelt `ptbxl`.
 
-    The value is a Path for a folder, and a str for OWNER/NAME or OWNER/NAME@REVISION where no such file exists: a
-    model of the Hugging Face Hub.
+    The value is a Path for a folder, and a str for OWNER/NAME or OWNER/NAME@REVISION if no such file exists, for a
+    model on the Hugging Face Hub.
 
     Parameters
     ----------
     *names : str
-        Further names, such as `tiny`. With any, the value is always a str.
+        Additional names, such as `tiny`. If there are any, the value is always a str.
     """
 
     def __init__(self, *names: str):

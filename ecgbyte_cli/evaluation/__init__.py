@@ -1,1 +1,1 @@
-"""Score answers, and the controls beside them."""
+"""Score answers, and compare them with controls."""

@@ -1,14 +1,14 @@
-"""Read files of answers that other programs wrote. Each form is recognised by its content.
+"""Read answer files written by other programs. Each form is recognised by its content.
 
 Own form (JSON Lines, JSON, CSV, TSV)
-    `record`, `question` and `answer`, or `id` and `answer`; perhaps `control`, `probability` (of the answer) and
+    `record`, `question` and `answer`, or `id` and `answer`; optionally `control`, `probability` (of the answer) and
     `p_yes`. answers.jsonl of `ecgbyte generate` holds the answers to its controls in `control`.
 PULSE and LLaVA
     JSON Lines of `question_id` and `text` (`model_ecg_resume.py`), or of `id` and `response`.
 ELM
     A JSON array of `prompt`, `predicted`, `ground_truth` (`…_examples.json` of ELM-Research/ELM), or an object with
-    `predictions`, a list of `prompt`, `hypothesis`, `reference` (`fold_F_seed_S.json` of ECG-Language-Models). They
-    name no recording: the order is that of the question file, and the true answers must be the same.
+    `predictions`, a list of `prompt`, `hypothesis`, `reference` (`fold_F_seed_S.json` of ECG-Language-Models). These
+    do not name recordings: their order must be that of the question file, and the true answers must match.
 ECG-QA
     A folder of `0.txt`, `1.txt`, … (`llm_modeling.py`).
 ECG-Reasoning-Benchmark
@@ -27,30 +27,30 @@ from ecgbyte_cli.storage.files import read_text
 
 TABLES = (".csv", ".tsv")
 MOST_TEXT = 2**20  # bytes of one answer of ECG-QA
-MOST_FILES = 100_000  # of a folder
-# the controls of `ecgbyte generate`, as `ecgbyte controls` calls them
+MOST_FILES = 100_000  # most files in a folder
+# controls of `ecgbyte generate` mapped to their names in `ecgbyte controls`
 RENAMED = {"flat line": "flat-line", "shuffled": "other-patient"}
-QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")  # a text in Python's spelling
+QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")  # a Python string literal
 
 
 class Given(NamedTuple):
-    """An answer as a file has it.
+    """An answer read from a file.
 
     Attributes
     ----------
     answer : str
     where : str
-        File and place, for messages.
+        File and position, for messages.
     id : str
-        Of the question in the question file; empty if the form has none.
+        Id of the question in the question file; empty if the form has none.
     records : tuple of str
     question : str
     control : str
-        Empty where the file does not say it.
+        Empty if the file does not state it.
     probability, yes : float or None
-        Of the answer, and of yes.
+        Probability of the answer, and of yes.
     truth : str or None
-        The true answer, in forms that name no recording. Then the order says which question it is.
+        The true answer, in forms without recordings, whose order identifies the question.
     """
 
     answer: str
@@ -65,7 +65,7 @@ class Given(NamedTuple):
 
 
 class AnswerFile(NamedTuple):
-    """What a file or folder holds: answers, or samples of ECG-Reasoning-Benchmark."""
+    """The contents of a file or folder: answers, or samples of ECG-Reasoning-Benchmark."""
 
     form: str
     answers: list[Given]
@@ -73,12 +73,12 @@ class AnswerFile(NamedTuple):
 
 
 def read_answers(path: Path) -> AnswerFile:
-    """Read a file of answers, or a folder of them.
+    """Read a file of answers, or a folder of answer files.
 
     Raises
     ------
     Failure
-        If it cannot be read, or a part of it has no known form.
+        If it cannot be read, or a part of it has an unknown form.
     """
     answers: list[Given] = []
     samples: list[dict[str, Any]] = []
@@ -113,7 +113,7 @@ def read_answers(path: Path) -> AnswerFile:
 
 
 def _items(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the items of a file or folder, each with its place for messages."""
+    """Yield the items of a file or folder, each with its position for messages."""
     if path.is_dir():
         files = [p for p in sorted(path.rglob("*")) if p.suffix in (".json", ".txt") and p.is_file()][
             : MOST_FILES + 1
@@ -185,7 +185,7 @@ def _elm(item: Mapping[str, Any], where: str) -> Iterator[Given]:
 
 
 def _ecg_qa(item: Mapping[str, Any], where: str) -> Iterator[Given]:
-    """Parse the text that ECG-QA's `llm_modeling.py` writes: the answer is a set in Python's spelling."""
+    """Parse the text files that ECG-QA's `llm_modeling.py` writes: the answer is a set in Python's spelling."""
     lines = item["ecg_qa"].splitlines()
     found = {
         key: next((line.removeprefix(key) for line in lines if line.startswith(key)), None)
@@ -203,7 +203,7 @@ def _ecg_qa(item: Mapping[str, Any], where: str) -> Iterator[Given]:
 
 
 class Form(NamedTuple):
-    """A form of answers: an item with all of `keys` has it, if no form above matches."""
+    """A form of answers. An item has the first form all of whose `keys` it contains."""
 
     name: str
     keys: Sequence[set[str]]
@@ -225,7 +225,7 @@ KNOWN = (
 
 
 def _form_of(item: Any) -> Form | None:
-    """Return the form of an item; None if it has none."""
+    """Return the form of an item; None if unknown."""
     keys = item.keys() if isinstance(item, dict) else set()
     return next((form for form in FORMS if any(some <= keys for some in form.keys)), None)
 

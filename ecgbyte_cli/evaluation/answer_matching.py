@@ -28,9 +28,9 @@ class Matched(NamedTuple):
     ----------
     questions : list of Question
     answers : dict of str to dict of int to Given
-        `signal` and the controls, to the number of the question, to the answer.
+        `signal` and the controls, mapped to question number, mapped to the answer.
     unknown : list of str
-        Places of answers to no question of the file.
+        Positions of answers that match no question.
     """
 
     questions: list[Question]
@@ -39,12 +39,12 @@ class Matched(NamedTuple):
 
 
 class QuestionIndex:
-    """Finds the question of an answer.
+    """Find the question of an answer.
 
     Parameters
     ----------
     questions : list of Question
-        In the order of the file: about the recordings themselves, and perhaps the same about twins.
+        In file order: about the recordings themselves, and possibly about their twins.
     """
 
     def __init__(self, questions: Sequence[Question]) -> None:
@@ -62,7 +62,7 @@ class QuestionIndex:
         self._place(questions)
 
     def _place(self, questions: Sequence[Question]) -> None:
-        """Number the questions and their twins in the order of the file."""
+        """Number the questions and their twins in file order."""
         seen: Counter[tuple[str, Key]] = Counter()
         for question in questions:
             control = question.control or SIGNAL
@@ -82,7 +82,7 @@ class QuestionIndex:
         return numbers, " ".join(question.split()).casefold()
 
     def numbers(self, given: Given) -> tuple[str, list[int]]:
-        """Return the control, and the questions that an answer with records may be about."""
+        """Return the control, and the candidate questions for an answer with records."""
         control, names = given.control, []
         for record in given.records:
             parts = record.replace("\\", "/").split("/")
@@ -97,7 +97,7 @@ class QuestionIndex:
         return control, self._by_key.get((numbers, " ".join(given.question.split()).casefold()), [])
 
     def _named(self, parts: Sequence[str]) -> int | None:
-        """Return the number of a record by its path, or the end of it; None if none or several are called so."""
+        """Return the number of a record from its path or the end of its path; None if no or several records match."""
         for start in range(len(parts)):
             places = self._find("/".join(parts[start:]))
             if places:
@@ -115,13 +115,13 @@ def match_answers(questions: Sequence[Question], files: Sequence[tuple[str, Sequ
     Parameters
     ----------
     questions : list of Question
-    files : list of (str, list of Given)
+    The answers in each file, and the control that the command line names for it; empty if it names none.
         The answers of each file, and the control that the command line names for it; empty if it names none.
 
     Raises
     ------
     Failure
-        If a question is answered twice, or answers without records do not fit the question file.
+        If a question is answered twice, or answers without records do not match the question file.
     """
     index = QuestionIndex(questions)
     answers: dict[str, dict[int, Given]] = {}
@@ -149,7 +149,7 @@ Placed = list[tuple[Given, tuple[str, int]]]
 
 
 def _by_name(index: QuestionIndex, given: Sequence[Given], told: str) -> Placed:
-    """Place answers by the id of their question, else by record and question."""
+    """Assign answers by question id, else by record and question."""
     seen: Counter[tuple[str, int]] = Counter()
     placed: Placed = []
     for one in given:
@@ -161,7 +161,7 @@ def _by_name(index: QuestionIndex, given: Sequence[Given], told: str) -> Placed:
         if not numbers:
             placed.append((one, (control, -1)))
             continue
-        # the same question about the same recording more than once: in the order of the file
+        # the same question about the same recording occurs more than once: use the order of the file
         nth = seen[control, numbers[0]]
         seen[control, numbers[0]] += 1
         placed.append((one, (control, numbers[min(nth, len(numbers) - 1)])))
@@ -169,12 +169,12 @@ def _by_name(index: QuestionIndex, given: Sequence[Given], told: str) -> Placed:
 
 
 def _in_order(index: QuestionIndex, given: Sequence[Given]) -> Placed:
-    """Place answers that name no recording: their order is that of the questions."""
+    """Assign answers without recordings by their order."""
     turns = index.turns
     if len(turns) != len(given):
         raise Failure(
             f"{given[0].where.rpartition(',')[0]} has {len(given)} answers, and the question file {len(turns)} turns: "
-            "its answers name no recording, so that only the order says which question they answer"
+            "its answers name no recording, so only their order identifies the questions"
         )
     placed: Placed = []
     for one, turn in zip(given, turns, strict=True):
@@ -191,7 +191,7 @@ def _in_order(index: QuestionIndex, given: Sequence[Given]) -> Placed:
 
 
 def plain(answer: str) -> str:
-    """Return an answer without its reasoning: the text in <answer>, or behind </think>."""
+    """Return an answer without its reasoning: the text in <answer>, or after </think>."""
     _, begin, rest = answer.partition("<answer>")
     if begin and "</answer>" in rest:
         return rest.partition("</answer>")[0].strip()
@@ -199,10 +199,10 @@ def plain(answer: str) -> str:
 
 
 def read_answer(answer: str, question: Question) -> str:
-    """Return what an answer chooses.
+    """Return the choice that an answer makes.
 
-    An answer to a question about yes or no that begins with one of them is this word ("Yes, there is …"); one to a
-    multiple-choice question whose true answer is a letter is the letter that it names. Any other is as it is written.
+    If the true answer is yes or no and the answer begins with yes or no, return that word ("Yes, there is …"). If the
+    true answer is the letter of an option, return the letter that the answer names. Otherwise return the answer.
     """
     answer = plain(answer)
     if candidate_answers(question.type, question.truth) == "verify" and (match := YES_NO.match(answer)):

@@ -1,4 +1,4 @@
-"""Scores of any model's answers, as `ecgbyte generate` scores its own, beside those of its answers to twins."""
+"""Score any model's answers like `ecgbyte generate`, and compare them with its answers to twins."""
 
 import string
 from collections import Counter
@@ -20,7 +20,7 @@ MAJORITY = "majority"
 
 
 class Read(NamedTuple):
-    """An answer that was read from a file; see `reliability.Answered`."""
+    """An answer read from a file; see `reliability.Answered`."""
 
     answer: str
     probability: float
@@ -35,7 +35,7 @@ def score_answers(matched: Matched, seed: int = 0) -> dict[str, Any]:
     ----------
     matched : Matched
     seed : int
-        Of the bootstrap over patients.
+        Seed of the bootstrap over patients.
 
     Returns
     -------
@@ -43,15 +43,15 @@ def score_answers(matched: Matched, seed: int = 0) -> dict[str, Any]:
         The results of `metrics.score` (its controls without `PARTIAL`, with the majority answer), of
         `metrics.text_scores` and `reliability.score_probabilities`; `majority_by`; `token_f1_elm`; `partial` (name to
         exact match and interval of twins with a part of the ECG); `gain` (every control to `difference` and `interval`
-        in points of exact match, and where both have probabilities `auroc` and `auroc_interval`); `unanswered`
+        in points of exact match, and if both have probabilities `auroc` and `auroc_interval`); `unanswered`
         (questions of the same splits without an answer), `incomplete` (left out because a control lacks them),
-        `unknown` (answers to no question) and `unclear` (answers to yes/no questions, also about twins, that begin with
+        `unknown` (answers to no question) and `unclear` (answers to yes/no questions, including twins, that begin with
         neither).
 
     Raises
     ------
     Failure
-        If no question is answered with the signal and under every control.
+        If no question is answered with the signal and with every control.
     """
     chosen = _answered_throughout(matched)
     own = matched.answers[SIGNAL]
@@ -87,7 +87,7 @@ def score_answers(matched: Matched, seed: int = 0) -> dict[str, Any]:
 
 
 def _answered_throughout(matched: Matched) -> list[int]:
-    """Return the numbers of the questions that are answered with the signal and under every control."""
+    """Return the numbers of the questions that are answered with the signal and with every control."""
     if SIGNAL not in matched.answers:
         raise Failure(
             f"no answer is about the recordings themselves, only about twins ({', '.join(sorted(matched.answers))})"
@@ -102,7 +102,7 @@ def _answered_throughout(matched: Matched) -> list[int]:
 
 
 def _is_unclear(question: Question, answer: Any) -> bool:
-    """Return whether an answer to a yes/no question begins with neither."""
+    """Return whether an answer to a yes/no question begins with neither yes nor no."""
     verify = metrics.candidate_answers(question.type, question.truth) == "verify"
     return (
         verify and metrics.split_labels(question.truth) in ({"yes"}, {"no"}) and answer not in ("yes", "no")
@@ -112,7 +112,7 @@ def _is_unclear(question: Question, answer: Any) -> bool:
 def _scores(
     answers: Mapping[str, Any], asked: Sequence[Question], patients: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    """Return the scores of `metrics.score`, those of partial twins, and the gain over each control."""
+    """Return the scores of `metrics.score`, the scores of partial twins, and the gain over each control."""
     truths = [q.truth for q in asked]
     result = metrics.score(
         {name: of for name, of in answers.items() if name not in PARTIAL},
@@ -148,7 +148,7 @@ def _scores(
 
 
 def _read(given: Sequence[Given], answers: Sequence[str], asked: Sequence[Question]) -> list[Read]:
-    """Return the answers with P(yes), where the questions have the answers yes and no."""
+    """Return the answers with P(yes), for yes/no questions."""
     read = []
     for one, answer, question in zip(given, answers, asked, strict=True):
         yes, said = one.yes, answer.strip().rstrip(".").casefold()
@@ -170,7 +170,7 @@ def _auroc_gain(
     patients: Sequence[str],
     result: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return how far the mean AUROC lies above a control's, over the topics of `mean_auroc`; empty without one."""
+    """Return the gain of the mean AUROC over a control's, over the topics of `mean_auroc`; empty without AUROC."""
     names = [name for name in reliability.averaged_topics(result.get("auroc", {}))]
     sides: tuple[list, list] = ([], [])
     for name in names:
@@ -195,9 +195,9 @@ def _auroc_gain(
 def token_f1_elm(answers: Sequence[str], truths: Sequence[str]) -> float:
     """Return the mean F1 of words as ELM counts it, 0 to 100.
 
-    Lower case, ASCII punctuation removed, words counted as often as they occur in both; an empty text agrees with an
-    empty one alone (`token_f1` of ECG-Language-Models). Unlike `set_f1`, it knows no labels: "no atrial fibrillation"
-    has two thirds of the words of "atrial fibrillation".
+    Text is lower case without ASCII punctuation, and repeated words count repeatedly; an empty text matches only an
+    empty text (`token_f1` of ECG-Language-Models). Unlike `set_f1`, it knows no labels: "no atrial fibrillation"
+    shares two thirds of its words with "atrial fibrillation".
     """
     table = str.maketrans("", "", string.punctuation)
     values = []

@@ -1,4 +1,4 @@
-"""Scores of yes/no answers by finding, as `ecgbyte findings --truth` has them."""
+"""Scores of yes/no answers by finding, like `ecgbyte findings --truth`."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def score_answered_findings(
     questions: Sequence["Question"], answers: Sequence["Answer"], reliability: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Score the questions whose answers are yes and no, by topic, or by type where they have no topic.
+    """Score yes/no questions by topic, or by type if they have no topic.
 
     Parameters
     ----------
@@ -24,12 +24,12 @@ def score_answered_findings(
     answers : list of Answer
         One for each question. An answer that is not sure counts as unsure.
     reliability : mapping
-        The result of `reliability.score_probabilities`, whose AUROC is taken.
+        The result of `reliability.score_probabilities`, which provides the AUROC.
 
     Returns
     -------
     dict
-        Topic to `recordings`, `positives`, `auroc`, `auroc_interval`, and the scores of `answer_scores` and
+        Topic mapped to `recordings`, `positives`, `auroc`, `auroc_interval`, and the scores of `answer_scores` and
         `probability_scores`.
     """
     groups: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Measure how well an attribution points at the samples that matter."""
+"""Measure how well an attribution finds the samples that matter."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from ecgbyte_cli.inference.attribution import Explainer, baseline_letters
 
 
 def sum_windows(density: np.ndarray, width: int) -> np.ndarray:
-    """Return the sums over windows of `width` samples, (leads, windows); the last one of a lead may be shorter."""
+    """Return the sums over windows of `width` samples, (leads, windows); a lead's last window may be shorter."""
     starts = np.arange(0, density.shape[1], width)
     return np.add.reduceat(density, starts, axis=1)
 
@@ -21,7 +21,7 @@ def peak_window(density: np.ndarray, width: int) -> tuple[int, int]:
 
 
 def flatten_windows(letters: np.ndarray, chosen: np.ndarray, width: int, keep: bool) -> np.ndarray:
-    """Return letters with the chosen windows flat, or with all others flat if `keep`.
+    """Return letters with the chosen windows flattened, or all others if `keep`.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def flatten_windows(letters: np.ndarray, chosen: np.ndarray, width: int, keep: b
     chosen : numpy.ndarray
         bool, (leads, windows).
     width : int
-        Samples of a window.
+        Samples per window.
     keep : bool
 
     Returns
@@ -51,7 +51,7 @@ def deletion_insertion_curves(
     width: int,
     fractions: Sequence[float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Measure how probable an answer stays as the windows with most attribution are deleted, or inserted.
+    """Measure the answer's probability as the windows with most attribution are deleted, or inserted, first.
 
     Petsiuk et al., RISE, BMVC 2018. A deleted window is flat, and the signal is encoded again.
 
@@ -59,9 +59,9 @@ def deletion_insertion_curves(
     ----------
     explainer : Explainer
     letters, question, answer, density
-        As in `Explainer.density`.
+        See `Explainer.density`.
     width : int
-        Samples of a window.
+        Samples per window.
     fractions : list of float
         Shares of all windows, rising from 0 to 1.
 

@@ -1,6 +1,6 @@
 """Paired differences between two models' findings or answers about the same recordings.
 
-Intervals hold 95 % of a bootstrap over patients; both sides share its draws.
+Intervals hold 95 % of a bootstrap over patients; both sides share the same draws.
 """
 
 import json
@@ -24,7 +24,7 @@ TOO_FEW = "too few to tell"
 
 
 class Difference(NamedTuple):
-    """How far B lies above A.
+    """The difference B minus A.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the interval says."""
+        """The conclusion from the interval."""
         if self.low == self.high == self.difference == 0:
             return "the same"
         if self.low > 0:
@@ -63,7 +63,7 @@ def compare_files(a: Path, b: Path, truth: Path | None) -> tuple[int, list[Diffe
     ----------
     a, b : Path
     truth : Path or None
-        Labels of a table's recordings. Files of answers hold theirs.
+        Labels of a table's recordings. Answer files contain theirs.
 
     Returns
     -------
@@ -73,15 +73,15 @@ def compare_files(a: Path, b: Path, truth: Path | None) -> tuple[int, list[Diffe
     Raises
     ------
     Failure
-        If they are about different recordings or questions, or cannot be compared.
+        If they contain different recordings or questions, or cannot be compared.
     """
     kinds = [_holds_answers(path) for path in (a, b)]
     if kinds[0] != kinds[1]:
-        raise Failure(f"{a} and {b} are of two kinds: a table of findings, and answers to questions")
+        raise Failure(f"{a} and {b} are of different kinds: a table of findings, and answers to questions")
     if not kinds[0]:
         return _compare_tables(a, b, truth)
     if truth:
-        raise Failure(f"{a} holds the true answers: leave out --truth")
+        raise Failure(f"{a} contains the true answers: remove --truth")
     one, other = (_read_answers(path) for path in (a, b))
     _check_same(list(one), list(other), a, b)
     return len(one), compare_answers([*one.values()], [other[key] for key in one])
@@ -100,7 +100,7 @@ def _holds_answers(path: Path) -> bool:
 
 
 def _read_answers(path: Path) -> dict[tuple, dict[str, Any]]:
-    """Read a file of answers: by record, question, truth and how often these came before."""
+    """Read an answer file: keyed by record, question, truth and the number of earlier occurrences."""
     seen: Counter[tuple] = Counter()
     answers = {}
     with open(path, encoding="utf-8") as file:
@@ -116,14 +116,16 @@ def _read_answers(path: Path) -> dict[tuple, dict[str, Any]]:
                 ):
                     raise ValueError("the answer is no text, or p_yes no number")
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise Failure(f"{path}, line {number} is no answer of `ecgbyte generate`: {error}") from error
+                raise Failure(
+                    f"{path}, line {number} is not an answer from `ecgbyte generate`: {error}"
+                ) from error
             answers[(*key, seen[key])] = one
             seen[key] += 1
     return answers
 
 
 def _check_same(one: Sequence[tuple], other: Sequence[tuple], a: Path, b: Path) -> None:
-    """Reject two files whose rows are about different things."""
+    """Reject two files with different rows."""
     for here, there, has, lacks in ((one, other, a, b), (other, one, b, a)):
         known = set(there)
         missing = [key for key in here if key not in known]
@@ -132,7 +134,7 @@ def _check_same(one: Sequence[tuple], other: Sequence[tuple], a: Path, b: Path) 
             raise Failure(f"{lacks} lacks {len(missing)} of the {len(here)} rows of {has}, the first {first}")
     for rows, path in ((one, a), (other, b)):
         if len(set(rows)) < len(rows):
-            raise Failure(f"{path} has two rows of one record and segment")
+            raise Failure(f"{path} has two rows for the same record and segment")
 
 
 def _compare_tables(a: Path, b: Path, truth: Path | None) -> tuple[int, list[Difference]]:
@@ -147,7 +149,7 @@ def _compare_tables(a: Path, b: Path, truth: Path | None) -> tuple[int, list[Dif
     rows = {key: row for row, key in enumerate(other.keys)}
     order = np.array([rows[key] for key in one.keys])
     pair = [
-        # in the same order, and with the same names of patients
+        # in the same order, with the same patient names
         one._replace(
             probabilities={n: t.probabilities[n][at] for n in names},
             answers={n: t.answers[n][at] for n in names},
@@ -168,7 +170,7 @@ def _compare_tables(a: Path, b: Path, truth: Path | None) -> tuple[int, list[Dif
 
 
 def compare_unlabelled(one: FindingTable, other: FindingTable) -> list[Difference]:
-    """Compare two tables without labels: the mean probability, and the share of answers yes, of each finding."""
+    """Compare two tables without labels: the mean probability, and the share of yes answers, of each finding."""
     values: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
     for name, chances in one.probabilities.items():
         values[name, "probability"] = chances, other.probabilities[name]
@@ -176,7 +178,7 @@ def compare_unlabelled(one: FindingTable, other: FindingTable) -> list[Differenc
     differences = _means(values, one.patients)
     same = [one.answers[name] == other.answers[name] for name in one.answers]
     note(
-        f"{100 * np.mean(same):.1f} % of the answers are the same; without --truth nothing says which are right"
+        f"{100 * np.mean(same):.1f} % of the answers are the same; --truth is needed to tell which are right"
     )
     return differences
 
@@ -208,7 +210,7 @@ def compare_labelled(one: Sequence[LabelledFinding], other: Sequence[LabelledFin
 
 
 def compare_answers(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> list[Difference]:
-    """Compare two files of answers to the same questions: exact match by type, and the AUROC of P(yes) by topic."""
+    """Compare two answer files for the same questions: exact match by type, and the AUROC of P(yes) by topic."""
     patients = [str(line.get("patient") or line["record"]) for line in one]
     hits = tuple(
         np.array([exact_match(line["answer"], line["truth"]) for line in lines], float)

@@ -1,4 +1,4 @@
-"""The replacements for the signal in the controls of a score: none, another patient's, a flat line, noise."""
+"""Replacements for the signal, as controls for a score: none, another patient's, a flat line, noise."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,19 +21,19 @@ CONTROLS = ("no signal", "shuffled", "flat line", "noise")
 
 
 class ControlInputs:
-    """ECG tokens for questions: their own ECG's, and those of each control.
+    """The ECG tokens for questions, from their own ECG and from each control.
 
     Parameters
     ----------
     work : WorkDir
     tokenizer : ECGTokenizer
     segmenter : str
-        The segmenter of the ids on disk.
+        The segmenter used for the ids on disk.
     chosen : list of tuple
-        Begins with the question; the patient is last but one.
+        Tuples that start with the question; the patient is the second to last element.
     seed : int
     measured : bool
-        Whether the model gets the measured values of the ECG with each question.
+        Whether the model reads the measured values of the ECG with each question.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class ControlInputs:
         return spectrum_noise(signal, np.random.default_rng([self.seed, int(segment)]))
 
     def _noise_line(self, segment: int) -> str:
-        """Return the line of the values that are measured in the noise itself."""
+        """Return the line of values measured in the noise."""
         about = self.tokenizer.signal
         return measured_line(
             measure(Recording(self._noise_signal(segment), about["fs"], about["leads"], "noise", ""))
         )
 
     def parts(self, number: int, every: bool) -> int:
-        """Return how often a question is asked: with `every`, about each segment of its only recording, else once."""
+        """Return how often to ask a question: with `every`, about each segment of its only recording, else once."""
         question: Question = self.chosen[number][0]
         segments = question.segments
         return int(self.count_of[segments[0]]) if every and len(segments) == 1 else 1
@@ -84,7 +84,7 @@ class ControlInputs:
     def of(self, name: str, part: int = 0) -> list[list[np.ndarray]]:
         """Return each question's list of ECG ids, for `signal` or a control.
 
-        `part` is the number of the segment in its recording; shorter recordings use their last one.
+        `part` is the index of the segment in its recording; shorter recordings use their last segment.
         """
         wanted = self._segments(name, part)
         if name == "no signal":
@@ -95,7 +95,7 @@ class ControlInputs:
         return [[ids[s] for s in segments] for segments in wanted]
 
     def lines(self, name: str, part: int = 0) -> list[list[str]]:
-        """Return each question's lines of measured values, of the very ECGs of `of`; empty without `measured`."""
+        """Return each question's lines of measured values, for the same ECGs as `of`; empty if not `measured`."""
         wanted, stored = self._segments(name, part), self.measured
         if stored is None:
             return [[] for _ in wanted]
@@ -106,7 +106,7 @@ class ControlInputs:
         return [[lines[s] for s in segments] for segments in wanted]
 
     def _segments(self, name: str, part: int) -> list[list[int]]:
-        """Return the segments that each question is asked about under a control."""
+        """Return the segments that each question is asked about for a control."""
         wanted: list[tuple[int, ...]] = [question.segments for question, *_ in self.chosen]
         if name == "shuffled":
             wanted = other_patients([patient for *_, patient, _ in self.chosen], wanted, self.seed)
@@ -118,34 +118,34 @@ def other_patients(
 ) -> list[tuple[int, ...]]:
     """Draw for each question the segments of a question about another patient.
 
-    The questions lie in a ring, patient by patient, and each takes the segments as many places ahead as the patient
-    with the most questions has questions. So nobody gets their own patient, and each question is taken once. If one
-    patient has more than half of all questions, those without another patient draw one at random. With a single
-    patient each question keeps its own segments.
+    The questions form a ring, patient by patient, and each one takes the segments a fixed number of places ahead: as
+    many as the patient with the most questions has. So no patient gets their own segments, and each question is used
+    once. If one patient has more than half of all questions, the questions left over draw another patient's at
+    random. With a single patient each question keeps its own segments.
     """
     random, count = np.random.default_rng(seed), len(patients)
     names, number = np.unique(np.asarray(patients), return_inverse=True)
     most = np.bincount(number).max()
-    # patients in random order, and the questions of each too
+    # patients in random order, and each patient's questions too
     ring = random.permutation(count)
     ring = ring[np.argsort(random.permutation(len(names))[number[ring]], kind="stable")]
     partner = np.empty(count, np.int64)
     partner[ring] = np.roll(ring, -most)
-    alone = np.flatnonzero(number[partner] == number)  # of the one patient with more than half
+    alone = np.flatnonzero(number[partner] == number)  # questions of the one patient with more than half
     if len(alone) and len(names) > 1:
         partner[alone] = random.choice(np.flatnonzero(number != number[alone[0]]), len(alone))
     drawn = []
     for own, other in zip(segments, partner, strict=True):
-        # the other question may be about fewer segments than this one
+        # the other question may have fewer segments
         drawn.append(tuple(segments[int(other)][i % len(segments[int(other)])] for i in range(len(own))))
     return drawn
 
 
 def spectrum_noise(signal: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return noise with a signal's spectrum: phases shifted at random, by the same angle in all leads.
+    """Return noise with a signal's spectrum: random phase shifts, equal in all leads.
 
-    The power of each lead and the correlation of the leads stay; the shape in time goes (Prichard and Theiler 1994,
-    Generating surrogate data for time series with several simultaneously measured variables).
+    This keeps the power of each lead and the correlation between leads, but not the shape in time (Prichard and
+    Theiler 1994, Generating surrogate data for time series with several simultaneously measured variables).
 
     Parameters
     ----------

@@ -23,19 +23,19 @@ COLUMNS: dict[str, type] = {
     **dict.fromkeys(("positive_predictive_value", "negative_predictive_value"), float),
     **dict.fromkeys(("calibration_error", "brier", "log_loss"), float),
 }
-FEW = 5  # labels yes, or no, below which an AUROC gets a remark
+FEW = 5  # labels yes, or no, below which an AUROC gets a warning
 SITE_HEADER = ("finding", "patients", "yes", "yes from", "wrong", "no up to", "wrong ", "answered")
 HEADER = ("finding", "yes/all", "AUROC", "95 %", "sens", "spec", "PPV", "NPV", "unsure", "ECE")
 
 
 def score_files(out: Path) -> dict[str, Path]:
-    """Return the paths of the scores beside a table: `scores`, `roc` and `reliability`."""
+    """Return the paths of the scores next to a table: `scores`, `roc` and `reliability`."""
     endings = {"scores": "scores.csv", "roc": "roc.png", "reliability": "reliability.png"}
     return {name: out.with_name(f"{out.name}.{ending}") for name, ending in endings.items()}
 
 
 def write_scores(out: Path, labelled: Sequence[LabelledFinding], scores: Mapping[str, Any]) -> None:
-    """Write the scores of `score_findings` beside a table, with pictures of ROC curves and reliability."""
+    """Write the scores of `score_findings` next to a table, with pictures of ROC curves and reliability."""
     from ecgbyte_cli.render.figures import save_figure
     from ecgbyte_cli.render.score_figures import plot_reliability, plot_roc
 
@@ -79,13 +79,13 @@ def mean_line(scores: Mapping[str, Any]) -> str:
 
 
 def few_line(scores: Mapping[str, Any]) -> str:
-    """Return a remark about the AUROCs that rest on few recordings; empty if there are none."""
+    """Return a warning about AUROCs from few recordings; empty if there are none."""
     few = [
         name
         for name, one in scores["findings"].items()
         if one["auroc"] is not None and min(one["positives"], one["recordings"] - one["positives"]) < FEW
     ]
-    return f"AUROC from fewer than {FEW} yes or {FEW} no, which shows little: {', '.join(few)}" if few else ""
+    return f"AUROC from fewer than {FEW} yes or {FEW} no, so unreliable: {', '.join(few)}" if few else ""
 
 
 def site_lines(details: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -106,12 +106,12 @@ def site_lines(details: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]
 
 
 def promise_lines(settings: Mapping[str, Any], details: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return what a calibration promises, in sentences."""
+    """Describe the guarantees of a calibration in sentences."""
     limit, confidence = settings["max_error"], settings["confidence"]
     share, sure = f"{100 * limit:g} %", f"{100 * confidence:g} %"
     lines = [
-        f"Where a threshold is given, at most {share} of the answers are wrong, with {sure} confidence for each "
-        "finding and side alone. Everything else is unsure."
+        f"If a threshold is shown, at most {share} of the answers are wrong, with {sure} confidence for each "
+        "finding and answer separately. Everything else is unsure."
     ]
     without = [name for name, one in details.items() if one["yes"] is None and one["no"] is None]
     if without:
@@ -123,7 +123,7 @@ def promise_lines(settings: Mapping[str, Any], details: Mapping[str, Mapping[str
 
 
 def score_keys(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scores as `--json` prints them: `auroc`, `sensitivity` and others by finding."""
+    """Return the scores for `--json`: `auroc`, `sensitivity` and others by finding."""
     return {
         **{
             key: {name: one[key] for name, one in scores["findings"].items()}

@@ -12,9 +12,9 @@ from ecgbyte_cli.evaluation.finding_truth import LabelledFinding
 from ecgbyte_cli.evaluation.metrics import DRAWS, bootstrap_counts, confidence_interval
 from ecgbyte_cli.evaluation.reliability import auroc, calibration_error
 
-MOST_DRAWS = 10_000  # of the bootstrap, where patients are few and more draws cost little
+MOST_DRAWS = 10_000  # largest number of bootstrap draws, for few patients
 FEW_PATIENTS = 2_000
-SMALLEST = 1e-6  # probabilities are kept this far from 0 and 1 in the log loss
+SMALLEST = 1e-6  # probabilities are clipped to this distance from 0 and 1 in the log loss
 Scores = dict[str, Any]
 
 
@@ -25,7 +25,7 @@ def score_findings(labelled: Sequence[LabelledFinding], seed: int = 0) -> Scores
     ----------
     labelled : list of LabelledFinding
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def draw_aurocs(labelled: Sequence[LabelledFinding], seed: int = 0) -> list[np.n
 
 
 def answer_scores(answer: np.ndarray, truth: np.ndarray) -> Scores:
-    """Return the scores of answers at their operating point, 0 to 1; None where nothing is counted.
+    """Return the scores of answers at their operating point, 0 to 1; None if the denominator is 0.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def answer_scores(answer: np.ndarray, truth: np.ndarray) -> Scores:
     Returns
     -------
     dict
-        `answered` (share that is not unsure), `true_positives`, `false_positives`, `true_negatives`,
+        `answered` (share of answers that are not unsure), `true_positives`, `false_positives`, `true_negatives`,
         `false_negatives`; and over the answered rows `sensitivity`, `specificity`, `positive_predictive_value`,
         `negative_predictive_value`.
     """

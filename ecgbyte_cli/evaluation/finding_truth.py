@@ -18,7 +18,7 @@ from ecgbyte_cli.questions.sources import read_source
 from ecgbyte_cli.questions.sources.base import Source
 from ecgbyte_cli.storage.row_table import column_names, read_columns
 
-MOST_NAMED = 5  # of what is noted
+MOST_NAMED = 5  # names listed in a message
 
 
 class FindingTable(NamedTuple):
@@ -29,9 +29,9 @@ class FindingTable(NamedTuple):
     keys : list of (str, str)
         Record and segment.
     paths, patients : list of str
-        The patient is the record where none is known.
+        The patient is the record if unknown.
     probabilities : dict of str to float array (rows,)
-        By short name of the finding.
+        Keyed by short name of the finding.
     answers : dict of str to array of str (rows,)
         yes, no or unsure.
     """
@@ -55,7 +55,7 @@ class LabelledFinding(NamedTuple):
     truth : bool array (rows,)
     patients : array of str (rows,)
     numbers : int array (rows,) or None
-        The rows' numbers in the table, if they are from one.
+        The rows' indices in the table, if they come from one.
     """
 
     name: str
@@ -73,12 +73,12 @@ def read_finding_table(path: Path) -> FindingTable:
     Raises
     ------
     Failure
-        If it is no table of `ecgbyte findings`, or is damaged.
+        If it is not a table from `ecgbyte findings`, or is damaged.
     """
     columns = column_names(path)
     names = [name for before, name in zip(columns, columns[1:], strict=False) if before == f"p_{name}"]
     if not names:
-        raise Failure(f"{path} has no findings: it is no table of `ecgbyte findings`")
+        raise Failure(f"{path} has no findings: it is not a table from `ecgbyte findings`")
     wanted = ["record", "path", "patient", "segment", *(f"p_{name}" for name in names), *names]
     read = read_columns(path, wanted)
     patients = [patient or record for patient, record in zip(read["patient"], read["record"], strict=True)]
@@ -88,7 +88,7 @@ def read_finding_table(path: Path) -> FindingTable:
         raise Failure(f"{path} is damaged: {error}") from error
     outside = [name for name, values in chances.items() if not ((values >= 0) & (values <= 1)).all()]
     if outside:
-        raise Failure(f"{path} is damaged: p_{outside[0]} is no probability")
+        raise Failure(f"{path} is damaged: p_{outside[0]} is not a probability")
     keys = [(record, str(segment)) for record, segment in zip(read["record"], read["segment"], strict=True)]
     return FindingTable(
         keys, read["path"], patients, chances, {name: np.array(read[name], str) for name in names}
@@ -98,13 +98,13 @@ def read_finding_table(path: Path) -> FindingTable:
 def join_truth(table: FindingTable, path: Path) -> list[LabelledFinding]:
     """Join the findings of a table with the labels of a data set.
 
-    A recording with several segments has its label in each of their rows.
+    All rows of a recording with several segments get its label.
 
     Parameters
     ----------
     table : FindingTable
     path : Path
-        A table with a column `record` and columns of yes and no, or any other source of `ecgbyte questions`.
+        A table with a column `record` and yes/no columns, or any other source of `ecgbyte questions`.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def join_truth(table: FindingTable, path: Path) -> list[LabelledFinding]:
     Raises
     ------
     Failure
-        If the labels cannot be read, or fit no recording or no finding.
+        If the labels cannot be read, or match no recording or finding.
     """
     source = read_source(path)
     rows, facts = _matched(table, source, path)
@@ -139,12 +139,12 @@ def join_truth(table: FindingTable, path: Path) -> list[LabelledFinding]:
             labelled.append(LabelledFinding(name, words, *parts))
     _note_unused(source, labelled, path)
     if not labelled:
-        raise Failure(f"{path} has no label about a finding of the table")
+        raise Failure(f"{path} has no label for a finding in the table")
     return labelled
 
 
 def _matched(table: FindingTable, source: Source, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows with labels, and the number of each one's facts."""
+    """Return the rows with labels, and the index of each row's facts."""
     records = [record for record, _ in table.keys]
     find = record_finder({"record": records, "path": table.paths})
     of_recording: dict[tuple[str, str], list[int]] = {}
@@ -160,7 +160,7 @@ def _matched(table: FindingTable, source: Source, path: Path) -> tuple[np.ndarra
             pairs += [(row, fact) for row in of_recording[records[first], table.paths[first]]]
     if not pairs:
         raise Failure(
-            f"{path} has no label of a recording of the table: it names {source.facts[0].record} for example, "
+            f"{path} has no label for a recording in the table: it names {source.facts[0].record} for example, "
             f"and the table {records[0]}"
         )
     rows, facts = np.array(sorted(pairs)).T
@@ -170,7 +170,7 @@ def _matched(table: FindingTable, source: Source, path: Path) -> tuple[np.ndarra
     if shared:
         more = f" and {len(shared) - MOST_NAMED} more" if len(shared) > MOST_NAMED else ""
         note(
-            f"{counted(len(shared), 'label')} left out, as several recordings have the name: "
+            f"{counted(len(shared), 'label')} ignored, because several recordings share the name: "
             f"{', '.join(shared[:MOST_NAMED])}{more}"
         )
     return rows, facts
@@ -188,9 +188,9 @@ def _words(name: str) -> str:
 
 
 def _nearest_finding(column: str, spellings: Mapping[str, str]) -> str | None:
-    """Return the finding that a column may stand for: by another name of it, by shared words, then by letters.
+    """Return the finding that a column may refer to, by another name, by shared words, then by similar letters.
 
-    `spellings` has the name of the finding of each spelling.
+    `spellings` maps each spelling to the name of its finding.
     """
     plain = column.replace("_", " ")
     meant = recognise(plain)
@@ -205,7 +205,7 @@ def _nearest_finding(column: str, spellings: Mapping[str, str]) -> str | None:
 
 
 def _note_unused(source: Source, labelled: Sequence[LabelledFinding], path: Path) -> None:
-    """Note the labels that match no finding of the table, with the nearest."""
+    """Note the labels that match no finding of the table, and suggest the nearest."""
     names = {one.name: one for one in labelled}
     spellings = {one.words: one.name for one in labelled}
     spellings |= {text: name for name, one in ALL_FINDINGS.items() for text in (name, one.words)}

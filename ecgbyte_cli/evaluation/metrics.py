@@ -1,7 +1,7 @@
-"""Exact match, F1 and per-label scores of answers, beside those of answers without the signal.
+"""Exact match, F1 and per-label scores of answers, compared with answers without the signal.
 
 Percentages are 0 to 100. Intervals hold 95 % of a bootstrap over patients (Efron 1979): questions about one patient are
-not independent, so patients are drawn, each with all its questions.
+not independent, so the bootstrap draws patients, each with all of their questions.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 Labels = frozenset[str]
 Answer = str | Sequence[str]  # a text, or its labels
 
-DRAWS = 2000  # of the bootstrap
+DRAWS = 2000  # number of bootstrap draws
 MOST_LABELS = 100  # a question type with more distinct labels has no per-label scores
 
 
@@ -34,14 +34,14 @@ class Question(Protocol):
 def split_labels(answer: Answer, whole: Sequence[str] = ()) -> Labels:
     """Split an answer into its labels: `"B,  a."` is {"a", "b"}.
 
-    Commas and semicolons separate labels; case, outer white space and a full stop at the end do not count.
+    Commas and semicolons separate labels; case, outer white space and a full stop at the end are ignored.
 
     Parameters
     ----------
     answer : str or sequence of str
         A text, or the labels themselves.
     whole : sequence of str
-        Labels with a comma or a semicolon, from `unsplittable_labels`: they are not split.
+        Labels with a comma or a semicolon, from `unsplittable_labels`.
     """
     if not isinstance(answer, str):
         return frozenset(map(_normalized, answer)) - {""}
@@ -58,7 +58,7 @@ def _normalized(label: str) -> str:
 
 
 def unsplittable_labels(truths: Iterable[Answer]) -> list[str]:
-    """Return the labels of list truths that hold a comma or a semicolon, the longest first."""
+    """Return the labels of list truths that hold a comma or a semicolon, longest first."""
     known = {label for truth in truths if not isinstance(truth, str) for label in split_labels(truth)}
     return sorted((label for label in known if re.search("[,;]", label)), key=len, reverse=True)
 
@@ -75,9 +75,10 @@ def set_f1(answer: Answer, truth: Answer, whole: Sequence[str] = ()) -> float:
 
 
 def candidate_answers(kind: str, truth: Answer) -> str:
-    """Return the kind of choice: verify (yes or no), choose (one of two named) or query (any).
+    """Return the kind of question: verify (yes or no), choose (one of two options) or query (open).
 
-    ECG-QA's question types end in it (`single-verify`). Other types are verify if the truth is yes or no, else query.
+    ECG-QA's question types end in the kind (`single-verify`). Other types are verify if the truth is yes or no, else
+    query.
     """
     word = kind.rpartition("-")[2]
     if word in ("verify", "choose", "query"):
@@ -86,7 +87,7 @@ def candidate_answers(kind: str, truth: Answer) -> str:
 
 
 def majority_answers(truths: Sequence[Answer], groups: Sequence[str]) -> dict[str, Answer]:
-    """Return the most frequent answer of each group; of equally frequent ones the first."""
+    """Return the most frequent answer of each group; on a tie, the first."""
     counts: dict[str, Counter] = {}
     spelled: dict[Labels, Answer] = {}
     for truth, group in zip(truths, groups, strict=True):
@@ -106,7 +107,7 @@ def baseline_guesses(training: Sequence[Question], asked: Sequence[Question]) ->
     -------
     (list of str or of tuple, str)
         A guess for each question asked, and the better of `type` and `question`. A question not in training is guessed
-        by its type, and a type not in training from the questions asked.
+        by type, and for a type not in training from the questions asked.
     """
     by_type = majority_answers([q.truth for q in asked], [q.type for q in asked])
     by_type |= majority_answers([q.truth for q in training], [q.type for q in training])
@@ -136,13 +137,13 @@ def score(
     Parameters
     ----------
     answers : dict of str to list of str
-        `signal`, and the controls by name: an answer for each question.
+        Keyed by `signal` and the names of controls: an answer for each question.
     truths : list of str, or of lists of str
-        Of each question: a text, or its labels.
+        The truth of each question: a text, or its labels.
     types, patients : list of str
-        Of each question.
+        Type and patient of each question.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
     attributes : list of str or None, optional
         ECG-QA's attribute_type of each question.
 
@@ -185,7 +186,7 @@ def score(
 
 
 def _gain(result: dict[str, Any], drawn: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return how far the signal's score lies above the best control's."""
+    """Return the gain of the signal's score over the best control's."""
     controls = result["control"]
     best = max(controls, key=lambda name: controls[name]["exact_match"])
     difference = drawn["signal"] - np.max([drawn[name] for name in controls], axis=0)
@@ -208,9 +209,9 @@ def bootstrap(
     Parameters
     ----------
     right : dict of str to array (questions,)
-        1 for a right answer, 0 for a wrong one. All are drawn together, so that differences are paired.
+        1 for a right answer, 0 for a wrong one. All share the draws, so that differences are paired.
     patients : list of str
-        Of each question.
+        The patient of each question.
     seed, draws : int
 
     Returns
@@ -234,7 +235,7 @@ def bootstrap_counts(
 ) -> Iterator[np.ndarray]:
     """Yield how often each patient is drawn: arrays (some draws, patients), a few million numbers at a time.
 
-    `at_a_time` is how many numbers the caller makes of a draw, if more than there are patients.
+    `at_a_time` is the number of values that the caller computes per draw, if larger than the number of patients.
     """
     random, chunk = np.random.default_rng(seed), max(1, 4_000_000 // max(patients, at_a_time))
     for start in range(0, draws, chunk):
@@ -248,7 +249,7 @@ def confidence_interval(values: np.ndarray) -> list[float]:
 
 
 def summarize_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Summarize scores over trainings that differ in their seed.
+    """Summarize scores over training runs with different seeds.
 
     Returns
     -------
@@ -272,7 +273,7 @@ def summarize_seeds(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def group_means(right: Iterable[float], groups: Iterable[str | None]) -> dict[str, float]:
-    """Return the mean of each group in percent, by the group's name; None is no group."""
+    """Return the mean of each group in percent, keyed by the group's name; None means no group."""
     values: dict[str, list[float]] = {}
     for r, group in zip(right, groups, strict=True):
         if group is not None:

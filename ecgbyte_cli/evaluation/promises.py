@@ -1,20 +1,19 @@
-"""Thresholds with a promise: the errors among the answers stay below a limit, with 95 % confidence.
+"""Thresholds with a guarantee: the errors among the answers stay below a limit, with 95 % confidence.
 
-Theorem. Let patients be independent draws from one population, with one recording each. Let R(t) be the share of wrong
-answers among patients whose score is at least t, and let R not fall as t falls. Test the hypotheses R(t) > limit for a
-list of thresholds fixed before the data are seen, from the strictest down, and stop at the first that is not rejected.
-Leave out thresholds that fewer than `fewest_answers` patients reach. Then the chance that any threshold passed has
+Theorem. Let patients be independent draws from one population, with one recording each. Let R(t) be the error rate
+among patients whose score is at least t, and let R not decrease as t decreases. Test the hypotheses R(t) > limit for a
+list of thresholds fixed before seeing the data, from the strictest down, and stop at the first that is not rejected.
+Skip thresholds that fewer than `fewest_answers` patients reach. Then the probability that any accepted threshold has
 R(t) > limit is at most 1 - confidence.
 
-Proof. Given how many patients reach t, their number of errors is binomial with the share R(t), so the exact binomial
-test has its level, and it passes where the upper bound of Clopper and Pearson is at most the limit. Let t be the first
-threshold of the list with R(t) > limit. Where t is tested, a later one passes only if t does, which has a chance of at
-most 1 - confidence. Where t is left out, this is decided by the number of patients that reach it, and all patients
-between t and the next threshold tested are wrong with a share above the limit, as R does not fall: the errors are at
-least as many as a binomial with that share, and the test keeps its level.
+Proof. Given the number of patients who reach t, their errors are binomial with the share R(t), so the exact binomial
+test has its level, and t is accepted if the upper bound of Clopper and Pearson is at most the limit. Let t be the first
+threshold of the list with R(t) > limit. If t is tested, a later one is accepted only if t is, with probability at
+most 1 - confidence. If t is skipped, this is decided by the number of patients who reach it, and all patients
+between t and the next tested threshold are wrong at a rate above the limit, because R does not decrease: the errors
+are at least as many as a binomial with that rate, and the test keeps its level.
 
-The promise is about one finding and one side (the answers yes, or the answers no). Of many promises, one in twenty may
-be broken.
+A guarantee is about one finding and one answer (yes or no). One in twenty guarantees may fail.
 
 References
 ----------
@@ -30,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 CONFIDENCE = 0.95
-# log-odds, fixed before any data are seen; scores beyond them reach the first
+# log-odds, fixed before seeing any data; larger scores reach the first threshold
 THRESHOLDS = np.arange(-12.0, 12.01, 0.5)
 
 
@@ -40,9 +39,9 @@ class Promise(NamedTuple):
     Attributes
     ----------
     threshold : float
-        Scores from here on are answered.
+        Scores at or above it are answered.
     answered, errors : int
-        Patients of the calibration at or above it, and the wrong answers among them.
+        Number of calibration patients at or above it, and of wrong answers among them.
     bound : float
         Upper limit of the share of errors, at `CONFIDENCE`.
     """
@@ -54,7 +53,7 @@ class Promise(NamedTuple):
 
 
 def fewest_answers(limit: float, confidence: float = CONFIDENCE) -> int:
-    """Return how many answers without an error are the fewest to show a share of errors of at most `limit`.
+    """Return the smallest number of answers without an error that shows an error rate of at most `limit`.
 
     29 for 10 %, 59 for 5 %.
     """
@@ -72,7 +71,7 @@ def upper_bound(errors: int, answered: int, confidence: float = CONFIDENCE) -> f
 def promised_threshold(
     scores: np.ndarray, wrong: np.ndarray, limit: float, least: float, confidence: float = CONFIDENCE
 ) -> Promise | None:
-    """Return the loosest threshold whose answers keep to a share of errors.
+    """Return the loosest threshold whose answers keep within an error rate.
 
     Parameters
     ----------
@@ -81,15 +80,15 @@ def promised_threshold(
     wrong : bool array (patients,)
         Whether the answer would be wrong.
     limit : float
-        Largest share of errors.
+        Largest error rate.
     least : float
-        Thresholds below it are not used: the other answer is more probable there.
+        Lowest threshold: below it the other answer is more probable.
     confidence : float
 
     Returns
     -------
     Promise or None
-        None if the data support no promise.
+        None if the data support no guarantee.
     """
     found = None
     for threshold in THRESHOLDS[::-1]:

@@ -1,7 +1,7 @@
 """Completion and depth of ECG-Reasoning-Benchmark (Oh et al., arXiv 2603.14326), like its heuristic evaluator.
 
 A sample asks for a diagnosis, then goes through loops of criterion, finding, grounding in the ECG, and decision. Every
-step is asked after the true answers to the steps before it, so that one run scores all steps.
+step is asked after the true answers to all earlier steps, so that one run scores all steps.
 """
 
 import re
@@ -18,7 +18,7 @@ FURTHER = "further findings are required to confirm the diagnosis"
 LEAD = r"(?:iii|ii|i|avr|avl|avf|v[1-6])"
 LEADS_NAMED = re.compile(rf"\bleads?\s+{LEAD}\b(?:(?:\s*,\s*(?:and\s+)?|\s+and\s+){LEAD}\b)*")
 RANGE = re.compile(r"\[?\s*-?\d+\.?\d*\s*[^\d\s]*\s*-\s*-?\d+\.?\d*\s*[^\d\s]*\s*\]?")
-# release 0.0.2 reworded the criterion that rules out left bundle branch block; samples were generated again
+# release 0.0.2 reworded the criterion that rules out left bundle branch block, and generated its samples again
 RULED_OUT, RULES_OUT = "must be ruled out before diagnosis", "left bundle branch block"
 FASCICULAR = ("left_anterior_fascicular_block", "left_posterior_fascicular_block")
 RENEWED = (
@@ -39,11 +39,11 @@ class Judged(NamedTuple):
     steps : list of (str, bool)
         Type of each step of the reasoning, and whether it is right.
     hard, soft : bool
-        Whether all steps are right; `soft` lets a decision pass that comes before all findings are there.
+        Whether all steps are right; `soft` accepts a decision before all findings are established.
     depths : list of float
-        Of each loop with grounding, 0 to 4: the steps before the first error; grounding counts as one.
+        For each loop with grounding, 0 to 4: the number of steps before the first error; grounding counts as one.
     decided : bool
-        Whether the last decision is right, after the true answers to all steps before it.
+        Whether the last decision is right, after the true answers to all earlier steps.
     """
 
     initial: bool
@@ -66,7 +66,7 @@ def _yes_no(text: str) -> str:
 def _leads(text: str) -> set[str]:
     """Return the leads that a text names, as `lead v1`."""
     bare = text.lower()
-    if bare.startswith(("ads ", "ad ")):  # a cut "leads"
+    if bare.startswith(("ads ", "ad ")):  # a truncated "leads"
         bare = "le" + bare
     bare = bare.strip("-: \n\t")
     if phrases := LEADS_NAMED.findall(bare):
@@ -80,7 +80,7 @@ def _leads(text: str) -> set[str]:
 
 
 def _measured(truth: str, text: str) -> bool:
-    """Return whether a range is the true one, perhaps without its brackets or with words behind it."""
+    """Return whether a range is the true one, possibly without brackets or with words after it."""
     true, said = (" ".join(of.lower().split()) for of in (truth, text))
     if true == said:
         return True
@@ -146,7 +146,7 @@ def _may_pass(step: Mapping[str, Any]) -> bool:
 
 
 def key_of(sample: Sample) -> tuple[str, ...]:
-    """Return what tells a sample from all others."""
+    """Return the key that identifies a sample."""
     about = sample["metadata"]
     return tuple(
         str(about.get(name)) for name in ("data_source", "ecg_id", "target_dx", "dx_label", "path_idx")
@@ -154,7 +154,7 @@ def key_of(sample: Sample) -> tuple[str, ...]:
 
 
 def release_of(samples: Sequence[Sample]) -> str:
-    """Return the release of samples, by their questions: 0.0.1, 0.0.2 or `unknown`.
+    """Return the release of samples, from their questions: 0.0.1, 0.0.2 or `unknown`.
 
     Only samples of fascicular blocks that rule out left bundle branch block show it.
     """
@@ -173,16 +173,16 @@ def release_of(samples: Sequence[Sample]) -> str:
 def score_samples(
     answered: Mapping[str, Sequence[Sample]], benchmark: Sequence[Sample], seed: int = 0
 ) -> dict[str, Any]:
-    """Score the responses to samples, beside those to the same samples with twins of the ECGs.
+    """Score the responses to samples, and compare them with the responses about twins of the ECGs.
 
     Parameters
     ----------
     answered : mapping
-        `signal` and the controls, to the samples with the model's responses.
+        `signal` and the controls, mapped to the samples with the model's responses.
     benchmark : list of dict
-        The samples themselves, of one release.
+        The samples without responses, all from one release.
     seed : int
-        Of the bootstrap over patients.
+        Seed of the bootstrap over patients.
 
     Returns
     -------
@@ -194,13 +194,13 @@ def score_samples(
     Raises
     ------
     Failure
-        If samples are malformed, answered twice or of another release, or none is answered under all controls.
+        If samples are malformed, answered twice or of another release, or none is answered for all controls.
     """
     known = {key_of(sample): sample for sample in benchmark}
     judged = {name: _judge_all(samples, known, name) for name, samples in answered.items()}
     keys = [key for key in known if all(key in of for of in judged.values())]
     if not keys:
-        raise Failure("no sample is answered with the signal and under every control")
+        raise Failure("no sample is answered with the signal and with every control")
     patients = [
         str(known[k]["metadata"].get("subject_id") or known[k]["metadata"].get("ecg_id")) for k in keys
     ]
@@ -231,7 +231,7 @@ def score_samples(
 def _judge_all(
     samples: Sequence[Sample], known: Mapping[tuple[str, ...], Sample], control: str
 ) -> dict[tuple[str, ...], Judged]:
-    """Judge samples by their keys."""
+    """Judge samples , keyed by `_key`."""
     judged: dict[tuple[str, ...], Judged] = {}
     for sample in samples:
         try:

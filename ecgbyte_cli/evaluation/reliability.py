@@ -1,4 +1,4 @@
-"""How reliable a model's probabilities are: AUROC, calibration, coverage and balanced accuracy.
+"""Score a model's probabilities: AUROC, calibration, coverage and balanced accuracy.
 
 Intervals hold 95 % of a bootstrap over patients, as in metrics.py.
 """
@@ -39,10 +39,10 @@ class Answered(Protocol):
     def sure(self) -> bool | None: ...
 
 
-BINS = 10  # of the calibration error
-SUPPORT = 10  # the fewest true answers of a label in the balanced accuracy
+BINS = 10  # bins of the calibration error
+SUPPORT = 10  # fewest true answers of a label in the balanced accuracy
 MOST_LABELS = 40
-STEPS = (100, 90, 80, 70, 60, 50, 40, 30, 20, 10)  # of the coverage, %
+STEPS = (100, 90, 80, 70, 60, 50, 40, 30, 20, 10)  # coverage levels, %
 
 
 def score_probabilities(
@@ -56,16 +56,16 @@ def score_probabilities(
     answers : list of Answered
         One for each question.
     patients : list of str
-        Of each question.
+        Patient of each question.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
     dict
-        With calibrated answers, chosen from several: `auroc`, `auroc_intervals` (of P(yes), by topic, or by type where
-        questions have no topic), `mean_auroc`, `mean_auroc_interval`, `mean_of` (over how many: the findings of
-        examples/findings.csv if there are some, else all topics), `calibration_error` (of yes and no, 0 to 1, in 10
+        With calibrated answers chosen from a list: `auroc`, `auroc_intervals` (of P(yes), by topic, or by type where
+        questions have no topic), `mean_auroc`, `mean_auroc_interval`, `mean_of` (number of topics: the findings of
+        examples/findings.csv if there are some, else all topics), `calibration_error` (of yes/no answers, 0 to 1, in 10
         bins; Guo et al., ICML 2017), `coverage` (list of [share of the answers in %, the likeliest first; how many of
         these are right, %]) and `sure` (`share` and `right`, %).
         Always: `balanced`, by question type with few labels: `accuracy` (mean recall over labels with ten or more true
@@ -97,7 +97,7 @@ def _resample(
     for times in bootstrap_counts(len(names), seed, at_a_time=longest):
         for topic, drawn_areas in zip(topics, areas, strict=True):
             area = auroc(topic.values, topic.truth, times[:, patient[topic.some]])
-            # a draw without a yes, or without a no, counts as the undrawn value
+            # a draw without a yes, or without a no, gets the value of the original sample
             drawn_areas.append(np.where(np.isnan(area), topic.auroc, area))
         for recall, drawn_hits in zip(recalls, hits, strict=True):
             drawn = times[:, patient[recall.some]]
@@ -108,7 +108,7 @@ def _resample(
 
 
 def _coverage(answers: Sequence[Answered], right: np.ndarray) -> dict[str, Any]:
-    """Return how many of the likeliest answers, and of the sure ones, are right."""
+    """Return the share of right answers among the likeliest, and among the sure ones."""
     chosen = np.array([i for i, answer in enumerate(answers) if answer.sure is not None], int)
     if not len(chosen):
         return {}
@@ -131,14 +131,14 @@ class Topic(NamedTuple):
     """Yes/no questions about one topic."""
 
     name: str
-    some: list[int]  # the questions' numbers
+    some: list[int]  # indices of the questions
     values: np.ndarray  # P(yes)
     truth: np.ndarray
     auroc: float
 
 
 class Recall(NamedTuple):
-    """The questions whose true answer has a label, and whether the answer has it too."""
+    """The questions whose true answer has a label, and whether the answer contains it."""
 
     label: str
     some: list[int]
@@ -161,15 +161,15 @@ def auroc(values: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndar
     values : float array (n,)
     truth : bool array (n,)
     weights : array (draws, n)
-        Count of each question.
+        Weight of each question in each draw.
 
     Returns
     -------
     numpy.ndarray
-        (draws,); NaN where there is no yes, or no no.
+        (draws,); NaN if there is no yes or no no.
     """
     order = np.argsort(values, kind="stable")
-    steps = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])  # equal values together
+    steps = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])  # equal values form one step
     yes, no = (np.add.reduceat(weights[:, order] * of[order], steps, axis=1) for of in (truth, ~truth))
     below = np.cumsum(no, axis=1) - no / 2
     pairs = yes.sum(1) * no.sum(1)
@@ -211,7 +211,7 @@ def averaged_topics(areas: Mapping[str, float]) -> list[str]:
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
-    """Return the expected calibration error: how far probabilities lie from the shares that are right, 0 to 1."""
+    """Return the expected calibration error: the mean gap between probabilities and shares of right answers, 0 to 1."""
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     count = np.bincount(bins, minlength=BINS)
     off = np.bincount(bins, probabilities, BINS) - np.bincount(bins, right, BINS)

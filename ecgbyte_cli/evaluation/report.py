@@ -7,14 +7,14 @@ Row = list[str]
 
 
 def score_columns(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the scores of a result by name: the signal's first, then each control's."""
+    """Return the scores of a result by name: the signal, then each control."""
     return {"signal": result, **result["control"]}
 
 
 def score_rows(result: dict[str, Any]) -> tuple[Row, list[Row]]:
     """Return the header of a result's table, and a row for each question type, for all, and for the interval.
 
-    The last column is the signal's score minus the best control's of the row. With type names of up to 15 letters the
+    The last column is the signal's score minus the row's best control. With type names of up to 15 letters the
     table fits the 80 columns of a pipe.
     """
     scores = score_columns(result)
@@ -101,7 +101,7 @@ def reliability_lines(result: dict[str, Any]) -> list[str]:
             f"AUROC of P(yes), mean of {result['mean_of']}: {result['mean_auroc']:.3f} ({low:.3f} to {high:.3f})"
         )
     if "calibration_error" in result:
-        lines.append(f"calibration error of yes and no: {result['calibration_error']:.3f}")
+        lines.append(f"calibration error of yes/no answers: {result['calibration_error']:.3f}")
     if "coverage" in result:
         shares = ", ".join(
             f"{right:.1f} % of the surest {step} %"
@@ -110,7 +110,7 @@ def reliability_lines(result: dict[str, Any]) -> list[str]:
         )
         sure = result["sure"]
         of_sure = f", {sure['right']:.1f} % of these right" if sure["right"] is not None else ""
-        lines.append(f"right: {shares}; said to be sure: {sure['share']:.0f} %{of_sure}")
+        lines.append(f"right: {shares}; marked as sure: {sure['share']:.0f} %{of_sure}")
     for kind, of in result["balanced"].items():
         low, high = of["interval"]
         lines.append(

@@ -1,4 +1,4 @@
-"""Calibrate findings on labels of one's own: probabilities that fit the site, and thresholds with a promise."""
+"""Calibrate findings on a site's own labels: probabilities that fit the site, and thresholds with a guarantee."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ecgbyte_cli.evaluation.promises import CONFIDENCE, Promise, promised_thresh
 from ecgbyte_cli.inference.operating_points import OperatingPoint, log_odds
 
 # Standard deviations of the prior around the shipped probabilities, of the logarithm of the slope and of the intercept:
-# a site may well have a finding seven times as often, and probabilities half as steep.
+# a site may have a finding seven times as often, and probabilities half as steep.
 SLOPE_SPREAD, INTERCEPT_SPREAD = 0.5, 2.0
 
 
@@ -23,16 +23,16 @@ def calibrate_finding(
     Parameters
     ----------
     one : LabelledFinding
-        With the model's own probabilities.
+        Contains the model's own probabilities.
     max_error : float
         Largest share of errors among the answers yes, and among the answers no.
     seed : int
-        Of the choice of a recording for each patient with several.
+        Seed for choosing a recording of each patient with several.
 
     Returns
     -------
     (OperatingPoint, dict)
-        The point, and how it was found: `patients`, `positives`, `negatives` (patients, by the recording chosen),
+        The point, and details: `patients`, `positives`, `negatives` (patients, by the recording chosen),
         `yes` and `no` (a `Promise` each as a dict, with the threshold as a probability; None without), `answered`,
         `log_loss` and `log_loss_before`.
     """
@@ -73,7 +73,7 @@ def calibrate_site(
     Returns
     -------
     (dict, dict, dict)
-        Points and details of each finding by name, and the settings of the file of a site: `max_error`, `confidence`,
+        Points and details of each finding by name, and the settings of the site file: `max_error`, `confidence`,
         `labels` (`patients` and `recordings`, of the finding with most of them).
     """
     found = {one.name: calibrate_finding(one, max_error) for one in labelled}
@@ -87,7 +87,7 @@ def calibrate_site(
 
 
 def fit_probabilities(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Fit slope and intercept of the log-odds (Platt 1999), drawn to 1 and 0 where the labels say little.
+    """Fit slope and intercept of the log-odds (Platt 1999), pulled towards 1 and 0 if there are few labels.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def fit_probabilities(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
         slope = np.exp(at[0])
         margin = sign * (slope * scores + at[1])
         logs = np.logaddexp(0, -margin)
-        # the derivative of the loss by the log-odds is -sign * sigmoid(-margin)
+        # the derivative of the loss with respect to the log-odds is -sign * sigmoid(-margin)
         steps = -weights * sign * np.exp(-margin - logs)
         gradient = np.array([slope * (steps @ scores), steps.sum()])
         return float(weights @ logs + ((at / spreads) ** 2).sum() / 2), gradient + at / spreads**2
@@ -120,7 +120,7 @@ def fit_probabilities(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
 
 
 def _one_per_patient(patients: np.ndarray, seed: int) -> np.ndarray:
-    """Return the number of a row for each patient, drawn by seed."""
+    """Return one random row index for each patient."""
     order = np.random.default_rng(seed).permutation(len(patients))
     return order[np.unique(patients[order], return_index=True)[1]]
 

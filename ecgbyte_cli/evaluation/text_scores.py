@@ -16,7 +16,7 @@ def text_scores(
     ----------
     answers, truths : list of str
     bertscore : str or None
-        Hub id or folder of the model for BERTScore; without one it is not computed.
+        Hub id or folder of the model for BERTScore; None skips it.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def bleu_nltk(answers: Sequence[str], truths: Sequence[str]) -> float:
     """Return BLEU-4 of the corpus, 0 to 100, computed like published results of ECG-Byte and ECG-Bench.
 
     White space separates words, an n-gram order without a match counts 0.1 of one (nltk's smoothing method 1, Chen and
-    Cherry 2014), and empty answers are left out. On short answers it is far below sacrebleu's.
+    Cherry 2014), and empty answers are left out. For short answers it is far lower than sacrebleu's.
     """
     from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
@@ -95,10 +95,10 @@ def bert_score(answers: Sequence[str], truths: Sequence[str], model: str) -> flo
 
     config = AutoConfig.from_pretrained(model)
     scorer = BERTScorer(model, num_layers=model2layers.get(model) or config.num_hidden_layers)
-    # a tokenizer without a longest text says 1e30, and bert-score passes it on
+    # a tokenizer without a maximum length says 1e30, which bert-score passes on
     longest = getattr(config, "max_position_embeddings", 512)
     scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, longest)
-    # an empty text scores 0, as bert-score meant it to; now it fails on one
+    # an empty text should score 0 in bert-score, but raises an error there
     pairs = [(a, t) for a, t in zip(answers, truths, strict=True) if a.strip() and t.strip()]
     f1 = scorer.score(*map(list, zip(*pairs, strict=True)))[2].sum() if pairs else 0.0
     return float(100 * f1 / len(truths))

@@ -1,7 +1,7 @@
-"""The files of twins: WFDB, NumPy arrays as ELM takes them, and pictures of the sheet; and a manifest row for each.
+"""Write twins as WFDB records, as NumPy arrays for ELM, and as pictures of the sheet, with a manifest row for each.
 
-A twin lies at FORM/CONTROL/NAME, where NAME is the recording's path inside the folder that was given. So each folder
-FORM/CONTROL has the layout of the data itself, and can take its place.
+A twin is stored at FORM/CONTROL/NAME, where NAME is the recording's path in the given folder. So each folder
+FORM/CONTROL has the layout of the original data, and can replace it.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from ecgbyte_cli.signal.preprocess import LEADS
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.row_table import Row
 
-ELM_FS, ELM_SAMPLES = 250, 2500  # Hz, and samples of a segment
-SECONDS = 10.0  # of a sheet
+ELM_FS, ELM_SAMPLES = 250, 2500  # Hz, and samples per segment
+SECONDS = 10.0  # length of a sheet
 STEPS = 1000  # per mV in a WFDB file
 COLUMNS: dict[str, type] = {
     **dict.fromkeys(("control", "name", "form", "file", "sha256", "how", "source", "source_record"), str),
@@ -36,7 +36,7 @@ PRELOAD = ("ecgbyte_cli.evaluation.twin_files", "scipy.signal")
 
 
 class Described(NamedTuple):
-    """What the first reading of a recording tells."""
+    """The description of a recording, from the first reading."""
 
     record: str
     patient: str
@@ -67,7 +67,7 @@ def read_leads(path: str, reading: dict[str, Any]) -> tuple[readers.Recording, n
 def describe(
     number: int, paths: Sequence[str], reading: dict[str, Any], seconds: float
 ) -> tuple[int, list[tuple[str, Described | str]]]:
-    """Return the number, and for each path what the recording tells, or the reason to skip it.
+    """Return the part's number, and for each path the recording's description or the reason it was skipped.
 
     Recordings shorter than `seconds` are skipped.
     """
@@ -87,7 +87,7 @@ def describe(
 
 
 def names_of(paths: Sequence[str], records: Sequence[str], base: str) -> list[str]:
-    """Return the name of each recording's twins: its folders inside `base`, and its record's name."""
+    """Return the name of each recording's twins: its folders inside `base` plus the record name."""
     names = []
     for path, record in zip(paths, records, strict=True):
         folders = os.path.relpath(os.path.dirname(split_row(path)[0]), base).split(os.sep)
@@ -96,7 +96,7 @@ def names_of(paths: Sequence[str], records: Sequence[str], base: str) -> list[st
 
 
 def donors_of(patients: Sequence[str], seed: int) -> list[int] | None:
-    """Return for each recording the number of another patient's; None if there is one patient alone."""
+    """Return for each recording the number of another patient's; None if there is only one patient."""
     if len(set(patients)) < 2:
         return None
     return [other for (other,) in other_patients(patients, [(i,) for i in range(len(patients))], seed)]
@@ -105,7 +105,7 @@ def donors_of(patients: Sequence[str], seed: int) -> list[int] | None:
 def twin_rows(
     paths: Sequence[str], asked: dict[str, Any], folder: str
 ) -> Iterator[tuple[str, list[Row] | Failure]]:
-    """Write the twins of some recordings, and yield the rows of the manifest for each, or the reason to skip it.
+    """Write the twins of some recordings, and yield the rows of the manifest for each, or the reason it was skipped.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def twin_rows(
     asked : dict
         `reading` (arguments of `readers.read_recording`), `seed` and `forms`.
     folder : str
-        Where the twins go; `plan_file` in it says the rest.
+        Output folder; its `plan_file` holds the names, patients and donors.
     """
     plan = read_json(plan_file(Path(folder)))
     for path in paths:
@@ -128,7 +128,7 @@ def twin_rows(
 
 
 def plan_file(folder: Path) -> Path:
-    """Return the path of the names, patients and donors of all recordings; it is removed at the end."""
+    """Return the path of the file with the names, patients and donors of all recordings; it is removed at the end."""
     return folder / ".plan.json"
 
 
@@ -160,7 +160,7 @@ def _rows_of(path: str, about: dict[str, Any], asked: dict[str, Any], folder: Pa
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name; without the fsync of `atomic_write`, which takes longer than the twin."""
+    """Write a file under a temporary name, without `atomic_write`'s fsync, which takes longer than making the twin."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
     beside.write_bytes(content)
@@ -175,7 +175,7 @@ def wfdb_files(control: str, name: str, made: Made, fs: float) -> Files:
     signal, _ = made
     steps = np.round(signal.T.astype(np.float64) * STEPS).clip(-32767, 32767).astype(np.int64)
     record = name.rpartition("/")[2]
-    comments = [] if control == SIGNAL else ["Made by ecgbyte as a control: no recording of a patient"]
+    comments = [] if control == SIGNAL else ["Made by ecgbyte as a control: not a recording of a patient"]
     header, samples = record_files(record, steps, fs, STEPS, LEADS, comments)
     yield f"wfdb/{control}/{name}.dat", samples
     yield f"wfdb/{control}/{name}.hea", header
@@ -195,7 +195,7 @@ def _array_bytes(array: np.ndarray) -> bytes:
 
 
 def png_files(control: str, name: str, made: Made, fs: float) -> Files:
-    """Yield the sheet of the first ten seconds, without a title: measured values in it would be answers."""
+    """Yield the sheet of the first ten seconds, without a title: measured values in it would give away answers."""
     from ecgbyte_cli.render import figures
 
     yield f"png/{control}/{name}.png", figures.png_bytes(figures.plot_sheet(made[0], fs, LEADS, ""))
@@ -215,7 +215,7 @@ def rows_maker(folder: Path) -> Callable[..., Iterator[tuple[str, list[Row] | Fa
 
 
 def remove_unlisted(folder: Path, listed: set[str]) -> None:
-    """Remove files among the twins that the manifest does not list: those of other settings, or of a killed run."""
+    """Remove files among the twins that the manifest does not list: from other settings, or from a killed run."""
     for form in FORMS:
         for place, _, files in os.walk(folder / form, topdown=False):
             for file in files:

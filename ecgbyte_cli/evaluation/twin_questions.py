@@ -1,4 +1,4 @@
-"""Question files about twins: the same questions for each control, in the form of each kind of model."""
+"""Question files about twins: the same questions for each control, in each model's format."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from ecgbyte_cli.storage.files import atomic_write
 
 Item = dict[str, Any]
 Asked = tuple[Question, tuple[str, ...], str, str]  # question, the names of its recordings, patient, split
-NOT_HERE = "are about recordings that are not here"
+NOT_HERE = "are about recordings that are missing"
 
 
 def join_names(
@@ -31,7 +31,7 @@ def join_names(
     Returns
     -------
     (list of Asked, str)
-        The questions of the split, and a line about those without a recording; empty if there are none.
+        The questions of the split, and a message about questions without a recording; empty if there are none.
     """
     wanted = [q for q in questions if split == "all" or q.split in (split, None)]
     joined, unmatched = question_segments.join_segments(wanted, dict(columns))
@@ -50,9 +50,9 @@ def join_names(
 
 
 def items(asked: Sequence[Asked], form: str, controls: Sequence[str]) -> list[Item]:
-    """Return the items of a form's question file: all questions about the recordings, then about each control.
+    """Return the items of a question file in one format: all questions about the recordings, then about each control.
 
-    `id` is unique in the file, and the same in each form. `control` and `original` say what a twin stands for.
+    `id` is unique in the file, and the same in each format. `control` and `original` identify a twin.
     """
     made = []
     for control in controls:

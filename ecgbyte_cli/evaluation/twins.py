@@ -24,7 +24,7 @@ def _noise(signal: np.ndarray, random: np.random.Generator) -> Made:
 
 def _leads_shuffled(signal: np.ndarray, random: np.random.Generator) -> Made:
     order = np.arange(len(signal))
-    while (order == np.arange(len(signal))).any():  # no lead stays in its place
+    while (order == np.arange(len(signal))).any():  # no lead keeps its place
         order = random.permutation(len(signal))
     return signal[order], f"leads in the order {' '.join(LEADS[i] for i in order)}"
 
@@ -44,15 +44,15 @@ MAKERS: dict[str, Callable[[np.ndarray, np.random.Generator], Made]] = {
     "leads-shuffled": _leads_shuffled,
     "stretch-flat": _stretch_flat,
 }
-# without the patient's own ECG: answers to these count as controls
+# twins without the patient's own ECG: answers to these count as controls
 ABSENT = ("flat-line", "noise", OTHER)
-# with a part of it: answers to these show how much a model depends on the leads, and on all of the time
+# twins with a part of it: answers to these show how much a model depends on the leads and on the whole recording
 PARTIAL = ("leads-shuffled", "stretch-flat")
 CONTROLS = (SIGNAL, *ABSENT, *PARTIAL)
 
 
 def make_twin(control: str, signal: np.ndarray, seed: Sequence[int]) -> Made:
-    """Return a twin of a recording, and a text that says how it was made.
+    """Return a twin of a recording, and a description of how it was made.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def make_twin(control: str, signal: np.ndarray, seed: Sequence[int]) -> Made:
     signal : numpy.ndarray
         float32 (12, samples), mV, in the order of `LEADS`.
     seed : sequence of int
-        Of this recording, from `recording_seed`; each control gets its own.
+        Seed of this recording, from `recording_seed`; each control derives its own.
     """
     if control == SIGNAL:
         return signal, "the recording itself"
@@ -70,5 +70,5 @@ def make_twin(control: str, signal: np.ndarray, seed: Sequence[int]) -> Made:
 
 
 def recording_seed(seed: int, name: str) -> list[int]:
-    """Return the seed of a recording: it depends on nothing but the general seed and the recording's name."""
+    """Return the seed of a recording, which depends only on the general seed and the recording's name."""
     return [seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])]

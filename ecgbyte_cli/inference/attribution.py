@@ -1,18 +1,18 @@
 """Attribute an answer to ECG tokens, and to the samples that they span.
 
 One token of the answer is attributed: the first one that the signal makes at least twice as probable as a flat line
-does. (The rest of "premature ventricular complexes" follows from its beginning.) Its log-odds are attributed, because
-its probability hardly changes where a model is sure.
+does. (The rest of "premature ventricular complexes" follows from its first token.) Its log-odds are attributed, because
+its probability hardly changes once a model is sure.
 
-None of the five methods is right by itself; `ecgbyte explain` measures where each points.
+None of the five methods is always right; `ecgbyte explain` measures how well each one locates the evidence.
 
-- attention: weights of the last layer, from the place that writes the token (mean over heads).
+- attention: weights of the last layer, from the position that predicts the token (mean over heads).
 - rollout: attention through all layers, residual connections included (Abnar and Zuidema, ACL 2020).
 - gradient: gradient x input on the embeddings (Shrikumar et al. 2016).
-- integrated: integrated gradients (Sundararajan et al., ICML 2017), from the mean ECG token to each token; and
-  for the words, with the ECG as it is, from the mean word to each word. Its scores should sum to the difference that
-  the ECG makes; the completeness gap says how far they do not.
-- occlusion: how much less probable the token gets with a window of one lead flat (Zeiler and Fergus, ECCV 2014). It
+- integrated: integrated gradients (Sundararajan et al., ICML 2017), from the mean ECG token to each token; for the
+  words, with the ECG unchanged, from the mean word to each word. Its scores should sum to the difference that
+  the ECG makes; the completeness gap is the deviation from that sum.
+- occlusion: the drop in the token's probability when a window of one lead is flat (Zeiler and Fergus, ECCV 2014). It
   changes the signal, not the tokens: the signal is encoded again.
 """
 
@@ -37,29 +37,29 @@ if TYPE_CHECKING:
 
 METHODS = ("attention", "rollout", "gradient", "integrated", "occlusion")
 WINDOW = 0.2  # seconds that occlusion flattens at a time
-STEPS = 64  # of the integral: with 32, one record with a sudden change lacked a third of the difference
+STEPS = 64  # steps of the integral; with 32, one record with a sudden change lost a third of the difference
 
 
 @dataclass
 class Case:
-    """An answer to be explained.
+    """An answer to explain.
 
     Attributes
     ----------
     ids : numpy.ndarray
         int64, (n,): prompt and answer, as the model reads them.
     at : numpy.ndarray
-        Places of the answer's ids, what closes it included.
+        Positions of the answer's ids, including the closing id.
     ecg : numpy.ndarray
-        Places of the ECG's tokens, of several ECGs of the last one's.
+        Positions of the ECG's tokens; with several ECGs, those of the last one.
     spans : numpy.ndarray or None
-        int64, (rows, 4): for each stretch of one of them its number in `ecg`, lead, first sample, sample after
-        the last. None: they are all of the ECG's tokens.
+        int64, (rows, 4): for each span of samples, the index of its token in `ecg`, lead, first sample, sample after
+        the last. None if the ECG keeps all of its tokens.
     decided : int or None
-        Which of the answer's ids is explained; see `Explainer.decided`.
+        Which of the answer's ids is explained: see `Explainer.decided`.
     gap : float or None
-        Of integrated gradients: how far the sum of the scores of the ECG's tokens is from the difference that they
-        make, in percent of that.
+        For integrated gradients: how far the sum of the ECG tokens' scores is from the difference that the ECG makes,
+        as a percentage of that difference.
     """
 
     ids: np.ndarray
@@ -71,7 +71,7 @@ class Case:
 
 
 class Explainer:
-    """Attributes answers of one model about one segment at a time.
+    """Attribute a model's answers about one segment at a time.
 
     Parameters
     ----------
@@ -79,13 +79,13 @@ class Explainer:
     prompt : Prompt
     tokenizer : ECGTokenizer
     segmenter : str
-        The one that the model's ids were made with.
+        The segmenter that the model was trained with.
     batch : int
-        Prompts computed together, at most: fewer where memory does not suffice.
+        Largest number of prompts computed together; lowered when memory runs out.
     longest : int or None
-        Ids that a prompt may have; ECGs lose tokens where it would have more.
+        Longest prompt in ids; the ECGs of a longer prompt lose tokens.
     before : str
-        Text before the ECGs of a prompt.
+        Text before the ECGs in a prompt.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Explainer:
         self.before = before
 
     def case(self, letters: np.ndarray, question: str, answer: str) -> Case:
-        """Return the case of a question about a segment, uint8 (leads, samples), and an answer to it."""
+        """Return the case of one question and answer about a segment, uint8 (leads, samples)."""
         return self.case_of([self.tokenizer.encode(letters, self.segmenter)], [(question, answer)])
 
     def case_of(self, ecgs: list[np.ndarray], turns: Sequence[tuple[str, str | None]]) -> Case:
-        """Return the case of questions and answers about the tokens of ECGs; the last answer is explained.
+        """Return the case of several questions and answers about encoded ECGs; the last answer is explained.
 
         Raises
         ------
@@ -119,7 +119,7 @@ class Explainer:
         *earlier, (question, _) = turns
         asked = [*earlier, (question, None)]
         before = len(fit_prompt(prompt, tokenizer, ecgs, asked, self.longest, self.before)[0])
-        # the last ECG's tokens that are left, by their numbers
+        # indices of the tokens that are left of the last ECG
         leads = [lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"]) for ecg in ecgs]
         numbers, budget = [np.arange(len(ecg)) for ecg in ecgs], sum(map(len, ecgs)) - lost
         left = trim_ecgs(numbers, leads, budget)[0][-1] if lost else numbers[-1]
@@ -149,8 +149,8 @@ class Explainer:
         def measured(group: list[int]) -> list[np.ndarray]:
             ids = torch.nn.utils.rnn.pad_sequence(
                 [torch.from_numpy(cases[i].ids) for i in group], batch_first=True
-            ).to(self.lm.device)  # on the right, which no real token sees
-            # the answers end at several places: the logits from the first place on
+            ).to(self.lm.device)  # padded on the right, which no real token attends to
+            # answers end at different positions: keep the logits from the first of them
             first = int(min(cases[i].at[0] for i in group)) - 1
             logits = self.lm.base(
                 **self.lm.inputs(ids), use_cache=False, logits_to_keep=ids.shape[1] - first
@@ -167,7 +167,7 @@ class Explainer:
         return values
 
     def decided(self, case: Case) -> int:
-        """Return which of the answer's ids the signal decided: its number in the answer."""
+        """Return which of the answer's ids depends on the signal: its index in the answer."""
         if case.decided is None:
             flat, layout = self.tokenizer.flat_line(self.segmenter), self.lm.layout
             block = layout.block(flat)
@@ -176,7 +176,7 @@ class Explainer:
             places = first + np.flatnonzero(block >= layout.first)
             without = Case(ids, case.at + len(ids) - len(case.ids), places)
             with_signal, with_none = self._measure([case, without], _log_probabilities)
-            # the first of them; if there is none, the answer's first id
+            # the first such id; without one, the first id of the answer
             case.decided = int((with_signal - with_none > np.log(2)).argmax())
         return case.decided
 
@@ -187,12 +187,12 @@ class Explainer:
         ----------
         case : Case
         method : str
-            One of `METHODS` but occlusion.
+            One of `METHODS` except occlusion.
 
         Returns
         -------
         numpy.ndarray
-            float64, (places before the answer,): how far each id makes the answer more probable, else 0.
+            float64, (positions before the answer,): how much each id raises the answer's probability, else 0.
         """
         scores = {
             "attention": self._attention,
@@ -216,30 +216,30 @@ class Explainer:
         Returns
         -------
         numpy.ndarray
-            float64, (leads, samples), sum 1: a token's score is spread evenly over the samples it spans.
+            float64, (leads, samples), sum 1: the score of a token is spread evenly over its samples.
         """
         return self.density_of(self.case(letters, question, answer), letters, question, answer, method)
 
     def density_of(
         self, case: Case, letters: np.ndarray, question: str, answer: str, method: str
     ) -> np.ndarray:
-        """Return `density` for a case; `integrated` sets the case's `gap`."""
+        """Return `density` for a case; the method `integrated` also sets `case.gap`."""
         if method == "occlusion":
             return _normalized(self._occlusion(case, letters, question, answer))
         return self.spread(case, self.scores(case, method))
 
     def words(self, case: Case) -> np.ndarray:
-        """Return the places of the text ids of a case's prompt."""
+        """Return the positions of the text ids of a case's prompt."""
         return np.flatnonzero(case.ids[: case.at[0]] < self.lm.offset)
 
     def on_words(self, case: Case, scores: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Return the text of a case's prompt, token by token, and the share of the prompt's scores on each."""
+        """Return the text tokens of a case's prompt and the share of the prompt's scores on each."""
         places = self.words(case)
         words = [self.prompt.words([int(i)]).replace("\n", "\\n") for i in case.ids[places]]
         return words, scores[places] / max(scores.sum(), 1e-300)
 
     def spread(self, case: Case, scores: np.ndarray) -> np.ndarray:
-        """Spread the scores of a case's ECG tokens over the samples that each spans; they sum to 1."""
+        """Spread the scores of a case's ECG tokens over their samples; the result sums to 1."""
         spans = case.spans
         if spans is None:
             spans = self.tokenizer.spans(case.ids[case.ecg] - self.lm.layout.first)
@@ -259,7 +259,7 @@ class Explainer:
         maps = self._maps(case)
         flow = torch.zeros(len(case.ids), device=maps[0].device)
         flow[case.at[self.decided(case)] - 1] = 1
-        # (A + I)/2 of each layer, the last one first, as a row vector times matrices
+        # multiply (A + I)/2 of each layer, from the last to the first, as a row vector
         for attention in reversed(maps):
             flow = 0.5 * flow + 0.5 * flow @ attention
         return flow
@@ -279,7 +279,7 @@ class Explainer:
             if type(module).__name__.endswith("Attention")
         ]
         before = base.config._attn_implementation
-        base.set_attn_implementation("eager")  # the fast ones never hold the weights
+        base.set_attn_implementation("eager")  # the faster implementations do not return the weights
         try:
             ids = torch.from_numpy(case.ids)[None].to(self.lm.device)
             base(**self.lm.inputs(ids), use_cache=False, logits_to_keep=1)
@@ -288,7 +288,7 @@ class Explainer:
             for hook in hooks:
                 hook.remove()
         if not maps:
-            raise Failure(f"{type(base).__name__} shows no attention weights: use --method gradient")
+            raise Failure(f"{type(base).__name__} does not return attention weights: use --method gradient")
         return maps
 
     def _gradient(self, case: Case) -> torch.Tensor:
@@ -297,7 +297,7 @@ class Explainer:
 
     def _integrated(self, case: Case) -> torch.Tensor:
         embedded, lm = self._embedded(case), self.lm
-        # the middle of each step
+        # the midpoint of each step
         parts = (torch.arange(STEPS, device=embedded.device) + 0.5) / STEPS
         scores = torch.zeros(len(case.ids), device=embedded.device)
         for places, rows in (
@@ -316,7 +316,7 @@ class Explainer:
                 total += gradient
             path = (total / STEPS * (embedded - start)).sum(-1)
             scores += path
-            if case.gap is None:  # of the ECG, which comes first
+            if case.gap is None:  # the ECG is attributed first, so the gap is the ECG's
                 makes = self._odds(case, embedded) - self._odds(case, start)
                 case.gap = 100 * abs(path.sum().item() - makes) / max(abs(makes), 1e-12)
         return scores
@@ -338,7 +338,7 @@ class Explainer:
         return self._decided_odds(case, embedded[None]).item()
 
     def _gradients(self, case: Case, embedded: torch.Tensor) -> torch.Tensor:
-        """Return the gradient of the log-odds of the decided id by the embeddings, (batch, n, d)."""
+        """Return the gradient of the log-odds of the decided id with respect to the embeddings, (batch, n, d)."""
         embedded = embedded.detach().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(self._decided_odds(case, embedded).sum(), embedded)[0]
@@ -367,17 +367,17 @@ def _log_probabilities(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _log_odds(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Return log(p / (1 - p)) of each id: its logit over those of all others."""
+    """Return log(p / (1 - p)) of each id: its logit against the logits of all others."""
     logits, at = logits.float(), ids[:, None]
     return logits.gather(-1, at)[:, 0] - logits.scatter(-1, at, -torch.inf).logsumexp(-1)
 
 
 def _normalized(density: np.ndarray) -> np.ndarray:
-    """Scale numbers to sum 1; all alike if they are 0."""
+    """Scale numbers to sum 1; uniform if all are 0."""
     total = density.sum()
     return density / total if total > 0 else np.full(density.shape, 1 / density.size)
 
 
 def baseline_letters(letters: np.ndarray) -> np.ndarray:
-    """Return the letter of each lead's resting line: its median, uint8 (leads,)."""
+    """Return the baseline letter of each lead, which is its median, uint8 (leads,)."""
     return np.median(letters, axis=1).astype(np.uint8)

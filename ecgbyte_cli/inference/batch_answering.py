@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ecgbyte_cli.questions.question_file import Question
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
-# model folder, folder of the base model or None, SHA-256 of ecgbyte.json
+# model folder, base model folder or None, SHA-256 of ecgbyte.json
 ModelKey = tuple[Path, str | None, str | None, str]
 
 
@@ -37,26 +37,26 @@ class Answer(NamedTuple):
     """An answer to a question about one segment."""
 
     answer: str
-    probability: float  # of the whole answer; calibrated where it was chosen from several
+    probability: float  # probability of the whole answer; calibrated if it was chosen from a list
     seconds: float
-    other: str | None = None  # the second most probable, where it was chosen
+    other: str | None = None  # the second most probable answer, if it was chosen from a list
     other_probability: float | None = None
     sure: bool | None = None
-    yes: float | None = None  # the probability of yes, where yes and no are the answers
-    weights: list[float] | None = None  # the probability of each answer that it was chosen from
-    place: int | None = None  # of the answer among these
+    yes: float | None = None  # probability of yes, for yes/no questions
+    weights: list[float] | None = None  # probability of each possible answer, if it was chosen from a list
+    place: int | None = None  # index of the answer in that list
 
 
-Closed = tuple[str, list[str]]  # a question as in its prompt, and the answers to choose from
+Closed = tuple[str, list[str]]  # a question as worded in its prompt, and its possible answers
 Keep = Callable[[Any, Answer], None]
-Choose = Callable[[Sequence[str], np.ndarray], ChosenAnswer]  # from answers and their probabilities
+Choose = Callable[[Sequence[str], np.ndarray], ChosenAnswer]  # takes possible answers and their probabilities
 
 
 def longest_prompt(lm: "ECGLM", prompt: "Prompt", about: dict, truths: Sequence[str], max_new: int) -> int:
     """Return how many ids a prompt may have: as many as in training."""
     if about.get("prompt_tokens"):
         return about["prompt_tokens"]
-    # older models: a prompt and its answer had a longest length together
+    # older models limited prompt and answer together
     room = max(len(prompt.text_tokenizer.encode(t, add_special_tokens=False)) for t in set(truths)) + 1
     longest = (about["settings"].get("max_length") or 2**31) - room
     return min(longest, max_positions(lm) - max_new)
@@ -73,20 +73,20 @@ def answer_budget(lm: "ECGLM", prompts: Sequence[np.ndarray], max_new: int) -> i
 
 
 class PromptSet:
-    """The ids of prompts. A beginning, up to the last ECG, is stored once for all prompts that share it.
+    """Prompts as ids. The shared start of prompts, up to the last ECG, is stored once.
 
     Parameters
     ----------
     prompt : Prompt
     tokenizer : ECGTokenizer
     longest : int
-        Ids that a prompt may have; longer ones are trimmed, as in training.
+        Longest prompt in ids; longer ones are trimmed, as in training.
 
     Attributes
     ----------
     beginnings : list of int arrays
     asked : dict
-        By any key: the number of the beginning, and the ids behind it.
+        Keyed by the caller's key: the index of the prompt's start in `beginnings`, and the ids after it.
     trimmed : int
     """
 
@@ -98,14 +98,14 @@ class PromptSet:
         self._numbers: dict[bytes, int] = {}
 
     def ask(self, key: Any, question: "Question", ecgs: list[np.ndarray], lines: Sequence[str] = ()) -> None:
-        """Add a question about the tokens of ECGs; `lines` are their measured values, where the model is given them."""
+        """Add a question about the tokens of ECGs; `lines` are their measured values, if the model reads them."""
         assert self.tokenizer
         turns, before = [*question.earlier, (question.question, None)], joined_lines(lines)
         try:
             ids, _, lost = fit_prompt(self.prompt, self.tokenizer, ecgs, turns, self.longest, before)
         except Failure as error:
             raise Failure(
-                f"a question about record {question.record}: {error.message}: leave it out of the question file"
+                f"a question about record {question.record}: {error.message}: remove it from the question file"
             ) from error
         self.add(key, ids)
         self.trimmed += lost > 0
@@ -120,15 +120,15 @@ class PromptSet:
         self.asked[key] = number, ids[first:].copy()
 
     def batches(self, keys: Iterable[Any], batch: int, alike: bool) -> Iterator[list[list[Any]]]:
-        """Yield batches of keys whose prompts begin alike: lists of lists of keys with the same prompt.
+        """Yield batches of keys whose prompts share a start: lists of lists of keys with identical prompts.
 
         Parameters
         ----------
         keys : iterable
         batch : int
-            Prompts in a batch, at most.
+            Largest number of prompts in a batch.
         alike : bool
-            Whether equal prompts are answered once.
+            Whether to answer identical prompts once.
         """
         same: dict = {}
         for key in keys:
@@ -164,7 +164,7 @@ def answer_all(
     pick: "Sampler | None" = None,
     name: Callable[[Any], str] = str,
 ) -> None:
-    """Answer prompts in batches of similar length; an ECG that several begin with is read once.
+    """Answer prompts in batches of similar length; an ECG shared by several prompts is read once.
 
     Parameters
     ----------
@@ -172,13 +172,13 @@ def answer_all(
     prompts : PromptSet
     batch, max_new : int
     known : set
-        Keys of the prompts that are answered already.
+        Keys of the prompts that already have answers.
     keep : callable
-        Called with key and Answer, a batch at a time.
+        Called with key and Answer, after each batch.
     pick : Sampler or None
-        None answers greedily; then equal prompts are answered once.
+        None decodes greedily, and answers identical prompts once.
     name : callable
-        Returns the name of a key's question for an error message.
+        Returns the name of a key's question, for error messages.
     """
     for together in prompts.batches([key for key in prompts.asked if key not in known], batch, pick is None):
         ask, keys = [prompts.ids(group[0]) for group in together], [group[0] for group in together]
@@ -194,7 +194,7 @@ def _answer_batch(
     max_new: int,
     pick: "Sampler | None",
 ) -> list[Answer]:
-    """Write the answers to prompts together."""
+    """Answer a batch of prompts by decoding."""
     from ecgbyte_cli.model.decoding import RecordedPicks
 
     began, counted = time.perf_counter(), RecordedPicks(pick, prompt.end_ids, len(ask))
@@ -226,16 +226,16 @@ def choose_all(
     certainty: Certainty | None,
     name: Callable[[Any], str] = str,
 ) -> None:
-    """Answer prompts by the most probable of the answers that each can have.
+    """Answer prompts by choosing the most probable of the possible answers.
 
     Parameters
     ----------
     lm, prompts, batch, known, keep, name
-        As in `answer_all`.
+        See `answer_all`.
     closed : callable
-        Returns the question of a key's prompt, and the answers that it can have.
+        Returns the question of a key's prompt and its possible answers.
     certainty : Certainty or None
-        None only where there are no prompts.
+        None is allowed only without prompts.
     """
     for together in prompts.batches([key for key in prompts.asked if key not in known], batch, True):
         ask, some = [prompts.ids(group[0]) for group in together], [closed(group[0]) for group in together]
@@ -250,7 +250,7 @@ def _choose_batch(
     some: list[Closed],
     certainty: Certainty | None,
 ) -> list[Answer]:
-    """Choose the most probable of the answers that each prompt can have."""
+    """Choose the most probable of the possible answers to each prompt."""
     assert certainty
     began = time.perf_counter()
     weighed = lm.weigh(ask, [[prompt.written(answer) for answer in of] for _, of in some])
@@ -276,7 +276,7 @@ def on_cluster(
     answers: Callable[[Any], Closed],
     sampled: tuple[float, int] | None,
 ) -> None:
-    """Do the work of `choose_all` and `answer_all` on a Dask cluster: each worker loads the model once.
+    """Run `choose_all` and `answer_all` on a Dask cluster; each worker loads the model once.
 
     Parameters
     ----------
@@ -287,11 +287,11 @@ def on_cluster(
     loaded : tuple
         Model folder, folder of the base model or None, device or None, and SHA-256 of ecgbyte.json.
     closed, free : PromptSet
-        Prompts whose answers are chosen, and prompts whose answers are written.
+        Prompts whose answers are chosen from a list, and prompts whose answers are decoded.
     batch, max_new, known, keep, answers
-        As in `choose_all` and `answer_all`.
+        See `choose_all` and `answer_all`.
     sampled : (float, int) or None
-        Temperature and seed; None answers greedily.
+        Temperature and seed; None decodes greedily.
     """
     units = []
     for prompts, choose in ((closed, True), (free, False)):
@@ -319,7 +319,7 @@ def answer_on_worker(
     max_new: int,
     sampled: tuple[float, int] | None,
 ) -> tuple[int, list[Answer]]:
-    """Answer some prompts on a worker; return the number of the task, and the answers."""
+    """Answer a task's prompts on a worker; return the task's number and the answers."""
     lm, _, prompt, known = _worker_model(*loaded)
     with _failure_line(ask, f"question {keys[0][1]}"):
         if some:
@@ -329,14 +329,14 @@ def answer_on_worker(
 
 @functools.lru_cache(1)
 def _worker_model(model: Path, base: str | None, device: str | None, sha256: str) -> LoadedModel:
-    """Load a model, once in a process."""
+    """Load a model, once per process."""
     if folder_checks.model_sha256(model) != sha256:
-        raise Failure(f"{model} was replaced while it was asked: run `ecgbyte generate` again")
+        raise Failure(f"{model} was replaced during the run: run `ecgbyte generate` again")
     return Session.open(model, None, base, cluster.device_here(device)).load()
 
 
 def most_probable(choose: Choose, answers: Sequence[str], weights: np.ndarray, seconds: float) -> Answer:
-    """Return the most probable of some answers."""
+    """Return the most probable of the possible answers."""
     best = choose(answers, weights)
     return Answer(
         *(best.answer, best.probability, seconds, best.other, best.other_probability, best.sure, best.yes),
@@ -353,7 +353,7 @@ def most_probable_over_segments(choose: Choose, answers: Sequence[str], given: S
 
 @contextlib.contextmanager
 def _failure_line(ask: list[np.ndarray], first: str) -> Iterator[None]:
-    """Report in one line on which questions the model failed."""
+    """Convert an error of the model into one line that names the questions."""
     try:
         yield
     except Exception as error:
@@ -361,21 +361,21 @@ def _failure_line(ask: list[np.ndarray], first: str) -> Iterator[None]:
             less = "--batch or --max-new" if len(ask) > 1 else "--max-new"
             raise Failure(
                 f"out of memory at {len(ask)} questions of up to {max(map(len, ask))} tokens ({first}, …): lower "
-                f"{less}; the answers before it are kept"
+                f"{less}; finished answers are kept"
             ) from error
         raise Failure(
             f"the model failed on {len(ask)} questions of up to {max(map(len, ask))} tokens "
-            f"({first}, …): {type(error).__name__}: {' '.join(str(error).split())}; the answers before it are kept"
+            f"({first}, …): {type(error).__name__}: {' '.join(str(error).split())}; finished answers are kept"
         ) from error
 
 
 class Sampler:
-    """Samples ids by their probability, each answer from its own random stream: answers do not depend on the batch.
+    """Sample ids by probability, with a random stream per answer, so that answers do not depend on the batch.
 
     Parameters
     ----------
     temperature : float
-        Above 0.
+        Greater than 0.
     seed : int
     """
 
@@ -383,12 +383,12 @@ class Sampler:
         self.temperature, self.seed = temperature, seed
 
     def begin(self, keys: Iterable[Any]) -> None:
-        """Start on questions, each with a key of `signal` or its control, its number, and its segment's number."""
+        """Start on new questions, each with a key of `signal` or its control, question number and segment number."""
         names = ("signal", *CONTROLS)
         self.random = [np.random.default_rng([self.seed, names.index(name), i, k]) for name, i, k in keys]
 
     def __call__(self, logits: "torch.Tensor", rows: list[int]) -> "torch.Tensor":
-        """Return the next ids, (n,), from logits (n, vocabulary) of the questions with the numbers `rows`."""
+        """Return the next ids, (n,), from logits (n, vocabulary) of the questions with the indices `rows`."""
         import torch
 
         cumulative = (logits.float() / self.temperature).softmax(-1).cumsum(-1)
@@ -400,7 +400,7 @@ class Sampler:
 def best_over_segments(given: Sequence[Answer]) -> Answer:
     """Return the answer with the largest sum of probabilities over the segments of a recording.
 
-    Of several the first is returned, with its mean probability over all segments, and the sum of the seconds.
+    The other values are the mean probability over all segments and the total seconds.
     """
     sums: dict[str, float] = {}
     for one in given:

@@ -1,7 +1,7 @@
-"""Match questions to those of the training, calibrate answers, and compare recordings with those of the training.
+"""Match questions to training questions, calibrate answers, and compare recordings with the training set.
 
-`training.calibration` measures all this at the end of a training. The model folder holds it in certainty.json, and in
-ecg_pairs.safetensors how often one ECG token follows another.
+`training.calibration` computes the results at the end of a training run. The model folder stores them in
+certainty.json, and in ecg_pairs.safetensors how often one ECG token follows another.
 """
 
 import re
@@ -19,9 +19,9 @@ from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 from ecgbyte_cli.storage.files import read_json, write_json
 
 FILE, PAIRS = "certainty.json", "ecg_pairs.safetensors"
-MOST_ANSWERS, MOST_LETTERS = 40, 2000  # to choose from; a question with more answers is answered freely
-BACK_OFF = 20.0  # weight of a token's own frequency beside the counts of its pairs
-UNSURE_ODDS = 1.5  # an answer is unsure if its odds are within this factor of those where yes begins
+MAX_ANSWERS, MAX_CHARACTERS = 40, 2000  # a question with more possible answers is answered in free text
+BACK_OFF = 20.0  # back-off weight of the unigram frequency relative to the bigram counts
+UNSURE_ODDS = 1.5  # an answer is unsure if its odds are within this factor of those at the threshold for yes
 CONTENTS = (
     "groups",
     "temperature",
@@ -31,9 +31,9 @@ CONTENTS = (
     "points",
     "adjustments",
     "calibrated_on",
-)  # of certainty.json
-FLAT = 0.01  # mV; a lead that moves less is flat
-# words that questions do not differ in
+)  # entries of certainty.json
+FLAT = 0.01  # mV; a lead with a smaller range is flat
+# filler words, ignored when questions are compared
 EMPTY = frozenset(
     "a an any are be can could do does ecg ekg electrocardiogram find have has in is it me of please recording say "
     "see seen show shown shows tell that the there these this would you".split()
@@ -41,69 +41,70 @@ EMPTY = frozenset(
 
 
 def normalize_question(text: str) -> str:
-    """Return a question without case and punctuation; signs that change the meaning of a number stay."""
+    """Return a question without case and punctuation, but with the symbols that change a number's meaning."""
     text = unicodedata.normalize("NFKC", text).casefold().replace("\u2019", "'")
     text = re.sub(r"'s\b", " is", text).replace("'", "")
     return " ".join(re.findall(r"\d+[.,]\d+|[^\W_]+|[<>=\u2264\u2265+\u00b1%]", text))
 
 
 def question_keywords(text: str) -> tuple[str, ...]:
-    """Return the words of a question but the `EMPTY` ones, in alphabetical order."""
+    """Return the words of a question except `EMPTY`, in alphabetical order."""
     return tuple(sorted({*normalize_question(text).split()} - EMPTY))
 
 
 class MatchedQuestion(NamedTuple):
-    """A question of the training."""
+    """A training question that matches the user's question."""
 
-    text: str  # for the prompt
-    answers: list[str] | None  # to choose from; None: it is answered freely
-    said: str  # its words in the training
-    # of a list of findings: the questions with yes and no that it is put together from, and the finding of each
+    text: str  # wording for the prompt
+    answers: list[str] | None  # possible answers; None: free text
+    wording: str  # its wording in the training data
+    # for a question whose answer is a list: the yes/no questions it is assembled from, each mapped to its finding
     parts: dict[str, str] | None = None
-    # of a question about a finding whose answers are rhythms: the rhythms that mean yes
+    # for a yes/no question answered through the rhythm question: the rhythms that count as yes
     members: tuple[str, ...] | None = None
 
 
 class ChosenAnswer(NamedTuple):
-    """One of several answers: the most probable, or the one that a threshold or an adjustment decides for."""
+    """The chosen answer: the most probable, or the one selected by a threshold or adjustment."""
 
     answer: str
     probability: float  # calibrated
     other: str  # the most probable of the others
     other_probability: float
-    sure: bool | None  # None where no threshold is known
-    yes: float | None  # the probability of yes, where yes and no are the answers
-    point: float | None = None  # the probability from which the answer is yes, if it is not one half
+    sure: bool | None  # the most probable of the other answers
+    yes: float | None  # probability of yes, for yes/no questions
+    point: float | None = None  # None if no threshold is known
 
 
 @dataclass
 class Certainty:
-    """The questions, calibration and recordings of a training.
+    """What a training run leaves for answering: its questions, calibration and recording statistics.
 
     Attributes
     ----------
     groups : list of dict
-        `texts`: questions with the same meaning; `answers`: their possible answers, the most frequent first, or None;
-        optional `asked`: the text for the prompt, if it is none of `texts`; optional `parts`: the questions with yes
-        and no, as in prompts, whose answers make a list, and the finding of each.
+        `texts`: questions with the same meaning; `answers`: their possible answers, most frequent first, or None;
+        optional `asked`: the wording for the prompt, if it is not one of `texts`; optional `parts`: the yes/no
+        questions, as worded in prompts, whose answers form a list, each mapped to its finding.
     temperature, sure : dict of str to float
-        By `two` and `more` answers to choose from: the divisor of log-probabilities, and the calibrated probability
-        from which an answer is sure.
+        Keyed by the number of possible answers (`two` or `more`): the divisor of log-probabilities, and the lowest
+        calibrated probability at which an answer is sure.
     bits, amplitude : list of float or None
-        Of validation: median and 99.5th percentile of the bits per ECG token; 0.5th and 99.5th percentile of the
-        range of the leads in mV.
+        On the validation set: median and 99.5th percentile of the bits per ECG token; 0.5th and 99.5th percentile of
+        the leads' range in mV.
     points : dict of str to list of float
-        By the text of a prompt for yes and no: slope and intercept that turn the model's log-odds into calibrated
-        ones, and the probability from which the answer is yes.
+        Keyed by prompt text (yes/no questions): slope and intercept that calibrate the model's log-odds, and the
+        threshold for yes.
     adjustments : dict of str to dict of str to float
-        By the text of a prompt with more than two answers: what is added to the log-probability of each answer before
-        the largest is chosen, so that rare answers are given (Menon et al., Long-tail learning via logit adjustment,
-        ICLR 2021). Probabilities stay as they are.
+        Keyed by prompt text (more than two answers): the term added to each answer's log-probability before the most
+        probable is chosen, so that rare answers are found (Menon et al., Long-tail learning via logit adjustment, ICLR
+        2021). The reported probabilities are not adjusted.
     calibrated_on : str or None
-        The recordings of the calibration in words.
+        A description of the recordings used for calibration.
     keys, counts, single : numpy.ndarray
-        How often pairs of tokens (the first times the vocabulary plus the second; the first may be the beginning of
-        a lead, which is one behind the last token) and tokens are in the training split.
+        Bigram and unigram token counts in the training split. `keys` holds `first * vocabulary + second`; the id
+        `vocabulary`, one past the last token, stands for the start of a lead. `counts` holds the count of each key,
+        and `single` the count of each token.
     """
 
     groups: list[dict]
@@ -120,7 +121,7 @@ class Certainty:
 
     def __post_init__(self) -> None:
         self._exact: dict[str, int] = {}
-        # by normalized text and by keywords; None where two questions share them
+        # keyed by normalized text and by keywords; None if two questions share the key
         self._alike: dict[str | tuple[str, ...], tuple[int, str] | None] = {}
         for number, group in enumerate(self.groups):
             for text in group["texts"]:
@@ -135,7 +136,7 @@ class Certainty:
         self._share = (self.single + 0.5) / (self.single.sum() + 0.5 * vocabulary)
 
     def match(self, question: str) -> MatchedQuestion | None:
-        """Return the question of the training that is the same up to case, punctuation and `EMPTY` words."""
+        """Return the training question that differs only in case, punctuation and `EMPTY` words."""
         if question in self._exact:
             number, text = self._exact[question], question
         elif found := self._alike.get(normalize_question(question)) or self._alike.get(
@@ -148,7 +149,7 @@ class Certainty:
         return MatchedQuestion(group.get("asked", text), group["answers"], text, group.get("parts"))
 
     def weights(self, answers: Sequence[str], logs: np.ndarray, text: str = "") -> np.ndarray:
-        """Return the calibrated probabilities of answers to a prompt's text, from the model's log-probabilities."""
+        """Return calibrated probabilities of the answers to a prompt text, from the model's log-probabilities."""
         yes = yes_place(answers)
         if text in self.points and yes is not None:
             slope, intercept, _ = self.points[text]
@@ -157,7 +158,7 @@ class Certainty:
         return softmax(logs / self.temperature.get(answer_kind(answers), 1.0))
 
     def choose(self, answers: Sequence[str], weights: np.ndarray, text: str = "") -> ChosenAnswer:
-        """Choose one of two answers or more: by its threshold or adjustment, where there is one, or the likeliest."""
+        """Choose among two or more answers: by threshold or adjustment if there is one, otherwise the likeliest."""
         yes = yes_place(answers)
         point = self.points[text][2] if text in self.points and yes is not None else None
         if point is None:
@@ -178,7 +179,7 @@ class Certainty:
         )
 
     def bits_of(self, ecg: np.ndarray, lengths: np.ndarray, samples: int) -> float:
-        """Return the mean bits of an ECG's tokens, each after the one before it, by the pairs of the training split."""
+        """Return the mean bits per token under the bigram model of the training split."""
         vocabulary = len(self.single)
         before = preceding_tokens(ecg, lengths, samples, vocabulary)
         wanted = before * vocabulary + ecg
@@ -188,12 +189,12 @@ class Certainty:
         return float(-np.log2(share).mean())
 
     def unlike(self, ecg: np.ndarray, signal: np.ndarray, tokenizer: ECGTokenizer) -> list[str]:
-        """Return how an ECG differs from those of the training; empty where it does not.
+        """Return the ways in which an ECG differs from the training recordings; empty if it does not.
 
         Parameters
         ----------
         ecg : int array
-            Its tokens.
+            The ECG's tokens.
         signal : numpy.ndarray
             (leads, samples), mV, before quantization.
         tokenizer : ECGTokenizer
@@ -211,7 +212,7 @@ class Certainty:
             )
             if not low <= usual <= high:
                 reasons.append(
-                    f"its leads have a range of {usual:.2f} mV (99 % of the training: {low:.2f} to {high:.2f})"
+                    f"its leads have a range of {usual:.2f} mV (99 % of validation recordings: {low:.2f} to {high:.2f})"
                 )
         lead_of = layout.lead_ranges(ecg, tokenizer.lengths, tokenizer.signal["samples"])
         ecg = ecg[layout.Layout.of(0, tokenizer).read_tokens(ecg, lead_of)]
@@ -219,15 +220,15 @@ class Certainty:
             bits = self.bits_of(ecg, tokenizer.lengths, tokenizer.signal["samples"])
             if bits > self.bits[1]:
                 reasons.append(
-                    f"its waves are unusual ({bits:.1f} bits per token; 99.5 % of the training: at most "
+                    f"its waves are unusual ({bits:.1f} bits per token; 99.5 % of validation recordings: at most "
                     f"{self.bits[1]:.1f})"
                 )
         return reasons
 
     def with_earlier(self, earlier: "Certainty") -> "Certainty":
-        """Return the certainty of a model that was trained further, and still answers its earlier questions.
+        """Merge with the calibration of the earlier model, for a model that was trained further.
 
-        Typical recordings are those of both trainings.
+        The recording statistics cover both training sets.
         """
         groups = [group for group in self.groups if earlier.match(group["texts"][0]) is None]
         keys = np.concatenate([self.keys, earlier.keys])
@@ -287,7 +288,7 @@ def read_certainty(folder: str | Path, vocabulary: int) -> Certainty | None:
         or shapes["keys"] != shapes["counts"]
         or len(shapes["keys"]) != 1
     ):
-        raise Failure(f"{pairs} is not of this model: copy the model folder again")
+        raise Failure(f"{pairs} does not belong to this model: copy the model folder again")
     arrays = load_file(pairs)
     if any(part.dtype not in (np.uint32, np.uint64) or (part >= 2**62).any() for part in arrays.values()):
         raise Failure(f"{pairs} is damaged: copy the model folder again")
@@ -347,12 +348,12 @@ def _find_problem(said: dict[str, Any]) -> str | None:
 
 
 def can_choose_from(answers: Sequence[str]) -> bool:
-    """Return whether answers are few and short enough to choose from."""
+    """Return whether answers are few and short enough to be chosen from."""
     known = {*answers}
     return (
-        2 <= len(answers) <= MOST_ANSWERS
+        2 <= len(answers) <= MAX_ANSWERS
         and len(known) == len(answers)
-        and sum(map(len, answers)) <= MOST_LETTERS
+        and sum(map(len, answers)) <= MAX_CHARACTERS
         and not any("\ud800" <= letter <= "\udfff" for answer in answers for letter in answer)
     )
 
@@ -364,31 +365,31 @@ def lead_ranges(signal: np.ndarray) -> np.ndarray:
 
 
 def answer_kind(answers: Sequence[str]) -> str:
-    """Return the key of `temperature` and `sure` for some answers."""
+    """Return the key of `temperature` and `sure` for a set of answers."""
     return "two" if len(answers) <= 2 else "more"
 
 
 def yes_place(answers: Sequence[str]) -> int | None:
-    """Return the place of yes where yes and no are the answers, else None."""
+    """Return the index of yes for yes/no answers, else None."""
     lowered = [answer.casefold() for answer in answers]
     return lowered.index("yes") if len(lowered) == 2 and {*lowered} == {"yes", "no"} else None
 
 
 def unsure_range(point: float) -> tuple[float, float]:
-    """Return the probabilities between which an answer is not sure: the odds within a factor of `UNSURE_ODDS`."""
+    """Return the range of probabilities that are unsure: odds within a factor of `UNSURE_ODDS` of the threshold's."""
     odds = point / (1 - point)
     low, high = odds / UNSURE_ODDS, odds * UNSURE_ODDS
     return low / (1 + low), high / (1 + high)
 
 
 def softmax(logs: np.ndarray) -> np.ndarray:
-    """Return probabilities from logarithms, float64 (n,)."""
+    """Return probabilities from their logarithms, float64 (n,)."""
     weights = np.exp(logs - logs.max())
     return weights / weights.sum()
 
 
 def preceding_tokens(ecg: np.ndarray, lengths: np.ndarray, samples: int, vocabulary: int) -> np.ndarray:
-    """Return the token before each token of an ECG; `vocabulary` where a lead begins."""
+    """Return the token before each token of an ECG; `vocabulary` at the start of a lead."""
     ends = np.cumsum(lengths[ecg])
     before = np.concatenate([[vocabulary], ecg[:-1]]).astype(np.int64)
     before[(ends - lengths[ecg]) % samples == 0] = vocabulary

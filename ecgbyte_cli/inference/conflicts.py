@@ -1,7 +1,7 @@
 """Find answers of a model that contradict measured values: a table of rules with their sources.
 
-A conflict needs a value beyond its limit by more than a margin, as measurements have errors (docs/measure.md). A value
-that was not measured makes none.
+A conflict needs a value that exceeds its limit by more than a margin, because measurements have errors
+(docs/measure.md). A value that could not be measured causes no conflict.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,17 +32,17 @@ MS, DEGREES, MV = 10.0, 10.0, 0.1  # margins: about the standard deviation of th
 SLOW, FAST = (
     50.0,
     135.0,
-)  # beats per minute: well below SPODICK; above FAST flutter waves may pass for P waves
+)  # beats per minute: well below SPODICK; at rates above FAST, flutter waves may be taken for P waves
 
 
 @dataclass(frozen=True)
 class AnswerConflict:
-    """An answer that something else about the recording contradicts.
+    """An answer that contradicts a measurement, a statement of the recorder, or another answer.
 
     Attributes
     ----------
     finding : str
-        What was asked about, such as `sinus bradycardia`.
+        The finding in question, such as `sinus bradycardia`.
     answer : str
         `yes` or `no`.
     """
@@ -52,21 +52,21 @@ class AnswerConflict:
 
     @property
     def reason(self) -> str:
-        """What contradicts the answer."""
+        """The reason in a clause."""
         raise NotImplementedError
 
     @property
     def brief(self) -> str:
-        """What contradicts the answer, in a cell of a table."""
+        """The reason in a few words, for a table cell."""
         return self.reason
 
     @property
     def text(self) -> str:
-        """All of it in one sentence."""
+        """Answer and reason in one sentence."""
         return f"conflict: the model answers {self.answer} to {self.finding}, but {self.reason}"
 
     def as_json(self) -> dict[str, str]:
-        """Return the conflict as JSON takes it."""
+        """Return the conflict for --json."""
         return {**asdict(self), "text": self.text}
 
 
@@ -88,17 +88,17 @@ class Conflict(AnswerConflict):
 
     @property
     def reason(self) -> str:
-        """What contradicts the answer."""
+        """The reason in a clause."""
         return f"{self.measured} was measured; {self.rule} ({self.source})"
 
     @property
     def brief(self) -> str:
-        """What contradicts the answer, in a cell of a table."""
+        """The reason in a few words, for a table cell."""
         return self.measured
 
 
 class Case(NamedTuple):
-    """What a rule looks at."""
+    """The input of a rule."""
 
     measured: Measurement
     answers: Mapping[str, str]
@@ -125,7 +125,7 @@ class Case(NamedTuple):
         return lead is not None and lead.r_mv is not None and lead.r_mv < 1.1 - MV
 
     def between(self, name: str, low: float, high: float = float("inf")) -> bool:
-        """Return whether a value was measured, above `low` and below `high`."""
+        """Return whether a value was measured and lies between `low` and `high`."""
         value = getattr(self.measured, name)
         return value is not None and low < value < high
 
@@ -133,7 +133,7 @@ class Case(NamedTuple):
         return self.between(name, -float("inf"), high)
 
     def verdicts(self, names: tuple[str, str], margin: float) -> list[str | None]:
-        """Compare two values with their limits: `low`, `normal`, `high`, None where a margin or the sex decides."""
+        """Compare two values with their limits: `low`, `normal`, `high`, or None if margin or sex leave it open."""
         found: list[str | None] = []
         for name in names:
             value, limits = getattr(self.measured, name), limits_for(name, self.age, self.sex)
@@ -150,12 +150,12 @@ class Case(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """When an answer about a finding contradicts the measurement."""
+    """A rule: when an answer about a finding contradicts the measurement."""
 
     findings: tuple[str, ...]
     answer: str
     contradicted: Callable[[Case], bool]
-    values: tuple[str, ...]  # that are shown
+    values: tuple[str, ...]  # shown as evidence
     rule: str
     source: str
 
@@ -237,13 +237,13 @@ def find_conflicts(
     Parameters
     ----------
     answers : mapping of str to str
-        Words of a finding, or its short name, to `yes` or `no`. `rhythm` has the words of a rhythm.
+        Words of a finding, or its short name, mapped to `yes` or `no`; `rhythm` mapped to the words of a rhythm.
     measurement : Measurement
-        From `measure`.
+        The result of `measure`.
     age : float or None
-        Years. None is an adult of unknown age; most rules are for adults.
+        Years. None means an adult of unknown age; most rules apply to adults only.
     sex : str or None
-        `male`, `female`, or None if it is not known.
+        `male`, `female`, or None if unknown.
 
     Returns
     -------
@@ -266,16 +266,16 @@ def own_conflicts(
     age: float | None = None,
     sex: str | None = None,
 ) -> list[Conflict]:
-    """Find the conflicts of one answer; other answers about the same ECG count where a rule needs several.
+    """Find the conflicts of one answer. A rule that needs several answers also uses those about the same ECG.
 
     Parameters
     ----------
     own : mapping of str to str
-        What the answer says, from `answers_of`.
+        The findings of this answer, from `answers_of`.
     answers : mapping of str to str
-        What the other answers say.
+        The findings of the other answers.
     measurement, age, sex
-        As in `find_conflicts`.
+        See `find_conflicts`.
     """
     findings = {own["rhythm"].strip().rstrip(".").lower()} if "rhythm" in own else {*own}
     conflicts = find_conflicts({**answers, **own}, measurement, age, sex)
@@ -283,7 +283,7 @@ def own_conflicts(
 
 
 def answers_of(question: str, answer: str) -> dict[str, str]:
-    """Return what an answer says of a finding: its words to `yes` or `no`, `rhythm` to a rhythm; empty otherwise."""
+    """Return the findings of an answer: words mapped to `yes` or `no`, `rhythm` to a rhythm; or an empty dict."""
     keywords = question_keywords(question)
     if keywords in _RHYTHM:
         return {"rhythm": answer}
@@ -309,7 +309,7 @@ def _shown(names: tuple[str, ...], measurement: Measurement) -> str:
 
 
 def _asked_about() -> dict[tuple[str, ...], str]:
-    """The keywords of each wording of a finding to its words."""
+    """Map the keywords of each wording of a finding to its words."""
     named = {name: one.words for name, one in ALL_FINDINGS.items()}
     every = [one.words for one in STATEMENTS.values()] + [one.words for one in ALL_FINDINGS.values()]
     wordings = {words: [words] for words in every}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 Show = Callable[[str], object]
-ABOUT_ALL = ("safety", "sure", "why")  # questions that are not about one ECG
+ABOUT_ALL = ("safety", "sure", "why")  # questions that are not about a single ECG
 
 
 @dataclass
@@ -46,8 +46,8 @@ class ECG:
     """An open recording, and the segment of it that the model reads."""
 
     recording: readers.Recording
-    segments: Sequence[tuple[float, np.ndarray]]  # of (start in s, float32 (leads, samples) in mV)
-    number: int  # of the segment that the model reads
+    segments: Sequence[tuple[float, np.ndarray]]  # (start in s, float32 (leads, samples) in mV)
+    number: int  # index of the segment that the model reads
     tokens: np.ndarray
     tokenizer: "ECGTokenizer"
     compared: bool = False  # whether `Conversation.unlike` has compared it
@@ -59,7 +59,7 @@ class ECG:
 
     @cached_property
     def in_prompt(self) -> tuple[list[str], int]:
-        """The leads in the prompt, and the number of their tokens: a model of any leads reads no flat ones."""
+        """The leads in the prompt, and their token counts; an any-lead model skips flat leads."""
         layout, leads = Layout.of(0, self.tokenizer), self.signal["leads"]
         if not layout.marks:
             return leads, len(self.tokens)
@@ -69,40 +69,40 @@ class ECG:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Start and end of the segment, in s."""
+        """Start and end of the open segment, in s."""
         start = self.segments[self.number][0]
         return start, start + self.signal["segment_seconds"]
 
     def arrays(self) -> list[np.ndarray]:
-        """Return the arrays in memory: nothing of a long recording, which stays in its file."""
+        """Return the arrays in memory; none for a long recording, which stays in its file."""
         return [] if is_stored(self.recording) else [self.recording.signal, *(s for _, s in self.segments)]
 
     def stretch(self) -> str:
-        """Return a description of the segment."""
+        """Describe the open segment: its times and number."""
         start, end = self.seconds
         return f"{start:g} to {end:g} s, segment {self.number + 1} of {len(self.segments)}"
 
     @cached_property
     def measurement(self) -> Measurement:
-        """The measurement of the open segment, as it was recorded."""
+        """The measurement of the open segment, from the signal as recorded."""
         return measure_stretch(self.recording, *self.seconds)
 
     @cached_property
     def line(self) -> str:
-        """The measured values as a line, for models trained with them."""
+        """The measured values as a line of text, for models trained with measured values."""
         return measured_line(self.measurement)
 
     def lead(self, name: str) -> np.ndarray:
         """Return a lead over the segment, as recorded: float32 (samples,), mV."""
         part = self.recording.part(*self.seconds)
         names = [lead.lower() for lead in part.leads]
-        if name.lower() in names:  # non-standard leads too
+        if name.lower() in names:  # includes non-standard leads
             return part.signal[names.index(name.lower())]
         return preprocess.pick(part, [readers.lead_name(name)])[0]
 
 
 class WithoutSignal(ECG):
-    """An ECG of which the model gets nothing, or a flat line, and no measured values."""
+    """An ECG that is hidden from the model or replaced by a flat line, without measured values."""
 
     @property
     def line(self) -> str:
@@ -117,7 +117,7 @@ class Conversation:
     session : Session
     ecgs : list of ECG
     max_new : int
-        Longest answer in tokens.
+        Longest answer, in tokens.
 
     Attributes
     ----------
@@ -140,16 +140,16 @@ class Conversation:
     ) -> Turn:
         """Answer a question.
 
-        If training listed the answers to this question, the most probable of them is chosen. Otherwise the answer
-        is written greedily, token by token. A model trained from scratch declines questions it was not trained on.
+        If the training data list the possible answers, the most probable is chosen. Otherwise the answer is decoded
+        greedily. A model trained from scratch declines questions outside its training data.
 
         Parameters
         ----------
         question : str
         show : callable
-            Called with each piece of the answer as soon as it is written.
+            Called with each piece of the answer as it is generated.
         think : callable
-            Called with the reasoning before the answer, if there is one.
+            Called with the reasoning that precedes the answer, if any.
 
         Returns
         -------
@@ -159,7 +159,7 @@ class Conversation:
         Raises
         ------
         Failure
-            If the conversation is longer than the model can read, or memory does not suffice.
+            If the conversation is longer than the model can read, or memory runs out.
         """
         turn = Turn(question, ecgs=list(self.ecgs), earlier=list(self.turns))
         self.log.append(turn)
@@ -173,7 +173,7 @@ class Conversation:
         return turn
 
     def _ask_each(self, turn: Turn, show: Show) -> Turn:
-        """Ask about each ECG by itself, and put the answers side by side: the model reads one ECG at a time."""
+        """Ask about each ECG separately and combine the answers, for a model that reads one ECG at a time."""
         start = time.perf_counter()
         for ecg in turn.ecgs:
             part = Turn(turn.question, ecgs=[ecg])
@@ -191,13 +191,13 @@ class Conversation:
         return turn
 
     def _ask(self, turn: Turn, show: Show, think: Show) -> None:
-        """Answer a turn about the ECGs that it names."""
+        """Answer a turn from its ECGs."""
         start = time.perf_counter()
         try:
             understood = understand(turn.question, self.session)
             if len(turn.ecgs) > 1 and understood.by not in ABOUT_ALL:
                 understood = NOTHING
-            turn.asked_as = understood.matched and understood.matched.said
+            turn.asked_as = understood.matched and understood.matched.wording
             if understood.by == "measurement" and take_measured(turn, understood.question, show):
                 turn.asked_as = understood.question if understood.question != turn.question else None
                 return
@@ -222,7 +222,7 @@ class Conversation:
         turn.conflicts = conflicts_of(turn, self.log)
 
     def _compose(self, turn: Turn, by: str, show: Show) -> None:
-        """Answer in fixed sentences."""
+        """Answer with fixed sentences."""
         turn.composed = by
         report = by == "report"
         turn.answer = compose_report(self.session, turn.ecgs[0]) if report else answer_fixed(by, self.log)
@@ -241,12 +241,12 @@ class Conversation:
         most = getattr(self.session.lm.base.config, "max_position_embeddings", None) or sys.maxsize
         try:
             ids, turn.lost = self.session.prompt_ids(turn.ecgs, [*turn.earlier, (text, None)])
-        except Failure as error:  # the text alone is longer
+        except Failure as error:  # the text alone is too long
             raise Failure(f"too long: {error.message}; {self._shorter()}") from error
         turn.prompt = ids
         if len(ids) >= most:
             raise Failure(
-                f"too long: the model reads {most} tokens, and this makes {len(ids)}; {self._shorter()}"
+                f"too long: the model can read {most} tokens, but this prompt has {len(ids)}; {self._shorter()}"
             )
         if matched and matched.parts:
             self._list(turn, matched, matched.parts, show, start)
@@ -256,7 +256,7 @@ class Conversation:
             self._write(turn, ids, min(self.max_new, most - len(ids)), show, think, start)
 
     def _write(self, turn: Turn, ids: np.ndarray, room: int, show: Show, think: Show, start: float) -> None:
-        """Write an answer token by token, the most probable each time."""
+        """Decode an answer greedily."""
         from ecgbyte_cli.model.decoding import RecordedPicks
 
         session, shown = self.session, ""
@@ -274,11 +274,11 @@ class Conversation:
                 turn.reasoning = turn.answer.partition(tags[1])[0].removeprefix(tags[0]).strip()
                 think(turn.reasoning)
             turn.answer = split_reasoning(turn.answer, tags).answer if tags else turn.answer
-            # a character of several bytes is not whole before its last one
+            # a multi-byte character is incomplete until its last byte
             if turn.answer.startswith(shown) and not turn.answer.endswith("\ufffd"):
                 show(turn.answer[len(shown) :])
                 shown = turn.answer
-        if not reasoned:  # it never closed its reasoning
+        if not reasoned:  # the model did not close its reasoning
             turn.answer = split_reasoning(turn.answer, tags).answer
         show(turn.answer[len(shown) :])
         turn.probability = math.exp(sum(logs)) if (logs := picks.answers()[0][1]) else None
@@ -286,7 +286,7 @@ class Conversation:
     def _choose(
         self, turn: Turn, ids: np.ndarray, matched: "MatchedQuestion", show: Show, start: float
     ) -> None:
-        """Choose the most probable of the answers that a question can have."""
+        """Choose the most probable of the possible answers."""
         answers, session = matched.answers or [], self.session
         (weights,) = session.weigh_prompts([ids], answers, [matched.text], session.cache)
         chosen = session.choose(matched.text, answers, weights)
@@ -303,7 +303,7 @@ class Conversation:
     def _list(
         self, turn: Turn, matched: "MatchedQuestion", parts: dict[str, str], show: Show, start: float
     ) -> None:
-        """Put a list together from questions with yes and no."""
+        """Assemble a list from the answers to yes/no questions."""
         answers = ["no", "yes"]
         prompts = [self.session.prompt_ids(turn.ecgs, [(part, None)])[0] for part in parts]
         weighed = self.session.weigh_prompts(prompts, answers, [*parts])
@@ -312,7 +312,7 @@ class Conversation:
         ]
         turn.findings = {words: one.yes or 0.0 for words, one in zip(parts.values(), chosen, strict=True)}
         turn.sure = None if chosen[0].sure is None else all(one.sure for one in chosen)
-        turn.prompt = None  # there is no one prompt to attribute the answer to
+        turn.prompt = None  # no single prompt exists to attribute the answer to
         turn.present = [w for w, one in zip(parts.values(), chosen, strict=True) if one.answer == "yes"]
         whole = "none of those that I know" if matched.text else f"none of these: {', '.join(parts.values())}"
         turn.answer = "; ".join(turn.present) or whole
@@ -320,7 +320,7 @@ class Conversation:
         show(turn.answer)
 
     def _certainty(self) -> "Certainty":
-        assert self.session.certainty  # a question was matched
+        assert self.session.certainty  # the question matched one of its questions
         return self.session.certainty
 
     def _untrained(self, turn: Turn, matched: "MatchedQuestion | None") -> bool:
@@ -328,24 +328,26 @@ class Conversation:
         return len(turn.ecgs) == 1 and declines(self.session, matched)
 
     def _decline(self, turn: Turn, show: Show) -> None:
-        """Answer with questions that can be asked instead."""
+        """Decline, and suggest questions that the model can answer."""
         like = "; ".join(suggest(turn.question, self._certainty(), self.session.known_findings))
         turn.declined = True
         turn.answer = f"I was not trained on this question. I can answer, for example: {like}"
         show(turn.answer)
 
     def ask_without_ecg(self) -> list[tuple[str, Turn]]:
-        """Ask the last question without the ECG and with a flat line; return the name and the turn of each.
+        """Ask the last question without the ECG and with a flat line; return (name, turn) pairs.
 
         Raises
         ------
         Failure
-            If the last answer is not the model's.
+            If the last answer did not come from the model.
         """
         turns = [entry for entry in self.log if isinstance(entry, Turn) and not entry.error]
         last = turns[-1].separate[-1] if turns and turns[-1].separate else turns[-1] if turns else None
         if last is None or not (last.attributable or last.findings):
-            raise Failure("the last answer is not the model's: ask about a finding or the rhythm first")
+            raise Failure(
+                "the last answer did not come from the model: ask about a finding or the rhythm first"
+            )
         asked = [("with the ECG", last)]
         flat = self.session.tokenizer.flat_line(self.session.segmenter)
         matched = understand(last.question, self.session).matched if len(last.ecgs) == 1 else None
@@ -358,7 +360,7 @@ class Conversation:
         return asked
 
     def unlike(self) -> list[str]:
-        """Return a line about each open recording that is unlike those of the training, once each."""
+        """Return one warning, once, for each open recording unlike the training data."""
         lines, certainty = [], self.session.certainty
         for ecg in self.ecgs:
             if certainty and not ecg.compared:
@@ -368,31 +370,31 @@ class Conversation:
                 if reasons:
                     lines.append(
                         f"{ecg.recording.name} is unlike the recordings that the model was trained on: "
-                        f"{'; '.join(reasons)}. Answers may be wrong, however probable they look"
+                        f"{'; '.join(reasons)}. Answers may be wrong even if their probability is high"
                     )
         return lines
 
     def open(self, path: str | os.PathLike) -> ECG:
-        """Open another recording beside those open, and return its ECG."""
+        """Open another recording alongside the others, and return its ECG."""
         self.ecgs.append(self.session.read(path))
         self.log.append(f"Opened {self.ecgs[-1].recording.name}.")
         return self.ecgs[-1]
 
     def segment(self, number: int) -> ECG:
-        """Read another segment (1, 2, …) of the recording opened last, and forget earlier turns."""
+        """Read another segment (1, 2, …) of the last opened recording, and forget earlier turns."""
         last = self.ecgs[-1]
         if not 1 <= number <= len(last.segments):
             raise Failure(f"{last.recording.name} has the segments 1 to {len(last.segments)}")
         try:
             self.ecgs[-1] = self.session.reader.segment(last.recording, last.segments, number - 1)
-        except readers.Unusable as error:  # a part of a long recording is read only now
+        except readers.Unusable as error:  # a segment of a long recording is read only now
             raise Failure(error.about(f"segment {number} of {last.recording.name}")) from error
         self.turns = []
         self.log.append(f"Read {last.recording.name}, {self.ecgs[-1].stretch()}.")
         return self.ecgs[-1]
 
     def clear(self) -> None:
-        """Forget earlier turns, and close all recordings but the one opened last."""
+        """Forget earlier turns, and close all recordings except the last opened."""
         self.ecgs, self.turns = self.ecgs[-1:], []
         self.log.append(f"Started afresh with {self.ecgs[0].recording.name}.")
 
@@ -413,13 +415,13 @@ def fit_prompt(
 
 
 def declines(session: "Session", matched: "MatchedQuestion | None") -> bool:
-    """Return whether a model was trained from scratch on known questions about one ECG, of which this is none."""
+    """Return whether a model from scratch knows single-ECG questions only, and this question is not one of them."""
     listed = session.certainty and session.certainty.groups
     return bool(listed) and not matched and not remembers_earlier_turns(session.about)
 
 
 def _answer_among(turn: Turn, answers: list[str], weights: np.ndarray, members: tuple[str, ...]) -> None:
-    """Answer with yes or no whether the rhythm is among some, and name the most probable one on that side."""
+    """Answer yes or no to whether the rhythm is one of `members`, and name the most probable rhythm of that group."""
     among = np.array([answer in members for answer in answers])
     chance = float(weights[among].sum())
     yes = chance > 0.5
@@ -429,15 +431,15 @@ def _answer_among(turn: Turn, answers: list[str], weights: np.ndarray, members: 
 
 
 def origin(about: dict) -> str:
-    """Return the name of a model, and what it was trained from."""
+    """Return the name of a model and of its base model."""
     base = about["base"]
     return f"{about['folder']}, {'trained from scratch' if base in BUILT else f'from {base}'}"
 
 
 def remembers_earlier_turns(about: dict) -> bool:
-    """Return whether earlier questions are part of the prompt.
+    """Return whether earlier turns are part of the prompt.
 
-    A model trained from scratch on single questions has never seen an earlier question; a base model that knows
-    conversations has.
+    Models trained from scratch on single questions have never seen an earlier turn. Base models that know
+    conversations have.
     """
     return about.get("conversations", about["base"] not in BUILT)

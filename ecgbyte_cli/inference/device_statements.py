@@ -1,8 +1,8 @@
 """Compare the answers of a model with the statements that the recorder wrote into the file.
 
-Recorders state findings in fixed phrases; the English ones are known here. A statement with a word of doubt, denial or
-comparison ("probable", "no longer", "previous") is left out. A finding that the recorder does not state may still be
-there, but sinus rhythm and atrial fibrillation exclude each other.
+Recorders state findings in fixed phrases; this module knows the English ones. It ignores statements with a word of
+doubt, denial or comparison ("probable", "no longer", "previous"). A finding that the recorder does not state may still
+be present, but sinus rhythm and atrial fibrillation exclude each other.
 """
 
 import re
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from ecgbyte_cli.inference.conflicts import AnswerConflict
 from ecgbyte_cli.readers import Recording
 
-KEY = "statement"  # of the comments of a recording
-# of doubt, denial or comparison, anywhere in a statement
+KEY = "statement"  # prefix of such a comment in a recording
+# words of doubt, denial or comparison, anywhere in a statement
 DOUBT = re.compile(
     r"\?|\b(borderline|cannot|compared|consider|consistent|could|exclude|excluded|former|likely|may|might|minimal|no|"
     r"non|not|or|pattern|possible|possibly|previous|previously|probable|probably|questionable|replaced|replaces|rule|"
     r"ruled|since|suggest|suggests|suggestive|suspect|suspected|unlikely|versus|vs|without)\b"
 )
-# phrases of recorders and the words of a finding; the longer ones first, as each takes its words away
+# recorder phrases and the finding each one means; longer phrases first, because a match removes its words
 PHRASES = tuple(
     (re.compile(rf"\b{phrase}"), words)
     for phrase, words in (
@@ -57,24 +57,24 @@ class DeviceConflict(AnswerConflict):
     Attributes
     ----------
     statement : str
-        The recorder's own words.
+        The statement as the recorder wrote it.
     """
 
     statement: str
 
     @property
     def reason(self) -> str:
-        """What contradicts the answer."""
+        """The reason in a clause."""
         return f"the recorder states “{self.statement}”"
 
 
 def device_statements(recording: Recording) -> list[str]:
-    """Return the statements that the recorder wrote into the file."""
+    """Return the statements that the recorder stored in the file."""
     return recording.all_comments(KEY)
 
 
 def stated_findings(statements: Iterable[str]) -> dict[str, str]:
-    """Return the words of each finding that is stated without doubt, and the statement."""
+    """Map each finding that is stated without doubt to its statement."""
     found: dict[str, str] = {}
     for statement in statements:
         plain = re.sub(r"[\s\-]+", " ", statement.lower())
@@ -93,7 +93,7 @@ def device_conflicts(answers: Mapping[str, str], statements: Iterable[str]) -> l
     Parameters
     ----------
     answers : mapping of str to str
-        Words of a finding to `yes` or `no`; `rhythm` to the words of a rhythm.
+        Words of a finding mapped to `yes` or `no`; `rhythm` mapped to the words of a rhythm.
     statements : iterable of str
 
     Returns
@@ -115,6 +115,6 @@ def device_conflicts(answers: Mapping[str, str], statements: Iterable[str]) -> l
 
 
 def _exclude_each_other(one: str, other: str) -> bool:
-    """Return whether one of two rhythms is of the sinus node and the other atrial, or one slow and the other fast."""
+    """Return whether one rhythm is sinus and the other atrial, or one slow and the other fast."""
     pair = {one, other}
     return pair == RATES or bool(pair & SINUS and pair & ATRIAL)

@@ -1,6 +1,6 @@
-"""Recognise questions in everyday words, in five languages, and find what a model can answer instead of others.
+"""Recognise questions in everyday words, in five languages, and suggest questions that a model can answer.
 
-The wordings are in `questions.everyday_words`. A question is recognised only if every word of it is known, so that "Is
+The wordings are in `questions.everyday_words`. A question is recognised only if all of its words are known, so "Is
 there no atrial fibrillation?" is not.
 """
 
@@ -26,19 +26,19 @@ from ecgbyte_cli.questions.findings import ALL_FINDINGS, STATEMENTS
 from ecgbyte_cli.questions.phrasings import ALSO, CANNOT, QUERY, UNANSWERABLE, VERIFY_OWN, there_question
 
 RHYTHM, FINDINGS = "What is the rhythm?", "What are the findings?"
-GENERAL = (FINDINGS, RHYTHM, "Is this ECG normal?")  # to suggest where nothing is alike
+GENERAL = (FINDINGS, RHYTHM, "Is this ECG normal?")  # suggested if no known question is similar
 MOST_SUGGESTED = 3
 
 
 class Everyday(NamedTuple):
-    """What a question in everyday words asks for.
+    """The meaning of a question in everyday words.
 
     Attributes
     ----------
     kind : str
         `finding`, `question`, `describe`, `safety`, `sure` or `why`.
     name : str
-        The short name of a finding or of a group of them, or the question in usual words; empty for other kinds.
+        The short name of a finding or of a group of findings, or a question in standard words; empty for other kinds.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Everyday(NamedTuple):
 
 
 def recognise(question: str) -> Everyday | None:
-    """Return what a question in everyday words asks for; None if a word of it is not known."""
+    """Return the meaning of a question in everyday words; None if one of its words is not known."""
     words = _words(question)
     found = _wordings().get(" ".join(words)) or _wordings().get(_key(words))
     if found:
@@ -55,7 +55,7 @@ def recognise(question: str) -> Everyday | None:
 
 
 def known_findings(certainty: Certainty) -> dict[str, MatchedQuestion]:
-    """Return the findings that a model answers with yes or no: short name to its question."""
+    """Return the findings about which a model answers yes or no: short name mapped to its question."""
     known = {}
     for name, words in _finding_words().items():
         texts = VERIFY_OWN.get(name, [f"{there_question(words)} {words}?"])
@@ -66,7 +66,7 @@ def known_findings(certainty: Certainty) -> dict[str, MatchedQuestion]:
 
 
 def list_parts(certainty: Certainty, known: Mapping[str, MatchedQuestion]) -> dict[str, str]:
-    """Return the parts of a list of all findings: the question as in prompts, and the words of its finding."""
+    """Return the parts of a list of all findings: question as worded in prompts, mapped to its finding."""
     listed = certainty.match(FINDINGS)
     if listed and listed.parts:
         return listed.parts
@@ -89,8 +89,8 @@ def match_finding(
     Returns
     -------
     MatchedQuestion or None
-        The question about the finding; else the one about the rhythm, where the finding is one of its answers; else
-        a list of the members that the model knows.
+        The question about the finding; else the one about the rhythm, if the finding is one of its answers; else
+        a list question about the members that the model knows.
     """
     if name in known:
         return known[name]
@@ -105,12 +105,12 @@ def match_finding(
 
 
 def ask_about(name: str) -> str:
-    """Return the usual question about a finding, by its short name."""
+    """Return the standard question about a finding, from its short name."""
     return question_about(_finding_words()[name])
 
 
 def question_about(words: str) -> str:
-    """Return the usual question about a finding, by its words."""
+    """Return the standard question about a finding, from its words."""
     name = next(
         (name for name, known in _finding_words().items() if known == words and name in VERIFY_OWN), None
     )
@@ -118,7 +118,7 @@ def question_about(words: str) -> str:
 
 
 def suggest(question: str, certainty: Certainty, known: Mapping[str, MatchedQuestion]) -> list[str]:
-    """Return questions that a model can answer and that are about the same as another question, by its meaning."""
+    """Return questions that a model can answer and whose topic is closest to another question."""
     words = {_singular(word) for word in _words(question)}
     found = recognise(question)
     names = [*_members(found.name), *_topic(found.name)] if found and found.kind == "finding" else []
@@ -128,14 +128,14 @@ def suggest(question: str, certainty: Certainty, known: Mapping[str, MatchedQues
     }
     for related in sorted((one for one in scores if scores[one]), key=lambda one: -scores[one]):
         names += related.split()
-    texts = [known[name].said for name in dict.fromkeys(names) if name in known]
+    texts = [known[name].wording for name in dict.fromkeys(names) if name in known]
     texts = [spoken for text in texts if (spoken := _usual_text(text))] or _alike(question, certainty)
     general = [text for text in GENERAL if certainty.match(text)]
     return list(dict.fromkeys([*texts, *general]))[:MOST_SUGGESTED]
 
 
 def _alike(question: str, certainty: Certainty) -> list[str]:
-    """Return the questions with most words in common, without those that no ECG answers."""
+    """Return the questions with most words in common, except those that an ECG cannot answer."""
     unanswerable = {text for texts in UNANSWERABLE.values() for text in texts}
     answerable = [
         {**group, "texts": texts}
@@ -154,7 +154,7 @@ def _alike(question: str, certainty: Certainty) -> list[str]:
 
 
 def _usual_text(text: str) -> str:
-    """Return the usual wording of a question about a finding, if it is about one."""
+    """Return the standard wording of a question about a finding, if it is about one."""
     found = recognise(text)
     if found is None or found.kind != "finding" or found.name not in _finding_words():
         return text
@@ -162,14 +162,14 @@ def _usual_text(text: str) -> str:
 
 
 def _members(name: str) -> tuple[str, ...]:
-    """Return the findings that a broad one consists of, by their short names."""
+    """Return the findings that a broad finding consists of, as short names."""
     if name in GROUPS:
         return GROUPS[name]
     return tuple(one.lower() for one in ALL_FINDINGS[name].statements) if name in ALL_FINDINGS else ()
 
 
 def _topic(name: str) -> tuple[str, ...]:
-    """Return the findings of the same diagnostic class."""
+    """Return the findings in the same diagnostic class."""
     topics = {STATEMENTS[one.upper()].topic for one in (name, *_members(name)) if one.upper() in STATEMENTS}
     return tuple(one.lower() for topic in topics if topic != "form" for one in [topic, *_of_topic(topic)])
 
@@ -184,14 +184,14 @@ def _is_rhythm(name: str) -> bool:
 
 @cache
 def _finding_words() -> dict[str, str]:
-    """Return the words of each finding by its short name."""
+    """Return the words of each finding, keyed by short name."""
     statements = {name.lower(): one.words for name, one in STATEMENTS.items()}
     return statements | {name: one.words for name, one in ALL_FINDINGS.items()}
 
 
 @cache
 def _wordings() -> dict[str, Everyday]:
-    """Return what each wording asks for, by its words in order and by its key."""
+    """Return the meaning of each wording, keyed by its words in order and by its key."""
     compared_first = {name: _finding_words()[name] for name in ALL_FINDINGS} | _finding_words()
     listed: list[tuple[Everyday, Iterable[str]]] = [
         (Everyday("finding", name), wordings) for name, wordings in EVERYDAY.items()
@@ -215,12 +215,12 @@ def _wordings() -> dict[str, Everyday]:
 
 @cache
 def _alarming() -> frozenset[str]:
-    """Return the single words that ask for a judgement of danger or for advice, wherever they stand."""
+    """Return the single words that ask about danger or for advice, anywhere in a question."""
     return frozenset(_singular(_plain(word)) for word in SAFETY if " " not in word) - QUESTION_WORDS
 
 
 def _key(words: Iterable[str]) -> str:
-    """Return the words that tell what a question is about, in alphabetical order."""
+    """Return the words that carry a question's topic, in alphabetical order."""
     return " ".join(sorted({_singular(word) for word in words if word not in QUESTION_WORDS}))
 
 
@@ -237,6 +237,6 @@ def _plain(text: str) -> str:
 
 
 def _singular(word: str) -> str:
-    """Return an English word without the s of its plural."""
+    """Return an English word without its plural s."""
     plural = len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "is", "us"))
     return word[:-1] if plural else word

@@ -1,6 +1,6 @@
-"""The rows and columns of the table of findings: every question about every segment of recordings.
+"""The rows and columns of the findings table: every question about every segment of the recordings.
 
-An ECG is read once for all its questions.
+An ECG is read once for all questions.
 """
 
 import base64
@@ -31,18 +31,18 @@ from ecgbyte_cli.signal.measurement import VALUES
 from ecgbyte_cli.storage.files import array_writer
 from ecgbyte_cli.storage.row_table import Row
 
-TOGETHER = 8  # ECGs that the model reads in one batch
+TOGETHER = 8  # ECGs read in one batch
 KEYS = ("record", "path", "patient", "recorded", "segment", "start")
 MEASURED = (*VALUES, "flags", "quality")
 REMARKS = ("unlike", "conflicts")
-EMBEDDING = "embedding"  # of a row, in base64; it is no column
+EMBEDDING = "embedding"  # entry of a row, base64; not a column
 NUMBERS = {"segment": int, "start": float} | dict.fromkeys(VALUES, float)
 
 
 def columns_of(questions: Sequence[TrainedQuestion]) -> dict[str, type]:
-    """Return name and type of each column of the table.
+    """Return name and type of each table column.
 
-    A finding has its probability, `p_NAME`, and then its answer, `NAME`; another question has its answer first.
+    A finding has its probability, `p_NAME`, and then its answer, `NAME`; any other question has its answer first.
     """
     columns: dict[str, type] = {name: NUMBERS.get(name, str) for name in KEYS}
     for one in questions:
@@ -54,7 +54,7 @@ def columns_of(questions: Sequence[TrainedQuestion]) -> dict[str, type]:
 def finding_rows(
     paths: Sequence[str], asked: dict[str, Any], ahead: int = 0
 ) -> Iterator[tuple[str, list[Row] | Failure]]:
-    """Yield the rows of each recording, one per segment, or the reason to skip it.
+    """Yield the rows of each recording, one per segment, or the reason it was skipped.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def finding_rows(
         `points` (name to `OperatingPoint`, as a list), `salt` (of `readers.patient_key`) and `embeddings` (whether to
         add them).
     ahead : int
-        Threads that read and measure recordings while the model computes on a GPU; 0 reads them in turn.
+        Threads that read and measure recordings while the GPU computes; 0 reads them one after another.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def finding_rows(
 def _read(
     loader: RecordingLoader, paths: Sequence[str], ahead: int
 ) -> Iterator[tuple[str, list[ECG] | Failure]]:
-    """Yield the ECGs of each recording, or the reason to skip it, in order."""
+    """Yield the ECGs of each recording, or the reason it was skipped, in order."""
 
     def read(path: str) -> list[ECG] | Failure:
         try:
@@ -97,7 +97,7 @@ def _read(
             return error
         if ahead:
             for ecg in ecgs:
-                _ = ecg.measurement  # kept for its row
+                _ = ecg.measurement  # computed here, in the reading thread, and cached
         return ecgs
 
     if not ahead:
@@ -116,9 +116,9 @@ def _read(
 
 @lru_cache(1)
 def _session(model: str, base: str | None, device: str | None, sha256: str, reading: str) -> Session:
-    """Open a model, once in a process."""
+    """Open a model, once per process."""
     if folder_checks.model_sha256(Path(model)) != sha256:
-        raise Failure(f"{model} was replaced while it was asked: run `ecgbyte findings` again")
+        raise Failure(f"{model} was replaced during the run: run `ecgbyte findings` again")
     session = Session.open(model, None, base, cluster.device_here(device), **json.loads(reading))
     session.load()
     return session
@@ -126,7 +126,7 @@ def _session(model: str, base: str | None, device: str | None, sha256: str, read
 
 @contextmanager
 def _threads(session: Session) -> Iterator[None]:
-    """Let a small model compute in one thread, as its parts are made side by side; others take all."""
+    """Use one thread for a small model, because several processes run at once; larger models use all threads."""
     import torch
 
     before = torch.get_num_threads()
@@ -202,7 +202,7 @@ def _row(
         else:
             chosen = session.choose(one.text, one.answers, chances)
             probability, answers[one.name] = chosen.probability, chosen.answer
-        # six digits, not six places: a rare finding has a small probability
+        # six significant digits, because a rare finding has a small probability
         row |= {f"p_{one.name}": float(f"{probability:.6g}"), one.name: answers[one.name]}
     row |= {name: value for name, value in measurement.values().items() if name in MEASURED}
     said = {
@@ -219,7 +219,7 @@ def _row(
 
 
 def _conflicts(said: Mapping[str, str], ecg: ECG) -> list[str]:
-    """Name the answers that a measured value, the recorder or another answer contradicts."""
+    """Describe the answers that contradict a measured value, the recorder or another answer."""
     return [f"{one.finding} {one.answer}, but {one.brief}" for one in conflicts_among(said, ecg)]
 
 
@@ -230,7 +230,7 @@ def write_embeddings(path: Path, recordings: Iterable[Sequence[Row]]) -> None:
     ----------
     path : Path
     recordings : iterable of lists of dict
-        Iterated twice.
+        This is iterated twice.
     """
     rows = sum(map(len, recordings))
     first = next(iter(recordings))[0]

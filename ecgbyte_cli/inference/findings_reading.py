@@ -1,4 +1,4 @@
-"""Everything that a model answers about one ECG, from one reading of it, and the report put together from that."""
+"""All answers of a model about one ECG, from a single reading of it, and the report composed from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from ecgbyte_cli.inference.session import Session
 
 REPORTED = ("rate_bpm", "pr_ms", "qrs_ms", "qt_ms", "qtcb_ms", "qtcf_ms")
-MOST_UNLIKELY = 3  # findings below one half that a report names
-COMPOSED = "This report is put together from answers of the model and from measurements. It is no diagnosis."
+MOST_UNLIKELY = 3  # findings below 0.5 that a report names
+COMPOSED = "This report is composed of model answers and measurements. It is not a diagnosis."
 
 
 @dataclass(frozen=True)
 class FindingsReading:
-    """The answers of a model to all its questions about findings and rhythm.
+    """The answers of a model to all of its questions about findings and the rhythm.
 
     Attributes
     ----------
     findings : dict of str to float
-        The words of each finding to its probability, in the order of the training.
+        The words of each finding mapped to its probability, in training order.
     present : list of str
-        The words of the findings that the model answers yes to.
+        The words of the findings that the model answers with yes.
     rhythms : dict of str to float
-        Each rhythm to its probability: first the model's answer, then the most probable. Empty where the model is not
-        asked about the rhythm.
+        Each rhythm mapped to its probability: first the model's answer, then the most probable. Empty if the model
+        was not trained on the rhythm question.
     conflicts : list of AnswerConflict
         Answers that the measurement, the recorder's own statements or the rhythm contradict.
     """
@@ -52,7 +52,7 @@ class FindingsReading:
         return next(iter(self.rhythms), None)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the reading as JSON takes it."""
+        """Return the reading for --json."""
         return {
             "findings": self.findings,
             "present": self.present,
@@ -67,7 +67,7 @@ def read_findings(session: "Session", ecg: "ECG") -> FindingsReading:
     Returns
     -------
     FindingsReading
-        Without findings where the training lists no questions.
+        Without findings if the model has no list of training questions.
     """
     certainty = session.certainty
     if certainty is None:
@@ -97,7 +97,7 @@ def conflicts_among(answers: Mapping[str, str], ecg: "ECG") -> list[AnswerConfli
     Parameters
     ----------
     answers : mapping of str to str
-        Words of a finding to `yes` or `no`; `rhythm` to the words of a rhythm.
+        Words of a finding mapped to `yes` or `no`; `rhythm` mapped to the words of a rhythm.
     ecg : ECG
     """
     measured = find_conflicts(answers, ecg.measurement, *age_and_sex(ecg.recording))
@@ -106,11 +106,11 @@ def conflicts_among(answers: Mapping[str, str], ecg: "ECG") -> list[AnswerConfli
 
 
 def compose_report(session: "Session", ecg: "ECG") -> str:
-    """Describe an ECG in fixed sentences: rhythm, findings, axis, measured values, and conflicts between them."""
+    """Describe an ECG in fixed sentences: rhythm, findings, axis, measured values, and conflicts."""
     reading, sentences = read_findings(session, ecg), []
     if reading.rhythm:
         likely, *others = reading.rhythms.items()
-        rare = ", much for a rare answer" if others and likely[1] < others[0][1] else ""
+        rare = ", preferred although less probable" if others and likely[1] < others[0][1] else ""
         other = f"; or {others[0][0]}, {percent(others[0][1])}" if others else ""
         sentences.append(f"The rhythm is {likely[0]} ({percent(likely[1])}{rare}{other}).")
     sentences += _about_findings(reading)
@@ -122,7 +122,7 @@ def compose_report(session: "Session", ecg: "ECG") -> str:
 
 
 def _about_findings(reading: FindingsReading) -> list[str]:
-    """Return sentences about the findings that are present, and about the next ones, but not about the rhythm again."""
+    """Return sentences about the findings that are present and the next likely ones, leaving out the rhythm."""
     if not reading.findings:
         return []
     ranked = sorted(reading.findings, key=lambda words: -reading.findings[words])

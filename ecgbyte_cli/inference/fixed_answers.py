@@ -5,19 +5,21 @@ from collections.abc import Sequence
 from ecgbyte_cli.inference.turn import Turn
 
 SAFETY = (
-    "I cannot tell whether this is dangerous or what to do: I am a research tool and no medical device. Ask a "
+    "I cannot tell whether this is dangerous or what to do: I am a research tool, not a medical device. Ask a "
     "physician, and in an emergency call the emergency number."
 )
 ABOUT_REPORT = (
-    "The report names the probability of each statement of the model, calibrated on held-out recordings of the "
+    "The report names the probability of each model answer, calibrated on held-out recordings of the "
     "training data."
 )
-ASK_ONE = "Ask about one of the findings, and attribution shows the parts of the ECG that the answer drew on."
+ASK_ONE = (
+    "Ask about one of the findings, and attribution shows the parts of the ECG that the answer depends on."
+)
 NO_ANSWER_YET = "I have not answered with a probability yet: ask about a finding or the rhythm first."
 
 
 def answer_fixed(kind: str, log: Sequence[Turn | str]) -> str:
-    """Return the answer to a question about danger (`safety`), or about the last answer (`sure`, `why`).
+    """Return a fixed answer to a question about danger (`safety`) or about the last answer (`sure`, `why`).
 
     Parameters
     ----------
@@ -37,16 +39,16 @@ def answer_fixed(kind: str, log: Sequence[Turn | str]) -> str:
         return f"{ABOUT_REPORT if kind == 'sure' else why} {ASK_ONE}"
     about = f"“{turn.answer}” to “{turn.question}”"
     if kind == "sure":
-        sure = turn.certainty() or "this answer was written freely, and has no calibrated probability"
+        sure = turn.certainty() or "this is a free-text answer without a calibrated probability"
         return f"My answer {about}: {sure}. Probabilities are calibrated on held-out recordings of the training data."
     where = (
-        "It draws on the ECG"
+        "It depends on the ECG"
         if turn.witness is None or turn.witness.depends
         else "It may not depend on the ECG"
     )
     witness = f" {where} ({turn.witness.text})." if turn.witness else ""
     shown = (
-        "Attribution shows the parts of the ECG that it drew on: Show on the page, /attention in the terminal."
+        "Attribution shows the parts of the ECG that it depends on: Show on the page, /attention in the terminal."
         if turn.attributable
         else ASK_ONE
     )

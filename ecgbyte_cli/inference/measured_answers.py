@@ -1,6 +1,6 @@
 """Answer questions about rate, intervals, axes, voltage, ST level and regularity from a measurement.
 
-The model is not asked. The wordings are in `measured_wordings`, the limits in `signal.normal_limits`.
+The model is not involved. The wordings are in `measured_wordings`, the limits in `signal.normal_limits`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ecgbyte_cli.signal.normal_limits import (
     verdict_of,
 )
 
-LABELS = {  # value: its name in answers, unit, digits
+LABELS = {  # value: its label in answers, unit, digits
     "rate_bpm": ("heart rate", "per minute", 0),
     "rr_ms": ("RR", "ms", 0),
     "rr_sd_ms": ("standard deviation of RR", "ms", 0),
@@ -37,28 +37,28 @@ LABELS = {  # value: its name in answers, unit, digits
 }
 OUTSIDE = {"low": "below the normal limit", "high": "above the normal limit"}
 AXIS_SIDES = {"low": "left axis deviation", "high": "right axis deviation"}
-ST_LATER = "ST is measured 60 ms after the end of QRS, the limit is of the J point"
+ST_LATER = "ST is measured 60 ms after the end of QRS, the limit applies to the J point"
 
 
 @dataclass(frozen=True)
 class MeasuredValue:
-    """One value of an answer.
+    """One measured value in an answer.
 
     Attributes
     ----------
     name : str
-        As in `Measurement`; `LEAD_st_mv` for the ST level of a lead.
+        See `Measurement`; `LEAD_st_mv` for the ST level of a lead.
     value : float or None
-        Rounded as the text shows it; None if it was not measured.
+        Rounded as in the text; None if it was not measured.
     unit : str
     low, high : float or None
-        Normal limits; None where there is none, or where it depends on an age or sex that is not known.
+        Normal limits; None if there is none, or if it depends on an unknown age or sex.
     verdict : str or None
-        `low`, `normal` or `high`; None if nothing decides.
+        `low`, `normal` or `high`; None if undecided.
     source : str or None
-        Of the limits.
+        Source of the limits.
     reason : str or None
-        Why it was not measured.
+        Why the value was not measured.
     """
 
     name: str
@@ -73,14 +73,14 @@ class MeasuredValue:
 
 @dataclass(frozen=True)
 class MeasuredAnswer:
-    """An answer that was measured.
+    """An answer from a measurement.
 
     Attributes
     ----------
     text : str
         The answer in words, with units, limits and their source.
     values : tuple of MeasuredValue
-        Never empty.
+        At least one.
     """
 
     text: str
@@ -102,7 +102,7 @@ class MeasuredAnswer:
         return next((one.source for one in self.values if one.source), None)
 
     def as_json(self) -> list[dict[str, str | float | None]]:
-        """Return the values as JSON takes them."""
+        """Return the values for --json."""
         return [asdict(one) for one in self.values]
 
 
@@ -115,11 +115,11 @@ def answer_measured(
     ----------
     question : str
     measurement : Measurement
-        From `measure`.
+        The result of `measure`.
     age : float or None
-        Years. None is an adult of unknown age.
+        Years. None means an adult of unknown age.
     sex : str or None
-        `male`, `female`, or None if it is not known.
+        `male`, `female`, or None if unknown.
 
     Returns
     -------
@@ -148,15 +148,15 @@ def answer_measured(
 def measured_value(
     name: str, measurement: Measurement, age: float | None = None, sex: str | None = None
 ) -> MeasuredValue:
-    """Return a value of a measurement with its normal limits, or with the reason why there is none.
+    """Return a value of a measurement with its normal limits, or the reason why it was not measured.
 
     Parameters
     ----------
     name : str
-        As in `Measurement`.
+        See `Measurement`.
     measurement : Measurement
     age, sex
-        As in `answer_measured`.
+        See `answer_measured`.
     """
     _, unit, digits = LABELS[name]
     value = getattr(measurement, name)
@@ -186,7 +186,7 @@ def _reason(name: str, measurement: Measurement) -> str:
 
 
 def describe_value(one: MeasuredValue) -> str:
-    """Return a measured value in words, with its verdict, or the reason why there is none."""
+    """Return a measured value in words, with its verdict, or the reason why it was not measured."""
     label = LABELS[one.name][0]
     if one.value is None:
         return f"{label} cannot be measured: {one.reason}"
@@ -202,7 +202,7 @@ def _number(name: str, value: float) -> str:
 
 
 def _limits_text(values: Sequence[MeasuredValue], age: float | None, sex: str | None) -> list[str]:
-    """Describe the limits of measured values, each once."""
+    """Describe the limits of measured values, without repetition."""
     texts: dict[str, None] = {}
     for one in values:
         limits = limits_for(one.name, age, sex) if one.value is not None else []
@@ -210,7 +210,7 @@ def _limits_text(values: Sequence[MeasuredValue], age: float | None, sex: str | 
             label = "QTc" if one.name in ("qtcb_ms", "qtcf_ms") else LABELS[one.name][0]
             texts[f"normal {label}: {_ranges(one.name, limits, age)} ({limits[0].source})"] = None
         elif one.value is not None and one.name.startswith("qtc") and age is not None and age < ADULT:
-            texts[f"no limits of QTc for children in {RAUTAHARJU}"] = None
+            texts[f"{RAUTAHARJU} gives no QTc limits for children"] = None
     return list(texts)
 
 
@@ -240,31 +240,31 @@ def _group(limits: NormalLimits) -> str:
 
 
 def _yes_or_no(asked: MeasuredQuestion, values: Sequence[MeasuredValue], age: float | None) -> str:
-    """Return `yes`, `no` or another first word of an answer; empty if the question asks for a value."""
+    """Return the first word of an answer, such as `yes` or `no`; empty if the question asks for a value."""
     judged = [one for one in values if one.value is not None and limits_for(one.name)]
     if not asked.closed or not judged:
         return ""
     if _asks_about_width(asked, age):
-        wide = (judged[0].value or 0.0) >= WIDE_QRS  # a narrow complex is one that is not wide
+        wide = (judged[0].value or 0.0) >= WIDE_QRS  # a complex that is not wide is narrow
         return "yes" if wide == (asked.judgement == "high") else "no"
     verdicts = [one.verdict for one in judged]
     holds = [None if verdict is None else _holds(asked.judgement, verdict) for verdict in verdicts]
     if asked.names == ("sokolow_mv", "cornell_mv") and True in holds:
         return "yes"  # one criterion is enough
     if None in holds:
-        return "that depends on age or sex, which is not known"
+        return "that depends on age or sex, which is unknown"
     if len(set(holds)) > 1:
         return "that depends on the formula"
     return "yes" if holds[0] else "no"
 
 
 def _asks_about_width(asked: MeasuredQuestion, age: float | None) -> bool:
-    """Return whether a question asks if an adult's QRS complex is wide or narrow."""
+    """Return whether the question is if an adult's QRS complex is wide or narrow."""
     return asked.names == ("qrs_ms",) and asked.judgement in ("high", "low") and (age is None or age >= ADULT)
 
 
 def _holds(judgement: str | None, verdict: str) -> bool:
-    """Return whether a judgement fits a verdict."""
+    """Return whether a judgement agrees with a verdict."""
     side = {"left": "low", "right": "high", "elevation": "high", "depression": "low"}.get(
         judgement or "", judgement
     )
@@ -291,7 +291,7 @@ def _regularity(asked: MeasuredQuestion, measurement: Measurement) -> MeasuredAn
 def _st(
     asked: MeasuredQuestion, measurement: Measurement, age: float | None, sex: str | None
 ) -> MeasuredAnswer:
-    """Answer about the ST levels of some leads, or of all."""
+    """Answer about the ST level of some leads or of all leads."""
     values = [_st_value(lead, measurement, age, sex) for lead in asked.leads or measurement.leads]
     if not values:
         values = [MeasuredValue("st", None, "mV", reason=_reason("st", measurement))]
@@ -320,7 +320,7 @@ def _st(
         if True in holds and asked.judgement != "normal":
             word = "yes: "
         elif None in holds:
-            word = "that depends on age or sex, which is not known: "
+            word = "that depends on age or sex, which is unknown: "
         elif holds:
             word = "yes: " if holds == {True} else "no: "
     source = [next((one.source for one in values if one.source), None)] if groups else []

@@ -1,4 +1,4 @@
-"""Compare the answers to many questions with measurements of the recordings that they are about."""
+"""Compare the answers to many questions with measurements of their recordings."""
 
 import os
 from collections import defaultdict
@@ -24,7 +24,7 @@ from ecgbyte_cli.storage.workdir import WorkDir
 
 
 class MeasuredSegment(NamedTuple):
-    """The measurement of a segment, what its normal limits depend on, and the recorder's own statements."""
+    """The measurement of a segment, the age and sex of the patient, and the recorder's own statements."""
 
     measurement: Measurement
     age: float | None
@@ -35,23 +35,23 @@ class MeasuredSegment(NamedTuple):
 def measured_remarks(
     work: WorkDir, questions: Sequence[Question], answers: Sequence[str], only: Sequence[bool]
 ) -> list[dict[str, Any]]:
-    """Return what a measurement says of each question and its answer.
+    """Compare each answer with a measurement of its recording.
 
     Parameters
     ----------
     work : WorkDir
-        Its recordings are read again, as far as questions ask for what can be measured.
+        Recordings with measurable questions are read again from its paths.
     questions : sequence of Question
     answers : sequence of str
-        Of the model.
+        The model's answers.
     only : sequence of bool
-        Whether an answer is about the first segment of the recording alone. Others are not compared.
+        Whether an answer is about the recording's first segment alone. Other answers are not compared.
 
     Returns
     -------
     list of dict
-        `measured`, where a measurement answers the question, and `conflicts`, where it contradicts the answer: lists
-        as `MeasuredAnswer.as_json` and `Conflict.as_json` give them.
+        `measured`, if a measurement answers the question, and `conflicts`, if one contradicts the answer: lists in
+        the format of `MeasuredAnswer.as_json` and `Conflict.as_json`.
     """
     said: list[dict[str, str]] = []
     by_segment: dict[int, dict[str, str]] = defaultdict(dict)
@@ -79,7 +79,7 @@ def measured_remarks(
 
 
 def _measure(work: WorkDir, segments: Sequence[int]) -> dict[int, MeasuredSegment]:
-    """Measure segments of a work folder; leave out those whose recordings cannot be read any more."""
+    """Measure segments of a work folder; leave out recordings that can no longer be read."""
     table = read_table(work.symbol_segments)
     if not segments or "path" not in table:
         return {}
@@ -93,8 +93,8 @@ def _measure(work: WorkDir, segments: Sequence[int]) -> dict[int, MeasuredSegmen
                 measured[i] = segment
     if len(measured) < len(segments):
         note(
-            f"{len(segments) - len(measured)} recordings are no longer where `ecgbyte symbolize` found them: answers "
-            "about them are not compared with measured values"
+            f"{len(segments) - len(measured)} recordings can no longer be read at the paths that "
+            "`ecgbyte symbolize` stored: answers about them are not compared with measured values"
         )
     return measured
 

@@ -1,4 +1,4 @@
-"""Measurements in a conversation: questions that they answer, and answers that they contradict."""
+"""Measurements in a conversation: answer questions with them, and check answers against them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ from ecgbyte_cli.signal.normal_limits import age_and_sex
 
 
 class AskedTurn(Protocol):
-    """The parts of a conversation's `Turn` that are read and written here."""
+    """The attributes of a conversation's `Turn` that this module uses."""
 
     question: str
     answer: str
     asked_as: str | None
     asked: tuple[str, str] | None
-    ecgs: list  # of ECG
+    ecgs: list  # list of ECG
     findings: dict[str, float] | None
     measured: MeasuredAnswer | None
     declined: bool
@@ -30,14 +30,14 @@ class AskedTurn(Protocol):
 
 
 def take_measured(turn: AskedTurn, question: str, show: Callable[[str], object]) -> bool:
-    """Answer a turn from the measurement of its ECG; return False if it asks for something else.
+    """Answer a turn from the measurement of its ECG; return False if that is not possible.
 
     Parameters
     ----------
     turn : Turn
-        With `ecgs`. Questions about several ECGs are not answered.
+        Its `ecgs` must be set. Questions about several ECGs are not answered.
     question : str
-        In the words of the measured questions.
+        In the wording of the measured questions.
     show : callable
         Called with the answer.
     """
@@ -60,7 +60,8 @@ def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[Answer
     Parameters
     ----------
     turn : Turn
-    log : sequence of Turn or str
+    The conversation so far. A rule that needs several answers also uses those about the same ECG, and all of
+    them are compared with the rhythm.
         The conversation so far. Its answers about the same ECG count where a rule needs several, and against the
         rhythm.
     """
@@ -78,11 +79,11 @@ def conflicts_of(turn: AskedTurn, log: Sequence[AskedTurn | str]) -> list[Answer
 
 
 def _said(turn: AskedTurn) -> dict[str, str]:
-    """Return what a turn's answer says of findings."""
+    """Return the findings in a turn's answer."""
     if turn.measured or turn.declined or turn.stopped or turn.error:
         return {}
     if turn.findings:
         listed = turn.answer.split("; ")
         return {words: "yes" if words in listed else "no" for words in turn.findings}
-    # in the words of the training, and with the model's own answer
+    # worded as in the training data, together with the model's own answer
     return answers_of(turn.asked_as or turn.question, turn.asked[1] if turn.asked else turn.answer)

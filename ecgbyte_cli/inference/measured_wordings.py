@@ -1,6 +1,6 @@
 """Recognise questions that a measurement answers, by a table of wordings.
 
-A question is recognised only if every word of it is known, so that "Why is the QT long?" is not.
+A question is recognised only if all of its words are known, so "Why is the QT long?" is not.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ecgbyte_cli.inference.certainty import EMPTY, normalize_question
 from ecgbyte_cli.signal.preprocess import LEADS
 
-# value: its wordings, without the words of FILLERS
+# value: its wordings, without FILLERS
 WORDINGS = {
     "rate_bpm": (
         "heart rate", "rate", "hr", "ventricular rate", "pulse", "pulse rate", "bpm", "beats per minute",
@@ -78,7 +78,7 @@ COMBINED = {
     "voltage": ("sokolow_mv", "cornell_mv"),
     "intervals": ("pr_ms", "qrs_ms", "qt_ms", "qtcb_ms", "qtcf_ms"),
 }
-# judgement: its words
+# judgement: words that express it
 JUDGEMENTS = {
     "high": (
         "long prolonged lengthened wide widened broad broadened high fast increased elevated raised "
@@ -88,7 +88,7 @@ JUDGEMENTS = {
     "normal": "normal ok isoelectric unremarkable",
     "abnormal": "abnormal pathological",
 }
-# a whole question without FILLERS: what it asks about, and the judgement
+# whole questions without FILLERS: the value, and the judgement
 WHOLE = {
     **{f"heart {beats}{fast}".replace("  ", " "): ("rate_bpm", judgement)
        for beats in ("", "beating ", "beat ") for fast, judgement in (
@@ -118,23 +118,23 @@ FILLERS = EMPTY | frozenset(
     "looks like please compute calculate ms milliseconds degrees mv happens too very within limits any lead leads "
     "according formula there s".split()
 )
-OPEN = frozenset("what which how where why when give tell compute calculate".split())  # no yes or no
+OPEN = frozenset("what which how where why when give tell compute calculate".split())  # not yes/no questions
 SPEED = re.compile(r"\bhow (?:fast|quick|quickly|rapid|rapidly|slow|slowly|often)\b")
 EXTENT = re.compile(r"\bhow (?:long|wide|broad|high|big|large|tall)\b(?: (?:is|are|does|do))?")
 PAIRS = re.compile(r"\b(?:p r|p q|q t|r r|s t|q r s)\b")  # Q-T, S-T
 
 
 class MeasuredQuestion(NamedTuple):
-    """What a question asks of a measurement."""
+    """A question that a measurement can answer."""
 
-    names: tuple[str, ...]  # of `Measurement`; `regular`, and `st` for the ST levels of `leads`
+    names: tuple[str, ...]  # names in `Measurement`; `regular`; or `st` for the ST levels of `leads`
     judgement: str | None  # high, low, normal, abnormal, left, right, irregular, elevation, depression
-    leads: tuple[str, ...] = ()  # none: all of them
-    closed: bool = False  # whether it is answered by yes or no
+    leads: tuple[str, ...] = ()  # empty means all leads
+    closed: bool = False  # whether the answer is yes or no
 
 
 def match_measured(question: str) -> MeasuredQuestion | None:
-    """Return what a question asks of a measurement, or None if it asks for something else."""
+    """Recognise a question that a measurement can answer; return None for any other."""
     text = normalize_question(question)
     text = PAIRS.sub(lambda pair: pair[0].replace(" ", ""), text)
     text = re.sub(r"\bqt c\b", "qtc", text)
@@ -153,7 +153,7 @@ def match_measured(question: str) -> MeasuredQuestion | None:
 
 
 def _is_pronoun(lead: str, text: str) -> bool:
-    """Return whether the lead I is the word of a person who asks."""
+    """Return whether "I" is the pronoun, not lead I."""
     return lead == "I" and not re.search(r"\bleads? (?:\S+ )*i\b|\bin i\b", text)
 
 
@@ -179,7 +179,7 @@ def _whole(words: list[str], is_open: bool, leads: tuple[str, ...]) -> MeasuredQ
 def _judged(
     words: list[str], is_open: bool, leads: tuple[str, ...], all_leads: object
 ) -> MeasuredQuestion | None:
-    """Match one value with a judgement, or one or several values without."""
+    """Match one value with a judgement, or values without a judgement."""
     judgements = {word: judgement for judgement, some in JUDGEMENTS.items() for word in some.split()}
     given = {judgements[word] for word in words if word in judgements}
     rest = [word for word in words if word not in judgements]
@@ -190,8 +190,8 @@ def _judged(
     if kinds[0].startswith("st_"):
         return _st(kinds, judgement, is_open, leads, bool(all_leads)) if len(kinds) == 1 else None
     if kinds == ["qrs_ms"] and judgement in ("normal", "abnormal") and not SIZES & {*rest}:
-        return None  # asks about the form too
-    if leads:  # other values are of all leads together
+        return None  # asks about the shape too
+    if leads:  # the other values belong to no single lead
         return None
     names = tuple(name for kind in kinds for name in COMBINED.get(kind, (kind,)))
     closed = judgement is not None or (kinds == ["voltage"] and not is_open)
@@ -199,7 +199,7 @@ def _judged(
 
 
 def _segment(words: list[str]) -> list[str]:
-    """Return the values that words name one after another, the longest wordings first; empty if a word is left."""
+    """Return the values named one after another, matching the longest wordings first; empty if a word remains."""
     kinds: list[str] = []
     rest = [word for word in words if word != "and"]
     if rest[:1] == ["extent"] and " ".join(rest) not in _KIND:
@@ -221,7 +221,7 @@ def _segment(words: list[str]) -> list[str]:
 def _st(
     kinds: list[str], judgement: str | None, is_open: bool, leads: tuple[str, ...], all_leads: bool
 ) -> MeasuredQuestion | None:
-    """Match a question about ST levels. Elevation without leads is a finding, which the model answers."""
+    """Match a question about ST levels. Elevation without a lead is a finding, which the model answers."""
     kind = kinds[0].removeprefix("st_")
     if not leads and not all_leads and kind != "level":
         return None

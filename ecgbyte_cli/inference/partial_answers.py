@@ -1,4 +1,4 @@
-"""Keep the answers of a run as they come, so that an interrupted run resumes."""
+"""Save answers during a run, so that an interrupted run resumes."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,9 @@ from ecgbyte_cli.storage.files import atomic_write
 
 
 class PartialAnswers:
-    """The answers so far, in a file, so that an interrupted run resumes.
+    """The answers of a run so far, saved in a file so that an interrupted run resumes.
 
-    The first line holds the settings, then one line each answer. A line that was cut off is dropped.
+    The first line holds the settings, each further line one answer. An incomplete last line is dropped.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class PartialAnswers:
     Attributes
     ----------
     answers : dict
-        (name, number, segment) to Answer.
+        (name, question number, segment) mapped to Answer.
     """
 
     def __init__(self, path: Path, settings: dict):
@@ -35,7 +35,7 @@ class PartialAnswers:
                 item = json.loads(line)
                 key = item["name"], item["i"], item["segment"]
                 self.answers[key] = Answer(*map(item.get, Answer._fields))
-            note(f"going on: {len(self.answers)} answers are there")
+            note(f"resuming: {len(self.answers)} answers are done")
             whole_lines = "\n".join(lines[:-1]) + "\n"
         else:
             whole_lines = first + "\n"
@@ -50,7 +50,7 @@ class PartialAnswers:
         self.file.close()
 
     def add(self, key: Any, given: Answer) -> None:
-        """Add an answer."""
+        """Append an answer."""
         self.answers[key] = given
         line = dict(zip(("name", "i", "segment"), key, strict=True)) | given._asdict()
         self.file.write(json.dumps(line, ensure_ascii=False) + "\n")

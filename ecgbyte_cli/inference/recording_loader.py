@@ -1,4 +1,4 @@
-"""Read recordings as a model needs them."""
+"""Read recordings with a model's own settings."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 @dataclass
 class RecordingLoader:
-    """Reads recordings as a model needs them."""
+    """Read recordings with a model's own settings."""
 
     tokenizer: ECGTokenizer
     segmenter: str
@@ -42,7 +42,7 @@ class RecordingLoader:
         return self.fs, self.lead_names, self.units, self.keep_identity
 
     def segments(self, path: str | os.PathLike) -> tuple[readers.Recording, list[tuple[float, np.ndarray]]]:
-        """Read and preprocess a recording; return it with its segments, or raise Unusable with the bare reason."""
+        """Read and preprocess a recording; return it with its segments, or raise Unusable with the reason alone."""
         recording = readers.read_recording(path, *self._options())
         return recording, preprocess.segments(recording, self.tokenizer.signal)
 

@@ -1,7 +1,7 @@
 """Compare a model's answer about the rhythm with its yes/no answers about the same rhythms.
 
-The rhythm is chosen with probabilities that are adjusted for how often each rhythm occurs (`Certainty.adjustments`),
-and a yes/no answer by a threshold of its own, so that the two can differ.
+The rhythm is chosen with probabilities adjusted for how often each rhythm occurs (`Certainty.adjustments`), but a
+yes/no answer is chosen by its own threshold, so the two can differ.
 """
 
 from collections.abc import Mapping
@@ -28,19 +28,19 @@ class RhythmConflict(AnswerConflict):
 
     @property
     def reason(self) -> str:
-        """What contradicts the answer."""
+        """The reason in a clause."""
         return f"answers {self.rhythm} to the question about the rhythm"
 
     @property
     def brief(self) -> str:
-        """What contradicts the answer, in a cell of a table."""
+        """The reason in a few words, for a table cell."""
         return f"rhythm {self.rhythm}"
 
 
 def rhythm_conflicts(
     answers: Mapping[str, str], own: Mapping[str, str] | None = None
 ) -> list[RhythmConflict]:
-    """Find the yes/no answers that contradict the answer about the rhythm: "no" to it, or "yes" to one it excludes.
+    """Find yes/no answers that contradict the answer about the rhythm: no to that rhythm, or yes to an excluded one.
 
     Sinus rhythms exclude atrial fibrillation and flutter, supraventricular tachycardias and a pacemaker rhythm; a slow
     sinus rhythm excludes a fast one. Rhythms that occur together, such as atrial fibrillation and a pacemaker rhythm,
@@ -49,7 +49,7 @@ def rhythm_conflicts(
     Parameters
     ----------
     answers : mapping of str to str
-        Words of a finding to `yes` or `no`; `rhythm` to the words of a rhythm.
+        Words of a finding mapped to `yes` or `no`; `rhythm` mapped to the words of a rhythm.
     own : mapping of str to str, optional
         A new answer, which replaces an earlier one. Only its conflicts are returned.
     """
@@ -64,6 +64,6 @@ def rhythm_conflicts(
 
 
 def _exclude_each_other(one: str, other: str) -> bool:
-    """Return whether one of two rhythms is of the sinus node and the other not, or one slow and the other fast."""
+    """Return whether one rhythm is sinus and the other not, or one slow and the other fast."""
     pair = {one, other}
     return pair == RATES or bool(pair & SINUS and pair & NOT_SINUS)

@@ -1,4 +1,4 @@
-"""Open a model folder once, read recordings as its model needs them, and ask it about them."""
+"""Open a model folder once, read recordings with its settings, and ask the model about them."""
 
 import os
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ecgbyte_cli.model.kv_cache import PromptCache
     from ecgbyte_cli.model.prompt import Prompt
 
-MAX_NEW = 256  # tokens of an answer
+MAX_NEW = 256  # longest answer, in tokens
 
 
 class LoadedModel(NamedTuple):
@@ -57,29 +57,29 @@ class LoadedModel(NamedTuple):
 
 @dataclass
 class Session:
-    """An open model folder. `Session.open` opens one.
+    """An open model folder, made by `Session.open`.
 
     Attributes
     ----------
     folder : Path
     about : dict
-        The contents of ecgbyte.json, and `folder`, the name to show for it.
+        The contents of ecgbyte.json, plus `folder`, the name to display.
     reader : RecordingLoader
         Reads recordings with the model's own settings.
     base : path or None
-        Where the base model is, if it has moved.
+        Where the base model is now, if it has moved.
     device : str or None
-        See `devices.choose_device`; None takes a GPU if there is one.
+        See `devices.choose_device`; None uses a GPU if there is one.
     trainable : bool
-        Whether the model may be one that has not learned to answer yet.
+        Whether to accept a model that has not learned to answer yet.
     max_new : int
-        Longest answer in tokens.
+        Longest answer, in tokens.
     loaded : LoadedModel or None
         None until the model is first needed.
     site : dict of str to OperatingPoint
-        Of findings that were calibrated for a site, by short name.
+        Findings calibrated for a site, by short name.
     witnesses : dict
-        Question and answers to their probabilities without an ECG and with a flat line (see `witness`).
+        Question and answers mapped to their probabilities without an ECG and with a flat line (see `witness`).
     """
 
     folder: Path
@@ -117,29 +117,29 @@ class Session:
         Parameters
         ----------
         path : path or None
-            Model folder; `ptbxl` for the model that comes with the package; or, as a str, OWNER/NAME or
-            OWNER/NAME@REVISION of the Hugging Face Hub. None is the model of `work`, or `ptbxl` where there is none.
+            Model folder; `ptbxl` for the included model; or, as a str, OWNER/NAME or
+            OWNER/NAME@REVISION of the Hugging Face Hub. None means the model of `work`, or `ptbxl` if it has none.
         work : WorkDir or None
-            Where the settings of `ecgbyte symbolize` say how recordings are read.
+            Work folder whose `ecgbyte symbolize` settings say how to read recordings.
         base, device, trainable, max_new
-            See the attributes.
+            See the attributes of the class.
         loader : type
-            The class of `reader`.
+            Class of `reader`.
         fs : float or None
-            Sampling rate in Hz of recordings that do not say it.
+            Sampling rate in Hz for files that do not state it.
         lead_names : str, sequence of str or None
-            Names of the leads of recordings that do not say them; a str has commas between them.
+            Lead names for files that do not state them; a str separates them by commas.
         units : str or None
-            Unit of recordings that do not say it: uV, mV or V.
+            Unit for files that do not state it: uV, mV or V.
         keep_identity : bool or None
             Whether to keep the name, number and birth date in a hospital file.
         site : Path or None
-            File of a site, from `ecgbyte findings --calibrate`.
+            Site file, from `ecgbyte findings --calibrate`.
 
         Raises
         ------
         Failure
-            If there is no such model folder, it is damaged, or the site's file is for another model.
+            If the model folder is missing or damaged, or the site file belongs to another model.
         """
         if path is None and work is not None:
             folder = choose_model_folder(work, None)
@@ -162,11 +162,11 @@ class Session:
 
     @property
     def prompt_tokens(self) -> int | None:
-        """The longest prompt in tokens; ECGs lose tokens where one would be longer. None does not limit it."""
+        """The longest prompt in tokens; the ECGs of a longer prompt lose tokens. None means no limit."""
         return self.about.get("prompt_tokens")
 
     def check_base(self) -> None:
-        """Raise a Failure if the base model was in a folder that is not there: before anything slow is done."""
+        """Raise a Failure early, before slow work, if the base model's folder is missing."""
         folder_checks.base_model_of(self.folder, self.about, self.base)
 
     def load(self) -> LoadedModel:
@@ -175,8 +175,7 @@ class Session:
         Raises
         ------
         Failure
-            If its parts are damaged or do not belong together, its base model is not there, or memory does not
-            suffice.
+            If its parts are damaged or do not belong together, its base model is missing, or memory runs out.
         """
         if self.loaded is None:
             from ecgbyte_cli.model import model_folder
@@ -204,13 +203,13 @@ class Session:
 
     @cached_property
     def cache(self) -> "PromptCache":
-        """What the model has read last, for the next question about the same ECG."""
+        """The decoder state after the last prompt, reused for the next question about the same ECG."""
         from ecgbyte_cli.model.kv_cache import PromptCache
 
         return PromptCache()
 
     def read(self, record: str | os.PathLike) -> ECG:
-        """Read, preprocess and encode a recording: the ECG of its first segment.
+        """Read, preprocess and encode a recording; return the ECG of its first segment.
 
         Raises
         ------
@@ -226,11 +225,11 @@ class Session:
 
     @cached_property
     def known_findings(self) -> dict[str, MatchedQuestion]:
-        """The findings that the model answers with yes or no: short name to its question."""
+        """The findings that the model can answer with yes or no: short name mapped to its question."""
         return known_findings(self.certainty) if self.certainty else {}
 
     def match(self, question: str) -> MatchedQuestion | None:
-        """Return the question of the training that asks the same; None where none does."""
+        """Return the training question with the same meaning, or None."""
         return self.certainty.match(question) if self.certainty else None
 
     def ask(self, ecg: ECG, question: str) -> Turn:
@@ -238,7 +237,7 @@ class Session:
         return self.conversation([ecg]).ask(question)
 
     def weigh(self, ecg: ECG, question: str, answers: Sequence[str]) -> np.ndarray:
-        """Return the calibrated probability of each of some answers to a question.
+        """Return the calibrated probability of each possible answer to a question.
 
         Returns
         -------
@@ -248,22 +247,22 @@ class Session:
         Raises
         ------
         Failure
-            If the text of the question alone is longer than a prompt may be.
+            If the text of the question alone is longer than a prompt can be.
         """
         matched = self.match(question)
         ids, _ = self.prompt_ids([ecg], [(matched.text if matched else question, None)])
         return self.weigh_prompts([ids], answers, [matched.text if matched else question], self.cache)[0]
 
     def choose(self, text: str, answers: Sequence[str], weights: np.ndarray) -> ChosenAnswer:
-        """Return the most probable of several answers to a question, by the thresholds of the site where it has some.
+        """Choose among the possible answers to a question, by the site's thresholds if it has them.
 
         Parameters
         ----------
         text : str
-            The question, as in the prompt.
+            The question as worded in the prompt.
         answers : list of str
         weights : float array (answers,)
-            Their calibrated probabilities.
+            Calibrated probabilities of `answers`.
         """
         assert self.certainty
         plain = self.certainty.choose(answers, weights, text)
@@ -277,7 +276,7 @@ class Session:
 
     @cached_property
     def _site_points(self) -> dict[str, OperatingPoint]:
-        """The points of the site by the text of the prompt."""
+        """The site's operating points, keyed by prompt text."""
         names = names_by_text(self.certainty) if self.site else {}
         return {text: self.site[name] for text, name in names.items() if name in self.site}
 
@@ -294,16 +293,16 @@ class Session:
         Raises
         ------
         Failure
-            If the model has no answer, or the method cannot attribute it.
+            If the model gives no answer, or the method cannot attribute it.
         """
         return attribute_turn(self, self.ask(ecg, question), method)
 
     def conversation(self, ecgs: list[ECG], max_new: int | None = None) -> Conversation:
-        """Begin a conversation about ECGs; `max_new` is the longest answer in tokens."""
+        """Start a conversation about ECGs; `max_new` is the longest answer in tokens."""
         return Conversation(self, ecgs, max_new or self.max_new)
 
     def explainer(self, batch: int = 16, before: str = "") -> "Explainer":
-        """Return what attributes this model's answers, with at most `batch` prompts at a time.
+        """Return an `Explainer` of this model's answers, for at most `batch` prompts at a time.
 
         `before` is the text before the ECGs, from `text_before`.
         """
@@ -315,15 +314,15 @@ class Session:
     def prompt_ids(
         self, ecgs: Sequence[ECG], turns: Sequence[tuple[str, str | None]]
     ) -> tuple[np.ndarray, int]:
-        """Return the ids of a prompt about ECGs, and how many ECG tokens had no room."""
+        """Return the ids of a prompt about ECGs, and the number of ECG tokens left out."""
         return self._prompt([ecg.tokens for ecg in ecgs], turns, self.text_before(ecgs))
 
     def prompt_of(
         self, tokens: list[np.ndarray], turns: Sequence[tuple[str, str | None]], lines: Sequence[str]
     ) -> tuple[np.ndarray, int]:
-        """Return the ids of a prompt about the tokens of ECGs, and how many had no room.
+        """Return the ids of a prompt about encoded ECGs, and the number of ECG tokens left out.
 
-        `lines` are the measured values of each ECG, for a model that was trained with them.
+        `lines` are the measured values of each ECG, for a model trained with measured values.
         """
         return self._prompt(tokens, turns, joined_lines(lines) if self.about.get("measured") else "")
 
@@ -334,7 +333,7 @@ class Session:
         return ids, lost
 
     def text_before(self, ecgs: Sequence[ECG]) -> str:
-        """Return the text before ECGs in a prompt: their measured values, if the model was trained with them."""
+        """Return the text before the ECGs in a prompt: the measured values, if the model was trained with them."""
         return joined_lines(ecg.line for ecg in ecgs) if self.about.get("measured") else ""
 
     def weigh_prompts(
@@ -344,16 +343,16 @@ class Session:
         texts: Sequence[str],
         cache: "PromptCache | None" = None,
     ) -> list[np.ndarray]:
-        """Return the calibrated probabilities, float64 (answers,), of the same answers to each prompt.
+        """Return the calibrated probabilities of the possible answers to each prompt, float64 (answers,).
 
-        `texts` are the questions in the prompts.
+        `texts` are the questions as worded in the prompts.
         """
         ids = [self.prompt.written(answer) for answer in answers]
         logs = self.lm.weigh(prompts, [ids] * len(prompts), cache)
         return [self.weights(answers, one, text) for one, text in zip(logs, texts, strict=True)]
 
     def weights(self, answers: Sequence[str], logs: np.ndarray, text: str) -> np.ndarray:
-        """Return the calibrated probabilities of answers to a prompt's text, from the model's log-probabilities."""
+        """Return the calibrated probabilities of the answers to a prompt text, from the model's log-probabilities."""
         return self.certainty.weights(answers, logs, text) if self.certainty else softmax(logs)
 
 
@@ -364,7 +363,7 @@ def reading_options(
     units: str | None = None,
     keep_identity: bool | None = None,
 ) -> dict[str, Any]:
-    """Return the arguments of `readers.read_recording`: those not None, else those of `symbolize` in `work`."""
+    """Return the arguments for `readers.read_recording`: those not None, else those of `symbolize` in `work`."""
     if isinstance(lead_names, str):
         lead_names = [name.strip() for name in lead_names.split(",")]
     options = {"fs": fs, "lead_names": lead_names, "units": units, "keep_identity": keep_identity}

@@ -1,4 +1,4 @@
-"""The file of a site: probabilities and thresholds of findings, calibrated on its own labels."""
+"""The site file: probabilities and thresholds of findings, calibrated with the site's own labels."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -22,28 +22,28 @@ def write_site(
     details: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write the file of a site.
+    """Write a site file.
 
     Parameters
     ----------
     path : Path
-        A file of another kind is not replaced.
+        A file of another kind is not overwritten.
     model : str
         SHA-256 of the model's ecgbyte.json.
     points : mapping of str to OperatingPoint
-        By short name of the finding.
+        Keyed by the finding's short name.
     details : mapping of str to mapping
-        How each point was found.
+        How each point was determined.
     settings : mapping
         `max_error`, `confidence`, and counts of the labels.
 
     Raises
     ------
     Failure
-        If it cannot be written.
+        If the file cannot be written.
     """
     if path.exists() and read_json(path, MOST_BYTES).get("format") != FORMAT:
-        raise Failure(f"{path} is another file than one of a site: name another with --calibrate")
+        raise Failure(f"{path} exists and is not a site file: name another file with --calibrate")
     contents = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -57,22 +57,22 @@ def write_site(
 
 
 def read_site(path: Path, model: str) -> dict[str, OperatingPoint]:
-    """Read the points of a site, by short name of the finding.
+    """Read the operating points of a site file, keyed by the finding's short name.
 
     Parameters
     ----------
     path : Path
     model : str
-        SHA-256 of the ecgbyte.json of the model that is to be used.
+        SHA-256 of the current model's ecgbyte.json.
 
     Raises
     ------
     Failure
-        If it is damaged, or was made for another model.
+        If the file is damaged, or belongs to another model.
     """
     contents = read_json(path, MOST_BYTES)
     if contents.get("format") != FORMAT or contents.get("format_version") != FORMAT_VERSION:
-        raise Failure(f"{path} is no file of a site: make one with `ecgbyte findings … --calibrate`")
+        raise Failure(f"{path} is not a site file: make one with `ecgbyte findings … --calibrate`")
     findings = contents.get("findings")
     if (
         not has_valid_checksum(contents)
@@ -81,7 +81,7 @@ def read_site(path: Path, model: str) -> dict[str, OperatingPoint]:
     ):
         raise Failure(f"{path} was changed or is damaged: calibrate again")
     if contents.get("model") != model:
-        raise Failure(f"{path} was made for another model: calibrate again with this one")
+        raise Failure(f"{path} belongs to another model: calibrate again with this one")
     return {name: OperatingPoint(*one["point"]) for name, one in findings.items()}
 
 

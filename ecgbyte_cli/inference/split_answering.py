@@ -1,4 +1,4 @@
-"""Answer the questions of a split, with their signals and under every control."""
+"""Answer the questions of a split, with their ECGs and with each control."""
 
 import os
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.storage.files import read_json
 from ecgbyte_cli.storage.workdir import WorkDir
 
-Key = tuple[str, int, int]  # `signal` or the control's name, number of the question, number of the segment
+Key = tuple[str, int, int]  # `signal` or the control's name, question number, segment number
 Joined = tuple[Question, int, str, str]  # question, its first segment, patient, split
 
 
@@ -41,17 +41,17 @@ def answer_split(
     batch: int,
     dask: str | None = None,
 ) -> dict[str, list[Answer]]:
-    """Answer each question, and each under every control.
+    """Answer each question, with its ECG and with each control.
 
     Returns
     -------
     dict of str to list of Answer
-        By `signal` or the control's name.
+        Keyed by `signal` or the control's name.
     """
     seed, max_new, temperature = settings["seed"], settings["max_new"], settings["temperature"]
     lm, _, prompt, certainty = session.load()
     matched = [None if temperature else match(session, question) for question, *_ in chosen]
-    # in the words that the model was trained on
+    # worded as in the training data
     asked = [replace(q, question=m.text) if m else q for (q, *_), m in zip(chosen, matched, strict=True)]
     measured = bool(session.about.get("measured"))
     signals = ControlInputs(work, session.tokenizer, session.segmenter, chosen, seed, measured)
@@ -63,7 +63,7 @@ def answer_split(
         progress("generate", len(names) * sum(counts), "answers") as bar,
     ):
         bar.update(len(kept.answers))
-        # one set for all names: a control's ECG is the ECG of other questions too
+        # one set for all names, because a control's ECG is also the ECG of other questions
         closed, free = (PromptSet(prompt, session.tokenizer, longest) for _ in range(2))
         add_prompts(closed, free, asked, matched, signals, names, counts)
 
@@ -90,25 +90,25 @@ def answer_split(
 
 
 def check_tokens(work: WorkDir, session: Session) -> dict:
-    """Check that the tokens of the work folder are the model's, and return their settings."""
+    """Check that the work folder was encoded with the model's tokenizer, and return the token settings."""
     model, about = session.folder, session.about
     again = f"symbolize DATA --like {argument_name(model)}"
     encoded = read_json(work.token_settings)
     if encoded["tokenizer_sha256"] != about["ecg_tokenizer_sha256"]:
         raise Failure(
-            f"{model} was trained with another tokenizer than {work.tokens} was encoded with: "
+            f"{model} and {work.tokens} use different tokenizers: "
             f"run `ecgbyte {again} --overwrite encode --overwrite`, or train a model with `ecgbyte finetune`"
         )
     if encoded.get("segmenter", about["segmenter"]) != about["segmenter"]:
         raise Failure(
-            f"{model} was trained on tokens of the segmenter {about['segmenter']}, and {work.tokens} was encoded "
+            f"{model} was trained with the segmenter {about['segmenter']}, but {work.tokens} was encoded "
             f"with {encoded['segmenter']}: run `ecgbyte encode --segmenter {about['segmenter']} --overwrite`"
         )
     return encoded
 
 
 def without_declined(session: Session, chosen: list[Joined]) -> list[Joined]:
-    """Return the questions that the model does not decline, and note how many it does, as `ecgbyte chat` would.
+    """Return the questions that the model does not decline; a note says how many it declines, as `ecgbyte chat` does.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def without_declined(session: Session, chosen: list[Joined]) -> list[Joined]:
         declined = alone and declines(session, session.match(question.question))
         (refused if declined else kept).append(item)
     if refused:
-        line = f"the model was not trained on {len(refused)} of {len(chosen)} questions, and declines them"
+        line = f"the model was not trained on {len(refused)} of {len(chosen)} questions and declines them"
         line += f", such as {refused[0][0].question!r}"
         if not kept:
             raise Failure(f"{line}: name other questions with --qa or --types")
@@ -132,7 +132,7 @@ def without_declined(session: Session, chosen: list[Joined]) -> list[Joined]:
 
 
 def match(session: Session, question: Question) -> MatchedQuestion | None:
-    """Return the question of the training that a question is; lists are answered freely, as are several ECGs."""
+    """Return the matching training question; lists, and questions about several ECGs, are answered in free text."""
     if question.earlier or len(question.records) > 1:
         return None
     matched = session.match(question.question)
@@ -148,7 +148,7 @@ def add_prompts(
     names: Sequence[str],
     counts: list[int],
 ) -> None:
-    """Add the prompt of each question about each segment: to `closed` if its answer is chosen, else to `free`."""
+    """Add the prompt of each question about each segment: to `closed` if its answers are listed, else to `free`."""
     for name in names:
         for part in range(max(counts)):
             inputs = zip(asked, signals.of(name, part), signals.lines(name, part), strict=True)
@@ -158,7 +158,7 @@ def add_prompts(
                     (closed if one and one.answers else free).ask((name, i, part), question, ecgs, lines)
         trimmed = free.trimmed + closed.trimmed
         if trimmed and name == "signal":
-            note(f"{trimmed} prompts were longer than in training, and lost ECG tokens")
+            note(f"{trimmed} prompts were longer than in training and lost ECG tokens")
 
 
 def over_segments(
@@ -168,7 +168,7 @@ def over_segments(
     matched: list[MatchedQuestion | None],
     session: Session,
 ) -> list[Answer]:
-    """Return the answer to each question over all of its segments."""
+    """Return the answer to each question combined over its segments."""
     answers = []
     for i, (count, question) in enumerate(zip(counts, matched, strict=True)):
         some = [given.answers[name, i, part] for part in range(count)]

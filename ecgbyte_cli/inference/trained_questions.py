@@ -1,4 +1,4 @@
-"""The questions that a model was trained on and can choose the answer of, with a short name for each."""
+"""The closed questions that a model was trained on, with a short name for each."""
 
 import re
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from ecgbyte_cli.questions.findings import ALL_FINDINGS, FINDINGS, STATEMENTS
 RHYTHM, ALL = "rhythm", "all"
 LONGEST_NAME = 48
 THERE = re.compile(r"(?:Is|Are) there (?!any )(.+?)(?: in this ECG)?\?")  # see `phrasings.VERIFY`
-# The words of findings to their short names: those of examples/findings.csv, else the code in lower case
+# words of findings mapped to short names: from examples/findings.csv, else the code in lower case
 NAMES = {statement.words: code.lower() for code, statement in STATEMENTS.items()}
 NAMES |= {finding.words: name for name, finding in reversed(ALL_FINDINGS.items())}
 
 
 class TrainedQuestion(NamedTuple):
-    """A question of the training with the answers to choose from.
+    """A training question with a list of possible answers.
 
     Attributes
     ----------
     name : str
-        Short name: of the finding (`afib`), `rhythm`, or made from the words.
+        Short name: of the finding (`afib`), `rhythm`, or derived from the words.
     words : str
         The finding in words, or the question.
     text : str
-        For the prompt.
+        The question as worded in the prompt.
     answers : list of str
     """
 
@@ -40,7 +40,7 @@ class TrainedQuestion(NamedTuple):
 
     @property
     def verify(self) -> bool:
-        """Whether the answers are yes and no."""
+        """Whether it is a yes/no question."""
         return {answer.casefold() for answer in self.answers} == {"yes", "no"}
 
     @property
@@ -50,14 +50,14 @@ class TrainedQuestion(NamedTuple):
 
 
 def short_name(words: str) -> str:
-    """Return words as the name of a column: `Q waves in V1` is `q_waves_in_v1`."""
+    """Turn words into a column name: `Q waves in V1` becomes `q_waves_in_v1`."""
     return re.sub(r"\W+", "_", words.casefold()).strip("_")[:LONGEST_NAME] or "question"
 
 
 def trained_questions(certainty: Certainty | None) -> list[TrainedQuestion]:
-    """Return the questions whose answers a model can choose: known findings in their usual order, the rhythm, others.
+    """Return the questions that a model answers from a list: known findings in their usual order, the rhythm, others.
 
-    Every name is there once.
+    No name occurs twice.
     """
     found: dict[str, TrainedQuestion] = {}
     for group in certainty.groups if certainty else ():
@@ -71,7 +71,7 @@ def trained_questions(certainty: Certainty | None) -> list[TrainedQuestion]:
 
 
 def names_by_text(certainty: Certainty | None) -> dict[str, str]:
-    """Return the short name of the question behind each text that a prompt may have."""
+    """Return the short name of the question that belongs to each prompt text."""
     return {
         text: _named(group).name
         for group in (certainty.groups if certainty else ())
@@ -81,9 +81,9 @@ def names_by_text(certainty: Certainty | None) -> dict[str, str]:
 
 
 def choose_questions(certainty: Certainty | None, wanted: Sequence[str], model: str) -> list[TrainedQuestion]:
-    """Choose questions by short name, words or wording; without any, the usual findings and the rhythm.
+    """Choose questions by short name, words or wording; by default the standard findings and the rhythm.
 
-    The usual findings are those of `findings.FINDINGS`, or all known ones where the model does not know all of these.
+    The standard findings are `findings.FINDINGS`, or all known findings if the model does not know all of these.
     `all` stands for every question.
 
     Parameters
@@ -91,12 +91,12 @@ def choose_questions(certainty: Certainty | None, wanted: Sequence[str], model: 
     certainty : Certainty or None
     wanted : sequence of str
     model : str
-        Name of the model, for the message.
+        Name of the model, for error messages.
 
     Raises
     ------
     Failure
-        If the model was not trained on a question, or knows no finding.
+        If the model was not trained on one of the questions, or knows no finding.
     """
     trained = trained_questions(certainty)
     if not wanted:
@@ -109,7 +109,7 @@ def choose_questions(certainty: Certainty | None, wanted: Sequence[str], model: 
         raise Failure(
             f"the model {model} knows no finding: "
             + (
-                f"name questions with --questions, such as {some}"
+                f"select questions with --questions, such as {some}"
                 if some
                 else "train one with yes/no questions"
             )
@@ -141,7 +141,7 @@ def _find(
 
 
 def _named(group: dict) -> TrainedQuestion:
-    """Return the question of a group of `Certainty.groups`."""
+    """Return the question of one entry of `Certainty.groups`."""
     texts, answers = group["texts"], group["answers"]
     asked = group.get("asked", texts[0])
     verify = {answer.casefold() for answer in answers} == {"yes", "no"}

@@ -16,41 +16,41 @@ class Turn:
 
     question: str
     answer: str = ""
-    ecgs: list = field(default_factory=list)  # that were open
-    earlier: list = field(default_factory=list)  # (question, answer) that were part of the prompt
-    prompt: np.ndarray | None = None  # ids
-    lost: int = 0  # ECG tokens that the prompt had no room for
+    ecgs: list = field(default_factory=list)  # open at the time
+    earlier: list = field(default_factory=list)  # (question, answer) pairs that were part of the prompt
+    prompt: np.ndarray | None = None  # ids of the prompt
+    lost: int = 0  # ECG tokens that were left out of the prompt
     written: list = field(default_factory=list)  # ids of the answer
-    # of the whole answer, its end included; calibrated where it was chosen; None if it was stopped
+    # probability of the whole answer including the end token; calibrated if chosen from a list; None if stopped
     probability: float | None = None
-    asked_as: str | None = None  # the matching question of the training, or of the measurement
-    asked: tuple[str, str] | None = None  # question and answer as in the prompt, where the answer was chosen
-    # the second likeliest answer, of those that there are to choose from
+    asked_as: str | None = None  # the matching training question or measured question
+    asked: tuple[str, str] | None = None  # question and answer as worded in the prompt, if chosen from a list
+    # the second likeliest of the possible answers
     other: tuple[str, float] | None = None
-    sure: bool | None = None  # None where no threshold is known
-    point: float | None = None  # the probability from which the answer is yes, if it is not one half
-    findings: dict[str, float] | None = None  # of a list: the probability of each possible finding
-    present: list[str] = field(default_factory=list)  # of a list: the findings that are in the answer
-    reasoning: str = ""  # before the answer
+    sure: bool | None = None  # None if no threshold is known
+    point: float | None = None  # the threshold for yes, if it is not 0.5
+    findings: dict[str, float] | None = None  # for a list: the probability of each possible finding
+    present: list[str] = field(default_factory=list)  # for a list: the findings in the answer
+    reasoning: str = ""  # text before the answer
     declined: bool = False  # the model was not trained on this question
-    composed: str | None = None  # in fixed sentences: report, safety, sure or why
-    separate: list["Turn"] = field(default_factory=list)  # one per ECG, where the model reads one at a time
-    witness: Witness | None = None  # what the model answers without the ECG
+    composed: str | None = None  # kind of fixed sentences: report, safety, sure or why
+    separate: list["Turn"] = field(default_factory=list)  # one per ECG, for a model that reads one at a time
+    witness: Witness | None = None  # the model's answers without the ECG
     measured: MeasuredAnswer | None = None  # the answer, if it is a measured value
-    # of the model's answer with the measurement, the recorder's own statements, and answers about the rhythm
+    # contradictions with the measurement, the recorder's own statements, and answers about the rhythm
     conflicts: list[AnswerConflict] = field(default_factory=list)
-    first: float | None = None  # s to the first token
+    first: float | None = None  # seconds until the first token
     seconds: float = 0.0
     stopped: bool = False
     error: str | None = None
 
     @property
     def attributable(self) -> bool:
-        """Whether the answer is the model's own, to one prompt, so that it can be attributed."""
+        """Whether the model gave the answer to a single prompt, so that it can be attributed."""
         return self.prompt is not None and not self.stopped
 
     def certainty(self) -> str:
-        """Return the probabilities of a chosen answer in words, or `measured` for a measured value."""
+        """Describe the probability of a chosen answer; `measured` for a measured value."""
         if self.measured:
             return "measured"
         if self.findings:
@@ -66,20 +66,20 @@ class Turn:
         unsure = "not sure: " if self.sure is False else ""
         if self.point is not None:
             yes = self.probability if self.other[0].casefold() == "no" else self.other[1]
-            return f"{unsure}{percent(yes)} for yes, which begins at {percent(self.point)}"
-        # an answer can be given although another is more probable: see `Certainty.adjustments`
-        rare = ", much for a rare answer" if self.probability < self.other[1] else ""
+            return f"{unsure}probability of yes: {percent(yes)}; threshold for yes: {percent(self.point)}"
+        # a rare answer may be chosen although another is more probable: see `Certainty.adjustments`
+        rare = ", preferred although less probable" if self.probability < self.other[1] else ""
         return f"{unsure}{percent(self.probability)}{rare}; or {self.other[0]}, {percent(self.other[1])}"
 
     def notes(self) -> list[str]:
-        """Return what to say beside the answer: conflicts of the answer, and no dependence on the ECG."""
+        """Return the notes to show with an answer: conflicts, and a warning if it may not depend on the ECG."""
         own = [conflict.text for conflict in self.conflicts]
         own += [self.witness.note] if self.witness and self.witness.note else []
         others = [f"{part.ecgs[0].recording.name}: {line}" for part in self.separate for line in part.notes()]
         return [*own, *others]
 
     def about(self) -> dict[str, Any]:
-        """Return the turn as --json prints it."""
+        """Return the turn for --json."""
         contents: dict[str, Any] = {
             "question": self.question,
             "answer": self.answer,

@@ -1,4 +1,4 @@
-"""Decide what answers a question: the measurement, the model, a report, or a fixed sentence."""
+"""Decide who answers a question: the measurement, the model, a report, or a fixed sentence."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,7 +9,7 @@ from ecgbyte_cli.inference.measured_wordings import match_measured
 if TYPE_CHECKING:
     from ecgbyte_cli.inference.session import Session
 
-# findings that a measurement answers where the model does not know them
+# measured questions that replace findings unknown to the model
 MEASURED_INSTEAD = {
     "ste": "In which leads is there ST elevation?",
     "std": "In which leads is there ST depression?",
@@ -22,16 +22,16 @@ MEASURED_INSTEAD = {
 
 
 class Understood(NamedTuple):
-    """What answers a question.
+    """Who answers a question, and in which wording.
 
     Attributes
     ----------
     by : str
         `measurement`, `model`, `report`, `safety`, `sure`, `why`, or `nothing`.
     question : str
-        In the words of the measured questions.
+        In the wording of the measured questions.
     matched : MatchedQuestion or None
-        The question of the training.
+        The matching training question.
     """
 
     by: str
@@ -43,9 +43,9 @@ NOTHING = Understood("nothing")
 
 
 def understand(question: str, session: "Session") -> Understood:
-    """Return what answers a question about one ECG.
+    """Return who answers a question about one ECG.
 
-    A question in the words of the measurement or of the training comes first, then one in everyday words.
+    A question in measured or training wording is tried first, then one in everyday words.
     """
     direct = _understand_usual(question, session)
     if direct is not NOTHING:
@@ -73,7 +73,7 @@ def _understand_usual(question: str, session: "Session") -> Understood:
 
 
 def _understand_about(kind: str, session: "Session") -> Understood:
-    """Return who answers a question that is about the whole ECG, or about the last answer."""
+    """Return who answers a question about the whole ECG or about the last answer."""
     if kind == "describe":
         return Understood("report") if session.known_findings else NOTHING
     if kind == "safety" or not session.remembers_earlier_turns:

@@ -1,7 +1,7 @@
-"""What a model answers without the ECG and with a flat line, as a witness of how far an answer depends on the ECG.
+"""The answers without the ECG and with a flat line, as evidence of whether an answer depends on the ECG.
 
-Both are prompts that models are trained on. The answer may not depend on the ECG if the model gives the same answer
-without it, with at least `SHARE` of the probability.
+Models are trained on both kinds of prompt. An answer may not depend on the ECG if the model gives the same answer
+without it, with at least `SHARE` times the probability.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class Witness:
     without, flat : tuple of (str, float)
         The most probable answer and its calibrated probability.
     same : float
-        The probability, without the ECG, of the answer that the model gave with it.
+        The probability, without the ECG, of the answer that was given with it.
     depends : bool
         Whether the answer depends on the ECG.
     """
@@ -49,13 +49,13 @@ class Witness:
 
     @property
     def note(self) -> str:
-        """A warning; empty where the answer depends on the ECG."""
+        """A warning; empty if the answer depends on the ECG."""
         if self.depends:
             return ""
         return f"the model gives this answer without the ECG too ({percent(self.same)}): it may not depend on the ECG"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the witness as JSON takes it."""
+        """Return the witness for --json."""
         return {
             "without_ecg": {"answer": self.without[0], "probability": round(self.without[1], 6)},
             "flat_line": {"answer": self.flat[0], "probability": round(self.flat[1], 6)},
@@ -67,16 +67,16 @@ class Witness:
 def witness_of(
     probability: float, same: float, again: bool, without: tuple[str, float], flat: tuple[str, float]
 ) -> Witness:
-    """Compare an answer with those to the same question without the ECG.
+    """Compare an answer with the answers to the same question without the ECG.
 
     Parameters
     ----------
     probability : float
-        Of the answer with the ECG.
+        The answer's probability with the ECG.
     same : float
-        The probability of this answer without the ECG.
+        Its probability without the ECG.
     again : bool
-        Whether the model gives this answer without the ECG too.
+        Whether the model gives the same answer without the ECG.
     without, flat : (str, float)
         The most probable answer without the ECG and with a flat line, and its probability.
     """
@@ -84,7 +84,7 @@ def witness_of(
 
 
 def witness_among(given: "Mapping[str, Sequence[Answer]]", number: int) -> Witness | None:
-    """Return the witness of an answer from the controls; None without controls, or if the answer was written freely."""
+    """Return the witness of an answer from the controls; None without controls, or for a free-text answer."""
     names = ("signal", "no signal", "flat line")
     with_ecg, without, flat = (given[name][number] if name in given else None for name in names)
     if not (with_ecg and without and flat and with_ecg.weights and without.weights and flat.weights):
@@ -110,9 +110,9 @@ def find_witness(
     Parameters
     ----------
     session, question, answers, earlier
-        As in `ask_without_ecg`.
+        See `ask_without_ecg`.
     weights : numpy.ndarray
-        float64 (answers,), the probabilities with the ECG.
+        float64 (answers,), probabilities with the ECG.
     """
     without, flat = ask_without_ecg(session, question, answers, earlier)
     given = session.choose(question, answers, weights)
@@ -125,17 +125,17 @@ def find_witness(
 def ask_without_ecg(
     session: "Session", question: str, answers: Sequence[str], earlier: Sequence[tuple[str, str]] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probabilities of answers, float64 (answers,), without an ECG and with a flat line.
+    """Return the probabilities of the possible answers, float64 (answers,), without an ECG and with a flat line.
 
     Parameters
     ----------
     session : Session
-        Keeps what it has answered where there are no earlier turns.
+        Caches the result if there are no earlier turns.
     question : str
-        As in prompts.
+        Worded as in the prompt.
     answers : sequence of str
     earlier : sequence of (str, str)
-        Earlier questions and answers in the prompt.
+        Earlier turns of the prompt.
     """
     key = question, tuple(answers)
     if earlier or key not in session.witnesses:
@@ -150,7 +150,7 @@ def ask_without_ecg(
 
 
 def percent(probability: float) -> str:
-    """Return a probability in words: never 0 or 100 %."""
+    """Format a probability as a percentage, never 0 or 100 %."""
     if 0.01 <= probability <= 0.99:
         return f"{100 * probability:.0f} %"
     return "over 99 %" if probability > 0.5 else "under 1 %"

@@ -19,7 +19,7 @@ from ecgbyte_cli.runtime.memory import unsupported
 if TYPE_CHECKING:
     from ecgbyte_cli.model.ecg_lm import ECGLM
 
-NAME = "ecgbyte"  # of the attention function in Transformers
+NAME = "ecgbyte"  # name of the attention function in Transformers
 TAKE_MASKS = ("sdpa", "eager", NAME)  # attention functions that take a mask of any form
 ROWS = 512  # rows of a mask that are computed together: none sees an id behind the last of them
 

@@ -61,7 +61,7 @@ def load_base(
     Raises
     ------
     Failure
-        If there is no such model, it is no supported causal language model, it has code of its own, or its weights are
+        If the model does not exist, is not a supported causal language model, contains Python code, or its weights are
         pickles, damaged, missing or of other sizes.
     """
     if name in SIZES:
@@ -69,9 +69,9 @@ def load_base(
         return base.to(place or device), text_tokenizer
     local = folder_checks.is_local_path(name)
     if local and not Path(name).is_dir():
-        raise Failure(f"base model {name}: there is no such folder")
+        raise Failure(f"base model {name}: the folder does not exist")
     if local and not (Path(name) / "config.json").is_file():
-        raise Failure(f"{name} is no model folder: it has no config.json")
+        raise Failure(f"{name} is not a model folder: it has no config.json")
     options = {"device_map": place or device, **_load_options(method, device)}
     base, text_tokenizer, report = _from_pretrained(name, options, local, revision)
     _check_report(name, local, report)
@@ -137,7 +137,7 @@ def _from_pretrained(
 
 
 def _check_report(name: str, local: bool, report: dict[str, Any]) -> None:
-    """Refuse weights that are missing, of another size, or too many."""
+    """Reject weights that are missing, of another size, or too many."""
     # what the hub publishes may have more weights, such as of heads that are not used here
     wrong = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     wrong |= {*report["unexpected_keys"]} if local else set()
@@ -160,11 +160,11 @@ def _check_base(name: str, local: bool, revision: str | None) -> str | None:
     stored = folder_checks.count_weights(Path(name)) if local else None
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise Failure(f"base model {name} ({config.model_type}) is no causal language model")
+        raise Failure(f"base model {name} ({config.model_type}) is not a causal language model")
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not _is_supported(config, found[0] if isinstance(found, tuple) else found):
         raise Failure(
-            f"base model {name}: models of the kind {config.model_type} cannot be trained on ECGs here; take another"
+            f"base model {name}: models of the kind {config.model_type} cannot be trained on ECGs here; use another"
         )
     if stored:
         _check_size(name, config, *stored)
@@ -186,7 +186,7 @@ def _is_supported(config: "PreTrainedConfig", architecture: "type[PreTrainedMode
 
 
 def _check_size(name: str, config: "PreTrainedConfig", tensors: int, numbers: int) -> None:
-    """Refuse a config.json that asks for far more weights than the folder's files hold."""
+    """Reject a config.json that asks for far more weights than the folder's files hold."""
     from transformers import AutoModelForCausalLM
 
     if (getattr(config, "num_hidden_layers", None) or 0) > tensors:

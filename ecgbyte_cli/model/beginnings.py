@@ -20,7 +20,7 @@ class Beginnings(NamedTuple):
     """The beginnings of prompts, up to the end of their last ECGs, each once."""
 
     ids: list[np.ndarray]
-    row_of: list[int]  # of each prompt, the number of its beginning
+    row_of: list[int]  # for each prompt, the index of its beginning
 
 
 class Block(NamedTuple):

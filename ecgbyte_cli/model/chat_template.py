@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 # limits of a rendering: CPU seconds, bytes of memory, characters of its text
 SECONDS, MEMORY, LETTERS = 5, 2**29, 2**22
-DATE = "2024-07-26"  # for templates that ask for the date; Llama 3.1's own falls back to it
+DATE = "2024-07-26"  # for templates that need a date; Llama 3.1's template falls back to it
 
 
 class TemplateError(ValueError):
-    """The template ended with an error of its own: some do so at a system message."""
+    """The template raised an error, as some do for a system message."""
 
 
 class ChatTemplate:
@@ -40,7 +40,7 @@ class ChatTemplate:
     words : dict
         The special tokens that it may name: `bos_token`, ….
     date : str
-        YYYY-MM-DD: the only date that it is told.
+        YYYY-MM-DD: the only date that it sees.
     name : str
         Of the model that it came with, for messages.
     """

@@ -87,7 +87,7 @@ def _stream_padded(
     pick: Pick,
     states: "DynamicCache",
 ) -> Iterator[list[int | None]]:
-    """Answer prompts, each in a row of its own, padded on the left."""
+    """Answer prompts, one per row, padded on the left."""
     if cache:
         states = cache.begin(prompts[0], states)
     ids, position, mask = _pad_left(lm, prompts, len(cache.ids) if cache else 0)

@@ -1,4 +1,4 @@
-"""The language model: any causal LM of Transformers, with a small table of ECG rows beside its embedding.
+"""The language model: any causal LM of Transformers, with a small table of ECG rows next to its embedding.
 
 The ids from `offset` on, the number of rows of the base model's embedding, are those of `layout`: <sig_start>,
 <sig_end>, a mark for each lead, and the ECG tokens. They are looked up in `ecg_rows`. The base model's embedding and
@@ -120,7 +120,7 @@ class ECGLM(torch.nn.Module):
 
         projections = [m for name, m in self.base.named_modules() if name.endswith((".o_proj", ".down_proj"))]
         if not projections:
-            raise Failure("--dropout knows no layers of this base model: leave it out")
+            raise Failure("--dropout supports no layer of this base model: remove the option")
         for module in projections:
             module.register_forward_hook(dropped)
 
@@ -243,9 +243,9 @@ class ECGLM(torch.nn.Module):
         Parameters
         ----------
         ids, positions, owner
-            As in `inputs`.
+            See `inputs`.
         labels : int64 tensor (batch, n)
-            The ids where the loss is counted, -100 elsewhere. An ECG token is predicted among all ECG tokens, by the
+            The ids that count towards the loss, -100 elsewhere. An ECG token is predicted among all ECG tokens, by the
             rows of the table.
         weights : float32 tensor (batch, n) or None
             How often each text label counts; None: once.
@@ -355,7 +355,7 @@ def label_places(labels: torch.Tensor, offset: int) -> tuple[torch.Tensor, torch
     Returns
     -------
     (int64 tensor, int64 tensor)
-        Numbers in the flattened labels. The hidden state that predicts a label is the one before it.
+        Numbers in the flattened labels. The previous position's hidden state predicts a label.
     """
     counted = labels[:, 1:] != -100
     is_ecg = labels[:, 1:] >= offset

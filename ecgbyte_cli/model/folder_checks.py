@@ -45,17 +45,17 @@ def read_about(folder: str | os.PathLike) -> dict:
     path = folder / "ecgbyte.json"
     if not path.is_file():
         raise Failure(
-            f"{folder} holds no model: train one with `ecgbyte finetune`, or see `make quickstart`; "
+            f"{folder} has no model: train one with `ecgbyte finetune`, or see `make quickstart`; "
             "--model names another folder"
         )
     about = read_json(path)
     if about.get("format") == "ecgbyte-export":
         raise Failure(
             f"{folder} is an export, which is for other programs (its README.md says how): with --model name "
-            "the model folder that it was made from"
+            "the model folder that it was exported from"
         )
     if about.get("format") != "ecgbyte-model" or about.get("format_version") != FORMAT_VERSION:
-        raise Failure(f"{path} is no ecgbyte model of format {FORMAT_VERSION}")
+        raise Failure(f"{path} is not an ecgbyte model of format {FORMAT_VERSION}")
     if about.get("prompt_version") not in range(1, PROMPT_VERSION + 1):
         raise Failure(
             f"{folder} was trained with prompt version {about.get('prompt_version')}, this ecgbyte knows those up "
@@ -99,7 +99,7 @@ def method_of(model: str | os.PathLike, method: str | None) -> str:
         raise Failure(f"--model {model} is trained in full: leave out --method, or name another base model")
     had = read_about(model)["method"] if is_ecgbyte_model(model) else None
     if had in ("lora", "qlora") and method not in (None, had):
-        raise Failure(f"{model} has an adapter of --method {had}, and goes on learning so")
+        raise Failure(f"{model} has an adapter trained with --method {had}, and keeps this method")
     return method or had or ("full" if model in BUILT else "qlora")
 
 
@@ -146,7 +146,7 @@ def file_checksums(folder: Path) -> dict[str, str]:
 def files_needed(folder: Path, base: str | os.PathLike | None = None) -> list[Path]:
     """List the files that loading a model reads from its folder and from its base model's.
 
-    It is empty for the model that comes with the package, and for base models of the hub: each machine has its own.
+    It is empty for the included model, and for base models of the hub: each machine has its own.
     """
     name, _ = base_model_of(folder, read_about(folder), base)
     folders = {Path(folder), Path(name)} - {SHIPPED, SHIPPED / "base"}
@@ -210,7 +210,7 @@ def base_model_of(folder: Path, about: dict, base: str | os.PathLike | None = No
     name = about["base"]
     if is_local_path(name) and not Path(name).is_dir():
         raise Failure(
-            f"{folder} was trained on the base model in {name}, which is not there: say where it is with "
+            f"{folder} was trained on the base model in {name}, which does not exist: give its path with "
             "--base FOLDER"
         )
     return name, about.get("base_revision")
@@ -231,7 +231,7 @@ def check_base(folder: Path) -> None:
     """
     for path in folder.iterdir():
         if not path.is_file() and not path.is_dir():  # reading a pipe would block
-            raise Failure(f"{path} is no regular file")
+            raise Failure(f"{path} is not a regular file")
     for path in sorted(folder.glob("*.json")):
         if path.stat().st_size > MOST_JSON:
             raise Failure(f"{path} is too large for what it should be")
@@ -337,7 +337,7 @@ def read_adapter_config(folder: Path) -> dict:
     more = [key for key, value in config.items() if value and key not in ADAPTER | INFORMATIONAL]
     if not fits or more:
         raise Failure(
-            f"{path} is no adapter as `ecgbyte finetune` makes them{': ' + ', '.join(more) if more else ''}"
+            f"{path} is not an adapter from `ecgbyte finetune`{': ' + ', '.join(more) if more else ''}"
         )
     for name, shape in tensor_shapes(weights).items():
         if name.endswith("lora_A.weight") and shape[0] != rank:

@@ -1,4 +1,4 @@
-"""Download model folders from the Hugging Face Hub, into the cache of its own library.
+"""Download model folders from the Hugging Face Hub, into the cache of the Hub's library.
 
 A repository may come from anywhere. Only the files that its ecgbyte.json names are downloaded: safetensors and JSON,
 and the card. Sizes are checked before, checksums afterwards. Nothing of it runs.
@@ -27,7 +27,7 @@ ABOUT, CARD = "ecgbyte.json", "README.md"
 ALLOWED = re.compile(r"(base/)?\w[\w.-]*\.(json|safetensors)", re.ASCII)  # names of the files of a model
 COMMIT = re.compile("[0-9a-f]{40}")
 MOST_CARD = 2**20  # bytes
-SECONDS = 10  # to wait for the Hub's answer
+SECONDS = 10  # timeout of requests to the Hub
 
 
 class HubName(NamedTuple):
@@ -166,7 +166,7 @@ def _check_sizes(name: HubName, wanted: list[str], files: dict[str, Any]) -> int
         size = files[file].size if file in files else None
         if size is None:
             raise Failure(
-                f"{name.repository} is not whole: it has no {file}; ask its owner to upload it again"
+                f"{name.repository} is incomplete: it has no {file}; ask its owner to upload it again"
             )
         most = MOST_CARD if file == CARD else MOST_JSON
         if size > most and not file.endswith(".safetensors"):
@@ -254,7 +254,7 @@ def one_line(name: HubName, action: str) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         raise Failure(
-            f"{repository} is given out on request: ask for access on its page of the Hugging Face Hub, and log in "
+            f"{repository} is a gated repository: request access on its Hub page, and log in "
             "with `hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:

@@ -38,7 +38,7 @@ def upload_model(folder: Path, name: hub.HubName, public: bool = False, base: st
     Raises
     ------
     Failure
-        If the folder is no whole model, its base model is a folder, or the Hub refuses.
+        If the model folder is incomplete, its base model is a folder, or the Hub refuses.
     """
     about = folder_checks.read_about(folder)
     files = {file: folder / file for file in hub.model_files(str(folder), about)}
@@ -77,7 +77,7 @@ def shared_about(folder: Path, about: dict[str, Any], base: str | None) -> dict[
     """
     if about["method"] == "full":
         if base is not None:
-            raise Failure(f"{folder} holds its base model itself: leave out --base")
+            raise Failure(f"{folder} contains its base model: remove --base")
     else:
         about = {**about, "base": base or about["base"]}
         if folder_checks.is_local_path(about["base"]):

@@ -73,7 +73,7 @@ class PromptCache:
         self.states: DynamicCache | None = None
 
     def begin(self, prompt: np.ndarray, empty: DynamicCache) -> DynamicCache:
-        """Keep the states that a prompt shares with the one before, and return them; `empty` if it shares none."""
+        """Keep the states that a prompt shares with the previous one, and return them; `empty` if it shares none."""
         # one id is always read again: the first id of the answer comes from it
         most = min(len(self.ids), len(prompt) - 1)
         differ = np.flatnonzero(np.asarray(self.ids[:most]) != np.asarray(prompt)[:most])

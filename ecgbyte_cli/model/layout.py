@@ -12,7 +12,7 @@ import numpy as np
 from ecgbyte_cli.signal.tokenizer import ECGTokenizer
 
 PROMPT_VERSION = 2  # increases when the same question would have other ids
-POSITION_SECONDS = 0.02  # of signal per position where positions follow time
+POSITION_SECONDS = 0.02  # seconds of signal per position, for --positions time
 
 
 class Layout:
@@ -104,7 +104,7 @@ class Layout:
         return np.concatenate([[self.offset], inside, [self.offset + 1]])
 
     def prefix(self, ids: np.ndarray) -> int:
-        """Return how many ids there are up to the end of the last ECG: all questions about it begin with them."""
+        """Return the number of ids up to the end of the last ECG, which all questions about it share."""
         ends = np.flatnonzero(ids == self.offset + 1)
         return int(ends[-1]) + 1 if len(ends) else 0
 

@@ -1,4 +1,4 @@
-"""Ids with a loss mask: the base model's own chat template where it has one, the plain form where it has none.
+"""Ids with a loss mask: the base model's own chat template if it has one, otherwise a plain format.
 
 plain:  [bos] <sig_start> ecg ids <sig_end> question ids | answer ids [eos]
 
@@ -40,7 +40,7 @@ class Prompt:
     layout : Layout
         The `layout` of the model.
     date : str or None
-        The date for the chat template, YYYY-MM-DD: that of the training.
+        The date for the chat template, YYYY-MM-DD, the date used in training.
     system : str or None
         The system prompt for the chat template; None is `SYSTEM`.
 
@@ -49,7 +49,7 @@ class Prompt:
     end_ids : set of int
         An answer ends before any of these.
     date : str or None
-        None where the template uses none.
+        None if the template uses none.
     told : str or None
         The system prompt, if it is not `SYSTEM`.
 
@@ -178,7 +178,7 @@ class Prompt:
         ecgs : list of int arrays
             The ECG tokens (0 …) of each ECG, in order; an empty array is an ECG without a signal.
         turns : list of (str, str or None)
-            Question and answer; the last answer is None where the model is to write it.
+            Question and answer; the last answer is None if the model should write it.
         leads : list of int arrays or None
             The lead that each token of each ECG is on, rising; None: the ECGs are whole.
         before : str
@@ -230,7 +230,7 @@ class Prompt:
         Parameters
         ----------
         ecgs, turns, before
-            As in `build`.
+            See `build`.
         leads : list of int arrays
             The lead that each token of each ECG is on, rising.
         longest : int
@@ -239,7 +239,7 @@ class Prompt:
         Returns
         -------
         (int64 array, int64 array, int)
-            Ids, labels, and how many ECG tokens were left out.
+            Ids, labels, and the number of ECG tokens left out.
 
         Raises
         ------
@@ -272,7 +272,7 @@ class Prompt:
         return max(0, longest - -(-text // step) * step)
 
     def answer_length(self, turns: Sequence[tuple[str, str | None]]) -> int:
-        """Return how many ids the last answer has, its closing included."""
+        """Return the number of ids in the last answer, including its closing id."""
         return sum(len(ids) for ids, _ in self.parts(turns)[2])
 
     def parts(self, turns: Sequence[tuple[str, str | None]], before: str = "") -> Parts:

@@ -31,7 +31,7 @@ def build_tiny(
     seed : int
         Of the weights.
     texts : list of str
-        The text tokenizer gets tokens for their words, beside the bytes of any text.
+        The text tokenizer gets tokens for their words, in addition to bytes for any text.
     size : str
         A key of `SIZES`.
 

@@ -158,7 +158,7 @@ def _weigh_pass(
 
 
 def weigh_alone(lm: "ECGLM", prompt: np.ndarray, answers: Sequence[np.ndarray]) -> np.ndarray:
-    """Weigh the answers to one prompt, each behind a prompt of its own, padded on the right, which no id sees."""
+    """Weigh the answers to one prompt, each after its own copy of the prompt, padded on the right."""
 
     def at_answers(hidden: torch.Tensor) -> torch.Tensor:
         return hidden[:, len(prompt) - 1 : -1].flatten(0, 1)

@@ -1,6 +1,6 @@
 """The forms of items in question files: a row each in `FORMS`.
 
-Each form is read as the loader of its own project reads it. Fields that the loader ignores are ignored here, too, such
+Each format is read like its project's own loader. Fields that the loader ignores are ignored here, too, such
 as the prompt of ECG-QA-CoT, which quotes the right answer.
 """
 
@@ -32,10 +32,10 @@ class ParsedItem(NamedTuple):
     """A question of an item, perhaps after earlier turns."""
 
     records: list[str]
-    turns: Turns  # of question and answer
+    turns: Turns  # questions and answers
     type: str
-    labels: tuple[str, ...] = ()  # of the last answer, if it is a list
-    reasoning: str = ""  # for the last answer
+    labels: tuple[str, ...] = ()  # labels of the last answer, if it is a list
+    reasoning: str = ""  # text before the last answer
     split: str | None = None  # if the form implies one
 
 
@@ -50,7 +50,7 @@ def parse_item(item: object) -> list[ParsedItem]:
         If the item is malformed.
     """
     if not isinstance(item, dict):
-        raise TypeError("is no JSON object")
+        raise TypeError("is not a JSON object")
     return next((form for form in FORMS if form.keys <= item.keys()), FORMS[-1]).parse(item)
 
 
@@ -216,7 +216,7 @@ def _named_records(item: dict[str, Any]) -> list[str]:
 def _turns(turns: object) -> tuple[Turns, tuple[str, ...]]:
     """Return pairs of question and answer, without the marks of the ECG, and the labels of the last answer."""
     if not isinstance(turns, list):
-        raise TypeError(f"{str(turns)[:80]!r} is no list of turns")
+        raise TypeError(f"{str(turns)[:80]!r} is not a list of turns")
     spoken: list[tuple[str | None, Any]] = []
     labels: tuple[str, ...] = ()
     for turn in turns:
@@ -279,7 +279,7 @@ def _empty(value: str) -> bool:
 def text(value: object) -> str:
     """Return a value if it is a text that UTF-8 can encode."""
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError("half a surrogate pair")
     return value

@@ -20,7 +20,7 @@ class DataSet:
 
     name: str  # a prefix of its patients; empty for a single data set
     found: list[str]
-    known: dict[str, tuple[str, str | None]]  # from its table of patients
+    known: dict[str, tuple[str, str | None]]  # patient and split of each record, from the table of patients
     shared: bool  # whether the table is for all data sets
     stated: set[str | None] = field(default_factory=set)  # the patients that its files name
     used: int = 0  # number of recordings that are not skipped
@@ -66,7 +66,7 @@ def find_data_sets(
     -------
     sets : list of DataSet
     skipped : list of tuple
-        As in `find`.
+        See `find`.
     settings : dict
         `input` and `patients`: hashes that change when the recordings or tables do.
 
@@ -82,7 +82,7 @@ def find_data_sets(
     if len(listed) not in (0, 1, len(folders)):
         raise Failure(
             f"{len(listed)} times --patients for {len(folders)} data sets: give one for all, or one for each in "
-            "their order (`none` where there is none)"
+            "their order (`none` for a data set without)"
         )
     found, skipped = _find_all(list(folders.values()), without, [table for table in listed if table])
     names, shared = _dataset_names(list(folders)), len(listed) == 1
@@ -111,16 +111,16 @@ def _find_all(
     for sources in data_sets:
         paths, left_out = find(sources, without)
         if len(sources) > 1 and any(map(os.path.isdir, sources)):
-            raise Failure(f"{sources[0]} and {sources[1]} hold the same recordings: name each once")
+            raise Failure(f"{sources[0]} and {sources[1]} contain the same recordings: name each once")
         paths = [
             p for p in paths if not (p.endswith((".csv", ".tsv")) and os.path.realpath(p) in table_files)
         ]
         if not paths:
-            raise Failure(f"{sources[0]} holds no recordings beside the table of patients")
+            raise Failure(f"{sources[0]} contains no recordings next to the table of patients")
         for path in paths if len(data_sets) > 1 else ():
             before = owner.setdefault(os.path.realpath(split_row(path)[0]), sources)
             if before is not sources:
-                raise Failure(f"{before[0]} and {sources[0]} both hold {path}: name each recording once")
+                raise Failure(f"{before[0]} and {sources[0]} both contain {path}: name each recording once")
         found.append(paths)
         skipped += left_out
     return found, skipped

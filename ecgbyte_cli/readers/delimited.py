@@ -126,7 +126,7 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
 
 
 def is_list(path: str) -> bool:
-    """Return whether a table lists things in words, such as records with their labels, and is no recording.
+    """Return whether a table is a list, such as records with labels, and not a recording.
 
     A recording has a column of a lead, or columns of numbers alone beside its times. Of any other table, and of a
     file that cannot be read, the reader says what is missing.

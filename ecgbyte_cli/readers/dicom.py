@@ -46,9 +46,7 @@ TYPES = {
     ("SL", 32): "i4",
     ("UL", 32): "u4",
 }
-BEAT = re.compile(
-    r"beat|median|average|template", re.IGNORECASE
-)  # in the label of a group of representative beats
+BEAT = re.compile(r"beat|median|average|template", re.IGNORECASE)  # label of a group of representative beats
 READ_GROUPS = (0x0008, 0x0010, 0x003A, 0x5400)  # element groups that the reader uses
 
 
@@ -99,10 +97,10 @@ def read(path: str, fs: float | None, lead_names: list[str] | None, units: str |
     if not items and str(data.file_meta.get("MediaStorageSOPClassUID")).startswith(WAVEFORMS):
         raise Unusable("damaged: the DICOM file is cut short before its waveform")
     if not items:
-        raise Unusable("not an ECG: the DICOM file holds no waveform")
+        raise Unusable("not an ECG: the DICOM file contains no waveform")
     rhythm = [item for item in items if not BEAT.search(str(item.get("MultiplexGroupLabel") or ""))]
     if not rhythm:
-        raise Unusable("not a recording: the DICOM file holds representative beats alone")
+        raise Unusable("not a recording: the DICOM file contains only representative beats")
     groups = _together([_group(item) for item in rhythm])
     order = "<" if data.original_encoding[1] else ">"
     leads, signal = _joined(groups, order)
@@ -187,7 +185,7 @@ def _joined(groups: list[_Group], order: str) -> tuple[list[str], np.ndarray]:
 def _scaled(
     group: _Group, name: str, place: int, scale: float, values: np.ndarray, padding: int | None
 ) -> np.ndarray:
-    """Return a channel in mV, NaN where it is padded."""
+    """Return a channel in mV, NaN in padding."""
     channel = group.item.ChannelDefinitionSequence[place]
     step = _calibration(channel, name, group.fs)
     row = ((values * step + _number(channel.get("ChannelBaseline") or 0)) * scale).astype(np.float32)

@@ -31,8 +31,8 @@ class _Signal(NamedTuple):
 
     fields: dict[str, bytes]  # as in the file
     label: str
-    millivolts: float  # of its unit, 0 if that is not one of voltage
-    samples: int  # in a record
+    millivolts: float  # mV per unit, 0 if the unit is not a voltage
+    samples: int  # number of samples in a data record
     start: int  # its first sample in a record
 
 
@@ -44,8 +44,8 @@ class _Layout(NamedTuple):
     first: int  # the byte that the records begin at
     width: int  # samples in a record
     records: int
-    seconds: float  # of a record
-    leads: list[_Signal]  # at the most common rate
+    seconds: float  # length of a data record
+    leads: list[_Signal]  # signals at the most common rate
     common: int  # samples of each in a record
 
 
@@ -197,7 +197,7 @@ def _number(field: bytes, name: str) -> float:
     """Return a number of the header; some writers use a decimal comma."""
     text = text_of(field).strip(" \0")
     if not re.fullmatch(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", text, re.ASCII):
-        raise Unusable(f"header refused: the {name} is no number ({text!r})")
+        raise Unusable(f"header refused: the {name} is not a number ({text!r})")
     number = float(text.replace(",", "."))
     if not math.isfinite(number):
         raise Unusable(f"header refused: the {name} is out of range ({text!r})")
@@ -208,7 +208,7 @@ def _whole(field: bytes, name: str) -> int:
     """Return an integer of the header."""
     number = _number(field, name)
     if number != int(number):
-        raise Unusable(f"header refused: the {name} is no integer ({number:g})")
+        raise Unusable(f"header refused: the {name} is not an integer ({number:g})")
     return int(number)
 
 

@@ -51,7 +51,7 @@ def find(
     found = [row for path in paths if path not in left_out for row in _recordings_in(path)]
     if not found:
         why = f"; {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise Failure(f"{_shown(', '.join(sources))} holds no recordings ({', '.join(TRIED)}){why}")
+        raise Failure(f"{_shown(', '.join(sources))} contains no recordings ({', '.join(TRIED)}){why}")
     return found, skipped
 
 
@@ -95,7 +95,7 @@ def _is_recording(folder: str, name: str, files: set[str]) -> bool:
     stem, extension = os.path.splitext(name)
     if extension.lower() in EXTENSIONS:
         return True
-    # the signal file of a WFDB record is not a recording of its own
+    # the signal file of a WFDB record is not a separate recording
     if extension.lower() not in SHARED_EXTENSIONS or stem + ".hea" in files:
         return False
     try:
@@ -153,18 +153,18 @@ def _stays_inside(name: str) -> bool:
 
 
 def _unreadable_names(paths: list[str]) -> dict[str, str]:
-    """Return the files whose names are not UTF-8, with the reason: no table can hold them."""
+    """Return the files whose names are not UTF-8, with the reason: tables cannot store such names."""
     return {path: "file name is not UTF-8: rename it" for path in paths if not _is_text(path)}
 
 
 def _lists(paths: list[str]) -> dict[str, str]:
-    """Return the tables that are no recordings, such as a table of labels, with the reason to leave them out."""
+    """Return tables that are not recordings, such as tables of labels, with the reason for skipping them."""
     tables = (path for path in paths if os.path.splitext(path)[1].lower() in (".csv", ".tsv"))
     return {path: "a table of words: no column is a lead" for path in tables if is_list(path)}
 
 
 def _parts(paths: list[str]) -> dict[str, str]:
-    """Return the segments of multi-segment records and PTB-XL's 100 Hz copies, with the reason to leave them out."""
+    """Return the segments of multi-segment records and PTB-XL's 100 Hz copies, with the reason for skipping them."""
     parts, everything = {}, set(paths)
     for path in paths:
         if path.endswith(".hea"):

@@ -1,4 +1,4 @@
-"""The formats that recordings come in: a row each in `FORMATS`, a file each beside this one."""
+"""The formats of recordings: one row each in `FORMATS`, and one module each in this package."""
 
 import os
 import warnings
@@ -10,7 +10,7 @@ from ecgbyte_cli.readers import arrays, delimited, dicom, edf, hdf5, hospital, w
 from ecgbyte_cli.readers.pulse import without_pulse
 from ecgbyte_cli.readers.recording import HDF5, Recording, Unusable, check_regular, open_regular, split_row
 
-HEAD_BYTES = 4096  # by which the content of a file is recognised
+HEAD_BYTES = 4096  # bytes by which the content of a file is recognised
 
 Reader = Callable[[str, float | None, list[str] | None, str | None], Recording]
 
@@ -53,7 +53,7 @@ FORMATS = (
 )
 EXTENSIONS = {extension: form for form in FORMATS for extension in form.extensions}
 SHARED_EXTENSIONS = tuple(extension for form in FORMATS for extension in form.shared_extensions)
-# endings to try where a recording is named without its own; "rec.dat" is the signal file of "rec.hea"
+# endings to try if a recording is named without its ending; "rec.dat" is the signal file of "rec.hea"
 TRIED = (*EXTENSIONS, *(extension for extension in SHARED_EXTENSIONS if extension not in ("", ".dat")))
 
 
@@ -78,7 +78,7 @@ def read_recording(
     units : {"uV", "mV", "V"}, optional
         For files that do not state them (CSV, NumPy, HDF5); mV by default.
     keep_identity : bool
-        Add the name, birth date and hospital number that a file holds to the comments.
+        Add the name, birth date and hospital number stored in the file to the comments.
     parts : bool
         Leave the signal of a long recording (WFDB, EDF, BDF; see `stored.is_long`) in its file, as a `StoredSignal`:
         take parts of it.
@@ -143,7 +143,7 @@ def format_of_content(path: str) -> Format | None:
 def file_of(path: str) -> str | None:
     """Return the file of a recording that is named with or without its extension, or by its WFDB signal file.
 
-    None if there is no such file.
+    None if the file does not exist.
     """
     file = split_row(path)[0]
     stem, extension = os.path.splitext(file)

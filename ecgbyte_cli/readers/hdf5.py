@@ -120,7 +120,7 @@ def _dataset(file: "h5py.File", name: str) -> "h5py.Dataset | None":
         return None
     data = file[name] if isinstance(link, h5py.HardLink) else None
     if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
-        raise Unusable(f"header refused: `{name}` is no array, or points outside its file")
+        raise Unusable(f"header refused: `{name}` is not an array, or points outside its file")
     if not data.shape or not all(data.shape):
         raise Unusable("no samples")
     rows, stored = data.shape[0], data.id.get_storage_size()

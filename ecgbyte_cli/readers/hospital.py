@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ecgdatakit.models import ECGRecord, Lead
 
 EXTENSIONS = (".xml", ".scp", ".ecg", ".mwf", ".mfer", ".mfr", ".dat")
-ROOTS = (  # of the XML formats; the first match decides
+ROOTS = (  # root elements of the XML formats; the first match decides
     ("Philips Sierra XML", r"<restingecgdata\b"),
     ("GE MUSE XML", r"<(RestingECG|MuseInfo)\b"),
     ("HL7 aECG", r"<([\w.-]+:)?AnnotatedECG\b"),
@@ -160,7 +160,7 @@ def _check_together(record: "ECGRecord", leads: list["Lead"], rate: float) -> No
         raise Unusable(f"leads not together: their LeadTimeOffset is {' or '.join(sorted(late))[:80]}")
     skew = max(record.raw_metadata.get("sample_skew_ns", [0]))  # MFER: between neighbouring channels
     if skew * 1e-9 * rate * (len(leads) - 1) >= 1:
-        raise Unusable(f"leads not together: each channel is {skew} ns later than the one before")
+        raise Unusable(f"leads not together: each channel is {skew} ns later than the previous one")
     _check_frames([f for f in record.raw_metadata.get("frames", []) if f["waveform_type"] != BEAT])
     # SCP-ECG; derived leads were not recorded
     recorded = [lead for lead in leads if lead_name(lead.label) not in DERIVED]
@@ -181,7 +181,7 @@ def _check_frames(frames: list[dict]) -> None:
 
 
 def _placed(record: "ECGRecord", leads: list["Lead"]) -> np.ndarray:
-    """Return the leads at their times: float32 (leads, samples), mV, NaN where a lead was not recorded.
+    """Return the leads at their times: float32 (leads, samples), mV, NaN if a lead was not recorded.
 
     SCP-ECG states the first and the last sample of each lead (EN 1064, 5.6). In the other formats all leads begin and
     end together.

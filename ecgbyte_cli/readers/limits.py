@@ -3,19 +3,19 @@
 The bounds are far above the size of any surface ECG. No file under 64 MB takes more than 5 s or 1 GB to be refused.
 """
 
-SAMPLES = 2**25  # of all leads together; half an hour of 12 leads at 1000 Hz is 2**24.4
+SAMPLES = 2**25  # samples of all leads together; half an hour of 12 leads at 1000 Hz is 2**24.4
 LEADS = 512
 NAME = 256  # characters of a name or a unit
 
 # WFDB
 HEADER_BYTES = 2**22
-LINE_BYTES = 2**12  # of a header line other than a comment
+LINE_BYTES = 2**12  # a header line other than a comment
 SEGMENTS = 2**14
 
 # EDF and DICOM: 16 or 24 bits a sample, and the rest of the file
 FILE_BYTES = 4 * SAMPLES
 DICOM_ELEMENTS = 2**16  # a channel has about thirty
-DICOM_VALUE_BYTES = 2**16  # of every value that is read, except the samples
+DICOM_VALUE_BYTES = 2**16  # any value that is read, except the samples
 
 # CSV and TSV
 TABLE_BYTES = 8 * SAMPLES
@@ -27,7 +27,7 @@ TABLE_CLOCKS = 2**21  # times such as 0:00.004
 
 # NumPy
 UNPACKED_BYTES = 8 * SAMPLES
-ARCHIVE_DIRECTORY_BYTES = 2**16  # of an .npz file; an array takes about a hundred
+ARCHIVE_DIRECTORY_BYTES = 2**16  # directory of an .npz file; an array takes about a hundred bytes
 SMALL_ARRAY = 2**12  # numbers in arrays other than the signal: rates, names
 
 # HDF5

@@ -115,10 +115,10 @@ def side_of(split: str | None, fold: str | None = None) -> str | None:
     named, number = (split or "").strip(), (fold or "").strip()
     side = SPLITS.get(named.lower())
     if named and side is None:
-        raise ValueError(f"split {named[:80]!r} is none of {', '.join(SIDES)}")
+        raise ValueError(f"split {named[:80]!r} is not one of {', '.join(SIDES)}")
     folded = FOLDS.get(re.sub(r"\.0*$", "", number))
     if number and folded is None:
-        raise ValueError(f"strat_fold {number[:80]!r} is none of 1 to 10")
+        raise ValueError(f"strat_fold {number[:80]!r} is not one of 1 to 10")
     if side and folded and side != folded:
         raise ValueError(f"split {named!r} and strat_fold {number} are two sides of the split")
     return side or folded
@@ -221,7 +221,7 @@ def _read_columns(path: str | os.PathLike) -> tuple[list[int], list[str], str, C
         if patient_column in columns and all(name in columns for name in record_columns):
             return lines, record_columns, patient_column, columns
     raise Failure(
-        f"{path} has no columns `record` and `patient`, and is no table of a known data set; its columns are "
+        f"{path} has no columns `record` and `patient`, and is not a table of a known data set; its columns are "
         f"{', '.join(filter(None, names))[:200] or 'none'}"
     )
 
@@ -335,9 +335,9 @@ def patient_and_split(
     Parameters
     ----------
     record, patient : str
-        As in the file.
+        As stored in the file.
     split : {"train", "val", "test"} or None
-        As in the file; see `side_of`.
+        As stored in the file; see `side_of`.
     known : dict
         From `read_patients`.
     path : str

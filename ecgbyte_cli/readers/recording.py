@@ -234,7 +234,7 @@ def array_recording(
     names : list of str
         Of the leads.
     units : str, array of str or None
-        One for all leads or one per lead; mV by default. A lead whose unit is not one of voltage is left out.
+        One for all leads or one per lead; mV by default. Leads whose unit is not a voltage are skipped.
     name, path : str
         Of the recording.
     """

@@ -151,7 +151,7 @@ def _rows(text: TextIO, separator: str, skipped: int, points: bool) -> Iterator[
         elif any(row[width:]):
             raise _RowError(
                 line,
-                f"has more cells than the {width} names: quote cells that hold {separator_name(separator)}",
+                f"has more cells than the {width} names: quote cells that contain {separator_name(separator)}",
             )
         elif points:
             row = [_with_point(cell) for cell in row]

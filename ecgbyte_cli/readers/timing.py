@@ -32,9 +32,9 @@ COUNTS = {
 CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+)(?:[.,](\d+))?")
 LONGEST = 64  # characters of a time
 SLOWEST, FASTEST = 25.0, 20_000.0  # Hz; in this range a step fits only one unit
-ROUNDED = 1.25  # of the resolution, the range of the error of rounded times
-GAPS = 0.1  # of the steps, the largest share that are gaps
-EVEN = 0.02  # of a step, the largest error of times that are not rounded
+ROUNDED = 1.25  # range of the error of rounded times, in units of the resolution
+GAPS = 0.1  # largest share of steps that are gaps
+EVEN = 0.02  # largest error of unrounded times, as a share of a step
 
 
 def _words(name: str) -> list[str]:
@@ -86,7 +86,7 @@ def seconds_of_clocks(cells: Sequence[str | None]) -> tuple[np.ndarray, float]:
         cell = text or ""
         match = CLOCK.search(cell[:LONGEST])
         if match is None:
-            raise TimeError(row, f"{cell[:LONGEST]!r} is no time" if cell else "the time is missing")
+            raise TimeError(row, f"{cell[:LONGEST]!r} is not a time" if cell else "the time is missing")
         rest = cell[: match.start()], cell[match.end() :]
         if date not in (None, rest):
             raise TimeError(row, "the date changes")
@@ -133,7 +133,7 @@ def grid(
     Raises
     ------
     TimeError
-        If a time is missing or earlier than the one before, or the steps are uneven.
+        If a time is missing or earlier than the previous time, or the steps are uneven.
     Unusable
         If the rate is ambiguous, or differs from `fs`.
     """
@@ -144,7 +144,7 @@ def grid(
     if (steps < 0).any():
         raise TimeError(int(np.argmax(steps < 0)) + 1, "the time goes back")
     if not len(steps) or not times[-1]:
-        raise Unusable("times unclear: the column does not advance; leave it out, and give --input-fs")
+        raise Unusable("times unclear: the column does not advance; remove it, and use --input-fs")
     if count:
         if fs is None:
             raise Unusable("sampling rate unknown: give it with --input-fs")
@@ -229,12 +229,12 @@ def _likely_unit(step: float, off: float, fs: float | None) -> float:
         if fs is None and abs(step - 1) < EVEN:
             raise Unusable(
                 "sampling rate unclear: the times rise by 1 without a unit, so they may be samples or milliseconds; "
-                "give --input-fs, or write the unit behind its name, as in `time (ms)`"
+                "use --input-fs, or write the unit after its name, as in `time (ms)`"
             )
     if len(fits) != 1:
         known = f" at {fs:g} Hz" if fs is not None else ""
         raise Unusable(
-            f"sampling rate unclear: the times rise by {step:g}, which is no step of an ECG{known}; check "
+            f"sampling rate unclear: the times rise by {step:g}, which is not a step of an ECG{known}; check "
             "--input-fs, or write the unit behind its name, as in `time (ms)`"
         )
     return fits[0]
@@ -246,7 +246,7 @@ def _rate(step: float, slack: float, fs: float | None) -> float:
     if fs is not None:
         if abs(step * fs - 1) > max(0.002, slack / step):
             raise Unusable(
-                f"sampling rate unclear: {rate:.6g} Hz by the times, but {fs:g} Hz is given; check --input-fs"
+                f"sampling rate unclear: {rate:.6g} Hz by the times, but --input-fs is {fs:g} Hz; check it"
             )
         return fs
     if slack > 0.005 * step:

@@ -98,7 +98,7 @@ def _recording(
 
 
 def _read_segments(path: str, header: wfdb_header.Header, segments: list[tuple[str, int]]) -> Recording:
-    """Read a record of several segments, with leads by place, or by name where the layout varies."""
+    """Read a record of several segments, with leads by position, or by name if the layout varies."""
     folder = os.path.dirname(path)
     whole = sum(length for _, length in segments)
     check_promise(1, whole)
@@ -112,7 +112,7 @@ def _read_segments(path: str, header: wfdb_header.Header, segments: list[tuple[s
                 parts[name] = wfdb_header.read_header(os.path.join(folder, name + ".hea"))
             part = parts[name]
             if part.segments is not None or part.fs != header.fs or part.samples != length:
-                raise Unusable(f"header refused: segment {name[:80]} is not what it promises")
+                raise Unusable(f"header refused: segment {name[:80]} does not match its header")
             promised += length * sum(line.frame for line in part.signals)
             check_promise(1, promised)
             stored = _stored(folder, part)
@@ -145,7 +145,7 @@ def _leads(header: wfdb_header.Header) -> list[tuple[int, wfdb_header.Signal]]:
 
 
 def _scale(row: np.ndarray, stored: np.ndarray, line: wfdb_header.Signal) -> None:
-    """Fill a row with a signal in mV, NaN where a sample is missing.
+    """Fill a row with a signal in mV, NaN for missing samples.
 
     A skewed signal is that many frames late: it is moved forward, and the frames at its end are missing.
     """
@@ -181,7 +181,7 @@ def _frames_of(folder: str, header: wfdb_header.Header) -> int:
 
 
 def _frames_in(size: int, lines: list[wfdb_header.Signal]) -> int:
-    """Return how many frames a signal file of `size` bytes holds."""
+    """Return the number of frames in a signal file of `size` bytes."""
     stored, together = PACKED.get(lines[0].form, (BITS.get(lines[0].form, 8) // 8, 1))
     width = max(sum(line.frame for line in lines), 1)
     return max(size - lines[0].offset, 0) * together // stored // width
@@ -199,7 +199,7 @@ def _stored(
     for file, places in _files(header).items():
         lines = [header.signals[i] for i in places]
         digital = _digital(os.path.join(folder, file), lines, frames, first)
-        digital = np.asfortranarray(digital)  # contiguous signals are faster from here on
+        digital = np.asfortranarray(digital)  # contiguous signals are faster below
         start = 0
         for place in places:
             end = start + header.signals[place].frame
@@ -211,10 +211,10 @@ def _stored(
 
 
 def _digital(path: str, lines: list[wfdb_header.Signal], frames: int | None, first: int = 0) -> np.ndarray:
-    """Return the samples of a signal file from frame `first` on: integers (frames, samples of all signals in one)."""
+    """Return the samples of a signal file from frame `first`: integers (frames, samples of all signals in one)."""
     form, offset, width = lines[0].form, lines[0].offset, sum(line.frame for line in lines)
     if form not in BITS or any((line.form, line.offset) != (form, offset) for line in lines) or not width:
-        raise Unusable(f"header refused: signals of format {form} are no known way to store them")
+        raise Unusable(f"header refused: signals of format {form} are not supported")
     check_promise(len(lines), frames or 0)
     check_promise(1, width * (frames or 0))
     try:
@@ -299,5 +299,5 @@ def _flac(file: BinaryIO, form: int, lines: list[wfdb_header.Signal], frames: in
                 raise Unusable("signal file truncated")
         if sound.subtype != "PCM_16":  # the library shifts the others by 8 bits
             data >>= 8
-    # a frame holds all samples of the first signal, then all of the second
+    # a frame contains all samples of the first signal, then all of the second
     return data.reshape(frames, frame, len(lines)).transpose(0, 2, 1).reshape(frames, -1)

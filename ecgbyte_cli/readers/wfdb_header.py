@@ -12,7 +12,7 @@ from ecgbyte_cli.readers import limits
 from ecgbyte_cli.readers.recording import Unusable, read_regular, text_of
 
 RATE = re.compile(r"(\d{1,9}(?:\.\d{0,20})?(?:[eE][+-]?\d{1,3})?)(?:/[^/]*)?")
-FIRST_WORDS = re.compile(rb"^[ \t\f\v]*([^\s#]\S*)", re.MULTILINE)  # of lines other than comments
+FIRST_WORDS = re.compile(rb"^[ \t\f\v]*([^\s#]\S*)", re.MULTILINE)  # first words of lines other than comments
 # file, format, samples in a frame, skew, offset; gain, baseline, unit; then optionally resolution, zero, initial value,
 # checksum, block size, name. Every part is bounded or ends with the line, so that matching takes linear time.
 INTEGER = r"(?:\s+([+-]?\d{1,12})(?!\S)%s)?+"
@@ -58,7 +58,7 @@ def read_header(path: str) -> Header:
     Raises
     ------
     Unusable
-        If it is no header, is too large, or points outside its folder.
+        If the file is not a header, is too large, or points outside its folder.
     OSError
     """
     comments, lines = _lines(path)

@@ -1,4 +1,4 @@
-"""Picture of the median beat of each lead, with the boundaries of P, QRS and T where they were measured."""
+"""Picture of the median beat of each lead, with the measured boundaries of P, QRS and T."""
 
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GAP = 5.0  # mm between two beats
 COLUMNS = 4
-WAVES = (  # name, boundaries, colour; T has an end and a peak, but no onset
+WAVES = (  # name, boundaries, colour; T has a peak and an end, but no onset
     ("P", ("p_onset", "p_offset"), COLOURS[0]),
     ("QRS", ("qrs_onset", "qrs_offset"), COLOURS[1]),
     ("T", ("t_peak", "t_offset"), COLOURS[2]),
@@ -39,7 +39,7 @@ def plot_beat(measurement: Measurement, title: str) -> "Figure":
     Parameters
     ----------
     measurement : Measurement
-        With a median beat.
+        Must contain a median beat.
     title : str
 
     Returns
@@ -89,7 +89,7 @@ def plot_beat(measurement: Measurement, title: str) -> "Figure":
 
 
 def _rows(leads: list[str]) -> list[list[str]]:
-    """Return the leads as on the usual sheet, or four in a row in their own order."""
+    """Return the leads as on the standard sheet, or four per row in recorded order."""
     if all(lead in leads for row in SHEET for lead in row):
         others = [lead for lead in leads if not any(lead in row for row in SHEET)]
         return [*map(list, SHEET), *_rows_of_four(others)]
@@ -103,7 +103,7 @@ def _rows_of_four(leads: list[str]) -> list[list[str]]:
 def _draw_boundaries(
     axes: "Axes", measurement: Measurement, left: float, y: float, extent: tuple[float, float]
 ) -> None:
-    """Shade the waves of one beat that were measured, with a line at each boundary."""
+    """Shade the measured waves of one beat, with a line at each boundary."""
     low, high = y + extent[0], y + extent[1]
     for name, bounds, colour in WAVES:
         if not all(bound in measurement.boundaries for bound in bounds):

@@ -1,4 +1,4 @@
-"""Pictures of ECGs on the usual paper: 25 mm/s, 10 mm/mV, a fine line every millimetre, a strong one every five.
+"""Figures of ECGs on standard paper: 25 mm/s, 10 mm/mV, a fine line every millimetre, a strong one every five.
 
 All coordinates are millimetres of paper.
 """
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 MM_PER_S, MM_PER_MV = 25.0, 10.0
 PAPER, FINE, STRONG, INK = "#fffaf8", "#f7dcd8", "#eab6ae", "#1a1a1a"
-# the usual sheet: three rows of four leads, 2.5 s each, over a rhythm strip
+# the standard sheet
 SHEET = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
 # distinct in print and for colour-blind readers (Okabe and Ito), darkened for thin lines
 COLOURS = ("#0072b2", "#d55e00", "#007f5f", "#b0508c", "#8a6d00", "#3b3b98", "#a03030", "#2a7f9e")
-# a "$" in a text from a file or a model begins no formula
+# a "$" in text from a file or a model does not start a formula
 LITERAL: dict[str, Any] = {"parse_math": False}
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
-    """Write a figure as PNG, SVG or PDF, by the file's extension, all or nothing."""
+    """Write a figure as PNG, SVG or PDF, by the file's extension, completely or not at all."""
     path = Path(path)
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("png", "svg", "pdf"):
-        raise Failure(f"{path}: a picture is .png, .svg or .pdf")
+        raise Failure(f"{path}: the name must end in .png, .svg or .pdf")
     with atomic_write(path) as beside:
         figure.savefig(beside, format=kind, dpi=150, facecolor="white")
 
@@ -48,7 +48,7 @@ def png_bytes(figure: "Figure") -> bytes:
 def plot_sheet(
     signal: np.ndarray, fs: float, leads: Sequence[str], title: str, start: float = 0.0, seconds: float = 10.0
 ) -> "Figure":
-    """Draw a recording: twelve leads as the 3 x 4 sheet with a rhythm strip, other leads one under another.
+    """Draw a recording: twelve leads as the 3 x 4 sheet with a rhythm strip, other leads one below another.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def plot_sheet(
     leads : list of str
     title : str
     start, seconds : float
-        The part to draw, s.
+        The part to draw, in s.
 
     Returns
     -------
@@ -115,14 +115,14 @@ def plot_tokens(
     title: str,
     row_seconds: float = 2.5,
 ) -> "Figure":
-    """Draw a lead with its tokens: each in colour with its id, in rows one under another.
+    """Draw a lead with its tokens: each in colour with its id, in rows one below another.
 
     Parameters
     ----------
     signal : numpy.ndarray
-        (samples,), mV: the lead before it became letters.
+        (samples,), mV: the lead before quantization.
     decoded : numpy.ndarray
-        (samples,), mV: the letters turned back.
+        (samples,), mV: the letters converted back.
     fs : float
         Hz.
     lead : str
@@ -151,7 +151,7 @@ def plot_tokens(
         for i in inside:
             a, b = max(starts[i], cut), min(stops[i], cut + samples)
             x = (np.arange(a, b + 1) - cut) / fs * MM_PER_S
-            # a level holds from its sample to the next
+            # each level extends from its sample to the next
             level = np.append(decoded[a:b], decoded[b - 1]) * MM_PER_MV + y
             _plot_token(axes, x, level, int(ids[i]), y + low, y + high)
         axes.text(-1, y, f"{cut / fs:g} s", ha="right", va="center", fontsize=8, color=INK)
@@ -180,16 +180,16 @@ def _plot_token(axes: "Axes", x: np.ndarray, level: np.ndarray, token: int, low:
 def plot_token_distribution(
     counts: np.ndarray, lengths: np.ndarray, per_segment: np.ndarray, title: str
 ) -> "Figure":
-    """Draw how often tokens occur, how long they are, and how many there are in a segment.
+    """Draw how often tokens occur, how long they are, and how many a segment contains.
 
     Parameters
     ----------
     counts : numpy.ndarray
         (vocab,): how often each token occurs.
     lengths : numpy.ndarray
-        (vocab,): its length in ms.
+        (vocab,): length of each token in ms.
     per_segment : numpy.ndarray
-        Number of tokens of each segment.
+        Number of tokens in each segment.
     title : str
 
     Returns
@@ -208,7 +208,7 @@ def plot_token_distribution(
     rank.loglog(np.arange(1, len(used) + 1), used, color=COLOURS[0], marker="." if len(used) < 50 else None)
     rank.set(xlabel="rank of the token", ylabel="times it occurs")
     rank.set_title(f"{len(used):,} of {len(counts):,} tokens occur", fontsize=10)
-    # a bar for each doubling, around 1, 2, 4, … samples
+    # one bar per doubling, around 1, 2, 4, … samples
     least, most = lengths.min(), max(lengths[counts > 0].max(), 2 * lengths.min())
     edges = least * 2.0 ** (np.arange(np.ceil(np.log2(most / least)) + 2) - 0.5)
     share = np.histogram(lengths, edges, weights=counts)[0] / counts.sum()
@@ -222,7 +222,7 @@ def plot_token_distribution(
     length.set_title(f"mean {mean:.0f} ms", fontsize=10)
     number.hist(per_segment, bins=40, range=(0, 1.1 * per_segment.max()), color=COLOURS[2])
     number.yaxis.get_major_locator().set_params(integer=True)
-    number.set(xlabel="tokens a segment", ylabel="segments")
+    number.set(xlabel="tokens per segment", ylabel="segments")
     number.set_title(f"median {np.median(per_segment):,.0f}", fontsize=10)
     for axes in (rank, length, number):
         axes.spines[["top", "right"]].set_visible(False)
@@ -239,9 +239,9 @@ def plot_attribution(
     title: str,
     start: float = 0.0,
 ) -> "Figure":
-    """Draw the attribution of an answer under the leads, which lie one under another.
+    """Draw the attribution of an answer under the leads, one below another.
 
-    The bars under a lead are the attribution of its samples, the shade behind it is the mean over 0.1 s.
+    The bars under a lead are the attribution of its samples, the shade behind them is the mean over 0.1 s.
 
     Parameters
     ----------
@@ -253,9 +253,9 @@ def plot_attribution(
     density : numpy.ndarray
         (leads, samples): attribution of each sample, not negative.
     words : list of str
-        The text of the prompt, token by token; may be empty.
+        The text of the prompt, split into tokens; may be empty.
     values : numpy.ndarray
-        Attribution of each, as a share of the whole prompt's.
+        Attribution of each token, as a share of the whole prompt's.
     title : str
     start : float
         Time of the first sample, s.
@@ -283,7 +283,7 @@ def plot_attribution(
         axes.text(
             -10, y + high + 0.5, name, fontsize=9, weight="bold", color=INK, **_text_outline(), **LITERAL
         )
-    axes.set(xlim=(-12, edges[-1]), ylim=(0, height + below))  # imshow has changed them
+    axes.set(xlim=(-12, edges[-1]), ylim=(0, height + below))  # imshow changed the limits
     axes.fill_between([-12, edges[-1]], 0, below, color="white", zorder=1)
     _plot_words(axes, words, values, edges[-1])
     _plot_seconds(axes, below, start, signal.shape[1] / fs)
@@ -292,7 +292,7 @@ def plot_attribution(
 
 
 def _plot_seconds(axes: "Axes", y: float, start: float, seconds: float) -> None:
-    """Write the seconds at the edge of the paper, because the words are below."""
+    """Write the seconds at the edge of the paper, because the words are below the paper."""
     axes.set_xticks([])
     for second in range(int(seconds) + 1):
         axes.text(
@@ -336,7 +336,7 @@ def plot_continuation(
     generated : numpy.ndarray
         (continuations, leads, samples), mV; the first three are drawn below the recording.
     cut : int
-        The first generated sample.
+        Index of the first generated sample.
     fs : float
         Hz.
     leads : list of str
@@ -357,7 +357,7 @@ def plot_continuation(
     for (lead, i, number), y, (_, high) in zip(rows, baselines, extents, strict=True):
         row, colour = shown[number][i] * MM_PER_MV + y, COLOURS[number - 1] if number else "#9a9a9a"
         axes.plot(x[:cut], row[:cut], color=INK, lw=0.7, solid_joinstyle="round")
-        # from the last input sample on, so that the line does not break
+        # start at the last input sample, so that the line is continuous
         axes.plot(x[cut - 1 :], row[cut - 1 :], color=colour, lw=0.8, solid_joinstyle="round")
         name = f"generated {number}" if number else f"{printable(lead)}: recorded"
         axes.text(
@@ -379,7 +379,7 @@ def _extent(*parts: npt.ArrayLike, least: float = 10) -> tuple[float, float]:
 
 
 def _stack(extents: Sequence[tuple[float, float]], gap: float) -> tuple[list[float], float]:
-    """Return the baselines of rows one under another, from the top, and the total height, in mm."""
+    """Return the baselines of rows one below another, from the top, and the total height, in mm."""
     height = sum(high - low + gap for low, high in extents) + gap
     baselines, top = [], height
     for low, high in extents:

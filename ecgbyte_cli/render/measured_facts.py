@@ -21,18 +21,18 @@ def interval_facts(measurement: Measurement) -> dict[str, str]:
 
 
 def measured_facts(recording: Recording, measurement: Measurement) -> dict[str, str]:
-    """Return what the panel shows: name to text. A value that was not measured has its reason.
+    """Return the facts for the panel: name mapped to text. Missing values have a reason.
 
     Parameters
     ----------
     recording : Recording
-        Its header may have age and sex.
+        Its header may contain age and sex.
     measurement : Measurement
 
     Returns
     -------
     dict of str to str
-        `heart rate`, and as far as they are known `intervals`, `axis`, `remarks` and `patient`.
+        `heart rate`, and if known `intervals`, `axis`, `remarks` and `patient`.
     """
     patient = person_fact(recording)
     facts = {"patient": patient} if patient else {}
@@ -53,19 +53,19 @@ def measured_facts(recording: Recording, measurement: Measurement) -> dict[str, 
 
 
 def person_fact(recording: Recording) -> str:
-    """Return age and sex as a header says them: `59 years, female`; empty if it says neither."""
+    """Return age and sex from a header, such as `59 years, female`; empty if both are missing."""
     age, sex = age_and_sex(recording)
     return ", ".join([*([f"{age:g} years"] if age is not None else []), *([sex] if sex else [])])
 
 
 def sheet_line(recording: Recording, start: float = 0.0, seconds: float = 10.0) -> str:
-    """Return the line above a sheet: age, sex, rate, PR, QRS, QT, QTc and axis, as far as they are known.
+    """Return the line above a sheet: age, sex, rate, PR, QRS, QT, QTc and axis, if known.
 
     Parameters
     ----------
     recording : Recording
     start, seconds : float
-        The stretch that is drawn and measured, s.
+        The part that is drawn and measured, in s.
     """
     measurement, parts = measure_stretch(recording, start, start + seconds), [person_fact(recording)]
     if measurement.rate_bpm is not None:

@@ -1,4 +1,4 @@
-"""Pictures of scores: ROC curves and reliability, a panel for each finding."""
+"""Figures of scores: ROC curves and reliability, one panel per finding."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 5  # panels side by side
-BINS = 10  # of the reliability
+BINS = 10  # bins of the reliability diagram
 
 
 class ScoredFinding(Protocol):
@@ -34,7 +34,7 @@ def plot_roc(findings: Sequence[ScoredFinding], aurocs: Sequence[float | None]) 
     Parameters
     ----------
     findings : list
-        Those without a yes or without a no have an empty panel.
+        Findings without a yes or without a no get an empty panel.
     aurocs : list of float or None
     """
     areas = {one.name: area for one, area in zip(findings, aurocs, strict=True)}
@@ -49,7 +49,7 @@ def plot_roc(findings: Sequence[ScoredFinding], aurocs: Sequence[float | None]) 
 
 
 def roc_points(probability: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return 1 - specificity and sensitivity at every threshold, from the strictest on."""
+    """Return 1 - specificity and sensitivity at every threshold, starting with the strictest."""
     order = np.argsort(-probability, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(probability[order])), len(order) - 1)
     hits = np.cumsum(truth[order])[ends] / truth.sum()
@@ -58,7 +58,7 @@ def roc_points(probability: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, 
 
 
 def plot_reliability(findings: Sequence[ScoredFinding]) -> "Figure":
-    """Draw how often each finding is present, over its probability in ten bins of as many recordings each."""
+    """Plot the share of present findings against the probability, in ten bins with equal numbers of recordings."""
 
     def draw(axes: "Axes", one: ScoredFinding) -> None:
         axes.set_title(f"{one.name}  {int(one.truth.sum())}/{len(one.truth)}", fontsize=8, **LITERAL)

@@ -1,11 +1,11 @@
 """The ECG sheet as SVG text, for the page and for `ecgbyte plot ecg --out FILE.svg`.
 
-One unit of the drawing is a millimetre of paper. Every stretch of a lead is a group `<g class="lead">` with data
+One unit of the drawing is a millimetre of paper. Every section of a lead is a group `<g class="lead">` with data
 attributes, so that a page can draw on it and a test can read it back:
 
 - data-lead, data-start (s), data-seconds
-- data-x, data-y: the place of its first second and its baseline; data-top, data-bottom: the edges of its row
-- data-baseline: the mV of the baseline, the lead's median over the stretch
+- data-x, data-y: the position of its start and its baseline; data-top, data-bottom: the edges of its row
+- data-baseline: the mV of the baseline, the lead's median over the section
 
 The svg element itself has data-start, data-seconds, data-speed (mm/s), data-gain (mm/mV) and data-layout.
 """
@@ -28,10 +28,10 @@ SPEEDS, GAINS = (25, 50), (5, 10, 20)  # mm/s, mm/mV
 LONGEST = 60.0  # s on one sheet
 MOST_ROWS = 16
 LEFT, MARGIN, ABOVE, BELOW = 15, 5, 10, 10  # mm around the leads; the calibration pulses are on the left
-FURTHEST = 60.0  # mm from the baseline; samples beyond are drawn there
+FURTHEST = 60.0  # mm from the baseline; samples farther away are drawn at this distance
 _SPELLED: list[str] = []
-FINEST = 0.05  # mm between two points: of closer points the lowest and the highest are drawn
-Span = tuple[str, float, float]  # lead, first second, last
+FINEST = 0.05  # mm between two points; of closer points only the lowest and the highest are drawn
+Span = tuple[str, float, float]  # lead, start and end in s
 
 
 def drawable_leads(
@@ -45,7 +45,7 @@ def drawable_leads(
     start : float
         s.
     seconds : float or None
-        None is the rest.
+        None means the rest.
 
     Returns
     -------
@@ -79,29 +79,29 @@ def svg_sheet(
     Parameters
     ----------
     recording : Recording
-        Nothing is drawn where it is NaN.
+        NaN samples are not drawn.
     start, seconds : float
-        The part to draw, s; it ends where the recording ends.
+        The part to draw, in s; it ends at the end of the recording.
     layout : {"3x4", "6x2", "12x1"}
         Rows by columns; 3x4 has a rhythm strip too. A layout with a missing lead becomes 12x1.
     speed, gain : float
         mm/s and mm/mV.
     leads : list of str or None
-        Draw these, one under another; None is all leads from `drawable_leads`.
+        Leads to draw, one below another; None means all leads from `drawable_leads`.
     title : str or None
-        None is the recording's name.
+        None means the recording's name.
 
     Raises
     ------
     Failure
-        If there is no such part, lead or layout.
+        If the part, lead or layout does not exist.
     """
     title = recording.name if title is None else title
     _check_options(recording, title, start, seconds, layout, speed, gain)
     signal, names = drawable_leads(recording, start, seconds)
     missing = [lead for lead in leads or () if lead not in names]
     if missing:
-        raise Failure(f"{title} has no lead {', '.join(missing)[:200]}: there are {', '.join(names)}")
+        raise Failure(f"{title} has no lead {', '.join(missing)[:200]}: only {', '.join(names)}")
     places = {lead: names.index(lead) for lead in leads or names}
     layout, rows = _rows(places, seconds, "12x1" if leads else layout)
     cells = _cells(signal.astype(float), places, rows, recording.fs, gain, 10 if layout == "3x4" else 7)
@@ -143,12 +143,12 @@ def _check_options(
     samples = recording.signal.shape[1]
     if not (0 <= start and round(start * recording.fs) < samples and 0 < seconds <= LONGEST):
         raise Failure(
-            f"{title} is {samples / recording.fs:g} s long: there is no stretch of {seconds:g} s from {start:g} s"
+            f"{title} is {samples / recording.fs:g} s long: it has no part of {seconds:g} s at {start:g} s"
         )
 
 
 class Stretch(NamedTuple):
-    """A stretch of a lead in a row of the sheet."""
+    """A section of a lead in a row of the sheet."""
 
     lead: str
     start: float  # s from the first second of the sheet
@@ -170,7 +170,7 @@ class Cell(NamedTuple):
 def _cells(
     signal: np.ndarray, places: dict[str, int], rows: list[list[Span]], fs: float, gain: float, least: int
 ) -> list[Cell]:
-    """Lay out rows, each as tall as its own leads need, and at least `least` mm above the baseline."""
+    """Lay out rows, each as tall as its leads need, and at least `least` mm above the baseline."""
     with np.errstate(all="ignore"):
         medians = [float(np.nanmedian(row)) if np.isfinite(row).any() else 0.0 for row in signal]
     cells, y = [], float(ABOVE)
@@ -190,7 +190,7 @@ def _cells(
 
 
 def _cell(cell: Cell, start: float, fs: float, speed: float, gain: float) -> Iterator[str]:
-    """Yield the elements of a row: the calibration pulse, and a group for each stretch."""
+    """Yield the elements of a row: the calibration pulse, and a group for each section."""
     base = cell.base
     yield (
         f'<path class="pulse" fill="none" stroke="{INK}" stroke-width=".3" data-mv="1" data-seconds="0.2" '
@@ -236,7 +236,7 @@ def _rows(places: dict[str, int], seconds: float, layout: str) -> tuple[str, lis
 
 
 def _paper(width: float, height: float) -> str:
-    """Draw the paper with its grid; a strong line lies at the first second."""
+    """Draw the paper with its grid, with a strong line at the start."""
     return (
         f'<defs><pattern id="ecg-grid" width="5" height="5" patternUnits="userSpaceOnUse">'
         f'<path class="fine" fill="none" stroke="{FINE}" stroke-width=".1" '
@@ -283,5 +283,5 @@ def _text(kind: str, x: float, y: float, size: float, text: str, more: str = "")
 
 
 def _safe(text: object) -> str:
-    """Escape text for XML; characters that it cannot hold, such as control characters, are replaced."""
+    """Escape text for XML; characters that XML cannot contain, such as control characters, are replaced."""
     return escape("".join(c if c.isprintable() else "\ufffd" for c in str(text)))

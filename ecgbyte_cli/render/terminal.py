@@ -27,7 +27,7 @@ COMMANDS = {
     "/lead NAME": "draw a lead here",
     "/tokens FILE.png": "draw the tokens, on lead II or the model's first lead",
     "/attention FILE.png": "draw the attribution of the last answer (see ecgbyte explain)",
-    "/witness": "show what the model answers to the last question without the ECG",
+    "/witness": "show the model's answers to the last question without the ECG",
     "/save FILE.md": "save the conversation, with a picture of each ECG",
     "/clear": "start over, with the last recording only",
     "/quit": "leave (also Ctrl-D, or Ctrl-C twice)",
@@ -51,17 +51,17 @@ def status(text: str) -> Iterator[None]:
     from rich.console import Console
     from rich.text import Text
 
-    # the stream itself: libraries that load meanwhile are kept off standard error
+    # write to the stream itself, because standard error is redirected while libraries load
     with Console(file=sys.stderr).status(Text(printable(f"{text} …"))):
         yield
 
 
 @contextlib.contextmanager
 def quiet_typing() -> Iterator[None]:
-    """Keep what is typed while a block runs off the screen; it stays in the input, and the next prompt shows it."""
+    """Hide keys typed while a block runs; they stay in the input, and the next prompt shows them."""
     try:
         import termios
-    except ImportError:  # not on every system
+    except ImportError:  # not available on every system
         yield
         return
     try:
@@ -78,7 +78,7 @@ def quiet_typing() -> Iterator[None]:
 
 
 class WordWrap:
-    """Wrap a text that comes in pieces at the width of the terminal, between words.
+    """Wrap text that arrives in pieces at the width of the terminal.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class WordWrap:
         self.width, self.column, self.word = width, 0, ""
 
     def add(self, piece: str) -> str:
-        """Return what can be shown with another piece: the whole words."""
+        """Return the words that are complete after another piece."""
         return "".join(map(self._letter, piece))
 
     def end(self) -> str:
@@ -186,9 +186,9 @@ def braille_plot(
     Parameters
     ----------
     signal : numpy.ndarray
-        (samples,), mV; nothing is drawn where it is NaN.
+        (samples,), mV; NaN samples are not drawn.
     start, end : float
-        Its first and last time in s.
+        Time of the first and last sample, in s.
     lead : str
     width, height : int
         Columns and rows.
@@ -200,7 +200,7 @@ def braille_plot(
     """
     known = signal[np.isfinite(signal)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
-    if high - low < 0.1:  # a flat line lies in the middle
+    if high - low < 0.1:  # centre a flat line
         low, high = (low + high) / 2 - 0.05, (low + high) / 2 + 0.05
     margin = 9
     columns, rows = 2 * max(width - margin, 10), 4 * height
@@ -213,7 +213,7 @@ def braille_plot(
         if part.size:
             top, bottom = ((high - v) / (high - low) * (rows - 1) for v in (part.max(), part.min()))
             canvas[round(top) : round(bottom) + 1, i] = True
-    bits = np.array([[1, 8], [2, 16], [4, 32], [64, 128]])  # of Unicode's braille patterns
+    bits = np.array([[1, 8], [2, 16], [4, 32], [64, 128]])  # bits of Unicode's braille patterns
     cells = (canvas.reshape(height, 4, columns // 2, 2) * bits[:, None]).sum(axis=(1, 3))
     labels = [""] * height
     labels[0], labels[1], labels[-1] = f"{high:.2f} mV", printable(str(lead))[:8], f"{low:.2f} mV"
@@ -233,7 +233,7 @@ def line_editor(history: Path) -> Iterator[Callable[[], str]]:
     """
     try:
         import readline
-    except ImportError:  # not on every system
+    except ImportError:  # not available on every system
         readline = None  # type: ignore[assignment]  # a module or None
     if readline:
         readline.set_completer_delims(" ")
@@ -247,11 +247,11 @@ def line_editor(history: Path) -> Iterator[Callable[[], str]]:
         try:
             if sys.stdout.isatty():
                 return input("> ")
-            # the answers go elsewhere, and the prompt shall not go with them
+            # the answers go to standard output, and the prompt must not
             print("> ", end="", file=sys.stderr, flush=True)
             return input()
         except (EOFError, KeyboardInterrupt):
-            note("")  # ends the current line
+            note("")  # end the current line
             raise
 
     try:

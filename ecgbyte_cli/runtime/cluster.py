@@ -1,8 +1,8 @@
 """Run tasks on a Dask cluster, on workers that see the same files.
 
 Dask is imported only for `--dask`. A task runs in the folder where the command was started, so that relative paths
-are valid; all workers must share the storage of the work folder. A worker runs one task at a time, whatever its
-threads: the current folder belongs to the process, and models and libraries are not thread-safe.
+are valid; all workers must share the storage of the work folder. A worker runs one task at a time, regardless of its
+threads, because the current folder belongs to the process, and models and libraries are not thread-safe.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from ecgbyte_cli.failure import Failure
 from ecgbyte_cli.runtime import devices
 from ecgbyte_cli.storage.stamps import Files, Stamps, file_stamps, find_changed
 
-# Seconds, long enough for a busy machine
-CONNECT = 30  # until a scheduler must answer
-START = 60  # until a worker must be there: its process starts, and imports much
+# timeouts in seconds, long enough for a busy machine
+CONNECT = 30  # until a scheduler answers
+START = 60  # until a worker is available: its process must start and import much
 LOOK = 10  # between checks of an unanswered task
-# Dask drops a local worker that is not back after 15 s. On a busy machine it takes longer to start.
+# Dask drops a local worker that is not back after 15 s, but restarting takes longer on a busy machine.
 PATIENT = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
 AHEAD = 4  # tasks submitted per thread of the cluster
 SAMPLED = 32  # recordings that each worker checks before the first task
 
-_one_task = threading.Lock()  # of a worker
+_one_task = threading.Lock()  # held by a worker while it runs a task
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def connected(address: str, root: Path, files: Files = ()) -> Iterator[Any]:
     except ImportError as error:
         raise Failure(f"{error.name} is not installed: pip install ecgbyte[cluster]") from error
     for name in ("distributed", "distributed.client"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # losses are repaired, or reported in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # losses are recovered, or reported in one line
     kind, _, count = address.partition(":")
     with contextlib.ExitStack() as stack:
         if kind == "local":
@@ -93,7 +93,7 @@ def _processes(count: int) -> Iterator[Any]:
     import dask
     import distributed
 
-    resource_tracker.ensure_running()  # later it would lift the mask
+    resource_tracker.ensure_running()  # starting it later would remove the signal mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by the workers
     try:
         cluster = distributed.LocalCluster(
@@ -111,7 +111,7 @@ def _processes(count: int) -> Iterator[Any]:
 
 
 def _check(client: Any, address: str, root: Path, files: Stamps) -> None:
-    """Reject a cluster without workers, or with a worker of another version or that does not see the same files."""
+    """Reject a cluster without workers, or with a worker that has another version or other files."""
     with contextlib.suppress(TimeoutError):
         client.wait_for_workers(1, timeout=START)
     if not workers_of(client):
@@ -128,25 +128,27 @@ def _check(client: Any, address: str, root: Path, files: Stamps) -> None:
             raise Failure(f"the Dask worker {worker} cannot run ecgbyte {__version__}: {report}")
         version, host, *seen, difference = report
         if version != __version__:
-            raise Failure(f"the Dask worker {worker} has ecgbyte {version}, here is {__version__}")
+            raise Failure(
+                f"the Dask worker {worker} has ecgbyte {version}, but this machine has {__version__}"
+            )
         for path, is_seen in zip((os.getcwd(), root.absolute()), seen, strict=True):
             if not is_seen:
                 raise Failure(
-                    f"the Dask worker {worker} on {host} does not see {path}: the folder in which the command is "
-                    "started and the work folder must be on storage that all workers share"
+                    f"the Dask worker {worker} on {host} does not see {path}: the folder where the command was "
+                    "started and the work folder must be on storage shared by all workers"
                 )
         if difference:
             raise Failure(f"the Dask worker {worker} on {host} {difference}")
 
 
 def probe_worker(folder: str, probe: str, files: Stamps) -> tuple[str, str, bool, bool, str | None]:
-    """Report from a worker: version, host, whether it sees the folder and the probe, and how its files differ."""
+    """Return a worker's report: version, host, whether it sees the folder and the probe, and how its files differ."""
     seen = os.path.isdir(folder), os.path.exists(os.path.join(folder, probe))
     return __version__, socket.gethostname(), *seen, find_changed(files)
 
 
 def sample(paths: Sequence[str]) -> list[str]:
-    """Return the first path, the last and some evenly between: few enough for every worker to check."""
+    """Return the first path, the last and some evenly between: few enough for each worker to check."""
     if len(paths) <= SAMPLED:
         return list(paths)
     return [paths[i] for i in np.linspace(0, len(paths) - 1, SAMPLED).round().astype(int)]
@@ -159,20 +161,20 @@ def run_on_worker(folder: str, version: str, files: Stamps, function: Callable[.
     """
     with _one_task:
         if version != __version__:
-            raise Failure(f"a Dask worker has ecgbyte {__version__}, and the command has {version}")
+            raise Failure(f"a Dask worker has ecgbyte {__version__}, but the command has {version}")
         os.chdir(folder)
         if difference := find_changed(files):
-            raise Failure(f"a Dask worker on {socket.gethostname()} {difference}; what is finished is kept")
+            raise Failure(f"a Dask worker on {socket.gethostname()} {difference}; finished work is kept")
         return function(*task)
 
 
 def device_here(wanted: str | None) -> str | None:
-    """Return the device for a task: a worker on a machine with several GPUs computes on one of them.
+    """Return the device for a task: on a machine with several GPUs each worker uses one of them.
 
     Parameters
     ----------
     wanted : str or None
-        See `devices.choose_device`. A device with a number, or another than a GPU, is returned as it is.
+        See `devices.choose_device`. A device with a number, or one other than a GPU, is returned unchanged.
     """
     if wanted not in (None, "auto", "cuda") or "distributed" not in sys.modules:
         return wanted
@@ -180,7 +182,7 @@ def device_here(wanted: str | None) -> str | None:
 
     try:
         worker = get_worker()
-    except ValueError:  # not a task of Dask
+    except ValueError:  # not inside a Dask task
         return wanted
     return devices.gpu_of_worker(workers_of(get_client()), worker.address) or wanted
 
@@ -195,7 +197,7 @@ def workers_of(client: Any) -> dict[str, Any]:
     """
     info = client.scheduler_info(n_workers=-1) if client.status == "running" else {}
     if "workers" not in info:
-        raise Failure("the Dask scheduler is gone; what is finished is kept: run the same command again")
+        raise Failure("the Dask scheduler is gone; finished work is kept: run the same command again")
     return info["workers"]
 
 
@@ -248,7 +250,7 @@ def map_tasks(
 
 
 def _next_results(client: Any, running: set[Any]) -> tuple[list[Any], set[Any]]:
-    """Wait a while for futures, and return the results and the futures that still run."""
+    """Wait for futures for a limited time; return the results and the unfinished futures."""
     from distributed import wait
     from distributed.scheduler import KilledWorker
 
@@ -260,7 +262,7 @@ def _next_results(client: Any, running: set[Any]) -> tuple[list[Any], set[Any]]:
         return [], running
     except KilledWorker as error:
         raise Failure(
-            "one task took several Dask workers with it, perhaps for want of memory; what is finished is kept"
+            "one task killed several Dask workers, perhaps because memory ran out; finished work is kept"
         ) from error
     except CancelledError as error:
         workers_of(client)
@@ -268,15 +270,15 @@ def _next_results(client: Any, running: set[Any]) -> tuple[list[Any], set[Any]]:
 
 
 def wait_for_workers(client: Any, count: int) -> None:
-    """Wait a while for `count` workers, and raise a Failure if there are none then."""
+    """Wait for `count` workers for a limited time, and raise a Failure if there are none after that."""
     end = time.monotonic() + START
     while len(workers_of(client)) < count and time.monotonic() < end:
-        time.sleep(0.1)  # a nanny starts another
+        time.sleep(0.1)  # a nanny starts another worker
     if not workers_of(client):
-        raise Failure("the Dask cluster has lost all its workers; what is finished is kept")
+        raise Failure("the Dask cluster has lost all its workers; finished work is kept")
 
 
 def memory(client: Any) -> float:
-    """Return the bytes that the smallest worker may use, four fifths of its limit; infinite without limits."""
+    """Return the bytes that the smallest worker may use (80 % of its limit); infinite without limits."""
     limits = [worker["memory_limit"] for worker in workers_of(client).values()]
     return 0.8 * min(limits) if all(limits) else float("inf")

@@ -1,20 +1,20 @@
-"""Ctrl-C and SIGTERM before the work begins, such as during imports: end the process with one line.
+"""Ctrl-C and SIGTERM before the work starts, such as during imports: end the process with one line.
 
-This module is imported first, and imports next to nothing itself.
+This module is imported first, and imports almost nothing itself.
 """
 
 import os
 import signal
 from types import FrameType
 
-STOPPED = "stopped; what was finished is kept, and the same command goes on from there"
+STOPPED = "stopped; finished work is kept, and the same command resumes from there"
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class EndingAtOnce:
-    """Let the signals end the process at once, during the block or until `raise_them`.
+    """Let the signals end the process immediately, during the block or until `raise_them`.
 
-    As an exception, a signal would show a traceback from inside an import, or be lost in a callback of it.
+    As an exception, a signal would show a traceback from inside an import, or be lost in a callback.
     """
 
     def __enter__(self) -> None:
@@ -30,7 +30,7 @@ class EndingAtOnce:
 
 
 def raise_them() -> None:
-    """Raise the signals as KeyboardInterrupt from here on, so that the work is cleaned up."""
+    """Raise the signals as KeyboardInterrupt from here on, so that the stage can clean up."""
     for number in NUMBERS:
         if signal.getsignal(number) is _end:
             _handle(number, signal.default_int_handler)
@@ -38,8 +38,8 @@ def raise_them() -> None:
 
 def _handle(number: int, handler: object) -> None:
     try:
-        signal.signal(number, handler)  # type: ignore[arg-type]  # what getsignal returned
-    except ValueError:  # outside the main thread, which alone is interrupted
+        signal.signal(number, handler)  # type: ignore[arg-type]  # the value that getsignal returned
+    except ValueError:  # only the main thread is interrupted
         pass
 
 

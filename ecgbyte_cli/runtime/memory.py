@@ -1,4 +1,4 @@
-"""Recognize running out of memory, avoid it by smaller parts, and report it in one line with advice."""
+"""Detect running out of memory, avoid it with smaller parts, and report it in one line with advice."""
 
 import contextlib
 import re
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# CUDA, Windows, Linux, cuBLAS and cuDNN
+# messages of CUDA, Windows, Linux, cuBLAS and cuDNN
 _NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory|ALLOC_FAILED")
 _DEVICE = re.compile(r"\bdevices?\b|cuda|cublas|cudnn|\bmps\b|float64", re.IGNORECASE)
 _SHAPE = re.compile(
@@ -32,7 +32,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def unsupported(error: Exception) -> bool:
-    """Return whether the error of a trial means that the model does not support the input.
+    """Return whether an error in a test run means that the model does not support the input.
 
     Running out of memory, tensors on two devices and device failures do not.
     """
@@ -56,7 +56,7 @@ def reporting_out_of_memory(where: str, advice: str) -> Iterator[None]:
     where : str
         Follows "out of memory", such as `at --batch 4`.
     advice : str
-        What to do. It names only options of the current command.
+        Advice that names only options of the current command.
 
     Raises
     ------
@@ -115,16 +115,16 @@ def exceeds_memory(lm: "ECGLM", tokens: int, full: bool = False) -> bool:
     tokens : int
         Tokens of a batch.
     full : bool
-        Whether all weights are trained: gradients and the optimizer's state take memory first.
+        Whether all weights are trained: gradients and optimizer state then need memory first.
     """
     import torch
 
     config = lm.base.config.get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    # per layer: norms, projections and the adapters' inputs, some of them in float32
+    # per layer: inputs of norms, projections and adapters, some of them in float32
     activations = tokens * layers * (34 * width + 6 * inner) * (2 if lm.device.type == "cuda" else 4)
     free = torch.cuda.mem_get_info(lm.device)[0] if lm.device.type == "cuda" else free_memory()
-    if full:  # a gradient and two moments in float32
+    if full:  # gradient and two moments, in float32
         free -= 12 * sum(p.numel() for p in lm.parameters())
     return activations > free / 2

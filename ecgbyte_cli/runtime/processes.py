@@ -29,7 +29,7 @@ def free_memory() -> int:
 def peak_rss_mb() -> float:
     """Return the peak memory of this process, in MB."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count the memory of the parent process too
+    if status.exists():  # ru_maxrss would include the parent process
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1000 * 1.024
@@ -39,7 +39,7 @@ def peak_rss_mb() -> float:
 
 
 def reset_peak_rss() -> None:
-    """Let `peak_rss_mb` start again from the memory in use, on Linux; elsewhere it goes on."""
+    """Reset `peak_rss_mb` to the memory in use (on Linux only)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -49,13 +49,13 @@ def in_parallel(
 ) -> Iterator[Any]:
     """Yield the results of `function(*task)`, in any order, from `jobs` processes that import `preload` once.
 
-    The processes end with this one, in whatever way it ends, and when the generator is closed. Wrap it in
-    `contextlib.closing`: after an exception, it would be closed only later.
+    The processes end with this one, whatever the cause, and when the generator is closed. Wrap it in
+    `contextlib.closing`, because after an exception it would be closed late.
     """
     if jobs <= 1:
         yield from (function(*task) for task in tasks)
         return
-    # not fork: a process with threads (Numba, torch) must not be copied
+    # do not fork: a process with threads (Numba, torch) must not be copied
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
@@ -76,7 +76,7 @@ def in_parallel(
             yield from (future.result() for future in ready)
         pool.shutdown()
     finally:
-        lifeline.close()  # ends the workers of a stopped run at once
+        lifeline.close()  # ends the workers of a stopped run immediately
         pool.shutdown(cancel_futures=True)
         ends.close()
 
@@ -85,13 +85,13 @@ def in_parallel(
 def _signals_deferred() -> Iterator[None]:
     """Defer Ctrl-C and SIGTERM until the block ends; processes started in the block never get them.
 
-    The main process ends the workers. A signal would make each of them print a traceback.
+    The main process ends the workers. If they received a signal, each would print a traceback.
     """
     numbers, deferred, before = (signal.SIGINT, signal.SIGTERM), list[int](), dict[int, Any]()
     if threading.current_thread() is threading.main_thread():
-        # the mask alone is not enough: another thread of this process may take the signal
+        # the mask is not enough: another thread of this process may receive the signal
         before = {n: signal.signal(n, lambda number, _: deferred.append(number)) for n in numbers}
-    resource_tracker.ensure_running()  # later it would lift the mask
+    resource_tracker.ensure_running()  # starting it later would remove the signal mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -116,7 +116,7 @@ def _end_with(lifeline: Any) -> None:
 
 @contextmanager
 def threads(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of `count` threads (default: one per processor). On exit, drop tasks that have not begun."""
+    """Yield a pool of `count` threads (default: one per processor). On exit, drop tasks that have not started."""
     pool = ThreadPoolExecutor(count or os.cpu_count())
     try:
         yield pool

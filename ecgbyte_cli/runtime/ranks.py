@@ -1,4 +1,4 @@
-"""The number of this process among several that train together."""
+"""The number of this process in distributed training."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def local_rank() -> int:
 def _take_over_slurm() -> None:
     """Set torchrun's variables from those of Slurm, in a task of `srun` that no launcher started.
 
-    A script of `sbatch` sees the number of tasks too, but it is one process: only srun sets the step's number.
+    A script of `sbatch` sees the number of tasks too, but it is a single process; only srun sets the step's number.
     """
     given = os.environ
     tasks = int(given.get("SLURM_STEP_NUM_TASKS", 1))
@@ -42,9 +42,9 @@ def _first_node(names: str) -> str:
     Raises
     ------
     Failure
-        If the list is of another form.
+        If the list has an unknown form.
     """
-    # a name has no comma; its numbers may stand in several brackets, each with commas
+    # names contain no comma; their numbers may be in several brackets with commas
     found = re.match(r"((?:[^,\[\]]|\[[\d,-]+\])+)(,|$)", names)
     first = re.sub(r"\[(\d+)[\d,-]*\]", r"\1", found[1]) if found else ""
     if not re.fullmatch(r"[\w.-]+", first):

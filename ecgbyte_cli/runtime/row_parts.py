@@ -1,6 +1,6 @@
-"""Make a table of recordings in parts, on several processes or a cluster, and put the parts together.
+"""Compute a table of recordings in parts, on several processes or a cluster, and join the parts.
 
-An interrupted run resumes with the parts that are missing.
+An interrupted run resumes with the missing parts.
 """
 
 import json
@@ -25,32 +25,32 @@ from ecgbyte_cli.storage.manifest import describe_files, matches_description, us
 from ecgbyte_cli.storage.partial_results import PartialResults
 from ecgbyte_cli.storage.row_table import Row, column_names, read_columns, row_writer, write_skipped
 
-PART = 64  # recordings that are done together, and lost together if the run is killed
-MOST_NOTES = 10  # skipped recordings that are named on the terminal
+PART = 64  # recordings per part; a killed run loses at most one part per process
+MOST_NOTES = 10  # skipped recordings named on the terminal
 # A path with its rows, or with the reason to skip it
 Given = Iterator[tuple[str, list[Row] | Failure]]
 
 
 @dataclass(frozen=True)
 class TableWork:
-    """How the rows of a table are made.
+    """How to compute the rows of a table.
 
     Attributes
     ----------
     name : str
-        The work, for the progress: `measuring`.
+        Name of the work, for the progress text, such as `measuring`.
     rows_of : callable
         Takes paths and `asked`, and yields the rows of each, in order; a module's own function, so that other
-        processes find it.
+        processes can import it.
     asked : dict
-        All that the rows depend on, as JSON takes it.
+        All settings that the rows depend on, in JSON types.
     jobs : int
     dask : str or None
         Address of a cluster.
     preload : sequence of str
-        Modules that the processes import once.
+        Modules that each process imports once.
     files : sequence of Path
-        Files that a cluster's workers must see.
+        Files that a cluster's workers must be able to read.
     """
 
     name: str
@@ -63,7 +63,7 @@ class TableWork:
 
 
 class JoinedRows:
-    """Parts that are all there.
+    """Finished parts.
 
     Parameters
     ----------
@@ -71,14 +71,14 @@ class JoinedRows:
     count : int
         Number of parts.
     skipped : list of tuple
-        (path, reason) of the recordings that no part holds.
+        (path, reason) of the recordings in no part.
 
     Attributes
     ----------
     records : int
         Number of recordings with rows.
     skipped : list of tuple
-        (path, reason) of all others.
+        (path, reason) of all other recordings.
     """
 
     def __init__(self, parts: PartialResults, count: int, skipped: Sequence[tuple[str, str]]):
@@ -104,7 +104,7 @@ def write_rows(
     overwrite: bool,
     more: Callable[[JoinedRows], object] = lambda rows: None,
 ) -> int:
-    """Make the rows of recordings in parts, and write them as a table, with the list of skipped recordings beside it.
+    """Compute the rows of recordings in parts, and write a table, with the list of skipped recordings next to it.
 
     Parameters
     ----------
@@ -112,18 +112,18 @@ def write_rows(
     found : list of str
         Paths of the recordings.
     skipped : list of tuple
-        (path, reason) of what is no recording; recordings that cannot be used are added.
+        (path, reason) of files that are not recordings; unusable recordings are added.
     work : TableWork
     columns : callable
-        Takes the rows, and returns name to type of each column.
+        Takes the rows, and returns the name and type of each column.
     overwrite : bool
     more : callable
-        Called with the rows before their parts are removed: to write further files.
+        Called with the rows before their parts are removed, to write further files.
 
     Returns
     -------
     int
-        Number of recordings with rows; without any no table is written.
+        Number of recordings with rows; if it is 0, no table is written.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def write_rows(
         If `out` exists or cannot be written.
     """
     if out.is_dir():
-        raise Failure(f"{out} is a folder: --out names a file")
+        raise Failure(f"{out} is a folder: --out must name a file")
     folder, settings = parts_folder(out), table_settings(found, work)
     with lock(folder):
         clear_leftovers(folder)
@@ -155,7 +155,7 @@ def write_rows(
 
 
 def table_settings(found: Sequence[str], work: TableWork) -> dict[str, Any]:
-    """Return all that a table depends on."""
+    """Return all settings that a table depends on."""
     return work.asked | {"input": readers.fingerprint(list(found)), "ecgbyte": __version__}
 
 
@@ -165,14 +165,14 @@ def parts_folder(out: Path) -> Path:
 
 
 def settings_file(out: Path) -> Path:
-    """Return the path of the settings beside a table."""
+    """Return the path of the settings next to a table."""
     return out.with_name(f"{out.name}.settings.json")
 
 
 def finished_table(
     out: Path, settings: Mapping[str, Any], overwrite: bool, found: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Return the result of an earlier run that made the same table, with `done_before`, and note it.
+    """Return the result of an earlier run that wrote the same table, with `done_before`, and note it.
 
     None if there is work to do. `found` are the paths of the recordings, to name what has changed.
 
@@ -201,34 +201,34 @@ def finished_table(
     if not matches_description(out, earlier.get("files", {}).get(out.name)):
         return None
     folder = parts_folder(out)
-    if folder.exists():  # the earlier run was ended before it removed its parts
+    if folder.exists():  # the earlier run was killed before it removed its parts
         PartialResults(folder, dict(settings), overwrite=True).remove()
-    note(f"{out} holds these rows already: nothing to do")
+    note(f"{out} already holds these rows: nothing to do")
     return earlier["result"] | {"done_before": True}
 
 
 def _difference(out: Path, found: Sequence[str]) -> str:
-    """Return in words how recordings differ from those of a finished table: how many more and fewer, or changed."""
-    if "path" not in column_names(out):  # a table of other things
+    """Return in words how the recordings differ from a finished table's: how many more and fewer, or changed."""
+    if "path" not in column_names(out):  # a table without recordings
         return "their names, sizes or times have changed"
     listed = skipped_file(out)
     used, now = {*map(printable, read_columns(out, ["path"])["path"])}, {*map(printable, found)}
     skipped = {*read_columns(listed, ["path"])["path"]} if listed.exists() else set()
     more, fewer = len(now - used - skipped), len(used - now)
-    return f"{more} more, {fewer} fewer" if more or fewer else "some have changed since"
+    return f"{more} more, {fewer} fewer" if more or fewer else "some have changed"
 
 
 def write_finished(
     out: Path, settings: Mapping[str, Any], joined: JoinedRows, counts: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the settings and the counts of a table, and perhaps further `counts`, beside it, for `finished_table`."""
+    """Write the settings and counts of a table, plus optional `counts`, next to it, for `finished_table`."""
     counted = {**count_skipped(joined.skipped, joined.records), **(counts or {})}
     about = {"settings": settings, "result": counted, "files": describe_files(out)}
     write_json(settings_file(out), about, indent=1)
 
 
 def few_rows(found: Sequence[str], skipped: list[tuple[str, str]], work: TableWork) -> tuple[list[Row], int]:
-    """Return the rows of a few recordings, and how many could be read."""
+    """Return the rows of a few recordings, and the number that could be read."""
     rows: list[Row] = []
     records = 0
     for path, given in work.rows_of(found, work.asked):
@@ -241,7 +241,7 @@ def few_rows(found: Sequence[str], skipped: list[tuple[str, str]], work: TableWo
 
 
 def skipped_file(out: Path) -> Path:
-    """Return the path of the list of skipped recordings beside a table."""
+    """Return the path of the list of skipped recordings next to a table."""
     return out.with_name(f"{out.name}.skipped.csv")
 
 
@@ -280,11 +280,11 @@ def count_skipped(skipped: Sequence[tuple[str, str]], records: int) -> dict[str,
 
 
 def _make_parts(parts: PartialResults, lots: list[list[str]], todo: list[int], work: TableWork) -> None:
-    """Make the parts that are missing."""
+    """Compute the missing parts."""
     total = sum(map(len, lots))
     done = total - sum(len(lots[number]) for number in todo)
     if done:
-        note(f"going on: {done} of {counted(total, 'recording')} done before")
+        note(f"resuming: {done} of {counted(total, 'recording')} done before")
     with progress(work.name, total, "records") as bar:
         bar.update(done)
         tasks: Iterable[tuple] = ((parts, number, lots[number], work.rows_of, work.asked) for number in todo)
@@ -301,7 +301,7 @@ def _make_parts(parts: PartialResults, lots: list[list[str]], todo: list[int], w
 def make_part(
     parts: PartialResults, number: int, paths: list[str], rows_of: Callable[..., Given], asked: dict[str, Any]
 ) -> int:
-    """Write a part: the rows of some recordings, and those that were skipped; return how many were done."""
+    """Write a part: the rows of some recordings, and the skipped recordings; return the number of recordings."""
     skipped: list[tuple[str, str]] = []
     with parts.new(number) as write:
         for path, given in rows_of(paths, asked):

@@ -16,7 +16,7 @@ from ecgbyte_cli.storage.files import read_array
 from ecgbyte_cli.storage.stamps import Stamps
 
 NOTICE = 30  # seconds until the scheduler notices that a worker is gone
-LOSSES = 4  # losses of workers without any progress that end a command
+LOSSES = 4  # worker losses without progress after which a command ends
 
 
 class Groups:
@@ -28,12 +28,12 @@ class Groups:
     parts : list
         The arguments of `hold_data` for each group.
     files : Stamps
-        Stamps of the files that the shards are read from.
+        Stamps of the files that contain the shards.
 
     Attributes
     ----------
     spent : dict
-        Seconds: `reading` all shards; `computing`, of the slowest worker of each call; `waiting`, the rest of the
+        Seconds: `reading` all shards; `computing`, by the slowest worker in each call; `waiting`, the rest of the
         calls. Number of `calls`; bytes of arrays `sent` and `received`, over all workers.
     """
 
@@ -41,7 +41,7 @@ class Groups:
         self.client, self.parts, self.files = client, parts, files
         self.actors: list[Any] = [None] * len(parts)
         self.workers = [""] * len(parts)
-        self.losses = 0  # since the last complete call
+        self.losses = 0  # losses since the last complete call
         start = time.perf_counter()
         self._fill()
         self.spent = {"reading": time.perf_counter() - start, "calls": 0, "computing": 0.0, "waiting": 0.0}
@@ -79,7 +79,7 @@ class Groups:
 
         Raises
         ------
-        LostError
+        If workers are gone. Other workers then hold their shards, in the initial state.
             If workers are gone. Others hold their shards then, in the initial state.
         """
         from ecgbyte_cli.signal.distributed_bpe import LostError
@@ -117,17 +117,17 @@ class Groups:
             return None
 
     def _drop(self, number: int) -> None:
-        """Note that a group's worker is gone, and give up after several losses without progress."""
+        """Report that a group's worker is gone, and give up after several losses without progress."""
         self.actors[number], self.losses = None, self.losses + 1
         if self.losses >= LOSSES:
             raise Failure(
-                f"the Dask cluster lost {LOSSES} workers one after the other, perhaps for want of memory; the merges "
+                f"the Dask cluster lost {LOSSES} workers in a row, perhaps because memory ran out; the merges "
                 "saved so far are kept"
             )
-        note(f"the Dask worker {self.workers[number]} is gone: others take over")
+        note(f"the Dask worker {self.workers[number]} is gone: other workers take over")
 
     def _wait_for(self, number: int, future: Any) -> Any:
-        """Return the result of a group's future, checking now and then that its worker is there."""
+        """Return the result of a group's future, checking regularly that its worker exists."""
         from distributed.scheduler import KilledWorker
 
         while True:
@@ -180,7 +180,7 @@ def share_array(
     merges: int,
     workers: dict[str, int],
 ) -> list[tuple]:
-    """Return the arguments of `hold_data` for each group: about as many letters each, in the order of the segments.
+    """Return the arguments of `hold_data` for each group: similar numbers of letters, in the order of the segments.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def share_array(
     segments : dict
         `offset`, `leads` and `samples`: int64 arrays.
     boundary : str
-        With `none` there is one group, as one piece cannot be shared.
+        With `none` there is one group, because one piece cannot be divided.
     levels, merges : int
     workers : dict of str to int
         The cluster's workers and their threads.

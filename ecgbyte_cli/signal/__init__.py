@@ -1,1 +1,1 @@
-"""Millivolts, letters and token ids: from one to the other, and what is lost."""
+"""Convert between millivolts, letters and token ids, and measure the loss."""

@@ -6,7 +6,7 @@ from ecgbyte_cli.signal import preprocess
 from ecgbyte_cli.signal.measurement import Amplitudes, Measurement
 
 FLAT = 0.03  # mV: the noise from peak to peak that IEC 60601-2-25 allows an electrocardiograph
-LARGEST = 10.0  # mV: no QRS complex on the skin is as high
+LARGEST = 10.0  # mV: larger than any QRS complex on the skin
 ST_AFTER = 30  # samples at 500 Hz: 60 ms
 P_TURNED = 0.02  # mV
 T_NEAR = 30  # samples: 60 ms
@@ -14,7 +14,7 @@ TOO_SMALL = "amplitude too small in I and III"
 
 
 def all_leads(leads: list[str], beat: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The measured leads and those that I and II make, in the usual order, others behind.
+    """Return the measured leads and the leads derived from I and II, standard leads first.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def fill_in(beat: np.ndarray, bounds: dict[str, float], result: Measurement) -> 
     beat : numpy.ndarray
         float64 (samples, leads) of `result.median_leads`, mV against the level before the QRS complex.
     bounds : dict
-        `qrs_onset` and `qrs_offset`, and where there are P and T waves `p_onset`, `p_peak`, `p_offset`, `t_peak`
+        `qrs_onset` and `qrs_offset`, and if there are P and T waves `p_onset`, `p_peak`, `p_offset`, `t_peak`
         and `t_offset`: samples of the beat.
     result : Measurement
     """
@@ -66,7 +66,7 @@ def fill_in(beat: np.ndarray, bounds: dict[str, float], result: Measurement) -> 
 
 
 def _r_and_s(row: np.ndarray, bounds: dict[str, float]) -> tuple[float, float] | None:
-    """Heights of R and S, mV; None if no heart makes them."""
+    """Heights of R and S, mV; None if they are implausible."""
     part = row[int(bounds["qrs_onset"]) : int(bounds["qrs_offset"]) + 1]
     if np.abs(part).max() > LARGEST:
         return None
@@ -93,7 +93,7 @@ def _t_height(row: np.ndarray, bounds: dict[str, float]) -> float | None:
 def _all_there(
     name: str, needed: tuple[str, ...], heights: dict[str, tuple[float, float]], result: Measurement
 ) -> bool:
-    """Whether the leads of a voltage criterion were measured; if not, the reason is noted."""
+    """Whether the leads of a voltage criterion were measured; if not, store the reason."""
     missing = [lead for lead in needed if lead not in result.leads]
     if missing:
         result.quality[name] = f"leads missing: {', '.join(missing)}"
@@ -120,14 +120,14 @@ def _axes(
                 result.quality[name] = TOO_SMALL
             else:
                 setattr(result, name, _axis(vector[0], vector[1]))
-    # P and QRS upside down in I, but not in V6, which the arms do not reach
+    # P and QRS inverted in I but not in V6, which the arm electrodes do not affect
     turned = net[0] < 0 and p_net[0] is not None and p_net[0] < -P_TURNED
     if turned and "V6" in heights and sum(heights["V6"]) > 0:
         result.flags.append("arm leads reversed")
 
 
 def _p_height(row: np.ndarray, bounds: dict[str, float]) -> float | None:
-    """Height of the P wave above the line from its onset to its offset."""
+    """Height of the P wave above the line between onset and offset."""
     if "p_onset" not in bounds:
         return None
     a, b, peak = (round(bounds[name]) for name in ("p_onset", "p_offset", "p_peak"))

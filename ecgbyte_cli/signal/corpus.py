@@ -1,4 +1,4 @@
-"""The letters of many recordings: as texts to learn merges from, and as another tokenizer describes them."""
+"""The letters of many recordings: as texts for learning merges, and with another tokenizer's settings."""
 
 import mmap
 import os
@@ -16,7 +16,7 @@ from ecgbyte_cli.signal.tokenizer import MOST_BYTES, ECGTokenizer
 from ecgbyte_cli.storage.files import atomic_write, read_json, sha256_of
 from ecgbyte_cli.storage.workdir import WorkDir
 
-LEAST_IN_SHARD = 500_000  # letters: fewer do not pay for another thread
+LEAST_IN_SHARD = 500_000  # letters: a smaller shard is not worth another thread
 
 
 def as_read_by(model: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
@@ -30,16 +30,14 @@ def as_read_by(model: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
     Raises
     ------
     Failure
-        If there is none, or it does not know its range in mV.
+        If there is none, or it has no range in mV.
     """
     path = Path(model) / "ecg_tokenizer.json" if Path(model).is_dir() else Path(model)
     if not path.is_file():
-        raise Failure(f"{path} is no tokenizer: --like names a model folder, or an ecg_tokenizer.json")
+        raise Failure(f"{path} is not a tokenizer: --like needs a model folder, or an ecg_tokenizer.json")
     signal = ECGTokenizer.from_file(path).signal
     if not quantizers.is_complete(signal["quantizer"]):
-        raise Failure(
-            f"{path} does not say what range in mV its letters stand for, so it cannot read signals"
-        )
+        raise Failure(f"{path} does not state the range of its letters in mV, so it cannot read signals")
     return path, signal
 
 
@@ -49,8 +47,8 @@ def imported(work: WorkDir) -> Path | None:
     Returns
     -------
     Path or None
-        Its ecg_tokenizer.json. None if there is no tokenizer, if it was learned from letters, or if it does not know
-        its range in mV.
+        Its ecg_tokenizer.json. None if there is no tokenizer, if it was learned from letters, or if it has no
+        range in mV.
     """
     if not work.ecg_tokenizer.exists():
         return None
@@ -61,7 +59,7 @@ def imported(work: WorkDir) -> Path | None:
     if not quantizers.is_complete(signal["quantizer"]):
         return None
     note(
-        f"letters as the imported tokenizer describes them: profile {signal['profile']}, "
+        f"letters of the imported tokenizer: profile {signal['profile']}, "
         f"quantizer {signal['quantizer']['name']}, leads {','.join(signal['leads'])}"
     )
     return work.ecg_tokenizer
@@ -73,7 +71,7 @@ def take_merges(work: WorkDir, merges: Path | None, result: dict) -> dict:
         work.ecg_tokenizer.exists() and sha256_of(work.ecg_tokenizer) == sha256_of(merges)
     ):
         for left in work.ecg_tokenizer.parent.glob("[!.]*.*"):
-            left.unlink()  # it belongs to the merges before
+            left.unlink()  # it belongs to the previous merges
         with atomic_write(work.ecg_tokenizer) as beside:
             shutil.copyfile(merges, beside)
     return result
@@ -93,17 +91,17 @@ def learn_merges(
     Parameters
     ----------
     pieces : list of numpy.ndarray
-        uint8, 1-D each: no token crosses a piece, such as a lead of a segment.
+        Arrays of uint8, 1-D. No token crosses the end of an array, such as a lead of a segment.
     levels : int
-        Size of the alphabet: letters are 0 to levels - 1.
+        Size of the alphabet: the letters are 0 to levels - 1.
     merges : int
-        The most merges to learn.
+        Largest number of merges.
     min_count : int
-        Stop when no pair occurs this often.
+        Stop when no pair occurs at least this often.
     max_length : int
         Letters in the longest token; 0 for no limit.
     threads : int
-        The merges do not depend on it.
+        Number of threads. The merges do not depend on it.
 
     Returns
     -------
@@ -136,7 +134,7 @@ def read_texts(
     threads: int,
     path: Path,
 ) -> list[np.ndarray]:
-    """Read the chosen letters as texts for the kernels: one for each thread, of whole segments.
+    """Read the chosen letters as texts for the kernels: one for each thread, containing whole segments.
 
     Parameters
     ----------
@@ -146,14 +144,14 @@ def read_texts(
     boundary : {"lead", "segment", "none"}
     levels, threads : int
     path : Path
-        The file of the letters, for errors.
+        Path of the letters, for error messages.
     """
     from ecgbyte_kernels.merges import cut_pieces, text_type
 
     offset, leads, samples = segments.values()
     sizes = leads * samples
     if (offset < 0).any() or (offset + sizes > len(letters)).any():
-        raise Failure(f"{path} is shorter than its table says: run `ecgbyte symbolize` again")
+        raise Failure(f"{path} is shorter than in its table: run `ecgbyte symbolize` again")
     if boundary == "lead":
         # a piece per lead
         first = np.repeat(np.cumsum(leads) - leads, leads)
@@ -162,7 +160,7 @@ def read_texts(
     else:
         starts = offset
     symbols = int(sizes.sum())
-    # the same number for each thread, and at most 2^30 letters each
+    # equal numbers of segments for each thread, and at most 2^30 letters
     shards = min(threads, 1 + symbols // LEAST_IN_SHARD) * (1 + (symbols >> 30) // threads)
     shards = 1 if boundary == "none" else shards
     bounds = np.searchsorted(np.cumsum(sizes), np.linspace(0, symbols, shards + 1)[1:-1])
@@ -177,8 +175,8 @@ def read_texts(
             here = slice(part, part + 4096)
             at, largest = cut_pieces(letters, piece_starts[here], lengths[here], text, at, boundary != "none")
             if largest >= levels:
-                raise Failure(f"{path} holds letter {largest}, but its settings say {levels} levels")
-            # pages already read must not count as memory of this process
+                raise Failure(f"{path} contains letter {largest}, but its settings have {levels} levels")
+            # pages already read should not count as memory of this process
             if isinstance(letters.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
                 letters.base.madvise(mmap.MADV_DONTNEED)
         text[-1] = text[0]

@@ -1,11 +1,11 @@
-"""Learn merges from a corpus on several machines: each holds some shards and reports how counts change.
+"""Learn merges from a corpus on several machines: each holds some shards and reports changes of the counts.
 
 `learn` picks the next merges with the same kernels as `ecgbyte_kernels.merges` on one machine, so the merges do not
 depend on the number of machines. At each step the merges go out over the network, and the changes of the pair counts
-come back. The text never travels, until so little is left that one machine is faster.
+are returned. The text is not sent until so little is left that one machine is faster.
 
-A lost machine costs only time. Another one reads its shards again and applies the merges known so far. A batch counts
-as known once it is picked, so it does not matter which machines have applied it: each catches up.
+A lost machine costs only time: another one reads its shards again and applies the known merges. A batch counts
+as known once it is picked. Machines that have not applied it catch up later.
 """
 
 import time
@@ -22,12 +22,12 @@ from ecgbyte_kernels import merge_lists as lists
 from ecgbyte_kernels import merge_scans as scans
 from ecgbyte_kernels import merges as kernels
 
-GATHERED = 32_000_000  # tokens: fewer are brought to one machine, as steps are short then
+GATHERED = 32_000_000  # tokens: a smaller text is moved to one machine, because its steps are short
 NO_ROWS = np.zeros((0, 3), np.int64)
 
 
 class LostError(Exception):
-    """Some machines are lost; others now have their shards, from the beginning."""
+    """Some machines were lost; others now hold their shards in the initial state."""
 
 
 class Groups(Protocol):
@@ -38,14 +38,14 @@ class Groups(Protocol):
 
 
 class Shards:
-    """The shards of the text on one machine, and how far merges have been applied in them.
+    """The shards of the text on one machine, and the merges applied to them.
 
     Parameters
     ----------
     texts : list of numpy.ndarray
-        As for `ecgbyte_kernels.merges.learn_merges`; consumed.
+        See `ecgbyte_kernels.merges.learn_merges`; consumed.
     levels, merges : int
-        Number of letters, and the most merges to learn.
+        Number of letters, and largest number of merges.
     threads : int
         Threads that work on the shards.
     """
@@ -55,7 +55,7 @@ class Shards:
         self.end = int(np.iinfo(texts[0].dtype).max)
         self.letters, self.sizes = [len(text) for text in texts], [len(text) for text in texts]
         self.pieces = int(sum(kernels._count_value(text, self.end) for text in texts))
-        self.cells: list[np.ndarray] = []  # the text in two or four bytes a token
+        self.cells: list[np.ndarray] = []  # the text, two or four bytes per token
         self.lists: list[lists.Shard] = []
         self.made = 0
         self.counts: list[Any] = [scans._count_letters(text) for text in texts] if self.end == 255 else []
@@ -65,7 +65,7 @@ class Shards:
         self.pool = ThreadPoolExecutor(max(1, self.others))
 
     def do(self, name: str, *arguments: Any) -> tuple[Any, float]:
-        """Call a method by its name; return its result and the seconds it took."""
+        """Call a method by name; return its result and the seconds it took."""
         start = time.perf_counter()
         return getattr(self, name)(*arguments), time.perf_counter() - start
 
@@ -93,15 +93,15 @@ class Shards:
         return sum(self.sizes), self.pieces
 
     def _room(self) -> int:
-        """Return how many merges have ids that fit into a byte."""
+        """Return the number of merges whose ids fit into a byte."""
         return min(self.merges, self.end - self.levels) if self.end == 255 else 0
 
     def letter_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the counts of pairs of bytes: places in the table, left * 256 + right, and counts."""
+        """Return the counts of pairs of bytes: indices in the table, left * 256 + right, and counts."""
         return _nonzero(sum(self.counts))
 
     def scan(self, start: int, rows: np.ndarray) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-        """Apply merges from number `start` on by a scan; return the number of tokens, and how the counts changed."""
+        """Apply merges starting at index `start` by a scan; return the number of tokens and the count changes."""
         before = sum(self.counts)
         self._scan(rows[:, :2], self.levels + start + np.arange(len(rows)))
         self.made += len(rows)
@@ -111,11 +111,11 @@ class Shards:
         self.sizes = scans._scan(self._over, self.texts, self.sizes, self.counts, pairs, ids)
 
     def _widen(self) -> None:
-        """Continue with two or four bytes a token."""
+        """Continue with two or four bytes per token."""
         if self.cells:
             return
         cell = kernels._cell_type(self.levels, self.merges)
-        while self.texts:  # one by one, so that only one shard is in memory twice
+        while self.texts:  # one at a time, so that only one shard is in memory twice
             size = self.sizes[len(self.cells)]
             self.cells.append(scans._widen(self.texts.pop(0), size, self.end, cell(0), np.iinfo(cell).max))
         self.end, self.counts = int(np.iinfo(cell).max), []
@@ -126,11 +126,11 @@ class Shards:
         return tokens, sum(self.letters)
 
     def buckets(self) -> np.ndarray:
-        """Count pairs by a hash: no pair occurs more often than its bucket."""
+        """Count pairs by hash bucket: no pair occurs more often than its bucket."""
         return sum(self._over(scans._count_buckets, self.cells, self.sizes, repeat(self.end)))
 
     def pairs(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return keys and counts of the pairs in the wanted buckets, and how many positions there is room for."""
+        """Return keys and counts of the pairs in the wanted buckets, and the number of positions to reserve."""
         found = self._over(scans._count_pairs, self.cells, self.sizes, repeat(self.end), repeat(wanted))
         self.found = []
         for keys, counts in found:
@@ -165,13 +165,13 @@ class Shards:
     def apply(
         self, start: int, rows: np.ndarray, where: np.ndarray, least: int
     ) -> tuple[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]], bool]:
-        """Apply merges from number `start` on by lists.
+        """Apply merges starting at index `start` by lists.
 
         Returns
         -------
         (int, list of (int64, int32, int32 arrays), bool)
-            How many tokens went; for each shard the neighbours of the new tokens (bounds, ids and counts, before and
-            behind each merge); and whether a list ran out of room.
+            Number of removed tokens; for each shard the neighbours of the new tokens (bounds, ids and counts, before
+            and after each merge); and whether a list ran out of room.
         """
         done, new, n = start - self.opened, self.levels + start, len(rows)
         for j, (left, right, _) in enumerate(rows):
@@ -189,7 +189,7 @@ class Shards:
         return int(sum(removed)), changes, any(shard.state[2] > 0 for shard in self.lists)
 
     def close(self) -> int:
-        """Close the gaps of a generation; return the number of tokens."""
+        """Close a generation's gaps; return the number of tokens."""
         self.sizes = self._over(
             lists._close_gaps, self.cells, self.sizes, repeat(self.end), repeat(self.width)
         )
@@ -198,7 +198,7 @@ class Shards:
 
 
 def _nonzero(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places and values of a table that are not zero: small to send."""
+    """Return the indices and values of a table's nonzero entries, which are small to send."""
     places = np.flatnonzero(table)
     return places.astype(np.int32), table[places]
 
@@ -212,20 +212,20 @@ def learn(
     known: np.ndarray = NO_ROWS,
     gathered: int = GATHERED,
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Learn merges from shards that lie on several machines.
+    """Learn merges from shards on several machines.
 
     Parameters
     ----------
     groups : Groups
     levels, merges, min_count, max_length, known
-        As for `ecgbyte_kernels.merges.learn_merges`.
+        See `ecgbyte_kernels.merges.learn_merges`.
     gathered : int
-        With fewer tokens in all, the text is brought to this machine, which learns the rest.
+        If fewer tokens are left, the text is moved to this machine, which learns the remaining merges.
 
     Yields
     ------
     (numpy.ndarray, int)
-        Like `learn_merges`.
+        Same as `learn_merges`.
     """
     driver = _Driver(groups, levels, merges, min_count, max_length, known, gathered)
     yielded = len(known)
@@ -240,7 +240,7 @@ def learn(
 
 
 class _Driver:
-    """Picks the merges, which survive the loss of a machine."""
+    """Pick the merges, and keep them when a machine is lost."""
 
     def __init__(
         self,
@@ -260,7 +260,7 @@ class _Driver:
             self.lengths[levels + i] = self.lengths[left] + self.lengths[right]
         self.room = min(merges, 255 - levels) if kernels.text_type(levels) is np.uint8 else 0
         self.scanning = len(self.rows) < self.room
-        self.last = -1  # bounds the count of every pair; -1: unknown
+        self.last = -1  # upper bound of the count of every pair; -1: unknown
 
     def add(self, rows: np.ndarray) -> None:
         """Add merges to the known ones; each machine applies them now or catches up."""
@@ -290,7 +290,7 @@ class _Driver:
             yield from self._alone(pieces)
 
     def _scans(self, size: int) -> Iterator[int]:
-        """Learn by scans over one byte per letter; yield the size after each."""
+        """Learn by scans over one byte per token; yield the size after each step."""
         counts = np.zeros(65536, np.int64)
         for places, numbers in self.groups.call("letter_counts"):
             counts[places] += numbers
@@ -313,7 +313,7 @@ class _Driver:
                 return
 
     def _generations(self, size: int) -> Iterator[int]:
-        """Learn by lists, until no merges or few tokens are left; yield the size after each step."""
+        """Learn by lists, until few tokens or no merges are left; yield the size after each step."""
         call = self.groups.call
         while len(self.rows) < self.merges and self.last >= self.min_count and size >= self.gathered:
             made = len(self.rows)
@@ -358,7 +358,7 @@ class _Driver:
             yield size
 
     def _alone(self, pieces: int) -> Iterator[int]:
-        """Bring the text to this machine, and learn the remaining merges."""
+        """Move the text to this machine, and learn the remaining merges."""
         texts, letters = zip(*self.groups.call("text"), strict=True)
         cells = [np.concatenate(texts)]
         nobody = partial(kernels._over, None, 0)

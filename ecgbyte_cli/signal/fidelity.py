@@ -1,10 +1,10 @@
-"""Fidelity of a decoded ECG: RMSE, PRD and SNR, and errors of the beats that a cardiologist would ask for."""
+"""Fidelity of a decoded ECG: RMSE, PRD and SNR, and errors of clinically relevant features of beats."""
 
 import numpy as np
 
 LEAST_FS = 100.0  # Hz: below it, QRS edges lie between samples
-QRS = 0.12  # s: the farthest end of a QRS complex on either side of its R peak
-FLAT, STEEP = 0.02, 0.1  # outside the QRS the slope stays below STEEP of its largest for FLAT s
+QRS = 0.12  # s: longest distance from the R peak to either end of a QRS complex
+FLAT, STEEP = 0.02, 0.1  # outside the QRS the slope stays below STEEP times its largest for FLAT s
 
 
 def differences(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
@@ -54,7 +54,7 @@ def beats(lead: np.ndarray, fs: float) -> np.ndarray:
     -------
     numpy.ndarray
         int64, (beats, 3): R peak, start, J point, in samples. Beats too near an edge, or with a QRS that does not end
-        within 120 ms, are left out.
+        within 120 ms, are skipped.
     """
     from wfdb.processing import xqrs_detect
 
@@ -75,7 +75,7 @@ def beats(lead: np.ndarray, fs: float) -> np.ndarray:
 
 
 def _first_flat(low: np.ndarray, wanted: int) -> int | None:
-    """Return the first place behind the peak where `wanted` samples in a row are low, or None."""
+    """Return the first index after the peak where `wanted` samples in a row are low, or None."""
     steep = np.flatnonzero(~low)
     if not len(steep):
         return None
@@ -104,8 +104,8 @@ def beat_errors(x: np.ndarray, y: np.ndarray, fs: float, beats: np.ndarray) -> n
     numpy.ndarray
         (beats, 3): errors (after minus before) of the R amplitude in mV, of the time of the R peak in ms, and
         of the ST level in mV. Amplitudes are above the level just before the QRS complex, the mean of 20 ms
-        (CSE Working Party, Eur. Heart J. 6, 1985); the ST level is taken 60 ms behind the J point (ACC/AHA
-        guidelines for exercise testing, 2002: 60 to 80 ms). A peak of several equal samples lies at their middle.
+        (CSE Working Party, Eur. Heart J. 6, 1985); the ST level is measured 60 ms after the J point (ACC/AHA
+        guidelines for exercise testing, 2002: 60 to 80 ms). A peak of several equal samples is at their middle.
     """
     flat, near, later = max(1, round(FLAT * fs)), round(0.06 * fs), round(0.06 * fs)
     rows = []

@@ -21,13 +21,13 @@ from ecgbyte_cli.storage.files import array_writer, table_writer
 from ecgbyte_cli.storage.partial_results import PartialResults
 from ecgbyte_cli.storage.workdir import WorkDir
 
-Lots = list[tuple[DataSet, list[str]]]  # the data set of each part, and its recordings
+Lots = list[tuple[DataSet, list[str]]]  # data set of each part, and its recordings
 
 
 def summarize_parts(
     parts: PartialResults, sets: list[DataSet], lots: Lots, skipped: list[tuple[str, str]]
 ) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
-    """Return the counts of values, the number of segments and the skipped recordings, and note what is unusual."""
+    """Return the counts of values, the number of segments and the skipped recordings, and note unusual results."""
     counts, segments = np.zeros(2**16, np.int64), 0
     dropped_filters: Counter[tuple[float, str]] = Counter()
     placeholders, unlisted, moved = 0, 0, 0
@@ -51,25 +51,24 @@ def summarize_parts(
     for data_set in sets:
         data_set.settle(skipped_paths)
     if unlisted:
-        note(f"not in the table of patients: {counted(unlisted, 'recording')}, for which the files decide")
+        note(f"not in the table of patients: {counted(unlisted, 'recording')}, whose files decide")
     if moved:
         note(
-            "the table of patients decides where the files name another side of the split: in "
-            f"{counted(moved, 'recording')}"
+            f"the table of patients decides if the files name another split: in {counted(moved, 'recording')}"
         )
     for (fs, names), times in sorted(dropped_filters.items()):
-        note(f"{counted(times, 'recording')} at {fs:g} Hz: left out {names}")
+        note(f"{counted(times, 'recording')} at {fs:g} Hz: without {names}")
     if placeholders and segments:
         note(
-            f"a placeholder stands for the patient in {counted(placeholders, 'recording')}: each counts as a patient "
-            "of its own"
+            f"the patient is a placeholder in {counted(placeholders, 'recording')}: each counts as a separate "
+            "patient"
         )
     for data_set in sets if segments else ():
         if data_set.everyone:
             where = data_set.name and f" of {data_set.name}"
             note(
                 f"all {data_set.used} recordings{where} name the patient {data_set.everyone}: each counts as a "
-                "patient of its own"
+                "separate patient"
             )
     return counts, segments, skipped
 
@@ -77,9 +76,9 @@ def summarize_parts(
 def write_letters(
     work: WorkDir, parts: PartialResults, lots: Lots, segments: int, settings: dict, quantizer: dict
 ) -> None:
-    """Write the letters and the table of segments, and note leads and letters that carry little.
+    """Write the letters and the table of segments, and note leads and letters with little information.
 
-    With `keep_signal` in the settings the signals that the letters stand for are written too, as float16 in mV.
+    With `keep_signal` in the settings, also write the signals as float16 in mV.
     """
     shape = (len(settings["leads"]), settings["samples"])
     used, lost, first = np.zeros(256, np.int64), [], 0
@@ -110,7 +109,7 @@ def write_letters(
                     for i, row in enumerate(here):
                         block[i], *row[5:] = quantizers.quantize(signals[i], quantizer)
                     lost += lost_leads([row[0] for row in here], signals, block, settings["leads"])
-                # every fourth sample suffices for the statistics
+                # every fourth sample is enough for the statistics
                 used += np.bincount(block[..., ::4].reshape(-1), minlength=256)
                 write(block)
                 at += len(block)

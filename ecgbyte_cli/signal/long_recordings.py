@@ -1,4 +1,4 @@
-"""The segments of a long recording: each is read and preprocessed when it is asked for."""
+"""The segments of a long recording: each is read and preprocessed on demand."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from ecgbyte_cli.readers.recording import Recording, Unusable
 from ecgbyte_cli.readers.stored import StoredSignal
 from ecgbyte_cli.signal import preprocess
 
-MARGIN = 2  # segments on each side that the filters see too
-TRIED = 60  # segments from the start, among which the first that can be used is sought
+MARGIN = 2  # neighbouring segments that are filtered together with it, on each side
+TRIED = 60  # segments from the start that are searched for the first usable one
 
 
 def is_stored(recording: Recording) -> bool:
@@ -19,9 +19,9 @@ def is_stored(recording: Recording) -> bool:
 
 
 class StoredSegments(Sequence[tuple[float, np.ndarray]]):
-    """The segments of a long recording, as `preprocess.segments` returns those of others.
+    """The segments of a long recording, with the same interface as the result of `preprocess.segments`.
 
-    The filters see two segments on each side of the one that is asked for, instead of the whole recording.
+    A segment is filtered together with two neighbours on each side, instead of the whole recording.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class StoredSegments(Sequence[tuple[float, np.ndarray]]):
     Raises
     ------
     Unusable
-        If a segment that is asked for cannot be used.
+        If a requested segment cannot be used.
     """
 
     def __init__(self, recording: Recording, settings: dict[str, Any]):
@@ -54,7 +54,7 @@ class StoredSegments(Sequence[tuple[float, np.ndarray]]):
         return last[1]
 
     def first(self) -> int:
-        """Return the number of the first segment that can be used: electrodes may come late."""
+        """Return the index of the first usable segment: electrodes may be attached late."""
         for number in range(min(TRIED, self._count)):
             try:
                 _ = self[number]
@@ -69,11 +69,11 @@ class StoredSegments(Sequence[tuple[float, np.ndarray]]):
         first, end = max(0, number - MARGIN), min(self._count, number + 1 + MARGIN)
         try:
             return number * seconds, self._cut(first, end, seconds)[number - first][1]
-        except Unusable:  # perhaps because of what is beside it
+        except Unusable:  # perhaps because of a neighbouring segment
             return number * seconds, self._cut(number, number + 1, seconds)[0][1]
 
     def _cut(self, first: int, end: int, seconds: float) -> list[tuple[float, np.ndarray]]:
-        slack = 2 / self.recording.fs  # the ends are rounded to samples
+        slack = 2 / self.recording.fs  # the ends are rounded to whole samples
         part = self.recording.part(first * seconds, end * seconds + slack)
         segments = preprocess.segments(part, self.settings)
         if len(segments) < end - first:

@@ -1,7 +1,7 @@
 """Rate, intervals, axes, amplitudes and ST of a recording, from its median beat.
 
-As electrocardiographs do: beats over all leads, classes of beats, the median beat of the dominant class, and
-one boundary for all leads together. How far to trust it: docs/measure.md.
+Works like an electrocardiograph: detect beats over all leads, classify them, take the median beat of the dominant
+class, and find boundaries common to all leads. How far to trust it: docs/measure.md.
 """
 
 from functools import lru_cache
@@ -17,30 +17,30 @@ from ecgbyte_kernels import filters, mains, waves
 from ecgbyte_kernels.beats import BEFORE, RATE
 
 INDEPENDENT = ["I", "II", "V1", "V2", "V3", "V4", "V5", "V6"]
-MOST_LEADS = 16  # of those that are no standard leads, the first by name
+MOST_LEADS = 16  # non-standard leads used, the first by name
 SHORTEST = 2.5  # s
 SLOWEST_SAMPLING = 80.0  # Hz
 LEAD_OFF = 1.0  # s without any change
-CHANGING = 0.1  # of the samples differ from the one before, at least
+CHANGING = 0.1  # least share of samples that differ from the previous one
 CONTRAST = 6.0  # see `ecgbyte_kernels.beats.lead_contrast`
 RATES = (15.0, 300.0)  # beats per minute
-STEP = 0.75  # of the amplitude: a complex returns to its level, an edge does not
+STEP = 0.75  # share of the amplitude: a complex returns to its level, an edge does not
 IRREGULAR = 0.09  # coefficient of variation of the RR intervals
-# correlation of each beat's P wave with the median beat's: f waves come close where the rhythm is irregular
+# correlation of each beat's P wave with the median beat's; f waves come close in irregular rhythms
 SAME_P, SAME_P_IRREGULAR = 0.80, 0.88
-FLUTTER = 0.90  # correlation of the P wave with one like it before it
-P_LEAST, P_LEAST_MV = 0.008, 0.015  # of the QRS amplitude, and mV, joined over the leads
-WIDE, FAST = 140.0, 120.0  # ms and beats per minute: ventricular tachycardia, or as good as
-LEVEL = (12, 2)  # samples before the QRS onset, from and to: the level that amplitudes are measured against
-# what is plausible, in ms
+FLUTTER = 0.90  # correlation of the P wave with a similar wave before it
+P_LEAST, P_LEAST_MV = 0.008, 0.015  # of the QRS amplitude, and in mV, combined over the leads
+WIDE, FAST = 140.0, 120.0  # ms and beats per minute: ventricular tachycardia or indistinguishable from it
+LEVEL = (12, 2)  # start and end in samples before the QRS onset: the reference level for amplitudes
+# plausible ranges, in ms
 PLAUSIBLE = {"p_ms": (30, 220), "pr_ms": (60, 500), "qrs_ms": (30, 300), "qt_ms": (180, 750)}
 
 
 def measure(recording: Recording) -> Measurement:
     """Measure rate, intervals, axes, amplitudes and ST of a recording.
 
-    Any leads and any sampling rate from 80 Hz on. All of the recording makes one median beat, so cut long
-    recordings first: `ecgbyte measure` does so every ten seconds.
+    Any leads, and any sampling rate of at least 80 Hz. The whole recording makes one median beat, so cut long
+    recordings first, as `ecgbyte measure` does every ten seconds.
 
     Parameters
     ----------
@@ -50,12 +50,12 @@ def measure(recording: Recording) -> Measurement:
     Returns
     -------
     Measurement
-        What cannot be measured is None, with the reason in `quality`. A recording that cannot be measured at
-        all raises nothing: its reason stands under `all`.
+        A value that cannot be measured is None, with the reason in `quality`. A recording that cannot be measured
+        at all raises no error: its reason is in `quality["all"]`.
 
     Notes
     -----
-    Research use only: no medical device.
+    Research use only: not a medical device.
     """
     result = Measurement()
     try:
@@ -69,21 +69,21 @@ def measure(recording: Recording) -> Measurement:
 
 
 def measure_stretch(recording: Recording, start: float, end: float) -> Measurement:
-    """Measure a stretch of a recording, from `start` to `end` in s.
+    """Measure a part of a recording, from `start` to `end` in s.
 
     Parameters
     ----------
     recording : Recording
     start, end : float
-        s; the stretch ends where the recording ends.
+        In s; the part ends at the end of the recording.
     """
     return measure(recording.part(start, end))
 
 
 def heart_rate(recording: Recording) -> float | None:
-    """Return the rate of a recording in beats per minute, from its beats alone; None where they cannot be told.
+    """Return the rate of a recording in beats per minute, from its beats alone; None if they cannot be detected.
 
-    As `measure` does, in a third of the time.
+    Same result as `measure`, in a third of the time.
     """
     try:
         signal, leads = _prepared(recording, [])
@@ -98,7 +98,7 @@ def _rate(beats: np.ndarray) -> float:
 
 
 def _prepared(recording: Recording, flags: list[str]) -> tuple[np.ndarray, list[str]]:
-    """The leads to measure on, float64 (samples, leads) at 500 Hz; leads that are of no use become flags."""
+    """The leads to measure on, float64 (samples, leads) at 500 Hz; unusable leads become flags."""
     seconds = recording.signal.shape[1] / recording.fs if recording.fs > 0 else 0.0
     if seconds < SHORTEST:
         raise Unusable(f"too short: {seconds:.3g} s of {SHORTEST:g} s")
@@ -132,7 +132,7 @@ def _prepared(recording: Recording, flags: list[str]) -> tuple[np.ndarray, list[
 
 
 def _leads(recording: Recording) -> tuple[list[np.ndarray], list[str]]:
-    """The leads that measure something of their own, in one order whatever the file's."""
+    """The leads that are not derived from others, in an order independent of the file."""
     at: dict[str, int] = {}
     for i, name in enumerate(recording.leads):
         at.setdefault(lead_name(name), i)
@@ -144,7 +144,7 @@ def _leads(recording: Recording) -> tuple[list[np.ndarray], list[str]]:
 
 
 def _fault(row: np.ndarray, fs: float) -> str | None:
-    """Why a lead is of no use, or None."""
+    """Why a lead is unusable, or None."""
     if np.ptp(row) < FLAT:
         return "flat"
     changes = np.flatnonzero(np.diff(row))
@@ -198,7 +198,7 @@ def _measure(signal: np.ndarray, leads: list[str], result: Measurement) -> None:
 def _beats(
     signal: np.ndarray, leads: list[str], flags: list[str]
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The signal without pacing spikes and noisy leads, its beats, and the leads that are left."""
+    """The signal without pacing spikes and noisy leads, its beats, and the remaining leads."""
 
     def detect(of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         band = filters.zero_phase(of, _filter("bandpass", (6.0, 28.0), 2, 250))
@@ -220,25 +220,25 @@ def _beats(
         raise Unusable("no beats" if not beats.size else "fewer than three beats")
     rate = _rate(beats)
     if not RATES[0] <= rate <= RATES[1]:
-        raise Unusable(f"no beats: what repeats does so {rate:.0f} times a minute")
+        raise Unusable(f"no beats: the signal repeats {rate:.0f} times a minute")
     kept = [lead for lead, good in zip(leads, fine, strict=True) if good]
     return np.ascontiguousarray(signal[:, fine]), beats, kept
 
 
 def _is_paced(spikes: np.ndarray, beats: np.ndarray) -> bool:
-    """Whether at least six of ten beats have a spike from 300 to 10 ms before the R peak."""
+    """Whether at least six of ten beats have a spike 300 to 10 ms before the R peak."""
     before = [((spikes > beat - 150) & (spikes < beat - 5)).any() for beat in beats]
     return len(before) > 1 and float(np.mean(before)) >= 0.6
 
 
 def _dominant(beats: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, float]:
-    """The beats of the largest class, without early ones where the rest is regular; and the usual RR interval."""
+    """The beats of the largest class, without early beats if the others are regular; and the usual RR interval."""
     intervals = np.diff(beats)
     rr = float(np.median(intervals))
     sizes = np.bincount(classes[classes >= 0], minlength=1)
     members = np.flatnonzero(classes == sizes.argmax())
     if members.size < 2 or members.size < 0.3 * beats.size:
-        raise Unusable("no beats that are alike")
+        raise Unusable("no similar beats")
     if intervals.std() < 0.25 * rr:
         on_time = np.array([b == 0 or beats[b] - beats[b - 1] >= 0.85 * rr for b in members])
         if on_time.sum() >= max(2, 0.4 * members.size):
@@ -247,7 +247,7 @@ def _dominant(beats: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, float
 
 
 def _measured_stretch(raw: np.ndarray) -> tuple[int, int]:
-    """The first and the last sample around the R peak without a missing one between them."""
+    """The first and last sample of the gap-free part around the R peak."""
     missing = np.flatnonzero(np.isnan(raw).any(axis=1))
     before, after = missing[missing < BEFORE], missing[missing > BEFORE]
     if (
@@ -260,15 +260,15 @@ def _measured_stretch(raw: np.ndarray) -> tuple[int, int]:
 
 
 def _filled(row: np.ndarray) -> np.ndarray:
-    """A lead of the median beat with its missing ends held."""
+    """A lead of the median beat with its missing ends filled with the nearest sample."""
     good = np.flatnonzero(np.isfinite(row))
     return np.interp(np.arange(row.size), good, row[good])
 
 
 def _check_complex(beat: np.ndarray, onset: int, offset: int, amplitude: float) -> None:
-    """Refuse what is no QRS complex, such as the edges of a square wave."""
+    """Reject shapes that are not QRS complexes, such as the edges of a square wave."""
     if onset < LEVEL[0] or offset + 40 >= len(beat) or not _plausible("qrs_ms", offset - onset):
-        raise Unusable("no QRS complex: its boundaries cannot be told")
+        raise Unusable("no QRS complex: its boundaries cannot be found")
     step = beat[offset + 10 : offset + 30].mean(axis=0) - beat[onset - LEVEL[0] : onset - LEVEL[1]].mean(
         axis=0
     )
@@ -312,7 +312,7 @@ def _p_wave(
     irregular: bool,
     bounds: dict[str, float],
 ) -> str | None:
-    """Find the P wave, and make sure that the single beats have it; if not, return the reason."""
+    """Find the P wave, and check that single beats have it; if not, return the reason."""
     onset = int(bounds["qrs_onset"])
     held = waves.hold(beat, onset)
     low = filters.zero_phase(held, _filter("lowpass", (25.0,), 2, 60))
@@ -334,7 +334,7 @@ def _p_wave(
 
 
 def _intervals(bounds: dict[str, float], no_p: str | None, result: Measurement) -> None:
-    """P, PR, QT and QTc, or why not."""
+    """P, PR, QT and QTc, or the reasons why they are missing."""
     onset = bounds["qrs_onset"]
     rate, qrs = result.rate_bpm or 0.0, result.qrs_ms or 0.0
     if qrs > WIDE and rate > FAST:

@@ -1,4 +1,4 @@
-"""The rows and columns of the table of measurements: a row for each recording and segment."""
+"""The rows and columns of the table of measurements: one row per recording and segment."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,12 +15,12 @@ from ecgbyte_cli.signal.preprocess import LEADS
 from ecgbyte_cli.storage.row_table import Row
 
 PRELOAD = ("ecgbyte_cli.signal.measure_table", "scipy.signal")  # for processes that measure
-MOST_OTHERS = 16  # leads that are no standard leads, and have columns
+MOST_OTHERS = 16  # non-standard leads that get columns
 TEXTS, COUNTS = ("record", "path", "flags", "quality"), ("segment", "beats")
 
 
 def measured_rows(paths: Sequence[str], asked: dict[str, Any]) -> Iterator[tuple[str, list[Row] | Failure]]:
-    """Yield the rows of each recording, or the reason to skip it.
+    """Yield the rows of each recording, or the reason it was skipped.
 
     Parameters
     ----------
@@ -44,12 +44,12 @@ def rows_of(path: str, told: dict, seconds: float) -> list[Row]:
     told : dict
         Arguments of `readers.read_recording` other than the path.
     seconds : float
-        Length of a segment. What is left at the end is a segment if it is half as long at least.
+        Length of a segment. The rest at the end is a segment if it is at least half as long.
 
     Returns
     -------
     list of dict
-        Column to value; the columns of leads that were not measured are missing.
+        Column mapped to value; columns of unmeasured leads are missing.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def rows_of(path: str, told: dict, seconds: float) -> list[Row]:
 
 
 def _segments(recording: Recording, seconds: float) -> Iterator[tuple[float, Recording]]:
-    """The segments of a recording and where they start, in s: one at least."""
+    """The segments of a recording (at least one) and their start times in s."""
     samples = recording.signal.shape[1]
     size = max(1, round(seconds * recording.fs))
     for number in range(max(1, (samples + size // 2) // size)):
@@ -74,7 +74,7 @@ def _segments(recording: Recording, seconds: float) -> Iterator[tuple[float, Rec
 
 
 def columns_of(recordings: Iterable[list[Row]]) -> dict[str, type]:
-    """Return name and type of each column of the table; leads that are no standard leads have some too."""
+    """Return name and type of each column of the table, including non-standard leads."""
     standard = ["record", "path", "segment", "start", *VALUES, *lead_columns(LEADS)]
     others: Counter[str] = Counter()
     for rows in recordings:
@@ -82,6 +82,6 @@ def columns_of(recordings: Iterable[list[Row]]) -> dict[str, type]:
     leads = sorted({column[: -len("_r_mv")] for column in others if column.endswith("_r_mv")})
     left_out = leads[MOST_OTHERS:]
     if left_out:
-        note(f"no columns for {len(left_out)} leads, as there are too many: {left_out[0]}, …")
+        note(f"{len(left_out)} leads have no columns, because there are too many: {left_out[0]}, …")
     names = [*standard, *lead_columns(leads[:MOST_OTHERS]), "beats", "flags", "quality"]
     return {name: str if name in TEXTS else int if name in COUNTS else float for name in names}

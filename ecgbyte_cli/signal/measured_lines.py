@@ -30,5 +30,5 @@ def measured_line(measurement: Measurement) -> str:
 
 
 def joined_lines(lines: Iterable[str]) -> str:
-    """Return the text before the ECGs of a prompt, with the line of each."""
+    """Return the text before the ECGs of a prompt, with one line for each ECG."""
     return "".join(f"{line}\n" for line in lines)

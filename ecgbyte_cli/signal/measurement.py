@@ -1,4 +1,4 @@
-"""What `measure` finds in a recording: values, their units, and why a value is missing."""
+"""The result of `measure`: values, their units, and reasons for missing values."""
 
 from dataclasses import dataclass, field
 
@@ -18,18 +18,18 @@ BOUNDARIES = ("p_onset", "p_offset", "qrs_onset", "qrs_offset", "t_peak", "t_off
 
 @dataclass(frozen=True)
 class Amplitudes:
-    """Of one lead of the median beat, in mV against the level just before the QRS complex.
+    """Amplitudes in one lead of the median beat, in mV relative to the level just before the QRS complex.
 
     Attributes
     ----------
     r_mv : float or None
-        Highest deflection of the QRS complex, 0 where none rises above the level.
+        Highest deflection of the QRS complex, 0 if none rises above the level.
     s_mv : float or None
-        Lowest deflection after the R wave (of the whole complex where there is no R wave): 0 or below.
+        Lowest deflection after the R wave (of the whole complex if there is no R wave): 0 or below.
     st_mv : float or None
         Level 60 ms after the end of the QRS complex.
     t_mv : float or None
-        Largest deflection of the T wave, below 0 where it is inverted.
+        Largest deflection of the T wave, below 0 if it is inverted.
     """
 
     r_mv: float | None = None
@@ -40,7 +40,7 @@ class Amplitudes:
 
 @dataclass
 class Measurement:
-    """What was measured in a recording, or in a segment of one. What could not be measured is None.
+    """The measured values of a recording or segment. A value that could not be measured is None.
 
     Attributes
     ----------
@@ -60,26 +60,26 @@ class Measurement:
     cornell_mv : float or None
         R in aVL and the depth of S in V3, added up, mV.
     leads : dict of str to Amplitudes
-        By lead. III, aVR, aVL and aVF are derived from I and II where both are there.
+        Keyed by lead. III, aVR, aVL and aVF are derived from I and II if both are present.
     beats : int
-        How many beats were found.
+        Number of beats found.
     flags : list of str
         Remarks: `irregular`, `pacing spikes`, `arm leads reversed`, and with a lead `flat V2`, `noisy V2`,
         `lead off V2`, `gaps V2`.
     quality : dict of str to str
-        Name of a missing value to the reason. The name `all` stands for all of them.
+        Name of a missing value mapped to the reason. The name `all` stands for all values.
     beat_times : numpy.ndarray
-        float64 (beats,): the R peaks in s from the start of what was measured.
+        float64 (beats,): the R peaks in s from the start of the measured part.
     dominant : numpy.ndarray
-        bool (beats,): whether a beat is one of those that the median beat is made of.
+        bool (beats,): whether a beat is part of the median beat.
     median_leads : list of str
         The leads of `median_beat`.
     median_beat : numpy.ndarray or None
         float32 (leads, 700), mV against the level just before the QRS complex, at 500 Hz: from 600 ms before
-        the R peak to 800 ms after it. NaN where fewer than a third of the beats have a sample.
+        the R peak to 800 ms after it. NaN if fewer than a third of the beats have a sample.
     boundaries : dict of str to float
-        `p_onset`, `p_offset`, `qrs_onset`, `qrs_offset`, `t_peak`, `t_offset` in ms from the R peak, as far as
-        they were found.
+        `p_onset`, `p_offset`, `qrs_onset`, `qrs_offset`, `t_peak`, `t_offset` in ms from the R peak, if
+        found.
     """
 
     rate_bpm: float | None = None
@@ -114,7 +114,7 @@ class Measurement:
 
     @property
     def reasons(self) -> str:
-        """`quality` as a line: each reason with the values that it is about."""
+        """`quality` as a line: each reason with the values it affects."""
         about: dict[str, list[str]] = {}
         for name, reason in self.quality.items():
             about.setdefault(reason, []).append(name)

@@ -28,9 +28,9 @@ class NormalLimits:
     Attributes
     ----------
     name : str
-        As in `Measurement`; `st_v2_v3` and `st_other` are ST levels.
+        See `Measurement`; `st_v2_v3` and `st_other` are ST levels.
     low, high : float or None
-        None is no limit.
+        None means no limit.
     source : str
     open : bool
         Whether the limits themselves are abnormal.
@@ -84,13 +84,13 @@ WIDE_QRS = 120.0  # ms, of adults: a wide complex, as in complete bundle branch 
 
 
 def limits_for(name: str, age: float | None = None, sex: str | None = None) -> list[NormalLimits]:
-    """Return the limits of a value that a person may have: several where age or sex decides and is unknown.
+    """Return the limits of a value that apply to a person; several if they depend on an unknown age or sex.
 
     Parameters
     ----------
     name : str
     age : float or None
-        Years; None is an adult of unknown age.
+        Years; None means an adult of unknown age.
     sex : str or None
         `male` or `female`.
     """
@@ -104,13 +104,13 @@ def limits_for(name: str, age: float | None = None, sex: str | None = None) -> l
 
 
 def verdict_of(value: float, limits: Sequence[NormalLimits]) -> str | None:
-    """Return `low`, `normal` or `high`; None if there are no limits, or they differ in it."""
+    """Return `low`, `normal` or `high`; None if there are no limits, or if the limits disagree."""
     verdicts = {one.verdict(value) for one in limits}
     return verdicts.pop() if len(verdicts) == 1 else None
 
 
 def age_and_sex(recording: Recording) -> tuple[float | None, str | None]:
-    """Return the age in years and the sex (`male` or `female`) in a recording's header, None where it has none."""
+    """Return the age in years and the sex (`male` or `female`) in a recording's header, None if it has none."""
     ages, sexes = (
         [text for key in (name, f"<{name}>") for text in recording.all_comments(key)]
         for name in ("age", "sex")

@@ -33,7 +33,7 @@ def rows_learned_from(
         The columns of symbols/segments.parquet.
     split : {"train", "all"}
     sample : int, float or None
-        Number or fraction of the rows, drawn at random; None is all.
+        Number or fraction of the rows, drawn at random; None means all.
     seed : int
     """
     rows = np.arange(len(segments["segment"]))
@@ -42,7 +42,7 @@ def rows_learned_from(
     if sample is None or not len(rows):
         return rows
     wanted = sample if isinstance(sample, int) else max(1, round(sample * len(rows)))
-    # the first of one shuffled order, so that a larger sample includes a smaller one
+    # take the start of one shuffled order, so that a larger sample includes a smaller one
     return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:wanted])]
 
 
@@ -59,7 +59,7 @@ def learned_here(work: WorkDir) -> dict | None:
 
 
 def patients_learned_from(work: WorkDir) -> set[str]:
-    """Return the patients whose recordings in the work folder the merges were learned from."""
+    """Return the patients in the work folder from whose recordings the merges were learned."""
     settings = learned_here(work)
     if settings is None:
         return set()
@@ -69,13 +69,13 @@ def patients_learned_from(work: WorkDir) -> set[str]:
 
 
 def described(work: WorkDir, result: dict) -> dict:
-    """Return the result of a tokenizer; for merges from elsewhere only their number and their origin.
+    """Return the result of a tokenizer; for merges from elsewhere only their number and origin.
 
     Parameters
     ----------
     work : WorkDir
     result : dict
-        Of the work folder's ecg_tokenizer.json.
+        Result in the work folder's ecg_tokenizer.json.
     """
     if not work.symbol_settings.exists() or learned_here(work) is not None:
         return result

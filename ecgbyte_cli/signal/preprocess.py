@@ -1,6 +1,6 @@
-"""From a recording to segments: pick leads, filter, resample, cut.
+"""Turn a recording into segments: select leads, filter, resample, cut.
 
-The settings are those that the tokenizer file keeps under the key `signal`.
+The settings are stored in the tokenizer file under the key `signal`.
 """
 
 from collections.abc import Callable, Container, Sequence
@@ -12,19 +12,18 @@ import numpy as np
 
 from ecgbyte_cli.readers.recording import Recording, Unusable, lead_name
 from ecgbyte_kernels import filters as kernels
+from ecgbyte_kernels.augment import LIMB
 
 LEADS = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
-# Einthoven's and Goldberger's equations: factors of I and II
-LIMB = {"I": (1, 0), "II": (0, 1), "III": (-1, 1), "aVR": (-0.5, -0.5), "aVL": (1, -0.5), "aVF": (-0.5, 1)}
 DERIVED = {lead: factors for lead, factors in LIMB.items() if lead not in ("I", "II")}
 LONGEST_GAP = 0.04  # seconds that --fill-nan may interpolate
 # Electrocardiographs accept +-5 mV (IEC 60601-2-25 and -2-27), Holter recorders 10 mV from peak to peak
-# (-2-47), on an offset of up to 300 mV. Twice that in most leads is no ECG in mV. One lead alone may swing
-# over the whole range of its converter, and the common 16 bits of 1 uV span 65.5 mV. In 3,000 real
+# (-2-47), on an offset of up to 300 mV. Twice that in most leads cannot be an ECG in mV. A single lead may span
+# the whole range of its converter, and the common 16 bits of 1 uV span 65.5 mV. In 3,000 real
 # recordings the median lead spans at most 3.4 mV, and the largest lead at least 0.9 mV.
 WIDEST, WIDEST_LEAD = 20.0, 70.0  # mV between the percentiles 1 and 99
-NARROWEST = 0.01  # mV from peak to peak, in the largest lead; a monitor must not even count 0.15 mV as a beat
-MOST_SAMPLES = 2**24  # in all picked leads, before or after resampling: 23 minutes of 12 leads at 1000 Hz
+NARROWEST = 0.01  # mV from peak to peak, in the largest lead; a monitor must ignore even 0.15 mV as a beat
+MOST_SAMPLES = 2**24  # in all selected leads, before or after resampling: 23 minutes of 12 leads at 1000 Hz
 
 
 def segments(recording: Recording, settings: dict[str, Any]) -> list[tuple[float, np.ndarray]]:
@@ -34,7 +33,7 @@ def segments(recording: Recording, settings: dict[str, Any]) -> list[tuple[float
     ----------
     recording : ecgbyte_cli.readers.Recording
     settings : dict
-        `leads`, `fs`, `segment_seconds`, `samples`, `profile`, `fill_nan` and perhaps `any_leads` (see `signal` in
+        `leads`, `fs`, `segment_seconds`, `samples`, `profile`, `fill_nan` and optionally `any_leads` (see `signal` in
         the tokenizer file).
 
     Returns
@@ -49,7 +48,7 @@ def segments(recording: Recording, settings: dict[str, Any]) -> list[tuple[float
         ECG in mV.
     """
     fs, target = recording.fs, settings["fs"]
-    # Holter recorders and research amplifiers are well inside
+    # Holter recorders and research amplifiers are well within this range
     if not 25 <= fs <= 100_000:
         raise Unusable(f"sampling rate out of range: {fs:g} Hz")
     resampled = samples_made(recording.signal.shape[1], fs, target)
@@ -62,7 +61,7 @@ def segments(recording: Recording, settings: dict[str, Any]) -> list[tuple[float
     signal = without_gaps(signal, fs, settings["fill_nan"], settings["leads"])
     check_range(signal, settings["leads"])
     whole = PROFILES[settings["profile"]].apply(signal, fs, target)
-    # a wrong gain can make numbers that no filter survives
+    # a wrong gain can produce numbers that break the filters
     if not np.isfinite(whole).all():
         raise Unusable("values out of range: wrong gain or unit")
     samples = settings["samples"]
@@ -73,7 +72,7 @@ def segments(recording: Recording, settings: dict[str, Any]) -> list[tuple[float
 
 
 def pick(recording: Recording, leads: Sequence[str], any_leads: bool = False) -> np.ndarray:
-    """Pick leads by name, whatever their case or order, and derive missing limb leads from two others.
+    """Select leads by name, ignoring case and order, and derive missing limb leads from two others.
 
     III = II - I, aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2 (Einthoven; Goldberger).
 
@@ -82,7 +81,7 @@ def pick(recording: Recording, leads: Sequence[str], any_leads: bool = False) ->
     recording : ecgbyte_cli.readers.Recording
     leads : list of str
     any_leads : bool
-        Whether missing leads may be lines at 0 mV, if one lead at least is there.
+        Whether missing leads become lines at 0 mV, if at least one lead is present.
 
     Returns
     -------
@@ -116,7 +115,7 @@ def pick(recording: Recording, leads: Sequence[str], any_leads: bool = False) ->
 
 
 def missing_leads(there: Container[str], leads: Sequence[str]) -> list[str]:
-    """Return the leads that are not there, and cannot be derived from two limb leads that are."""
+    """Return the leads that are missing and cannot be derived from two limb leads."""
     derivable = LIMB if sum(limb in there for limb in LIMB) > 1 else ()
     return [lead for lead in leads if lead not in there and lead not in derivable]
 
@@ -157,13 +156,13 @@ def check_range(signal: np.ndarray, leads: Sequence[str]) -> None:
     Raises
     ------
     Unusable
-        If the leads span too much, or next to nothing without being flat.
+        If the leads span too much, or almost nothing without being flat.
     """
     spans = np.ptp(signal, axis=1)
     widest = spans.max()
     if 0 < widest < NARROWEST:
         raise Unusable(f"values out of range: {widest * 1000:.2g} uV from peak to peak; volts taken for mV?")
-    if widest > WIDEST:  # rarely, so most need no percentiles
+    if widest > WIDEST:  # rare, so most recordings need no percentiles
         spans = np.subtract(*np.percentile(signal, [99, 1], axis=1))
         middle = np.median(spans[spans > 0]) if spans.any() else 0.0
         if middle > WIDEST or spans.max() > WIDEST_LEAD:
@@ -172,7 +171,7 @@ def check_range(signal: np.ndarray, leads: Sequence[str]) -> None:
 
 
 def elm(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
-    """Apply profile `elm`: cubic interpolation and nothing else, as ECG-Bench and ELM do.
+    """Apply profile `elm`: cubic interpolation only, like ECG-Bench and ELM.
 
     Both grids run from 0 to the duration, ends included, so the first and last samples stay (ECG-Preprocess,
     `nsample_ecg`). At the target rate nothing is interpolated.
@@ -204,18 +203,18 @@ def elm(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
 
 @lru_cache
 def samples_made(samples: int, fs: float, target: float) -> int:
-    """Return how many whole samples a signal of so many samples has at the target rate."""
+    """Return the number of whole samples of a signal at the target rate."""
     return int(samples * Fraction(target) / Fraction(fs))
 
 
 def resample(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
-    """Apply profile `resample`: polyphase resampling with its anti-aliasing low-pass, and nothing else."""
+    """Apply profile `resample`: polyphase resampling with its anti-aliasing low-pass, only."""
     if fs == target:
         return signal
     from scipy.signal import resample_poly
 
     ratio = Fraction(target / fs).limit_denominator(10_000)
-    # around the line from the first sample to the last, so that an offset does not ring at the ends
+    # relative to the line from the first to the last sample, so that an offset does not ring at the ends
     resampled = resample_poly(signal, ratio.numerator, ratio.denominator, axis=1, padtype="line")
     return resampled.astype(np.float32, copy=False)
 
@@ -224,8 +223,8 @@ def monitor(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
     """Apply profile `monitor`: polyphase resampling, then 0.5 to 40 Hz, forwards and backwards.
 
     This is the monitoring bandwidth of the AHA/ACC/HRS (Kligfield et al., Circulation 2007;115:1306). Recorders differ
-    outside of it, and so do recordings of one ECG at several rates. Without a phase shift the ST level stays nearly as
-    it is. Parameters, result and errors are those of `elm`.
+    outside of it, and so do recordings of one ECG at several rates. Without phase shift the ST level hardly
+    changes. Parameters, result and errors are those of `elm`.
     """
     resampled = resample(signal, fs, target)[:, : samples_made(signal.shape[1], fs, target)]
     try:
@@ -238,7 +237,7 @@ def monitor(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
 def monitor_filters(fs: float) -> list[tuple]:
     """Design the filters of profile `monitor` for a sampling rate: (sections, start values, extension) of each.
 
-    The low-pass is left out below 100 Hz, where resampling has cut off nearly as much.
+    The low-pass is skipped below 100 Hz, where resampling has removed nearly as much.
     """
     from scipy.signal import butter, sosfilt_zi
 
@@ -279,14 +278,14 @@ def paper(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
 def paper_filters(fs: float) -> tuple[list[tuple[tuple, str]], list[str]]:
     """Design the filters of profile `paper` for a sampling rate.
 
-    A notch at or above half the sampling rate is left out, and so is the upper edge of the band-pass.
+    A notch at or above half the sampling rate is skipped, and so is the upper edge of the band-pass.
 
     Returns
     -------
     filters : list of tuple
         ((sections, start values, extension), name) for each.
     left_out : list of str
-        Names.
+        Names of the skipped filters.
     """
     from scipy.signal import butter, iirnotch, sosfilt_zi, tf2sos
 
@@ -315,11 +314,11 @@ def db6() -> tuple[np.ndarray, ...]:
 
 
 class Profile(NamedTuple):
-    """How signals are filtered and resampled: a row of `PROFILES`."""
+    """A way to filter and resample signals: a row of `PROFILES`."""
 
     help: str
     apply: Callable[[np.ndarray, float, float], np.ndarray]  # signal, its rate, target rate
-    quantizer: str = "paper"  # the default
+    quantizer: str = "paper"  # default quantizer
     margin: float = 0.0  # mV, see the quantizer `minmax`
     left_out: Callable[[float], list[str]] = lambda fs: []  # names of filters not applied at a rate
 
@@ -328,9 +327,9 @@ PROFILES = {
     "paper": Profile("the published filters", paper, left_out=lambda fs: paper_filters(fs)[1]),
     # ECG-Bench and ELM divide by max - min + 1e-6
     "elm": Profile(
-        "no filters, cubic interpolation, as ECG-Bench and ELM do", elm, quantizer="minmax", margin=1e-6
+        "no filters, cubic interpolation, like ECG-Bench and ELM", elm, quantizer="minmax", margin=1e-6
     ),
-    "monitor": Profile("0.5 to 40 Hz, the same from any sampling rate", monitor),
+    "monitor": Profile("0.5 to 40 Hz, independent of the sampling rate", monitor),
     "resample": Profile("no filters, resampling with a low-pass", resample),
 }
 

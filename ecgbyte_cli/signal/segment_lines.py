@@ -69,7 +69,7 @@ def _measure(work: WorkDir, settings: dict[str, Any]) -> None:
     todo, seconds = parts.missing(len(lots)), settings["symbols"]["segment_seconds"]
     done = len(recordings) - sum(len(lots[number]) for number in todo)
     if done:
-        note(f"going on: {done} of {counted(len(recordings), 'recording')} measured before")
+        note(f"resuming: {done} of {counted(len(recordings), 'recording')} measured before")
     with progress("measuring", len(recordings), "records") as bar:
         bar.update(done)
         tasks = ((parts, number, lots[number], work.reading(), seconds) for number in todo)

@@ -42,19 +42,19 @@ class ChatOptions:
     Attributes
     ----------
     question : tuple of str
-        Questions to ask; without any they are typed.
+        Questions to ask; without any, the user types them.
     model, base : Path or None
-        Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
-        if that has moved.
+        Model folder (None: the work folder's model, or the included one), and where its base model is now, if it has
+        moved.
     device : str or None
         See `devices.choose_device`.
     site : Path or None
-        File of a site, from `ecgbyte findings --calibrate`.
+        Site file, from `ecgbyte findings --calibrate`.
     max_new : int
-        Longest answer in tokens.
+        Longest answer, in tokens.
     input_fs, lead_names, units
-        Sampling rate in Hz, names of the leads with commas between, and unit of recordings that do not say them;
-        None is as `symbolize` had it.
+        Sampling rate in Hz, lead names separated by commas, and unit for files that do not state them; None uses the
+        settings of `symbolize`.
     keep_identity : bool
         Whether to show the name, number and birth date in a hospital file.
     """
@@ -77,7 +77,9 @@ class ChatOptions:
     epilog='Example: ecgbyte chat data/synth00001.hea -q "What is the rhythm?"',
 )
 @click.argument("record", type=click.Path(path_type=Path))
-@click.option("-q", "--question", multiple=True, help="Ask this and leave; may be given several times.")
+@click.option(
+    "-q", "--question", multiple=True, help="Ask this question and exit. Repeat the option to ask several."
+)
 @model_option
 @loading_options
 @site_option
@@ -86,11 +88,11 @@ class ChatOptions:
     type=click.IntRange(1),
     default=ChatOptions.max_new,
     show_default=True,
-    help="Longest answer in tokens.",
+    help="Longest answer, in tokens.",
 )
 @recording_options
 @click.option(
-    "--keep-identity", is_flag=True, help="Show name, number and birth date that a hospital file holds."
+    "--keep-identity", is_flag=True, help="Show the name, number and birth date stored in a hospital file."
 )
 @click.pass_obj
 def command(work: WorkDir, record: Path, **options: Any) -> dict:
@@ -98,13 +100,13 @@ def command(work: WorkDir, record: Path, **options: Any) -> dict:
 
     The recording is preprocessed with the model's own settings: its sampling rate, leads, letters and merges.
     Without -q the questions come from the terminal, or from standard input, one per line; /help lists the commands.
-    Answers go to standard output, everything else to standard error. Research use only: no medical device.
+    Answers go to standard output, everything else to standard error. Research use only: not a medical device.
     """
     return chat(work, record, ChatOptions(**options))
 
 
 def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
-    """Read a recording, load a model, and answer questions, or those typed where there are none.
+    """Read a recording, load a model, and answer questions; without questions the user types them.
 
     Parameters
     ----------
@@ -152,9 +154,9 @@ def chat(work: WorkDir, record: Path, options: ChatOptions) -> dict:
 
 
 def begin(session: Session, record: Path, interactive: bool) -> Conversation:
-    """Read a recording, load the model, and return a conversation; what is typed meanwhile waits for the prompt."""
+    """Read a recording, load the model, and return a conversation; keys typed meanwhile appear at the prompt."""
     with quiet_typing():
-        ecg = session.read(record)  # takes a moment; the model takes longer
+        ecg = session.read(record)  # fast; loading the model takes longer
         if interactive:
             print_greeting(ecg, session.about)
         begun = time.perf_counter()
@@ -170,18 +172,18 @@ def begin(session: Session, record: Path, interactive: bool) -> Conversation:
 def talk(
     conversation: Conversation, read: Callable[[], str], *, strict: bool = False, interactive: bool = False
 ) -> None:
-    """Carry out lines, questions and commands, until they end.
+    """Process lines, questions and commands, until there are no more.
 
     Parameters
     ----------
     conversation : Conversation
     read : callable
-        Returns the next line, or raises StopIteration or EOFError. It may raise KeyboardInterrupt: the
-        second one in a row, a stopped answer included, leaves.
+        Returns the next line, or raises StopIteration or EOFError. It may raise KeyboardInterrupt. The second one in
+        a row ends the conversation; stopping an answer counts as the first.
     strict : bool
         Whether the first error ends the conversation.
     interactive : bool
-        Whether the lines are typed at a terminal.
+        Whether a user types the lines at a terminal.
     """
     pressed = 0
     while True:
@@ -215,7 +217,7 @@ def talk(
 
 
 def answer(conversation: Conversation, question: str, interactive: bool) -> bool:
-    """Ask, and write the answer to standard output as it comes; return whether it was stopped."""
+    """Ask, and write the answer to standard output as it is generated; return whether it was stopped."""
 
     wrap = WordWrap(stderr_console().width - 1) if interactive else None
 
@@ -234,7 +236,7 @@ def answer(conversation: Conversation, question: str, interactive: bool) -> bool
     else:
         print_result()
     if turn.lost:
-        note(f"(the prompt was longer than in training: {turn.lost} ECG tokens had no room)")
+        note(f"(the prompt was longer than in training: {turn.lost} ECG tokens were left out)")
     if turn.stopped:
         note("(stopped)")
     elif not turn.answer:
@@ -247,7 +249,7 @@ def answer(conversation: Conversation, question: str, interactive: bool) -> bool
 
 
 def obey(conversation: Conversation, line: str, interactive: bool) -> None:
-    """Carry out a command of the conversation."""
+    """Execute a command of the conversation."""
     word, *words = line.split(maxsplit=1)
     rest = words[0].strip("\"'") if words else ""
     if word == "/help":
@@ -263,7 +265,7 @@ def obey(conversation: Conversation, line: str, interactive: bool) -> None:
         note(f"{len(conversation.ecgs)} recordings are open; questions are about all of them, in this order")
         if len(conversation.ecgs) > conversation.session.about.get("most_ecgs", 1):
             note(
-                "the model reads one ECG at a time: each is asked separately, and /clear keeps this one alone"
+                "the model reads one ECG at a time: each one is asked separately; /clear keeps only this one"
             )
     elif word == "/segment":
         if not rest.isdecimal():
@@ -271,7 +273,7 @@ def obey(conversation: Conversation, line: str, interactive: bool) -> None:
         ecg = conversation.segment(int(rest))
         if interactive:
             print_panel(ecg)
-        note(f"{ecg.recording.name}: {ecg.stretch()}; what was said before is forgotten")
+        note(f"{ecg.recording.name}: {ecg.stretch()}; earlier turns are forgotten")
     elif word == "/lead":
         if not rest:
             raise Failure("which lead? /lead V1")
@@ -310,7 +312,7 @@ def wanted_file(name: str, extension: str, word: str) -> Path:
 
 
 def draw_tokens(conversation: Conversation, path: Path) -> None:
-    """Write a picture of the tokens of the ECG opened last."""
+    """Write a picture of the tokens of the last opened ECG."""
     from ecgbyte_cli.render import figures
 
     ecg, tokenizer = conversation.ecgs[-1], conversation.session.tokenizer
@@ -328,10 +330,10 @@ def draw_tokens(conversation: Conversation, path: Path) -> None:
 
 
 def draw_attention(conversation: Conversation, path: Path, method: str = "integrated") -> None:
-    """Write a picture of the attribution of the last answer, on the ECG that was opened last of its own."""
+    """Write a picture of the attribution of the last answer, on the last opened of the ECGs that it is about."""
     from ecgbyte_cli.render import figures
 
-    with status("asking what the answer drew on"):
+    with status("attributing the answer"):
         turn, ecg, density, words, values, _ = conversation_report.attribute_answer(conversation, method)
     title = f"{ecg.recording.name}: {turn.question} {turn.answer}   ({method}; research use only)"
     signal, about = ecg.segments[ecg.number][1], ecg.signal
@@ -342,7 +344,7 @@ def draw_attention(conversation: Conversation, path: Path, method: str = "integr
 
 
 def save(conversation: Conversation, path: Path) -> None:
-    """Write the conversation as Markdown, and a picture of each ECG beside it."""
+    """Write the conversation as Markdown, with a picture of each ECG next to it."""
     from ecgbyte_cli.render import figures
 
     drawn = []

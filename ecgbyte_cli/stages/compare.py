@@ -20,7 +20,7 @@ COLUMNS: dict[str, type] = {
 
 @click.command(
     cls=Stage,
-    short_help="Compare two tables of findings, or two files of answers.",
+    short_help="Compare two findings tables or two answer files.",
     epilog="Example: ecgbyte compare before.csv after.csv --truth labels.csv",
 )
 @click.argument("a", type=click.Path(path_type=Path), metavar="A")
@@ -35,10 +35,10 @@ COLUMNS: dict[str, type] = {
 @replace_option
 @click.pass_obj
 def command(work: Any, a: Path, b: Path, truth: Path | None, out: Path | None, overwrite: bool) -> dict:
-    """Compare two models, or two trainings of one, on the same recordings.
+    """Compare two models, or two training runs of one model, on the same recordings.
 
-    A and B are tables of `ecgbyte findings`, or files answers.jsonl of `ecgbyte generate`. Each difference has an
-    interval that holds 95 % of a bootstrap over patients. Where it holds zero, there are too few recordings to tell.
+    A and B are tables from `ecgbyte findings`, or answers.jsonl files from `ecgbyte generate`. Each difference has a
+    95 % interval from a bootstrap over patients. If it contains zero, there are too few recordings to decide.
     """
     result = compare(a, b, truth, out, overwrite)
     differences = result.pop("differences")
@@ -79,7 +79,7 @@ def compare(
 
 
 def _summary(differences: list[Difference]) -> str:
-    """Return what the differences say, in a sentence."""
+    """Summarise the differences in a sentence."""
     clear = [one for one in differences if one.verdict not in (TOO_FEW, "the same")]
     if not clear:
         same = all(one.verdict == "the same" for one in differences)
@@ -88,4 +88,4 @@ def _summary(differences: list[Difference]) -> str:
             if same
             else "No difference is clear: there are too few recordings to tell."
         )
-    return f"{len(clear)} of {len(differences)} differences are clear; of twenty, one may be so by chance."
+    return f"{len(clear)} of {len(differences)} differences are clear; one in twenty is expected by chance."

@@ -23,7 +23,7 @@ from ecgbyte_cli.storage.files import atomic_folder, write_json
 from ecgbyte_cli.storage.manifest import completed_result, refuse_foreign_folder
 from ecgbyte_cli.storage.workdir import WorkDir
 
-RESULT, PICTURE = "continue.json", "continued.png"  # in the folder that is written
+RESULT, PICTURE = "continue.json", "continued.png"  # in the output folder
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class ContinueOptions:
     Attributes
     ----------
     since : float
-        Second of the cut.
+        Time of the cut, in s.
     samples : int
-        How many continuations.
+        Number of continuations.
     out : Path or None
-        The folder to write to; None is one in the work folder.
+        Output folder; None means continued/ in the work folder.
     model, base : Path or None
-        Model folder, and where its base model is, if that has moved.
+        Model folder, and where its base model is now, if it has moved.
     device : str or None
         See `devices.choose_device`.
     temperature, top_p : float
@@ -71,19 +71,19 @@ class ContinueOptions:
     type=click.FloatRange(0, min_open=True),
     default=ContinueOptions.since,
     show_default=True,
-    help="Second of the cut; the model continues to the end of the segment around it.",
+    help="Time of the cut, in s. The model continues to the end of that segment.",
 )
 @click.option(
     "--samples",
     type=click.IntRange(1),
     default=ContinueOptions.samples,
     show_default=True,
-    help="How many continuations.",
+    help="Number of continuations.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The folder to write to.  [default: continued/ in the work folder]",
+    help="Output folder.  [default: continued/ in the work folder]",
 )
 @model_option
 @loading_options
@@ -93,19 +93,19 @@ class ContinueOptions:
     type=click.IntRange(0),
     default=ContinueOptions.seed,
     show_default=True,
-    help="Another seed, other continuations.",
+    help="Random seed.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace continuations made with other settings.")
 @click.pass_obj
 def command(work: WorkDir, record: Path, **options: Any) -> dict:
     """Cut a RECORD and let the model continue it. The model must be trained on ECGs (`finetune --ecg-loss`).
 
-    Writes each continuation as a WFDB record, a picture of them over the recording, and how far they are from it.
-    Two plain guesses are scored too: the last beat repeated, and a flat line.
+    Writes each continuation as a WFDB record, a plot of all over the recording, and their error.
+    Two simple predictions are scored too: the last beat repeated, and a flat line.
     """
     result = go_on(work, record, ContinueOptions(**options))
     rows = [(name, f"{value:.0f}") for name, value in result["rmse_uv"].items() if value is not None]
-    table(rows, ("from the true recording", "RMSE, µV"))
+    table(rows, ("compared with the recording", "RMSE, µV"))
     print_result(
         f"{result['records']} generated continuations in {result['files']}, {result['seconds']:.1f} s"
     )
@@ -125,9 +125,9 @@ def go_on(work: WorkDir, record: Path, options: ContinueOptions) -> dict:
     Returns
     -------
     dict
-        records (how many), files (the folder), picture (path), rmse_uv and seconds. rmse_uv is the root of the mean
-        squared difference from the recording over all leads behind the cut, in µV: of the continuations (the mean of
-        theirs), of their mean, of the repeated beat (None where fewer than two are found) and of a flat line.
+        records (count), files (the folder), picture (path), rmse_uv and seconds. rmse_uv is the root mean square
+        difference from the recording after the cut, over all leads, in µV: of the continuations (averaged), of their
+        mean, of the repeated beat (None if fewer than two beats are found) and of a flat line.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def go_on(work: WorkDir, record: Path, options: ContinueOptions) -> dict:
     began, truth = segment_at(ecg, options.since)
     cut = round((options.since - began) * session.tokenizer.signal["fs"])
     if not (math.isfinite(options.temperature) and math.isfinite(options.top_p)):
-        raise Failure("--temperature and --top-p are numbers")
+        raise Failure("--temperature and --top-p must be numbers")
     out = (Path(options.out) if options.out else work.continued).resolve()
     settings = {
         "record": sha256(truth.tobytes()).hexdigest(),
@@ -179,19 +179,19 @@ def check(session: Session) -> None:
         )
     if not session.about["lead_marks"]:
         raise Failure(
-            f"the leads of {session.folder} have no marks, so none can be cut at a time: train on tokens of "
+            f"the leads of {session.folder} have no marks, so a lead cannot be cut: train on tokens encoded with "
             "--boundary lead"
         )
 
 
 def continuations(session: Session, start: np.ndarray, options: ContinueOptions) -> np.ndarray:
-    """Write continuations of the start of a segment, (leads, n): (continuations, leads, samples), mV."""
+    """Write continuations from the start of a segment, (leads, n): (continuations, leads, samples), mV."""
     from ecgbyte_cli.inference import ecg_generation
     from ecgbyte_cli.training.dataset import NOTHING_ASKED
 
     tokenizer = session.tokenizer
     head, *_ = session.prompt.parts(NOTHING_ASKED)
-    # the range of the letters comes from the start alone, so that the future does not leak
+    # the quantizer's range comes from the start alone, so that the future does not leak
     letters, lo, hi = tokenizer.quantize(start)
     sampling = ecg_generation.Sampling(options.temperature, options.top_p, options.seed)
     numbers = range(options.samples)
@@ -212,8 +212,8 @@ def write_records(
 
     since, name = settings["from"], file_name(ecg.recording.name)
     comments = [
-        f"Generated by ecgbyte from {since:g} s on: no recording of a patient. {NOTICE}",
-        f"Goes on from: {ecg.recording.name}, {began:g} to {since:g} s",
+        f"Generated by ecgbyte after {since:g} s: not a recording of a patient. {NOTICE}",
+        f"Continues: {ecg.recording.name}, {began:g} to {since:g} s",
         f"Model: {session.folder.resolve().name} {settings['model'][:16]}",
     ]
     sampling = f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}"
@@ -231,22 +231,22 @@ def draw_picture(
     continued: np.ndarray,
     since: float,
 ) -> None:
-    """Draw the continuations over the recording."""
+    """Plot the continuations over the recording."""
     from ecgbyte_cli.render import figures
 
-    signal, title = session.tokenizer.signal, f"{ecg.recording.name}, generated from {since:g} s on"
+    signal, title = session.tokenizer.signal, f"{ecg.recording.name}, generated after {since:g} s"
     cut = round((since - began) * signal["fs"])
     figure = figures.plot_continuation(truth, continued, cut, signal["fs"], signal["leads"], title, began)
     figures.save_figure(figure, path)
 
 
 def segment_at(ecg: ECG, since: float) -> tuple[float, np.ndarray]:
-    """Return start in s and signal of the segment around a second.
+    """Return the start (in s) and the signal of the segment that contains a time.
 
     Raises
     ------
     Failure
-        If no segment has samples both before and after it.
+        If no segment has samples both before and after this time.
     """
     seconds = ecg.signal["segment_seconds"]
     number = int(since // seconds) if math.isfinite(since) else len(ecg.segments)
@@ -257,14 +257,14 @@ def segment_at(ecg: ECG, since: float) -> tuple[float, np.ndarray]:
     began, truth = ecg.segments[number]
     if not 0 < round((since - began) * ecg.signal["fs"]) < truth.shape[1]:
         raise Failure(
-            f"{since:g} s leaves nothing of the segment from {began:g} to {began + seconds:g} s to begin with, or to "
-            "write: choose another --from"
+            f"{since:g} s is too close to the start or the end of the segment from {began:g} to {began + seconds:g} s: "
+            "choose another --from"
         )
     return began, truth
 
 
 def errors(truth: np.ndarray, continued: np.ndarray, cut: int, fs: float) -> dict[str, float | None]:
-    """Return the RMSE of continuations and plain guesses behind the cut, over all leads, in µV.
+    """Return the RMSE of continuations and simple predictions after the cut, over all leads, in µV.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ def errors(truth: np.ndarray, continued: np.ndarray, cut: int, fs: float) -> dic
     continued : numpy.ndarray
         (continuations, leads, samples), mV.
     cut : int
-        In samples.
+        Index of the first sample after the cut.
     fs : float
         Hz.
     """
@@ -296,11 +296,11 @@ def errors(truth: np.ndarray, continued: np.ndarray, cut: int, fs: float) -> dic
 
 
 def last_beat(signal: np.ndarray, fs: float) -> np.ndarray | None:
-    """Return the last beat of a signal, as long as the last R-R interval; None where it has no two R peaks.
+    """Return the last beat of a signal, as long as the last R-R interval; None if there are fewer than two R peaks.
 
     The peaks are found in the lead with the largest range.
     """
-    if signal.shape[1] < fs:  # too short to find any
+    if signal.shape[1] < fs:  # too short to contain one
         return None
     peaks = fidelity.beats(signal[np.ptp(signal, axis=1).argmax()], fs)[:, 0]
     return signal[:, -int(peaks[-1] - peaks[-2]) :] if len(peaks) > 1 else None

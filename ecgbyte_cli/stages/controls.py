@@ -1,4 +1,4 @@
-"""ecgbyte controls: twins of recordings, and the same questions about each, as controls for any model."""
+"""ecgbyte controls: twins of recordings, and the same questions about each twin, as controls for any model."""
 
 import os
 import time
@@ -65,15 +65,15 @@ SPLITS = ("train", "val", "test", "all")
 class ControlsOptions:
     """Options of `ecgbyte controls`."""
 
-    out: Path | None = None  # the folder to write to; the command needs one
-    qa: Path | None = None  # questions to ask about the twins; None writes no question files
-    split: str = "test"  # which questions
-    forms: tuple[str, ...] = tuple(FORMS)  # of the twins
+    out: Path | None = None  # output folder; required by the command
+    qa: Path | None = None  # questions to ask about the twins; None: write no question files
+    split: str = "test"  # split of the questions
+    forms: tuple[str, ...] = tuple(FORMS)  # file formats of the twins
     patients: Sequence[Path] = ()  # tables of records and patients
-    input_fs: float | None = None  # of files that do not say it, Hz
-    lead_names: str | None = None  # of files that do not say them, commas between
-    units: str | None = None  # of files that do not say them
-    seed: int = 0  # of the noise, the other patients, the order of leads and the flat stretches
+    input_fs: float | None = None  # sampling rate of files that do not state it, in Hz
+    lead_names: str | None = None  # lead names of files that do not state them, separated by commas
+    units: str | None = None  # unit of files that do not state it
+    seed: int = 0  # seed of noise, choice of other patients, lead order and flat stretches
     jobs: int | None = None  # processes; None: one per processor. The twins do not depend on it
     overwrite: bool = False  # replace twins made with other settings
 
@@ -91,22 +91,22 @@ class ControlsOptions:
 @click.option(
     "--qa",
     type=click.Path(path_type=Path),
-    help="Question file: also write its questions about each twin, and leave out recordings without a question.",
+    help="Question file: also write its questions about each twin, and skip recordings without a question.",
 )
 @click.option(
     "--split",
     type=click.Choice(SPLITS),
     default=ControlsOptions.split,
     show_default=True,
-    help="Which questions.",
+    help="Split of the questions.",
 )
 @click.option(
     "--forms",
     type=CommaList(),
     default=",".join(ControlsOptions.forms),
     show_default=True,
-    help="Forms of the twins. wfdb: whole recordings; npy: ten seconds at 250 Hz, as ELM preprocesses them; "
-    "png: the sheet of ten seconds.",
+    help="File formats of the twins. wfdb: whole recordings; npy: ten seconds at 250 Hz, as ELM preprocesses them; "
+    "png: a ten-second sheet.",
 )
 @click.option(
     "--patients",
@@ -126,19 +126,19 @@ class ControlsOptions:
 )
 @jobs_option
 @replace_option
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder.")
 def command(paths: tuple[str, ...], **options: Any) -> dict:
-    """Write twins of recordings: copies in which all or a part of the ECG is replaced.
+    """Write twins of recordings: copies in which all or part of the ECG is replaced.
 
-    A flat line, noise of the same spectrum, another patient's ECG, the leads shuffled, a quarter flattened, and the
-    recording itself in the same form. Ask any model the same questions about each, and give its answers to `ecgbyte
-    score`: a model that reads the ECG does worse without it. OUT/manifest.jsonl lists every file, its checksum and how
-    it was made.
+    The twins: a flat line, noise with the same spectrum, another patient's ECG, the leads shuffled, a quarter
+    flattened, and the unchanged recording. Ask any model the same questions about each, and pass its answers to
+    `ecgbyte score`: a model that reads the ECG does worse without it. OUT/manifest.jsonl lists every file, its
+    checksum and how it was made.
     """
     chosen = ControlsOptions(**options)
     unknown = [form for form in chosen.forms if form not in FORMS]
     if unknown or not chosen.forms:
-        raise click.UsageError(f"--forms takes {', '.join(FORMS)}, with commas between")
+        raise click.UsageError(f"--forms takes {', '.join(FORMS)}, separated by commas")
     result = controls(paths, chosen)
     before = " in an earlier run" if result.pop("done_before", False) else ""
     count = result["records"]
@@ -160,17 +160,17 @@ def controls(paths: Sequence[str], options: ControlsOptions) -> dict:
     Returns
     -------
     dict
-        `records`, `skipped`, `skipped_reasons` (reason to how many), `questions` (about each control), `files` (the
+        `records`, `skipped`, `skipped_reasons` (reason mapped to count), `questions` (about each control), `files` (the
         folder) and `seconds`.
 
     Raises
     ------
     Failure
-        If no recording can be used, no question is about one, or the folder holds other things.
+        If no recording can be used, no question is about one, or the folder contains other files.
     """
     started = time.perf_counter()
     if options.out is None:
-        raise Failure("name the folder to write to: --out FOLDER")
+        raise Failure("name the output folder: --out FOLDER")
     out, manifest = Path(options.out), Path(options.out) / MANIFEST
     if not (parts_folder(manifest).exists() or plan_file(out).exists()):  # an interrupted run
         refuse_foreign_folder(out, settings_file(manifest), "twins")
@@ -208,7 +208,7 @@ def controls(paths: Sequence[str], options: ControlsOptions) -> dict:
 
 
 def _table_work(out: Path, options: ControlsOptions, patients: Any) -> TableWork:
-    """Return the work of making the twins, with all that they depend on; `patients` is a hash of the tables."""
+    """Return the work of making the twins, with all settings they depend on; `patients` is a hash of the tables."""
     asked = {
         "reading": bare_file_settings(options.input_fs, options.lead_names, options.units),
         "seed": options.seed,
@@ -224,11 +224,11 @@ def _table_work(out: Path, options: ControlsOptions, patients: Any) -> TableWork
 def _write_questions(
     out: Path, asked: Sequence[twin_questions.Asked], forms: Sequence[str], controls: Sequence[str]
 ) -> None:
-    """Write the question files, and note the questions that a form cannot ask."""
+    """Write the question files, and note the questions that a format cannot represent."""
     several = sum(len(names) > 1 for _, names, *_ in asked)
     if several and "npy" in forms:
         note(
-            f"not in the form npy, as ELM takes one ECG: {counted(several, 'question')} about several recordings"
+            f"not in the npy format, because ELM takes one ECG: {counted(several, 'question')} about several recordings"
         )
     twin_questions.write_questions(out, asked, forms, controls)
 
@@ -239,14 +239,14 @@ def _no_question(options: ControlsOptions) -> str:
 
 
 def _asked_about(found: list[str], questions: Sequence[Question], options: ControlsOptions) -> list[str]:
-    """Return the recordings that may be in a question of the split, by the names of their files."""
+    """Return the recordings that may be in a question of the split, by file name."""
     columns: dict[str, Any] = {"record": [record_name(path) for path in found], "path": found}
     find = question_segments.record_finder(columns)
     wanted = {
         r for q in questions if options.split == "all" or q.split in (options.split, None) for r in q.records
     }
     named = {i for record in wanted for i in find(record)}
-    # the rows of an HDF5 file have names of their own
+    # the rows of an HDF5 file have their own names
     kept = [
         path
         for i, path in enumerate(found)
@@ -267,8 +267,8 @@ def _plan(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
     """Read all recordings, and return the plan of the twins and the columns of the recordings that can be used.
 
-    The plan says for each path its twins' name, its patient, and the recording of another patient; or why it is
-    skipped. Patients are numbered, so that no name or number of a hospital is written.
+    The plan maps each path to its twins' name, its patient, and the recording of another patient; or to the reason why
+    it was skipped. Patients are numbered, so that no hospital's names or numbers are written.
     """
     told = _described(found, work, SECONDS if {*options.forms} & {*WHOLE} else 0.0)
     usable = [path for path in found if isinstance(told[path], Described)]
@@ -283,7 +283,7 @@ def _plan(
     patients = _own_patients(columns, questions)
     donors = donors_of(patients, options.seed)
     if donors is None and kept:
-        note(f"all recordings are of one patient: no {OTHER} twins")
+        note(f"all recordings are of one patient: no {OTHER} twins can be made")
     numbers = {patient: f"P{number:05d}" for number, patient in enumerate(dict.fromkeys(patients), 1)}
     columns["patient"] = [numbers[patient] for patient in patients]
     for i, path in enumerate(kept):
@@ -296,7 +296,7 @@ def _plan(
 
 
 def _described(found: Sequence[str], work: TableWork, seconds: float) -> dict[str, Described | str]:
-    """Read all recordings once: what each tells, or the reason to skip it."""
+    """Read all recordings once; return for each its description, or the reason it was skipped."""
     lots = [list(found[i : i + PART]) for i in range(0, len(found), PART)]
     told: dict[int, list[tuple[str, Described | str]]] = {}
     tasks = ((number, lot, work.asked["reading"], seconds) for number, lot in enumerate(lots))
@@ -311,7 +311,7 @@ def _described(found: Sequence[str], work: TableWork, seconds: float) -> dict[st
 
 
 def _base(paths: Sequence[str], usable: Sequence[str]) -> str:
-    """Return the folder that the names of the twins begin in: the one that was given, else one that holds all."""
+    """Return the folder that the twins' names are relative to: the given one, else the common parent."""
     folders = [os.path.abspath(path) for path in paths if os.path.isdir(path)]
     if len(folders) < len(paths):
         folders = [os.path.dirname(split_row(path)[0]) for path in usable]
@@ -337,7 +337,7 @@ def _columns(
 
 
 def _own_patients(columns: dict[str, list[str]], questions: Sequence[Question]) -> list[str]:
-    """Return the patient of each recording: as the questions about it say, else as the recording does."""
+    """Return the patient of each recording, from the questions about it, else from the recording."""
     patients = list(columns["patient"])
     find = question_segments.record_finder(columns)
     for question in questions:

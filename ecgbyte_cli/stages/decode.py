@@ -1,4 +1,4 @@
-"""ecgbyte decode: token ids to recordings, and their error."""
+"""ecgbyte decode: turn token ids back into recordings, and measure the error."""
 
 import os
 import time
@@ -31,7 +31,7 @@ class DecodeOptions:
     """Options of `ecgbyte decode`."""
 
     limit: int = 1000  # largest number of segments, chosen at random
-    seed: int = 0  # seed of this choice
+    seed: int = 0  # seed of the random choice
     dask: str | None = None  # address of a Dask cluster to decode on
     overwrite: bool = False  # replace recordings decoded with other settings
 
@@ -49,16 +49,16 @@ class DecodeOptions:
     help="Largest number of segments, chosen at random.",
 )
 @click.option(
-    "--seed", type=int, default=DecodeOptions.seed, show_default=True, help="Random seed of this choice."
+    "--seed", type=int, default=DecodeOptions.seed, show_default=True, help="Random seed of the choice."
 )
 @dask_option
 @click.option("--overwrite", is_flag=True, help="Replace recordings decoded with other settings.")
 @click.pass_obj
 def command(work: WorkDir, **options: Any) -> dict:
-    """Turn token ids back into letters and mV, write them as WFDB records, and measure the error.
+    """Decode token ids into letters and mV, write them as WFDB records, and measure the error.
 
     The error is measured against the recordings after filtering and resampling. They are read again from the paths
-    where `ecgbyte symbolize` found them.
+    that `ecgbyte symbolize` stored.
     """
     result = decode(work, DecodeOptions(**options))
     print_result(
@@ -98,22 +98,22 @@ def decode(work: WorkDir, options: DecodeOptions) -> dict:
     Returns
     -------
     dict
-        segments; rmse_uv, the root of the mean squared difference over all samples, in µV; prd_percent and
+        segments; rmse_uv, the root mean square difference over all samples, in µV; prd_percent and
         snr_db, means over segments (see `fidelity.differences`); clipped_fraction, the share of samples
-        outside the range of the letters; beats, how many of lead II were compared (0 without lead II, or
-        below 100 Hz), and if there are any, r_amplitude_mv, r_time_ms and st_level_mv, each with the
+        outside the letters' range; beats, the number of beats of lead II compared (0 without lead II, or
+        below 100 Hz), and if there are any, r_amplitude_mv, r_time_ms and st_level_mv, each with
         mean_absolute, p95_absolute and mean error (see `fidelity.beat_errors`); seconds.
 
     Raises
     ------
     Failure
-        If there are no token ids, they do not decode to their letters, or no recording can be read again.
+        If there are no token ids, they do not decode to their letters, or no recording can be read.
     """
     with work.checked("tokens"):
         encoded, tokenizer = read_json(work.token_settings), ECGTokenizer.from_file(work.ecg_tokenizer)
         if tokenizer.sha256 != encoded["tokenizer_sha256"]:
             raise Failure(
-                f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: encode again"
+                f"{work.tokens} was not encoded with {work.ecg_tokenizer}: run `ecgbyte encode` again"
             )
         settings = {"tokens": encoded["settings"], "limit": options.limit, "seed": options.seed}
         return work.run_once(
@@ -146,7 +146,9 @@ def _decode(work: WorkDir, tokenizer: ECGTokenizer, settings: dict[str, Any], da
                 note(f"{len(paths)} recordings {problem}: decoded, but not compared ({path}: {why})")
         differences = [difference for part in parts for difference in part.differences]
         if not differences:
-            raise Failure("no recording is as `ecgbyte symbolize` found it: nothing to compare with")
+            raise Failure(
+                "all recordings have changed since `ecgbyte symbolize`: there is nothing to compare with"
+            )
         squares, prds, snrs = zip(*differences, strict=True)
         samples = len(differences) * each
         result = {
@@ -154,7 +156,7 @@ def _decode(work: WorkDir, tokenizer: ECGTokenizer, settings: dict[str, Any], da
             "compared": len(differences),
             "changed": len(changed),
             "rmse_uv": 1000 * float(np.sqrt(np.sum(squares) / samples)),
-            # a flat segment has no difference in percent
+            # a flat segment has no relative difference
             "prd_percent": mean(prds),
             "snr_db": mean(snrs),
             "clipped_fraction": sum(part.clipped for part in parts) / samples,
@@ -166,7 +168,7 @@ def _decode(work: WorkDir, tokenizer: ECGTokenizer, settings: dict[str, Any], da
 
 
 def _decode_parts(work: WorkDir, rows: list["Row"], folder: Path, dask: str | None) -> list["Comparison"]:
-    """Decode all segments into a folder, and return the comparisons in their order."""
+    """Decode all segments into a folder, and return the comparisons in order."""
     parts = [rows[i : i + PART] for i in range(0, len(rows), PART)]
     tasks = ((number, part, work, folder) for number, part in enumerate(parts))
     decoded = _on_cluster(dask, work, rows, tasks) if dask else (decode_part(*task) for task in tasks)
@@ -179,7 +181,7 @@ def _decode_parts(work: WorkDir, rows: list["Row"], folder: Path, dask: str | No
 
 
 def _on_cluster(dask: str, work: WorkDir, rows: list["Row"], tasks: Iterable[tuple]) -> Iterator[tuple]:
-    """Decode on a cluster whose workers see the letters, the tokens and the recordings."""
+    """Decode on a cluster whose workers can read the letters, the tokens and the recordings."""
     own = [work.ecg_tokenizer, work.symbols, work.tokens]
 
     def files(paths: list[str]) -> list[str | os.PathLike]:
@@ -193,7 +195,7 @@ def _on_cluster(dask: str, work: WorkDir, rows: list["Row"], tasks: Iterable[tup
 
 
 class Row(NamedTuple):
-    """The values of a segment in the tables."""
+    """A segment's values in the tables."""
 
     segment: int
     record: str
@@ -207,7 +209,7 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The errors of some segments."""
+    """The errors of several segments."""
 
     differences: list[tuple[float, float, float]]  # per compared segment: see `fidelity.differences`
     beats: list[np.ndarray]  # per compared segment: see `fidelity.beat_errors`
@@ -253,7 +255,7 @@ def decode_part(number: int, rows: Sequence[Row], work: WorkDir, folder: Path) -
         if original is None:
             unread[row.path] = originals.reason
         elif not np.array_equal(tokenizer.letters(original), letters):
-            changed[row.path] = "its letters are not the ones in the work folder"
+            changed[row.path] = "its letters differ from the work folder's"
         else:
             differences.append(fidelity.differences(original, signal))
             if lead_ii is not None:
@@ -290,7 +292,7 @@ class Originals:
     settings : dict
         The tokenizer's `signal`.
     reading : dict
-        What `readers.read_recording` needs beside the path.
+        Arguments of `readers.read_recording` besides the path.
     """
 
     def __init__(self, settings: dict[str, Any], reading: Mapping[str, Any]):
@@ -305,7 +307,7 @@ class Originals:
         """
         if path != self.path:
             self.path, self.segments, self.comments = path, dict[float, np.ndarray](), list[str]()
-            self.reason = "shorter than it was"
+            self.reason = "shorter than before"
             try:
                 recording = readers.read_recording(path, **self.reading)
                 self.segments = dict(preprocess.segments(recording, self.settings))

@@ -25,8 +25,8 @@ from ecgbyte_cli.storage.locks import lock
 from ecgbyte_cli.storage.manifest import completed_result, refuse_foreign_folder
 from ecgbyte_cli.storage.workdir import WorkDir
 
-RESULT, PICTURE = "draw.json", "drawn.png"  # in the folder that is written
-SHOWN = 8  # in the picture
+RESULT, PICTURE = "draw.json", "drawn.png"  # in the output folder
+SHOWN = 8  # ECGs in the picture
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class DrawOptions:
     Attributes
     ----------
     out : Path or None
-        The folder to write to; the command needs one.
+        Output folder; required by the command.
     records : int
-        How many ECGs.
+        Number of ECGs.
     model, base : Path or None
-        Model folder (None: the work folder's), and where its base model is, if that has moved.
+        Model folder (None: the work folder's), and where its base model is now, if it has moved.
     device : str or None
         See `devices.choose_device`.
     temperature, top_p, guidance : float
     seed : int
-        An ECG depends on the seed and its own number, not on how many there are.
+        An ECG depends on the seed and its own number only, not on the number of ECGs.
     overwrite : bool
     """
 
@@ -68,13 +68,17 @@ class DrawOptions:
 )
 @click.argument("words")
 @click.option(
-    "--records", type=click.IntRange(1), default=DrawOptions.records, show_default=True, help="How many."
+    "--records",
+    type=click.IntRange(1),
+    default=DrawOptions.records,
+    show_default=True,
+    help="Number of ECGs.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="The folder to write to; created if it does not exist.",
+    help="Output folder; created if it does not exist.",
 )
 @click.option(
     "--model",
@@ -90,22 +94,22 @@ class DrawOptions:
     type=click.FloatRange(1),
     default=DrawOptions.guidance,
     show_default=True,
-    help="Guidance scale: above 1 the ECGs show the words more clearly; takes twice as long.",
+    help="Guidance scale: values above 1 make the ECGs fit the words better, and take twice as long.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0),
     default=DrawOptions.seed,
     show_default=True,
-    help="Another seed, other ECGs.",
+    help="Random seed.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace ECGs drawn with other settings.")
 @click.pass_obj
 def command(work: WorkDir, words: str, **options: Any) -> dict:
-    """Generate ECGs that show WORDS, such as a rhythm. The model must be trained to draw (`ecgbyte finetune --draw`).
+    """Generate ECGs that show WORDS, such as a rhythm. The model must be trained for it (`ecgbyte finetune --draw`).
 
-    Writes WFDB records and a picture of the first ones. Their headers say that they are generated: they belong to no
-    patient, and are no evidence about one.
+    Writes WFDB records and a picture of the first ones. The record headers say that the ECGs are generated: they belong
+    to no patient, and are not evidence about any.
     """
     result = draw(work, words, DrawOptions(**options))
     print_result(
@@ -121,29 +125,29 @@ def draw(work: WorkDir, words: str, options: DrawOptions) -> dict:
     ----------
     work : WorkDir
     words : str
-        What the ECGs show.
+        The finding or rhythm that the ECGs show.
     options : DrawOptions
 
     Returns
     -------
     dict
-        records (how many), files (the folder), picture (path), seconds.
+        records (count), files (the folder), picture (path), seconds.
 
     Raises
     ------
     Failure
-        If there is no model, it was not trained to draw these words, or the folder holds other things.
+        If there is no model, it was not trained to draw these words, or the folder contains other files.
     """
     start = time.perf_counter()
     if options.out is None:
-        raise Failure("name the folder to write to: --out FOLDER")
+        raise Failure("name the output folder: --out FOLDER")
     session, out = (
         Session.open(options.model or work.model, None, options.base, options.device),
         Path(options.out).resolve(),
     )
     check(words, session)
     if not all(map(math.isfinite, (options.temperature, options.top_p, options.guidance))):
-        raise Failure("--temperature, --top-p and --guidance are numbers")
+        raise Failure("--temperature, --top-p and --guidance must be numbers")
     settings = {
         "words": words,
         **model_identity(session.folder),
@@ -162,7 +166,7 @@ def draw(work: WorkDir, words: str, options: DrawOptions) -> dict:
         if options.overwrite:
             for path in [*out.glob("drawn*.hea"), *out.glob("drawn*.dat")]:
                 path.unlink()
-        # the settings first, so that a run that is stopped can resume
+        # settings are written first, so that an interrupted run can resume
         write_json(out / RESULT, {"settings": settings, "result": None}, indent=1)
         paths = write_records(session, out, settings)
         picture(out / PICTURE, paths[:SHOWN], words)
@@ -173,7 +177,7 @@ def draw(work: WorkDir, words: str, options: DrawOptions) -> dict:
 
 
 def write_records(session: Session, out: Path, settings: dict) -> list[Path]:
-    """Generate and write the ECGs that are missing; return the paths of all, without extension."""
+    """Generate and write the ECGs that are missing; return all paths, without extension."""
     from ecgbyte_cli.inference import ecg_generation
     from ecgbyte_cli.model.model_folder import NOTICE
     from ecgbyte_cli.training.dataset import NOTHING_ASKED
@@ -182,7 +186,7 @@ def write_records(session: Session, out: Path, settings: dict) -> list[Path]:
     words, records, seed = settings["words"], settings["records"], settings["seed"]
     temperature, top_p, guidance = settings["temperature"], settings["top_p"], settings["guidance"]
     comments = [
-        f"Generated by ecgbyte: no recording of a patient. {NOTICE}",
+        f"Generated by ecgbyte: not a recording of a patient. {NOTICE}",
         f"Drawn from the words: {words}",
         f"Model: {session.folder.resolve().name} {settings['model'][:16]}",
         f"Temperature: {temperature:g}, top-p {top_p:g}, guidance {guidance:g}",
@@ -190,7 +194,7 @@ def write_records(session: Session, out: Path, settings: dict) -> list[Path]:
     paths = [out / f"drawn{number:05d}" for number in range(1, records + 1)]
     todo = [number for number, path in enumerate(paths) if not path.with_suffix(".hea").exists()]
     if len(todo) < records:
-        note(f"{out}: going on, {records - len(todo)} of {counted(records, 'ECG')} done before")
+        note(f"{out}: resuming, {records - len(todo)} of {counted(records, 'ECG')} done before")
     head, plain = prompt.drawing(words), prompt.parts(NOTHING_ASKED)[0]
     sampling = ecg_generation.Sampling(temperature, top_p, seed, guidance)
     with progress("draw", len(todo), "ECGs") as bar:
@@ -203,29 +207,31 @@ def write_records(session: Session, out: Path, settings: dict) -> list[Path]:
 
 
 def check(words: str, session: Session) -> None:
-    """Refuse words that a model was not trained to draw."""
+    """Reject words that a model was not trained to draw."""
     known, folder, tokenizer = session.about.get("draws"), session.folder, session.tokenizer
     if not known:
         raise Failure(
-            f"{session.about['folder']} was not trained to draw: train one with "
+            f"{session.about['folder']} was not trained to generate ECGs: train a model with "
             "`ecgbyte finetune --draw TYPE`"
         )
     if not tokenizer.has_size:
         name = tokenizer.signal["quantizer"]["name"]
         raise Failure(
-            f"{folder} reads letters of the quantizer {name}, which have no size in mV of their own: none can be drawn"
+            f"{folder} uses the quantizer {name}, whose letters have no fixed size in mV: it cannot generate ECGs"
         )
     if not words.strip() or any("\ud800" <= letter <= "\udfff" for letter in words):
-        raise Failure("the words say nothing that can be drawn")
+        raise Failure("the words are empty: name a finding or rhythm")
     if words not in known:
         first = "; ".join(known[:12]) + (f"; and {len(known) - 12} more" if len(known) > 12 else "")
-        if session.about["base"] in BUILT:  # it knows no words but those
+        if session.about["base"] in BUILT:  # a model from scratch knows no other words
             raise Failure(f'{folder} was not trained to draw "{words}"; it can draw: {first}')
-        note(f'the model was not trained to draw "{words}", and may draw anything; it was on: {first}')
+        note(
+            f'the model was not trained to draw "{words}", so the ECG may show anything; it was trained on: {first}'
+        )
 
 
 def consistent(signal: np.ndarray, leads: list[str]) -> np.ndarray:
-    """Derive III, aVR, aVL and aVF from I and II, where a signal (leads, samples) has these, so that all agree."""
+    """Derive III, aVR, aVL and aVF from I and II, in a signal (leads, samples), so that the leads are consistent."""
     if not {"I", "II"} <= {*leads}:
         return signal
     own = [i for i, lead in enumerate(leads) if lead not in preprocess.DERIVED]
@@ -233,7 +239,7 @@ def consistent(signal: np.ndarray, leads: list[str]) -> np.ndarray:
 
 
 def picture(path: Path, paths: list[Path], words: str) -> None:
-    """Draw lead II, or the first, of some ECGs, one under another."""
+    """Plot lead II (or the first lead) of several ECGs, one below another."""
     from ecgbyte_cli.render import figures
 
     drawn = [readers.read_recording(f"{path}.hea") for path in paths]
@@ -241,5 +247,5 @@ def picture(path: Path, paths: list[Path], words: str) -> None:
     at = leads.index("II") if "II" in leads else 0
     rows = np.stack([recording.signal[at] for recording in drawn])
     names = [f"{number}: lead {leads[at]}" for number in range(1, len(drawn) + 1)]
-    title = f"{words}: generated by ecgbyte, no recording of a patient"
+    title = f"{words}: generated by ecgbyte, not a recording of a patient"
     figures.save_figure(figures.plot_sheet(rows, fs, names, title, 0.0, rows.shape[1] / fs), path)

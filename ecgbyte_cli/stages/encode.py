@@ -1,4 +1,4 @@
-"""ecgbyte encode: letters to token ids."""
+"""ecgbyte encode: turn letters into token ids."""
 
 import os
 import time
@@ -24,7 +24,7 @@ from ecgbyte_cli.storage.manifest import add_checksum, describe_files
 from ecgbyte_cli.storage.partial_results import PartialResults
 from ecgbyte_cli.storage.workdir import WorkDir
 
-LETTERS = 2**22  # letters of a part, which are lost if the run is killed
+LETTERS = 2**22  # letters per part; a killed run loses at most one part per thread
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class EncodeOptions:
     type=click.Choice(list(SEGMENTERS)),
     default=EncodeOptions.segmenter,
     show_default=True,
-    help="Longest match from the left, merges in their order, or the fewest tokens.",
+    help="Longest match from the left, merges in the order learned, or the fewest tokens.",
 )
 @click.option(
     "--threads",
@@ -56,11 +56,11 @@ class EncodeOptions:
 @click.option("--overwrite", is_flag=True, help="Replace ids made with other settings.")
 @click.pass_obj
 def command(work: WorkDir, **options: Any) -> dict:
-    """Turn the letters of all segments into token ids with the merges that `ecgbyte learn` found."""
+    """Turn the letters of all segments into token ids with the merges from `ecgbyte learn`."""
     result = encode(work, EncodeOptions(**options))
     print_result(
         f"{counted(result['segments'], 'segment')}, {result['symbols']:,} letters in {result['tokens']:,} tokens "
-        f"({result['compression']:.2f} to 1, {result['tokens'] / result['segments']:.0f} a segment), "
+        f"({result['compression']:.2f} to 1, {result['tokens'] / result['segments']:.0f} per segment), "
         f"{result['seconds']:.1f} s"
     )
     return result
@@ -69,8 +69,8 @@ def command(work: WorkDir, **options: Any) -> dict:
 def encode(work: WorkDir, options: EncodeOptions) -> dict:
     """Turn letters into token ids.
 
-    Each thread writes the ids of its segments to files of their own, which are joined at the end. An interrupted run
-    resumes with the missing files. Memory does not grow with the number of letters.
+    Each thread writes the ids of its segments to separate files, which are joined at the end. An interrupted run
+    resumes with the missing files. Memory use does not depend on the number of letters.
 
     Parameters
     ----------
@@ -108,20 +108,20 @@ def encode(work: WorkDir, options: EncodeOptions) -> dict:
 
 
 def _other_letters(work: WorkDir, needed: dict[str, Any], present: dict[str, Any]) -> str:
-    """Describe how the letters differ from the ones that a tokenizer needs, and what to do."""
+    """Describe how the letters differ from those that a tokenizer needs, and how to fix it."""
     differ = ", ".join(key for key in needed if needed[key] != present.get(key))
     problem = f"{work.ecg_tokenizer} needs other letters than {work.symbols} ({differ})"
     if not quantizers.is_complete(needed["quantizer"]):
-        return f"{problem}: it does not know their range in mV, import it again with --range LO HI, or with --like elm"
+        return f"{problem}: it has no range in mV; import it again with --range LO HI or --like elm"
     return f"{problem}: learn again, or `ecgbyte symbolize DATA --like {work.ecg_tokenizer} --overwrite`"
 
 
 def make_part(
     parts: PartialResults, number: int, files: tuple[Path, str, Path], first: int, last: int, segmenter: str
 ) -> int:
-    """Encode the segments from `first` to before `last` into a part, and return their number.
+    """Encode the segments from `first` up to but not including `last` into a part; return their number.
 
-    `files` are the tokenizer's path and SHA-256 and the path of the letters.
+    `files` holds the path and SHA-256 of the tokenizer, and the path of the letters.
     """
     status = os.stat(files[2])
     tokenizer, letters = _opened(*files, status.st_ino, status.st_mtime_ns)
@@ -149,7 +149,9 @@ def _encode(work: WorkDir, tokenizer: ECGTokenizer, settings: dict[str, Any], op
     start = time.perf_counter()
     count, each = len(segments["offset"]), len(tokenizer.signal["leads"]) * tokenizer.signal["samples"]
     if letters.size != count * each:
-        raise Failure(f"{work.symbols} does not hold the {count} segments of its table: symbolize again")
+        raise Failure(
+            f"{work.symbols} lacks some of the {count} segments of its table: run `ecgbyte symbolize` again"
+        )
     step = max(1, LETTERS // each)
     parts = PartialResults(work.token_parts, settings | {"segments_a_part": step}, options.overwrite)
     firsts = range(0, count, step)
@@ -158,7 +160,7 @@ def _encode(work: WorkDir, tokenizer: ECGTokenizer, settings: dict[str, Any], op
     lengths = np.concatenate([array for k in range(len(firsts)) for array in parts.read(k, slice(1))])
     total = int(lengths.sum())
     dtype = next(parts.read(0, slice(1, 2))).dtype
-    work.token_settings.unlink(missing_ok=True)  # without settings, the other files do not count
+    work.token_settings.unlink(missing_ok=True)  # without settings, the other files are ignored
     with array_writer(work.tokens, dtype, total) as write:
         for k in range(len(firsts)):
             for ids in parts.read(k, slice(1, 2)):
@@ -193,11 +195,11 @@ def _make_parts(
     count: int,
     options: EncodeOptions,
 ) -> None:
-    """Encode the segments of every missing part, which begins at one of `firsts`, up to segment `count`."""
+    """Encode the segments of every missing part; a part starts at one of `firsts`, and the last ends at `count`."""
     todo, step = parts.missing(len(firsts)), firsts.step
     done = count - sum(min(step, count - firsts[k]) for k in todo)
     if done:
-        note(f"encode: goes on after {done} of {counted(count, 'segment')}")
+        note(f"encode: resuming after {done} of {counted(count, 'segment')}")
     files = work.ecg_tokenizer, tokenizer.sha256, work.symbols
     tasks = ((parts, k, files, firsts[k], min(firsts[k] + step, count), options.segmenter) for k in todo)
     with pool_of_threads(options.threads) as pool, progress("encode", count, "segments") as bar:

@@ -1,4 +1,4 @@
-"""ecgbyte explain: measure how often each attribution method points at the true cause of an answer."""
+"""ecgbyte explain: measure how often each attribution method finds the true cause of an answer."""
 
 import time
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ecgbyte_cli.inference.attribution import Explainer
 
 QUESTION = "What is the rhythm?"
-STRETCH = 0.1  # seconds of a window that a method points at, and that the curves delete and insert
-Stretch = tuple[str, float, float]  # lead, from s, to s
+STRETCH = 0.1  # seconds per window, for the pointing game and the deletion and insertion curves
+Stretch = tuple[str, float, float]  # lead, start in s, end in s
 FRACTIONS = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 1)
 RANDOM = "random"
 
@@ -44,7 +44,7 @@ def _raised(comments: dict[str, str], leads: list[str]) -> list[Stretch]:
 
 
 def _no_p_wave(comments: dict[str, str], leads: list[str]) -> list[Stretch]:
-    """Return the place before each QRS complex where the P wave is missing, in all leads."""
+    """Return the interval before each QRS complex where the P wave is missing, in all leads."""
     return [(lead, t - 0.22, t - 0.05) for t in _numbers(comments["R peaks"]) for lead in leads]
 
 
@@ -52,7 +52,7 @@ def _numbers(text: str) -> list[float]:
     return [] if text == "none" else [float(word) for word in text.split()]
 
 
-# condition -> what its cause is called, and where it lies: (lead, from s, to s)
+# condition -> name of its cause, and the function that locates it: (lead, start in s, end in s)
 CAUSES = {
     "premature ventricular complexes": ("early beat", _premature),
     "anterior ST elevation": ("ST", _raised),
@@ -67,13 +67,13 @@ class ExplainOptions:
     Attributes
     ----------
     count : int
-        Records, spread evenly over the causes.
+        Number of records, divided evenly among the causes.
     model, base : Path or None
-        Model folder (None: the work folder's), and where its base model is, if that has moved.
+        Model folder (None: the work folder's), and where its base model is now, if it has moved.
     device : str or None
     split : str
     batch : int
-        Prompts computed together.
+        Number of prompts computed together.
     seed : int
     overwrite : bool
     """
@@ -99,7 +99,7 @@ class ExplainOptions:
     type=click.IntRange(1),
     default=ExplainOptions.count,
     show_default=True,
-    help="How many, as many of each cause.",
+    help="Number of records, the same for each cause.",
 )
 @work_model_option
 @loading_options
@@ -108,32 +108,32 @@ class ExplainOptions:
     type=click.Choice(["train", "val", "test"]),
     default=ExplainOptions.split,
     show_default=True,
-    help="Which records.",
+    help="Split of the records.",
 )
 @click.option(
     "--batch",
     type=click.IntRange(1),
     default=ExplainOptions.batch,
     show_default=True,
-    help="Prompts computed together.",
+    help="Number of prompts computed together.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0),
     default=ExplainOptions.seed,
     show_default=True,
-    help="Of the records and of `random`.",
+    help="Random seed of the choice of records and of `random`.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the numbers of an earlier run.")
 @click.pass_obj
 def command(work: WorkDir, **options: Any) -> dict:
     """Measure how far the attribution of an answer can be trusted.
 
-    On synthetic records the cause of the answer is at a known place: a premature beat, raised ST segments in known
-    leads, the missing P wave of atrial fibrillation. For each method: the share of its attribution on that place,
-    and how many times the share of the signal that the place covers; how often the 0.1 s with most attribution lie in
-    it (pointing game); and how probable the answer stays as the parts that matter most are flattened first (deletion:
-    lower is better) or restored first (insertion: higher is better). `random` scores tokens by chance.
+    On synthetic records the location of the cause is known: a premature beat, raised ST segments in known leads, the
+    missing P wave of atrial fibrillation. The results for each method: the share of its attribution at that location,
+    also relative to the share of the signal that the location covers; how often the 0.1 s with most attribution is
+    inside it (pointing game); and the probability of the answer as the most important parts are flattened first
+    (deletion: lower is better) or restored first (insertion: higher is better). `random` gives tokens random scores.
     """
     result = explain(work, ExplainOptions(**options))
     table(
@@ -156,10 +156,10 @@ def explain(work: WorkDir, options: ExplainOptions) -> dict:
     Returns
     -------
     dict
-        records, split, answered_right (how many the model answers right; the right answer is attributed for all),
-        covered (percent of the signal that the places cover), methods (name to `share` in percent, `times` (share
-        over coverage), `interval` of it, `pointing` in percent, `deletion` and `insertion` (area under the curve, 0
-        to 1), `curves`, `seconds` per record, `by_cause`, and for `integrated` `gap`: `median` and `largest`
+        records, split, answered_right (number of right answers of the model; the right answer is attributed for all),
+        covered (percent of the signal that the locations cover), methods (name mapped to `share` in percent, `times`
+        (share over coverage), its `interval`, `pointing` in percent, `deletion` and `insertion` (area under the curve,
+        0 to 1), `curves`, `seconds` per record, `by_cause`, and for `integrated` the `gap`: `median` and `largest`
         completeness gap of a record, in percent), seconds.
 
     Raises
@@ -205,16 +205,14 @@ def explain(work: WorkDir, options: ExplainOptions) -> dict:
 
 
 def check(session: Session, work: WorkDir) -> dict:
-    """Check that the tokens of the work folder are the model's; return their settings."""
+    """Check that the work folder was encoded with the model's tokenizer; return the token settings."""
     tokens = read_json(work.need(work.token_settings, "encode"))
     if tokens["tokenizer_sha256"] != session.about["ecg_tokenizer_sha256"]:
-        raise Failure(
-            f"{session.folder} was trained with another tokenizer than {work.tokens} was encoded with"
-        )
+        raise Failure(f"{session.folder} and {work.tokens} use different tokenizers")
     if session.segmenter != tokens["segmenter"]:
         raise Failure(
-            f"{session.folder} was trained on tokens of --segmenter {session.segmenter}, and {work.tokens} has "
-            f"those of {tokens['segmenter']}: encode with the model's"
+            f"{session.folder} was trained with --segmenter {session.segmenter}, but {work.tokens} was encoded "
+            f"with {tokens['segmenter']}: run `ecgbyte encode` with the model's segmenter"
         )
     return tokens
 
@@ -227,7 +225,7 @@ def measure_records(
     batch: int,
     seed: int,
 ) -> tuple[list[dict], int]:
-    """Measure every method on every record; return the measures, and how many records are answered right."""
+    """Measure every method on every record; return the measures, and the number of right answers."""
     symbols, random = read_array(work.symbols), np.random.default_rng(seed)
     matched = session.match(QUESTION)
     question = matched.text if matched else QUESTION
@@ -235,7 +233,7 @@ def measure_records(
     explainer, measured, right = session.explainer(batch), [], 0
     with (
         progress("explain", len(chosen), "records") as bar,
-        # smaller batches were tried
+        # smaller batches have been tried
         reporting_out_of_memory("for one prompt", "use a machine with more memory"),
     ):
         for i, condition, place in chosen:
@@ -278,9 +276,9 @@ def measure_methods(
     letters : numpy.ndarray
         uint8, (leads, samples).
     question, condition : str
-        The question, as the model was trained to be asked, and the right answer.
+        The question as worded in training, and the right answer.
     place : numpy.ndarray
-        bool, (leads, samples): where the cause is.
+        bool, (leads, samples): location of the cause.
     random : numpy.random.Generator
     """
     from ecgbyte_cli.evaluation import attribution_measures
@@ -316,14 +314,14 @@ def measure_methods(
 def choose(
     segments: dict, split: str, count: int, signal: dict, seed: int, reading: dict[str, Any]
 ) -> list[tuple[int, str, np.ndarray]]:
-    """Draw records whose cause is known, spread evenly over the causes, with the place of the cause.
+    """Draw records whose cause is known, divided evenly among the causes, with the location of the cause.
 
     `reading` holds the other arguments of `readers.read_recording` (see `WorkDir.reading`).
 
     Returns
     -------
     list of (int, str, numpy.ndarray)
-        Segment, condition, and the place: bool (leads, samples).
+        Segment, condition, and location: bool (leads, samples).
     """
     wanted = {condition: count // len(CAUSES) for condition in CAUSES}
     for condition in list(CAUSES)[: count % len(CAUSES)]:
@@ -337,8 +335,8 @@ def choose(
             lines = readers.read_recording(segments["path"][i], **reading).comments
         except readers.Unusable as error:
             raise Failure(
-                f"{segments['path'][i]}: {error.message}: explain reads the recordings again, "
-                "put them back where `ecgbyte symbolize` found them"
+                f"{segments['path'][i]}: {error.message}: `explain` reads the recordings again; "
+                "put them back at this path"
             ) from error
         comments = dict(line.split(": ", 1) for line in lines if ": " in line)
         if not comments.get("Source", "").startswith("synthetic"):
@@ -351,16 +349,16 @@ def choose(
                 wanted[condition] -= 1
     if not chosen:
         what = (
-            "whose cause is in the leads that the model reads" if synthetic else "that `ecgbyte synth` made"
+            "one whose cause is in the leads that the model reads" if synthetic else "made by `ecgbyte synth`"
         )
-        raise Failure(f"no record of split {split} is one {what}: only there is the true place known")
+        raise Failure(f"no record of split {split} is {what}: only such records have a known location")
     if any(wanted.values()):
-        note(f"split {split} has only {counted(len(chosen), 'such record')}, of {count} asked for")
+        note(f"split {split} has only {counted(len(chosen), 'such record')} instead of {count}")
     return sorted(chosen, key=lambda item: item[0])
 
 
 def true_place(condition: str, comments: dict[str, str], signal: dict, start: float) -> np.ndarray:
-    """Return the place of a condition's cause: bool (leads, samples) of the segment that begins at `start` (s)."""
+    """Return the location of a condition's cause: bool (leads, samples) of the segment that starts at `start` (s)."""
     leads, fs = signal["leads"], signal["fs"]
     place = np.zeros((len(leads), signal["samples"]), bool)
     for lead, begin, end in CAUSES[condition][1](comments, leads):
@@ -370,7 +368,7 @@ def true_place(condition: str, comments: dict[str, str], signal: dict, start: fl
 
 
 def summary(measured: list[dict], seed: int) -> dict:
-    """Return the means of one method over the records."""
+    """Return one method's means over the records."""
     share, covered = (np.array([m[key] for m in measured]) for key in ("share", "covered"))
     drawn = np.random.default_rng(seed).integers(0, len(measured), (2000, len(measured)))
     times = share[drawn].mean(1) / covered[drawn].mean(1)
@@ -430,13 +428,13 @@ def verdict(result: dict) -> str:
     methods = result["methods"]
     best = max((m for m in methods if m != RANDOM), key=lambda name: methods[name]["times"])
     return (
-        f"The places cover {result['covered']:.1f} % of the signal; {result['answered_right']} of "
+        f"The locations cover {result['covered']:.1f} % of the signal; {result['answered_right']} of "
         f"{result['records']} records answered right.\n"
-        f"Most of it on the true place: {best}, {methods[best]['times']:.2f} times its share of the signal "
+        f"Most attribution at the true location: {best}, {methods[best]['times']:.2f} times its share of the signal "
         f"({RANDOM}: {methods[RANDOM]['times']:.2f}).\n"
-        f"times: share over coverage, of all and by cause ({', '.join(result['causes'])}); hit: pointing game;\n"
+        f"times: share over coverage, overall and by cause ({', '.join(result['causes'])}); hit: pointing game;\n"
         "del., ins.: areas under the deletion (low is good) and insertion (high is good) curves\n"
-        "integrated: sums to the difference that the ECG makes but for {median:.2g} % (median; largest "
+        "integrated: the scores miss the difference that the ECG makes by {median:.2g} % (median; largest "
         "{largest:.2g} %)".format(**methods["integrated"]["gap"])
     )
 

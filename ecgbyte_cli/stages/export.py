@@ -1,4 +1,4 @@
-"""ecgbyte export: the model as a plain Transformers folder."""
+"""ecgbyte export: write the model as a plain Transformers folder."""
 
 import json
 import shutil
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 SIG_START, SIG_END, LEAD, ECG_TOKEN = "<sig_start>", "<sig_end>", "<lead_{}>", "<ecg_{}>"
 QUESTION = "What is the rhythm?"
-# for models trained with measured values
+# for models trained with measured values: how to write the line before the ECG
 MEASURED = Measurement(
     rate_bpm=72, rr_sd_ms=24, pr_ms=158, qrs_ms=94, qt_ms=392, qtcb_ms=429, qtcf_ms=416, axis_qrs=41
 )
 
 
 MEASURED_ADVICE = (
-    "The line before the ECG holds measured values of the ECG. `ecgbyte_cli.signal.measured_lines.measured_line("
-    "ecgbyte_cli.measure(recording))` writes it; a value that could not be measured is `none`, and without any the "
+    "The line before the ECG contains its measured values. `ecgbyte_cli.signal.measured_lines.measured_line("
+    "ecgbyte_cli.measure(recording))` writes it; an unmeasured value is `none`, and without any value the "
     f"line is `{NOTHING}`."
 )
 
 
-# entries of the model's ecgbyte.json that the export's has too
+# entries of the model's ecgbyte.json that are copied to the export
 COPIED = (
     *("notice", "prompt_version", "base", "base_revision", "method", "offset", "segmenter"),
     *("prompt_tokens", "date", "lead_marks", "measured"),
@@ -52,11 +52,11 @@ COPIED = (
 
 
 class RenderedPrompt(NamedTuple):
-    """A prompt as the model was trained with it."""
+    """A prompt in the form used in training."""
 
-    text: str  # with ECG_TOKENS where the tokens of an ECG go
-    example: str  # with some tokens in their place
-    ids: list[int]  # of the example
+    text: str  # with ECG_TOKENS as a placeholder for the ECG's tokens
+    example: str  # with some tokens in place of ECG_TOKENS
+    ids: list[int]  # ids of the example
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class ExportOptions:
     Attributes
     ----------
     model : Path or None
-        Model folder; None is the work folder's.
+        Model folder; None means the work folder's.
     base : Path or None
-        Where its base model is, if that has moved.
+        Where its base model is now, if it has moved.
     dtype : {"bfloat16", "float32"}
-        Of the weights.
+        Type of the weights.
     overwrite : bool
     """
 
@@ -93,20 +93,20 @@ class ExportOptions:
     type=click.Choice(["bfloat16", "float32"]),
     default=ExportOptions.dtype,
     show_default=True,
-    help="Type of the weights. float32 needs twice the space, and gives the answers of `ecgbyte` on a CPU.",
+    help="Type of the weights. float32 needs twice the space and gives exactly the answers of `ecgbyte` on a CPU.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @click.pass_obj
 def command(work: WorkDir, out: Path, **options: Any) -> dict:
-    """Write a model to the folder OUT so that other programs than ecgbyte can run it.
+    """Write a model to the folder OUT so that programs other than ecgbyte can run it.
 
-    The adapter is merged into the base weights, the embedding holds the ECG tokens too, and the
-    tokenizer knows them by name: <sig_start>, <lead_I>, <ecg_0>, <ecg_1>, …, <sig_end>.
+    The adapter is merged into the base weights, the embedding also holds the ECG tokens, and the
+    tokenizer has a name for each: <sig_start>, <lead_I>, <ecg_0>, <ecg_1>, …, <sig_end>.
     """
     result = export(work, out, ExportOptions(**options))
     print_result(
-        f"{out}: {result['parameters']:,} parameters, {result['vocab']:,} tokens, of them "
-        f"{result['ecg_tokens']:,} of ECG, {result['megabytes']:.0f} MB"
+        f"{out}: {result['parameters']:,} parameters, {result['vocab']:,} tokens, including "
+        f"{result['ecg_tokens']:,} for ECGs, {result['megabytes']:.0f} MB"
     )
     return result
 
@@ -114,7 +114,7 @@ def command(work: WorkDir, out: Path, **options: Any) -> dict:
 def export(work: WorkDir, out: Path, options: ExportOptions) -> dict:
     """Write a model as a plain Transformers folder.
 
-    A 4-bit base is written as the values of its 4-bit numbers: the adapter was trained on these.
+    A 4-bit base model is written with its dequantized values: the adapter was trained on these.
 
     Parameters
     ----------
@@ -130,8 +130,8 @@ def export(work: WorkDir, out: Path, options: ExportOptions) -> dict:
     Raises
     ------
     Failure
-        If there is no model, OUT holds something, or the export could not be loaded, or not be asked as the model
-        was trained.
+        If there is no model, OUT is not empty, or the export could not be loaded or not be prompted as in
+        training.
     """
     out, start = Path(out), time.perf_counter()
     check_out(out, options.overwrite)
@@ -139,7 +139,7 @@ def export(work: WorkDir, out: Path, options: ExportOptions) -> dict:
     lm, _, prompt, _ = session.load()
     if lm.layout.unit:
         raise Failure(
-            f"{session.folder} was trained with --positions time, which other programs cannot be told"
+            f"{session.folder} was trained with --positions time, which other programs do not support"
         )
     names = ecg_names(lm.layout, session.tokenizer.signal["leads"], session.tokenizer.vocab_size)
     from ecgbyte_cli.model import base_model
@@ -161,13 +161,12 @@ def export(work: WorkDir, out: Path, options: ExportOptions) -> dict:
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds other things, or an earlier export without --overwrite."""
+    """Reject a folder with other contents, or an earlier export without --overwrite."""
     path = out / "ecgbyte.json"
     ours = path.exists() and read_json(path).get("format") == "ecgbyte-export"
     if out.exists() and not (ours and overwrite) and (not out.is_dir() or any(out.iterdir())):
         raise Failure(
-            f"{out} exists already: "
-            + ("add --overwrite to replace it" if ours else "name a folder that does not")
+            f"{out} exists already: " + ("add --overwrite to replace it" if ours else "name a new folder")
         )
 
 
@@ -178,7 +177,7 @@ def plain_model(session: Session, dtype: str) -> "PreTrainedModel":
     lm, prompt, about = session.lm, session.prompt, session.about
     plain = lm.base = merge(lm.base, about["method"], session.folder)
     widen(plain, lm, least_likely(lm, prompt))
-    # whatever ends an answer here must end it elsewhere
+    # every id that ends an answer here must end it in the export
     plain.generation_config.eos_token_id = sorted(prompt.end_ids)
     plain.to(getattr(torch, dtype))
     check_shapes(plain, about["base"])
@@ -231,39 +230,39 @@ def asked(prompt: Prompt, names: list[str], question: str, before: str = "") -> 
 def save_tokenizer(
     folder: Path, text_tokenizer: "PreTrainedTokenizerBase", trained: list[RenderedPrompt]
 ) -> str | None:
-    """Write the text tokenizer, and check that it encodes each prompt to the ids that the model was trained with.
+    """Write the text tokenizer, and check that it encodes each prompt to the ids used in training.
 
     Parameters
     ----------
     folder : Path
     text_tokenizer : transformers.PreTrainedTokenizerBase
-        With the ECG tokens.
+        Includes the ECG tokens.
     trained : list of RenderedPrompt
 
     Returns
     -------
     str or None
-        The beginning of a prompt that must be left out where the tokenizer adds special tokens by itself; "" if it
+        The start of a prompt to omit where the tokenizer adds special tokens by itself; "" if it
         adds none; None if the ids differ in other ways too.
 
     Raises
     ------
     Failure
-        If the ids differ: the model would get prompts that it has never seen.
+        If the ids differ: the model would get unfamiliar prompts.
     """
     from transformers import AutoTokenizer
 
     text_tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = read_json(path)
-    if config.get("tokenizer_class") == "TokenizersBackend":  # the name since Transformers 5
+    if config.get("tokenizer_class") == "TokenizersBackend":  # its name since Transformers 5
         write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
     again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for _, text, ids in trained:
         if again.encode(text, add_special_tokens=False) != ids:
             raise Failure(
-                "the base model's tokenizer makes other ids of a whole prompt than of its parts, with which the "
-                "model was trained: it cannot be exported"
+                "the base model's tokenizer encodes a whole prompt differently from its parts, which the "
+                "model was trained on: it cannot be exported"
             )
     for doubled in ("", again.bos_token or ""):
         if all(again.encode(text.removeprefix(doubled)) == ids for _, text, ids in trained):
@@ -278,34 +277,34 @@ def readme(about: dict, text: str, prompt: Prompt, leads: list[str], doubled: st
     if doubled == "":
         added = "This tokenizer adds no special tokens by itself: the default gives the same ids."
     else:
-        added = "Where special tokens are added, as vLLM's completions do by default, "
+        added = "Where special tokens are added, as in vLLM's completions by default, "
         added += (
-            f"leave out the first `{doubled}`, which would stand there twice."
+            f"leave out the first `{doubled}`, which would appear twice."
             if doubled
-            else "this text has other ids: send the ids."
+            else "this text has other ids: send the ids instead."
         )
     marks = [LEAD.format(lead) for lead in leads[: prompt.layout.marks]]
     shown = "".join(f"{mark}<ecg_12><ecg_7>…" for mark in marks[:2] or [""]) + ("…" if marks[2:] else "")
-    before = f", before the tokens of each lead its mark ({', '.join(marks)})" if marks else ""
+    before = f", with the lead's mark before the tokens of each lead ({', '.join(marks)})" if marks else ""
     lines = [
         f"# An ECG language model, exported by ecgbyte {__version__}",
         model_folder.NOTICE,
         f"Base model: {about['base']}. A plain causal language model for Transformers 5 and other servers. "
-        f"ECG_TOKENS below stands for `{shown}`{before}: the ids that "
+        f"ECG_TOKENS below is a placeholder for `{shown}`{before}: the ids that "
         "`ecgbyte_cli.ECGTokenizer.from_file('ecg_tokenizer.json').encode(signal, "
         f"{about['segmenter']!r})` gives for a segment.",
-        "The model was trained on this text and no other, here as a JSON string (`prompt` in ecgbyte.json). Give "
+        "The model was trained on exactly this text, here as a JSON string (`prompt` in ecgbyte.json). Pass "
         f"it to the tokenizer with `add_special_tokens=False`. {added} What the tokenizer's own chat template "
-        "makes may differ, as by a date or an empty thought.",
+        "makes may differ, for example by a date or an empty thought.",
         f"```json\n{json.dumps(text, ensure_ascii=False)}\n```",
         *([MEASURED_ADVICE] if about.get("measured") else []),
-        f"An answer ends before any of the ids {', '.join(map(str, sorted(prompt.end_ids)))}.",
+        f"An answer ends before the first of the ids {', '.join(map(str, sorted(prompt.end_ids)))}.",
     ]
     return "\n\n".join(lines) + "\n"
 
 
 def least_likely(lm: "ECGLM", prompt: Prompt) -> int:
-    """Return the text id with the lowest logit in answers about random ECGs: the model hardly ever writes it."""
+    """Return the text id with the lowest logit in answers about random ECGs, which the model hardly ever writes."""
     import torch
 
     random = np.random.default_rng(0)
@@ -323,7 +322,7 @@ def least_likely(lm: "ECGLM", prompt: Prompt) -> int:
 
 def merge(base: "PreTrainedModel | PeftModel", method: str, folder: Path) -> "PreTrainedModel":
     """Return the base model in float32 with its adapter merged into the weights."""
-    if method == "full" or not hasattr(base, "peft_config"):  # merged when it was loaded
+    if method == "full" or not hasattr(base, "peft_config"):  # merged at loading
         return base
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -334,7 +333,7 @@ def merge(base: "PreTrainedModel | PeftModel", method: str, folder: Path) -> "Pr
     if method == "qlora":
         base = base.dequantize()
     merged = base_model.load_adapter(base.float(), folder).merge_and_unload()
-    # 4-bit layers are linear ones: GPT-2's, which are stored the other way round, have to be made again
+    # GPT-2 stores its linear layers transposed, so its 4-bit layers must be rebuilt
     with torch.device("meta"):
         wanted = dict(type(merged)(merged.config).named_modules())
     for name, layer in list(merged.named_modules()):
@@ -358,8 +357,8 @@ def check_shapes(base: "PreTrainedModel", name: str) -> None:
 def widen(base: "PreTrainedModel", lm: "ECGLM", never: int) -> None:
     """Add the trained rows of the ECG tokens to the embedding of a base model.
 
-    The output layer, which is untied from the embedding, gets for each a copy of the row of `never`, a text id that
-    is never written: no program can then find an ECG token more probable. Transformers itself suppresses them.
+    The output layer, if untied from the embedding, gets a copy of the row of `never` for each, a text id that is
+    never written: so no program finds an ECG token more probable. Transformers also suppresses them.
     """
     import torch
 
@@ -371,7 +370,7 @@ def widen(base: "PreTrainedModel", lm: "ECGLM", never: int) -> None:
     base.resize_token_embeddings(lm.offset + len(rows), mean_resizing=False)
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     with torch.no_grad():
-        # some embeddings scale what they look up; the rows were trained behind that
+        # some embeddings scale their output, and the rows were trained after that scaling
         largest = embedding.weight[: lm.offset].norm(dim=1).argmax()
         scale = embedding(largest).norm() / embedding.weight[largest].norm()
         embedding.weight[lm.offset :] = rows / scale
@@ -382,7 +381,7 @@ def widen(base: "PreTrainedModel", lm: "ECGLM", never: int) -> None:
 
 
 def name_tokens(text_tokenizer: "PreTrainedTokenizerBase", offset: int, ecg: list[str]) -> None:
-    """Add the ECG tokens to a text tokenizer, at the ids that they have in the model."""
+    """Add the ECG tokens to a text tokenizer, with their ids in the model."""
     from transformers import AddedToken
 
     # a base model may have more rows than its tokenizer has tokens
@@ -391,4 +390,4 @@ def name_tokens(text_tokenizer: "PreTrainedTokenizerBase", offset: int, ecg: lis
     text_tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     last = text_tokenizer.convert_tokens_to_ids(names[-1])
     if (text_tokenizer.convert_tokens_to_ids(SIG_START), last) != (offset, offset + len(ecg) - 1):
-        raise Failure("the base model's tokenizer has gaps in its ids: its ECG tokens cannot be named")
+        raise Failure("the base model's tokenizer has gaps in its ids, so the ECG tokens cannot get names")

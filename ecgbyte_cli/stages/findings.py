@@ -1,4 +1,4 @@
-"""ecgbyte findings: a table of a model's answers about recordings, with measured values beside them."""
+"""ecgbyte findings: write a table of a model's answers about recordings, with measured values."""
 
 import os
 import time
@@ -58,7 +58,7 @@ SHOWN = {
     "pr_ms": "PR",
     "qrs_ms": "QRS",
     "qtcf_ms": "QTcF",
-}  # of the table on the terminal
+}  # columns shown on the terminal
 
 
 @dataclass(frozen=True)
@@ -68,29 +68,29 @@ class FindingsOptions:
     Attributes
     ----------
     out : Path or None
-        Table to write; None shows a few recordings on the terminal.
+        Output table; None prints a few recordings on the terminal.
     questions : tuple of str
-        Short names, findings or trained questions, or `all`; empty: the usual findings and the rhythm.
+        Short names, findings or training questions, or `all`; empty: the standard findings and the rhythm.
     truth : Path or None
         True labels to score the table with.
     calibrate : Path or None
-        File of a site to write, from the labels.
+        Site file to write, from the labels.
     max_error : float
-        Largest share of errors that the site's thresholds promise.
+        Largest error rate that the site's thresholds guarantee.
     site : Path or None
-        File of a site to use.
+        Site file to use.
     embeddings : Path or None
         Where to write the model's state after each ECG, as .npy.
     model, base : Path or None
-        Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
-        if that has moved.
+        Model folder (None: the work folder's model, or the included one), and where its base model is now, if it has
+        moved.
     device : str or None
         See `devices.choose_device`.
     input_fs, lead_names, units
-        As for `ecgbyte chat`.
+        See `ecgbyte chat`.
     jobs : int or None
-        Processes; None: all processors, or one for a model with a base model of its own. On a GPU one process asks
-        the model, and as many threads read the recordings ahead.
+        Processes; None: all processors, or one if the model has a separate base model. On a GPU one process runs
+        the model, and this number of threads read the recordings ahead.
     dask : str or None
         Address of a cluster.
     overwrite : bool
@@ -121,7 +121,7 @@ class FindingsOptions:
         "Model": ("model", "base", "device", "questions", "embeddings"),
         "Your labels": ("truth", "calibrate", "max_error", "site"),
     },
-    short_help="Write a table of findings for a folder of recordings.",
+    short_help="Write a table of findings in many recordings.",
     epilog="Example: ecgbyte findings data/ --out findings.csv",
 )
 @click.argument("paths", nargs=-1, required=True, type=Recordings(), metavar="PATH...")
@@ -130,35 +130,35 @@ class FindingsOptions:
     "--questions",
     metavar="TEXT",
     multiple=True,
-    show_default="the eighteen usual findings and the rhythm",
-    help="Ask this: the short name of a finding, a question of the training, or `all`. Repeat it for several.",
+    show_default="the eighteen standard findings and the rhythm",
+    help="Question: the short name of a finding, a training question, or `all`. Repeat the option for several.",
 )
 @click.option(
     "--truth",
     type=click.Path(path_type=Path),
     metavar="LABELS.csv",
-    help="Score the answers with these labels: a column `record`, and columns of yes and no called as a finding. Empty "
+    help="Score the answers with these labels: a column `record`, and yes/no columns named after findings. Empty "
     "cells are unknown.",
 )
 @click.option(
     "--calibrate",
     type=click.Path(path_type=Path),
     metavar="SITE.json",
-    help="Write probabilities and thresholds for your own site, from the labels.",
+    help="Write a site file: probabilities and thresholds for your own site, from the labels.",
 )
 @click.option(
     "--max-error",
     type=click.FloatRange(0.005, 0.5),
     default=FindingsOptions.max_error,
     show_default=True,
-    help="Largest share of wrong answers among yes, and among no, that --calibrate promises.",
+    help="Largest error rate of the yes answers, and of the no answers, that --calibrate guarantees.",
 )
 @site_option
 @click.option(
     "--embeddings",
     type=click.Path(path_type=Path),
     metavar="FILE.npy",
-    help="Also write the model's state after each ECG: float32, a row for each row of the table.",
+    help="Also write the model's state after each ECG: float32, one row per table row.",
 )
 @model_option
 @loading_options
@@ -168,12 +168,12 @@ class FindingsOptions:
 @replace_option
 @click.pass_obj
 def command(work: WorkDir, paths: tuple[str, ...], **options: Any) -> dict:
-    """Ask a model about recordings, and measure them.
+    """Ask a model about recordings, and measure the recordings.
 
-    PATH is a folder, a RECORDS file, a pattern in quotes, or one recording; or several of these. The table has a row
-    for each recording and segment: the probability of and the answer about each finding, the rhythm, measured values,
-    how the recording is unlike the training data, and answers that contradict a measured value. Columns:
-    docs/your-hospital.md. Research use only: no medical device.
+    PATH is a folder, a RECORDS file, a pattern in quotes, or one recording. Name several if you like. The table has a
+    row for each recording and segment: probability and answer for each finding, the rhythm, measured values, ways in
+    which the recording is unlike the training data, and answers that contradict a measured value. Columns:
+    docs/your-hospital.md. Research use only: not a medical device.
     """
     chosen = FindingsOptions(**options)
     result = findings(work, paths, chosen)
@@ -184,12 +184,12 @@ def command(work: WorkDir, paths: tuple[str, ...], **options: Any) -> dict:
 
 
 def _show_scores(result: dict, options: FindingsOptions) -> dict:
-    """Print the scores, and the calibration if there is one; return the scores as `--json` prints them."""
+    """Print the scores, and the calibration if there is one; return the scores for `--json`."""
     scores = result["scores"]
     table(
         finding_report.score_lines(scores),
         finding_report.HEADER,
-        title="Scores; sens to NPV without the unsure",
+        title="Scores; sens to NPV without unsure answers",
     )
     print_result(finding_report.mean_line(scores))
     if few := finding_report.few_line(scores):
@@ -208,7 +208,7 @@ def _show_scores(result: dict, options: FindingsOptions) -> dict:
 
 
 def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> dict:
-    """Make the table of findings.
+    """Write the table of findings.
 
     Parameters
     ----------
@@ -220,9 +220,9 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
     Returns
     -------
     dict
-        `records`, `skipped`, `skipped_reasons` (reason to how many), `seconds` and `out`; without `out` also `rows`;
+        `records`, `skipped`, `skipped_reasons` (reason to count), `seconds` and `out`; without `out` also `rows`;
         with `truth` also `scores`, from `score_findings`; with `calibrate` also `site`, from `calibrate_site`;
-        `done_before` if an earlier run made the table.
+        `done_before` if an earlier run wrote the table.
 
     Raises
     ------
@@ -263,15 +263,15 @@ def findings(work: WorkDir, paths: Sequence[str], options: FindingsOptions) -> d
 
 
 def _check(options: FindingsOptions) -> None:
-    """Reject options that do not go together."""
+    """Reject conflicting options."""
     if options.embeddings and (not options.out or options.embeddings.suffix.lower() != ".npy"):
-        raise click.UsageError("--embeddings FILE.npy goes with --out, as its rows are those of the table")
+        raise click.UsageError("--embeddings FILE.npy needs --out, because its rows match those of the table")
     if options.calibrate and (options.site or not options.truth):
         raise click.UsageError(
-            "--calibrate goes with --truth, and without --site: it starts from the model's own probabilities"
+            "--calibrate needs --truth and excludes --site: it starts from the model's own probabilities"
         )
     if options.truth and not options.out:
-        raise click.UsageError("--truth goes with --out: the scores are written beside the table")
+        raise click.UsageError("--truth needs --out: the scores are written next to the table")
 
 
 def _write(
@@ -282,7 +282,7 @@ def _write(
     columns: dict[str, type],
     options: FindingsOptions,
 ) -> dict[str, Any]:
-    """Write the table, unless it is there already; return `records`, `skipped` and `skipped_reasons`."""
+    """Write the table, unless it exists; return `records`, `skipped` and `skipped_reasons`."""
     settings, embeddings = table_settings(found, table_work), options.embeddings
     done = finished_table(out, settings, options.overwrite, found)
     if done and (embeddings is None or embeddings.exists()):
@@ -302,11 +302,13 @@ def _write(
 def _work(
     session: Session, found: Sequence[str], options: FindingsOptions
 ) -> tuple[TableWork, list[TrainedQuestion], str | None]:
-    """Return how the rows are made, the questions, and what the model was calibrated on."""
+    """Return the row maker, the questions, and a description of the calibration data."""
     folder, name = session.folder, session.about["folder"]
     certainty = read_certainty(folder, session.tokenizer.vocab_size)
     if certainty is None:
-        raise Failure(f"{name} is of an older version and knows no calibrated answers: train it again")
+        raise Failure(
+            f"{name} was written by an older version without calibrated answers: train the model again"
+        )
     questions = choose_questions(certainty, options.questions, name)
     base = None if options.base is None else os.fspath(options.base)
     reader = session.reader
@@ -323,7 +325,7 @@ def _work(
             for one in questions
             if one.verify
         },
-        # the same key for a patient in all rows, and of use to no one without the files
+        # one key per patient in all rows, meaningless without the files
         "salt": readers.fingerprint(list(found)),
         "embeddings": options.embeddings is not None,
     }
@@ -334,7 +336,7 @@ def _work(
 
 
 def _processes(session: Session, options: FindingsOptions) -> tuple[Callable[..., Any], int]:
-    """Return what makes the rows, and in how many processes: on a GPU in one, which reads ahead in threads."""
+    """Return the row maker and the number of processes: one process with reading threads on a GPU."""
     processors = os.cpu_count() or 1
     if not options.dask and devices.on_gpu(options.device):
         return partial(finding_rows, ahead=options.jobs or processors), 1
@@ -343,7 +345,7 @@ def _processes(session: Session, options: FindingsOptions) -> tuple[Callable[...
 
 
 def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion], calibrated_on: str | None) -> None:
-    """Print a line for each question about a single segment, or a line for each of several segments."""
+    """Print one line per question for a single segment, or one line per segment for several."""
 
     def text(row: Row, name: str) -> str:
         return "–" if row[name] is None else f"{row[name]:.0f}"
@@ -373,4 +375,4 @@ def _show(rows: Sequence[Row], questions: Sequence[TrainedQuestion], calibrated_
                 )
     if calibrated_on:
         print_result(f"Probabilities are calibrated on {calibrated_on}.")
-    print_result("Rate in beats per minute, intervals in ms. Research use only: no medical device.")
+    print_result("Rate in beats per minute, intervals in ms. Research use only: not a medical device.")

@@ -1,4 +1,4 @@
-"""ecgbyte finetune: questions and ECG tokens to an adapted language model."""
+"""ecgbyte finetune: train a language model on questions and ECG tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +34,7 @@ from ecgbyte_cli.training.plans import QuestionFiles, read_samples
 from ecgbyte_cli.training.validation import format_loss
 
 LEARNING_RATE, RATE_FROM_SCRATCH = 2e-4, 2e-3
-# by method; examples/experiments/LOG.md has the trials of the ECG loss
+# keyed by method; examples/experiments/LOG.md describes the trials of the ECG loss
 DROPOUT = {"full": 0.0, "lora": 0.05, "qlora": 0.05}
 ECG_LOSS = {"full": 0.3, "lora": 0.0, "qlora": 0.0}
 # options that are not settings, or have other names there
@@ -51,37 +51,37 @@ class FinetuneOptions:
     method: str | None = None  # qlora, lora or full; None: qlora, full for tiny and small
     device: str | None = None  # see `devices.choose_device`
     ecg_rows: str = "train"  # train or frozen: the embeddings of the ECG tokens
-    ecg_init: str = "signal"  # initial ECG embeddings: signal, random or mean
+    ecg_init: str = "signal"  # initial embeddings of ECG tokens: signal, random or mean
     positions: str | None = None  # token (as None) or time: positions of the ECG tokens
-    ecg_loss: float | None = None  # weight of the loss of the ECG tokens; None: `ECG_LOSS`
-    draw: str | None = None  # type of the questions from whose answers to draw ECGs
-    think: bool = False  # learn the reasoning before the answer
+    ecg_loss: float | None = None  # weight of the loss for predicting ECG tokens; None: `ECG_LOSS`
+    draw: str | None = None  # type of the questions whose answers also serve as prompts to generate ECGs
+    think: bool = False  # train on the reasoning before each answer
     types: Sequence[str] = ()  # types of the questions to use; empty: all
     system: str | None = None  # system prompt, for models with a chat template
     measured: bool = False  # put the measured values of an ECG before it, as text
     augment: float = 0.0  # strength of the random variation of ECGs, 0 to 4
-    vary_leads: float = 0.0  # share of the batches that see some of the leads only
-    ask: int | None = None  # questions with the answer no at each reading, on average; None: all
-    rehearse: int = 8  # earlier questions at each reading, of a model that is trained further; 0: none
+    vary_leads: float = 0.0  # share of the batches that leave out some leads
+    ask: int | None = None  # mean number of questions answered no that are sampled with each ECG; None: all
+    rehearse: int = 8  # earlier questions repeated with each ECG when a model is trained further; 0: none
     dropout: float | None = None  # None: `DROPOUT`
-    rank: int | None = None  # of LoRA; None: 16
+    rank: int | None = None  # rank of LoRA; None: 16
     alpha: float | None = None  # scale of LoRA; None: twice the rank
     steps: int | None = None  # number of updates; None: one epoch
     batch: int = 4  # ECGs per batch, each with its questions
     accumulate: int = 1  # batches per update, on each process
-    together: int | None = None  # most questions that share a reading; None: as many as fit
-    lr: float | None = None  # highest learning rate; None: `LEARNING_RATE`, or `RATE_FROM_SCRATCH`
-    rows_lr: float | None = None  # learning rate of the ECG embeddings; None: as lr
-    weight_decay: float | None = None  # of matrices; None: 0.05
-    max_length: int = 4096  # longest sample in tokens
+    together: int | None = None  # most questions packed with one ECG; None: as many as fit
+    lr: float | None = None  # peak learning rate; None: `LEARNING_RATE`, or `RATE_FROM_SCRATCH`
+    rows_lr: float | None = None  # learning rate of the ECG embeddings; None: same as lr
+    weight_decay: float | None = None  # weight decay of matrices; None: 0.05
+    max_length: int = 4096  # longest sample, in tokens
     long: str = "trim"  # trim or skip longer samples
-    without_ecg: float = 0.1  # share of the ECGs of each step that are replaced by no signal or a flat line
+    without_ecg: float = 0.1  # share of each step's samples whose ECG is removed or replaced with a flat line
     checkpointing: str = "auto"  # gradient checkpointing: on, off or auto
     shard: bool = False  # divide the model among the processes
-    every: int | None = None  # steps between validations; None: a fifth of all
-    patience: int | None = None  # stop after this many validations without a new best; None: never
+    every: int | None = None  # steps between validations; None: a fifth of all steps
+    patience: int | None = None  # stop after this many validations without improvement; None: never
     seed: int = 0
-    plan: bool = False  # measure memory and time of a step instead of training
+    plan: bool = False  # measure the memory and time of two steps instead of training
     overwrite: bool = False  # replace a model trained with other settings
 
 
@@ -117,14 +117,13 @@ class FinetuneOptions:
     type=Model(*BUILT),
     default=FinetuneOptions.model,
     show_default=True,
-    help="Base model: a hub id, a local folder, or tiny or small (decoders of 0.4 and 1.1 million parameters, "
-    "trained in full, no download). Or a model "
-    "to train further: a model folder, OWNER/NAME of the hub that holds one, or ptbxl, which comes with ecgbyte.",
+    help="Base model: a hub id, a local folder, or tiny or small (decoders of 0.4 and 1.1 million parameters, trained "
+    "in full, no download). To train a model further: its folder, its OWNER/NAME on the hub, or ptbxl (included).",
 )
 @click.option(
     "--method",
     type=click.Choice(["qlora", "lora", "full"]),
-    help="LoRA on a 4-bit base model, LoRA, or all weights.  [default: qlora; full for tiny and small]",
+    help="qlora: LoRA on a 4-bit base model; lora: LoRA; full: all weights.  [default: qlora; full for tiny and small]",
 )
 @device_option
 @click.option(
@@ -150,20 +149,20 @@ class FinetuneOptions:
 @click.option(
     "--ecg-loss",
     type=click.FloatRange(0),
-    help="Weight of the loss of predicting the ECG's own tokens.  [default: 0.3 for full, else 0]",
+    help="Weight of the loss for predicting ECG tokens.  [default: 0.3 for full, else 0]",
 )
 @click.option(
-    "--draw", metavar="TYPE", help="Also learn to draw ECGs, from the answers to questions of this type."
+    "--draw", metavar="TYPE", help="Also learn to generate ECGs from the answers to questions of this type."
 )
 @click.option(
-    "--think", is_flag=True, help="Learn the reasoning before the answer, where the question file has one."
+    "--think", is_flag=True, help="Train on the reasoning before each answer, if the question file has it."
 )
 @types_option
 @click.option("--system", help="System prompt, for models with a chat template.  [default: built in]")
 @click.option(
     "--measured",
     is_flag=True,
-    help="Put the values of `ecgbyte measure` (rate, intervals, axis) before each ECG, as a line of text.",
+    help="Put the values of `ecgbyte measure` (rate, intervals, axis) before each ECG, as text.",
 )
 @click.option(
     "--augment",
@@ -178,21 +177,22 @@ class FinetuneOptions:
     type=click.FloatRange(0, 1),
     default=FinetuneOptions.vary_leads,
     show_default=True,
-    help="Share of the batches whose ECGs have some of the leads only, so that the model reads recordings with any of "
-    "them.",
+    help="Leave out some leads in this share of the batches, so that the model can read recordings with any "
+    "leads.",
 )
 @click.option(
     "--ask",
     type=click.IntRange(1),
-    help="At each reading, ask this many of an ECG's questions with the answer no. They are drawn at random, those "
-    "of frequent findings more often, and count as if all were asked.  [default: all]",
+    help="Sample about this many of the questions whose answer is no each time an ECG is used, frequent findings "
+    "more often. The loss is weighted as if all had been asked.  [default: all]",
 )
 @click.option(
     "--rehearse",
     type=click.IntRange(0),
     default=FinetuneOptions.rehearse,
     show_default=True,
-    help="Earlier questions of a trained model to ask again at each reading, so that its answers stay. 0: none.",
+    help="When training a model further, repeat this many of its earlier questions with each ECG, so that it does not "
+    "forget them. 0 turns this off.",
 )
 @click.option(
     "--dropout",
@@ -209,19 +209,19 @@ class FinetuneOptions:
     type=click.IntRange(1),
     default=FinetuneOptions.batch,
     show_default=True,
-    help="ECGs per batch, each with its questions.",
+    help="Number of ECGs per batch, each with its questions.",
 )
 @accumulate_option
 @click.option(
     "--together",
     type=click.IntRange(1),
-    help="Let at most this many questions share a reading of their ECG.  [default: as many as fit into --max-length]",
+    help="Pack at most this many questions with one ECG.  [default: as many as fit into --max-length]",
 )
-@click.option("--lr", type=float, help="Highest learning rate.  [default: 2e-4; 2e-3 for tiny and small]")
+@click.option("--lr", type=float, help="Peak learning rate.  [default: 2e-4; 2e-3 for tiny and small]")
 @click.option(
     "--rows-lr",
     type=click.FloatRange(0, min_open=True),
-    help="Learning rate of the ECG embeddings.  [default: as --lr]",
+    help="Learning rate of the ECG embeddings.  [default: same as --lr]",
 )
 @click.option(
     "--weight-decay", type=click.FloatRange(0), help="Weight decay (matrices only).  [default: 0.05]"
@@ -231,29 +231,29 @@ class FinetuneOptions:
     type=click.IntRange(16),
     default=FinetuneOptions.max_length,
     show_default=True,
-    help="Longest sample in tokens, ECG and questions together.",
+    help="Longest sample in tokens, including ECG and questions.",
 )
 @click.option(
     "--long",
     type=click.Choice(["trim", "skip"]),
     default=FinetuneOptions.long,
     show_default=True,
-    help="Trim longer samples, evenly from the end of each lead, or skip them. The result counts them.",
+    help="Trim longer samples, evenly from the end of each lead, or skip them. The results report how many.",
 )
 @click.option(
     "--without-ecg",
     type=click.FloatRange(0, 0.5),
     default=FinetuneOptions.without_ecg,
     show_default=True,
-    help="Share of the ECGs of each step that are replaced by no signal or a flat line, so that `generate` can "
-    "measure how well the model answers from the questions alone.",
+    help="Remove the ECG, or replace it with a flat line, in this share of each step's samples, so that `generate` "
+    "can measure how well the model answers from the questions alone.",
 )
 @checkpointing_option
 @click.option(
     "--shard",
     is_flag=True,
-    help="Divide weights, gradients and optimizer state among the processes (FSDP), for models that do not fit on one "
-    "GPU. With it, --checkpointing auto means on.",
+    help="Divide weights, gradients and optimizer state among the processes (FSDP), for models too large for one "
+    "GPU. --checkpointing auto then means on.",
 )
 @click.option(
     "--every",
@@ -263,7 +263,7 @@ class FinetuneOptions:
 @click.option(
     "--patience",
     type=click.IntRange(1),
-    help="Stop after this many validations without a new best loss.  [default: never]",
+    help="Stop after this many validations without improvement.  [default: never]",
 )
 @click.option("--seed", type=int, default=FinetuneOptions.seed, show_default=True, help="Random seed.")
 @seeds_option
@@ -271,21 +271,21 @@ class FinetuneOptions:
 @click.option(
     "--plan",
     is_flag=True,
-    help="Print the memory and time of the training from two measured steps, and stop.",
+    help="Run two steps, print the estimated memory and time of the training, and stop.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a model trained with other settings.")
 @click.pass_obj
 def command(work: WorkDir, show: int | None, seeds: int, **options: Any) -> dict | None:
-    """Train a language model to answer questions about ECGs (decoder-only, loss on the answer).
+    """Train a language model to answer questions about ECGs (decoder-only models, loss on the answers).
 
     Reads the questions and the tokens of `ecgbyte encode`. Writes the model with the best validation loss to model/,
-    and the losses (CSV, PNG, TensorBoard) and checkpoints to training/. Rerun an interrupted training and it resumes.
-    On several GPUs, run the same command under torchrun or accelerate launch. --show prints samples instead, with the
-    tokens of the loss in green; --plan prints what the training needs.
+    and the losses (CSV, PNG, TensorBoard) and checkpoints to training/. Rerun an interrupted run and it resumes.
+    On several GPUs, run the same command under torchrun or accelerate launch. --show prints samples instead of
+    training, with the tokens that count towards the loss in green.
     """
     given = FinetuneOptions(**options)
     if len(given.qa) == 1 and given.qa[0][1] != 1:
-        raise click.UsageError("a single --qa has no weight: leave it out")
+        raise click.UsageError("a single --qa takes no weight: remove it")
     given = replace(given, model=resolve_base_model(given.model))
     if show:
         return show_samples(work, show, given)
@@ -308,14 +308,14 @@ def command(work: WorkDir, show: int | None, seeds: int, **options: Any) -> dict
 
 
 def finetune(work: WorkDir, options: FinetuneOptions) -> dict | None:
-    """Train a model on the training split and write it to the work folder.
+    """Train a model on the training split and write the model to the work folder.
 
     Returns
     -------
     dict or None
-        steps, train_loss (mean of the last tenth), val_loss (of the model that is kept; None without validation
-        questions), ecg_loss, ecg_perplexity and bits_per_second (in validation; None without an ECG loss),
-        best_step, tokens_per_second, trainable_parameters, trimmed and left_out (samples that were too long),
+        steps, train_loss (mean over the last tenth), val_loss (of the selected model; None without validation
+        questions), ecg_loss, ecg_perplexity and bits_per_second (on the validation set; None without an ECG loss),
+        best_step, tokens_per_second, trainable_parameters, trimmed and left_out (numbers of too long samples),
         peak_gpu_mb (None without a GPU), seconds, model (path). None on all processes but the first.
 
     Raises
@@ -340,14 +340,14 @@ def check_options(work: WorkDir, options: FinetuneOptions) -> str:
     """Check the options that need no model, and return the training method."""
     work.need(work.token_settings, "encode")
     if bool(options.qa) == options.pretrain:
-        raise Failure("give either --qa, the questions to learn, or --pretrain, to learn ECGs without them")
+        raise Failure("use either --qa, to train on questions, or --pretrain, to train without questions")
     method = method_of(options.model, options.method)
     sharding.check_sharding(options.shard, method)
     return method
 
 
 def training_settings(work: WorkDir, options: FinetuneOptions, method: str, processes: int) -> dict[str, Any]:
-    """Return the settings that ecgbyte.json holds, and that a resumed training must have."""
+    """Return the settings that are stored in ecgbyte.json and must be the same in a resumed run."""
     values = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
     qa = question_file.paths_of(options.qa)
     settings = values | {
@@ -368,7 +368,7 @@ def training_settings(work: WorkDir, options: FinetuneOptions, method: str, proc
     }
     if settings["draw"] and not (qa and settings["ecg_loss"]):
         raise Failure(
-            "--draw needs an ECG loss and the answers of --qa: add --ecg-loss 0.3, or a larger weight"
+            "--draw needs an ECG loss and the answers in --qa: add --ecg-loss 0.3, or a larger weight"
         )
     return settings | ({"ecg_loss": 1.0, "without_ecg": 0.0} if options.pretrain else {})
 
@@ -407,7 +407,7 @@ def _train(
 
 
 def plan_only(work: WorkDir, options: FinetuneOptions) -> dict | None:
-    """Print the memory and time of a training, from measured steps, and return them. Nothing is written."""
+    """Print the estimated memory and time of a run, from two measured steps, and return them. Nothing is written."""
     import torch
 
     from ecgbyte_cli.training import cost, setup
@@ -433,7 +433,7 @@ def show_samples(work: WorkDir, count: int, options: FinetuneOptions) -> dict:
     from ecgbyte_cli.training.setup import load_for_training
 
     if options.pretrain:
-        raise Failure("--show prints training questions, and --pretrain has none: give only --qa")
+        raise Failure("--show prints training questions, but --pretrain uses none: use only --qa")
     settings = asdict(options) | {"base": options.model, "method": check_options(work, options)}
     with work.checked("tokens"):
         _, _, samples, _ = load_for_training(work, settings, "cpu")

@@ -1,4 +1,4 @@
-"""ecgbyte generate: answers for many questions, and their scores."""
+"""ecgbyte generate: answer many questions, and score the answers."""
 
 import json
 import time
@@ -49,36 +49,36 @@ class GenerateOptions:
     Attributes
     ----------
     qa : Path or None
-        Question file, or a folder of them; None is the one that the model was trained on.
+        Question file, or a folder of them; None means the one that the model was trained on.
     model, base : Path or None
-        Model folder, and where its base model is, if that has moved.
+        Model folder, and where its base model is now, if it has moved.
     device : str or None
         See `devices.choose_device`.
     site : Path or None
-        File of a site, from `ecgbyte findings --calibrate`.
+        Site file, from `ecgbyte findings --calibrate`.
     split : str
         train, val, test or all.
     types : tuple of str
-        Types of questions; all if empty.
+        Types of questions; empty: all.
     limit : int or None
-        Most questions, drawn by seed.
+        Largest number of questions, drawn at random.
     batch : int
-        Questions answered together.
+        Number of questions answered together.
     max_new : int or None
-        Longest answer in tokens.
+        Longest answer, in tokens.
     temperature : float
-        0 answers greedily.
+        Sampling temperature; 0 decodes greedily.
     controls : bool
-        Whether to ask the same without the signal too.
+        Whether to ask the same questions without the signal too.
     segments : {"first", "all"}
     bertscore : str or None
-        Model of BERTScore.
+        Model for BERTScore.
     seed : int
-        Of the limit, the controls, and sampled answers.
+        Seed of `limit`, the controls, and sampled answers.
     dask : str or None
         Address of a cluster.
     out : Path or None
-        Folder of the answers; None is answers/ in the work folder.
+        Output folder; None means answers/ in the work folder.
     overwrite : bool
     """
 
@@ -125,16 +125,16 @@ class GenerateOptions:
     type=click.Choice(["train", "val", "test", "all"]),
     default=GenerateOptions.split,
     show_default=True,
-    help="Which questions.",
+    help="Split of the questions.",
 )
 @types_option
-@click.option("--limit", type=click.IntRange(1), help="Answer only so many questions, drawn by seed.")
+@click.option("--limit", type=click.IntRange(1), help="Answer only this many questions, drawn at random.")
 @click.option(
     "--batch",
     type=click.IntRange(1),
     default=GenerateOptions.batch,
     show_default=True,
-    help="Questions answered together.",
+    help="Number of questions answered together.",
 )
 @max_new_option
 @click.option(
@@ -142,21 +142,21 @@ class GenerateOptions:
     type=click.FloatRange(0),
     default=GenerateOptions.temperature,
     show_default=True,
-    help="0 answers greedily; above 0 answers are drawn by seed.",
+    help="Sampling temperature. 0 decodes greedily.",
 )
 @click.option(
     "--controls/--no-controls",
     default=GenerateOptions.controls,
     show_default=True,
-    help="Whether to ask the same without the signal too.",
+    help="Ask the same questions without the signal too, as controls.",
 )
 @click.option(
     "--segments",
     type=click.Choice(["first", "all"]),
     default=GenerateOptions.segments,
     show_default=True,
-    help="Answer about the first segment of a longer recording, or about all: the answer that they make likeliest "
-    "together.",
+    help="Answer about the first segment of a longer recording, or about all segments: the answer with the largest "
+    "total probability.",
 )
 @click.option("--bertscore", metavar="MODEL", help="Add BERTScore, by this model (hub id or folder).")
 @click.option(
@@ -164,7 +164,7 @@ class GenerateOptions:
     type=click.IntRange(0),
     default=GenerateOptions.seed,
     show_default=True,
-    help="Of the limit, the controls, and answers that are drawn.",
+    help="Random seed of --limit, the controls and sampled answers.",
 )
 @seeds_option
 @dask_option
@@ -172,23 +172,23 @@ class GenerateOptions:
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     show_default="answers/ in the work folder",
-    help="Folder for the answers and scores, such as those of another model or other questions.",
+    help="Folder for the answers and scores.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace answers made with other settings.")
 @click.pass_obj
 def command(work: WorkDir, seeds: int, **options: Any) -> dict:
-    """Answer the questions of a split, and score the answers beside those of controls.
+    """Answer the questions of a split, and compare the scores with controls.
 
-    The controls ask the same questions with no signal, with the signal of another patient, with a flat line, and
-    with noise of the segment's own spectrum; the last one is the most frequent answer of the training questions
-    of the same type, or of the same words, whichever is better. A model that reads the ECG does much worse in
-    all of them: what counts is the difference to the best. Intervals hold 95 % of a bootstrap over patients.
+    The controls ask the same questions with no signal, with another patient's signal, with a flat line, and with
+    noise of the same spectrum. The last control is the most frequent answer in training, by question type or
+    wording, whichever is better. A model that reads the ECG does much worse in all of them: what counts is the
+    gain over the best control. 95 % intervals are from a bootstrap over patients.
     """
     chosen = GenerateOptions(**options)
     if seeds > 1 and chosen.model:
-        raise click.UsageError("--seeds asks the models of `ecgbyte finetune --seeds`: leave out --model")
+        raise click.UsageError("--seeds asks the models of `ecgbyte finetune --seeds`: remove --model")
     if seeds > 1 and chosen.out:
-        raise click.UsageError("--seeds writes the answers of each model beside it: leave out --out")
+        raise click.UsageError("--seeds writes the answers of each model next to the model: remove --out")
     others = [work.of_seed(number) for number in range(1, seeds)]
     if others:
         check_seeds([work, *others])
@@ -209,13 +209,13 @@ def command(work: WorkDir, seeds: int, **options: Any) -> dict:
         every = [result, *(generate(of, chosen) for of in others)]
         result = result | {"seeds": metrics.summarize_seeds(every)}
         rows, names = report.seed_table(result["seeds"])
-        table(rows, names, title=f"Exact match in %, {seeds} trainings")
+        table(rows, names, title=f"Exact match in %, {seeds} training runs")
         write_json(work.metrics, read_json(work.metrics) | {"result": result}, indent=1)
     return result
 
 
 def check_seeds(works: list[WorkDir]) -> None:
-    """Check that the models of some work folders differ in nothing but their seed."""
+    """Check that the models of several work folders differ only in their seed."""
     paths = [work.need(work.model_settings, f"finetune --seeds {len(works)}") for work in works]
     settings = [read_json(path)["settings"] | {"seed": None} for path in paths]
     if any(one != settings[0] for one in settings):
@@ -230,7 +230,7 @@ def score_title(result: dict) -> str:
 
 
 def generate(work: WorkDir, options: GenerateOptions) -> dict:
-    """Answer the questions of a split with and without their signal. The answers do not depend on `batch`.
+    """Answer the questions of a split with and without the signal. The answers do not depend on `batch`.
 
     Parameters
     ----------
@@ -241,13 +241,13 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
     -------
     dict
         The results of `metrics.score` and `metrics.text_scores`, split, majority_by (`type` or `question`),
-        seen_in_training (questions of the split that are in training too) and seconds.
+        seen_in_training (number of questions of the split that are in training too) and seconds.
 
     Raises
     ------
     Failure
         If model, tokens or questions are missing or do not fit together, or the model fails on a question. Answers
-        so far are kept, and the next run resumes.
+        so far are saved, and the next run resumes.
     """
     start = time.perf_counter()
     work = work if options.out is None else answering_in(work, options.out)
@@ -290,7 +290,7 @@ def generate(work: WorkDir, options: GenerateOptions) -> dict:
 
 
 def settings_of(session: Session, options: GenerateOptions, encoded: dict, qa: Any) -> dict:
-    """Return the settings that the answers depend on."""
+    """Return the settings that determine the answers."""
     return {
         **model_identity(session.folder),
         "qa": question_file.questions_sha256(qa),
@@ -311,7 +311,7 @@ def settings_of(session: Session, options: GenerateOptions, encoded: dict, qa: A
 def split_thoughts(
     answers: dict[str, list[str]], tags: list[str]
 ) -> tuple[dict[str, list[str]], list[ReasonedAnswer]]:
-    """Return the answers without their reasoning, and both of the answers with the signal."""
+    """Return the answers without their reasoning, and the answers with the signal in both forms."""
     parts = {name: [split_reasoning(text, tags) for text in some] for name, some in answers.items()}
     return {name: [part.answer for part in some] for name, some in parts.items()}, parts["signal"]
 
@@ -329,7 +329,7 @@ def score(
         options.seed,
         [question.attribute_type for question in asked],
     )
-    # answers that were chosen from a few are no texts to compare word by word
+    # answers from a list are not texts to compare word by word
     texts = [i for i, answer in enumerate(given) if answer.weights is None]
     scores |= text_scores(
         [answers["signal"][i] for i in texts], [asked[i].answer for i in texts], options.bertscore
@@ -343,7 +343,7 @@ def score(
 
 
 def answering_in(work: WorkDir, folder: Path) -> WorkDir:
-    """Return the work folder with another folder of answers, which holds nothing else."""
+    """Return the work folder with another answers folder, which must hold nothing else."""
     work = work.answering_in(folder)
     if not work.partial_answers.exists():
         refuse_foreign_folder(folder, work.metrics, "answers")
@@ -351,12 +351,12 @@ def answering_in(work: WorkDir, folder: Path) -> WorkDir:
 
 
 def need_questions(session: Session, qa: Any) -> Any:
-    """Return the question file: `qa`, else the one that the model was trained on, if it is here."""
+    """Return the question file: `qa`, else the one that the model was trained on, if it exists."""
     trained = session.about["qa"]
     if qa is None and isinstance(trained, str) and not Path(trained).exists():
         raise Failure(
-            f"{trained}, on which the model was trained, is not here: name a question file with --qa; "
-            "`ecgbyte questions DATA --out qa.jsonl` makes one"
+            f"{trained}, the question file of the model's training, does not exist: name one with --qa; "
+            "`ecgbyte questions DATA --out qa.jsonl` writes one"
         )
     return qa or trained
 
@@ -370,7 +370,7 @@ def write(
     settings: dict,
     result: dict,
 ) -> None:
-    """Write the answers, their scores as a table, and last the settings and scores as JSON."""
+    """Write the answers, their scores as a table, and finally the settings and scores as JSON."""
     own, asked = given["signal"], [question for question, *_ in chosen]
     counts = recording_runs(read_table(work.symbol_segments))[1] if settings["segments"] == "all" else None
     alone = [counts is None or counts[question.segments[0]] == 1 for question in asked]
@@ -417,19 +417,19 @@ def write(
 
 
 def rounded(probability: float | None) -> float | None:
-    """Round a probability to 6 places."""
+    """Round a probability to 6 decimal places."""
     return None if probability is None else round(probability, 6)
 
 
 def choose(
     questions: list[Question], segments: dict, split: str, limit: int | None, seed: int
 ) -> tuple[list[Joined], list[Joined]]:
-    """Choose the questions of a split that have a segment.
+    """Choose the questions of a split that are about an encoded segment.
 
     Returns
     -------
     (list of (Question, int, str, str), list of the same)
-        At most `limit` questions with segment, patient and split, drawn by seed; and those of all splits.
+        At most `limit` questions with segment, patient and split, drawn at random; and the questions of all splits.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""ecgbyte import-tokenizer: a tokenizer of ECG-Byte, ECG-Bench or ELM as an ecg_tokenizer.json."""
+"""ecgbyte import-tokenizer: import a tokenizer of ECG-Byte, ECG-Bench or ELM."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ecgbyte_cli.storage.files import sha256_of
 from ecgbyte_cli.storage.manifest import completed_result
 from ecgbyte_cli.storage.workdir import WorkDir
 
-LIKE = {"ecg-byte": "paper", "elm": "elm"}  # the profile, whose own quantizer made the letters
+LIKE = {"ecg-byte": "paper", "elm": "elm"}  # the profile whose quantizer made the letters
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class ImportOptions:
     default=ImportOptions.bounds,
     metavar="LO HI",
     show_default="from the file; a pickle has none",
-    help="Range of the letters in mV: the corpus' 1st percentile - 0.5 and 99th + 0.5. Not with --like elm.",
+    help="Range of the letters in mV: the corpus' 1st percentile minus 0.5 and 99th plus 0.5. Not with --like elm.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace another tokenizer.")
 @click.pass_obj
 def command(work: WorkDir, file: Path, **options: Any) -> dict:
-    """Import a tokenizer of ECG-Byte, ECG-Bench or ELM: its pickle, or merges in JSON.
+    """Import a tokenizer of ECG-Byte, ECG-Bench or ELM: a pickle, or merges in JSON.
 
-    Nothing in the pickle runs: a reader of numbers, texts and lists reads it. Ids 97 to 122 (a to z) become 0 to 25,
-    and 256 + k becomes 26 + k. `ecgbyte symbolize DATA` then makes the letters that it needs.
+    The pickle is not executed: only numbers, texts and lists are read from it. Ids 97 to 122 (a to z) become 0 to 25,
+    and 256 + k becomes 26 + k. Then `ecgbyte symbolize DATA` makes letters for this tokenizer.
     """
     result = import_tokenizer(work, file, ImportOptions(**options))
     print_result(f"{result['merges']} merges, vocabulary {result['vocab']}, in {work.ecg_tokenizer.parent}")
@@ -76,8 +76,8 @@ def command(work: WorkDir, file: Path, **options: Any) -> dict:
 def import_tokenizer(work: WorkDir, file: Path, options: ImportOptions) -> dict:
     """Write a tokenizer of ECG-Byte, ECG-Bench or ELM as ecg_tokenizer.json and tokenizer.json.
 
-    The reference stores the letters of each token but not the pair that made it. The pair is found by applying the
-    merges before it to its letters. If that does not leave two tokens, any two that spell the token are taken, which
+    The reference stores the letters of each token but not the pair that was merged. The pair is found by applying the
+    earlier merges to its letters. If that does not leave two tokens, any two that spell the token are used, which
     makes no difference to the segmenters `longest` (the reference's) and `fewest`.
 
     Parameters
@@ -85,7 +85,7 @@ def import_tokenizer(work: WorkDir, file: Path, options: ImportOptions) -> dict:
     work : WorkDir
     file : Path
         A pickle of (vocabulary, list of (bytes of the token, id)), or a JSON object whose `merges` are a list
-        of [letters, id], with `percentile_1` and `percentile_99` (mV) if they are known.
+        of [letters, id], with `percentile_1` and `percentile_99` (mV) if known.
     options : ImportOptions
         Without a range, letters can be encoded, but signals cannot.
 
@@ -102,7 +102,7 @@ def import_tokenizer(work: WorkDir, file: Path, options: ImportOptions) -> dict:
     file, like = Path(file), options.like
     signal = signal_like(like, options.leads, options.bounds)
     if not file.is_file():
-        raise Failure(f"{file} is no file")
+        raise Failure(f"{file} does not exist or is not a file")
     settings = {"imported": sha256_of(file), "range": options.bounds}
     # None, as in versions without these options
     settings["like"] = None if like == "ecg-byte" else like
@@ -120,7 +120,7 @@ def import_tokenizer(work: WorkDir, file: Path, options: ImportOptions) -> dict:
         signal["quantizer"] |= {"lo": lo, "hi": hi}
         if bounds is None:
             note(
-                "the file does not say what range in mV the letters stand for: give --range LO HI, or --like elm for a "
+                "the file does not state the range of the letters in mV: use --range LO HI, or --like elm for a "
                 "tokenizer of ECG-Bench or ELM"
             )
     about = {
@@ -136,17 +136,17 @@ def import_tokenizer(work: WorkDir, file: Path, options: ImportOptions) -> dict:
 
 
 def signal_like(like: str, leads: str, bounds: tuple[float, float] | None) -> dict[str, Any]:
-    """Return the `signal` of an ecg_tokenizer.json for an implementation: 250 Hz, 10 s, lead by lead.
+    """Return the `signal` of an ecg_tokenizer.json for an implementation: 250 Hz, 10 s, leads one after another.
 
     Raises
     ------
     click.UsageError
-        If the options do not fit together.
+        If the options conflict.
     """
     if bounds and not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise click.UsageError("--range needs two numbers, the smaller first")
     if bounds and like == "elm":
-        raise click.UsageError("--range does not go with --like elm: each segment has its own range")
+        raise click.UsageError("--range cannot be used with --like elm: each segment has its own range")
     signal = {
         "fs": 250.0,
         "leads": [readers.lead_name(lead) for lead in leads.split(",") if lead.strip()],

@@ -1,4 +1,4 @@
-"""ecgbyte info: the contents of the work folder, and the next command."""
+"""ecgbyte info: show the contents of the work folder, and the next command."""
 
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from ecgbyte_cli.storage.workdir import WorkDir
 @click.option(
     "--model",
     type=Model(),
-    help="Print the card of a model instead: a folder, OWNER/NAME of the Hugging Face Hub, or `ptbxl`, which comes "
-    "with ecgbyte.",
+    help="Print the card of a model instead: a folder, OWNER/NAME of the Hugging Face Hub, or `ptbxl`, the "
+    "included model.",
 )
 @click.pass_obj
 def command(work: WorkDir, model: Path | str | None) -> dict:
@@ -45,7 +45,7 @@ def command(work: WorkDir, model: Path | str | None) -> dict:
         ]
         table(rows, ("stage", "result"), title=f"{work.root}")
     else:
-        print_result(f"{work.root}: nothing yet")
+        print_result(f"{work.root}: empty")
     print_result(f"next: {result['next']}")
     return result
 

@@ -1,4 +1,4 @@
-"""ecgbyte learn: byte pair encoding merges from letters."""
+"""ecgbyte learn: learn byte pair encoding merges from letters."""
 
 import hashlib
 import json
@@ -51,10 +51,10 @@ class Sample(click.ParamType):
 class LearnOptions:
     """Options of `ecgbyte learn`."""
 
-    vocab: int = 5000  # letters and merges together
-    merges: int | None = None  # merges alone, instead of `vocab`
+    vocab: int = 5000  # number of letters and merges together
+    merges: int | None = None  # number of merges, instead of `vocab`
     boundary: str = "lead"  # the unit that no token crosses: lead, segment, or none (one long text)
-    min_count: int = 2  # stop when no pair occurs this often
+    min_count: int = 2  # stop when no pair occurs at least this often
     max_token_length: int = 256  # in samples; 0 for no limit
     split: str = "train"  # segments to learn from: train or all
     sample: int | float | None = None  # learn from this many segments, or this fraction, chosen by `seed`
@@ -74,13 +74,13 @@ class LearnOptions:
     type=click.IntRange(1, MOST_TOKENS),
     default=LearnOptions.vocab,
     show_default=True,
-    help="Letters and merges together.",
+    help="Size of the vocabulary: letters and merges.",
 )
 @click.option(
     "--merges",
     type=click.IntRange(0, MOST_TOKENS - 256),
     default=LearnOptions.merges,
-    help="Merges alone, instead of --vocab.",
+    help="Number of merges, instead of --vocab.",
 )
 @click.option(
     "--boundary",
@@ -94,14 +94,14 @@ class LearnOptions:
     type=click.IntRange(1),
     default=LearnOptions.min_count,
     show_default=True,
-    help="Stop when no pair occurs this often.",
+    help="Stop when no pair occurs at least this often.",
 )
 @click.option(
     "--max-token-length",
     type=click.IntRange(0),
     default=LearnOptions.max_token_length,
     show_default=True,
-    help="Length of the longest token in samples, so that a flat lead is not one token (0: no limit).",
+    help="Longest token in samples, so that a flat lead does not become one token (0: no limit).",
 )
 @click.option(
     "--split",
@@ -130,12 +130,12 @@ class LearnOptions:
 def command(work: WorkDir, **options: Any) -> dict:
     """Learn byte pair encoding merges from the letters, and write the tokenizer.
 
-    The next merge is always the most frequent pair; ties go to the smaller ids. So the merges are one well-defined
-    list, the same at any number of threads.
+    Each merge is the most frequent pair of tokens; ties go to the smaller ids. So the list of merges is well defined
+    listand does not depend on the number of threads.
     """
     source = click.get_current_context().get_parameter_source("vocab")
     if source is not click.core.ParameterSource.DEFAULT and options["merges"] is not None:
-        raise click.UsageError("use --vocab or --merges, not both: one follows from the other")
+        raise click.UsageError("use --vocab or --merges, not both: each determines the other")
     result = learn(work, LearnOptions(**options))
     print_result(
         f"{result['merges']} merges, vocabulary {result['vocab']}: {result['symbols']:,} letters in "
@@ -155,14 +155,14 @@ def learn(work: WorkDir, options: LearnOptions) -> dict:
     Returns
     -------
     dict
-        `symbols` (letters learned from), `vocab`, `merges`, `tokens` (of the same letters), `compression`
-        (letters per token), `seconds`, `compile_seconds`, `peak_rss_mb`, and `sha256`: of the merges as
+        `symbols` (letters learned from), `vocab`, `merges`, `tokens` (that encode these letters), `compression`
+        (letters per token), `seconds`, `compile_seconds`, `peak_rss_mb`, and `sha256` of the merges as
         pairs of little-endian int32. On a cluster also `cluster`: see `Groups.spent`.
 
     Raises
     ------
     Failure
-        If there are no letters, or the vocabulary is smaller than the number of letters.
+        If there are no letters, or the vocabulary is smaller than the alphabet.
     """
     with work.checked("symbols"):
         signal = read_json(work.symbol_settings)["signal"]
@@ -205,7 +205,7 @@ def _learn(work: WorkDir, settings: dict[str, Any], signal: dict[str, Any], opti
     kernels.compile_kernels(
         levels,
         merges,
-        lambda: note("learn: compiling the kernels, which is done once and takes about ten seconds"),
+        lambda: note("learn: compiling the kernels(only once, about ten seconds)"),
     )
     compile_seconds = time.perf_counter() - started
 
@@ -248,15 +248,15 @@ def _collect(
     known: np.ndarray,
     symbols: int,
 ) -> tuple[np.ndarray, int]:
-    """Return all merges, int64 (k, 3), and the number of tokens they leave. Save the merges now and then."""
-    # arrays, not lists: thousands of small objects would set off Python's garbage collector
+    """Return all merges, int64 (k, 3), and the number of tokens they leave. Save the merges at intervals."""
+    # arrays, because thousands of small objects would trigger Python's garbage collector
     rows, tokens, saved, count = [known], symbols, time.perf_counter(), len(known)
     with progress("learning", settings["merges"], "merges") as bar:
         for fresh, tokens in steps:
             rows.append(fresh)
             count += len(fresh)
             last = f"last count {fresh[-1, 2]:,}, " if len(fresh) else ""
-            bar.update(count, f"{last}{symbols / max(1, tokens):.2f} letters a token")
+            bar.update(count, f"{last}{symbols / max(1, tokens):.2f} letters per token")
             if len(fresh) and time.perf_counter() - saved >= SAVE_EVERY:
                 saved = time.perf_counter()
                 so_far = {"settings": settings, "merges": np.concatenate(rows).tolist()}
@@ -274,7 +274,7 @@ def _merge_steps(
     known: np.ndarray,
     options: LearnOptions,
 ) -> Iterator[tuple[Iterator[tuple[np.ndarray, int]], dict[str, Any] | None]]:
-    """Yield an iterator over steps of learning, and what a cluster spends on them (None on this machine)."""
+    """Yield an iterator over steps of learning, and the time that a cluster spends on them (None on this machine)."""
     started = time.perf_counter()
     boundary, min_count, longest = options.boundary, options.min_count, options.max_token_length
     if options.dask:
@@ -291,7 +291,7 @@ def _merge_steps(
             if needed > cluster.memory(client):
                 raise Failure(
                     f"{description}: a worker needs about {needed / 1e9:.1f} GB of memory and may use "
-                    f"{cluster.memory(client) / 1e9:.1f} GB: take more workers, or a --sample"
+                    f"{cluster.memory(client) / 1e9:.1f} GB: use more workers, or --sample"
                 )
             groups = worker_groups.Groups(client, shared, file_stamps([work.symbols]))
             note(f"learn: read by {len(shared)} workers in {groups.spent['reading']:.1f} s")
@@ -308,19 +308,19 @@ def _merge_steps(
 
 
 def half_learned(path: Path, settings: dict[str, Any], overwrite: bool) -> np.ndarray:
-    """Read the merges that an interrupted run with the same settings saved: int64 (k, 3)."""
+    """Read the merges saved by an interrupted run with the same settings: int64 (k, 3)."""
     if overwrite or not path.exists():
         return np.zeros((0, 3), np.int64)
     earlier = read_json(path)
     if earlier.get("settings") != json.loads(json.dumps(settings)):
         raise Failure(
-            f"{path} is of an interrupted run with other settings: "
+            f"{path} belongs to an interrupted run with other settings: "
             "add --overwrite, or use another --work folder"
         )
     if not has_valid_checksum(earlier):
         raise Failure(f"{path} is damaged: remove it, and run the same command again")
     rows = np.array(earlier["merges"], np.int64).reshape(-1, 3)
-    note(f"learn: goes on from merge {len(rows)}, where it was interrupted")
+    note(f"learn: resuming after {len(rows)} merges")
     return rows
 
 
@@ -342,14 +342,14 @@ def choose_segments(
     description = f"{len(rows)} of {total} segments (split {split})"
     if sample is not None:
         rows = rows_learned_from(segments, split, sample, seed)
-        description = f"{len(rows)} of {description}, by seed {seed}"
+        description = f"{len(rows)} of {description}, drawn with seed {seed}"
     return {
         name: segments[name][rows].astype(np.int64) for name in ("offset", "leads", "samples")
     }, description
 
 
 def check_memory(segments: dict[str, np.ndarray], boundary: str, description: str, free: float) -> None:
-    """Note how much memory learning needs, and raise a Failure if `free` bytes do not suffice."""
+    """Note how much memory learning needs, and raise a Failure if it exceeds `free` bytes."""
     symbols = int((segments["leads"] * segments["samples"]).sum())
     needed = memory_needed(symbols)
 
@@ -359,7 +359,7 @@ def check_memory(segments: dict[str, np.ndarray], boundary: str, description: st
     note(f"learn: {symbols:,} letters from {description}; about {needed / 1e9:.1f} GB of memory needed")
     if needed > free:
         raise Failure(
-            f"{symbols:,} letters need about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
+            f"{symbols:,} letters need about {needed / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free: "
             f"--sample {fitting(free / needed)} would fit"
         )
     if boundary == "none" and symbols > MOST_IN_ONE_PIECE:
@@ -370,5 +370,5 @@ def check_memory(segments: dict[str, np.ndarray], boundary: str, description: st
 
 
 def memory_needed(symbols: int) -> float:
-    """Return an upper bound of the bytes that learning needs besides Python and its libraries, from measurements."""
+    """Return an upper bound, from measurements, of the bytes that learning needs besides Python and its libraries."""
     return 3e8 + min(12 * symbols, 1e9 + 3.2 * symbols)

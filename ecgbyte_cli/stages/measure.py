@@ -1,4 +1,4 @@
-"""ecgbyte measure: rate, intervals, axes, amplitudes and ST levels of recordings."""
+"""ecgbyte measure: measure rate, intervals, axes, amplitudes and ST levels of recordings."""
 
 import os
 import time
@@ -34,7 +34,7 @@ from ecgbyte_cli.runtime.row_parts import (
 from ecgbyte_cli.signal.measure import SHORTEST
 from ecgbyte_cli.signal.measure_table import PRELOAD, columns_of, measured_rows
 
-SHOWN = {  # of the table on the terminal
+SHOWN = {  # columns shown on the terminal
     "rate_bpm": "rate",
     "p_ms": "P",
     "pr_ms": "PR",
@@ -58,7 +58,7 @@ SHOWN = {  # of the table on the terminal
     type=click.FloatRange(SHORTEST, 600),
     default=10.0,
     show_default=True,
-    help="Length of a segment in seconds. Longer recordings get a row for each.",
+    help="Length of a segment in seconds. Longer recordings get one row per segment.",
 )
 @bare_file_options
 @jobs_option
@@ -66,11 +66,11 @@ SHOWN = {  # of the table on the terminal
 @replace_option
 @click.pass_obj
 def command(work: Any, **options: Any) -> dict:
-    """Measure rate, intervals, axes, amplitudes and ST levels from the signal.
+    """Measure rate, intervals, axes, amplitudes and ST levels.
 
-    PATH is a folder, a RECORDS file, a pattern in quotes, or one recording; or several of these. Values come from the
-    median beat over all leads. A value that cannot be measured is empty, and the column `quality` says why. What is
-    measured, how exactly, and where it fails: docs/measure.md. Research use only: no medical device.
+    PATH is a folder, a RECORDS file, a pattern in quotes, or one recording. Name several if you like. Values come from
+    the median beat over all leads. A value that cannot be measured is empty, and the column `quality` says why.
+    Methods, accuracy and limits: docs/measure.md. Research use only: not a medical device.
     """
     result = measure(**options)
     if options["out"]:
@@ -95,13 +95,13 @@ def measure(
 ) -> dict:
     """Measure recordings.
 
-    The parameters are the options of the command, which says what they do.
+    The parameters are the options of the command.
 
     Returns
     -------
     dict
-        `records`, `skipped`, `skipped_reasons` (reason to how many), `seconds` and `out`; without `out` also
-        `rows`; `done_before` if an earlier run made the table.
+        `records`, `skipped`, `skipped_reasons` (reason mapped to count), `seconds` and `out`; without `out` also
+        `rows`; `done_before` if an earlier run wrote the table.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def measure(
 
 
 def _show(rows: list[dict]) -> None:
-    """Print a row a segment, and what is remarkable about each below."""
+    """Print one row per segment, with remarks about its quality below."""
 
     def text(value: float | None) -> str:
         return "–" if value is None else f"{value:.0f}"
@@ -160,11 +160,11 @@ def _show(rows: list[dict]) -> None:
             where = f" at {row['start']:g} s" if several else ""
             print_result(printable(f"{row['record']}{where}: {row['quality']}"))
     print_result("Rate in beats per minute, intervals in ms, axis of the QRS complex in degrees.")
-    print_result("Research use only: no medical device.")
+    print_result("Research use only: not a medical device.")
 
 
 def _show_leads(row: dict, leads: list[str]) -> None:
-    """Print the amplitudes of one recording."""
+    """Print the amplitudes in one recording."""
 
     def text(value: float | None) -> str:
         return "–" if value is None else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""ecgbyte plot: pictures of an ECG, its tokens, and the attribution of an answer."""
+"""ecgbyte plot: plot an ECG, its tokens, and the attribution of an answer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,22 +34,22 @@ class PlotOptions:
     Attributes
     ----------
     lead : str or None
-        For `tokens`; None is II, or the tokenizer's first lead.
+        Lead for `tokens`; None means II, or the tokenizer's first lead.
     start : float
-        First second to draw.
+        Start, in s.
     model : Path or None
-        Model folder (for `tokens`, its tokenizer and segmenter are taken); None is the work folder's.
+        Model folder (for `tokens`, its tokenizer and segmenter are used); None means the work folder's.
     base : Path or None
-        Where the model's base model is, if that has moved.
+        Where the model's base model is now, if it has moved.
     device : str or None
         See `devices.choose_device`.
     input_fs, lead_names, units
-        Sampling rate in Hz, names of the leads with commas between, and unit of a recording that does not say
-        them; None is as `symbolize` had it.
+        Sampling rate in Hz, lead names separated by commas, and unit for files that do not state them; None uses
+        the settings of `symbolize`.
     question, method : str
         For `attention`: the question, and one of `attribution.METHODS`.
     out : Path or None
-        None is pictures/RECORD-KIND.png in the work folder.
+        None means pictures/RECORD-KIND.png in the work folder.
     """
 
     lead: str | None = None
@@ -67,14 +67,14 @@ class PlotOptions:
 
 @click.command(
     cls=Stage,
-    short_help="Plot an ECG, its tokens, or what a model looked at.",
+    short_help="Plot an ECG, its tokens, or the evidence for an answer.",
     epilog="Example: ecgbyte plot tokens data/synth00001 --lead II --out tokens.png",
 )
 @click.argument("kind", type=click.Choice(["ecg", "beat", "tokens", "distribution", "attention"]))
 @click.argument("record", type=click.Path(path_type=Path))
-@click.option("--lead", help="Lead to draw the tokens of.  [default: II if the tokenizer has it]")
+@click.option("--lead", help="Lead for the plot of tokens.  [default: II if the tokenizer has it]")
 @click.option(
-    "--start", type=float, default=PlotOptions.start, show_default=True, help="First second to draw."
+    "--start", type=float, default=PlotOptions.start, show_default=True, help="Start of the plot, in s."
 )
 @click.option(
     "--model",
@@ -89,14 +89,14 @@ class PlotOptions:
     "-q",
     default=PlotOptions.question,
     show_default=True,
-    help="For attention: the question.",
+    help="Question, for attention.",
 )
 @click.option(
     "--method",
     type=click.Choice(["attention", "rollout", "gradient", "integrated", "occlusion"]),
     default=PlotOptions.method,
     show_default=True,
-    help="For attention: how the answer is attributed (see `ecgbyte explain`).",
+    help="Attribution method, for attention (see `ecgbyte explain`).",
 )
 @click.option(
     "--out",
@@ -105,14 +105,13 @@ class PlotOptions:
 )
 @click.pass_obj
 def command(work: WorkDir, kind: str, record: Path, **options: Any) -> dict:
-    """Draw a picture of KIND of a RECORD, on ECG paper (25 mm/s, 10 mm/mV).
+    """Plot a RECORD as one of five KINDs, on ECG paper (25 mm/s, 10 mm/mV).
 
-    ecg: the sheet of 3 x 4 leads with a rhythm strip; other leads one under another. beat: the median beat
-    of each lead over ten seconds, with the measured boundaries of P, QRS and T. tokens: one lead, with each token as
-    a coloured stretch with its id. distribution: how frequent, how long and how many the tokens of `ecgbyte encode`
-    are, of one record by its name, or of `all`. attention: a question is answered as in `ecgbyte chat`, and the
-    attribution of the answer is shaded on each lead, with a bar per word of the question. How far to trust it:
-    `ecgbyte explain`.
+    ecg: a sheet of 3 x 4 leads with a rhythm strip; other leads one below another. beat: the median beat of each lead
+    over ten seconds, with the measured boundaries of P, QRS and T. tokens: one lead, with each token as a coloured
+    section with its id. distribution: the frequency, length and number of the tokens of an encoded record (its name,
+    or `all`). attention: the answer to a question, as in `ecgbyte chat`, with its attribution shaded on each lead and
+    a bar for each word of the question. How far to trust it: `ecgbyte explain`.
     """
     result = plot(work, kind, record, PlotOptions(**options))
     print_result(result["picture"])
@@ -120,29 +119,29 @@ def command(work: WorkDir, kind: str, record: Path, **options: Any) -> dict:
 
 
 def plot(work: WorkDir, kind: str, record: Path, options: PlotOptions) -> dict:
-    """Draw a picture and write it.
+    """Draw a plot and write it.
 
     Parameters
     ----------
     work : WorkDir
     kind : {"ecg", "beat", "tokens", "distribution", "attention"}
     record : Path
-        A recording, with or without its extension; for `distribution` the name of one, or `all`.
+        A recording, with or without its extension; for `distribution` the name of a recording, or `all`.
     options : PlotOptions
 
     Returns
     -------
     dict
-        picture (path), record, kind; for `beat` also beats (how many); for `tokens` also lead, tokens (how many)
-        and segmenter; for `distribution` tokens, segments and different (tokens); for `attention` also question,
-        answer, method, on_text (percent of the attribution on the question; None for `occlusion`) and completeness_gap
-        (percent; see `attribution.Case`; None for other methods than `integrated`).
+        picture (path), record, kind; for `beat` also beats (count); for `tokens` also lead, tokens (count)
+        and segmenter; for `distribution` tokens, segments and different (distinct tokens); for `attention` also
+        question, answer, method, on_text (percent of the attribution on the question; None for `occlusion`) and
+        completeness_gap (percent; see `attribution.Case`; None for methods other than `integrated`).
 
     Raises
     ------
     Failure
-        If the recording, the tokenizer or the model cannot be read, has no such lead or stretch, or the model has no
-        answer.
+        If the recording, the tokenizer or the model cannot be read or has no such lead or time, or the model gives
+        no answer.
     """
     from ecgbyte_cli.render import figures
 
@@ -158,8 +157,8 @@ def plot(work: WorkDir, kind: str, record: Path, options: PlotOptions) -> dict:
     result = {"kind": kind, "record": recording.name, "picture": str(out)}
     seconds = recording.seconds
     if not 0 <= start < seconds:
-        raise Failure(f"{record} is {seconds:g} s long: --start {start:g} is outside")
-    if kind == "ecg" and Path(out).suffix.lower() == ".svg":  # the sheet that the page shows too
+        raise Failure(f"{record} is {seconds:g} s long: --start {start:g} is outside it")
+    if kind == "ecg" and Path(out).suffix.lower() == ".svg":  # the same sheet as on the page
         with atomic_write(out) as beside:
             beside.write_text(svg_sheet.svg_sheet(recording, start), encoding="utf-8")
         return result
@@ -186,7 +185,7 @@ def read(record: Path, reading: dict[str, Any]) -> readers.Recording:
 
 
 def beat_picture(recording: readers.Recording, start: float) -> tuple["Figure", dict]:
-    """Draw the median beats of the ten seconds from `start` on."""
+    """Draw the median beats of the ten seconds after `start`."""
     from ecgbyte_cli.render.beat_figure import plot_beat
     from ecgbyte_cli.signal.measure import measure_stretch
 
@@ -207,7 +206,7 @@ def token_picture(
     leads, fs = tokenizer.signal["leads"], tokenizer.signal["fs"]
     lead = lead or ("II" if "II" in leads else leads[0])
     if lead not in leads:
-        raise Failure(f"{path} knows no lead {lead}: it has {', '.join(leads)}")
+        raise Failure(f"{path} has no lead {lead}, only {', '.join(leads)}")
     segments, number = segments_at(recording, tokenizer, start)
     begin, signal = segments[number]
     letters, lo, hi = tokenizer.quantize(signal)
@@ -223,41 +222,39 @@ def token_picture(
 
 
 def segmenter_of(work: WorkDir, tokenizer: ECGTokenizer, model: Path | None) -> str:
-    """Return the segmenter that a model was trained with, or else that of the work folder's tokens."""
+    """Return the segmenter that a model was trained with, else that of the work folder's tokens."""
     if model:
         path = model / "ecgbyte.json"
         about = read_json(path)
-        # models older than this entry know one segmenter alone
+        # models older than this entry have only one segmenter
         segmenter = about.get("segmenter", "longest" if about.get("format") == "ecgbyte-model" else None)
     elif not work.token_settings.exists():
-        return "longest"  # as encode would
+        return "longest"  # the default of `ecgbyte encode`
     else:
         path = work.token_settings
         about = read_json(path)
         segmenter = about.get("segmenter")
         if about.get("tokenizer_sha256") != tokenizer.sha256:
             raise Failure(
-                f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: encode again"
+                f"{work.tokens} was not encoded with {work.ecg_tokenizer}: run `ecgbyte encode` again"
             )
     if segmenter is None:
-        raise Failure(f"{path} does not say with which segmenter tokens are to be cut")
+        raise Failure(f"{path} does not state the segmenter for the tokens")
     return segmenter
 
 
 def distribution_picture(work: WorkDir, name: str) -> tuple["Figure", dict]:
-    """Draw how frequent, how long and how many the tokens of a record, or of `all`, are."""
+    """Draw the frequency, length and number of the tokens of a record, or of `all`."""
     from ecgbyte_cli.render import figures
 
     tokens, about = read_array(work.need(work.tokens, "encode")), read_json(work.token_settings)
     places, segments = read_table(work.token_segments), read_table(work.symbol_segments)
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
     if tokenizer.sha256 != about["tokenizer_sha256"]:
-        raise Failure(
-            f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: encode again"
-        )
+        raise Failure(f"{work.tokens} was not encoded with {work.ecg_tokenizer}: run `ecgbyte encode` again")
     chosen = [i for i, record in enumerate(segments["record"]) if name in ("all", record)]
     if not chosen:
-        raise Failure(f"{work.symbol_segments} has no record {name}: give the name of one, or all")
+        raise Failure(f"{work.symbol_segments} has no record {name}: name a record in it, or `all`")
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for i in chosen:
         part = tokens[places["offset"][i] :][: places["length"][i]]
@@ -273,7 +270,7 @@ def distribution_picture(work: WorkDir, name: str) -> tuple["Figure", dict]:
 def segments_at(
     recording: readers.Recording, tokenizer: ECGTokenizer, start: float
 ) -> tuple[list[tuple[float, np.ndarray]], int]:
-    """Return the segments of a recording (start in s and signal in mV), and the number of the one at `start`."""
+    """Return the segments of a recording (start in s and signal in mV), and the index of the one at `start`."""
     try:
         segments = preprocess.segments(recording, tokenizer.signal)
     except readers.Unusable as error:
@@ -290,7 +287,7 @@ def attention_picture(
     question, method = options.question, options.method
     session = Session.open(options.model, work, options.base, options.device)
     ecg = session.reader.segment(recording, *segments_at(recording, session.tokenizer, options.start))
-    advice = "take --method occlusion" if method != "occlusion" else "use a machine with more memory"
+    advice = "use --method occlusion" if method != "occlusion" else "use a machine with more memory"
     with reporting_out_of_memory(f"with --method {method}", advice):
         turn, _, density, words, values, gap = session.attribute(ecg, question, method)
     title = f"{recording.name}: {question} {turn.answer}   ({method}; research use only)"

@@ -1,4 +1,4 @@
-"""ecgbyte push: a model folder to the Hugging Face Hub."""
+"""ecgbyte push: upload a model folder to the Hugging Face Hub."""
 
 import time
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ecgbyte_cli.model.hub_upload import upload_model
 
 
 class Repository(click.ParamType):
-    """The type of an argument that names a repository of the Hugging Face Hub: HubName, without a revision."""
+    """The type of an argument that names a Hugging Face Hub repository: HubName, without a revision."""
 
     name = "owner/name"
 
@@ -41,17 +41,15 @@ class PushOptions:
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="OWNER/NAME", type=Repository())
-@click.option(
-    "--public", is_flag=True, help="Let everybody read a new repository.  [default: private, readers by name]"
-)
+@click.option("--public", is_flag=True, help="Make a new repository public.  [default: private]")
 @click.option(
     "--base", metavar="OWNER/NAME", help="Base model on the Hub, if the model was trained on a folder."
 )
 def command(model: Path, repository: HubName, **options: Any) -> dict:
     """Upload a model folder and its card to the repository OWNER/NAME of the Hugging Face Hub.
 
-    Log in with `hf auth login` before. A new repository is private unless --public is added; an existing one stays as
-    it is, and gets a new commit. Paths of this machine are left out of ecgbyte.json. Others use the model with
+    Log in with `hf auth login` first. A new repository is private unless --public is used; an existing one keeps its
+    visibility and gets a new commit. Paths of this machine are left out of ecgbyte.json. Others use the model with
     --model OWNER/NAME, where a command takes --model.
     """
     result = push(model, repository, PushOptions(**options))
@@ -68,12 +66,12 @@ def push(model: Path, repository: HubName, options: PushOptions) -> dict[str, An
     Returns
     -------
     dict
-        address, revision (the commit), private, files (how many), megabytes, seconds.
+        address, revision (the commit), private, files (count), megabytes, seconds.
 
     Raises
     ------
     Failure
-        If the folder is no whole model, its base model is a folder, or the Hub refuses.
+        If the model folder is incomplete, its base model is a folder, or the Hub refuses.
     """
     start = time.perf_counter()
     done = upload_model(model, repository, options.public, options.base)

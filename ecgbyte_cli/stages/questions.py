@@ -1,6 +1,6 @@
-"""ecgbyte questions: questions and answers from the labels of a data set.
+"""ecgbyte questions: build questions and answers from the labels of a data set.
 
-questions/sources/ has a file for each kind of source, questions/question_builder.py chooses and balances the
+Each kind of source has a module in questions/sources/. questions/question_builder.py selects and balances the
 questions, and questions/phrasings.py words them.
 """
 
@@ -34,13 +34,13 @@ from ecgbyte_cli.storage.files import atomic_write
 class QuestionsOptions:
     """Options of `ecgbyte questions`. See `ecgbyte_cli.questions.question_builder.build_questions`."""
 
-    out: Path = Path("qa.jsonl")  # the question file to write
+    out: Path = Path("qa.jsonl")  # output file
     cap: int = 500  # most questions about a finding with the same answer, on each side of the split
     every_finding: bool = False  # ask about each finding of examples/findings.csv for every record
     cannot: float = 0.02  # share of questions that no ECG can answer
-    think: bool = False  # add the reasoning that leads to each answer
+    think: bool = False  # add the reasoning before each answer
     seed: int = 1  # random seed of the questions
-    overwrite: bool = False  # replace a file that holds anything else
+    overwrite: bool = False  # replace other content of the file
 
 
 @click.command(
@@ -54,7 +54,7 @@ class QuestionsOptions:
     type=click.Path(path_type=Path),
     default=QuestionsOptions.out,
     show_default=True,
-    help="The question file to write.",
+    help="Output file.",
 )
 @click.option(
     "--cap",
@@ -66,7 +66,7 @@ class QuestionsOptions:
 @click.option(
     "--every-finding",
     is_flag=True,
-    help="Ask about each of the findings of examples/findings.csv for every record, balanced or not.",
+    help="Ask about each finding in examples/findings.csv for every record, without balancing.",
 )
 @click.option(
     "--cannot",
@@ -78,7 +78,7 @@ class QuestionsOptions:
 @click.option(
     "--think",
     is_flag=True,
-    help="Add the reasoning that leads to each answer, from measurements and labels.",
+    help="Add the reasoning before each answer, from measurements and labels.",
 )
 @click.option(
     "--seed",
@@ -87,14 +87,14 @@ class QuestionsOptions:
     show_default=True,
     help="Random seed of the questions.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace other questions in the file.")
+@click.option("--overwrite", is_flag=True, help="Replace a file with other content.")
 def command(source: Path, **options: Any) -> dict:
     """Build questions and answers from the labels of the data set SOURCE.
 
-    SOURCE is PTB-XL's folder or its ptbxl_database.csv; a folder of WFDB headers with SNOMED CT codes in their
-    comments, as in the PhysioNet Challenges, or of `ecgbyte synth`; CODE-15's exams.csv; or any CSV table with the
-    column `record` and columns of yes and no. Yes and no are equally frequent on each side of the split. Uncertain
-    and missing labels are skipped.
+    SOURCE is PTB-XL's folder or its ptbxl_database.csv; a folder of WFDB headers with SNOMED CT codes in the
+    comments, as in the PhysioNet Challenges, or written by `ecgbyte synth`; CODE-15's exams.csv; or any CSV table with
+    a column `record` and yes/no columns. Yes and no are equally frequent in each split. Uncertain and missing labels
+    are skipped.
     """
     result = questions(source, QuestionsOptions(**options))
     by_type, by_split = result["by_type"], result["by_split"]
@@ -123,14 +123,14 @@ def questions(source: Path, options: QuestionsOptions) -> dict:
     Returns
     -------
     dict
-        `records` (of the data set), `questions`, `by_type` and `by_split` (their numbers), `counts` (type to split
-        to number), `by_finding` (finding to the numbers of `yes` and `no`: first the eighteen of
-        examples/findings.csv, then the others without noise), `path` and `seconds`.
+        `records` (in the data set), `questions`, `by_type` and `by_split` (their numbers), `counts` (type to split
+        to count), `by_finding` (finding to the counts of `yes` and `no`: first the eighteen of
+        examples/findings.csv, then the others except noise), `path` and `seconds`.
 
     Raises
     ------
     Failure
-        If the source is of an unknown kind or cannot be read, or `out` cannot be written or holds something else.
+        If the source is of an unknown kind or cannot be read, or `out` cannot be written or has other content.
     """
     start = time.perf_counter()
     out, labelled = Path(options.out), read_source(Path(source))
@@ -138,7 +138,7 @@ def questions(source: Path, options: QuestionsOptions) -> dict:
         labelled, options.seed, options.cap, options.every_finding, options.cannot, options.think
     )
     if not lines:
-        raise Failure(f"{source} has no labels to ask about: each side of the split needs a yes and a no")
+        raise Failure(f"{source} has no usable labels: training and test split both need a yes and a no")
     for line in _remarks(labelled):
         note(line)
     _write(out, lines, options.overwrite)
@@ -156,10 +156,10 @@ def questions(source: Path, options: QuestionsOptions) -> dict:
 
 
 def _remarks(source: Source) -> Iterator[str]:
-    """Yield lines about contradictory labels and about the split."""
+    """Yield messages about contradictory labels and about the split."""
     labels = derive_labels(source.facts)
     for (stated, denied), count in labels.contradictions.most_common(5):
-        yield f"{count} recordings have {stated} and no {denied}: taken as unknown"
+        yield f"{count} recordings have {stated} and no {denied}: treated as unknown"
     sides: dict[str, set[str]] = {}
     for each in source.facts:
         sides.setdefault(each.patient, set()).add(each.split)
@@ -176,15 +176,15 @@ def _remarks(source: Source) -> Iterator[str]:
 
 
 def _write(out: Path, lines: Sequence[dict[str, Any]], overwrite: bool) -> None:
-    """Write the lines, unless the file holds them already. Replace other content only if `overwrite`."""
+    """Write the lines, unless the file already holds them. Replace other content only if `overwrite`."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     if out.is_dir():
-        raise Failure(f"{out} is a folder: --out names a file")
+        raise Failure(f"{out} is a folder: --out must name a file")
     if out.exists() and not overwrite:
         if os.path.getsize(out) == len(text) and out.read_bytes() == text:
-            note(f"{out} holds these questions already")
+            note(f"{out} already holds these questions")
             return
-        raise Failure(f"{out} holds something else: add --overwrite, or name another file with --out")
+        raise Failure(f"{out} has other content: add --overwrite, or name another file with --out")
     with atomic_write(out) as beside:
         beside.write_bytes(text)
 
@@ -192,7 +192,7 @@ def _write(out: Path, lines: Sequence[dict[str, Any]], overwrite: bool) -> None:
 def _count(
     lines: Sequence[dict[str, Any]], key: str, other: str, columns: Sequence[str]
 ) -> dict[str, dict[str, int]]:
-    """Count the lines: value of `key` to value of `other`, one of `columns`, to number."""
+    """Count the lines: value of `key` to value of `other`, one of `columns`, to count."""
     counts = Counter((line[key], line[other]) for line in lines)
     values = sorted({value for value, _ in counts})
     return {value: {column: counts[value, column] for column in columns} for value in values}

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ecgbyte_cli.training.grpo import GRPOTrainer
 
 LEARNING_RATE = {"full": 2e-4, "lora": 2e-5, "qlora": 2e-5}
-VALIDATED = 256  # questions
+VALIDATED = 256  # number of validation questions
 KEPT = (
     "segmenter",
     "date",
@@ -52,26 +52,26 @@ KEPT = (
     "think",
     "draws",
     "writes",
-)  # of ecgbyte.json
+)  # entries of ecgbyte.json
 
 
 @dataclass(frozen=True)
 class ReinforceOptions:
     """Options of `ecgbyte reinforce`."""
 
-    qa: str | Path | None = None  # question file or folder; None: of the model's training
+    qa: str | Path | None = None  # question file or folder; None: the one of the model's training run
     model: str | Path | None = None  # model to start from; None: the work folder's
     device: str | None = None  # see `devices.choose_device`
     rewards: Sequence[tuple[str, float]] = (("exact", 1.0),)  # name in `REWARDS`, and weight
-    answers: int = 8  # sampled for each question
-    temperature: float = 1.0  # of sampling
+    answers: int = 8  # number of sampled answers per question
+    temperature: float = 1.0  # sampling temperature
     max_new: int | None = None  # longest answer in tokens; None: 64, or 512 for a model that reasons
-    kl: float = 0.02  # weight of the distance to the initial model
+    kl: float = 0.02  # weight of the KL divergence from the initial model
     steps: int = 200  # number of updates
     batch: int = 8  # ECGs per batch, each with its questions
     accumulate: int = 1  # batches per update, on each process
     together: int = 4  # most questions about one ECG in a batch
-    lr: float | None = None  # highest learning rate; None: `LEARNING_RATE`
+    lr: float | None = None  # peak learning rate; None: `LEARNING_RATE`
     checkpointing: str = "auto"  # gradient checkpointing: on, off or auto
     every: int | None = None  # steps between validations; None: a fifth of all
     seed: int = 0
@@ -86,7 +86,7 @@ class ReinforceOptions:
 @click.option(
     "--qa",
     type=click.Path(path_type=Path),
-    help="Question file, or a folder of them.  [default: the one of the model's training]",
+    help="Question file, or a folder of them.  [default: the one that the model was trained on]",
 )
 @click.option(
     "--model",
@@ -101,7 +101,7 @@ class ReinforceOptions:
     multiple=True,
     default=["exact"],
     show_default=True,
-    help="Reward of an answer, with a weight (exact:1): exact, f1 (of the labels), form (reasoning, then answer), "
+    help="Reward, with a weight (exact:1): exact, f1 (of the labels), form (reasoning, then answer), "
     "length (short is better). Repeat the option to add rewards.",
 )
 @click.option(
@@ -109,7 +109,7 @@ class ReinforceOptions:
     type=click.IntRange(2),
     default=ReinforceOptions.answers,
     show_default=True,
-    help="Answers sampled for each question. Each is compared with their mean reward.",
+    help="Number of answers sampled for each question. Each is compared with their mean reward.",
 )
 @click.option(
     "--temperature",
@@ -124,7 +124,7 @@ class ReinforceOptions:
     type=click.FloatRange(0),
     default=ReinforceOptions.kl,
     show_default=True,
-    help="Weight of the distance (KL) to the initial model.",
+    help="Weight of the KL divergence from the initial model.",
 )
 @click.option(
     "--steps",
@@ -138,7 +138,7 @@ class ReinforceOptions:
     type=click.IntRange(1),
     default=ReinforceOptions.batch,
     show_default=True,
-    help="ECGs per batch, each with its questions.",
+    help="Number of ECGs per batch, each with its questions.",
 )
 @accumulate_option
 @click.option(
@@ -148,7 +148,7 @@ class ReinforceOptions:
     show_default=True,
     help="Most questions about one ECG in a batch.",
 )
-@click.option("--lr", type=float, help="Highest learning rate.  [default: 2e-4 for full, else 2e-5]")
+@click.option("--lr", type=float, help="Peak learning rate.  [default: 2e-4 for full, else 2e-5]")
 @checkpointing_option
 @click.option(
     "--every",
@@ -161,15 +161,15 @@ class ReinforceOptions:
 def command(work: WorkDir, **options: Any) -> dict | None:
     """Train a model further on its own sampled answers: answers with higher rewards become more probable.
 
-    Starts from the work folder's model and leaves it unchanged. The new model is in reinforced/; reward, length and
-    distance to the initial model over the steps are in reinforcing/ (CSV, PNG, TensorBoard). Trains the same weights
-    as `ecgbyte finetune` did: an adapter, or all. Rerun an interrupted training and it resumes. On several GPUs, run
-    the same command under torchrun or srun.
+    Starts from the work folder's model and leaves it unchanged. Writes the new model to reinforced/, and reward,
+    length and KL divergence by step to reinforcing/ (CSV, PNG, TensorBoard). Trains the same weights as `ecgbyte
+    finetune` did: an adapter, or all. Rerun an interrupted run and it resumes. On several GPUs, run the same command
+    under torchrun or srun.
     """
     result = reinforce(work, ReinforceOptions(**options))
     if result is None:
         return None
-    val = "" if result["val_reward"] is None else f", {result['val_reward']:.3f} in validation"
+    val = "" if result["val_reward"] is None else f", {result['val_reward']:.3f} on the validation set"
     print_result(
         f"{result['model']}: {result['steps']} steps, reward {result['reward']:.3f}{val}, "
         f"{result['exact']:.1f} % of the sampled answers right, {result['answer_tokens']:.1f} tokens each, "
@@ -179,30 +179,32 @@ def command(work: WorkDir, **options: Any) -> dict | None:
 
 
 def reinforce(work: WorkDir, options: ReinforceOptions) -> dict | None:
-    """Train a model on sampled answers and write it beside the initial model.
+    """Train a model on sampled answers and write it next to the initial model.
 
     Returns
     -------
     dict or None
         steps; reward, exact (%), answer_tokens and kl (means over the last tenth, of sampled answers); val_reward (of
-        the model that is kept; None without validation questions), best_step, trainable_parameters, seconds, model
+        the selected model; None without validation questions), best_step, trainable_parameters, seconds, model
         (path). None on all processes but the first.
 
     Raises
     ------
     Failure
-        If model, tokens or questions are missing or do not fit together, or memory is short.
+        If model, tokens or questions are missing or do not fit together, or memory runs out.
     """
     initial = resolve_model_folder(options.model or work.need(work.model, "finetune"))
     work = work.reinforcing()
     about, encoded = folder_checks.read_about(initial), read_json(work.need(work.token_settings, "encode"))
     qa = options.qa or about.get("qa")
     if not qa:
-        raise Failure(f"{initial} does not name the questions of its training: give --qa")
+        raise Failure(f"{initial} does not name its training questions: use --qa")
     if not about.get("think") and any(name == "form" for name, _ in options.rewards):
-        raise Failure(f"--reward form: {initial} does not reason first, so its answers have no form to keep")
+        raise Failure(
+            f"--reward form: {initial} does not write its reasoning, so its answers have no form to reward"
+        )
     if initial.resolve() == work.model.resolve():
-        raise Failure(f"{initial} is where the new model goes: move it, and name it with --model")
+        raise Failure(f"{initial} is the output folder of the new model: move it, and name it with --model")
     settings = training_settings(initial, about, encoded, qa, options)
     with work.checked("tokens"), work.making("training"):
         resume_from = unfinished_checkpoint(work, settings, options.overwrite)
@@ -221,8 +223,8 @@ def training_settings(
     qa: QuestionFiles,
     options: ReinforceOptions,
 ) -> dict[str, Any]:
-    """Return the settings that ecgbyte.json holds, and that a resumed training must have."""
-    before = about["settings"]  # of the training of the initial model
+    """Return the settings that are stored in ecgbyte.json and must be the same in a resumed run."""
+    before = about["settings"]  # settings of the initial model's training run
     rewards: dict[str, float] = {}
     for name, weight in options.rewards:
         rewards[name] = rewards.get(name, 0) + weight
@@ -250,7 +252,7 @@ def training_settings(
         "every": options.every or max(1, options.steps // 5),
         "patience": None,
         "seed": options.seed,
-        # of the samples and the model
+        # settings of the samples and the model
         **{"positions": None, "augment": 0.0, "draw": None, "long": before.get("long") or "trim"},
         "max_length": before.get("max_length") or 4096,
     }
@@ -274,7 +276,7 @@ def _train(
     with process_group(options.device, settings["method"]) as device:
         with reporting_out_of_memory(f"for {settings['base']}", "use a machine with more memory"):
             lm, text_tokenizer, samples, name = load_for_training(work, settings, device)
-        # rewards compare only the answer, so a model that reasons needs no reasoning here
+        # rewards use the answer only, so the reasoning in the question file is not needed
         types, weights = settings["types"] or (), settings["weights"]
         plans = read_samples(work, qa, samples, settings["seed"], tell, types=types, weights=weights)
         lm.ecg_rows.requires_grad_(settings["ecg_rows"] == "train")
@@ -283,12 +285,12 @@ def _train(
         with reporting_out_of_memory(
             f"at --batch {settings['batch']} with samples of up to {longest} tokens",
             "lower --batch (and raise --accumulate), --together, --answers or --max-new"
-            + ("" if recompute else ", or give --checkpointing on"),
+            + ("" if recompute else ", or use --checkpointing on"),
         ):
             trainer = make_trainer(work, lm, samples, settings, plans, about.get("think"), tell)
             with trainer.stop:
                 result = _run(trainer, resume_from)
-        if about.get("think"):  # its answers are written freely, so there are no probabilities to calibrate
+        if about.get("think"):  # its answers are free text, so there are no probabilities to calibrate
             known = certainty.read_certainty(Path(settings["base"]), samples.tokenizer.vocab_size)
         else:
             known = calibration.calibrate_training(lm, samples, plans, settings["batch"], tell)
@@ -314,11 +316,11 @@ def recompute_layers(
     checkpointing: str,
     tell: Callable[[str], object],
 ) -> bool:
-    """Let the backward pass recompute the layers if that is wanted or memory is short; return whether it does."""
+    """Let the backward pass recompute the layers if requested or if memory is short; return whether it does."""
     from ecgbyte_cli.model.ecg_lm import checkpoint_layers
     from ecgbyte_cli.training.setup import recomputes_layers
 
-    # each question may have several answers, side by side
+    # each question may have several answers in the same reading
     written = settings["answers"] * settings["max_new"]
     longest = max(plan.length + len(plan.questions) * written for plan in plans.training)
     recompute = recomputes_layers(lm, settings, longest, checkpointing, tell)
@@ -336,13 +338,13 @@ def make_trainer(
     tags: Sequence[str] | None,
     tell: Callable[[str], object],
 ) -> "GRPOTrainer":
-    """Return the trainer. Answers share a reading of their ECG if the base model can do that."""
+    """Return the trainer. The answers share a reading of the ECG if the base model supports it."""
     from ecgbyte_cli.training.grpo import GRPOTrainer
 
-    # a single question has several answers behind its reading too
+    # even a single question has several answers after its reading
     doubled = [plan._replace(questions=2 * plan.questions) for plan in plans.training]
     if not can_share_reading(lm, samples, doubled):
-        tell("this base model cannot read an ECG for several answers at once: each gets one of its own")
+        tell("this base model cannot share an ECG among several answers: each answer gets its own copy")
         samples.together = 1
     steps, every = settings["steps"], settings["every"]
     validation = plans.validation[:VALIDATED]
@@ -350,7 +352,7 @@ def make_trainer(
 
 
 def _run(trainer: "GRPOTrainer", resume_from: Path | None) -> dict:
-    """Train and return the results. A new training starts with a validation."""
+    """Train and return the results. A new run starts with a validation."""
     if resume_from is not None:
         trainer.restore(resume_from)
         trainer.tell(f"resuming after step {trainer.step} of {trainer.steps}, from {resume_from}")

@@ -1,4 +1,4 @@
-"""ecgbyte score: scores of any model's answers, beside its answers to twins."""
+"""ecgbyte score: score any model's answers, and compare them with its answers to twins."""
 
 import os
 import re
@@ -25,7 +25,7 @@ NAMED = re.compile(r"([A-Za-z][\w -]*)=(.+)", re.DOTALL)
 
 @click.command(
     cls=Stage,
-    short_help="Score the answers of any model, beside its answers to twins.",
+    short_help="Score the answers of any model.",
     epilog="Example: ecgbyte score answers.jsonl --qa controls/questions-wfdb.jsonl",
 )
 @click.argument("answers", nargs=-1, required=True, metavar="ANSWERS...")
@@ -33,15 +33,17 @@ NAMED = re.compile(r"([A-Za-z][\w -]*)=(.+)", re.DOTALL)
     "--qa",
     type=click.Path(path_type=Path),
     required=True,
-    help="Question file that was answered: one of `ecgbyte controls`, or any other.",
+    help="The question file that was answered, from `ecgbyte controls` or elsewhere.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed of the bootstrap."
+)
 def command(answers: tuple[str, ...], qa: Path, seed: int) -> dict:
-    """Score the answers of any model as `ecgbyte generate` scores its own, with the gain over each control.
+    """Score the answers of any model like `ecgbyte generate`, with the gain over each control.
 
-    ANSWERS is a file with record, question and answer, and perhaps control and probability (JSON Lines or CSV), or the
-    results of PULSE, ELM, ECG-QA or ECG-Reasoning-Benchmark. Write CONTROL=ANSWERS for a file that holds the answers
-    to one control and does not say so, as in noise=results/. Intervals hold 95 % of a bootstrap over patients.
+    ANSWERS is a file with record, question and answer, and optionally control and probability (JSON Lines or CSV), or
+    results of PULSE, ELM, ECG-QA or ECG-Reasoning-Benchmark. Write CONTROL=ANSWERS, such as noise=results/, for
+    answers to one control in a file that does not name it. 95 % intervals are from a bootstrap over patients.
     """
     result = score(answers, qa, seed)
     if "completion_hard" in result:
@@ -57,12 +59,12 @@ def score(answers: Sequence[str], qa: Path, seed: int = 0) -> dict[str, Any]:
     Returns
     -------
     dict
-        The result of `score_answers` or of `score_samples`, `forms` (of the files) and `seconds`.
+        The result of `score_answers` or of `score_samples`, `forms` (file formats) and `seconds`.
 
     Raises
     ------
     Failure
-        If a file cannot be read, or the answers do not fit the questions.
+        If a file cannot be read, or the answers do not match the questions.
     """
     started = time.perf_counter()
     files: list[tuple[str, AnswerFile]] = []
@@ -70,25 +72,25 @@ def score(answers: Sequence[str], qa: Path, seed: int = 0) -> dict[str, Any]:
         match = None if os.path.exists(text) else NAMED.fullmatch(text)
         control, path = (match[1], Path(match[2])) if match else ("", Path(text))
         if control and control not in CONTROLS:
-            note(f"{control} is no twin of `ecgbyte controls`: its answers count as a control")
+            note(f"{control} is not a twin from `ecgbyte controls`: its answers count as a control")
         files.append((control, read_answers(path)))
     forms = sorted({file.form for _, file in files})
     if BENCHMARK in forms:
         if len(forms) > 1:
-            raise Failure(f"samples of {BENCHMARK} are scored by themselves, without other answers")
+            raise Failure(f"samples of {BENCHMARK} are scored separately, without other answers")
         result = _score_benchmark(files, qa, seed)
     else:
         matched = match_answers(read_questions(qa), [(control, file.answers) for control, file in files])
         if matched.unknown:
             count, first = len(matched.unknown), matched.unknown[0]
-            note(f"{count} answers are to no question of {qa}: left out (the first: {first})")
+            note(f"{count} answers match no question in {qa}: ignored (the first: {first})")
         result = score_answers(matched, seed)
         for name, text in (
             ("unanswered", "questions have no answer"),
-            ("incomplete", "questions are answered, but not under every control"),
+            ("incomplete", "questions are not answered for every control"),
         ):
             if result[name]:
-                note(f"{result[name]} {text}: left out")
+                note(f"{result[name]} {text}: ignored")
         if result["unclear"]:
             note(
                 f"{result['unclear']} answers to yes/no questions begin with neither yes nor no: counted as wrong"
@@ -100,12 +102,12 @@ def _score_benchmark(files: Sequence[tuple[str, AnswerFile]], qa: Path, seed: in
     """Score samples of ECG-Reasoning-Benchmark."""
     benchmark = read_answers(qa)
     if benchmark.form != BENCHMARK:
-        raise Failure(f"{qa} holds no samples of {BENCHMARK}: name its data file, such as data/ptbxl.jsonl")
+        raise Failure(f"{qa} has no samples of {BENCHMARK}: name its data file, such as data/ptbxl.jsonl")
     samples: dict[str, list[dict[str, Any]]] = {}
     for control, file in files:
         samples.setdefault(control or SIGNAL, []).extend(file.samples)
     if SIGNAL not in samples:
-        raise Failure("no responses are to the recordings themselves: name a folder without CONTROL=")
+        raise Failure("no responses are about the recordings themselves: name a folder without CONTROL=")
     return score_samples(samples, benchmark.samples, seed)
 
 
@@ -131,13 +133,13 @@ def _show(result: dict[str, Any]) -> None:
     for line in report.reliability_lines(result):
         print_result(line)
     if len(result["control"]) == 1:
-        print_result("No answers about twins: `ecgbyte controls` writes them, with the same questions.")
+        print_result("There are no answers about twins. `ecgbyte controls` writes twins and their questions.")
 
 
 def _show_benchmark(result: dict[str, Any]) -> None:
     """Print completion and depth."""
     release = result["release"]
-    title = f"{BENCHMARK}, release {release} by its questions, {result['questions']} samples"
+    title = f"{BENCHMARK}, release {release} judging by its questions, {result['questions']} samples"
     rows = [(SIGNAL, result), *result["control"].items()]
     table(
         [
@@ -162,8 +164,8 @@ def _show_benchmark(result: dict[str, Any]) -> None:
         print_result(f"gain over {name}: {', '.join(texts)}")
     if result["renewed"]:
         print_result(
-            f"{result['renewed']} samples are of diagnoses that release 0.0.2 generated again: compare them within one "
+            f"{result['renewed']} samples have diagnoses that release 0.0.2 generated again: compare them within one "
             "release only"
         )
     if result["unanswered"]:
-        note(f"{result['unanswered']} samples have no response, or not under every control: left out")
+        note(f"{result['unanswered']} samples have no response, or not for every control: ignored")

@@ -1,4 +1,4 @@
-"""ecgbyte serve: a page to see ECGs and their tokens, and to ask about them."""
+"""ecgbyte serve: serve a web page that shows ECGs and answers questions about them."""
 
 import secrets
 import socket
@@ -36,25 +36,25 @@ class ServeOptions:
     Attributes
     ----------
     model, base : Path or None
-        Model folder (None: the work folder's, or the one that comes with the package), and where its base model is,
-        if that has moved.
+        Model folder (None: the work folder's model, or the included one), and where its base model is now, if it has
+        moved.
     device : str or None
         See `devices.choose_device`.
     site : Path or None
-        File of a site, from `ecgbyte findings --calibrate`.
+        Site file, from `ecgbyte findings --calibrate`.
     host, port
-        Where to listen; port 0 takes a free one.
+        Address and port to listen on; port 0 uses a free port.
     allow_hosts : sequence of str
-        Further names of the page, such as a proxy's; with any, a token is needed.
+        More host names of the page, such as a proxy's; any name makes a token necessary.
     open_page : bool
         Whether to open the page in the browser.
     max_new : int
-        Longest answer in tokens.
+        Longest answer, in tokens.
     upload_mb : int
-        Largest file that may be dropped.
+        Largest file that can be dropped on the page, in MB.
     input_fs, lead_names, units
-        Sampling rate in Hz, names of the leads with commas between, and unit of recordings that do not say them;
-        None is as `symbolize` had it.
+        Sampling rate in Hz, lead names separated by commas, and unit for files that do not state them; None uses the
+        settings of `symbolize`.
     """
 
     model: Path | str | None = None
@@ -84,21 +84,21 @@ class ServeOptions:
     type=click.IntRange(0, 65535),
     default=ServeOptions.port,
     show_default=True,
-    help="0 takes a free one.",
+    help="Port to listen on; 0 uses a free port.",
 )
 @click.option(
     "--host",
     default=ServeOptions.host,
     show_default=True,
-    help="Address to listen at. Where others reach it, a token in the page's address is needed.",
+    help="Address to listen on. If others can reach it, the page's address contains a token.",
 )
 @click.option(
     "--allow-host",
     "allow_hosts",
     metavar="NAME",
     multiple=True,
-    help="Answer under this name too: that of a proxy in front, with a port or without. Repeat it for several. A token "
-    "is needed then.",
+    help="Answer under this host name too: the name of a proxy, with or without a port. Repeat the option for several. "
+    "The page's address then contains a token.",
 )
 @loading_options
 @site_option
@@ -108,22 +108,22 @@ class ServeOptions:
     type=click.IntRange(1),
     default=ServeOptions.max_new,
     show_default=True,
-    help="Longest answer in tokens.",
+    help="Longest answer, in tokens.",
 )
 @click.option(
     "--upload-mb",
     type=click.IntRange(1),
     default=ServeOptions.upload_mb,
     show_default=True,
-    help="Largest file to drop on the page.",
+    help="Largest file that can be dropped on the page, in MB.",
 )
 @recording_options
 @click.pass_obj
 def command(work: WorkDir, source: Path | None, **options: Any) -> dict:
-    """Serve a page, on this machine, that shows ECGs and answers questions about them.
+    """Serve a web page on this machine that shows ECGs and answers questions about them.
 
-    It shows the recordings of the folder, and files dropped on it: the sheet with its tokens, calipers, and the
-    attribution of an answer. Everything is loaded from this machine. Ctrl-C ends it. Research use only: no medical
+    The page shows the recordings of the folder, and files dropped on it: the sheet with its tokens, calipers, and the
+    attribution of an answer. Everything is loaded from this machine. Ctrl-C ends it. Research use only: not a medical
     device.
     """
     return serve(work, source, ServeOptions(**options))
@@ -136,18 +136,18 @@ def serve(work: WorkDir, source: Path | None, options: ServeOptions) -> dict:
     ----------
     work : WorkDir
     source : Path or None
-        A folder of recordings, or one; None shows only the files dropped on the page.
+        A folder of recordings, or one recording; None shows only files dropped on the page.
     options : ServeOptions
 
     Returns
     -------
     dict
-        address, records (how many), model (its folder or None), seconds.
+        address, records (count), model (its folder or None), seconds.
 
     Raises
     ------
     Failure
-        If starlette or uvicorn are not installed, the address is taken, or recordings or model cannot be read.
+        If starlette or uvicorn are not installed, the address is in use, or recordings or model cannot be read.
     """
     try:
         import uvicorn  # noqa: F401  (whether it is installed)
@@ -206,7 +206,7 @@ def run(application: "Starlette", listening: socket.socket) -> None:
     try:
         with listening:
             uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:  # the way to end it
+    except KeyboardInterrupt:  # the usual way to stop
         note("ended")
 
 
@@ -216,35 +216,37 @@ def page_address(host: str, listening: socket.socket) -> str:
 
 
 def note_token(address: str, token: str | None, names: list[str]) -> None:
-    """Note who can reach the page, where a token guards it; `names` are those of proxies."""
+    """Note who can reach a page that needs a token; `names` are the proxies' names."""
     if token:
         reached = ", ".join([address, *names])
-        note(f"others may reach {reached}: whoever knows its token sees the recordings served")
+        note(f"others may reach {reached}: everyone who knows the token sees the recordings")
     if names:
-        note(f"through a proxy, put ?token={token} behind the proxy's own address")
+        note(f"through a proxy, append ?token={token} to the proxy's address")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens."""
+    """Return a listening socket."""
     try:
         kind = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=kind, backlog=BACKLOG)
     except OSError as error:
         raise Failure(
-            f"cannot listen at {host}, port {port}: {error.strerror}; --port names another"
+            f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port"
         ) from error
-    # or the body of a response waits up to 40 ms for the browser's delayed acknowledgement of its head
+    # otherwise a response body waits up to 40 ms for the browser's delayed acknowledgement of its head
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
 def open_model(work: WorkDir, options: ServeOptions) -> tuple[Session | None, RecordingLoader | None]:
-    """Load the model (None if PyTorch is missing), and return it with the reader whose tokens the page shows."""
+    """Load the model (None if PyTorch is missing), and return it with the reader of recordings."""
     from ecgbyte_cli.web.recordings import SharedReader
 
     fs, lead_names, units = options.input_fs, options.lead_names, options.units
     if options.model is None and not find_spec("torch"):
-        note("the page shows ECGs alone: what a model needs is not installed (pip install ecgbyte[llm])")
+        note(
+            "the page only shows ECGs, because the packages for models are not installed (pip install ecgbyte[llm])"
+        )
         if not work.ecg_tokenizer.exists():
             return None, None
         tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)

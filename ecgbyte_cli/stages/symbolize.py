@@ -1,4 +1,4 @@
-"""ecgbyte symbolize: recordings to letters."""
+"""ecgbyte symbolize: turn recordings into letters."""
 
 import hashlib
 import os
@@ -54,7 +54,7 @@ OF_INPUT = (
     "patient_salt",
     "keep_signal",
 )
-PART = 64  # recordings of a part, which are lost together if the run is killed
+PART = 64  # recordings per part; a killed run loses at most one part per process
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SymbolizeOptions:
     """Options of `ecgbyte symbolize`."""
 
     fs: float = 250.0  # sampling rate to resample to, in Hz
-    leads: str = ",".join(preprocess.LEADS)  # leads in the order to keep, separated by commas
+    leads: str = ",".join(preprocess.LEADS)  # leads to keep, in order, separated by commas
     any_leads: bool = False  # use recordings that have only some of the leads
     segment: float = 10.0  # length of a segment in seconds
     profile: str = "paper"  # filters and resampling: paper, elm, monitor or resample
@@ -70,19 +70,23 @@ class SymbolizeOptions:
         None  # paper, minmax, mulaw, lloyd or trellis; None: minmax for profile elm, else paper
     )
     levels: int = 26  # number of letters
-    bounds: tuple[float, float] | None = None  # range of the quantizer paper in mV (--range)
-    mu: float = 20.0  # companding of the quantizer mulaw
+    bounds: tuple[float, float] | None = None  # range of the quantizer `paper` in mV (--range)
+    mu: float = 20.0  # companding of the quantizer `mulaw`
     like: Path | str | None = (
-        None  # model folder or ecg_tokenizer.json whose signal settings and merges are used
+        None  # model folder or ecg_tokenizer.json that provides signal settings and merges
     )
     keep_signal: bool = False  # keep the filtered signals, for `finetune --augment`
     fill_nan: str | None = None  # linear: interpolate gaps of up to 40 ms
-    patients: Sequence[Path] = ()  # tables of records and patients: one for all data sets, or one for each
-    input_fs: float | None = None  # sampling rate of files without one, in Hz
-    lead_names: str | None = None  # leads of files without names, separated by commas
-    units: str | None = None  # units of files without units: uV, mV or V
+    patients: Sequence[
+        Path
+    ] = ()  # tables of records and patients: one for all data sets, or one per data set
+    input_fs: float | None = None  # sampling rate of files that do not state it, in Hz
+    lead_names: str | None = None  # lead names of files that do not state them, separated by commas
+    units: str | None = None  # unit of files that do not state it: uV, mV or V
     keep_identity: bool = False  # keep patients' numbers, names and birth dates of hospital files
-    patient_salt: str | None = None  # key of the hash of a patient's number; None: the work folder's own
+    patient_salt: str | None = (
+        None  # key of the hash of patient numbers; None: a key stored in the work folder
+    )
     jobs: int | None = None  # processes; None: one per processor
     dask: str | None = None  # address of a Dask cluster to work on
     overwrite: bool = False  # replace letters made with other settings
@@ -111,8 +115,8 @@ class SymbolizeOptions:
 @click.option(
     "--any-leads",
     is_flag=True,
-    help="Use recordings that have only some of the leads, too. A model trained on these letters reads the leads that "
-    "are there: see `finetune --vary-leads`.",
+    help="Use recordings that have only some of the leads, too. A model trained on these letters can read "
+    "recordings with any leads: see `finetune --vary-leads`.",
 )
 @click.option(
     "--segment",
@@ -157,13 +161,13 @@ class SymbolizeOptions:
     "--like",
     type=Model(),
     default=SymbolizeOptions.like,
-    help="Use the signal settings and the merges of a model (its folder, OWNER/NAME of the Hugging Face Hub, or an "
-    "ecg_tokenizer.json), instead of `learn` and the options that describe the letters.",
+    help="Use the signal settings and merges of a model (its folder, OWNER/NAME of the Hugging Face Hub, or an "
+    "ecg_tokenizer.json), instead of `learn` and the options for letters.",
 )
 @click.option(
     "--keep-signal",
     is_flag=True,
-    help="Keep the filtered signals, so that `finetune --augment` varies them, as recorders do, and not the letters.",
+    help="Keep the filtered signals, so that `finetune --augment` can vary them instead of the letters.",
 )
 @click.option(
     "--fill-nan",
@@ -179,38 +183,38 @@ class SymbolizeOptions:
     default=SymbolizeOptions.patients,
     show_default="from the recordings",
     help="CSV table of records and patients, such as ptbxl_database.csv or record_list.csv. For several data sets: one "
-    "for all, or one for each in their order (`none` for a data set without).",
+    "table for all, or one per data set in the same order (`none` for a data set without).",
 )
 @click.option(
     "--input-fs",
     type=click.FloatRange(0, min_open=True),
     default=SymbolizeOptions.input_fs,
     show_default="from the files",
-    help="Sampling rate of files without one (CSV, TSV, NumPy), in Hz.",
+    help="Sampling rate of files that do not state it (CSV, TSV, NumPy), in Hz.",
 )
 @click.option(
     "--lead-names",
     default=SymbolizeOptions.lead_names,
-    show_default="the 12 in their usual order",
-    help="Leads of files without lead names (NumPy, HDF5).",
+    show_default="the 12 standard leads in their usual order",
+    help="Leads of files that do not name them (NumPy, HDF5).",
 )
 @click.option(
     "--units",
     type=click.Choice(["uV", "mV", "V"]),
     default=SymbolizeOptions.units,
     show_default="mV",
-    help="Units of files without units (CSV, TSV, NumPy, HDF5).",
+    help="Unit of files that do not state it (CSV, TSV, NumPy, HDF5).",
 )
 @click.option(
     "--keep-identity",
     is_flag=True,
-    help="Keep the patients' numbers, names and birth dates in hospital files.",
+    help="Keep the patient numbers, names and birth dates of hospital files.",
 )
 @click.option(
     "--patient-salt",
     default=SymbolizeOptions.patient_salt,
-    show_default="a random one for the work folder",
-    help="Key of the hash that replaces a patient's number: the same key gives the same hash.",
+    show_default="a random key for the work folder",
+    help="Key of the hash that replaces patient numbers. The same key gives the same hashes.",
 )
 @click.option(
     "--jobs",
@@ -223,17 +227,17 @@ class SymbolizeOptions:
 @click.option("--overwrite", is_flag=True, help="Replace letters made with other settings.")
 @click.pass_obj
 def command(work: WorkDir, data: tuple[str, ...], **options: Any) -> dict:
-    """Turn recordings into letters: pick leads, filter, resample, cut into segments, quantize.
+    """Turn recordings into letters: select leads, filter, resample, cut into segments, quantize.
 
-    DATA is a folder, a RECORDS file, a pattern in quotes, or one recording with or without its extension; or
-    several of these. Several folders are several data sets, whose patients get the folder's name in front.
+    DATA is a folder, a RECORDS file, a pattern in quotes, or one recording with or without its extension. Name several
+    if you like. Several folders are several data sets, and the folder's name is put before their patients.
 
-    An imported tokenizer in the work folder describes the letters, unless an option such as --profile does.
+    An imported tokenizer in the work folder defines the letters, unless an option such as --profile does.
     """
     source = click.get_current_context().get_parameter_source
     of_signal = [name for name in OF_SIGNAL if source(name) is click.core.ParameterSource.COMMANDLINE]
     if options["like"] and of_signal:
-        raise click.UsageError("--like decides the signal settings: leave out --fs and the like")
+        raise click.UsageError("--like sets the signal settings: remove --fs and similar options")
     if not options["like"] and not of_signal:
         options["like"] = corpus.imported(work)
     result = symbolize(work, data, SymbolizeOptions(**options))
@@ -247,8 +251,8 @@ def command(work: WorkDir, data: tuple[str, ...], **options: Any) -> dict:
         reasons = Counter(
             reason.partition(":")[0] for reason in read_table(work.skipped)["reason"]
         ).most_common()
-        table(reasons, ("skipped because", "recordings"))
-        print_result(f"each with its reason: {work.skipped}")
+        table(reasons, ("reason for skipping", "recordings"))
+        print_result(f"all skipped recordings and reasons: {work.skipped}")
     return result
 
 
@@ -267,12 +271,12 @@ def symbolize(work: WorkDir, data: Paths, options: SymbolizeOptions) -> dict:
     Returns
     -------
     dict
-        `records`, `segments`, `skipped`, `leads` (how many), `fs`, `symbols` and `seconds`.
+        `records`, `segments`, `skipped`, `leads` (count), `fs`, `symbols` and `seconds`.
 
     Raises
     ------
     Failure
-        If there is no usable recording, or the work folder holds other letters or merges.
+        If there is no usable recording, or the work folder contains other letters or merges.
     """
     started = time.perf_counter()
     signal, merges = _signal_settings(work, options)
@@ -294,7 +298,7 @@ def symbolize(work: WorkDir, data: Paths, options: SymbolizeOptions) -> dict:
         parts = PartialResults(work.symbol_parts, settings, options.overwrite)
         if len(sets) > 1:
             note(f"data sets: {', '.join(f'{each.name} ({len(each.found)} recordings)' for each in sets)}")
-        # a part is of one data set
+        # each part belongs to one data set
         lots = [(each, each.found[i : i + PART]) for each in sets for i in range(0, len(each.found), PART)]
         _make_parts(work, parts, lots, settings, options)
         return _join(work, parts, sets, lots, skipped, settings, started)
@@ -304,7 +308,7 @@ def symbolize(work: WorkDir, data: Paths, options: SymbolizeOptions) -> dict:
 
 
 def _signal_settings(work: WorkDir, options: SymbolizeOptions) -> tuple[dict[str, Any], Path | None]:
-    """Return the settings of the letters, and the tokenizer of `options.like`.
+    """Return the settings of the letters, and the tokenizer named by `options.like`.
 
     Raises
     ------
@@ -321,7 +325,7 @@ def _signal_settings(work: WorkDir, options: SymbolizeOptions) -> tuple[dict[str
         any_leads = signal.get("any_leads")
         own = work.ecg_tokenizer
         if own.exists() and not options.overwrite and sha256_of(own) != sha256_of(merges):
-            raise Failure(f"{own} is another tokenizer: take another --work, or --overwrite")
+            raise Failure(f"{own} is another tokenizer: use another --work, or --overwrite")
     else:
         fs, segment, leads = options.fs, options.segment, options.leads
         any_leads = options.any_leads or None
@@ -335,9 +339,11 @@ def _signal_settings(work: WorkDir, options: SymbolizeOptions) -> tuple[dict[str
     names = [readers.lead_name(lead) for lead in leads.split(",") if lead.strip()]
     samples = round(fs * segment) if fs > 0 and segment > 0 else 0
     if not names or len(set(names)) < len(names):
-        raise click.UsageError(f"--leads {leads}: each lead once, commas between them")
+        raise click.UsageError(f"--leads {leads}: name each lead once, separated by commas")
     if not (0 < fs <= 100_000 and 1 < samples <= 2**24 and options.mu > 0):
-        raise click.UsageError("--fs, --segment and --mu must be above 0 (and a segment of sensible length)")
+        raise click.UsageError(
+            "--fs, --segment and --mu must be greater than 0 (and a segment of sensible length)"
+        )
     takes_range = quantizers.QUANTIZERS[others["quantizer"]["name"]].takes_range
     if bounds and not (takes_range and -np.inf < bounds[0] < bounds[1] < np.inf):
         raise click.UsageError("--range needs --quantizer paper and two numbers, the smaller first")
@@ -352,7 +358,7 @@ def _make_parts(
     todo, total = parts.missing(len(lots)), sum(len(paths) for _, paths in lots)
     done = total - sum(len(lots[n][1]) for n in todo)
     if done:
-        note(f"going on: {done} of {counted(total, 'recording')} done before")
+        note(f"resuming: {done} of {counted(total, 'recording')} done before")
     salt, jobs = options.patient_salt or work.salt(), min(options.jobs or os.cpu_count() or 1, len(todo))
     with progress("symbolizing", total, "records") as bar:
         bar.update(done)
@@ -377,7 +383,7 @@ def _join(
     settings: dict[str, Any],
     started: float,
 ) -> dict:
-    """Write the letters and tables of all parts, the settings last, and remove the parts."""
+    """Write the letters and tables of all parts, and the settings last; then remove the parts."""
     counts, segments, skipped = summarize_parts(parts, sets, lots, skipped)
     if not segments:
         parts.remove()
@@ -390,7 +396,7 @@ def _join(
 
     quantizer = quantizers.fit(settings["quantizer"], counts, blocks_of_parts)
     letters = segments * len(settings["leads"]) * settings["samples"]
-    work.symbol_settings.unlink(missing_ok=True)  # without settings, the other files do not count
+    work.symbol_settings.unlink(missing_ok=True)  # without settings, the other files are ignored
     write_letters(work, parts, lots, segments, settings, quantizer)
     write_table(
         work.skipped, {"path": [path for path, _ in skipped], "reason": [reason for _, reason in skipped]}

@@ -1,6 +1,6 @@
-"""ecgbyte synth: 12-lead records with questions and answers, from a model of the heart vector.
+"""ecgbyte synth: write synthetic 12-lead records with questions and answers.
 
-Every record shows one of eight conditions. The comments of its WFDB header hold the truth, one `# Key: value` a
+Every record shows one of eight conditions. The comments of its WFDB header contain the truth, one `# Key: value` per
 line, in this order:
 
     Source: synthetic (ecgbyte synth)
@@ -15,11 +15,11 @@ line, in this order:
     Raised leads: V1 V2 V3 V4  ST segment at least 0.1 mV above the line before the QRS complex, or none;
                                only for anterior ST elevation
 
-`qa.jsonl` beside the records holds the questions, one JSON object a line: record, patient, question, answer,
+`qa.jsonl` next to the records contains the questions, one JSON object per line: record, patient, question, answer,
 type and split. Every record has a question about its rhythm. Questions about the rate and bundle branch block are
 chosen so that "yes" and "no" are equally frequent on each side of the split.
 
-signal/simulate.py makes the signals.
+signal/simulate.py generates the signals, from a model of the heart vector.
 """
 
 import json
@@ -103,8 +103,8 @@ class SynthOptions:
 def command(out: Path, **options: Any) -> dict:
     """Write synthetic 12-lead records (WFDB format 16) and questions about them to the folder OUT.
 
-    The records show eight conditions in equal numbers, for learning and for trying things out. They come from a
-    model, not from people. The header of each record says in its comments what the record shows; the questions and
+    The records show eight conditions in equal numbers, for experiments and tests. They come from a
+    model, not from people. The comments of each record's header say what it shows; the questions and
     answers are in OUT/qa.jsonl. Above 1000 records, OUT gets a subfolder for every 1000.
     """
     result = synth(out, SynthOptions(**options))
@@ -124,13 +124,13 @@ def synth(out: Path, options: SynthOptions) -> dict:
     Parameters
     ----------
     out : path
-        The folder to write to; created if it does not exist.
+        Output folder; created if it does not exist.
     options : SynthOptions
 
     Returns
     -------
     dict
-        `records`, `questions`, `leads` (how many), `fs`, `path`, `seconds` (duration of the run) and `conditions`
+        `records`, `questions`, `leads` (count), `fs`, `path`, `seconds` (duration of the run) and `conditions`
         (condition to split to number of records).
 
     Raises
@@ -141,7 +141,7 @@ def synth(out: Path, options: SynthOptions) -> dict:
     start = time.perf_counter()
     out = Path(out)
     if out.exists() and not out.is_dir():
-        raise Failure(f"{out} is a file, not a folder: name another folder for the records")
+        raise Failure(f"{out} is a file, not a folder: name another folder")
     try:
         with lock(out):
             return _synth(out, options, start)
@@ -155,7 +155,7 @@ def _synth(out: Path, options: SynthOptions, start: float) -> dict:
     """Write the missing records, and the questions."""
     records, seconds, fs, seed = options.records, options.seconds, options.fs, options.seed
     settings = {"records": records, "seconds": seconds, "fs": fs, "seed": seed}
-    # Written before the records without a result, and after them with it: this shows an interrupted run.
+    # Settings are written without a result first and with the result last, which shows whether a run was interrupted.
     settings_path = out / "synth.json"
     if earlier := completed_result(
         settings_path, settings, options.overwrite, "records", "name another folder"
@@ -168,7 +168,7 @@ def _synth(out: Path, options: SynthOptions, start: float) -> dict:
         _remove_earlier(out, settings_path)
         todo = plan
     elif len(todo) < records:
-        note(f"{out}: going on, {records - len(todo)} of {counted(records, 'record')} done before")
+        note(f"{out}: resuming, {records - len(todo)} of {counted(records, 'record')} done before")
     write_json(settings_path, {"settings": settings, "result": None, "ecgbyte": __version__})
     for folder in {(out / record["path"]).parent for record in plan}:
         folder.mkdir(exist_ok=True)
@@ -204,7 +204,7 @@ def ask(plan: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
             lambda record: record["condition"] == "left bundle branch block",
         ),
     }
-    # as many answers yes as no, on each side
+    # in each split, as many yes answers as no answers
     chosen: dict[str, set[int]] = {kind: set() for kind in yes_no}
     for kind, (_, truth) in yes_no.items():
         for side in SPLITS:
@@ -238,7 +238,7 @@ def _write_record(out: Path, record: Mapping[str, Any], seconds: int, fs: int, s
     steps, comments = make_record(record, seconds, fs, seed)
     header, signal = record_files(record["name"], steps, fs, GAIN, LEADS, comments)
     path = out / record["path"]
-    # not by atomic_write, whose fsync takes longer than the simulation
+    # no atomic_write: its fsync takes longer than the simulation
     for ending, content in ((".dat", signal), (".hea", header)):
         beside = f"{path}{ending}.part"
         try:

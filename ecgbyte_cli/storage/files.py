@@ -1,6 +1,6 @@
 """Read and write files: arrays as .npy, tables as Parquet, settings as JSON.
 
-Nothing is pickled. A file is written under a temporary name and renamed, so that a reader sees all of it or none.
+Nothing is pickled. A file is written under a temporary name and renamed, so that readers see the whole file or none.
 """
 
 import errno
@@ -39,7 +39,7 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         If the path cannot be written, such as on a full disk.
     """
     path = Path(path)
-    # a random name: two machines, or two containers, may have the same process ids
+    # a random name: process ids can coincide between machines or containers
     beside = path.with_name(f".{path.name[:50]}.{os.urandom(6).hex()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,14 +70,14 @@ def _write_failure(path: Path, beside: Path, error: Exception) -> Failure | None
         reason = os.strerror(number)
     else:
         return None
-    remedy = "; make room, and run the same command again" if number in FULL else ""
+    remedy = "; free some space, and run the same command again" if number in FULL else ""
     return Failure(f"{path} cannot be written: {reason}{remedy}")
 
 
 def check_regular_file(path: PathLike) -> PathLike:
     """Return the path of a regular file. Reject anything else: opening a FIFO would block."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise Failure(f"{path} is no regular file")
+        raise Failure(f"{path} is not a regular file")
     return path
 
 
@@ -90,7 +90,7 @@ def read_text(path: PathLike, most: int = MOST_JSON) -> str:
     except OSError as error:
         raise Failure(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise Failure(f"{path} is no text in UTF-8: {error}") from error
+        raise Failure(f"{path} is not UTF-8 text: {error}") from error
 
 
 def read_json(path: PathLike, most: int = MOST_JSON) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def read_json(path: PathLike, most: int = MOST_JSON) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Failure(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise Failure(f"{path} holds no JSON object")
+        raise Failure(f"{path} does not contain a JSON object")
     return value
 
 
@@ -108,7 +108,7 @@ def write_json(path: PathLike, value: Mapping[str, Any], **options: Any) -> None
     """Write a JSON object atomically; `options` go to `json.dumps`."""
     with atomic_write(path) as beside:
         text = json.dumps(value, ensure_ascii=False, **options) + "\n"
-        # surrogates, which stand for bytes that are not text, become JSON's escapes
+        # surrogates, which stand for invalid bytes, become JSON escapes
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -118,7 +118,7 @@ def read_table(path: PathLike) -> dict[str, Any]:
     import pyarrow.parquet
 
     try:
-        # not memory-mapped, and in one thread: a table is small
+        # read without memory-mapping and in one thread: tables are small
         columns = pyarrow.parquet.read_table(check_regular_file(path), use_threads=False)
         return {
             name: column.to_pylist() if pyarrow.types.is_string(column.type) else column.to_numpy()
@@ -133,7 +133,7 @@ def write_table(path: PathLike, columns: Mapping[str, Any]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    # with the type, which an empty column would lack
+    # with an explicit type, which an empty column lacks
     arrays = {
         k: pyarrow.array(_table_texts(v), pyarrow.string()) if isinstance(v, list) else pyarrow.array(v)
         for k, v in columns.items()
@@ -172,12 +172,12 @@ def table_writer(
 
 
 def _table_texts(values: Sequence[str]) -> list[str]:
-    """Replace the surrogates that stand for bytes that are not text: a table cannot hold them."""
+    """Replace surrogates (they stand for invalid bytes), which a table cannot hold."""
     return [v.encode(errors="backslashreplace").decode() if v and not v.isascii() else v for v in values]
 
 
 def read_array(path: PathLike) -> np.ndarray:
-    """Memory-map a .npy file, read-only, or raise a Failure. Arrays of objects are rejected."""
+    """Memory-map a .npy file, read-only, or raise a Failure. Reject arrays of objects."""
     try:
         return np.load(check_regular_file(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -190,7 +190,7 @@ def array_writer(
 ) -> Iterator[Callable[[ArrayLike], int]]:
     """Yield a function that appends values to a .npy array of a shape, row by row.
 
-    The file is not memory-mapped: on a full disk, a signal would end the process without a message.
+    The file is not memory-mapped: on a full disk, a signal would then kill the process without a message.
 
     Raises
     ------
@@ -210,7 +210,7 @@ def array_writer(
         yield lambda values: file.write(np.ascontiguousarray(values, dtype).reshape(-1).data)
         file.flush()
         if file.tell() - start != size * np.dtype(dtype).itemsize:
-            raise ValueError(f"{path}: expected {size} values, wrote another number")
+            raise ValueError(f"{path}: expected {size} values, wrote a different number")
 
 
 def sha256_of(path: PathLike) -> str:
@@ -223,7 +223,7 @@ def sha256_of(path: PathLike) -> str:
 def atomic_folder(path: PathLike) -> Iterator[Path]:
     """Yield an empty temporary folder to fill, and rename it to `path` if the block succeeds.
 
-    Remove temporary folders that killed runs left: no process locks them any more.
+    Temporary folders of killed runs, which no process locks any more, are removed.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """Locks that let one run at a time write a folder, and the removal of files that killed runs left.
 
-The system releases a lock when its process ends, in whatever way. So a temporary file without a lock is a leftover.
+The system releases a lock when its process ends for any reason. So a temporary file without a lock is a leftover.
 """
 
 import glob
@@ -25,10 +25,10 @@ LEFTOVER = re.compile(r"\..+\.([0-9a-f]{12}|\d+)\.(part|old)", re.DOTALL)  # old
 
 @contextmanager
 def lock(path: Path, shared: bool = False) -> Iterator[None]:
-    """Lock a file or folder: for this run alone, or `shared` with other readers.
+    """Lock a file or folder: exclusively, or `shared` with other readers.
 
-    The lock is a file beside `path`, removed by the last run that holds it. Nothing is locked on a file system that
-    has no locks or is read-only.
+    The lock is a file next to `path`, removed by the last run that holds it. File systems that have no locks or are
+    read-only are not locked.
 
     Raises
     ------
@@ -65,10 +65,10 @@ def _locked(path: Path, lock_path: Path, shared: bool) -> IO[str] | None:
         except FileNotFoundError:  # its last holder has just removed it
             pass
         except BlockingIOError:
-            if time.monotonic() - started > 1:  # long enough for a run that is just ending
+            if time.monotonic() - started > 1:  # long enough for another run to finish ending
                 file.close()
                 raise Failure(
-                    f"another run of ecgbyte is at work on {path}: wait until it has ended, or use another folder"
+                    f"another run of ecgbyte is using {path}: wait until it has ended, or use another folder"
                 ) from None
             time.sleep(0.05)
         except OSError:
@@ -78,7 +78,7 @@ def _locked(path: Path, lock_path: Path, shared: bool) -> IO[str] | None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed runs left in a folder and beside it. The caller holds its lock."""
+    """Remove temporary files that killed runs left in a folder and next to it. The caller holds its lock."""
     restore_replaced(folder)
     beside = folder.parent.glob(f".{glob.escape(folder.name)}.*")
     for path in (*beside, *folder.rglob(".*")):

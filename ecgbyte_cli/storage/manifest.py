@@ -13,7 +13,7 @@ from ecgbyte_cli.storage.files import read_json, sha256_of
 
 
 def tokenizer_sha256(about: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hex, of everything in an ecg_tokenizer.json that decides the ids of a recording."""
+    """Return the SHA-256, in hex, of everything in an ecg_tokenizer.json that determines the ids of a recording."""
     return _digest({key: about.get(key) for key in ("signal", "boundary", "merges")})
 
 
@@ -30,9 +30,9 @@ def describe_files(*paths: Path) -> dict[str, dict[str, Any]]:
 
 
 def matches_description(path: Path, description: Mapping[str, Any] | None, always: bool = False) -> bool:
-    """Return whether a file is the one that `describe_files` saw.
+    """Return whether a file is unchanged since `describe_files`.
 
-    Equal size and time suffice, unless `always`. Otherwise the file is hashed.
+    Equal size and time suffice unless `always`; otherwise the file is hashed.
     """
     if description is None or path.stat().st_size != description["size"]:
         return False
@@ -73,13 +73,13 @@ def completed_result(
         The settings file of the stage.
     settings : dict
     overwrite : bool
-        Ignore earlier runs.
+        Whether to ignore earlier runs.
     holds : str
-        What the stage writes, such as "token ids".
+        The stage's output, such as "token ids".
     elsewhere : str
-        The way to keep results of other settings.
+        Advice on how to keep results with other settings.
     check : context manager, optional
-        Entered before the note, to check the files of the finished run.
+        Checks the files of the finished run, before the message.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def completed_result(
     if wanted == used:
         if result := earlier.get("result"):
             with check or nullcontext():
-                note(f"{path.parent} holds {holds} made with these settings already: nothing to do")
+                note(f"{path.parent} already holds {holds} made with these settings: nothing to do")
         return result
     changed = sorted(key for key in wanted | used if wanted.get(key) != used.get(key))
     raise Failure(
@@ -108,7 +108,7 @@ def completed_result(
 
 
 def used_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON stores them, without unused options, which an older version may not have had."""
+    """Return settings as JSON stores them, without unused options, which older versions may lack."""
     return {key: value for key, value in json.loads(json.dumps(settings)).items() if value is not None}
 
 
@@ -121,11 +121,11 @@ def refuse_foreign_folder(folder: Path, path: Path, content: str) -> None:
     path : Path
         The settings file that the stage writes there.
     content : str
-        What the stage writes.
+        The stage's output.
 
     Raises
     ------
     Failure
     """
     if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Failure(f"{folder} holds other things than {content}: name another folder")
+        raise Failure(f"{folder} contains files other than {content}: name another folder")

@@ -1,4 +1,4 @@
-"""Numbered files with the finished parts of a stage: an interrupted run resumes with the missing ones.
+"""Numbered files with the finished parts of a stage, so that an interrupted run resumes with the missing parts.
 
 A part holds a sequence of arrays, each as its length in bytes, its CRC-32, and a .npy file; a length of 0 ends it.
 Its name holds a hash of the settings, so that parts of other settings or data are never mixed.
@@ -31,13 +31,13 @@ class PartialResults:
     Parameters
     ----------
     folder : Path
-        Folder of the parts; `remove` removes it when they have been joined.
+        Folder of the parts; `remove` removes it after joining.
     settings : dict
-        Everything that the parts depend on.
+        All settings that the parts depend on.
     overwrite : bool
-        Remove parts of other settings.
+        Whether to remove parts with other settings.
     elsewhere : str
-        What to do instead, for the message.
+        Alternative to overwriting, for the message.
 
     Raises
     ------
@@ -67,7 +67,7 @@ class PartialResults:
 
     def missing(self, count: int) -> list[int]:
         """Return the numbers below `count` of the parts that do not exist yet."""
-        # the folder is listed: shared storage may cache that a single name was missing
+        # list the folder, because shared storage may cache that a name was missing
         existing = {path.name for path in self.folder.glob("*.part")}
         return [number for number in range(count) if self.path(number).name not in existing]
 
@@ -89,7 +89,7 @@ class PartialResults:
             file.write(END)
 
     def read(self, number: int, which: slice = slice(None)) -> Iterator[np.ndarray]:
-        """Yield the arrays of a part that the slice `which` selects, one in memory at a time.
+        """Yield the arrays of a part selected by the slice `which`, with one in memory at a time.
 
         Raises
         ------
@@ -125,7 +125,7 @@ class PartialResults:
         return places
 
     def remove(self) -> None:
-        """Remove all parts. The folder is renamed first, so that no run sees half of them."""
+        """Remove all parts. The folder is renamed first, so that no run sees an incomplete folder."""
         away = self.folder.with_name(f".{self.folder.name}.{os.urandom(6).hex()}.old")
         self.folder.rename(away)
         shutil.rmtree(away)

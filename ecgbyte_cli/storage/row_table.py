@@ -1,4 +1,4 @@
-"""Write and read tables as CSV, Parquet or JSON Lines, and write the list of skipped recordings beside them."""
+"""Write and read tables as CSV, Parquet or JSON Lines, and write the list of skipped recordings next to them."""
 
 import csv
 import json
@@ -18,14 +18,14 @@ FORMATS = (".csv", ".parquet", ".jsonl")
 def row_writer(out: Path, columns: Mapping[str, type]) -> Iterator[Callable[[Sequence[Row]], object]]:
     """Yield a function that appends rows to a table: CSV, Parquet or JSON Lines, by the file's ending.
 
-    The table is written whole or not at all.
+    The table is written completely or not at all.
 
     Parameters
     ----------
     out : Path
         Its name ends in one of `FORMATS`.
     columns : dict
-        Name to `str`, `int` or `float`. A row may lack some; then the cell is empty.
+        Name to `str`, `int` or `float`. Columns missing from a row become empty cells.
     """
     if out.suffix.lower() == ".parquet":
         with table_writer(out, columns) as write:
@@ -60,7 +60,7 @@ def row_writer(out: Path, columns: Mapping[str, type]) -> Iterator[Callable[[Seq
 
 
 def cell(value: str | int | float | None) -> str | int | float | None:
-    """A value as a spreadsheet may open it: a text that would be a formula there gets an apostrophe in front."""
+    """Make a value safe for spreadsheets: text that would be a formula gets a leading apostrophe."""
     if not isinstance(value, str):
         return value
     text = printable(value)
@@ -87,7 +87,7 @@ def column_names(path: Path) -> list[str]:
 
 
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Read some columns of a table: numbers of a CSV file as texts, empty cells as None.
+    """Read some columns of a table: numbers in CSV files as text, empty cells as None.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     """
     missing = [name for name in names if name not in column_names(path)]
     if missing:
-        raise Failure(f"{path} has no column {missing[0]}: it is no table of `ecgbyte findings`")
+        raise Failure(f"{path} has no column {missing[0]}: it is not a table from `ecgbyte findings`")
     with _reporting(path):
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet
@@ -118,9 +118,9 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
 
 @contextmanager
 def _reporting(path: Path) -> Iterator[None]:
-    """Turn errors of reading into a Failure that names the file."""
+    """Convert read errors into a Failure that names the file."""
     if path.suffix.lower() not in FORMATS:
-        raise Failure(f"{path}: the name of a table ends in {', '.join(FORMATS)}")
+        raise Failure(f"{path}: the name of a table must end in {', '.join(FORMATS)}")
     try:
         yield
     except OSError as error:
@@ -130,12 +130,12 @@ def _reporting(path: Path) -> Iterator[None]:
 
 
 def _uncelled(text: str) -> str:
-    """Return the text that `cell` made harmless."""
+    """Undo `cell`: return the original text."""
     return text[1:] if text[:1] == "'" and text[1:].lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
 def write_skipped(path: Path, skipped: list[tuple[str, str]]) -> None:
-    """Write why recordings were skipped as CSV; remove the list of an earlier run if none were."""
+    """Write why recordings were skipped as CSV; remove an earlier run's list if none were skipped."""
     if not skipped:
         path.unlink(missing_ok=True)
         return

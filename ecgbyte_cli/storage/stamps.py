@@ -16,7 +16,7 @@ def file_stamps(files: Files) -> Stamps:
 
 def _stamp(file: str | os.PathLike) -> tuple[int, int] | None:
     try:
-        # a network file system may answer a bare stat from its cache, but asks the server on open
+        # a network file system may answer stat from its cache, but asks the server on open
         with open_regular(file) as opened:
             status = os.fstat(opened.fileno())
     except (OSError, ValueError, Unusable):
@@ -33,7 +33,9 @@ def find_changed(files: Stamps) -> str | None:
         if here is None:
             difference = f"does not see {file}"
         else:
-            difference = f"sees another {file} than the command does (other size or time)"
+            difference = f"sees a different {file} than the command (other size or time)"
         folder = os.path.dirname(file)
-        return f"{difference}: the folder {folder} must be on storage that all workers share, under the same path"
+        return (
+            f"{difference}: the folder {folder} must be on storage shared by all workers, under the same path"
+        )
     return None

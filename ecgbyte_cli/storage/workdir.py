@@ -1,4 +1,4 @@
-"""The paths of a work folder, and the checks on its files. No other module knows the names of these files."""
+"""The paths of a work folder, and the checks on its files. Only this module knows the file names."""
 
 import copy
 import os
@@ -28,7 +28,7 @@ class WorkDir:
     ----------
     root : str or Path
     verify : {"changed", "all", "none"}
-        Files of earlier stages to hash before use: files whose size or time has changed, all, or none.
+        Files of earlier stages to check by hash before use: files whose size or time has changed, all, or none.
     """
 
     def __init__(self, root: str | os.PathLike, verify: str = "changed"):
@@ -75,7 +75,7 @@ class WorkDir:
         self.answers = answered / "answers.jsonl"
         self.metrics = answered / "metrics.json"
         self.metrics_table = answered / "metrics.md"
-        self.partial_answers = answered / "partial.jsonl"  # answers of an interrupted run
+        self.partial_answers = answered / "partial.jsonl"  # answers from an interrupted run
 
     def reinforcing(self) -> "WorkDir":
         """Return the work folder with the training and model folders of `reinforce`."""
@@ -84,13 +84,13 @@ class WorkDir:
         return work
 
     def of_seed(self, number: int) -> "WorkDir":
-        """Return the work folder with the training, model and answer folders of a further seed."""
+        """Return the work folder with the training, model and answer folders of another seed."""
         work = copy.copy(self)
         work._train_in(*(f"seeds/{number}/{name}" for name in ("training", "model", "answers")))
         return work
 
     def answering_in(self, folder: Path) -> "WorkDir":
-        """Return the work folder with another folder of answers."""
+        """Return the work folder with another answers folder."""
         work = copy.copy(self)
         work._folders = dict(self._folders)
         work._answer_in(folder)
@@ -114,7 +114,7 @@ class WorkDir:
         return path
 
     def reading(self) -> dict[str, Any]:
-        """Return the options with which the recordings were read: `fs`, `lead_names`, `units`, …."""
+        """Return the options used to read the recordings: `fs`, `lead_names`, `units`, …."""
         if not self.symbol_settings.exists():
             return {}
         settings = read_json(self.symbol_settings).get("settings", {})
@@ -135,7 +135,7 @@ class WorkDir:
 
     @contextmanager
     def making(self, *names: str) -> Iterator[None]:
-        """Lock folders of the work folder for this run alone, and remove leftovers of killed runs.
+        """Lock folders of the work folder exclusively, and remove leftovers of killed runs.
 
         Parameters
         ----------
@@ -145,16 +145,16 @@ class WorkDir:
         Raises
         ------
         Failure
-            If another run is at work on one of them.
+            If another run is using one of them.
         """
-        if os.environ.get("RANK", "0") != "0":  # the first process of a training holds the lock for all
+        if os.environ.get("RANK", "0") != "0":  # the first process of a training run holds the lock for all
             yield
             return
         with ExitStack() as stack:
             folders = [self._folder(name) for name in names]
             for folder in folders:
                 stack.enter_context(lock(folder))
-            # at the end once more, for the files of workers that were stopped
+            # again at the end, for files of workers that were stopped
             for folder in folders:
                 stack.callback(clear_leftovers, folder)
                 clear_leftovers(folder)
@@ -183,7 +183,7 @@ class WorkDir:
         Raises
         ------
         Failure
-            If an earlier run had other settings, or another run is at work on the folder.
+            If an earlier run had other settings, or another run is using the folder.
         """
         result = completed_result(path, settings, overwrite, holds, check=self.checked(folder))
         if result is None:
@@ -199,13 +199,13 @@ class WorkDir:
         Parameters
         ----------
         *names : str
-            Names of folders. `symbols` and `tokens` (with their symbols) are compared with their settings; others,
+            Names of folders. `symbols` and `tokens` (with their symbols) are checked against their settings; others,
             such as `model`, are only locked.
 
         Raises
         ------
         Failure
-            If a file is missing, damaged or from another run, or a run is replacing it.
+            If a file is missing, damaged or from another run, or is being replaced by a run.
         """
         names = ("symbols", *names) if "tokens" in names and "symbols" not in names else names
         with ExitStack() as stack:
@@ -214,19 +214,19 @@ class WorkDir:
                     stack.enter_context(lock(self._folder(name), shared=True))
             compared = [self._compare(name) for name in names if name in ("symbols", "tokens")]
             if not all(compared) and self.verify != "none":
-                note(f"{self.root}: made by a version that wrote no checksums")
+                note(f"{self.root}: written by an older version without checksums")
                 self._check_agreement()
             if "tokens" in names:
                 letters, ids = read_json(self.symbol_settings), read_json(self.token_settings)
                 if letters.get("settings") != ids.get("settings", {}).get("symbols"):
                     raise Failure(
-                        f"{self.tokens} was made of other letters than {self.symbols} holds: "
+                        f"{self.tokens} was not made from the letters in {self.symbols}: "
                         "run `ecgbyte encode --overwrite`"
                     )
             yield
 
     def _compare(self, name: str) -> bool:
-        """Compare the files of `symbols` or `tokens` with their settings. Return False if these have no checksums."""
+        """Check the files of `symbols` or `tokens` against their settings. Return False if there are no checksums."""
         command, settings, array, table = {
             "symbols": ("symbolize", self.symbol_settings, self.symbols, self.symbol_segments),
             "tokens": ("encode", self.token_settings, self.tokens, self.token_segments),
@@ -245,13 +245,11 @@ class WorkDir:
             ),
         ):
             if not is_valid:
-                raise Failure(
-                    f"{path} is damaged or of another run: `ecgbyte {command} --overwrite` makes it again"
-                )
+                raise Failure(f"{path} is damaged or from another run: run `ecgbyte {command} --overwrite`")
         return True
 
     def _check_agreement(self) -> None:
-        """Check that the ids decode to the letters, where the settings have no checksums."""
+        """Check that the ids decode to the letters, if the settings have no checksums."""
         needed = (self.ecg_tokenizer, self.symbols, self.symbol_segments, self.tokens, self.token_segments)
         if not all(path.exists() for path in (*needed, self.token_settings)):
             return
@@ -259,7 +257,7 @@ class WorkDir:
         if encoded.get("tokenizer_sha256") != tokenizer_sha256(about) or encoded.get("settings", {}).get(
             "symbols"
         ) != read_json(self.symbol_settings).get("settings"):
-            return  # the ids are of other letters or merges, which the stages report
+            return  # the ids belong to other letters or merges, which the stages report
         letters, segments = read_array(self.symbols), read_table(self.symbol_segments)
         ids, places = read_array(self.tokens), read_table(self.token_segments)
         if not _decodes(about, ids, places, letters, segments):

@@ -1,4 +1,4 @@
-"""Readings as ids, joined in batches."""
+"""Readings as ids, and batches of readings."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,44 +13,44 @@ if TYPE_CHECKING:
 
 
 class Reading(NamedTuple):
-    """A plan as ids: the ECGs once, and each question behind them at the positions that it would have alone."""
+    """A plan as ids: the ECGs once, then each question, at the positions that it would have alone."""
 
     ids: np.ndarray
     labels: np.ndarray
     positions: np.ndarray
-    owner: np.ndarray  # 0 for the shared beginning, k for the k-th question
-    weights: np.ndarray | None = None  # float32: how often each label counts; None: once
+    owner: np.ndarray  # 0 for the shared start, k for the k-th question
+    weights: np.ndarray | None = None  # float32: weight of each label in the loss; None: all 1
 
 
 class Batch(NamedTuple):
-    """Readings as tensors (batch, n), padded on the right, and the places of labels: see `ECGLM.forward`."""
+    """Readings as tensors (batch, n), padded on the right, and the positions of labels: see `ECGLM.forward`."""
 
     ids: "torch.Tensor"
     labels: "torch.Tensor"
     positions: "torch.Tensor | None"  # None: consecutive
-    owner: "torch.Tensor | None"  # of the last ids: all before them are shared; None: no reading has several questions
-    weights: "torch.Tensor | None"  # None: every label counts once
-    text: "torch.Tensor"  # from `label_places`, as ecg
+    owner: "torch.Tensor | None"  # of the last ids; earlier ids are shared. None: no reading has several questions
+    weights: "torch.Tensor | None"  # None: all labels have weight 1
+    text: "torch.Tensor"  # from `label_places`, like `ecg`
     ecg: "torch.Tensor"
 
     def to(self, device: "torch.device") -> "Batch":
-        """Copy to a device. CUDA copies from pinned memory while the host goes on."""
+        """Copy to a device. CUDA copies from pinned memory asynchronously."""
         alone = device.type == "cuda"
         return Batch(*(part if part is None else part.to(device, non_blocking=alone) for part in self))
 
     def pinned(self) -> "Batch":
-        """Copy to memory from which CUDA copies by itself."""
+        """Copy to pinned memory, from which CUDA copies asynchronously."""
         return Batch(*(part if part is None else part.pin_memory() for part in self))
 
     @property
     def counts(self) -> tuple[float, float]:
-        """How many labels are text, each with its weight, and how many are ECG tokens."""
+        """The number of text labels, by weight, and of ECG-token labels."""
         text = len(self.text) if self.weights is None else self.weights.flatten()[self.text].sum()
         return float(text), float(len(self.ecg))
 
 
 def collate(readings: Sequence[Reading], layout: Layout) -> Batch:
-    """Join readings in a batch. Consecutive positions are left out, and the owners of ids that all rows share."""
+    """Pad and stack readings. Consecutive positions are omitted, and so are the owners of ids shared by all rows."""
     import torch
 
     from ecgbyte_cli.model.ecg_lm import label_places
@@ -68,8 +68,8 @@ def collate(readings: Sequence[Reading], layout: Layout) -> Batch:
         for row, reading in enumerate(readings):
             if reading.weights is not None:
                 weights[row, : len(reading.weights)] = torch.from_numpy(reading.weights)
-    first = int(owner.any(0).int().argmax())  # all ids before it are ECGs, and need no mask
-    # CUDA copies by itself from contiguous memory only
+    first = int(owner.any(0).int().argmax())  # all ids before it are ECGs and need no mask
+    # CUDA copies asynchronously from contiguous memory only
     asking = owner[:, first:].contiguous() if shared else None
     kept = positions if shared or layout.unit else None, asking
     return Batch(ids, labels, *kept, weights, *label_places(labels, layout.offset))

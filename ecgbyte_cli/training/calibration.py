@@ -29,26 +29,27 @@ from ecgbyte_cli.training.plans import TrainingPlans
 from ecgbyte_cli.training.sampling import first_with_same_ecgs
 from ecgbyte_cli.training.sharding import is_sharded
 
-MOST_TEXTS = 100_000  # with more question texts than this, no list of questions is kept
-SEEN = 3  # mean number of times that each answer of a closed question must occur in training
-WEIGHED = 1500  # validation questions for calibration
-MOST_WEIGHED = 300_000  # the same with all other questions about the same ECGs
-LEAST_EACH = 20  # fewest validation questions with yes, and with no, to calibrate a question for itself
+MOST_TEXTS = 100_000  # with more question texts, no list of questions is stored
+SEEN = 3  # least mean number of occurrences of each answer of a closed question in training
+WEIGHED = 1500  # validation questions used for calibration
+MOST_WEIGHED = 300_000  # the same, if all other questions about the same ECGs are added
+LEAST_EACH = 20  # fewest validation questions answered yes, and answered no, to calibrate one by itself
 TEMPERATURES = np.geomspace(0.25, 8, 61)
-OFTEN = 10  # validation questions with an answer, from which on its recall counts
-ROUNDS, MOVES = 3, np.linspace(-1.5, 1.5, 13)  # how an answer's adjustment is moved by itself
-MOVED = 0.003  # what a move of 1 must gain in accuracy and mean recall
-WEIGHED_ALONE = 100  # the same for a model that reads the ECG once per answer
+OFTEN = 10  # fewest validation questions with an answer for its recall to count
+ROUNDS, MOVES = 3, np.linspace(-1.5, 1.5, 13)  # how the adjustment of one answer is moved
+PARTS = 10  # of a cross-validation
+MOVE_COST = 0.003  # what a move by 1 must gain in accuracy plus mean recall
+WEIGHED_ALONE = 100  # WEIGHED for a model that reads the ECG once per answer
 LEAST = 50  # fewest validation questions to calibrate on
-SEGMENTS = 20_000  # training segments in which pairs of tokens are counted
-MOST_PAIRS = 400_000  # pairs of tokens that are kept, the most frequent ones: 3.2 MB
-RIGHT, COVERED = 0.9, 0.7  # sure answers: at least this share is right, or else they are this share of all
+SEGMENTS = 20_000  # training segments in which token pairs are counted
+MOST_PAIRS = 400_000  # the most frequent token pairs are stored: 3.2 MB
+RIGHT, COVERED = 0.9, 0.7  # of the sure answers RIGHT are right, or they are COVERED of all answers
 
 
 def calibrate_training(
     lm: ECGLM, samples: SampleBuilder, plans: TrainingPlans, batch: int, tell: Callable[[str], object]
 ) -> Certainty | None:
-    """Calibrate a model on the data of its training, with a progress bar; see `calibrate_model`."""
+    """Calibrate a model on its training data, with a progress bar; see `calibrate_model`."""
     questions = [question for plan in plans.training for question in plan.questions]
     validation = chosen_for_calibration(lm, plans.validation)
     with first_progress("certainty", len(validation), "questions") as bar:
@@ -64,9 +65,9 @@ def calibrate_model(
     bar: Any = None,
     tell: Callable[[str], object] = print,
 ) -> Certainty | None:
-    """Collect the questions and answers of a training, and calibrate the probabilities of the answers.
+    """Collect the questions and answers of a training run, and calibrate the probabilities of the answers.
 
-    The processes of a training share the answers, and all must call this; it returns None on all but the first.
+    The processes divide the answers among them, and all must call this; it returns None on all but the first.
 
     Parameters
     ----------
@@ -75,11 +76,11 @@ def calibrate_model(
     training, validation : list of Question
         The probabilities are calibrated on the validation questions.
     batch : int
-        ECGs read together.
+        Number of ECGs read together.
     bar : object or None
-        Shows the progress in validation questions.
+        Progress bar that counts validation questions.
     tell : callable
-        Prints a remark.
+        Prints a message.
     """
     is_first, nothing = process_rank()[0] == 0, np.zeros(0, np.int64)
     pairs = count_pairs(samples, samples.tokenizer.vocab_size) if is_first else [nothing] * 3
@@ -89,7 +90,7 @@ def calibrate_model(
     try:
         weighed = to_weigh(certainty, lm, validation)
         log_probabilities = answer_log_probabilities(lm, samples, weighed, batch, bar)
-    except RuntimeError as error:  # the trained model is kept in any case
+    except RuntimeError as error:  # the trained model is kept regardless
         reason = "out of memory" if out_of_memory(error) else " ".join(str(error).split())[:200]
         tell(f"its probabilities are not calibrated: {reason}")
     if not is_first:
@@ -115,7 +116,7 @@ def calibrate_model(
 def to_weigh(
     certainty: Certainty, lm: ECGLM, validation: Sequence[Question]
 ) -> list[tuple[Question, list[str]]]:
-    """Return the questions for calibration, worded as in training, with their possible answers."""
+    """Return the questions for calibration, worded as in training, and their possible answers."""
     weighed = []
     for question in validation:
         known = certainty.match(question.question)
@@ -125,7 +126,7 @@ def to_weigh(
 
 
 def chosen_for_calibration(lm: ECGLM, validation: Sequence[Question]) -> list[Question]:
-    """Return the first validation questions; all others about their ECGs, too, if these are read once for all."""
+    """Return the first validation questions, plus all others about the same ECGs if each ECG is read only once."""
     return first_with_same_ecgs(validation, WEIGHED) if lm.beside else list(validation[:WEIGHED])
 
 
@@ -139,13 +140,13 @@ def tokens_read(
     plans = samples.plans([question for question, _ in weighed])[0]
     if lm.beside:
         return sum(plan.length for plan in plans)
-    # each answer has its own prompt
+    # each answer needs its own prompt
     longest = max((plan.length for plan in plans), default=0)
     return longest * sum(len(answers) for _, answers in weighed)
 
 
 def answer_groups(questions: Sequence[Question]) -> list[dict]:
-    """Group questions that ask the same, and return their texts and possible answers.
+    """Group questions with the same meaning, and return their texts and possible answers.
 
     Closed questions with the same type and topic are rewordings of each other.
     """
@@ -159,7 +160,7 @@ def answer_groups(questions: Sequence[Question]) -> list[dict]:
         key = (question.type, str(question.topic)) if of_topic else normalize_question(question.question)
         texts.setdefault(key, {})[question.question] = None
         if question.reasoning:
-            reasoned.add(key)  # reasonings are all different, so there are no answers to choose from
+            reasoned.add(key)  # reasonings all differ, so there is no list of answers to choose from
         answers.setdefault(key, Counter())[question.answer] += 1
     if sum(map(len, texts.values())) > MOST_TEXTS:
         return []
@@ -188,7 +189,7 @@ def answer_log_probabilities(
 ) -> list[np.ndarray]:
     """Return the log probabilities of the possible answers to each question.
 
-    Several processes must call this together. They share the batches, and each gets all results.
+    Several processes must call this together. They divide the batches, and each gets all results.
 
     Raises
     ------
@@ -208,7 +209,7 @@ def answer_log_probabilities(
 
     lm.eval()
     batches = list(prompts.batches(range(len(weighed)), 4 * batch, False))
-    # a sharded model computes on all processes alike
+    # all processes of a sharded model compute every batch
     shared = processes > 1 and bool(weighed) and not is_sharded(lm)
     own = batches[rank::processes] if shared else batches
     with failing_together(lm.device):
@@ -221,7 +222,7 @@ def answer_log_probabilities(
                 bar.advance(len(numbers) * (processes if shared else 1))
     if not shared:
         return log_probabilities
-    # each result is zero on all processes but one
+    # each result is zero on all processes except one
     counts = [len(answers) for _, answers in weighed]
     known = [logs if len(logs) else np.zeros(n) for logs, n in zip(log_probabilities, counts, strict=True)]
     sums = sum_over_processes(np.concatenate(known).tolist(), lm.device)
@@ -229,14 +230,14 @@ def answer_log_probabilities(
 
 
 def fit_temperature(weighed: Sequence[tuple[np.ndarray, Sequence[str], Question]]) -> tuple[float, float]:
-    """Return the temperature under which the truths are likeliest, and the probability from which an answer is sure.
+    """Return the temperature with the highest likelihood of the truths, and the lowest probability of a sure answer.
 
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
 
     Parameters
     ----------
     weighed : list of (float64 array, list of str, Question)
-        Log probabilities of the possible answers, these answers, and the question with its true answer.
+        Log probabilities of the possible answers, the answers, and the question with its true answer.
     """
     widest = max(len(answers) for _, answers, _ in weighed)
     logs = np.full((len(weighed), widest), -np.inf)
@@ -265,12 +266,12 @@ def fit_temperature(weighed: Sequence[tuple[np.ndarray, Sequence[str], Question]
 def fit_points(
     weighed: Sequence[tuple[Question, Sequence[str]]], log_probabilities: Sequence[np.ndarray]
 ) -> dict[str, list[float]]:
-    """Calibrate each question with the answers yes and no for itself, and choose where its answer becomes yes.
+    """Calibrate each yes/no question individually, and choose its threshold for yes.
 
     Returns
     -------
     dict of str to list of float
-        `Certainty.points` of the questions with `LEAST_EACH` answers of each kind.
+        `Certainty.points` of the questions with `LEAST_EACH` answers of each answer.
     """
     odds: dict[str, list[float]] = {}
     truth: dict[str, list[bool]] = {}
@@ -291,15 +292,16 @@ def fit_adjustments(
     weighed: Sequence[tuple[Question, Sequence[str]]],
     log_probabilities: Sequence[np.ndarray],
 ) -> dict[str, dict[str, float]]:
-    """Choose how far each answer is preferred, for each question with more than two answers.
+    """Choose how strongly to prefer each answer, for each question with more than two answers.
 
-    The sum of accuracy and mean recall decides. First the logarithm of an answer's share of the questions, times a
-    strength from 0 to 1, is taken from its log-probability. Then each answer with `OFTEN` truths is moved by itself.
+    The sum of accuracy and mean recall decides. First a multiple (0 to 1) of the logarithm of each answer's share of
+    the questions is subtracted from its log-probability. Then the answers that occur at least `OFTEN` times are
+    adjusted one by one, if that also raises the sum on questions held out of the fit.
 
     Returns
     -------
     dict of str to dict of str to float
-        `Certainty.adjustments` of the questions with `LEAST` truths, two answers of which have `OFTEN`.
+        `Certainty.adjustments` of the questions with at least `LEAST` truths and two answers that occur `OFTEN` times.
     """
     by_text: dict[str, list[tuple[np.ndarray, int]]] = {}
     answers_of: dict[str, Sequence[str]] = {}
@@ -324,25 +326,44 @@ def fit_adjustments(
 def _best_adjustment(logs: np.ndarray, truths: np.ndarray, frequent: np.ndarray) -> np.ndarray:
     """Return what to add to the log-probabilities (questions, answers) of one question's answers."""
 
-    def score(added: np.ndarray) -> float:
-        right = (logs + added).argmax(1) == truths
-        return float(right.mean() + np.mean([right[truths == answer].mean() for answer in frequent]))
+    def held_out(one_by_one: bool) -> float:
+        part, adjusted = np.random.default_rng(0).integers(PARTS, size=len(truths)), logs.copy()
+        for number in range(PARTS):
+            fitted = part != number
+            adjusted[~fitted] += _fitted_adjustment(logs[fitted], truths[fitted], frequent, one_by_one)
+        return _score(adjusted, truths, frequent)
 
+    return _fitted_adjustment(logs, truths, frequent, held_out(True) > held_out(False))
+
+
+def _fitted_adjustment(
+    logs: np.ndarray, truths: np.ndarray, frequent: np.ndarray, one_by_one: bool
+) -> np.ndarray:
     counts = np.bincount(truths, minlength=logs.shape[1])
-    shares = np.log(np.maximum(counts, OFTEN) / len(truths))  # of what is rarer too little is known
-    added = max((-strength * shares for strength in np.linspace(0, 1, 11)), key=score)
-    for answer in [*frequent] * ROUNDS:
-        moves = np.outer(MOVES, np.arange(logs.shape[1]) == answer)
-        added = added + max(moves, key=lambda move: score(added + move) - MOVED * np.abs(move).sum())  # noqa: B023
+    shares = np.log(np.maximum(counts, OFTEN) / len(truths))  # too little is known about rarer answers
+    strengths = np.linspace(0, 1, 11)
+    added = max(
+        (-strength * shares for strength in strengths), key=lambda a: _score(logs + a, truths, frequent)
+    )
+    for answer in [*frequent] * ROUNDS * one_by_one:
+        moved = added + np.outer(MOVES, np.arange(logs.shape[1]) == answer)
+        costs = MOVE_COST * np.abs(MOVES)
+        added = moved[np.argmax([_score(logs + a, truths, frequent) for a in moved] - costs)]
     return added
 
 
-def fit_point(odds: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Fit slope and intercept of calibrated log-odds, and the probability from which the answer is yes.
+def _score(logs: np.ndarray, truths: np.ndarray, frequent: np.ndarray) -> float:
+    """Return accuracy plus mean recall of the frequent answers that occur."""
+    right = logs.argmax(1) == truths
+    return float(right.mean() + np.mean([right[truths == a].mean() for a in frequent if (truths == a).any()]))
 
-    The fit is that of Platt, Probabilistic Outputs for Support Vector Machines, 1999, held near the model's own odds
-    (slope 1, intercept 0) where there are few answers. Yes begins where F1, the harmonic mean of sensitivity and
-    positive predictive value, is largest.
+
+def fit_point(odds: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Fit slope and intercept of calibrated log-odds, and the threshold for yes.
+
+    The fit follows Platt, Probabilistic Outputs for Support Vector Machines, 1999. With few answers it stays near the
+    model's own odds (slope 1, intercept 0). The threshold maximises F1, the harmonic mean of sensitivity and positive
+    predictive value.
 
     Parameters
     ----------
@@ -373,7 +394,7 @@ def count_pairs(samples: SampleBuilder, vocabulary: int) -> tuple[np.ndarray, np
     -------
     (keys, counts, single)
         int64 arrays: the pairs in rising order, their counts, and the count of each token. Pairs that occur once are
-        left out, and the rarest where there are more than `MOST_PAIRS`.
+        left out, and so are the rarest beyond `MOST_PAIRS`.
     """
     places = np.flatnonzero(np.asarray(samples.recorded["split"]) == "train")
     if len(places) > SEGMENTS:

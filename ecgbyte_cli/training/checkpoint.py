@@ -1,4 +1,4 @@
-"""Checkpoints of a training: weights, the optimizer's state and the progress, as safetensors and JSON."""
+"""Checkpoints of a training run: weights, optimizer state and progress, as safetensors and JSON."""
 
 import re
 import shutil
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def unfinished_checkpoint(work: WorkDir, settings: dict[str, Any], overwrite: bool) -> Path | None:
-    """Return the newest checkpoint of an unfinished training with these settings, or None.
+    """Return the newest checkpoint of an unfinished run with these settings, or None.
 
     Raises
     ------
     Failure
-        If there is only one with other settings and no finished model, and `overwrite` is false.
+        If the only checkpoint has other settings, there is no finished model, and `overwrite` is false.
     """
     checkpoints = work.checkpoints("step")
     if overwrite or not checkpoints:
@@ -34,7 +34,7 @@ def unfinished_checkpoint(work: WorkDir, settings: dict[str, Any], overwrite: bo
     if used_settings(read_json(state)["settings"]) == used_settings(settings):
         return checkpoints[-1]
     if not work.model_settings.exists():
-        completed_result(state, settings, overwrite, "an unfinished training")  # names the differences
+        completed_result(state, settings, overwrite, "an unfinished training run")  # names the differences
     return None
 
 
@@ -45,7 +45,7 @@ def save_checkpoint(
     settings: dict[str, Any],
     progress: dict[str, Any],
 ) -> None:
-    """Write a checkpoint from which a training can resume. All processes of a sharded model must call it together."""
+    """Write a checkpoint from which the run can resume. All processes of a sharded model must call it together."""
     from safetensors.torch import save_file
 
     is_first = process_rank()[0] == 0
@@ -68,7 +68,7 @@ def update_progress(folder: Path, progress: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path, lm: "ECGLM", optimizer: "torch.optim.Optimizer") -> dict[str, Any]:
-    """Load the weights and the optimizer's state of a checkpoint, and return its progress."""
+    """Load the weights and the optimizer state of a checkpoint, and return its progress."""
     from safetensors import safe_open
 
     load_weights(folder, lm)
@@ -94,7 +94,7 @@ def save_best(folder: Path, lm: "ECGLM") -> None:
 
 
 def trained_weights(lm: "ECGLM", keep: bool) -> "dict[str, torch.Tensor]":
-    """Return the trained weights by name, whole, on the CPU; nothing without `keep`.
+    """Return the trained weights by name, unsharded, on the CPU; an empty dict unless `keep`.
 
     All processes of a sharded model must call it together.
     """
@@ -126,7 +126,7 @@ def load_weights(folder: Path, lm: "ECGLM") -> None:
 
 
 def remove_old_checkpoints(work: WorkDir, best_step: int | None) -> None:
-    """Remove all checkpoints but the newest and the one with the best weights."""
+    """Remove all checkpoints except the newest and the one with the best weights."""
     best = None if best_step is None else work.checkpoint("best", best_step)
     old = [path for path in work.checkpoints("best") if path != best]
     for path in (*work.checkpoints("step")[:-1], *old):
@@ -140,7 +140,7 @@ def write_model(
     certainty: "Certainty | None",
     about: dict[str, Any],
 ) -> None:
-    """Write the model folder of a finished training, and remove its checkpoints."""
+    """Write the model folder of a finished run, and remove its checkpoints."""
     from ecgbyte_cli.model.model_folder import save_model
 
     with work.making("model"), atomic_folder(work.model) as folder:
@@ -156,21 +156,21 @@ def flatten_state(
 ) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
     """Flatten the nested state of an optimizer.
 
-    All processes of a sharded model must call it together, for the whole tensors.
+    All processes of a sharded model must call it together.
 
     Parameters
     ----------
     state : dict
-        `optimizer.state_dict()["state"]`: the number of a parameter to its tensors and values by name. A name may
+        `optimizer.state_dict()["state"]`: the index of a parameter mapped to its tensors and values by name. A name may
         hold a nested dict, as in bitsandbytes.
     keep : bool
-        Whether to return the tensors; the others serve the process that does.
+        Whether to return the tensors; processes without it only take part in gathering them.
 
     Returns
     -------
     (dict of str to torch.Tensor, dict of str to object)
-        Tensors on the CPU that share no memory, and values for JSON. A key joins the number and the names with dots;
-        a dot in a name becomes `%2E`, a percent sign `%25`.
+        Tensors on the CPU that share no memory, and values for JSON. A key joins the index and the names with dots; a
+        dot in a name becomes `%2E`, a percent sign `%25`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Measure the memory and the time of a training by two steps."""
+"""Measure the memory and time of a training run with two steps."""
 
 import time
 from typing import Any
@@ -12,22 +12,22 @@ from ecgbyte_cli.training.sharding import held_part
 from ecgbyte_cli.training.trainer import Trainer
 
 MB = 2**20
-UPDATES = 8  # tries until one is made: those whose gradients overflow in float16 are left out
-ENOUGH = 0.8  # share of the free memory that a training may take: batches differ, and fragments are lost
+UPDATES = 8  # tries until a step updates the weights: float16 steps with overflowing gradients are skipped
+ENOUGH = 0.8  # share of the free memory that a run may use: batches differ, and memory fragments
 
 
 def measure_cost(ready: Prepared) -> dict[str, Any]:
-    """Measure a step on the longest samples and one on samples of middle length, and compute the whole training.
+    """Measure one step on the longest samples and one on samples of median length, and extrapolate to the whole run.
 
-    The weights of the trainer change, and nothing is written.
+    This changes the weights of the trainer but writes nothing.
 
     Returns
     -------
     dict
-        `readings` and `questions` (in training), `tokens` (of a reading: `median`, `p90`, `longest`), `memory_mb`
+        `readings` and `questions` (in training), `tokens` (per reading: `median`, `p90`, `longest`), `memory_mb`
         (`weights`, `gradients`, `optimizer`, `activations` of a batch of the longest readings, `free` before the
         first step), `steps`, `step_seconds` (mean), `minutes` (`training`, `validation`, `calibration`, `total`),
-        `checkpointing` and `lower` (`memory`, `time`: what to change).
+        `checkpointing` and `lower` (`memory`, `time`: options to change).
     """
     trainer, recompute = ready.trainer, ready.recompute
     lengths = np.array([plan.length for plan in trainer.training])
@@ -92,24 +92,24 @@ def _measure_memory(trainer: Trainer, longest: np.ndarray) -> dict[str, float]:
 
 def _measure_step(trainer: Trainer, typical: np.ndarray) -> float:
     """Update once with some plans; return the seconds per token."""
-    trainer.seen, trainer.seconds = 0, 0.0  # the first step took longer
+    trainer.seen, trainer.seconds = 0, 0.0  # the first step was slower
     _update(trainer, typical)
     return trainer.seconds * trainer.processes / trainer.seen
 
 
 def _update(trainer: Trainer, order: np.ndarray) -> None:
-    """Update the weights once with the first plans of `order`, a batch on each process."""
+    """Update the weights once with the first plans of `order`, one batch on each process."""
     batch = [(0, int(number)) for number in order[: trainer.settings["batch"]]]
     trainer.lm.train()
     groups = [batch] * trainer.processes
-    if trainer.ahead:  # in training, a batch is prepared during the step before
+    if trainer.ahead:  # in training, each batch is prepared during the previous step
         trainer.ready = trainer.batches_of_step(groups, trainer.step)
     trainer.update(groups)
     trainer.step = 0
 
 
 def _time_advice(minutes: dict[str, float]) -> str:
-    """Return what to change for a shorter training."""
+    """Return the options that would shorten the training."""
     if minutes["validation"] > minutes["training"]:
         return "raise --every, for fewer validations"
     return "lower --steps or --max-length"
@@ -122,11 +122,11 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
     scarce = grown > ENOUGH * memory["free"]
     step = "with" if cost["checkpointing"] else "without"
     return [
-        f"readings: {cost['readings']:,} with {cost['questions']:,} questions; tokens of a reading: "
+        f"readings: {cost['readings']:,} with {cost['questions']:,} questions; tokens per reading: "
         f"{tokens['median']:,} (median), {tokens['p90']:,} (90 %), {tokens['longest']:,} (longest)",
         f"memory: weights {memory['weights']:,} MB, gradients {memory['gradients']:,} MB, optimizer "
         f"{memory['optimizer']:,} MB, activations {memory['activations']:,} MB ({step} gradient checkpointing)",
-        f"memory beyond the weights: {grown:,} MB of {memory['free']:,} MB that are free"
+        f"memory beyond the weights: {grown:,} MB of {memory['free']:,} MB free"
         + (", which is too close" if scarce else ""),
         f"time: {cost['steps']:,} steps of {cost['step_seconds']:.2f} s, {minutes['training']:.1f} minutes; "
         f"validation {minutes['validation']:.1f}, calibration {minutes['calibration']:.1f}, "

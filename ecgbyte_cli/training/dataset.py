@@ -1,4 +1,4 @@
-"""Samples: questions as ids, labels and batches."""
+"""Samples: questions converted to ids, labels and batches."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,16 +23,16 @@ from ecgbyte_kernels.augment import varied, varied_signal
 if TYPE_CHECKING:
     import torch
 
-NOTHING_ASKED = (("", None),)  # the turns of a reading without questions
+NOTHING_ASKED = (("", None),)  # turns of a reading without questions
 
 
 class ReadingPlan(NamedTuple):
-    """Segments to read once, and questions about them whose prompts begin with the same ids."""
+    """Segments to read once, and questions about them whose prompts share a start."""
 
     segments: tuple[int, ...]
-    questions: tuple[Question, ...]  # empty: learn the ECG itself
-    length: int  # in ids
-    words: str | None = None  # draw the ECG from these words
+    questions: tuple[Question, ...]  # empty: train on the ECG itself
+    length: int  # number of ids
+    words: str | None = None  # generate the ECG from these words
 
 
 class SampleBuilder:
@@ -46,26 +46,26 @@ class SampleBuilder:
     max_length : int
         Longest reading in tokens.
     long : {"trim", "skip"}
-        Whether longer prompts lose ECG tokens, or their questions are left out.
+        Whether longer prompts lose ECG tokens, or their questions are skipped.
     augment : float
         Strength of the random variation of ECGs in training.
     together : int or None
-        Most questions behind one reading of their ECGs; None: as many as fit into `max_length`.
+        Most questions packed with one ECG; None: as many as fit into `max_length`.
     draw : str or None
-        Type of the questions that also train the reverse: drawing the ECG from the answer.
+        Type of the questions that also train the reverse task: generating the ECG from the answer.
     vary_leads : float
-        Share of the batches that see some of the leads only.
+        Share of the batches that contain only some of the leads.
     ask : int or None
-        Mean number of questions with the answer no at each reading in training, drawn at random; None: all.
+        Mean number of questions answered no that are sampled each time an ECG is used; None: all.
     measured : bool
-        Whether the measured values of the ECGs come before them, as text.
+        Whether the measured values precede the ECGs, as text.
 
     Attributes
     ----------
     longest : int
-        Longest prompt in ids, whatever its answer: `max_length` minus the length of the longest answer.
+        Longest prompt in ids, for any answer: `max_length` minus the length of the longest answer.
     yes_share : dict of str to float
-        How often the answer to a question is yes in training.
+        How often the answer to a question is yes in the training set.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class SampleBuilder:
     def _ecg(
         self, segment: int, instead: str | None = None, random: np.random.Generator | None = None
     ) -> tuple[np.ndarray, int]:
-        """Return the tokens of a segment, of its replacement, or with `random` of a random window of its recording.
+        """Return the tokens of a segment, of its replacement, or, with `random`, of a random window of its recording.
 
-        The second value is the segment that they are of, or most of them.
+        The second value is the segment that contains most of them.
         """
         if instead:
             return self.flat if instead == "flat line" else np.zeros(0, np.int32), segment
@@ -118,7 +118,9 @@ class SampleBuilder:
         if self.signals is None:
             letters = varied(window, self.tokenizer.levels, random, self.augment)
         else:
-            fs, leads = self.tokenizer.signal["fs"], self.tokenizer.signal["leads"]
+            fs = self.tokenizer.signal["fs"]
+            # measured values, such as the axis, are of the electrodes as they were
+            leads = self.tokenizer.signal["leads"] if self.lines is None else ()
             letters = self.tokenizer.letters(varied_signal(window, fs, leads, random, self.augment))
         return self.tokenizer.encode(letters, self.segmenter), segment
 
@@ -132,14 +134,14 @@ class SampleBuilder:
         return self._stored(self.letters, segment)
 
     def _stored(self, values: np.ndarray, segment: int) -> np.ndarray:
-        """Return the part of letters or signals that belongs to a segment, (leads, samples)."""
+        """Return the slice of letters or signals that belongs to a segment, (leads, samples)."""
         start = self.recorded["offset"][segment]
         return values[start : start + self.shape[0] * self.shape[1]].reshape(self.shape)
 
     def _window(self, first: int, count: int, random: np.random.Generator) -> tuple[np.ndarray, int]:
-        """Return a random window of a recording, and the segment that most of it lies in.
+        """Return a random window of a recording, and the segment that contains most of it.
 
-        The window is in mV if signals were kept, else letters. A single segment is rotated in time.
+        The window is in mV if signals were kept, otherwise letters. A single segment is rotated in time.
         """
         samples, values = self.shape[1], self.letters if self.signals is None else self.signals
         if count == 1:
@@ -152,7 +154,7 @@ class SampleBuilder:
         return both[:, start : start + samples], segment + (2 * start > samples)
 
     def _follows(self, segment: int) -> bool:
-        """Return whether the next segment starts where this one ends, with the same letters."""
+        """Return whether the next segment starts where this segment ends, with the same quantization."""
         start, lo, hi = (self.recorded[name][segment : segment + 2] for name in ("start", "lo", "hi"))
         seconds = self.tokenizer.signal["segment_seconds"]
         return abs(start[1] - start[0] - seconds) < 1e-6 and lo[0] == lo[1] and hi[0] == hi[1]
@@ -166,7 +168,7 @@ class SampleBuilder:
     ) -> tuple[list[np.ndarray], list[np.ndarray], str]:
         """Return the tokens of segments, the lead of each token, and the text before the ECGs.
 
-        With `leads`, only the tokens of these leads.
+        With `leads`, only these leads' tokens are returned.
         """
         ecgs, read = zip(*(self._ecg(segment, instead, random) for segment in segments), strict=True)
         lead_of = [lead_ranges(ecg, self.tokenizer.lengths, self.shape[1]) for ecg in ecgs]
@@ -176,22 +178,22 @@ class SampleBuilder:
         return tokens, lead_of, joined_lines(self.lines_of(read, instead))
 
     def lines_of(self, segments: Sequence[int], instead: str | None = None) -> list[str]:
-        """Return the line of measured values of each segment, or of its replacement; empty without `measured`."""
+        """Return the line of measured values of each segment, or of its replacement; empty if not `measured`."""
         if self.lines is None:
             return []
         return [NOTHING if instead else self.lines[segment] for segment in segments]
 
     def _longest_before(self, segments: Sequence[int]) -> str:
-        """Return the longest text before the ECGs of recordings that their segments can have."""
+        """Return the longest text before the ECGs, over all segments of the recordings."""
         if self.lines is None:
             return ""
         runs = [(self.first_of[segment], self.count_of[segment]) for segment in segments]
         return joined_lines(max(self.lines[i : i + n], key=len) for i, n in runs)
 
     def draw_leads(self, random: np.random.Generator) -> np.ndarray | None:
-        """Return some leads at random for a batch, by their numbers; None for all leads.
+        """Return random lead indices for a batch; None for all leads.
 
-        Half of the draws are sets that recorders have (`sampling.LEAD_SETS`), the others any leads, most often few.
+        Half of the draws are sets of common recorders (`sampling.LEAD_SETS`); the others are any leads, mostly few.
         """
         if random.random() >= self.vary_leads:
             return None
@@ -200,7 +202,7 @@ class SampleBuilder:
     def _asked(
         self, plan: ReadingPlan, random: np.random.Generator | None
     ) -> tuple[tuple[Question, ...], list[float]]:
-        """Return the questions of a plan to ask at one reading, and how often each counts."""
+        """Sample the questions of a plan for one reading, and return their weights."""
         count, questions = self.question_count, plan.questions
         weights = np.array([question.weight for question in questions])
         denied = [i for i in np.flatnonzero(weights == 1) if questions[i].answer == "no"]
@@ -220,9 +222,9 @@ class SampleBuilder:
         ----------
         question : Question
         instead : {"no signal", "flat line"} or None
-            Replacement for each of its ECGs.
+            Replacement for all of its ECGs.
         asked : bool
-            Whether to end before the last answer.
+            Whether to stop before the last answer.
 
         Returns
         -------
@@ -238,11 +240,11 @@ class SampleBuilder:
         ecgs, leads, before = self._read(question.segments, instead)
         ids, labels, lost = self.prompt.fitted(ecgs, leads, turns, self.longest, before)
         if lost and self.long == "skip" and not instead:
-            raise Failure(f"the prompt is {lost} tokens longer than the {self.longest} that are allowed")
+            raise Failure(f"the prompt is {lost} tokens longer than the maximum of {self.longest}")
         return ids, labels, lost
 
     def shown(self, question: Question) -> tuple[str, dict[str, Any]]:
-        """Return a training sample as text, with the tokens of the loss in green, and as an entry of --json."""
+        """Return a training sample as text, with the tokens of the loss in green, and as an entry for --json."""
         ids, labels, lost = self(question)
         line, counted = self.prompt.shown(ids, labels)
         about = {"records": question.records, "tokens": len(ids), "trimmed": lost, "loss_on": counted}
@@ -265,11 +267,11 @@ class SampleBuilder:
         instead : {"no signal", "flat line"} or None
             Replacement for each ECG.
         random : numpy.random.Generator or None
-            Chooses the segment of a recording and its variation; None: the plan's own segments, as encoded.
+            Chooses a window of the recording and its variation; None: the plan's own segments, as encoded.
         learn_ecg : bool
-            Whether the ECG's own tokens are labels too.
+            Whether the ECG tokens are labels too.
         leads : int array or None
-            The leads that are read, by their numbers; None: all.
+            Indices of the leads that are read; None: all.
         """
         prompt, layout = self.prompt, self.prompt.layout
         if plan.words is not None:
@@ -281,7 +283,7 @@ class SampleBuilder:
         room = min(prompt.room(part, len(ecgs), self.longest) for part in parts)
         if sum(map(len, ecgs)) > room:
             ecgs, lead_of = trim_ecgs(ecgs, lead_of, room)
-        begin = prompt.reading(parts[0][0], ecgs, lead_of)  # the same for all questions: see `plans`
+        begin = prompt.reading(parts[0][0], ecgs, lead_of)  # shared by all questions: see `plans`
         learned = (begin >= layout.first) & learn_ecg & (instead is None)
         ids, labels = [begin], [np.where(learned, begin, IGNORED)]
         positions = [layout.positions(begin)]
@@ -298,7 +300,7 @@ class SampleBuilder:
         return Reading(np.concatenate(ids), np.concatenate(labels), np.concatenate(positions), owner, weight)
 
     def _drawing(self, plan: ReadingPlan) -> Reading:
-        """Convert a plan to draw an ECG from words. The ECG is as encoded: its variation would be learned too."""
+        """Convert a plan to generate an ECG from words. The ECG is not varied: the model would learn the variation."""
         assert plan.words is not None
         (ecg,), leads, _ = self._read(plan.segments)
         begin = self.prompt.reading(self.prompt.drawing(plan.words), [ecg], leads)
@@ -306,27 +308,27 @@ class SampleBuilder:
         return Reading(begin, labels, self.prompt.layout.positions(begin), np.zeros(len(begin), np.int64))
 
     def batch(self, readings: Sequence[Reading]) -> Batch:
-        """Join readings in a batch."""
+        """Pad and stack readings."""
         return collate(readings, self.prompt.layout)
 
     def letters_labelled(self, labels: "torch.Tensor") -> int:
-        """Return how many letters the ECG tokens among labels stand for."""
+        """Return the number of letters that the ECG tokens among the labels stand for."""
         ids = labels.numpy()
         first = self.prompt.layout.first
         return int(self.tokenizer.lengths[ids[ids >= first] - first].sum())
 
     def make_room(self, questions: Iterable[Question]) -> None:
-        """Set `longest`, the longest prompt, so that the longest answer of the questions fits behind it."""
+        """Set `longest`, the longest prompt, so that the longest answer fits after it."""
         room = max(map(self.prompt.answer_length, {(*q.earlier, (q.question, q.answer)) for q in questions}))
         self.longest = self.max_length - room
         if self.longest < 1:
             raise Failure(
-                f"the longest answer has {room} tokens, and a sample may have {self.max_length}: raise --max-length, "
-                "or leave out such answers"
+                f"the longest answer has {room} tokens, but the limit is {self.max_length}: raise --max-length, "
+                "or remove such answers"
             )
 
     def count_answers(self, questions: Iterable[Question]) -> None:
-        """Set `yes_share` from the questions of a training."""
+        """Set `yes_share` from the training questions."""
         asked, yes = Counter[str](), Counter[str]()
         for question in questions:
             asked[question.question] += 1
@@ -339,7 +341,7 @@ class SampleBuilder:
         Returns
         -------
         (list of ReadingPlan, int, int)
-            Plans in the order of their first questions, and the numbers of trimmed questions and of those left out.
+            Plans in the order of their first questions, and the numbers of trimmed and of skipped questions.
         """
         groups: dict[tuple, list[tuple[Question, int]]] = {}
         trimmed = left_out = 0
@@ -375,7 +377,7 @@ class SampleBuilder:
         return plans + self.to_draw(questions)[0], trimmed, left_out
 
     def to_draw(self, questions: Sequence[Question]) -> tuple[list[ReadingPlan], int]:
-        """Return plans to draw the ECGs of questions from their answers, and the number of ECGs that are too long."""
+        """Return plans to generate the ECGs of questions from their answers, and the number of too long ECGs."""
         plans: dict[tuple, ReadingPlan] = {}
         too_long = 0
         for question in questions:
@@ -390,7 +392,7 @@ class SampleBuilder:
         return [*plans.values()], too_long
 
     def alone(self, segments: Sequence[int] | np.ndarray) -> list[ReadingPlan]:
-        """Return plans that learn ECGs without questions, one per segment."""
+        """Return plans that train on ECGs without questions, one per segment."""
         parts = self.prompt.parts(NOTHING_ASKED)
         text, room = len(parts[0]) + 2 + self.prompt.layout.marks, self.prompt.room(parts, 1, self.longest)
         lengths = np.minimum(np.asarray(self.segments["length"])[segments], room)

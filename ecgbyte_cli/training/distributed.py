@@ -17,8 +17,8 @@ from ecgbyte_cli.runtime.ranks import process_rank
 if TYPE_CHECKING:
     import torch
 
-# Groups that this process has joined. They are kept, because DDP would free them while it holds the GIL, and wait
-# forever for a thread of the group that needs the GIL.
+# Process groups that this process has joined. They are kept, because DDP would free them while it holds the GIL and
+# wait forever for a thread of the group that needs the GIL.
 _groups: list[Any] = []
 
 
@@ -39,11 +39,11 @@ def sum_over_processes(values: list[float], device: "torch.device | str") -> lis
         torch.distributed.all_reduce(sums)
         return sums.tolist()
     except RuntimeError as error:
-        raise Failure("another process of the training has ended: run the same command again") from error
+        raise Failure("another process of the training run has ended: run the same command again") from error
 
 
 def first_progress(name: str, total: int, unit: str) -> contextlib.AbstractContextManager[Any]:
-    """Return a progress bar on the first process, and on the others a context manager that yields None."""
+    """Return a progress bar on the first process, and a context manager that yields None on the others."""
     return progress(name, total, unit) if process_rank()[0] == 0 else contextlib.nullcontext()
 
 
@@ -54,7 +54,7 @@ def any_process(condition: bool, device: "torch.device | str") -> bool:
 
 @contextlib.contextmanager
 def failing_together(device: "torch.device | str") -> Iterator[None]:
-    """Raise a RuntimeError on all processes if one raises it in the block: otherwise they would wait for it forever.
+    """Raise a RuntimeError on all processes if one raises it in the block; otherwise they would wait forever.
 
     All processes must enter this at the same place.
     """
@@ -67,7 +67,7 @@ def failing_together(device: "torch.device | str") -> Iterator[None]:
     if failure:
         raise failure
     if failed:
-        raise RuntimeError("another process could not compute its share")
+        raise RuntimeError("another process failed")
 
 
 def sum_gradients(parameters: "Iterable[torch.nn.Parameter]") -> None:
@@ -84,15 +84,15 @@ def sum_gradients(parameters: "Iterable[torch.nn.Parameter]") -> None:
 
 @contextlib.contextmanager
 def process_group(wanted: str | None, method: str) -> Iterator[str]:
-    """Join the other processes, if there are any, and yield the device of this one; see `devices.choose_device`.
+    """Join the other processes, if any, and yield the device of this one; see `devices.choose_device`.
 
-    At the end all wait for the first, which writes the model. That may take longer than NCCL's timeout of ten minutes,
-    so they poll the store through which they found each other.
+    At the end all processes wait for the first, which writes the model. That may take longer than NCCL's timeout of ten
+    minutes, so they poll the store through which they found each other.
     """
     import torch
     from torch import distributed
 
-    gc.collect()  # the model of a training with another seed
+    gc.collect()  # frees the model of the previous seed's run
     device = devices.choose_device(wanted, method)
     if process_rank()[1] == 1:
         yield device
@@ -100,7 +100,7 @@ def process_group(wanted: str | None, method: str) -> Iterator[str]:
     if device != "cpu":
         torch.cuda.set_device(device)
     store, rank, count = next(distributed.rendezvous("env://"))
-    # with `--seeds`, the next training uses the same store
+    # with `--seeds`, the next run uses the same store
     store = distributed.PrefixStore(f"ecgbyte-{len(_groups)}", store)
     distributed.init_process_group(
         "nccl" if device != "cpu" else "gloo", store=store, rank=rank, world_size=count
@@ -120,14 +120,14 @@ def process_group(wanted: str | None, method: str) -> Iterator[str]:
 class StopSignal:
     """Delay Ctrl-C and SIGTERM until a step is finished and saved.
 
-    Several processes stop at the same place, because `agreed` asks all of them: otherwise one would wait for another
-    that has left. A single process stops at once where nothing can be lost (`at_once`), or at the second signal of the
-    same kind. Several processes never do, since launchers repeat the signal.
+    Several processes stop at the same step, because `agreed` asks all of them; otherwise one would wait for another
+    that has left. A single process stops immediately where no work can be lost (`at_once`), or at the second signal of
+    the same kind. Several processes never do, because launchers repeat the signal.
 
     Parameters
     ----------
     device : torch.device or str
-        Device on which processes exchange tensors.
+        Device for exchanging tensors between processes.
 
     Attributes
     ----------
@@ -170,7 +170,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let a single process stop anywhere in the block, which must not change any saved state."""
+        """Let a single process stop immediately in the block, which must not change any saved state."""
         before, self.waits = self.waits, not self.alone
         try:
             yield

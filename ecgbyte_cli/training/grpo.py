@@ -6,7 +6,7 @@ used for one update, so the ratio of old and new probabilities is 1 and nothing 
 all tokens (Yu et al. 2025, DAPO, arXiv 2503.14476, 3.3). A penalty keeps the model near its initial weights (the
 estimator k3, equation 4 of the first paper).
 
-All answers to all questions about one ECG share one reading of it, in sampling and in the update.
+All answers to all questions about one ECG share one reading of the ECG, in sampling and in the update.
 """
 
 import contextlib
@@ -44,26 +44,26 @@ class SampledAnswer(NamedTuple):
 
     prompt: np.ndarray
     ids: tuple[int, ...]  # with the id that ended it, if any
-    advantage: float  # sum over equal answers
+    advantage: float  # summed over equal answers
     times: int  # number of equal answers
 
 
-WeightedReading = tuple[Reading, np.ndarray, np.ndarray]  # with the advantage and the times of each id
+WeightedReading = tuple[Reading, np.ndarray, np.ndarray]  # with the advantage and the count of each id
 
 
 class GRPOTrainer(Trainer):
-    """The loop of `Trainer` with updates from sampled answers.
+    """The training loop with updates from sampled answers.
 
-    The seed and the step determine the samples, so that a resumed training gets the same rewards. The penalty refers
-    to the weights of `lm` at construction.
+    The seed and the step determine the samples, so that a resumed run gets the same rewards. The penalty refers
+    to the weights of `lm` when the trainer is constructed.
 
     Parameters
     ----------
     work, lm, samples, settings, steps, every, training, validation, tell
-        As for `Trainer`. The settings also have `rewards` (name to weight), `answers` (number per question),
+        See `Trainer`. The settings also contain `rewards` (name to weight), `answers` (number per question),
         `temperature`, `max_new` and `kl`.
     tags : list of str or None
-        The tags around the reasoning, if the model reasons.
+        The tags around the reasoning, if the model writes its reasoning.
     """
 
     label = "reinforce"
@@ -83,21 +83,21 @@ class GRPOTrainer(Trainer):
     ):
         super().__init__(work, lm, samples, settings, steps, every, training, validation, tell)
         self.tags = tags
-        self.ahead = False  # the batches of a step depend on the answers that the model samples
-        self.numbers: dict[str, float] = {}  # of the current step, for the log
-        # of the answers that this process has sampled in the current step: sums of reward, right answers, ids, answers
+        self.ahead = False  # a step's batches depend on the sampled answers, so they cannot be prepared early
+        self.numbers: dict[str, float] = {}  # log values of the current step
+        # this process's sampled answers in the current step: sums of reward, right answers, ids, answers
         self.tally = np.zeros(4)
         self.whole = unsplittable_labels([q.truth for plan in training for q in plan.questions])
         self.initial = {name: p.detach().clone() for name, p in lm.named_parameters() if p.requires_grad}
 
     def synchronized(self) -> "ECGLM":
-        """Return the model as it is: `update` sums the gradients of the processes itself."""
+        """Return the model unwrapped: `update` sums the gradients over the processes itself."""
         return self.lm
 
     def update(self, groups: Sequence[Sequence[EpochItem]]) -> tuple[Losses, float]:
         """Update the weights once with sampled answers to the questions of plans; see `Trainer.update`."""
         settings, lm = self.settings, self.lm
-        lm.eval()  # no dropout: the update must see the probabilities of sampling
+        lm.eval()  # no dropout: the update must use the same probabilities as sampling
         rate, self.tally = self.set_rate(), np.zeros(4)
         asked = [[q for _, i in group for q in self.training[i].questions] for group in groups]
         before = np.cumsum([0, *map(len, asked)])
@@ -111,7 +111,7 @@ class GRPOTrainer(Trainer):
             **{"reward": reward / count, "exact": 100 * right / count},
             "answer_tokens": written / count,
         }
-        summed = [torch.zeros(2, device=lm.device)]  # loss and distance of each batch
+        summed = [torch.zeros(2, device=lm.device)]  # loss and KL of each batch
         for answers in sampled:
             readings = self.readings(answers)
             for start in range(0, len(readings), settings["batch"]):
@@ -129,12 +129,12 @@ class GRPOTrainer(Trainer):
         ----------
         readings : list of WeightedReading
         total : float
-            Sampled ids of the step, on all processes.
+            Sampled ids of the step, over all processes.
 
         Returns
         -------
         float32 tensor (2,)
-            Its parts of the loss and of the mean distance to the initial model.
+            The batch's parts of the loss and of the mean KL to the initial model.
         """
         batch = self.samples.batch([reading for reading, _, _ in readings]).to(self.lm.device)
         advantage = _padded([advantages for _, advantages, _ in readings], batch.ids)
@@ -156,7 +156,7 @@ class GRPOTrainer(Trainer):
         ----------
         questions : list of Question
         before : int
-            Questions of the step before these: the random numbers of an answer follow from its number in the step.
+            Number of questions earlier in the step: an answer's random numbers follow from its index in the step.
         """
         copies, end_ids = self.settings["answers"], self.samples.prompt.end_ids
         prompts = [self.samples(question, asked=True)[0] for question in questions]
@@ -196,7 +196,7 @@ class GRPOTrainer(Trainer):
         return reward, exact_match(answer.answer, question.truth, self.whole)
 
     def readings(self, sampled: Sequence[SampledAnswer]) -> list[WeightedReading]:
-        """Put answers behind one reading of their ECG, or one each if the base model cannot share it."""
+        """Put answers after one reading of their ECG, or one each if the base model cannot share it."""
         layout = self.samples.prompt.layout
         groups: dict[int | bytes, tuple[np.ndarray, list[SampledAnswer]]] = {}
         for number, answer in enumerate(sampled):
@@ -206,7 +206,7 @@ class GRPOTrainer(Trainer):
         return [self.reading(begin, answers) for begin, answers in groups.values()]
 
     def reading(self, begin: np.ndarray, sampled: Sequence[SampledAnswer]) -> WeightedReading:
-        """Return a reading of shared ids and the answers behind them, side by side."""
+        """Return a reading of shared ids followed by the answers in parallel."""
         shared = self.samples.prompt.layout.positions(begin)
         ids, labels, positions = [begin], [np.full(len(begin), IGNORED)], [shared]
         for answer in sampled:
@@ -223,7 +223,7 @@ class GRPOTrainer(Trainer):
         return reading, advantage, times
 
     def log_probabilities(self, batch: Batch) -> torch.Tensor:
-        """Return the log probability, at the temperature of sampling, of each labelled id of a batch."""
+        """Return the log probabilityat the sampling temperature of each labelled id of a batch."""
         with self.lm.autocast():
             logits, _ = self.lm.outputs(
                 lambda states: states.flatten(0, 1).index_select(0, batch.text - 1),
@@ -234,7 +234,7 @@ class GRPOTrainer(Trainer):
 
     @contextlib.contextmanager
     def initial_weights(self) -> Iterator[None]:
-        """Use the initial weights within the block."""
+        """Use the initial weights inside the block."""
         trained = {name: p for name, p in self.lm.named_parameters() if name in self.initial}
         weights = {name: p.data for name, p in trained.items()}
         for name, p in trained.items():
@@ -255,18 +255,18 @@ class GRPOTrainer(Trainer):
         return f"reward {np.mean([row['reward'] for row in self.rows[-20:]]):.3f}"
 
     def validate(self) -> float:
-        """Report the mean reward of the likeliest answers to validation questions, and keep the best weights."""
+        """Report the mean reward of greedy answers to validation questions, and keep the best weights."""
         reward = self.validation_reward(self.validation)
         trained = ""
         if self.rows:
             recent = np.mean([row["reward"] for row in self.rows[-self.every :]])
             trained = f"reward {recent:.3f} of sampled answers, "
-        self.tell(f"step {self.step}: {trained}{reward:.3f} of the likeliest ones in validation")
+        self.tell(f"step {self.step}: {trained}{reward:.3f} of greedy answers to validation questions")
         self.keep_if_best(-reward)
         return reward
 
     def validation_reward(self, questions: Sequence[Question]) -> float:
-        """Return the mean reward of the likeliest answers to questions. A stop signal ends it at once."""
+        """Return the mean reward of greedy answers to questions. A stop signal ends it immediately."""
         rewards: list[float] = []
         size = 4 * self.settings["batch"]
         self.lm.eval()
@@ -280,14 +280,14 @@ class GRPOTrainer(Trainer):
         return total / len(questions)
 
     def rewards(self, questions: Sequence[Question]) -> list[float]:
-        """Return the reward of the likeliest answer to each question."""
+        """Return the reward of the greedy answer to each question."""
         prompts = [self.samples(question, asked=True)[0] for question in questions]
         budget = answer_budget(self.lm, prompts, self.settings["max_new"])
         answers = self.lm.answer(prompts, self.samples.prompt.end_ids, budget)
         return [self.rated(q, ids)[0] for q, ids in zip(questions, answers, strict=True)]
 
     def result(self) -> dict[str, Any]:
-        """Load the best weights, and return the results of the training."""
+        """Load the best weights, and return the results of the run."""
         self.load_best()
         last = self.rows[-max(1, self.step // 10) :]
         mean = {name: float(np.mean([row[name] for row in last])) for name in COLUMNS[2:6]}
@@ -300,7 +300,7 @@ class GRPOTrainer(Trainer):
         }
 
     def write_log(self, picture: bool) -> None:
-        """Write reward, length and distance as CSV, and as a picture if asked."""
+        """Write reward, length and KL as CSV, and plot them if `picture` is true."""
         training_log.write_csv(self.work.reward_csv, self.rows, COLUMNS)
         if picture:
             training_log.plot_rewards(self.work.reward_picture, self.rows)
@@ -308,7 +308,7 @@ class GRPOTrainer(Trainer):
 
 
 def _padded(rows: Sequence[np.ndarray], ids: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of each id of a batch, padded with 0 on the right."""
+    """Return the values of each id of a batch, padded with 0 on the right."""
     padded = torch.zeros(ids.shape, dtype=torch.float32)
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = torch.from_numpy(np.asarray(values, np.float32))

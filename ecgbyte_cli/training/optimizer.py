@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(lm: "ECGLM", settings: dict[str, Any]) -> "torch.optim.Optimizer":
-    """Return AdamW, in paged 8-bit form for QLoRA on a GPU. Vectors have no weight decay.
+    """Return AdamW, in paged 8-bit form for QLoRA on a GPU. Vectors get no weight decay.
 
-    The state of the ECG rows always has 32 bits.
+    The optimizer state of the ECG rows always has 32 bits.
 
     The ECG rows have their own group if their learning rate differs: `times` is the ratio.
     """
@@ -33,7 +33,7 @@ def make_optimizer(lm: "ECGLM", settings: dict[str, Any]) -> "torch.optim.Optimi
     if in_8_bits(lm, settings):
         import bitsandbytes
 
-        # a row gets a gradient only where its token occurs: its moments are too small for 8 bits beside others
+        # a row gets a gradient only when its token occurs, so its moments are too small for a shared 8-bit scale
         every = bitsandbytes.optim.GlobalOptimManager.get_instance()
         every.override_config(lm.ecg_rows.weight, "optim_bits", 32)
         return bitsandbytes.optim.PagedAdamW8bit(groups, lr=settings["lr"], betas=(0.9, 0.98))
@@ -41,12 +41,12 @@ def make_optimizer(lm: "ECGLM", settings: dict[str, Any]) -> "torch.optim.Optimi
 
 
 def in_8_bits(lm: "ECGLM", settings: dict[str, Any]) -> bool:
-    """Return whether the optimizer's state is in 8 bits."""
+    """Return whether the optimizer state is in 8 bits."""
     return settings["method"] == "qlora" and lm.device.type == "cuda"
 
 
 def warmup_cosine(steps: int) -> Callable[[int], float]:
-    """Return the learning rate factor per step: a linear rise over 4 % of the steps, then half a cosine to zero."""
+    """Return the learning rate factor per step: linear warm-up over 4 % of the steps, then a half cosine to zero."""
     rise = max(1, round(0.04 * steps))
 
     def factor(step: int) -> float:

@@ -1,4 +1,4 @@
-"""Plans of a training: questions of both splits, joined with their recordings, and grouped in readings."""
+"""The plans of a training run: the questions of two splits, joined with recordings and grouped into readings."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -28,15 +28,17 @@ QuestionFiles = str | os.PathLike | list  # the path of a file or folder, or a l
 
 
 class TrainingPlans(NamedTuple):
-    """The data of a training."""
+    """The data of a training run."""
 
     training: list[ReadingPlan]
-    validation: list[Any]  # Question in the order of `stratified_order`; ReadingPlan without questions
-    counts: dict[str, int]  # samples that are trimmed and left_out
+    validation: list[
+        Any
+    ]  # `Question`s in the order of `stratified_order`; `ReadingPlan`s if there are no questions
+    counts: dict[str, int]  # numbers of trimmed and of skipped samples
 
 
 class JoinedFile(NamedTuple):
-    """The questions of one file (or of all, if they have no weights) about encoded recordings."""
+    """Questions from one file, or from all files if they have no weights, about encoded recordings."""
 
     train: list[Question]
     val: list[Question]
@@ -54,7 +56,7 @@ def plan_training(
 ) -> TrainingPlans:
     """Plan a training with the questions of `qa`, or without questions if it is None.
 
-    `known` are the questions of the model that is trained further: the same questions are asked in its words.
+    `known` holds the questions of the model that is trained further; the same questions are worded as it knows them.
     """
     if qa is None:
         plans = _plan_pretraining(work, samples, settings)
@@ -64,7 +66,9 @@ def plan_training(
             work, qa, samples, settings["seed"], tell, bool(think), types or (), weights, known
         )
         if not can_share_reading(lm, samples, plans.training):
-            tell("this base model cannot read an ECG for several questions at once: each gets one of its own")
+            tell(
+                "this base model cannot share an ECG among several questions: each question gets its own copy"
+            )
             samples.together = 1
             questions = [question for plan in plans.training for question in plan.questions]
             plans = plans._replace(training=samples.plans(questions)[0])
@@ -75,18 +79,18 @@ def plan_training(
         )
     if kind and not any(plan.words for plan in plans.training):
         raise Failure(
-            f"--draw {kind}: {qa} holds no training question of this type about one recording whose ECG fits into "
+            f"--draw {kind}: {qa} holds no training question of this type about one recording whose ECG fits within "
             f"--max-length {samples.max_length}"
         )
     if settings["patience"] and not plans.validation:
-        raise Failure(f"--patience needs validation questions, and {qa} holds none about an encoded record")
+        raise Failure(f"--patience needs validation questions, but {qa} has none about an encoded record")
     return plans
 
 
 def _plan_pretraining(work: WorkDir, samples: SampleBuilder, settings: dict[str, Any]) -> TrainingPlans:
     """Plan a training on all recordings, without questions."""
     if settings.get("types"):
-        raise Failure("--types selects questions, and --pretrain has none: leave one of them out")
+        raise Failure("--types selects questions, but --pretrain uses none: remove one of the two")
     splits = np.asarray(read_table(work.symbol_segments)["split"])
     training, validation = (samples.alone(np.flatnonzero(splits == split)) for split in ("train", "val"))
     if not training:
@@ -114,15 +118,15 @@ def read_samples(
     qa : path or list of path
     samples : SampleBuilder
     seed : int
-        Seed of the order of the validation questions, and of fractional weights.
+        Seed for the order of the validation questions, and for fractional weights.
     tell : callable
-        Prints a remark.
+        Prints a message.
     think : bool
-        Whether to learn the reasoning of questions that have one.
+        Whether to train on the reasoning of questions that contain it.
     types, weights
         Types of the questions to use (empty: all), and repetitions of each file of `qa` in an epoch.
     known : Certainty or None
-        Of the model that is trained further.
+        Certainty of the model that is trained further.
 
     Raises
     ------
@@ -146,10 +150,10 @@ def read_samples(
     )
     long_drawings = samples.to_draw(train)[1]
     if long_drawings:
-        tell(f"{long_drawings} ECGs to draw are longer than --max-length {samples.max_length}: left out")
+        tell(f"{long_drawings} ECGs to generate are longer than --max-length {samples.max_length}: skipped")
     if not training:
         raise Failure(
-            f"no prompt of a training question of {qa} is at most {samples.longest} tokens long: raise --max-length"
+            f"all prompts of the training questions of {qa} have more than {samples.longest} tokens: raise --max-length"
         )
     fitting = {question for plan in held_out for question in plan.questions}
     validation = [q for q in stratified_order(val, seed) if q in fitting]
@@ -164,7 +168,7 @@ def _plan_split(
     seed: int,
     tell: Tell,
 ) -> tuple[list[ReadingPlan], int, int]:
-    """Return the plans of a split, and the numbers of trimmed samples and of those left out; report both."""
+    """Return the plans of a split, and the numbers of trimmed and of skipped samples; report both."""
     plans: list[ReadingPlan] = []
     trimmed = left_out = 0
     for number, (questions, weight) in enumerate(files):
@@ -177,9 +181,9 @@ def _plan_split(
         f"{samples.longest} tokens (--max-length {samples.max_length} minus the longest answer)"
     )
     if trimmed:
-        tell(f"{trimmed} {too_long}: they lose ECG tokens from the end of each lead")
+        tell(f"{trimmed} {too_long}: trimmed at the end of each lead")
     if left_out:
-        tell(f"{left_out} {too_long}: left out")
+        tell(f"{left_out} {too_long}: skipped")
     return plans, trimmed, left_out
 
 
@@ -192,7 +196,7 @@ def _join_files(
     weights: Sequence[float] | None,
     known: Certainty | None,
 ) -> list[JoinedFile]:
-    """Read the question files, find their recordings, and report unmatched questions and leaks between splits."""
+    """Read the question files, match them to recordings, and report unmatched questions and leaks between splits."""
     paths = qa if isinstance(qa, list) and weights else [qa]
     files = [question_file.read_questions(path) for path in paths]
     questions = [question for file in files for question in file]
@@ -223,7 +227,7 @@ def _join_files(
 
 
 def _training_question(question: Question, think: bool, known: Certainty | None) -> Question:
-    """Return a question in the words of the model, with the answer to learn: with its reasoning, or without."""
+    """Return a question worded as the model knows it, whose answer to learn includes the reasoning if `think`."""
     if not question.reasoning:
         alone = not (question.earlier or question.other_records or question.labels)
         matched = known.match(question.question) if known and alone else None
@@ -236,9 +240,9 @@ def _training_question(question: Question, think: bool, known: Certainty | None)
 
 
 def can_share_reading(lm: "ECGLM", samples: SampleBuilder, plans: Sequence[ReadingPlan]) -> bool:
-    """Return whether a model answers questions behind one reading of an ECG as it answers them alone.
+    """Return whether a model answers several questions after one reading of an ECG as it answers each alone.
 
-    This is tried on the longest plan with several questions, not assumed.
+    This is tested on the longest plan with several questions.
     """
     import torch
 
@@ -250,7 +254,7 @@ def can_share_reading(lm: "ECGLM", samples: SampleBuilder, plans: Sequence[Readi
         return not several
     plan = max(several, key=lambda plan: plan.length)
     for layer in new_cache(lm.base).layers:
-        # a sliding window counts ids, not positions
+        # a sliding window counts ids, not positions, so shared questions would shift it
         if type(layer) is not GrowingState and getattr(layer, "sliding_window", 0) < plan.length:
             return False
     alone = [plan._replace(questions=(question,)) for question in (plan.questions[0], plan.questions[-1])]
@@ -260,7 +264,7 @@ def can_share_reading(lm: "ECGLM", samples: SampleBuilder, plans: Sequence[Readi
         with torch.no_grad(), torch.autocast(lm.device.type, enabled=False):
             first = [lm(*samples.batch([samples.reading(p)]).to(lm.device))[0].item() for p in alone]
             reading = samples.reading(plan)
-            # only the first and the last question count
+            # the loss is computed for the first and the last question only
             reading.labels[(reading.owner != 1) & (reading.owner != reading.owner[-1])] = IGNORED
             both = lm(*samples.batch([reading]).to(lm.device))[0].item()
     except (RuntimeError, TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""Rehearsal: a model that is trained further keeps its earlier answers.
+"""Rehearsal: keep the earlier answers of a model that is trained further.
 
-Each reading in training also asks some of the earlier questions. Their targets are the probabilities that the model
-gave before the training (Li and Hoiem, Learning without Forgetting, ECCV 2016, section 3).
+Each reading in training also asks some of the earlier questions. Their targets are the answer probabilities from
+before the training run (Li and Hoiem, Learning without Forgetting, ECCV 2016, section 3).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from ecgbyte_cli.training.calibration import answer_log_probabilities
 from ecgbyte_cli.training.dataset import ReadingPlan, SampleBuilder
 from ecgbyte_cli.training.distributed import first_progress
 
-LEAST = 0.01  # answers that are less probable are left out
-AT_ONCE = 512  # questions whose answers are weighed together
+LEAST = 0.01  # less probable answers are skipped
+AT_ONCE = 512  # questions processed together
 
-Asked = tuple[int, Question, list[str]]  # number of the plan, question, possible answers
+Asked = tuple[int, Question, list[str]]  # index of the plan, question, possible answers
 
 
 def earlier_questions(known: Certainty, plans: Sequence[ReadingPlan]) -> dict[str, list[str]]:
-    """Return the questions that a model chooses answers to and `plans` do not ask, each with its answers."""
+    """Return the questions that a model answers from a list and `plans` do not ask, each with its possible answers."""
     asked = {question.question for plan in plans for question in plan.questions}
     texts = {group.get("asked", group["texts"][0]): group["answers"] for group in known.groups}
     return {text: answers for text, answers in texts.items() if answers and text not in asked}
@@ -44,21 +44,21 @@ def with_rehearsal(
     Parameters
     ----------
     lm : ECGLM
-        The model before the training.
+        The model before this training run.
     samples : SampleBuilder
     earlier : dict of str to list of str
         From `earlier_questions`.
     plans : list of ReadingPlan
     count : int
-        Earlier questions of each plan.
+        Number of earlier questions for each plan.
     seed, batch : int
     tell : callable
-        Prints a remark.
+        Prints a message.
 
     Returns
     -------
     list of ReadingPlan
-        An earlier question is asked once for each of its answers, weighted by the answer's probability.
+        An earlier question is repeated for each possible answer, weighted by the answer's probability.
     """
     texts, drawn = sorted(earlier), list[Asked]()
     for number, plan in enumerate(plans):
@@ -69,7 +69,7 @@ def with_rehearsal(
                 text = texts[place]
                 question = Question(first.record, text, "", "rehearsal", None, segments=plan.segments)
                 drawn.append((number, question, earlier[text]))
-    tell(f"rehearsing {len(texts)} earlier questions, {min(count, len(texts))} at each reading")
+    tell(f"rehearsing {len(texts)} earlier questions, {min(count, len(texts))} with each ECG")
     added: dict[int, list[Question]] = {}
     with first_progress("rehearsal", len(drawn), "questions") as bar:
         for start in range(0, len(drawn), AT_ONCE):
@@ -82,7 +82,7 @@ def with_rehearsal(
 
 
 def _soft(question: Question, answers: Sequence[str], chances: np.ndarray) -> list[Question]:
-    """Return a question once for each answer that is not improbable, weighted by its probability."""
+    """Return a question once per probable answer, weighted by the answer's probability."""
     return [
         replace(question, answer=answer, weight=float(chance))
         for answer, chance in zip(answers, chances, strict=True)
@@ -91,7 +91,7 @@ def _soft(question: Question, answers: Sequence[str], chances: np.ndarray) -> li
 
 
 def _longer(samples: SampleBuilder, plan: ReadingPlan, added: list[Question]) -> ReadingPlan:
-    """Return a plan with more questions, as far as they fit."""
+    """Return a plan with as many additional questions as fit."""
     length, questions = plan.length, list(plan.questions)
     for question in added:
         _, tail, answer = samples.prompt.parts(question.turns)

@@ -6,7 +6,7 @@ from ecgbyte_cli.evaluation.metrics import exact_match, set_f1
 from ecgbyte_cli.questions.question_file import Question
 from ecgbyte_cli.questions.reasoning import ReasonedAnswer
 
-# the arguments are those of `total_reward`, without the weights
+# all rewards take the arguments of `total_reward` except `weights`
 REWARDS: dict[str, Callable[[ReasonedAnswer, Question, Sequence[str], float], float]] = {
     "exact": lambda answer, question, whole, _: float(exact_match(answer.answer, question.truth, whole)),
     "f1": lambda answer, question, whole, _: set_f1(answer.answer, question.truth, whole),
@@ -27,14 +27,14 @@ def total_reward(
     Parameters
     ----------
     weights : dict
-        Name in `REWARDS` to weight.
+        Names in `REWARDS` mapped to weights.
     answer : ReasonedAnswer
-        Answers of a model that does not reason count as having kept the form.
+        Without tags, an answer counts as having the right form.
     question : Question
-        The question with its truth.
+        The question with its true answer.
     whole : sequence of str
-        Labels that must not be split; see `metrics.unsplittable_labels`.
+        Labels that must not be split: see `metrics.unsplittable_labels`.
     length : float
-        Tokens of the answer as a share of the allowed number, 0 to 1.
+        Length of the answer in tokens, as a share of the maximum, 0 to 1.
     """
     return sum(weight * REWARDS[name](answer, question, whole, length) for name, weight in weights.items())

@@ -1,4 +1,4 @@
-"""Order of training samples: repetition, shuffling, batches of like length, replaced ECGs."""
+"""The order of training samples: repetition, shuffling, batches of similar length, replaced ECGs."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,10 +8,10 @@ import numpy as np
 
 from ecgbyte_cli.questions.question_file import Question
 
-EpochItem = tuple[int, int]  # epoch, and number of a plan
+EpochItem = tuple[int, int]  # epoch, and index of a plan
 T = TypeVar("T")
-RAREST = 0.001  # share of yes below which questions are drawn alike
-# of watches and handheld recorders, monitors, Holter recorders, and the limb leads
+RAREST = 0.001  # questions with a smaller share of yes are drawn like this share
+# lead sets of watches and handheld recorders, monitors, Holter recorders, and the limb leads
 LEAD_SETS = (("I",), ("II",), ("I", "II"), ("II", "V5"), ("V1", "V5"), ("II", "V1", "V5"), ("II", "V1"))
 
 
@@ -36,12 +36,12 @@ def recording_runs(recorded: Mapping[str, Sequence]) -> tuple[np.ndarray, np.nda
 
 
 def lead_subset(leads: Sequence[str], random: np.random.Generator) -> np.ndarray:
-    """Draw some of the leads: in half of the cases a set that recorders have, else any, most often few.
+    """Draw some of the leads: half of the draws are a set of a common recorder, the others any leads, mostly few.
 
     Returns
     -------
     int64 array
-        Their places in `leads`, rising.
+        Their indices in `leads`, ascending.
     """
     sets = [[leads.index(lead) for lead in each] for each in LEAD_SETS if {*each} <= {*leads}]
     if sets and random.random() < 0.5:
@@ -52,16 +52,16 @@ def lead_subset(leads: Sequence[str], random: np.random.Generator) -> np.ndarray
 
 
 def drawing_chances(yes_shares: Sequence[float], count: float) -> np.ndarray:
-    """Return how probably to ask each question with the answer no, so that `count` are asked on average.
+    """Return the probability of asking each question whose answer is no, so that `count` are asked on average.
 
-    The chance grows with the square root of the share of yes: a no teaches more where a yes is likely.
+    The probability grows with the square root of the share of yes: a no teaches more when a yes is likely.
 
     Parameters
     ----------
     yes_shares : list of float
         How often the answer to each question is yes.
     count : float
-        At most the number of questions.
+        Mean number of questions to ask, at most the number of questions.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def drawing_chances(yes_shares: Sequence[float], count: float) -> np.ndarray:
     """
     wanted = np.sqrt(np.maximum(yes_shares, RAREST))
     chances, asked = np.zeros(len(wanted)), np.zeros(len(wanted), bool)
-    while True:  # those that are always asked leave less for the others
+    while True:  # questions that are always asked leave less probability for the others
         chances[~asked] = wanted[~asked] * (count - asked.sum()) / max(wanted[~asked].sum(), 1e-9)
         if not (chances > 1).any():
             return chances
@@ -78,14 +78,14 @@ def drawing_chances(yes_shares: Sequence[float], count: float) -> np.ndarray:
 
 
 def repeat_plans(plans: list[T], times: float, seed: Sequence[int]) -> list[T]:
-    """Repeat plans; a fraction repeats a random share of them."""
+    """Repeat plans; a fractional number repeats a random share of them."""
     whole, rest = divmod(times, 1)
     chosen = np.random.default_rng(seed).permutation(len(plans))[: round(rest * len(plans))]
     return plans * int(whole) + [plans[i] for i in sorted(chosen)]
 
 
 def stratified_order(questions: Sequence[Question], seed: int) -> list[Question]:
-    """Shuffle questions so that every beginning of the list holds the types in about their shares."""
+    """Shuffle questions so that any prefix contains the types in about their overall shares."""
     random, seen = np.random.default_rng(seed), Counter[str]()
     of_type, place = Counter(question.type for question in questions), {}
     order = random.permutation(len(questions)).tolist()
@@ -115,7 +115,7 @@ def ecg_replacements(seed: int, step: int, count: int, share: float) -> list[str
 
 
 def length_batches(lengths: Sequence[int], batch: int, seed: int) -> Iterator[list[EpochItem]]:
-    """Yield endless batches of items of like length, in a random order.
+    """Yield endless batches of items of similar length, in a random order.
 
     Each epoch shuffles the items, sorts runs of 50 batches by length, and shuffles the batches.
     """

@@ -1,4 +1,4 @@
-"""Set up a training, and run it: a new or trained model, its samples, the weights to train."""
+"""Set up and start a training run: the model, its samples, and the weights to train."""
 
 import math
 import shutil
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """A training that is ready to run."""
+    """A training run that is ready to start."""
 
     trainer: Trainer
-    plans: TrainingPlans  # without rehearsal
-    known: Certainty | None  # of the model that is trained further
+    plans: TrainingPlans  # before rehearsal is added
+    known: Certainty | None  # certainty of the model that is trained further
     text_tokenizer: "PreTrainedTokenizerBase"
-    name: str  # of the base model, for ecgbyte.json
+    name: str  # name of the base model, for ecgbyte.json
     recompute: bool  # whether the backward pass recomputes the layers
 
     def reporting_out_of_memory(self) -> AbstractContextManager[None]:
-        """Return a context that reports running out of memory in a step, with advice."""
+        """Return a context that reports running out of memory in a step, and says what to change."""
         settings, longest = self.trainer.settings, max(plan.length for plan in self.trainer.training)
         return reporting_out_of_memory(
             f"at --batch {settings['batch']} with samples of up to {longest} tokens",
@@ -65,18 +65,18 @@ def prepare(
     tell: Callable[[str], object],
     shard: bool = False,
 ) -> Prepared:
-    """Load the model, plan the training and make its trainer.
+    """Load the model, plan the run and construct its trainer.
 
     With `shard`, the model is divided among the processes before anything is computed: see `sharding`.
 
     Raises
     ------
     Failure
-        As `load_for_training` and `plan_training`, or if memory is short.
+        See `load_for_training` and `plan_training`; or if memory runs out.
     """
-    smaller = "take a smaller one" + (", or --method qlora" if settings["method"] != "qlora" else "")
+    smaller = "use a smaller one" + (", or --method qlora" if settings["method"] != "qlora" else "")
     with reporting_out_of_memory(f"for the base model {settings['base']}", smaller):
-        # a model that does not fit on the device is loaded into main memory
+        # a model that does not fit on the device is loaded into main memory first
         place = "cpu" if shard else None
         lm, text_tokenizer, samples, name = load_for_training(work, settings, device, place)
         if shard:
@@ -106,29 +106,28 @@ def load_for_training(
 ) -> "tuple[ECGLM, PreTrainedTokenizerBase, SampleBuilder, str]":
     """Load a base model with new ECG rows, or a trained model, and the samples for it.
 
-    `device` and `place` are as in `base_model.load_base`.
+    See `base_model.load_base` for `device` and `place`.
 
     Returns
     -------
     (ECGLM, text tokenizer, SampleBuilder, str)
-        The last is the name of the base model for ecgbyte.json.
+        The str is the name of the base model for ecgbyte.json.
 
     Raises
     ------
     Failure
-        If the model cannot be loaded, or belongs to another tokenizer.
+        If the model cannot be loaded, or was trained with another tokenizer.
     """
     model, method = settings["base"], settings["method"]
     if method == "full" and (settings.get("rank") or settings.get("alpha")):
-        raise Failure("--rank and --alpha belong to adapters, and --method full has none: leave them out")
+        raise Failure("--rank and --alpha apply to adapters, but --method full has none: remove them")
     tokenizer = ECGTokenizer.from_file(work.ecg_tokenizer)
     if settings.get("vary_leads") and not tokenizer.signal.get("any_leads"):
         raise Failure("--vary-leads needs letters of any leads: run `ecgbyte symbolize --any-leads` first")
     encoded = read_json(work.token_settings)
     if tokenizer.sha256 != encoded["tokenizer_sha256"]:
         raise Failure(
-            f"{work.tokens} was encoded with another tokenizer than {work.ecg_tokenizer}: run "
-            "`ecgbyte encode --overwrite`"
+            f"{work.tokens} was not encoded with {work.ecg_tokenizer}: run `ecgbyte encode --overwrite`"
         )
     date, system, measured = None, settings.get("system"), bool(settings.get("measured"))
     if folder_checks.is_ecgbyte_model(model):
@@ -145,7 +144,7 @@ def load_for_training(
     positions = getattr(lm.base.config, "max_position_embeddings", None) or settings["max_length"]
     if lm.layout.unit and tokenizer.signal["samples"] // lm.layout.unit >= positions:
         raise Failure(
-            f"{name} has {positions} positions, too few for --positions time on segments of this length"
+            f"{name} has only {positions} positions, too few for --positions time with segments of this length"
         )
     samples = SampleBuilder(
         work,
@@ -185,20 +184,20 @@ def _check_trained_model(
     segmenter = encoded.get("segmenter", "longest")
     if about["segmenter"] != segmenter:
         raise Failure(
-            f"{model} was trained on tokens of the segmenter {about['segmenter']}, these are of {segmenter}: run "
+            f"{model} was trained with the segmenter {about['segmenter']}, but the tokens are from {segmenter}: run "
             f"`ecgbyte encode --segmenter {about['segmenter']} --overwrite`"
         )
     if settings.get("system") not in (None, about.get("system")):
-        raise Failure(f"{model} keeps the system prompt of its first training: leave out --system")
+        raise Failure(f"{model} keeps the system prompt of its first training run: remove --system")
     if about["method"] != "full" and (settings.get("rank") or settings.get("alpha")):
-        raise Failure(f"{model} already has an adapter: leave out --rank and --alpha")
+        raise Failure(f"{model} already has an adapter: remove --rank and --alpha")
     positions = "time" if about["position_letters"] else "token"
     if settings["positions"] not in (None, positions):
-        raise Failure(f"{model} was trained with --positions {positions} and keeps it")
+        raise Failure(f"{model} was trained with --positions {positions} and keeps this setting")
 
 
 def earlier_certainty(settings: dict[str, Any], tokenizer: ECGTokenizer) -> Certainty | None:
-    """Return the questions and calibration of the model that is trained further; None for a new model."""
+    """Return the questions and calibration of the model to train further; None for a new model."""
     model = settings["base"]
     return read_certainty(model, tokenizer.vocab_size) if folder_checks.is_ecgbyte_model(model) else None
 
@@ -211,10 +210,10 @@ def add_rehearsal(
     settings: dict[str, Any],
     tell: Callable[[str], object],
 ) -> TrainingPlans:
-    """Add earlier questions to the training of a model that has answered questions before.
+    """Add earlier questions to the plans of a model that has answered questions before.
 
-    Readings that the steps do not reach are left out, so that a short training begins soon. Without rehearsal a remark
-    says what the model may lose.
+    Plans beyond the last step are dropped, so that a short run starts soon. Without rehearsal, a message says which
+    answers the model may lose.
     """
     earlier = earlier_questions(known, plans.training) if known else {}
     if not earlier or not settings["qa"]:
@@ -235,7 +234,7 @@ def add_rehearsal(
 
 
 def readings_per_step(settings: dict[str, Any]) -> int:
-    """Return the readings of a step, over all processes."""
+    """Return the number of readings in a step, over all processes."""
     count: int = settings["batch"] * settings["accumulate"] * process_rank()[1]
     return count
 
@@ -254,19 +253,19 @@ def recomputes_layers(
     lm : ECGLM
     settings : dict
     longest : int or None
-        Ids of the longest reading; None for a model that does not fit on one device.
+        Length of the longest reading in ids; None for a model that does not fit on one device.
     checkpointing : {"on", "off", "auto"}
     tell : callable
-        Prints a remark.
+        Prints a message.
 
     Raises
     ------
     Failure
-        If it is wanted, and the model does not support it.
+        If it is required but the model does not support it.
     """
     supported = getattr(lm.base, "supports_gradient_checkpointing", False)
     if checkpointing == "on" and not supported:
-        raise Failure(f"--checkpointing on: {settings['base']} does not support it: leave it out")
+        raise Failure(f"--checkpointing on: {settings['base']} does not support it: remove the option")
     full = settings["method"] == "full"
     if longest is None:
         return checkpointing != "off" and supported
@@ -279,18 +278,18 @@ def recomputes_layers(
 
 
 def memory_advice(settings: dict[str, Any], recompute: bool) -> str:
-    """Return what to change if a batch does not fit into memory."""
+    """Return the options to change if a batch does not fit into memory."""
     lower = [*(["--batch (and raise --accumulate)"] if settings["batch"] > 1 else []), "--max-length"]
     advice = [f"lower {' or '.join(lower)}"]
     if not recompute:
-        advice.append("give --checkpointing on")
+        advice.append("use --checkpointing on")
     if settings["method"] != "qlora" and settings["base"] not in folder_checks.BUILT:
-        advice.append("take --method " + ("qlora" if settings["method"] == "lora" else "lora"))
+        advice.append("use --method " + ("qlora" if settings["method"] == "lora" else "lora"))
     return ", or ".join(advice)
 
 
 def choose_trained_weights(lm: ECGLM, settings: dict[str, Any], recompute: bool) -> None:
-    """Set which weights are trained, and whether the backward pass recomputes the layers."""
+    """Choose the weights to train, and whether the backward pass recomputes the layers."""
     if settings["method"] == "full":
         if recompute:
             ecg_lm.checkpoint_layers(lm.base)
@@ -312,7 +311,7 @@ def make_trainer(
     plans: TrainingPlans,
     tell: Callable[[str], object],
 ) -> Trainer:
-    """Return the trainer of a model whose trained weights are chosen."""
+    """Return the trainer of a model, after `choose_trained_weights`."""
     steps = settings["steps"] or math.ceil(len(plans.training) / readings_per_step(settings))
     every = settings["every"] or max(1, steps // 5)
     return Trainer(work, lm, samples, settings, steps, every, plans.training, plans.validation, tell)
@@ -321,7 +320,7 @@ def make_trainer(
 def run_training(
     trainer: Trainer, plans: TrainingPlans, resume_from: Path | None, recompute: bool
 ) -> dict[str, Any]:
-    """Validate once, so that a broken validation shows at once, then train and return the results."""
+    """Validate once, so that a broken validation shows before training starts, then train and return the results."""
     settings, tell = trainer.settings, trainer.tell
     start, trial = time.perf_counter(), trainer.held_out(2 * settings["batch"])
     text, ecg, bits = trainer.validation_loss(trial)
@@ -346,7 +345,7 @@ def run_training(
         forward = seconds * trainer.processes / sum(plan.length for plan in trial)
         # without recomputation the backward pass takes twice as long as the forward pass
         minutes = trainer.minutes(forward, forward * (4 if recompute else 3), calibrated)
-        tell(f"no GPU: this training will take about {sum(minutes.values()):.1f} minutes")
+        tell(f"no GPU: training will take about {sum(minutes.values()):.1f} minutes")
     trainer.run()
     return trainer.result()
 
@@ -358,7 +357,7 @@ def about_model(
     qa: QuestionFiles | None,
     plans: TrainingPlans,
 ) -> dict[str, Any]:
-    """Return the contents of ecgbyte.json, without the result of the training."""
+    """Return the contents of ecgbyte.json, without the result of the run."""
     return {
         "base": name,
         "method": settings["method"],
@@ -376,7 +375,7 @@ def about_model(
 
 
 def model_abilities(settings: dict[str, Any], training: list[ReadingPlan]) -> dict[str, Any]:
-    """Return the abilities of a model beside answering, for ecgbyte.json. A further training keeps earlier ones."""
+    """Return the abilities of a model besides answering, for ecgbyte.json. Further training keeps earlier abilities."""
     earlier: dict[str, Any] = {"draws": None, "writes": False}
     if folder_checks.is_ecgbyte_model(settings["base"]):
         earlier = folder_checks.read_about(settings["base"])

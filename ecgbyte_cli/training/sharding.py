@@ -1,7 +1,7 @@
 """Train a model that does not fit on one device: each process holds a part of all weights, gradients and moments.
 
-PyTorch's `fully_shard` (FSDP2) gathers the weights of a layer from all processes before the layer computes, and frees
-them afterwards. So all processes must compute alike often, in the same order, and read or write weights together.
+PyTorch's `fully_shard` (FSDP2) gathers the weights of a layer from all processes before the layer runs, and frees
+them afterwards. So all processes must run the same layers in the same order, and read or write weights together.
 See Zhao et al. 2023, PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel, arXiv 2304.11277.
 """
 
@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 
 def check_sharding(wanted: bool, method: str) -> None:
-    """Raise a Failure if a training with this method cannot be divided as wanted among its processes."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":  # Transformers would load parts only
-        raise Failure("accelerate's --use_fsdp has no effect here: leave it out, and give finetune --shard")
+    """Raise a Failure if this method cannot be sharded as requested."""
+    if (
+        os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    ):  # Transformers would load only parts of the weights
+        raise Failure("accelerate's --use_fsdp does not work here: remove it, and use finetune --shard")
     if not wanted:
         return
     if process_rank()[1] == 1:
-        raise Failure("--shard divides the model among several processes: start it with torchrun or srun")
+        raise Failure("--shard divides the model among several processes: start them with torchrun or srun")
     if method == "qlora":
-        raise Failure("--shard cannot divide 4-bit weights: give --method lora or full")
+        raise Failure("--shard cannot divide 4-bit weights: use --method lora or full")
 
 
 def shard(lm: "ECGLM", device: str) -> None:
@@ -35,21 +37,21 @@ def shard(lm: "ECGLM", device: str) -> None:
     Parameters
     ----------
     lm : ECGLM
-        With equal weights on all processes, on the CPU or on `device`.
+        The weights must be equal on all processes, on the CPU or on `device`.
     device : str
-        On which this process computes.
+        Device of this process.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    # these are tried once, on whole weights
+    # these checks run once, on whole weights
     _ = lm.takes_last_rows, lm.beside
     mesh = init_device_mesh(torch.device(device).type, (process_rank()[1],))
     layers = set(getattr(lm.base, "_no_split_modules", None) or ())
     for module in [module for module in lm.base.modules() if type(module).__name__ in layers]:
         fully_shard(module, mesh=mesh)
-    # freed after the forward pass too, so that the weights are always parts between passes
+    # also freed after the forward pass, so that the weights are always sharded between passes
     fully_shard(lm, mesh=mesh, reshard_after_forward=True)
     for name in ("answer", "weigh"):
         register_fsdp_forward_method(lm, name)
@@ -61,7 +63,7 @@ def is_sharded(lm: "ECGLM") -> bool:
 
 
 def whole(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Return a tensor as a whole. If it is divided, all processes must call this together."""
+    """Return a tensor unsharded. If it is sharded, all processes must call this together."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -71,28 +73,28 @@ def held_part(tensor: "torch.Tensor") -> "torch.Tensor":
 
 
 def divided_like(tensor: "torch.Tensor", other: "torch.Tensor") -> "torch.Tensor":
-    """Divide a tensor, equal on all processes, as another of its shape is divided, if it is."""
+    """Shard a tensor, equal on all processes, like another tensor of its shape, if that one is sharded."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(other, DTensor) or tensor.shape != other.shape:
         return tensor
-    # each process takes its part of its own copy
+    # each process takes its part from its own copy
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def gather(lm: "ECGLM") -> None:
-    """Put the weights that a model folder needs, whole, into the model of the first process, on the CPU.
+    """Load the unsharded weights that a model folder needs into the model of the first process, on the CPU.
 
-    All processes must call this together. The model can be saved afterwards, and computes no more.
+    All processes must call this together. The model can be saved afterwards, but not run.
     """
     import torch
 
     is_first, embedding = process_rank()[0] == 0, lm.base.get_input_embeddings().weight
-    # by the id of the divided one, which is kept so that no other gets its id
+    # keyed by the id of the sharded parameter, which is kept alive so that the id stays unique
     gathered: dict[int, tuple[torch.nn.Parameter, torch.nn.Parameter]] = {}
     for module in list(lm.modules()):
         for name, p in list(module.named_parameters(recurse=False)):
-            # the checksum of a frozen base model needs its embedding and its vectors
+            # its embedding and vectors enter the checksum of a frozen base model
             if not (p.requires_grad or p.dim() == 1 or p is embedding):
                 continue
             if id(p) not in gathered:

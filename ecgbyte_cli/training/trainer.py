@@ -34,20 +34,20 @@ from ecgbyte_cli.training.validation import (
 if TYPE_CHECKING:
     from ecgbyte_cli.model.ecg_lm import ECGLM
 
-Losses = tuple[float | None, float | None]  # per labelled token of text, and per ECG token
+Losses = tuple[float | None, float | None]  # per text label, and per ECG token
 
 CHECKPOINT_SECONDS = 600  # longest time between checkpoints
-PICTURE_SECONDS = 30  # shortest time between pictures of the losses: drawing one takes half a second
+PICTURE_SECONDS = 30  # minimum seconds between loss plots: drawing one takes half a second
 SHOWN = 3  # answers generated at each validation
-VALIDATED, AT_THE_END = 128, 2000  # questions of a validation between steps, and of the final one
+VALIDATED, AT_THE_END = 128, 2000  # number of questions in an interim validation, and in the final one
 
 
 class Trainer:
     """Run a training, with checkpoints, validations and a log.
 
     The settings and the number of a step determine its samples, learning rate and random numbers (dropout). So a
-    checkpoint holds only weights, the optimizer's state and the losses so far, and a resumed training is
-    bit-identical to an undisturbed one.
+    checkpoint holds only weights, optimizer state and the losses so far, and a resumed run is
+    bit-identical to an uninterrupted one.
 
     Parameters
     ----------
@@ -56,16 +56,16 @@ class Trainer:
     samples : SampleBuilder
     settings : dict
     steps, every : int
-        Updates in all, and updates between validations.
+        Total number of updates, and updates between validations.
     training : list of ReadingPlan
     validation : list of Question or ReadingPlan
-        In an order in which every beginning represents the whole; plans if the training has no questions.
+        Ordered so that any prefix is a representative sample. `ReadingPlan`s if there are no questions.
     tell : callable
-        Prints a remark on the first process.
+        Prints a message (first process only).
     """
 
-    label = "finetune"  # of the progress bar
-    pending = False  # whether the current step is still to be validated
+    label = "finetune"  # text beside the progress bar
+    pending = False  # whether the current step still needs its validation
 
     def __init__(
         self,
@@ -85,26 +85,26 @@ class Trainer:
         self.steps, self.every, self.training, self.validation = steps, every, training, validation
         self.rank, self.processes = process_rank()
         self.sharded = is_sharded(lm)
-        # a sharded model computes, and is saved, on all processes together
+        # all processes of a sharded model run, and save it, together
         self.joins_first = self.rank == 0 or self.sharded
         self.model: Any = self.synchronized()
         self.optimizer = make_optimizer(lm, settings)
-        scaled = devices.half_type(lm.device) == torch.float16  # its gradients would vanish
+        scaled = devices.half_type(lm.device) == torch.float16  # small gradients would underflow in float16
         self.scaler = torch.amp.GradScaler(lm.device.type, enabled=scaled)
         if lm.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(lm.device)  # of the training with the seed before
-        self.ahead = lm.device.type != "cpu"  # whether batches are prepared during the step before
-        self.ready: list[Batch] | None = None  # of the following step
+            torch.cuda.reset_peak_memory_stats(lm.device)  # forget the peak of the previous seed's run
+        self.ahead = lm.device.type != "cpu"  # whether batches are prepared during the previous step
+        self.ready: list[Batch] | None = None  # batches of the next step
         self.schedule = warmup_cosine(steps)
         self.step, self.seen, self.seconds = 0, 0, 0.0
         self.rows: list[dict[str, Any]] = []  # one per step: see `training_log`
         self.best: tuple[int, float] | None = None  # step and loss of the best validation
         self.waited = 0  # validations since the best one
-        self.drawn = time.monotonic()  # when the losses were last drawn
+        self.drawn = time.monotonic()  # time of the last loss plot
         self.stop = StopSignal(lm.device)
 
     def synchronized(self) -> Any:
-        """Return the model as a module that exchanges gradients with the other processes."""
+        """Return the model wrapped so that it exchanges gradients with the other processes."""
         import torch
 
         if self.processes == 1 or self.sharded:
@@ -113,10 +113,10 @@ class Trainer:
         return torch.nn.parallel.DistributedDataParallel(self.lm, device_ids=own)
 
     def run(self) -> None:
-        """Train from the current step to the last, or until patience runs out. Call it within `self.stop`.
+        """Train from the current step to the last, or until patience runs out. Call this inside `with self.stop:`.
 
-        A checkpoint is written before a validation, which may take long: a stop skips the validation, and the
-        resumed training starts with it.
+        A checkpoint is written before each validation, which may take long: a stop skips the validation, and the
+        resumed run starts with it.
         """
         batch, per_step = self.settings["batch"], self.settings["accumulate"] * self.processes
         batches = length_batches([plan.length for plan in self.training], batch, self.settings["seed"])
@@ -136,9 +136,9 @@ class Trainer:
                 if not self.pending:
                     self.advance(*next(groups))
                     stopping = self.stop.agreed()
-                    # also after the last step: the final validation may be interrupted
+                    # save after the last step too, because the final validation may be interrupted
                     overdue = time.monotonic() - saved > CHECKPOINT_SECONDS
-                    if self.sharded:  # they save together
+                    if self.sharded:  # all processes save a sharded model together
                         overdue = any_process(overdue, self.lm.device)
                     due = stopping or self.due(self.step) or overdue
                     if due:
@@ -152,10 +152,10 @@ class Trainer:
                     events.add_row(self.rows[-1])
                     bar.update(self.step, self.status())
                 if stopping:
-                    # launchers end all processes when one leaves: none leaves before the checkpoint is complete
+                    # launchers kill all processes when one exits, so none exits before the checkpoint is complete
                     self.stop.check()
         if self.out_of_patience():
-            self.tell(f"stopped at step {self.step}: {self.waited} validations were no better")
+            self.tell(f"stopped at step {self.step}: no improvement in the last {self.waited} validations")
 
     def due(self, step: int) -> bool:
         """Return whether a validation and a checkpoint follow a step."""
@@ -164,11 +164,11 @@ class Trainer:
     def advance(
         self, groups: Sequence[Sequence[EpochItem]], following: Sequence[Sequence[EpochItem]]
     ) -> None:
-        """Make an update and log it; prepare the groups of the following step meanwhile."""
+        """Update the weights, log the step, and prepare the next step's batches in the meantime."""
         with self.preparing(groups, following):
             losses, rate = self.update(groups)
         if not all(math.isfinite(loss) for loss in losses if loss is not None):
-            raise Failure(f"the loss is no longer finite at step {self.step}: try a smaller --lr")
+            raise Failure(f"the loss is not finite at step {self.step}: try a lower --lr")
         self.rows.append(self.log_row(rate, losses))
         self.pending = bool(self.validation) and self.due(self.step)
 
@@ -195,14 +195,14 @@ class Trainer:
         return f"loss {format_loss(self.recent_loss(50))}"
 
     def minutes(self, forward: float, learn: float, afterwards: int = 0) -> dict[str, float]:
-        """Estimate the remaining minutes of the training.
+        """Estimate the remaining minutes of the run.
 
         Parameters
         ----------
         forward, learn : float
-            Seconds per token of a forward pass, and of a training step, on each process.
+            Seconds per token for a forward pass, and for a training step, on each process.
         afterwards : int
-            Tokens that the calibration reads.
+            Number of tokens that the calibration reads.
 
         Returns
         -------
@@ -211,7 +211,7 @@ class Trainer:
         """
         steps = self.steps - self.step
         validations = self.pending + sum(map(self.due, range(self.step + 1, self.steps + 1)))
-        # the processes share each validation, and the calibration of a model that is not sharded
+        # the processes divide each validation, and the calibration of a model that is not sharded
         between, last = (
             sum(plan.length for plan in self.held_out(count)) / self.processes
             for count in (VALIDATED, AT_THE_END)
@@ -223,12 +223,12 @@ class Trainer:
         }
 
     def tokens_per_step(self) -> float:
-        """Return the mean number of tokens of an update, on each process."""
+        """Return the mean number of tokens per update, on each process."""
         mean = float(np.mean([plan.length for plan in self.training]))
         return mean * self.settings["batch"] * self.settings["accumulate"]
 
     def out_of_patience(self) -> bool:
-        """Return whether `--patience` validations in a row were no better than the best."""
+        """Return whether the last `--patience` validations brought no improvement."""
         return bool(self.settings["patience"]) and self.waited >= self.settings["patience"]
 
     def update(self, groups: Sequence[Sequence[EpochItem]]) -> tuple[Losses, float]:
@@ -237,12 +237,12 @@ class Trainer:
         Parameters
         ----------
         groups : list of list of (int, int)
-            Epoch and number of each plan. The processes share the groups.
+            Epoch and index of each plan. The groups are divided among the processes.
 
         Returns
         -------
         ((float or None, float or None), float)
-            Loss per labelled token of text and of the ECG over all groups, and the learning rate.
+            Loss per text label and per ECG token over all groups, and the learning rate.
         """
         import torch
 
@@ -254,12 +254,12 @@ class Trainer:
         batches = ready or self.batches_of_step(groups, self.step)
         counts = np.array([batch.counts for batch in batches])
         totals = sum_over_processes(counts.sum(0).tolist(), device)
-        # the mean over all labelled tokens of the step; the gradients of the processes are averaged
+        # the loss is the mean over all labels of the step, and the gradients of the processes are averaged
         weights = (1, self.settings["ecg_loss"])
         factors = [w * self.processes / n if n else 0 for w, n in zip(weights, totals, strict=True)]
         summed = []
         for i, batch in enumerate(batches):
-            # processes exchange gradients with the last batch
+            # gradients are synchronised only on the last batch
             local = i + 1 < len(batches) and self.model is not self.lm
             with self.model.no_sync() if local else contextlib.nullcontext():
                 with self.lm.autocast():
@@ -267,7 +267,7 @@ class Trainer:
                 self.scaler.scale(losses[0] * factors[0] + losses[1] * factors[1]).backward()
             summed.append(losses.detach())
         self.apply_gradients()
-        # the host waits here alone, with all work of the step queued
+        # the only place where the host waits for the GPU; by now the whole step is queued
         loss_sums = torch.stack(summed).cpu().double().sum(0)
         tokens = sum(batch.ids.numel() for batch in batches)
         text, ecg, seen = sum_over_processes([*loss_sums.tolist(), tokens], device)
@@ -279,9 +279,9 @@ class Trainer:
     def preparing(
         self, groups: Sequence[Sequence[EpochItem]], following: Sequence[Sequence[EpochItem]]
     ) -> Iterator[None]:
-        """Prepare the batches of the following step in a thread, while a GPU computes this one.
+        """Prepare the next step's batches in a thread, while a GPU runs the current step.
 
-        No other thread makes batches meanwhile: text tokenizers and parallel kernels are not thread-safe.
+        No other thread makes batches at that time: text tokenizers and parallel kernels are not thread-safe.
         """
         step = self.step + 1
         if not self.ahead or step >= self.steps:
@@ -294,14 +294,14 @@ class Trainer:
             self.ready = ahead.result()
 
     def batches_of_step(self, groups: Sequence[Sequence[EpochItem]], step: int) -> list[Batch]:
-        """Return this process's share of a step's groups as batches, with some ECGs replaced."""
+        """Return this process's groups of a step as batches, with some ECGs replaced."""
         seed, learn_ecg = self.settings["seed"], self.settings["ecg_loss"] > 0
         count = sum(map(len, groups))
         replacements = iter(ecg_replacements(seed, step, count, self.settings["without_ecg"]))
         replaced = [[(epoch, i, next(replacements)) for epoch, i in group] for group in groups]
         batches = []
         for number in range(self.rank, len(replaced), self.processes):
-            # the ECGs of a batch have the same leads, and so like lengths
+            # the ECGs of a batch have the same leads, and so similar lengths
             leads = self.samples.draw_leads(np.random.default_rng([seed, step, number, 2]))
             readings = [
                 self.samples.reading(
@@ -331,9 +331,9 @@ class Trainer:
         self.step += 1
 
     def recent_loss(self, steps: int) -> float | None:
-        """Return the mean training loss of the last steps: text, or ECG in a training without questions."""
+        """Return the mean training loss of the last steps: the text loss, or the ECG loss if there are no questions."""
         name = "train_loss" if self.settings["qa"] else "train_ecg_loss"
-        # a step may hold drawings only, which have no text loss
+        # a step may contain only samples that generate an ECG
         losses = [row[name] for row in self.rows if name in row][-steps:]
         return float(np.mean(losses)) if losses else None
 
@@ -345,7 +345,7 @@ class Trainer:
         assert loss is not None, "there are validation samples"
         trained = f"training loss {format_loss(self.recent_loss(self.every))}, " if self.rows else ""
         self.tell(f"step {self.step}: {trained}validation loss {loss:.4f}{format_ecg_loss(ecg, bits)}")
-        if self.settings["draw"]:  # drawing is an aim too, with the same weight as in training
+        if self.settings["draw"]:  # generating ECGs is also an objective, with the same weight as in training
             loss = (text or 0.0) + self.settings["ecg_loss"] * (ecg or 0.0)
         if self.joins_first and self.settings["qa"]:
             max_new = 128 if self.settings["think"] else 32
@@ -355,7 +355,7 @@ class Trainer:
         return validation
 
     def keep_if_best(self, loss: float) -> None:
-        """Keep the weights if their loss is the lowest so far."""
+        """Keep the weights if this loss is the lowest so far."""
         self.waited += 1
         if self.best is None or loss < self.best[1]:
             self.best, self.waited = (self.step, loss), 0
@@ -365,8 +365,8 @@ class Trainer:
     def held_out(self, count: int) -> list[ReadingPlan]:
         """Return plans of the first `count` validation questions, or segments.
 
-        If questions share readings, all other validation questions about the same ECGs are included: they cost
-        little and make the choice of the best step much less a matter of luck.
+        If questions share readings, all other validation questions about the same ECGs are included. They cost little
+        and make the choice of the best step much less noisy.
         """
         if not self.settings["qa"]:
             return list(self.validation[:count])
@@ -375,7 +375,7 @@ class Trainer:
         return self.samples.plans(questions)[0]
 
     def validation_loss(self, plans: Sequence[ReadingPlan], bar: Any = None) -> ValidationLoss:
-        """Return the `validation_loss` of plans. A stop signal ends it at once."""
+        """Return the `validation_loss` of plans. A stop signal ends it immediately."""
         learn_ecg = self.settings["ecg_loss"] > 0
         with self.stop.at_once():
             return validation_loss(
@@ -383,7 +383,7 @@ class Trainer:
             )
 
     def result(self) -> dict[str, Any]:
-        """Load the best weights, and return the results of the training."""
+        """Load the best weights, and return the results of the run."""
         import torch
 
         self.load_best()
@@ -411,12 +411,12 @@ class Trainer:
         """Load the best weights, and write the log."""
         if self.best and self.best[0] != self.step:
             checkpoint.load_weights(self.work.checkpoint("best", self.best[0]), self.lm)
-            self.tell(f"keeping the model of step {self.best[0]}, the best in validation")
+            self.tell(f"keeping the model from step {self.best[0]} (lowest validation loss)")
         if self.rank == 0:
             self.write_log(picture=True)
 
     def write_log(self, picture: bool) -> None:
-        """Write the losses as CSV, and as a picture if asked."""
+        """Write the losses as CSV, and plot them if `picture` is true."""
         training_log.write_loss_csv(self.work.loss_csv, self.rows)
         if picture:
             title = f"{self.settings['base']} ({self.settings['method']})"
@@ -424,7 +424,7 @@ class Trainer:
             self.drawn = time.monotonic()
 
     def save(self) -> None:
-        """Write a checkpoint, then remove the one before: there is always a complete one."""
+        """Write a checkpoint, then remove the previous one, so that a complete checkpoint always exists."""
         folder = self.work.checkpoint("step", self.step)
         if self.joins_first:
             checkpoint.save_checkpoint(folder, self.lm, self.optimizer, self.settings, self.progress())
@@ -436,12 +436,12 @@ class Trainer:
         progress = checkpoint.load_checkpoint(folder, self.lm, self.optimizer)
         self.step, self.seen, self.seconds = progress["step"], progress["seen"], progress["seconds"]
         self.rows, self.best, self.waited = progress["rows"], progress["best"], progress["waited"]
-        self.pending = progress.get("pending", False)  # older versions validated before they saved
+        self.pending = progress.get("pending", False)  # older versions validated before saving
         if progress.get("scaler"):
             self.scaler.load_state_dict(progress["scaler"])
 
     def progress(self) -> dict[str, Any]:
-        """Return the progress of the training, for a checkpoint."""
+        """Return the progress for a checkpoint."""
         names = ("step", "seen", "seconds", "rows", "best", "waited", "pending")
         return {name: getattr(self, name) for name in names} | {"scaler": self.scaler.state_dict()}
 

@@ -1,4 +1,4 @@
-"""The log of a training on disk: CSV, a picture, and event files that TensorBoard reads."""
+"""The log of a training run on disk: CSV, a plot, and event files for TensorBoard."""
 
 import csv
 import math
@@ -41,7 +41,7 @@ def log_row(step: int, rate: float, train: tuple[float | None, float | None]) ->
     rate : float
         Learning rate.
     train : (float or None, float or None)
-        Loss per token of text, and per ECG token.
+        Loss per text label, and per ECG token.
     """
     return _not_none(
         {"step": step, "train_loss": train[0], "learning_rate": rate, "train_ecg_loss": train[1]}
@@ -54,7 +54,7 @@ def log_validation(val: tuple[float | None, float | None, float | None]) -> dict
     Parameters
     ----------
     val : (float or None, float or None, float or None)
-        Loss per token of text, loss per ECG token, and bits per second of signal and lead.
+        Loss per text label, loss per ECG token, and bits per second of signal and lead.
     """
     text, ecg, bits = val
     return _not_none(
@@ -80,7 +80,7 @@ def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
 
 
 def write_loss_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write the losses of a training as CSV."""
+    """Write the losses of a run as CSV."""
     write_csv(path, rows, COLUMNS)
 
 
@@ -91,7 +91,7 @@ def block_means(values: Sequence[float], width: int) -> list[float]:
 
 
 def plot_losses(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Plot the losses over the steps as PNG."""
+    """Plot the losses by step as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -119,13 +119,13 @@ def plot_losses(path: Path, rows: Sequence[Row], title: str) -> None:
 
 
 def plot_rewards(path: Path, rows: Sequence[Row]) -> None:
-    """Plot reward, length and distance over the steps as PNG."""
+    """Plot reward, length and KL by step as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 6), layout="constrained")
     steps = [row["step"] for row in rows]
     width = max(1, len(steps) // 20)
-    names = {"reward": "reward", "answer_tokens": "tokens an answer", "kl": "KL to the beginning"}
+    names = {"reward": "reward", "answer_tokens": "tokens per answer", "kl": "KL to the initial model"}
     for axes, (name, label) in zip(figure.subplots(3, 1, sharex=True), names.items(), strict=True):
         values = [row[name] for row in rows]
         smooth, middle = block_means(values, width), block_means(steps, width)
@@ -133,7 +133,7 @@ def plot_rewards(path: Path, rows: Sequence[Row]) -> None:
         axes.plot(middle, smooth, color="tab:blue", label=f"mean of {width}")
         points = [(row["step"], row["val_reward"]) for row in rows if "val_reward" in row]
         if name == "reward" and points:
-            axes.plot(*zip(*points, strict=True), "o-", color="tab:orange", label="validation, likeliest")
+            axes.plot(*zip(*points, strict=True), "o-", color="tab:orange", label="validation, greedy")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(loc="lower right", ncols=3, fontsize=8)
@@ -146,8 +146,8 @@ class TensorBoardEvents:
     """A TensorBoard event file of scalars, without TensorBoard.
 
     The file is a sequence of records (TFRecord: length, its masked CRC-32C, bytes, their masked CRC-32C), each a
-    protocol buffer of tensorflow/core/util/event.proto. A resumed training opens a new file in the same folder, and
-    TensorBoard drops the values of an earlier file about the same steps.
+    protocol buffer of tensorflow/core/util/event.proto. A resumed run opens a new file in the same folder, and
+    TensorBoard drops an earlier file's values for the same steps.
 
     Parameters
     ----------

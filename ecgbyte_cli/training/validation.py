@@ -1,4 +1,4 @@
-"""The loss on validation data, on one process or several."""
+"""Compute the loss on validation data, on one process or several."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,19 +34,19 @@ def validation_loss(
     samples : SampleBuilder
     plans : list of ReadingPlan
     batch : int
-        Plans computed together.
+        Number of plans computed together.
     learn_ecg : bool
-        Whether the ECG's tokens are predicted too.
+        Whether the ECG tokens are predicted too.
     bar : object or None
-        Shows the progress.
+        Progress bar.
     check : callable
-        Called before each batch, on all processes alike. It ends the validation by an exception.
+        Called before each batch, on all processes. It ends the validation by raising an exception.
 
     Returns
     -------
     (float or None, float or None, float or None)
-        Loss per labelled token of text, loss per ECG token, and bits of the ECG tokens per second of signal and lead;
-        None where there are no such tokens.
+        Loss per text label, loss per ECG token, and bits of the ECG tokens per second of signal and lead;
+        None if there are no such tokens.
     """
     import torch
 
@@ -58,7 +58,7 @@ def validation_loss(
     with torch.no_grad(), lm.autocast():
         for first in range(0, len(groups), processes):
             check()
-            # a process without a batch computes the last one too: a sharded model computes on all of them together
+            # a process without a batch recomputes the last one: all processes of a sharded model must run together
             group = groups[min(first + rank, len(groups) - 1)]
             inputs = samples.batch([samples.reading(plan, learn_ecg=learn_ecg) for plan in group])
             loss = lm(*inputs.to(lm.device)).cpu()
@@ -81,7 +81,7 @@ def format_loss(loss: float | None) -> str:
 
 
 def format_ecg_loss(loss: float | None, bits: float | None) -> str:
-    """Format the loss of the ECG's own tokens; empty if there is none."""
+    """Format the loss of the ECG tokens; empty if there is none."""
     if loss is None:
         return ""
     return f", ECG perplexity {math.exp(min(loss, 700)):.1f}, {bits:.1f} bits per second and lead"

@@ -26,20 +26,20 @@ from ecgbyte_cli.web.overviews import OverviewRoute
 from ecgbyte_cli.web.recording_routes import RecordingRoutes
 from ecgbyte_cli.web.recordings import RecordingList
 
-EXAMPLES = ("afib", "mi", "lvh", "clbbb")  # findings of the first questions
-NOTICE = "Research use only: this is no medical device."
+EXAMPLES = ("afib", "mi", "lvh", "clbbb")  # findings in the example questions
+NOTICE = "Research use only: this is not a medical device."
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
 
 class Service:
-    """What is served: recordings, conversations with a model, and the page's own files.
+    """The content of the page: recordings, conversations with a model, and the page's own files.
 
     Parameters
     ----------
     recordings : RecordingList
     model : Session or None
     reader : RecordingLoader or None
-        Shows tokens: the model's reader, or the reader of a tokenizer alone.
+        Provides tokens: the model's reader, or a tokenizer's reader without a model.
     """
 
     def __init__(self, recordings: RecordingList, model: Session | None, reader: RecordingLoader | None):
@@ -63,7 +63,7 @@ class Service:
         ]
 
     def static(self, request: Request) -> Response:
-        """GET / and the files that it loads"""
+        """GET / and the page's files"""
         path = request.url.path if request.url.path in self.page else "/index.html"
         return Response(self.page[path], media_type=_media_type(path))
 
@@ -112,13 +112,13 @@ def build_app(
     ----------
     service : Service
     host : str
-        The address that the server listens at.
+        The address that the server listens on.
     token : str or None
-        The token that requests need where others reach the server.
+        The token that requests need if others can reach the server.
     started : callable or None
         Called once the server is about to listen.
     allowed : iterable of (str, int or None)
-        Further names of the server (see `middleware.allowed_host`).
+        More names of the server (see `middleware.allowed_host`).
     """
 
     @asynccontextmanager
@@ -141,7 +141,7 @@ def build_app(
 
 
 def describe_questions(model: Session) -> dict[str, list[str]]:
-    """Return the findings and the rhythms that a model knows, and questions to begin with."""
+    """Return the findings and the rhythms that a model knows, and example questions."""
     certainty = model.certainty
     if certainty is None:
         return {"findings": [], "rhythms": [], "examples": []}

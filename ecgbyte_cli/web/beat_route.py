@@ -10,7 +10,7 @@ from ecgbyte_cli.signal.measure import measure_stretch
 from ecgbyte_cli.web.parameters import query_number
 from ecgbyte_cli.web.recordings import RecordingList
 
-SECONDS = 10.0  # that are measured, as in `ecgbyte plot beat`
+SECONDS = 10.0  # length that is measured, as in `ecgbyte plot beat`
 
 
 class BeatRoute:

@@ -24,14 +24,14 @@ from ecgbyte_cli.web.parameters import body_integer, json_body
 from ecgbyte_cli.web.recordings import id_of
 
 MOST_QUESTION = 4000  # characters
-CELL = 0.02  # s, resolution of an attribution
-# measured on synthetic records whose cause lies at a known place: docs/attribution.md
+CELL = 0.02  # resolution of an attribution, in s
+# measured on synthetic records with a known location of the cause: docs/attribution.md
 _SEEN = (
-    "On synthetic records most of it lay on the cause where something is there (an early beat, a raised ST segment), "
-    "and no more than by chance where something is missing (a P wave). Measured on a small model: ecgbyte explain "
-    "measures yours."
+    "On synthetic records most of it was at the cause if that is visible (an early beat, a raised ST segment), "
+    "but no more than by chance if something is missing (a P wave). Measured on a small model: ecgbyte explain "
+    "measures this for yours."
 )
-_CHANCE = "No evidence: on synthetic records it pointed at the cause no better than chance."
+_CHANCE = "No evidence: on synthetic records it found the cause no better than chance."
 METHODS = {
     "integrated": _SEEN,
     "occlusion": _SEEN + " By deletion and insertion it was no better than chance.",
@@ -77,7 +77,7 @@ class ConversationRoutes:
                 elif action == "clear":
                     session.conversation.clear()
                 else:
-                    raise Refused(400, "do: open, segment or clear")
+                    raise Refused(400, "`do` must be open, segment or clear")
             return session.describe()
 
         return JSONResponse(await self.conversations.run(work))
@@ -102,12 +102,12 @@ class ConversationRoutes:
         body = await json_body(request)
         question = body.get("question")
         if not isinstance(question, str) or not question.strip():
-            raise Refused(400, "question: a text")
+            raise Refused(400, "`question` must be a text")
         if len(question) > MOST_QUESTION:
             raise Refused(413, f"a question has {MOST_QUESTION} characters at most")
         self.conversations.require_model()
         stop = threading.Event()
-        if body.get("conversation"):  # refused now, before an answer is begun
+        if body.get("conversation"):  # refuse now, before an answer starts
             self.conversations.find(body).stop = stop
         if body.get("stream"):
             return StreamingResponse(self._events(body, question, stop), media_type="text/event-stream")
@@ -116,11 +116,11 @@ class ConversationRoutes:
     def _answer(
         self, body: dict[str, Any], question: str, stop: threading.Event, show: Callable[[str], None]
     ) -> Callable[[], dict[str, Any]]:
-        """Return the work that answers a question; `show` is called with each piece of the answer."""
+        """Return a function that answers a question; `show` is called with each piece of the answer."""
 
         def show_or_stop(piece: str) -> None:
             if stop.is_set():
-                raise KeyboardInterrupt  # ends the answer, and keeps what is written so far
+                raise KeyboardInterrupt  # ends the answer, and keeps the text so far
             if piece:
                 show(piece)
 
@@ -148,7 +148,7 @@ class ConversationRoutes:
                 yield _event(done=await answer)
             except Failure as error:
                 yield _event(error=error.message)
-        finally:  # also where the page has gone
+        finally:  # also if the page has gone
             stop.set()
             answer.cancel()
 
@@ -162,7 +162,7 @@ class ConversationRoutes:
         body = await json_body(request)
         method = body.get("method", "integrated")
         if not isinstance(method, str) or method not in METHODS:
-            raise Refused(400, f"method: one of {', '.join(METHODS)}")
+            raise Refused(400, f"`method` must be one of {', '.join(METHODS)}")
         return JSONResponse(
             await self.conversations.run(
                 lambda: describe_attribution(self.conversations.find(body).conversation, method)
@@ -179,7 +179,7 @@ class ConversationRoutes:
 
 
 def describe_attribution(conversation: Conversation, method: str) -> dict[str, Any]:
-    """Return how much of the last answer is attributed to each cell of each lead, and to each word."""
+    """Return the attribution of the last answer to each cell of each lead, and to each word."""
     from ecgbyte_cli.evaluation.attribution_measures import sum_windows
 
     attributed = conversation_report.attribute_answer(conversation, method)
@@ -202,9 +202,9 @@ def describe_attribution(conversation: Conversation, method: str) -> dict[str, A
 
 
 def _readable(attributed: AnswerAttribution) -> tuple[list[str], list[float]]:
-    """Return the words of the question, and the share on each, without the marks of the prompt.
+    """Return the words of the question, and the share on each, without the prompt's special tokens.
 
-    Without words for a model that is asked in shorthand: its prompt says nothing to a reader.
+    Empty for a model with a shorthand prompt, which would not be readable.
     """
     asked, turn = attributed.turn.asked, attributed.turn
     values = attributed.values.tolist()

@@ -22,7 +22,7 @@ from ecgbyte_cli.web.recordings import RecordingList, id_of
 
 MOST_CONVERSATIONS, MOST_BYTES = 64, 2**30  # open conversations, and bytes of the recordings in them
 MOST_WAITING = 64  # requests that wait for the model
-MOST_ECGS = 4  # in a conversation
+MOST_ECGS = 4  # ECGs in a conversation
 Result = TypeVar("Result")
 
 
@@ -33,7 +33,7 @@ class ChatSession:
     id: str
     conversation: Conversation
     stop: threading.Event = field(default_factory=threading.Event)
-    said: list[str] = field(default_factory=list)  # lines about recordings unlike the training
+    said: list[str] = field(default_factory=list)  # warnings about recordings unlike the training data
 
     def describe(self) -> dict[str, Any]:
         """Return the ECGs and turns of the conversation, as the page shows them."""
@@ -59,19 +59,19 @@ class ChatSession:
         return {"conversation": self.id, "ecgs": ecgs, "turns": turns, "unlike": self.unlike()}
 
     def segment(self, number: int) -> None:
-        """Read another segment of the recording opened last, and forget in which way the one before was unlike."""
+        """Read another segment of the last opened recording, and forget the warning about the previous segment."""
         name = self.conversation.segment(number).recording.name
         self.said = [line for line in self.said if not line.startswith(f"{name} is unlike")]
 
     def unlike(self) -> list[str]:
-        """Return the lines about recordings that are unlike those of the training, whenever they are asked for."""
+        """Return the warnings about recordings unlike the training data, however often they are requested."""
         lines = self.conversation.unlike()
         self.said += lines
         names = [ecg.recording.name for ecg in self.conversation.ecgs]
         return [line for line in self.said if any(line.startswith(f"{name} is unlike") for name in names)]
 
     def describe_findings(self) -> list[dict[str, Any]]:
-        """Return what the model answers about all findings of each ECG, and what was measured."""
+        """Return the model's answers about all findings of each ECG, and the measurements."""
         session = self.conversation.session
         certainty = session.certainty
 
@@ -117,9 +117,9 @@ class ChatSession:
 
 
 class Conversations:
-    """Open conversations with a model; the oldest are closed where there are too many.
+    """Open conversations with a model, and close the oldest if there are too many.
 
-    One thread runs the model, a request at a time, and only that thread changes conversations. Other threads read
+    One thread runs the model, one request at a time, and only that thread changes conversations. Other threads read
     and draw recordings meanwhile.
 
     Parameters
@@ -139,7 +139,7 @@ class Conversations:
         """Run a function in the model's thread, after the requests that came before."""
         self.require_model()
         if self.waiting >= MOST_WAITING:
-            raise Refused(503, "too many questions wait: ask again in a while")
+            raise Refused(503, "too many questions are waiting: try again later")
         self.waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.worker, work)
@@ -158,18 +158,18 @@ class Conversations:
         number = parameters.get("conversation")
         session = self.sessions.get(number) if isinstance(number, str) else None
         if session is None:
-            raise Refused(404, "no such conversation: it was closed, or there is none")
+            raise Refused(404, "no such conversation: it was closed or never existed")
         return session
 
     def open(self, parameters: Mapping[str, Any], beside: bool = False) -> ChatSession:
-        """Open a recording in a new conversation, or beside the ECGs of the conversation that is named."""
+        """Open a recording in a new conversation, or alongside the ECGs of an existing conversation."""
         if not isinstance(parameters.get("record"), str):
-            raise Refused(400, "record: the id of one")
+            raise Refused(400, "`record` must be the id of a recording")
         path = self.recordings.path(parameters["record"])
         if beside and parameters.get("conversation"):
             session = self.find(parameters)
             if len(session.conversation.ecgs) >= MOST_ECGS:
-                raise Refused(409, f"no more than {MOST_ECGS} ECGs at once")
+                raise Refused(409, f"a conversation has at most {MOST_ECGS} ECGs")
             session.conversation.open(path)
         else:
             session = self._start(path)

@@ -1,4 +1,4 @@
-"""The findings of the recordings in the list: read in the background, for filters, while no question waits."""
+"""The findings of the recordings in the list, read in the background for filters while no question is waiting."""
 
 import threading
 import time
@@ -10,13 +10,13 @@ from ecgbyte_cli.inference.findings_reading import read_findings
 from ecgbyte_cli.web.conversations import Conversations
 from ecgbyte_cli.web.recordings import RecordingList
 
-LINGER = 20.0  # s that reading goes on after the last request that filters
-PAUSE = 0.05  # s between looks whether a question waits
+LINGER = 20.0  # seconds that reading continues after the last request with a filter
+PAUSE = 0.05  # seconds between checks for waiting questions
 
 
 @dataclass(frozen=True)
 class ReadFindings:
-    """The findings and the rhythm of a recording that the model takes for present."""
+    """The findings and the rhythm that the model reports for a recording."""
 
     findings: frozenset[str]
     rhythm: str | None
@@ -26,7 +26,7 @@ NOT_READ = ReadFindings(frozenset(), None)  # a recording that the model cannot 
 
 
 class FindingsIndex:
-    """Findings and rhythm of recordings by their id, of the first segment of each.
+    """Findings and rhythm in the first segment of each recording, keyed by its id.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class FindingsIndex:
         self.thread: threading.Thread | None = None
 
     def want(self) -> None:
-        """Read the recordings that are not read yet, for as long as this is called now and again."""
+        """Read the unread recordings in the background, as long as this is called regularly."""
         with self.lock:
             self.wanted_until = time.monotonic() + LINGER
             if self.thread is None or not self.thread.is_alive():
@@ -52,11 +52,11 @@ class FindingsIndex:
                 self.thread.start()
 
     def count(self) -> int:
-        """Return how many recordings of the list are read."""
+        """Return the number of recordings read so far."""
         return sum(number in self.read for number in self.recordings.ids())
 
     def fits(self, number: str, finding: str, rhythm: str) -> bool:
-        """Return whether a recording is read and has a finding and a rhythm; empty words fit all."""
+        """Return whether a recording has been read and has the finding and the rhythm; empty words match all."""
         read = self.read.get(number)
         return (
             read is not None

@@ -1,8 +1,8 @@
 """Checks before any route runs: Host, Origin, token, size and time of a request.
 
-A page of another site must reach nothing here. The Host header is checked against names that the site points at this
-machine (DNS rebinding), Origin and Sec-Fetch-Site against its forms and scripts. The name of a proxy is accepted
-where `serve --allow-host` names it; forwarding headers are ignored.
+Pages of other sites must reach nothing here. The Host header is checked against names that another site points at
+this machine (DNS rebinding), Origin and Sec-Fetch-Site against its forms and scripts. A proxy's name is accepted
+if `serve --allow-host` names it; forwarding headers are ignored.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ecgbyte_cli.failure import Failure
 
-HEAD_SECONDS = 15.0  # for the head of a request
+HEAD_SECONDS = 15.0  # to receive the head of a request
 CHUNK_SECONDS = 20.0  # between two chunks of the body, and until the client takes a chunk of the response
-BODY_SECONDS = 600.0  # for the whole body
-BODY_BYTES = 2**16  # of a request other than an upload
+BODY_SECONDS = 600.0  # to receive the whole body
+BODY_BYTES = 2**16  # body of a request other than an upload
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 COOKIE = "ecgbyte_token"
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?", re.ASCII | re.IGNORECASE)
@@ -48,20 +48,20 @@ class Refused(Failure):
 
 
 class Guard:
-    """Refuse a request, or pass it on with limits on its size and time.
+    """Reject a request, or pass it on with limits on its size and time.
 
     Parameters
     ----------
     app
         The ASGI application that requests are passed to.
     host : str
-        The address that the server listens at.
+        The address that the server listens on.
     token : str or None
-        The token that requests need where others reach the server.
+        The token that requests need if others can reach the server.
     upload_bytes : int
         Largest upload.
     allowed : iterable of (str, int or None)
-        Further names of the server, such as a proxy's, from `allowed_host`; None allows any port.
+        More names of the server, such as a proxy's, from `allowed_host`; None allows any port.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Guard:
         await self.app(scope, self._bounded(scope, receive), send_with_headers)
 
     def _check(self, scope: Scope, headers: dict[str, str]) -> str | None:
-        """Check the head of a request; return the cookie to set if the address holds the token."""
+        """Check the head of a request; return the cookie to set if the address contains the token."""
         host = headers.get("host", "")
         if not self._is_named(host):
             raise Refused(403, f"{host[:80]!r} is not the name of this server (--allow-host adds a proxy's)")
@@ -114,14 +114,14 @@ class Guard:
             raise Refused(403, "the request comes from another site: refused")
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
-            raise Refused(400, "Content-Length is no number")
+            raise Refused(400, "Content-Length is not a number")
         if int(length[:20]) > self._most(scope):
             raise Refused(413, f"too large: {self._most(scope)} bytes at most")
         if self.token is None:
             return None
         query_token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if scope["path"] == "/" and _tokens_equal(query_token, self.token):
-            # without Path the cookie is limited to the page's own path, which may lie below a proxy's
+            # without Path the cookie is limited to the page's own path, possibly below a proxy's
             return f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict"
         if not (
             any(_tokens_equal(value, self.token) for value in _cookies(headers.get("cookie", "")))
@@ -138,7 +138,7 @@ class Guard:
         name, port = parts
         if name in self.names or (self.token is not None and _is_address(name)):
             return True
-        # a proxy may pass on its name without the port
+        # a proxy may pass its name without the port
         return any(name == other and (port is None or its in (None, port)) for other, its in self.allowed)
 
     def _is_own(self, origin: str, host: str) -> bool:
@@ -151,7 +151,7 @@ class Guard:
         ports = {its for other, its in self.allowed if other == name}
         if ports & {None, port or USUAL_PORTS[scheme]}:
             return True
-        # a name allowed at one port is refused at another, even where the Host header has lost its port
+        # a name allowed at one port is rejected at another, even if the Host header has lost its port
         return (not ports or name in self.names) and netloc.lower() == host.lower()
 
     def _most(self, scope: Scope) -> int:
@@ -227,7 +227,7 @@ def allowed_host(text: str) -> tuple[str, int | None]:
     Returns
     -------
     (str, int or None)
-        As `split_host`.
+        See `split_host`.
 
     Raises
     ------
@@ -242,7 +242,7 @@ def allowed_host(text: str) -> tuple[str, int | None]:
         host = None
     if host and host[1] != 0 and (_is_address(host[0]) or _is_name(host[0])):
         return host
-    raise ValueError("a host name or an IP address, with a port or without, as in ecg.example.org")
+    raise ValueError("a host name or an IP address, with or without a port, as in ecg.example.org")
 
 
 def _is_name(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The heart rate over a whole recording, for the strip that the page shows to move in it."""
+"""The heart rate over a whole recording, for the page's navigation strip."""
 
 import math
 import threading
@@ -15,14 +15,14 @@ from ecgbyte_cli.signal.measure import heart_rate
 from ecgbyte_cli.web.parameters import query_number
 from ecgbyte_cli.web.recordings import RecordingList
 
-STEPS = (10, 60, 300)  # s between two rates
-MEASURED = 15  # s that a rate is measured over, at most
+STEPS = (10, 60, 300)  # seconds between two rates
+MEASURED = 15  # longest part that a rate is measured on, in s
 MOST_STEPS = 2000
-MOST_KEPT = 16  # recordings
+MOST_KEPT = 16  # recordings kept
 
 
 class Overview:
-    """The rates of a recording, measured one step after another in a thread.
+    """The rates of a recording, measured step by step in a thread.
 
     Parameters
     ----------
@@ -45,12 +45,12 @@ class Overview:
             try:
                 start = number * self.step
                 rate = heart_rate(self.recording.part(start, start + self.measured))
-            except (Failure, OSError):  # such as a file that has become shorter
+            except (Failure, OSError):  # for example a file that has become shorter
                 rate = None
             self.rates.append(rate)
 
     def describe(self, first: int = 0) -> dict[str, Any]:
-        """Return the rates from step `first` on, as far as they are measured."""
+        """Return the rates from step `first` to the last measured one."""
         rates = [None if rate is None else round(rate, 1) for rate in self.rates[first:]]
         return {
             "step": self.step,
@@ -62,7 +62,7 @@ class Overview:
 
 
 class OverviewRoute:
-    """The route of the rate over a recording."""
+    """The route of the heart rate over a recording."""
 
     def __init__(self, recordings: RecordingList):
         self.recordings = recordings

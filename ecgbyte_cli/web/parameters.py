@@ -12,13 +12,13 @@ from ecgbyte_cli.web.middleware import Refused
 def query_number(
     request: Request, name: str, default: float, least: float = -math.inf, most: float = math.inf
 ) -> float:
-    """Return a number of a request's address, clipped to its range."""
+    """Return a number from a request's address, clipped to its range."""
     try:
         value = float(request.query_params.get(name, default))
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise Refused(400, f"{name}: a number")
+        raise Refused(400, f"`{name}` must be a number")
     return min(max(value, least), most)
 
 
@@ -29,15 +29,15 @@ async def json_body(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError):
-        raise Refused(400, "the body is no JSON") from None
+        raise Refused(400, "the body is not JSON") from None
     if not isinstance(body, dict):
-        raise Refused(400, "the body is no JSON object")
+        raise Refused(400, "the body is not a JSON object")
     return body
 
 
 def body_integer(body: dict[str, Any], name: str) -> int:
-    """Return a whole number of a JSON body."""
+    """Return a whole number from a JSON body."""
     value = body.get(name)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise Refused(400, f"{name}: a whole number")
+        raise Refused(400, f"`{name}` must be a whole number")
     return value

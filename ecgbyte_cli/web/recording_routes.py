@@ -38,9 +38,9 @@ class RecordingRoutes:
     ----------
     recordings : RecordingList
     reader : RecordingLoader or None
-        Its tokenizer's tokens are shown; None shows none.
+        Provides the tokenizer for the tokens; None shows no tokens.
     index : FindingsIndex or None
-        The findings that the list can be filtered by; None without a model.
+        The findings for filtering the list; None without a model.
     """
 
     def __init__(
@@ -145,12 +145,12 @@ class RecordingRoutes:
     def tokens(self, request: Request) -> Response:
         """GET /api/records/ID/tokens?segment=1"""
         if self.reader is None:
-            raise Refused(404, "there is no tokenizer: `ecgbyte learn` makes one, and each model has its own")
+            raise Refused(404, "there is no tokenizer: run `ecgbyte learn`, or use a model, which has one")
         path = self.recordings.path(request.path_params["id"])
         number = int(query_number(request, "segment", 1))
         first, tokenizer = self.reader.read(path), self.reader.tokenizer
         if not 1 <= number <= len(first.segments):
-            raise Refused(404, f"{self.recordings.name(path)} has the segments 1 to {len(first.segments)}")
+            raise Refused(404, f"{self.recordings.name(path)} only has segments 1 to {len(first.segments)}")
         ecg = self.reader.segment(first.recording, first.segments, number - 1)
         settings = tokenizer.signal
         return JSONResponse(
@@ -218,12 +218,12 @@ def _excerpt(request: Request, recording: readers.Recording) -> Excerpt:
     seconds = query_number(request, "seconds", 10, 0, svg_sheet.LONGEST)
     signal, names = svg_sheet.drawable_leads(recording, start, seconds)
     if not signal.shape[1]:
-        raise Refused(404, f"the recording is {whole:g} s long: nothing is at {start:g} s")
+        raise Refused(404, f"the recording is {whole:g} s long: it has no signal at {start:g} s")
     leads = request.query_params.get("leads")
     if leads:
         wanted = list(dict.fromkeys(leads.split(",")))
         missing = [lead for lead in leads.split(",") if lead not in names]
         if missing:
-            raise Refused(404, f"no lead {', '.join(missing)[:200]}: there are {', '.join(names)}")
+            raise Refused(404, f"no lead {', '.join(missing)[:200]}: only {', '.join(names)}")
         signal, names = signal[[names.index(lead) for lead in wanted]], wanted
     return Excerpt(signal, names, start, seconds)

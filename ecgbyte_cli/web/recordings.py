@@ -1,4 +1,4 @@
-"""The recordings that the page shows: those of a folder, and uploads."""
+"""The recordings that the page shows: recordings in a folder, and uploads."""
 
 import hashlib
 import os
@@ -20,8 +20,8 @@ from ecgbyte_cli.readers import wfdb_header
 from ecgbyte_cli.readers.recording import split_row
 from ecgbyte_cli.web.middleware import Refused
 
-CACHE_BYTES = 2**28  # of recordings read last
-MOST_FOLDERS = 500  # offered to choose from
+CACHE_BYTES = 2**28  # bytes of recently read recordings
+MOST_FOLDERS = 500  # folders offered for selection
 MOST_UPLOADS, MOST_FILES = 32, 64  # uploads, and files in one of them
 LONGEST_NAME = 128
 FORMAT_NAMES = {
@@ -34,25 +34,25 @@ FORMAT_NAMES = {
 class RecordingList:
     """The recordings served, each with an id.
 
-    Only recordings that `readers.find` finds can be opened, and only if all their files lie in the folder: a link is
-    followed inside the folder, and refused where it leads out.
+    Only recordings that `readers.find` finds can be opened, and only if all their files are in the folder: links inside
+    the folder are followed, links out of it are rejected.
 
     Parameters
     ----------
     source : Path or None
         A folder or a recording; None serves uploads only.
     upload_bytes : int
-        Largest upload. All uploads together may have four times as many bytes; then the oldest are removed.
+        Largest upload. If all uploads exceed four times this size, the oldest are removed.
     read_options : dict
-        `fs`, `lead_names` and `units` of recordings that do not store them (see `readers.read_recording`).
+        `fs`, `lead_names` and `units` for files that do not state them (see `readers.read_recording`).
     """
 
     def __init__(self, source: Path | None, upload_bytes: int, read_options: dict | None = None):
         self.source, self.upload_bytes, self.read_options = source, upload_bytes, read_options or {}
         folder = source if source is None or source.is_dir() else source.parent
         self.root = None if folder is None else os.path.abspath(folder)
-        self.found: dict[str, str] = {}  # id to path, in natural order of the names
-        self.names: dict[str, str] = {}  # path to name
+        self.found: dict[str, str] = {}  # id mapped to path, in natural order of the names
+        self.names: dict[str, str] = {}  # path mapped to name
         self.uploads: OrderedDict[str, Upload] = OrderedDict()
         self.cache: OrderedDict[str, tuple[tuple, readers.Recording]] = OrderedDict()
         self.lock = threading.Lock()
@@ -90,7 +90,7 @@ class RecordingList:
         ----------
         words : str
         folder : str
-            As in `folders`; empty for all.
+            See `folders`; empty for all.
         """
         paths = [(i, path) for upload in reversed(self.uploads.values()) for i, path in upload.found.items()]
         paths += self.found.items()
@@ -103,7 +103,7 @@ class RecordingList:
         ]
 
     def folders(self) -> list[dict[str, str | int]]:
-        """Return `name` and `records` of the folders that recordings lie in, and of the folders above them."""
+        """Return `name` and `records` of the folders with recordings, and of their parent folders."""
         counts: dict[str, int] = {}
         for name in self.names.values():
             parts = name.split("/")[:-1]
@@ -128,7 +128,9 @@ class RecordingList:
         if path is not None and self.root is not None:
             files = wfdb_header.files_of(path) if path.endswith(".hea") else [split_row(path)[0]]
             if not all(_inside(file, os.path.realpath(self.root)) for file in files):
-                raise Refused(403, f"{self.name(path)}: refused, as a link leads out of the folder served")
+                raise Refused(
+                    403, f"{self.name(path)}: rejected, because a link leads out of the served folder"
+                )
             return path
         for upload in self.uploads.values():
             if number in upload.found:
@@ -143,13 +145,13 @@ class RecordingList:
             raise Refused(400, "no path")
         whole = os.path.normpath(os.path.join(self.root, path))
         if not (whole + os.sep).startswith(os.path.join(self.root, "")):
-            raise Refused(403, f"{printable(path[:200])}: refused, as it is outside the folder served")
+            raise Refused(403, f"{printable(path[:200])}: rejected, because it is outside the served folder")
         for candidate in (whole, whole + ".hea", os.path.splitext(whole)[0] + ".hea"):
             if id_of(candidate) in self.found:
                 return id_of(candidate)
         others = [i for i, known in self.found.items() if os.path.splitext(known)[0] == whole]
         if not others:
-            raise Refused(404, f"{printable(path[:200])}: no such recording in the folder served")
+            raise Refused(404, f"{printable(path[:200])}: no such recording in the served folder")
         return others[0]
 
     def recording(self, number: str) -> readers.Recording:
@@ -178,7 +180,7 @@ class RecordingList:
         name : str
         chunks : async iterator of bytes
         into : str or None
-            The id that an earlier call returned, for a further file of the same recording; None begins an upload.
+            The id from an earlier call, for another file of the same recording; None starts a new upload.
         """
         if (
             not name.isprintable()
@@ -186,7 +188,7 @@ class RecordingList:
             or name.startswith(".")
             or len(name) > LONGEST_NAME
         ):
-            raise Refused(400, "no name for a file")
+            raise Refused(400, "not a file name")
         if into is None:
             folder = tempfile.mkdtemp(dir=self.upload_folder.name)
             into = os.path.basename(folder)
@@ -195,22 +197,22 @@ class RecordingList:
             raise Refused(404, "the other files of this upload are gone: drop all files together")
         upload = self.uploads[into]
         if len(upload.sizes) >= MOST_FILES:
-            raise Refused(413, f"no more than {MOST_FILES} files at once")
+            raise Refused(413, f"at most {MOST_FILES} files at once")
         upload.sizes[name] = await self._save(upload, name, chunks)
         self._evict()
         try:
             upload.found = {id_of(path): path for path in readers.find(upload.folder)[0]}
-        except Failure:  # such as a signal file that comes before its header
+        except Failure:  # for example a signal file that arrives before its header
             upload.found = {}
         return into, [{"id": i, "name": self.name(path)} for i, path in upload.found.items()]
 
     def check(self, into: str) -> tuple[list[dict[str, str]], list[str]]:
-        """Read the recordings of an upload; those that cannot be read leave the list.
+        """Read the recordings of an upload; remove unreadable ones from the list.
 
         Returns
         -------
         (list of dict, list of str)
-            `id` and `name` of each that can be read, and a line about each that cannot.
+            `id` and `name` of each that can be read, and a message about each unreadable one.
         """
         upload = self.uploads.get(into)
         if upload is None:
@@ -230,7 +232,7 @@ class RecordingList:
         shutil.rmtree(self.uploads.pop(into).folder, ignore_errors=True)
 
     async def _save(self, upload: "Upload", name: str, chunks: AsyncIterator[bytes]) -> int:
-        """Write a file of an upload whole or not at all; return its size."""
+        """Write a file of an upload completely or not at all; return its size."""
         part = os.path.join(upload.folder, f".{len(upload.sizes)}.{os.urandom(4).hex()}")
         size = 0
         try:
@@ -246,7 +248,7 @@ class RecordingList:
         return size
 
     def _evict(self) -> None:
-        """Remove the oldest uploads where there are too many, or too many bytes in them."""
+        """Remove the oldest uploads if there are too many, or if they are too large."""
         while len(self.uploads) > MOST_UPLOADS or (
             len(self.uploads) > 1 and sum(u.size for u in self.uploads.values()) > 4 * self.upload_bytes
         ):
@@ -258,8 +260,8 @@ class Upload:
     """Files uploaded together."""
 
     folder: str
-    sizes: dict[str, int] = field(default_factory=dict)  # file name to bytes
-    found: dict[str, str] = field(default_factory=dict)  # recording's id to path
+    sizes: dict[str, int] = field(default_factory=dict)  # file name mapped to bytes
+    found: dict[str, str] = field(default_factory=dict)  # recording id mapped to path
 
     @property
     def size(self) -> int:
@@ -268,7 +270,7 @@ class Upload:
 
 @dataclass
 class SharedReader(RecordingLoader):
-    """A reader that caches the recordings read last, for conversations about the same ones."""
+    """A reader that caches recently read recordings, for conversations about the same ones."""
 
     CACHED: ClassVar[int] = 4
     cache: OrderedDict[str, tuple[tuple, ECG]] = field(default_factory=OrderedDict, init=False)
@@ -287,9 +289,9 @@ class SharedReader(RecordingLoader):
 
 
 def plain_reason(name: str, reason: str) -> str:
-    """Return in a sentence why an uploaded file cannot be read: by its format, without the internals of the file."""
+    """Return a sentence that says why an uploaded file cannot be read, without internal details."""
     form = FORMAT_NAMES.get(os.path.splitext(name)[1].lower(), "a recording")
-    if reason.startswith("cannot be read"):  # the words of the library that failed
+    if reason.startswith("cannot be read"):  # the wording of the library that failed
         reason = "the file is damaged, or in another format"
     return f"{name} cannot be read as {form}: {reason}."
 
@@ -313,7 +315,7 @@ def _inside(path: str, real: str) -> bool:
 
 
 def _stamp(path: str | os.PathLike) -> tuple[int, ...]:
-    """Return size and modification time of a file; an empty tuple where it cannot be read."""
+    """Return size and modification time of a file; an empty tuple if it cannot be read."""
     try:
         status = os.stat(split_row(os.fspath(path))[0])
     except OSError:

@@ -143,6 +143,7 @@ function addQuestion(question) {
 export async function ask(question) {
   if (state.asked.at(-1) !== question) state.asked.push(question);
   const answer = addQuestion(question);
+  const shown = answer.previousSibling; // until another ECG is opened
   clearAttribution();
   state.answering = state.conversation;
   updateButtons();
@@ -155,15 +156,15 @@ export async function ask(question) {
       if (event.done) turn = event.done;
     }
     if (!turn) throw new Error("The server has stopped in the middle of this answer: it is incomplete. Start `ecgbyte serve` again.");
-    if (answer.isConnected) showTurn(answer, turn); // not once another ECG was opened
+    if (shown.isConnected) showTurn(answer, turn);
   } catch (error) {
     if (!text) answer.remove();
-    if (answer.isConnected || !text) addNote(error.message, "bad");
+    if (shown.isConnected) addNote(error.message, "bad");
   }
   state.answering = null;
   updateButtons();
   writeAddress();
-  if (answer.isConnected || !turn) $("log").lastChild?.scrollIntoView({ block: "nearest" });
+  if (shown.isConnected) $("log").lastChild.scrollIntoView({ block: "nearest" });
   return Boolean(turn);
 }
 
