@@ -269,7 +269,7 @@ def test_the_panel(conversation, long_record, capsys):
     terminal.print_greeting(conversation.session.reader.read(long_record), conversation.session.about)
     err = capsys.readouterr().err
     for text in ("2 leads (II, V1), 250 Hz, 25 s", "60 per minute (mean over ", "0 to 10 s, segment 1 of 2",
-                 "II, V1 at 100 Hz", "Note: \\x1b[31mred", "second", "not shown to the model", "no medical device",
+                 "II, V1 at 100 Hz", "Note: \\x1b[31mred", "second", "not shown to the model", "not a medical device",
                  "stand-in"):  # fmt: skip
         assert text in err.replace("\n│             ", " ")
     assert "\x1b" not in err  # no terminal, and the header's own codes taken out
@@ -328,7 +328,7 @@ def test_save_writes_the_conversation_and_its_pictures(conversation, long_record
     assert capsys.readouterr().err.endswith(f"written: {file}\n")
     text = file.read_text()
     for wanted in (f"**{QUESTION}**\n\n1 E (stopped)\n", "**which?**\n\n2 ECG: é\n", "*Opened long.*",
-                   "![long](my%20talk-ecg2.png)", "no medical device", "25 s", "xxx"):  # fmt: skip
+                   "![long](my%20talk-ecg2.png)", "not a medical device", "25 s", "xxx"):  # fmt: skip
         assert (wanted in text) == (wanted != "xxx")
     for name in ("my talk-ecg.png", "my talk-ecg2.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -686,7 +686,7 @@ def test_on_a_terminal(small, record, tmp_path):
         seen = seen.partition(text)[2]
 
     try:
-        expect(record.stem), expect("no medical device"), expect("Ctrl-D leaves"), expect("> ")
+        expect(record.stem), expect("not a medical device"), expect("Ctrl-D leaves"), expect("> ")
         os.write(main, b"/ecg\n")
         expect("segment 1 of 1, "), expect("> ")
         os.write(main, b"half a line\x03")

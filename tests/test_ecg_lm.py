@@ -153,7 +153,7 @@ def test_a_saved_model_loads_again(small, tmp_path, method):
     # an adapter's base model is loaded in bfloat16 where the CPU has it
     exact = loaded.dtype == torch.float32
     assert torch.allclose(written, loaded.float(), atol=1e-5 if exact else 0.03 * float(written.abs().max()))
-    assert ecg_tokenizer.vocab_size == vocab and "no medical device" in about["notice"]
+    assert ecg_tokenizer.vocab_size == vocab and "not a medical device" in about["notice"]
     assert not [p for p in (tmp_path / "model").rglob("*") if p.suffix in (".bin", ".pkl", ".pt")]
 
 

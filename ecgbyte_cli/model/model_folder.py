@@ -27,7 +27,7 @@ from ecgbyte_cli.storage.files import write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NOTICE = "Research use only: this is no medical device, and its answers are no diagnosis."
+NOTICE = "Research use only: this is not a medical device, and its answers are not diagnoses."
 
 
 def save_model(

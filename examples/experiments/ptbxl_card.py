@@ -66,15 +66,15 @@ def card_text(folder: Path) -> str:
         f"{', '.join(signal['leads'])}, {signal['segment_seconds']:g} s at {signal['fs']:g} Hz; III, aVR, aVL and aVF "
         "follow from I and II.",
         "",
-        "## Data, and what is owed to whom",
+        "## Data and attribution",
         "",
         "Trained on folds 1 to 8 of PTB-XL 1.0.3 (17,418 of its 21,799 recordings, Schiller devices, one centre in "
         "Germany, 1989 to 1996): P. Wagner, N. Strodthoff, R.-D. Bousseljot, W. Samek, T. Schaeffer, PTB-XL, a large "
         "publicly available electrocardiography dataset, PhysioNet 2022, licensed under CC BY 4.0. The weights are "
         "derived from it and are under CC BY 4.0 too; `examples/train_ptbxl.sh` made them. Splits are by patient, as "
         "its authors advise. Fold 9 was for choices and calibration. Fold 10 and the other hospitals below were scored "
-        "twice: the model before this one found no left ventricular hypertrophy in LUDB, and was then trained further "
-        "with less variation of the voltage.",
+        "three times. The first model found no left ventricular hypertrophy in LUDB, and was trained further twice: with "
+        "less variation of the voltage, then with electrodes that lie elsewhere. Each was chosen on fold 9.",
         "",
         *_fold_10(scores["fold_10"]),
         *_benchmark(scores["benchmark"]),
@@ -82,7 +82,7 @@ def card_text(folder: Path) -> str:
         *_elsewhere(scores["elsewhere"]),
         "## What it is for, and what not",
         "",
-        "To try ecgbyte on a recording of one's own without training anything, to teach, and to start a training from. "
+        "To try ecgbyte on a recording of your own without training anything, to teach, and to start a training from. "
         "Not for any decision about a patient.",
         "",
         "- Probabilities are calibrated on PTB-XL, fold 9. At another hospital they are off until `ecgbyte findings "
@@ -112,8 +112,8 @@ def _fold_10(found: Scores) -> list[str]:
         f"({interval(found['difference_interval'])}).",
         "",
         f"Mean area under the ROC curve of P(yes) over the {len(areas)} findings: {sum(areas) / len(areas):.3f}. "
-        "Sensitivity, specificity and predictive values (PPV, NPV) are those of the answers yes and no. An answer is "
-        "yes from the probability on at which F1 was largest on fold 9. Answers near it are `unsure` and left out.",
+        "Sensitivity, specificity and predictive values (PPV, NPV) are those of the answers yes and no. The "
+        "answer is yes at or above the threshold with the largest F1 on fold 9. Answers near it are `unsure` and left out.",
         "",
         "| finding | yes of | AUROC | 95 % interval | sensitivity | specificity | PPV | NPV |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
