@@ -73,8 +73,8 @@ def card_text(folder: Path) -> str:
         "publicly available electrocardiography dataset, PhysioNet 2022, licensed under CC BY 4.0. The weights are "
         "derived from it and are under CC BY 4.0 too; `examples/train_ptbxl.sh` made them. Splits are by patient, as "
         "its authors advise. Fold 9 was for choices and calibration. Fold 10 and the other hospitals below were scored "
-        "three times. The first model found no left ventricular hypertrophy in LUDB, and was trained further twice: with "
-        "less variation of the voltage, then with electrodes that lie elsewhere. Each was chosen on fold 9.",
+        "three times. The first model found no left ventricular hypertrophy in LUDB, and was trained further twice: "
+        "with less variation of the voltage, then with electrodes that lie elsewhere. Each was chosen on fold 9.",
         "",
         *_fold_10(scores["fold_10"]),
         *_benchmark(scores["benchmark"]),
@@ -113,7 +113,8 @@ def _fold_10(found: Scores) -> list[str]:
         "",
         f"Mean area under the ROC curve of P(yes) over the {len(areas)} findings: {sum(areas) / len(areas):.3f}. "
         "Sensitivity, specificity and predictive values (PPV, NPV) are those of the answers yes and no. The "
-        "answer is yes at or above the threshold with the largest F1 on fold 9. Answers near it are `unsure` and left out.",
+        "answer is yes at or above the threshold with the largest F1 on fold 9. Answers near it are `unsure` and left "
+        "out.",
         "",
         "| finding | yes of | AUROC | 95 % interval | sensitivity | specificity | PPV | NPV |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
