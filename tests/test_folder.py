@@ -232,7 +232,7 @@ def test_an_adapter_is_as_finetune_makes_it_or_refused(adapted, tmp_path, entrie
     path = shutil.copytree(adapted, tmp_path / "model")
     without_sums(path)
     edit(path / "adapter_config.json", **entries)
-    refused(path, "no adapter as|has rank")
+    refused(path, "not an adapter from|has rank")
 
 
 # Sizes -------------------------------------------------------------------------------------------------------

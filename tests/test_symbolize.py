@@ -213,7 +213,7 @@ def test_reasons_are_shown(ecgbyte, many, tmp_path):
 
 def test_filters_left_out_are_said(ecgbyte, many):
     result = ecgbyte("symbolize", many, *SHORT[:-2])
-    assert result.exit_code == 0 and "131 recordings at 125 Hz: left out low-pass 100 Hz" in result.stderr
+    assert result.exit_code == 0 and "131 recordings at 125 Hz: without low-pass 100 Hz" in result.stderr
 
 
 def test_processes_make_no_difference(ecgbyte, many, tmp_path):
@@ -250,7 +250,7 @@ def test_patients_and_splits(ecgbyte, tmp_path):
     (data / "table.csv").write_text("record,patient,split\nr0,K,\nr1,L,val\nr4,M,TEST\n")
     result = ecgbyte("symbolize", data, *SHORT, "--patients", data / "table.csv", "--overwrite")
     assert result.exit_code == 0 and "not in the table of patients: 1 recording," in result.stderr
-    assert "where the files name another side of the split: in 1 recording" in result.stderr
+    assert "if the files name another split: in 1 recording" in result.stderr
     segments = results(tmp_path / "work")[1]
     rows = zip(segments["record"], segments["patient"], segments["split"], strict=True)
     assert {record: whose for record, *whose in rows} == {
@@ -426,7 +426,7 @@ def test_two_runs_at_once_do_not_mix(ecgbyte, many, tmp_path):
     assert "another run of ecgbyte is using" in result.stderr and not work.symbols.exists()
     assert ecgbyte("symbolize", many, *SHORT).exit_code == 0
     with work.checked("symbols"):  # read by another run: not to be replaced, and found to be done
-        assert "at work on" in ecgbyte("symbolize", many, *SHORT, "--levels", 20, "--overwrite").stderr
+        assert "using" in ecgbyte("symbolize", many, *SHORT, "--levels", 20, "--overwrite").stderr
         assert ecgbyte("symbolize", many, *SHORT).exit_code == 0
 
 
@@ -462,8 +462,8 @@ def said(ecgbyte, data, *options, work):
 @pytest.mark.parametrize(
     ("patients", "own", "word"),
     [
-        (["ANONYMOUS"] * 6, 6, "stands for the patient in 6 recordings"),
-        (["unknown", "0", "P1", "P2", "P3", "P3"], 5, "stands for the patient in 2 recordings"),
+        (["ANONYMOUS"] * 6, 6, "the patient is a placeholder in 6 recordings"),
+        (["unknown", "0", "P1", "P2", "P3", "P3"], 5, "the patient is a placeholder in 2 recordings"),
         (["4711"] * 6, 6, "all 6 recordings name the patient 4711"),
         (["4711"] * 4, 1, ""),
         (["A", "B"] * 3, 2, ""),
