@@ -246,7 +246,7 @@ def test_patients_and_splits(ecgbyte, tmp_path):
         "r4": ["A", "val"],
     }
     (reason,) = read_table(tmp_path / "work" / "symbols" / "skipped.parquet")["reason"]
-    assert reason == "split unknown: comment `Split:`, split 'nonsense' is none of train, val, test"
+    assert reason == "split unknown: comment `Split:`, split 'nonsense' is not one of train, val, test"
     (data / "table.csv").write_text("record,patient,split\nr0,K,\nr1,L,val\nr4,M,TEST\n")
     result = ecgbyte("symbolize", data, *SHORT, "--patients", data / "table.csv", "--overwrite")
     assert result.exit_code == 0 and "not in the table of patients: 1 recording," in result.stderr
@@ -638,7 +638,7 @@ def test_what_like_cannot_be(many, tmp_path, ecgbyte):
     assert ecgbyte("learn", "--vocab", 40, "--overwrite", work=there).exit_code == 0
     merges = WorkDir(here).ecg_tokenizer
     result = ecgbyte("symbolize", many, "--like", tmp_path, work=tmp_path / "new")
-    assert result.exit_code == 1 and "is no tokenizer" in result.stderr
+    assert result.exit_code == 1 and "is not a tokenizer" in result.stderr
     result = ecgbyte("symbolize", many, "--like", merges, "--fs", 100, work=tmp_path / "new")
     assert result.exit_code == 2 and "--like sets the signal settings" in result.stderr
     result = ecgbyte("symbolize", many, "--like", merges, work=there)
