@@ -205,7 +205,7 @@ def test_workers_lost_while_reading_and_one_after_the_other(ecgbyte, small, tmp_
     kill.calls(worker_groups.Groups, "call", *range(100))
     monkeypatch.setattr(distributed_bpe.learn, "__defaults__", (distributed_bpe.NO_ROWS, 0))
     result = ecgbyte("learn", "--vocab", 200, "--dask", two.scheduler_address, "--overwrite")
-    assert result.exit_code == 1 and "lost 2 workers one after the other" in result.stderr.splitlines()[-1], (
+    assert result.exit_code == 1 and "lost 2 workers in a row" in result.stderr.splitlines()[-1], (
         result.stderr
     )
 
@@ -290,7 +290,7 @@ def test_what_stands_in_the_way_is_one_line(ecgbyte, small, tmp_path, monkeypatc
     assert "no such scheduler file" in refused(*stage, tmp_path / "none.json")
     assert "as in local:4" in refused(*stage, "local:many")
     monkeypatch.setattr(cluster, "__version__", "9.9")
-    assert "here is 9.9" in refused(*stage, two.scheduler_address)
+    assert "but this machine has 9.9" in refused(*stage, two.scheduler_address)
     monkeypatch.undo()
     monkeypatch.setattr(cluster.os, "urandom", lambda n: b"\0" * n)
     monkeypatch.setattr(cluster.Path, "touch", lambda self: None)
@@ -336,7 +336,9 @@ def test_a_worker_that_does_not_see_the_input_is_refused_before_anything_begins(
             result = ecgbyte(stage, *inputs, "--overwrite", "--dask", two.scheduler_address)
         assert result.exit_code == 1 and path in asked[0], result.stderr
         last = result.stderr.splitlines()[-1]
-        assert "the Dask worker tcp://" in last and f" on {socket.gethostname()} sees another {path}" in last
+        assert (
+            "the Dask worker tcp://" in last and f" on {socket.gethostname()} sees a different {path}" in last
+        )
         assert f"the folder {Path(path).parent} must be on storage shared by all workers" in last
     assert not list(work.rglob("*.part"))
 

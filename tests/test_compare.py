@@ -187,4 +187,4 @@ def test_damaged_answers_are_told_in_a_line(tmp_path, ecgbyte, line):
     b = tmp_path / "b.jsonl"
     b.write_text(a.read_text() + line + "\n")
     result = ecgbyte("compare", a, b)
-    assert result.exit_code == 1 and "line 2 is no answer" in result.stderr
+    assert result.exit_code == 1 and "line 2 is not an answer" in result.stderr

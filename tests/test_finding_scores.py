@@ -225,13 +225,13 @@ def test_a_table_is_read_as_it_was_written(tmp_path, ending):
         ("t.csv", "", "no findings"),
         ("t.csv", "record,p_afib,afib\n", "no column path"),
         ("t.csv", "record,path,patient,segment,p_afib,afib\na,a,,0,much,no\n", "damaged"),
-        ("t.csv", "record,path,patient,segment,p_afib,afib\na,a,,0,1.5,no\n", "no probability"),
-        ("t.csv", "record,path,patient,segment,p_afib,afib\na,a,,0,nan,no\n", "no probability"),
+        ("t.csv", "record,path,patient,segment,p_afib,afib\na,a,,0,1.5,no\n", "not a probability"),
+        ("t.csv", "record,path,patient,segment,p_afib,afib\na,a,,0,nan,no\n", "not a probability"),
         ("t.csv", "record,path,patient,segment,p_afib,afib\na,a\n", "damaged"),
         ("t.jsonl", "{", "damaged"),
         ("t.jsonl", "[]\n", "no findings"),
         ("t.parquet", "no table", "damaged|cannot be read"),
-        ("t.txt", "", "ends in"),
+        ("t.txt", "", "must end in"),
     ],
 )
 def test_damaged_tables_are_told_in_a_line(tmp_path, name, text, message):

@@ -414,7 +414,7 @@ def test_the_time_said_holds_validations_and_calibration(small, tmp_path, ecgbyt
         4,
     ]
     result = ecgbyte(*args, "--every", 2, "--batch", 2, work=untrained(small, tmp_path / "work"))
-    assert result.exit_code == 0 and "this training will take about 1.0 minutes" in result.stderr
+    assert result.exit_code == 0 and "training will take about 1.0 minutes" in result.stderr
     forward, learned = read
     assert said[0] == pytest.approx(forward + 3 * learned, rel=0.2)
     assert forward > learned  # or what is held out would not show

@@ -232,7 +232,7 @@ def test_an_adapter_is_as_finetune_makes_it_or_refused(adapted, tmp_path, entrie
     path = shutil.copytree(adapted, tmp_path / "model")
     without_sums(path)
     edit(path / "adapter_config.json", **entries)
-    refused(path, "no adapter as|has rank")
+    refused(path, "not an adapter from|has rank")
 
 
 # Sizes -------------------------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_a_pipe_does_not_hang(base, tmp_path, name):
     path = shutil.copytree(base, tmp_path / "base")
     (path / name).unlink(missing_ok=True)
     os.mkfifo(path / name)
-    refused(path, "no regular file|has no config.json", load_base)
+    refused(path, "not a regular file|has no config.json", load_base)
 
 
 # Where a base model is ---------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_a_base_model_that_has_moved_is_told_of_at_once_and_named_anew(adapted, 
 def test_a_path_is_never_sent_to_the_hub(name, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it asked the hub"))
     assert folder_checks.is_local_path(name)
-    with pytest.raises(Failure, match="no such folder|no config.json"):
+    with pytest.raises(Failure, match="the folder does not exist|no config.json"):
         base_model.load_base(name, "lora", "cpu")
 
 

@@ -192,7 +192,7 @@ def test_sizes_are_checked_before_a_download(hub):
         ),
         (with_about(files={**OWN["files"], "../x.json": "0"}), "x.json: only safetensors and JSON"),
         (with_about(files={**OWN["files"], "base/.x/y.json": "0"}), "y.json: only safetensors and JSON"),
-        (with_about(files={**OWN["files"], "more.json": "0"}), "not whole: it has no more.json"),
+        (with_about(files={**OWN["files"], "more.json": "0"}), "is incomplete: it has no more.json"),
         (with_about(files={"ecg_tokenizer.json": "0"}), "not whole: its ecgbyte.json lacks base/config.json"),
         (with_about(files=None), "no checksums"),
         (with_about(format="ecgbyte-export"), "is an export"),

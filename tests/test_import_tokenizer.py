@@ -180,7 +180,7 @@ def test_symbolize_does_as_the_imported_tokenizer_says_unless_told_otherwise(ecg
     # one without a range does not say what the letters are
     assert "--like elm" in ecgbyte("import-tokenizer", path).stderr
     result = ecgbyte("symbolize", tmp_path / "data", "--jobs", 1, "encode")
-    assert result.exit_code == 1 and "(quantizer): it does not know their range" in result.stderr
+    assert result.exit_code == 1 and "(quantizer): it has no range in mV" in result.stderr
     assert read_json(work.symbol_settings)["signal"]["profile"] == "paper"
     again = ("symbolize", tmp_path / "data", "--jobs", 1, "--overwrite", "encode", "--overwrite")
     for options, quantizer in (

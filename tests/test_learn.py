@@ -289,7 +289,7 @@ def test_nothing_to_learn_from(tmp_path):
 
 def test_letters_and_table_that_disagree(tmp_path):
     work = letters_of(tmp_path / "levels", walk(2), levels=12)
-    assert "its settings say 12 levels" in reason(work)
+    assert "its settings have 12 levels" in reason(work)
     work = letters_of(tmp_path / "short", walk(2))
     with array_writer(work.symbols, np.uint8, 3999) as write:
         write(np.zeros(3999))

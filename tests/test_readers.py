@@ -406,7 +406,7 @@ def edf_field(path, field, text, signal=0):
 def test_an_edf_calibration_that_is_no_number_is_refused(tmp_path, field, text):
     write_edf(tmp_path / "e.edf", wave(2), labels=["I", "II"])
     edf_field(tmp_path / "e.edf", field, text, 1)
-    assert "no number" in reason(tmp_path / "e.edf") or "out of range" in reason(tmp_path / "e.edf")
+    assert "not a number" in reason(tmp_path / "e.edf") or "out of range" in reason(tmp_path / "e.edf")
 
 
 def test_an_edf_calibration_without_a_span_is_refused_and_a_comma_understood(tmp_path):
@@ -648,7 +648,7 @@ def test_hdf5_that_points_elsewhere_is_refused(tmp_path):
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file["tracings"] = h5py.ExternalLink("a.h5", "/tracings")
     assert "outside" in reason(tmp_path / "a.h5")
-    assert "no array" in reason(tmp_path / "b.h5")
+    assert "not an array" in reason(tmp_path / "b.h5")
 
 
 @pytest.mark.parametrize(
@@ -680,7 +680,7 @@ def test_every_array_of_hdf5_is_in_its_file(tmp_path, kind, name):
         else:
             file.create_group(name)
     if name == "tracings":
-        assert re.search("points outside|no array|too large|no samples", reason(tmp_path / "a.h5"))
+        assert re.search("points outside|not an array|too large|no samples", reason(tmp_path / "a.h5"))
         assert readers.find(tmp_path / "a.h5")[0] == [str(tmp_path / "a.h5")]
     else:  # names do not refuse a signal
         assert readers.read_recording(tmp_path / "a.h5").name == "a_0"
@@ -1070,7 +1070,10 @@ def test_names_of_splits_in_tables_and_comments(tmp_path, name, side):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("record,patient,split\na,P1,test\nb,P2,tset\n", "line 3: split 'tset' is none of train, val, test"),
+        (
+            "record,patient,split\na,P1,test\nb,P2,tset\n",
+            "line 3: split 'tset' is not one of train, val, test",
+        ),
         ("record,patient,strat_fold\na,P1,0\n", "line 2: strat_fold '0' is not one of 1 to 10"),
         ("record,patient,strat_fold\na,P1,10\nb,P2,11\n", "line 3: strat_fold '11'"),
         ("record,patient,strat_fold\na,P1,2.5\n", "strat_fold '2.5'"),

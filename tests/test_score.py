@@ -264,7 +264,7 @@ def test_what_is_missing_is_counted_and_what_is_wrong_is_refused(tmp_path, asked
     values = told(result)
     assert (values["unanswered"], values["incomplete"], values["unknown"]) == (1, 1, 1)
     assert values["questions"] == COUNT - 2 and "r9999" not in result.stdout
-    assert "a.jsonl, line" in result.stderr and "left out" in result.stderr
+    assert "a.jsonl, line" in result.stderr and "ignored" in result.stderr
     wrong = {
         "twice": [*lines(("signal",)), lines(("signal",))[0]],
         "chance": [lines(("signal",), p_yes=1.5)[0]],

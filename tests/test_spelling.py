@@ -73,4 +73,4 @@ def test_other_names_are_left_alone(ecgbyte, tmp_path, monkeypatch, name):
 def test_a_folder_of_that_name_is_the_model(ecgbyte, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("ptb-xl").mkdir()
-    assert "ptb-xl holds no model" in ecgbyte("info", "--model", "ptb-xl").stderr
+    assert "ptb-xl has no model" in ecgbyte("info", "--model", "ptb-xl").stderr

@@ -213,7 +213,7 @@ def test_reasons_are_shown(ecgbyte, many, tmp_path):
 
 def test_filters_left_out_are_said(ecgbyte, many):
     result = ecgbyte("symbolize", many, *SHORT[:-2])
-    assert result.exit_code == 0 and "131 recordings at 125 Hz: left out low-pass 100 Hz" in result.stderr
+    assert result.exit_code == 0 and "131 recordings at 125 Hz: without low-pass 100 Hz" in result.stderr
 
 
 def test_processes_make_no_difference(ecgbyte, many, tmp_path):
@@ -246,11 +246,11 @@ def test_patients_and_splits(ecgbyte, tmp_path):
         "r4": ["A", "val"],
     }
     (reason,) = read_table(tmp_path / "work" / "symbols" / "skipped.parquet")["reason"]
-    assert reason == "split unknown: comment `Split:`, split 'nonsense' is none of train, val, test"
+    assert reason == "split unknown: comment `Split:`, split 'nonsense' is not one of train, val, test"
     (data / "table.csv").write_text("record,patient,split\nr0,K,\nr1,L,val\nr4,M,TEST\n")
     result = ecgbyte("symbolize", data, *SHORT, "--patients", data / "table.csv", "--overwrite")
     assert result.exit_code == 0 and "not in the table of patients: 1 recording," in result.stderr
-    assert "where the files name another side of the split: in 1 recording" in result.stderr
+    assert "if the files name another split: in 1 recording" in result.stderr
     segments = results(tmp_path / "work")[1]
     rows = zip(segments["record"], segments["patient"], segments["split"], strict=True)
     assert {record: whose for record, *whose in rows} == {
@@ -426,7 +426,7 @@ def test_two_runs_at_once_do_not_mix(ecgbyte, many, tmp_path):
     assert "another run of ecgbyte is using" in result.stderr and not work.symbols.exists()
     assert ecgbyte("symbolize", many, *SHORT).exit_code == 0
     with work.checked("symbols"):  # read by another run: not to be replaced, and found to be done
-        assert "at work on" in ecgbyte("symbolize", many, *SHORT, "--levels", 20, "--overwrite").stderr
+        assert "using" in ecgbyte("symbolize", many, *SHORT, "--levels", 20, "--overwrite").stderr
         assert ecgbyte("symbolize", many, *SHORT).exit_code == 0
 
 
@@ -462,8 +462,8 @@ def said(ecgbyte, data, *options, work):
 @pytest.mark.parametrize(
     ("patients", "own", "word"),
     [
-        (["ANONYMOUS"] * 6, 6, "stands for the patient in 6 recordings"),
-        (["unknown", "0", "P1", "P2", "P3", "P3"], 5, "stands for the patient in 2 recordings"),
+        (["ANONYMOUS"] * 6, 6, "the patient is a placeholder in 6 recordings"),
+        (["unknown", "0", "P1", "P2", "P3", "P3"], 5, "the patient is a placeholder in 2 recordings"),
         (["4711"] * 6, 6, "all 6 recordings name the patient 4711"),
         (["4711"] * 4, 1, ""),
         (["A", "B"] * 3, 2, ""),
@@ -638,7 +638,7 @@ def test_what_like_cannot_be(many, tmp_path, ecgbyte):
     assert ecgbyte("learn", "--vocab", 40, "--overwrite", work=there).exit_code == 0
     merges = WorkDir(here).ecg_tokenizer
     result = ecgbyte("symbolize", many, "--like", tmp_path, work=tmp_path / "new")
-    assert result.exit_code == 1 and "is no tokenizer" in result.stderr
+    assert result.exit_code == 1 and "is not a tokenizer" in result.stderr
     result = ecgbyte("symbolize", many, "--like", merges, "--fs", 100, work=tmp_path / "new")
     assert result.exit_code == 2 and "--like sets the signal settings" in result.stderr
     result = ecgbyte("symbolize", many, "--like", merges, work=there)

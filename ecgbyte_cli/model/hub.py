@@ -180,7 +180,7 @@ def _check_space(name: HubName, folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise Failure(
-            f"{name.repository} needs {size / 1e6:.0f} MB and {folder} has room for {free / 1e6:.0f} MB: make room, or "
+            f"{name.repository} needs {size / 1e6:.0f} MB and {folder} has room for {free / 1e6:.0f} MB: free some space, or "
             "set HF_HOME to another folder"
         )
 
@@ -278,7 +278,7 @@ def one_line(name: HubName, action: str) -> Iterator[None]:
     except (errors.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise Failure(
-                f"{repository} cannot be stored: {error.strerror}; make room, and try again"
+                f"{repository} cannot be stored: {error.strerror}; free some space, and try again"
             ) from error
         raise NotReachedError(f"{model} the Hugging Face Hub cannot be reached: {_reason(error)}") from error
 

@@ -162,7 +162,7 @@ def _files(path: Path) -> list[Path]:
 def _regular(path: Path) -> Path:
     """Return a path, unless something other than a regular file is there."""
     if path.exists() and not path.is_file():
-        raise Failure(f"question file {path} is no regular file")
+        raise Failure(f"question file {path} is not a regular file")
     return path
 
 
