@@ -92,7 +92,7 @@ def test_files_are_as_the_manifest_says(data, made):
     np.testing.assert_allclose(kept.signal, own.signal, atol=6e-4)
     assert kept.leads == LEADS and kept.fs == 250
     assert own.comments and not kept.comments  # they hold the condition
-    assert "no recording" in read_recording(out / "wfdb" / "noise" / "synth00001.hea").comments[0]
+    assert "not a recording" in read_recording(out / "wfdb" / "noise" / "synth00001.hea").comments[0]
     npy = signals_of(out, "noise", "npy")
     assert npy.shape == (12, 2500) and npy.dtype == np.float32
     np.testing.assert_allclose(npy, signals_of(out, "noise"), atol=6e-4)

@@ -485,7 +485,7 @@ def test_tokens_of_another_tokenizer_are_refused(copied, ecgbyte):
         ecgbyte("learn", "--vocab", 100, "--overwrite", "encode", "--overwrite", work=copied).exit_code == 0
     )
     result = ecgbyte("generate", "--overwrite", work=copied)
-    assert result.exit_code == 1 and "another tokenizer" in result.stderr
+    assert result.exit_code == 1 and "use different tokenizers" in result.stderr
 
 
 def test_the_witness_of_an_answer_comes_from_the_controls():

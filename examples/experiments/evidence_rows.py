@@ -232,7 +232,7 @@ def main() -> None:
         try:
             run(options)
         except StoppedError:
-            print("stopped: the same command goes on from here", flush=True)
+            print("stopped: the same command resumes from here", flush=True)
 
 
 if __name__ == "__main__":

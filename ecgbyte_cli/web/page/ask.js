@@ -107,7 +107,7 @@ export async function readSegment(ecg) {
   const { seconds, segments } = ecg.segment;
   const number = segments > MOST_SEGMENTS ? Math.min(Math.round(ecg.start / seconds) + 1, segments) : Number(ecg.segmentSelect.value);
   await converse({ do: "segment", conversation: state.conversation, number });
-  addNote("The model reads another part; what was said before is forgotten.");
+  addNote("The model reads another part; earlier turns are forgotten.");
   state.turns = [];
   writeAddress();
   scrollTo(ecg, ecg.segment.start);
