@@ -278,6 +278,6 @@ def test_tokens_are_cut_as_the_model_or_the_work_folder_has_them(small, record, 
     (model / "ecgbyte.json").write_text(json.dumps({"format": "ecgbyte-export"}))
     assert "does not state the segmenter" in said("--model", model)
     assert ecgbyte("learn", "--vocab", 100, "--overwrite", work=work).exit_code == 0
-    assert "encode again" in said()
+    assert "ecgbyte encode` again" in said()
     shutil.rmtree(work / "tokens")
     assert said()["segmenter"] == "longest"

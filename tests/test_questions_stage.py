@@ -545,7 +545,7 @@ def test_what_is_no_source(ecgbyte, tmp_path):
     header(tmp_path, "a", "nothing")
     for source, said in (
         (tmp_path / "gone", "is not there"),
-        (tmp_path / "empty", "holds no"),
+        (tmp_path / "empty", "contains no"),
         (tmp_path, "Dx"),
     ):
         result = ecgbyte("questions", source, "--out", tmp_path / "qa.jsonl")

@@ -73,7 +73,7 @@ def test_it_is_asked_where_there_is_no_other(tmp_path, capsys, monkeypatch):
     work = WorkDir(tmp_path / "work")
     assert choose_model_folder(work, None) == folder_checks.SHIPPED
     [line] = capsys.readouterr().err.splitlines()
-    assert "using the included model ptbxl" in line and str(work.root) in line and "has no model" not in line
+    assert "using the included model ptbxl" in line and str(work.root) in line and "train one" not in line
     assert choose_model_folder(work, tmp_path / "other") == tmp_path / "other"
     assert choose_model_folder(work, "ptbxl") == folder_checks.SHIPPED
     work.model.mkdir(parents=True)

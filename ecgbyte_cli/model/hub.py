@@ -180,7 +180,7 @@ def _check_space(name: HubName, folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise Failure(
-            f"{name.repository} needs {size / 1e6:.0f} MB and {folder} has room for {free / 1e6:.0f} MB: free some space, or "
+            f"{name.repository} needs {size / 1e6:.0f} MB, but {folder} has {free / 1e6:.0f} MB left: free some space, or "
             "set HF_HOME to another folder"
         )
 
