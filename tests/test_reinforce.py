@@ -275,7 +275,7 @@ def test_an_adapter_is_reinforced_as_an_adapter(small, tmp_path, ecgbyte):
         (["--reward", "kind"], 2, "'kind' is none of exact, f1, form, length"),
         (["--reward", "exact:much"], 2, "'exact:much' is none of exact"),
         (["--reward", "form"], 1, "does not write its reasoning"),
-        (["--model", "nowhere"], 1, "nowhere holds no model"),
+        (["--model", "nowhere"], 1, "nowhere has no model"),
         (["--qa", "nowhere.jsonl"], 1, "nowhere.jsonl"),
     ],
 )

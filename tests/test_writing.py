@@ -134,7 +134,7 @@ def test_a_cut_does_not_end_a_token_that_would_go_on():
 
 def test_an_ecg_longer_than_the_model_reads_is_a_failure(monkeypatch):
     monkeypatch.setattr(ecg_generation, "max_positions", lambda lm: 40)
-    with pytest.raises(Failure, match="reads 40 tokens"):
+    with pytest.raises(Failure, match="can read 40 tokens"):
         list(generate_ecgs(model(), TOKENIZER, HEAD, [0], Sampling()))
 
 

@@ -180,8 +180,8 @@ def _check_space(name: HubName, folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise Failure(
-            f"{name.repository} needs {size / 1e6:.0f} MB, but {folder} has {free / 1e6:.0f} MB left: free some space, or "
-            "set HF_HOME to another folder"
+            f"{name.repository} needs {size / 1e6:.0f} MB, but {folder} has {free / 1e6:.0f} MB left: free some space, "
+            "or set HF_HOME to another folder"
         )
 
 
