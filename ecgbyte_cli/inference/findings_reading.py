@@ -110,9 +110,9 @@ def compose_report(session: "Session", ecg: "ECG") -> str:
     reading, sentences = read_findings(session, ecg), []
     if reading.rhythm:
         likely, *others = reading.rhythms.items()
-        rare = ", preferred although less probable" if others and likely[1] < others[0][1] else ""
+        preferred = ", preferred although less probable" if others and likely[1] < others[0][1] else ""
         other = f"; or {others[0][0]}, {percent(others[0][1])}" if others else ""
-        sentences.append(f"The rhythm is {likely[0]} ({percent(likely[1])}{rare}{other}).")
+        sentences.append(f"The rhythm is {likely[0]} ({percent(likely[1])}{preferred}{other}).")
     sentences += _about_findings(reading)
     sentences += _about_measurement(ecg.measurement, *age_and_sex(ecg.recording))
     if stated := device_statements(ecg.recording):

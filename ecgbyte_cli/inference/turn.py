@@ -67,9 +67,9 @@ class Turn:
         if self.point is not None:
             yes = self.probability if self.other[0].casefold() == "no" else self.other[1]
             return f"{unsure}probability of yes: {percent(yes)}; threshold for yes: {percent(self.point)}"
-        # a rare answer may be chosen although another is more probable: see `Certainty.adjustments`
-        rare = ", preferred although less probable" if self.probability < self.other[1] else ""
-        return f"{unsure}{percent(self.probability)}{rare}; or {self.other[0]}, {percent(self.other[1])}"
+        # an answer may be chosen although another is more probable: see `Certainty.adjustments`
+        preferred = ", preferred although less probable" if self.probability < self.other[1] else ""
+        return f"{unsure}{percent(self.probability)}{preferred}; or {self.other[0]}, {percent(self.other[1])}"
 
     def notes(self) -> list[str]:
         """Return the notes to show with an answer: conflicts, and a warning if it may not depend on the ECG."""

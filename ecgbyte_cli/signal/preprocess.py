@@ -208,7 +208,7 @@ def samples_made(samples: int, fs: float, target: float) -> int:
 
 
 def resample(signal: np.ndarray, fs: float, target: float) -> np.ndarray:
-    """Apply profile `resample`: polyphase resampling with its anti-aliasing low-pass, only."""
+    """Apply profile `resample`: only polyphase resampling with its anti-aliasing low-pass."""
     if fs == target:
         return signal
     from scipy.signal import resample_poly

@@ -271,7 +271,7 @@ def fit_points(
     Returns
     -------
     dict of str to list of float
-        `Certainty.points` of the questions with `LEAST_EACH` answers of each answer.
+        `Certainty.points` of the questions with `LEAST_EACH` answers yes and as many no.
     """
     odds: dict[str, list[float]] = {}
     truth: dict[str, list[bool]] = {}
@@ -345,9 +345,9 @@ def _fitted_adjustment(
     added = max(
         (-strength * shares for strength in strengths), key=lambda a: _score(logs + a, truths, frequent)
     )
+    costs = MOVE_COST * np.abs(MOVES)
     for answer in [*frequent] * ROUNDS * one_by_one:
         moved = added + np.outer(MOVES, np.arange(logs.shape[1]) == answer)
-        costs = MOVE_COST * np.abs(MOVES)
         added = moved[np.argmax([_score(logs + a, truths, frequent) for a in moved] - costs)]
     return added
 
